@@ -1,0 +1,137 @@
+"""Reptile: On First-Order Meta-Learning Algorithms (Nichol, Achiam, Schulman 2018).
+
+https://arxiv.org/abs/1803.02999
+
+    phi <- phi + epsilon * mean_i (U_i^k(phi) - phi)                             (algorithm 2, the batched version)
+
+U_i^k is k steps of the inner optimiser on mini-batches of task i: Adam with beta1 = 0, as in the paper's experiments.
+The outer optimiser is SGD whose learning rate is epsilon (1, falling linearly to 0), for which `loss` has the gradient
+phi - mean_i U_i^k(phi). A training task has support images only.
+
+As in the official code (openai/supervised-reptile), Adam's second moments are carried from task to task in training, and
+a test task starts from those that training ended with. Differences: the tasks of a meta-batch start from the same moments
+and their results are averaged, where the official code runs the tasks one after the other through one Adam; all tasks
+of a meta-batch draw the same mini-batch positions. At test time `norm=batch` classifies all queries together (the paper's
+"transductive"); for its non-transductive rows, where a query is normalised together with the support set, take `norm=support`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Episodes, Spec
+from metarun.functional import Params, call, gradient, linear_head, parameters
+
+
+class Reptile(Algorithm):
+    """Moves the initialisation towards the weights that `inner_steps` of Adam reach on each task.
+
+    `inner_batch` images a step (at most the whole support set); `test_*` are the values of a test task (None: as in training).
+    """
+
+    regression = True
+    fixed_ways = True
+    whole_batch = True  # one update of Adam's moments a step
+    needs_queries = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: Spec,
+        *,
+        inner_steps: int = 5,
+        inner_lr: float = 0.001,
+        inner_batch: int = 10,
+        inner_beta2: float = 0.999,
+        test_inner_steps: int | None = 50,
+        test_inner_batch: int | None = 5,
+    ) -> None:
+        super().__init__(backbone, spec)
+        self.head = linear_head(backbone.features, spec.outputs)
+        self.inner_steps, self.inner_batch = inner_steps, inner_batch
+        self.inner_lr, self.inner_beta2 = inner_lr, inner_beta2
+        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.test_inner_batch = inner_batch if test_inner_batch is None else test_inner_batch
+        self.moments = nn.Module()  # Adam's second moments, one buffer a parameter
+        for name, value in parameters(self).items():
+            self.moments.register_buffer(name.replace(".", "_"), torch.zeros_like(value))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.float64))  # Adam steps so far
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        return self.head(self.backbone(x, n_support))
+
+    @staticmethod
+    def positions(n_support: int, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
+        """Mini-batches `[steps, batch]`: shuffled passes over the support set, one after the other."""
+        batch = min(batch, n_support)
+        passes = -(-steps * batch // n_support)
+        shuffled = [torch.randperm(n_support, generator=generator) for _ in range(passes)]
+        return torch.cat(shuffled)[: steps * batch].view(steps, batch)
+
+    def descend(
+        self, support_x: Tensor, support_y: Tensor, positions: Tensor, keep: Sequence[int]
+    ) -> tuple[list[Params], Params, Tensor]:
+        """One task's parameters after each of `keep` steps, Adam's second moments, and the last mini-batch's loss."""
+        params = {name: value.detach() for name, value in parameters(self).items()}
+        moments = {name: getattr(self.moments, name.replace(".", "_")) for name in params}
+        loss = torch.zeros((), device=support_x.device)
+        kept = {0: params}
+        for step, rows in enumerate(positions, start=1):
+
+            def batch_loss(candidate: Params, rows: Tensor = rows) -> Tensor:
+                nonlocal loss
+                value = self.task_loss(call(self, candidate, support_x[rows]), support_y[rows])
+                loss = value.detach()
+                return value
+
+            gradients = gradient(batch_loss, params, create_graph=False)
+            correction = 1 - self.inner_beta2 ** (self.taken + step)
+            moments = {
+                name: self.inner_beta2 * moment + (1 - self.inner_beta2) * gradients[name].square() for name, moment in moments.items()
+            }
+            params = {
+                name: value - self.inner_lr * gradients[name] / ((moments[name] / correction.to(value.dtype)).sqrt() + 1e-8)
+                for name, value in params.items()
+            }
+            kept[step] = params
+        return [kept[step] for step in keep], moments, loss
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        steps = self.inner_steps
+        positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps).to(episodes.support_x.device)
+
+        def task(support_x: Tensor, support_y: Tensor) -> tuple[Params, Params, Tensor]:
+            (adapted,), moments, loss = self.descend(support_x, support_y, positions, [steps])
+            return adapted, moments, loss
+
+        adapted, moments, losses = self.over_tasks(task, episodes.support_x, episodes.support_y)
+        for name, moment in moments.items():
+            getattr(self.moments, name.replace(".", "_")).copy_(moment.mean(0))
+        self.taken += steps
+        pull = torch.stack([
+            (value * (value - adapted[name].mean(0)).detach()).sum() for name, value in parameters(self).items()
+        ]).sum()  # fmt: skip
+        # The value shown is the inner loss; the gradient is the pull towards the adapted weights.
+        return pull - pull.detach() + losses.mean(), {}
+
+    @property
+    def test_steps(self) -> int:
+        return self.test_inner_steps
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.predict_after(episodes, [self.test_steps])[0]
+
+    @torch.no_grad()
+    def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(0)  # the same positions in every test task, whatever it is tested with
+        positions = self.positions(episodes.support_x.shape[1], self.test_inner_batch, max(steps), generator)
+        positions = positions.to(episodes.support_x.device)
+
+        def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+            learners = self.descend(support_x, support_y, positions, steps)[0]
+            return torch.stack([call(self, params, query_x, support_x) for params in learners])
+
+        return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

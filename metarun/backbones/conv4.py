@@ -1,0 +1,88 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.norm import Norm, one_of
+from metarun.errors import UserError
+
+
+def image_shape(
+    name: str, input_shape: tuple[int, ...], *, smallest: int = 1, instead: str = "backbone=mlp"
+) -> tuple[int, int, int]:
+    """`input_shape` as (C, H, W); a `UserError` if backbone `name` is given vectors, or sides below `smallest` pixels."""
+    if len(input_shape) != 3:
+        size = "×".join(map(str, input_shape))
+        raise UserError(
+            f"backbone: {name} needs images (C, H, W), but the data are vectors of {size}; try backbone=mlp"
+        )
+    channels, height, width = input_shape
+    if min(height, width) < smallest:
+        raise UserError(
+            f"backbone: {name} needs images of at least {smallest}×{smallest} pixels, but the data are {height}×{width}; try {instead}"
+        )
+    return channels, height, width
+
+
+class Block(nn.Module):
+    """3x3 convolution, normalisation, ReLU, and half the height and width, by a 2x2 max-pool or by the convolution's stride."""
+
+    def __init__(self, inputs: int, outputs: int, *, pool: bool, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, stride=1 if pool else 2)
+        self.norm = Norm(outputs, norm)
+        self.pool = pool
+        nn.init.xavier_uniform_(self.conv.weight)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        x = self.norm(self.conv(x), n_support)
+        # The maximum of ReLUs is the ReLU of the maximum, on a quarter of the values.
+        return F.relu(F.max_pool2d(x, 2) if self.pool else x)
+
+
+class Conv4(nn.Module):
+    """Four blocks of `channels` 3x3 filters; `[B, C, H, W]` to `[B, features]`.
+
+    `downsample="pool"` with `readout="flatten"` is the network of Matching and Prototypical Networks (Vinyals et al. 2016,
+    Snell et al. 2017): max-pools that floor odd sizes, 64 features for 28x28, 1,600 for 84x84. `downsample="stride"` with
+    `readout="mean"` is MAML's network for Omniglot (Finn et al. 2017): convolutions of stride 2 that round odd sizes up, and the mean
+    over the positions that remain, `channels` features. MAML's mini-ImageNet network is "pool", "flatten" and 32 channels.
+    Convolutions start Xavier-uniform with zero biases. Raises `UserError` for vectors, unknown choices, and images of less than 16
+    pixels a side with "pool".
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        channels: int = 64,
+        downsample: str = "pool",
+        readout: str = "flatten",
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        pool = one_of("backbone.downsample", downsample, ["pool", "stride"]) == "pool"
+        self.readout = one_of("backbone.readout", readout, ["flatten", "mean"])
+        inputs, height, width = image_shape(
+            "conv4", input_shape, smallest=16 if pool else 1, instead="backbone.downsample=stride"
+        )
+        if channels < 1:
+            raise UserError(f"backbone.channels={channels}: must be positive")
+        self.norm = norm
+        self.blocks = nn.ModuleList(
+            Block(inputs if i == 0 else channels, channels, pool=pool, norm=norm) for i in range(4)
+        )
+        sides = [side // 16 if pool else math.ceil(side / 16) for side in (height, width)]
+        self.features = channels * (math.prod(sides) if self.readout == "flatten" else 1)
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
+        for block in self.blocks:
+            x = block(x, n_support)
+        return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

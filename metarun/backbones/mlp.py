@@ -1,0 +1,54 @@
+"""The fully connected network of MAML's regression experiments."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.norm import Norm
+from metarun.errors import UserError
+
+SINUSOID_HIDDEN = [40, 40]
+
+
+class MLP(nn.Module):
+    """Linear layers of `hidden` widths, each followed by normalisation and ReLU; `[B, D]` or `[B, C, H, W]` to `[B, features]`.
+
+    Images are flattened. The defaults are the network of MAML's sinusoid regression (Finn et al. 2017, section 5.1): two layers
+    of 40. `init_std` is the standard deviation of truncated-normal weights (cut at two standard deviations) with zero biases, as in its
+    official code; null leaves torch's initialisation. Raises `UserError` for no or non-positive widths.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        hidden: list[int] = SINUSOID_HIDDEN,
+        norm: str = "none",
+        init_std: float | None = 0.01,
+    ) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise UserError(f"backbone.hidden={list(hidden)}: needs at least one width, all of them positive")
+        if init_std is not None and init_std <= 0:
+            raise UserError(f"backbone.init_std={init_std}: must be positive, or null for torch's initialisation")
+        self.norm = norm
+        widths = [math.prod(input_shape), *hidden]
+        layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(Norm(width, norm) for width in hidden)
+        self.features = widths[-1]
+        if init_std is not None:
+            for layer in layers:
+                nn.init.trunc_normal_(layer.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
+        x = x.flatten(1)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.relu(norm(layer(x), n_support))
+        return x

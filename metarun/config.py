@@ -1,0 +1,216 @@
+"""The schema of a run, its checks, and the construction of what a config names. Imports no torch until something is built."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.errors import UserError, nearest
+
+
+@dataclass
+class Task:
+    """Ways, shots and queries per way of every task; `train.task` and `test.task` may differ from it."""
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+
+
+@dataclass
+class TaskChange:
+    """What differs from `task`; null is the same."""
+
+    ways: int | None = None
+    shots: int | None = None
+    queries: int | None = None
+
+
+@dataclass
+class Train:
+    """Meta-training: a budget in steps, or in seconds of training if `max_seconds` comes first."""
+
+    steps: int = 1000
+    max_seconds: float | None = None
+    tasks_per_step: int = 1
+    task: TaskChange = field(default_factory=TaskChange)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    validate_every: int = 200
+    validate_episodes: int = 100
+    patience: int | None = None  # validations without a better one before training stops
+    log_every: int = 20
+    save_every: int | None = None  # steps
+    save_seconds: float = 60.0
+
+
+@dataclass
+class Test:
+    """Meta-testing, once, of the weights that were best on validation."""
+
+    episodes: int = 1000
+    baseline_episodes: int = 200  # for the same method untrained
+    task: TaskChange = field(default_factory=TaskChange)
+
+
+@dataclass
+class Hardware:
+    """Where and how it is computed."""
+
+    device: str = "auto"  # auto, cpu or cuda
+    autocast: str | None = None  # bfloat16
+    threads: int | None = None  # of a CPU operation; null leaves torch's choice
+    vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions
+    task_chunk: int | None = None  # tasks whose graph is held at once; null: 1 in a loop, all by vmap
+
+
+@dataclass
+class Recipe:
+    """The stages of a run, in order: functions of a `metarun.recipes.Run`."""
+
+    stages: list[str] = MISSING
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    algo: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    task: Task = field(default_factory=Task)
+    train: Train = field(default_factory=Train)
+    test: Test = field(default_factory=Test)
+    hardware: Hardware = field(default_factory=Hardware)
+    recipe: Recipe = field(default_factory=Recipe)
+    name: str | None = None
+    seed: int = 0
+    resume: bool = True
+    checkpoint: str | None = None
+    outputs: str = "outputs"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# What the builder hands in, and a config therefore must not name.
+GIVEN = {
+    "data": set(),
+    "backbone": {"input_shape"},
+    "algo": {"backbone", "spec"},
+    "train.optimizer": {"params"},
+    "train.schedule": {"optimizer"},
+}
+
+
+RANGES = {
+    "train.steps": 0, "train.max_seconds": 0, "train.tasks_per_step": 1, "train.validate_every": 1, "train.validate_episodes": 1,
+    "train.patience": 1, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
+    "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.task_chunk": 1, "seed": 0,
+    "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
+    "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
+}  # fmt: skip
+CHOICES = {"hardware.device": ["auto", "cpu", "cuda"], "hardware.autocast": [None, "bfloat16"]}
+
+
+def to_container(config: DictConfig) -> dict[str, Any]:
+    """Plain, resolved values."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 100, ...}` of nested mappings."""
+    if not isinstance(values, dict | DictConfig):
+        return {prefix: values}
+    return {key: leaf for name, value in values.items() for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def check(config: DictConfig) -> None:
+    """Holds every node with a `_target_` against the signature it names, and the rest against its range.
+
+    Raises `UserError` that names the key, the reason and the nearest right one; converts nothing.
+    """
+    for path, given in GIVEN.items():
+        node = OmegaConf.select(config, path)
+        if node:
+            check_target(node, path, given)
+    for key, least in RANGES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: must be at least {least}")
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in choices:
+            names = [str(choice) for choice in choices if choice]
+            raise UserError(f"{key}={value}: is not one of {', '.join(names)}{nearest(str(value), names)}")
+
+
+def check_target(node: DictConfig, path: str, given: set[str]) -> None:
+    """`node`'s keys and values against the signature of its `_target_`."""
+    target = node.get("_target_")
+    if not target:
+        raise UserError(f"{path}: has no _target_ (the class that it configures)")
+    try:
+        cls = get_class(target)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{path}._target_={target}: cannot be imported ({reason})") from error
+    signature = inspect.signature(cls)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        return
+    hints = typing.get_type_hints(cls.__init__)
+    known = [name for name in signature.parameters if name not in given and name != "self"]
+    values = {str(key): node._get_node(key) for key in node if key != "_target_"}
+    for name in values:
+        if name not in known:
+            raise UserError(f"{path}.{name}: {cls.__name__} has no such setting{nearest(name, known) or '; it has ' + ', '.join(known)}")
+    for name in known:
+        if signature.parameters[name].default is inspect.Parameter.empty and (name not in values or values[name]._is_missing()):
+            raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
+    for name, value in values.items():
+        check_value(f"{path}.{name}", value, hints.get(name, Any))
+
+
+def check_value(key: str, value: Any, hint: Any) -> None:
+    """A value against a type hint, where omegaconf knows the type (a float may be written as an integer)."""
+    if typing.get_origin(hint) is typing.Literal:
+        if value._value() not in typing.get_args(hint):
+            names = [str(choice) for choice in typing.get_args(hint)]
+            raise UserError(f"{key}={value._value()}: is not one of {', '.join(names)}{nearest(str(value._value()), names)}")
+        return
+    try:
+        structured = OmegaConf.structured(make_dataclass("Value", [("value", hint, field(default=MISSING))]))
+    except OmegaConfBaseException:
+        return  # a type that no config can hold is the constructor's own business
+    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value._value()
+    try:
+        structured.value = plain
+    except OmegaConfBaseException as error:
+        expected = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise UserError(f"{key}={plain}: must be of type {expected}") from error
+
+
+def task_of(config: DictConfig, split: str) -> Any:
+    """The `TaskShape` of `train` or `test`: `task`, with what that part of the config changes."""
+    from metarun.core import TaskShape
+
+    change = config[split].task
+    return TaskShape(**{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")})
+
+
+def construct(node: DictConfig, path: str, **given: Any) -> Any:
+    """What `node._target_` names, built from its values and `given`; a value that its constructor refuses is a `UserError`."""
+    try:
+        build = instantiate(node, _partial_=True, _convert_="all")
+        return build(**given)
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{path}: {str(error.__cause__ or error).splitlines()[0]}") from error

@@ -1,0 +1,123 @@
+"""The shapes that flow through metarun, and the contract that a method fulfils.
+
+T tasks (the meta-batch), N ways, K shots, Q queries per way; C, H, W an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun import functional
+from metarun.backbones import norm
+from metarun.errors import UserError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A meta-batch of T tasks of equal size; the sets are class-major (all of way 0, all of way 1, ...)."""
+
+    support_x: Tensor  # [T, N*K, C, H, W] float  (regression: [T, K, D])
+    support_y: Tensor  # [T, N*K] int64 in [0, N)  (regression: [T, K, outputs] float)
+    query_x: Tensor  # [T, N*Q, C, H, W]
+    query_y: Tensor  # [T, N*Q]
+    ways: int  # N; 1 for regression
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four sets, each with the task axis first, as `Algorithm.over_tasks` takes them."""
+        return self.support_x, self.support_y, self.query_x, self.query_y
+
+    @property
+    def n_tasks(self) -> int:
+        return self.support_x.shape[0]
+
+    def split(self, size: int) -> Iterator[Episodes]:
+        """These tasks in chunks of at most `size` tasks."""
+        for chunk in zip(*(tensor.split(size) for tensor in self.tensors), strict=True):
+            yield Episodes(*chunk, ways=self.ways)
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """Ways, shots and queries of a task; a regression task has one way."""
+
+    ways: int
+    shots: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a learner must know of its data before it is built."""
+
+    input_shape: tuple[int, ...]  # (C, H, W), or (D,)
+    kind: Literal["classification", "regression"]
+    outputs: int  # ways of a training task, or dimensions of a regression target
+
+
+class Algorithm(nn.Module, ABC):
+    """A method: a batch of episodes in, a loss out; a batch of test episodes in, predictions out.
+
+    It owns no optimiser, no device and no loop. Its keyword-only `__init__` arguments are its configuration:
+    typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
+    """
+
+    regression: ClassVar[bool] = False  # whether it can learn regression tasks
+    fixed_ways: ClassVar[bool] = False  # whether test tasks need the ways that it was trained with
+    whole_batch: ClassVar[bool] = False  # whether `loss` needs all tasks of a step at once
+    needs_queries: ClassVar[bool] = True  # whether training tasks need a query set
+    vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
+
+    def __init__(self, backbone: nn.Module, spec: Spec) -> None:
+        super().__init__()
+        if spec.kind == "regression" and not self.regression:
+            raise UserError(f"algo: {type(self).__name__} only classifies, but the data are regression tasks; try algo=maml")
+        self.backbone = backbone
+        self.spec = spec
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the prediction for a query depends on the other queries."""
+        return norm.transductive(self.backbone.norm)
+
+    @abstractmethod
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the tasks (scalar), and detached scalars to log (`acc`, say), for step `step` of training."""
+
+    @abstractmethod
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`."""
+
+    @property
+    def test_steps(self) -> int:
+        """Inner steps that `predict` takes at test time; 0 for a method without an inner loop."""
+        return 0
+
+    def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Predictions after each of the given numbers of inner steps, `[len(steps), T, N*Q, N]`.
+
+        The base class serves methods without an inner loop, for which `steps` is `[0]`.
+        """
+        return self.predict(episodes)[None]
+
+    def over_tasks(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """`function` of one task's tensors, for every task along the first axis; results are stacked."""
+        return functional.over_tasks(function, *tensors, vectorize=self.vectorize)
+
+    def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy, or mean squared error for regression."""
+        if self.spec.kind == "regression":
+            return F.mse_loss(prediction.float(), target)
+        return F.cross_entropy(prediction.float().flatten(0, -2), target.flatten())
+
+    def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What to log beside the loss: the query accuracy of a classification step."""
+        if self.spec.kind == "regression":
+            return {}
+        return {"acc": (prediction.detach().argmax(-1) == target).float().mean()}

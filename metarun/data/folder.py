@@ -1,0 +1,285 @@
+"""Images in one folder per class: anybody's own data set."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metarun.data.sampler import uniforms
+from metarun.data.source import ImageSource, Split
+from metarun.data.table import ClassImages, cached
+from metarun.errors import UserError, nearest
+
+RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
+SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
+LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
+THREADS = 4
+
+log = logging.getLogger("metarun")
+
+
+class ClassFolder(NamedTuple):
+    """One class and its files by name; `part` is the sub-folder (train, val, test) that it lies in, or empty."""
+
+    name: str
+    part: str
+    path: Path
+    files: list[str]
+
+
+class Folder(ImageSource):
+    """Images in one folder per class, `[channels, image_size, image_size]`.
+
+    `root` holds the class folders, or sub-folders `train`, `test` and perhaps `val` that hold them. The classes are
+    divided among the splits by, in this order:
+    - these sub-folders;
+    - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);
+    - `ratios` (three positive numbers that sum to 1; default 0.64, 0.16, 0.2), drawn by `split_seed`, which is not the
+      run's seed; each split has at least one class.
+    Where sub-folders or lists name no validation classes, a share of the training classes is drawn for them: that of
+    `ratios`.
+
+    An image is any file that Pillow opens (of an animation the first frame). It is turned as its EXIF data say, and its
+    largest centred square is resized to `image_size` (Lanczos). Transparent parts become white; 16 bits become 8, the
+    full range kept; `channels` is 1, 3, or null for 1 if all images are grey and 3 otherwise. Hidden files are ignored.
+    `skip_bad` leaves out files that are no whole images, and counts them as `skipped` in `result.json`; without it they
+    are errors. `normalize` and `rotations` are those of `ImageSource`.
+
+    The table is cached under the root, the names, sizes and times of all files and the settings: a change of a file
+    makes a new table. Raises `UserError` for a folder, file, list or ratio that does not fit the above.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        image_size: int = 84,
+        channels: int | None = None,
+        split_seed: int = 0,
+        ratios: list[float] | None = None,
+        train_classes: list[str] | None = None,
+        val_classes: list[str] | None = None,
+        test_classes: list[str] | None = None,
+        rotations: bool = False,
+        normalize: bool = True,
+        skip_bad: bool = False,
+    ) -> None:
+        if channels not in (None, 1, 3):
+            raise UserError(f"data.channels: {channels} is not 1, 3 or null")
+        if image_size < 1:
+            raise UserError(f"data.image_size: {image_size} is not a positive number of pixels")
+        shares = tuple(RATIOS if ratios is None else ratios)
+        if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UserError(f"data.ratios: {list(shares)} are not three positive numbers that sum to 1")
+
+        folder = Path(root).expanduser().absolute()
+        classes = _list(folder)
+        lists = (train_classes, val_classes, test_classes)
+        splits = _divide(classes, lists, shares, split_seed, folder)
+        key = {
+            "root": str(folder), "listing": _listing(classes), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
+        }  # fmt: skip
+
+        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+            depth = channels or (1 if _all_grey(classes) else 3)
+            skipped = 0
+            with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+                for entry in classes:
+                    paths = [entry.path / file for file in entry.files]
+                    images = [
+                        image
+                        for image in pool.map(lambda path: _decode(path, image_size, depth, skip_bad), paths)
+                        if image is not None
+                    ]
+                    if not images:
+                        raise UserError(f"data.root: all files of the class folder {entry.path} are bad images")
+                    skipped += len(paths) - len(images)
+                    yield ClassImages(entry.name, entry.part, np.stack(images))
+            if skip_bad:
+                notes["skipped"] = skipped
+
+        super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER),
+                key=lambda entry: entry.name,
+            )
+    except OSError as error:
+        raise UserError(f"data.root: folder {folder} cannot be read ({error.strerror})") from error
+
+
+def _folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def _list(root: Path) -> list[ClassFolder]:
+    """All classes by sub-folder and name, with at least one file each."""
+    if not root.is_dir():
+        if root.exists():
+            raise UserError(f"data.root: {root} is a file; it must be a folder with one folder per class")
+        siblings = _folders(root.parent) if root.parent.is_dir() else []
+        raise UserError(f"data.root: there is no folder {root}{nearest(root.name, siblings)}")
+    names = _folders(root)
+    parts = [name for name in SPLITS if name in names]
+    inside = {part: _folders(root / part) for part in parts}
+    if any(inside.values()):
+        if lacking := [part for part in ("train", "test") if not inside.get(part)] + [part for part in parts if not inside[part]]:
+            raise UserError(f"data.root: {root} is divided into {', '.join(parts)}, but there are no class folders in {lacking[0]}")
+        if others := [name for name in names if name not in SPLITS]:
+            log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(parts), ", ".join(others))
+        classes = [_class(root / part / name, part) for part in parts for name in inside[part]]
+        homes: dict[str, str] = {}
+        for entry in classes:
+            if homes.setdefault(entry.name, entry.part) != entry.part:
+                raise UserError(
+                    f"data.root: class {entry.name} is in both {homes[entry.name]} and {entry.part} of {root}; "
+                    "splits of classes must not overlap"
+                )
+        return classes
+    if not names:
+        if _visible(root):
+            raise UserError(f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own")
+        raise UserError(f"data.root: folder {root} is empty")
+    return [_class(root / name, "") for name in names]
+
+
+def _class(path: Path, part: str) -> ClassFolder:
+    files = []
+    for entry in _visible(path):
+        if entry.is_dir():
+            raise UserError(f"data.root: {entry.path} is a folder inside a class folder; class folders hold images alone")
+        files.append(entry.name)
+    if not files:
+        raise UserError(f"data.root: the class folder {path} is empty")
+    return ClassFolder(path.name, part, path, files)
+
+
+def _listing(classes: Sequence[ClassFolder]) -> str:
+    """A digest of the names, sizes and times of all files."""
+    digest = hashlib.sha256()
+    for entry in classes:
+        for file in entry.files:
+            path = entry.path / file
+            status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
+            digest.update(f"{entry.part}/{entry.name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _divide(
+    classes: Sequence[ClassFolder],
+    lists: tuple[list[str] | None, list[str] | None, list[str] | None],
+    shares: tuple[float, ...],
+    seed: int,
+    root: Path,
+) -> dict[Split, Sequence[int]]:
+    index = {entry.name: number for number, entry in enumerate(classes)}
+    splits: dict[Split, list[int]]
+    if classes[0].part:
+        if any(names is not None for names in lists):
+            raise UserError(f"data.train_classes, val_classes, test_classes: {root} is divided by its train and test folders already")
+        splits = {split: [number for number, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
+    elif any(names is not None for names in lists):
+        splits = _listed(lists, index, root)
+    else:
+        counts = _apportion(len(classes), shares, f"{root} holds")
+        drawn = _shuffled(list(range(len(classes))), seed)
+        stops = np.cumsum(counts)
+        return {split: sorted(drawn[stop - count : stop]) for split, count, stop in zip(SPLITS, counts, stops, strict=True)}
+    if not splits["val"]:
+        train, val = shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])
+        count, _ = _apportion(len(splits["train"]), (train, val), f"{root} gives no validation classes, and for training")
+        drawn = _shuffled(splits["train"], seed)
+        splits["train"], splits["val"] = sorted(drawn[:count]), sorted(drawn[count:])
+    return dict(splits)
+
+
+def _listed(
+    lists: tuple[list[str] | None, list[str] | None, list[str] | None], index: dict[str, int], root: Path
+) -> dict[Split, list[int]]:
+    splits: dict[Split, list[int]] = {}
+    homes: dict[str, str] = {}
+    for split, names in zip(SPLITS, lists, strict=True):
+        for name in map(str, names or []):
+            if name not in index:
+                raise UserError(f"data.{split}_classes: {root} has no class folder {name}{nearest(name, index)}")
+            if name in homes:
+                raise UserError(f"data.{split}_classes: class {name} is in data.{homes[name]}_classes already")
+            homes[name] = split
+        if not names and split != "val":
+            raise UserError(f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes")
+        splits[split] = [index[str(name)] for name in names or []]
+    return splits
+
+
+def _apportion(total: int, shares: Sequence[float], subject: str) -> list[int]:
+    """`total` classes among splits by their shares, at least one each; sums to `total`."""
+    if total < len(shares):
+        raise UserError(f"data.root: {subject} {total} classes; at least {len(shares)} are needed, one for each split")
+    counts = [1] * len(shares)
+    for _ in range(total - len(shares)):
+        lacking = [share * total - count for share, count in zip(shares, counts, strict=True)]
+        counts[lacking.index(max(lacking))] += 1
+    return counts
+
+
+def _shuffled(classes: list[int], seed: int) -> list[int]:
+    order = uniforms(seed, "folder", 0, len(classes), 1)[:, 0].argsort(kind="stable")
+    return [classes[place] for place in order]
+
+
+def _all_grey(classes: Sequence[ClassFolder]) -> bool:
+    """Whether no image has colour, by the files' headers; files that cannot be opened are left to `_decode`."""
+    for entry in classes:
+        for file in entry.files:
+            try:
+                with Image.open(entry.path / file) as image:
+                    if image.mode not in GREY:
+                        return False
+            except (OSError, Image.DecompressionBombError):
+                continue
+    return True
+
+
+def _decode(path: Path, size: int, channels: int, skip_bad: bool) -> np.ndarray | None:
+    """One image, uint8 `[channels, size, size]`; None for one that is skipped."""
+    try:
+        with Image.open(path) as file:
+            image = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    except Exception as error:  # the decoders raise whatever a broken file provokes
+        if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise  # of the disk, not of the image: never skipped
+        if skip_bad:
+            return None
+        reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(
+            f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
+        ) from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Eight bits a channel, on white where transparent; grey stays grey."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow widens some of them to 32
+        return Image.fromarray(((np.asarray(image).clip(0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        grey = image.mode in GREY
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
+        return image.convert("L" if grey else "RGB")
+    return image

@@ -1,0 +1,101 @@
+"""Episode i as a pure function of (seed, split, i): exact resume, and the same tasks for every method and any number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from metarun.core import TaskShape
+from metarun.errors import UserError
+
+
+def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.ndarray:
+    """`width` uniform numbers in [0, 1) for each episode from `start` to `stop`, float64 `[stop - start, width]`.
+
+    Row i depends on (seed, split, i, width) alone: the Philox counter generator is set to the episode's own block.
+    """
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=16).digest(), "little")
+    blocks = -(-width // 4)  # a Philox counter yields four 64-bit words
+    raw = np.random.Philox(key=key, counter=start * blocks).random_raw((stop - start, blocks * 4))
+    return (raw[:, :width] >> np.uint64(11)) * 2.0**-53
+
+
+def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """k distinct integers below `sizes[r]` for each row r, in random order, int64 `[R, k]`.
+
+    `draws` and `order` are uniforms `[R, k]`; `sizes` is int64 `[R]` with values of at least k. Floyd's algorithm
+    (Bentley and Floyd 1987) chooses the set with k draws whatever the size; sorting by `order` shuffles it.
+    """
+    rows, k = draws.shape
+    chosen = np.empty((rows, k), dtype=np.int64)
+    for column in range(k):
+        last = sizes - k + column
+        candidate = (draws[:, column] * (last + 1)).astype(np.int64)
+        taken = (chosen[:, :column] == candidate[:, None]).any(axis=1)
+        chosen[:, column] = np.where(taken, last, candidate)
+    return np.take_along_axis(chosen, order.argsort(axis=1), axis=1)
+
+
+@dataclass(frozen=True)
+class ClassSampler:
+    """Draws the classes, rotations and image rows of episodes.
+
+    `offsets` are the table's, int64 [classes + 1]; `classes` are the class indices of the split; `groups` (one number
+    per entry of `classes`) makes all ways of an episode come from one group (an alphabet); `rotations` is 1, or 4 where
+    each class turned by 90, 180 and 270 degrees counts as a class of its own.
+    """
+
+    offsets: np.ndarray
+    classes: np.ndarray
+    task: TaskShape
+    seed: int
+    split: str
+    rotations: int = 1
+    groups: np.ndarray | None = None
+    _members: list[np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = f"ways={self.task.ways} shots={self.task.shots} queries={self.task.queries}"
+        if min(self.task.ways, self.task.shots) < 1 or self.task.queries < 0:
+            raise UserError(f"task: {names} must be positive")
+        sizes = np.diff(self.offsets)[self.classes]
+        needed = self.task.shots + self.task.queries
+        if len(sizes) and sizes.min() < needed:
+            raise UserError(
+                f"task: shots + queries = {self.task.shots} + {self.task.queries} = {needed} is above the {sizes.min()} images "
+                f"of the smallest class of the {self.split} split; lower {self._key('shots')} or {self._key('queries')}"
+            )
+        groups = np.zeros(len(self.classes), np.int64) if self.groups is None else self.groups
+        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        largest = max((len(member) for member in members), default=0) * self.rotations
+        members = [member for member in members if len(member) * self.rotations >= self.task.ways]
+        if not members:
+            within = "" if self.groups is None else " within one group"
+            raise UserError(
+                f"task: ways = {self.task.ways} is above the {largest} classes of the {self.split} split{within}; lower {self._key('ways')}"
+            )
+        object.__setattr__(self, "_members", members)
+
+    def _key(self, name: str) -> str:
+        return f"{'train' if self.split == 'train' else 'test'}.task.{name}"
+
+    def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Table rows int64 `[T, N, K + Q]` and quarter turns int64 `[T, N]` of the episodes from `start` to `stop`."""
+        ways, images = self.task.ways, self.task.shots + self.task.queries
+        episodes = stop - start
+        draws = uniforms(self.seed, self.split, start, stop, 1 + 2 * ways + 2 * ways * images)
+        group = (draws[:, 0] * len(self._members)).astype(np.int64)
+        sizes = np.array([len(member) for member in self._members])
+        padded = np.zeros((len(self._members), sizes.max()), np.int64)
+        for row, member in enumerate(self._members):
+            padded[row, : len(member)] = member
+        picked = distinct(draws[:, 1 : 1 + ways], draws[:, 1 + ways : 1 + 2 * ways], sizes[group] * self.rotations)
+        turns = picked % self.rotations
+        classes = self.classes[padded[group[:, None], picked // self.rotations]]
+        rest = draws[:, 1 + 2 * ways :].reshape(episodes, 2, ways * images)
+        rows = distinct(
+            rest[:, 0].reshape(-1, images), rest[:, 1].reshape(-1, images), np.diff(self.offsets)[classes].reshape(-1)
+        ).reshape(episodes, ways, images)
+        return rows + self.offsets[classes][..., None], turns

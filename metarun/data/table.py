@@ -1,0 +1,167 @@
+"""One cache format for every image data set: a memory-mapped uint8 table and class offsets.
+
+A table is a folder with `images.u8` (raw bytes) and `table.json`. It is built once, under a file lock, into a folder
+beside it, synced and then renamed: whoever finds the folder finds it whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
+from platformdirs import user_cache_path
+
+from metarun.errors import UserError
+
+FORMAT_VERSION = 1
+Build = Callable[[dict[str, Any]], Iterable["ClassImages"]]
+
+log = logging.getLogger("metarun")
+
+
+class ClassImages(NamedTuple):
+    """All images of one class, as a data set's builder yields them."""
+
+    name: str
+    group: str  # alphabet, script or sub-folder; an empty string where there is none
+    images: np.ndarray  # uint8 [n, C, H, W]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All images of a data set; those of class c are the rows `offsets[c]` to `offsets[c + 1]`."""
+
+    images: np.ndarray  # uint8 [M, C, H, W], memory-mapped
+    offsets: np.ndarray  # int64 [classes + 1]
+    names: list[str]
+    groups: list[str]
+    fingerprint: str  # SHA-256 of the images and offsets
+    notes: dict[str, Any] = field(default_factory=dict)  # what the builder wants to be remembered
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Images per class, int64 [classes]."""
+        return np.diff(self.offsets)
+
+
+def data_root() -> Path:
+    """Where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
+    return Path(os.environ.get("METARUN_DATA") or user_cache_path("metarun") / "data")
+
+
+def cache_root() -> Path:
+    """Where tables are kept: `METARUN_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("METARUN_CACHE") or user_cache_path("metarun") / "tables")
+
+
+def cached(name: str, key: dict[str, Any], build: Build) -> Table:
+    """The table of `name` made with the settings `key` (JSON values); built with `build(notes)` if it is not there yet.
+
+    `build` yields the classes in their final order, all images of one shape, and may put JSON values into `notes`.
+    Of several processes that want the same table one builds it and the others wait. A failed or killed build leaves
+    nothing behind that could be taken for a table. Raises `UserError` where the source cannot be read (an `OSError` of
+    `build`), where the cache cannot be written, and where a table was damaged afterwards.
+    """
+    root = cache_root()
+    key = {"name": name, "format": FORMAT_VERSION, **key}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder = root / f"{name}-{digest}"
+    if not folder.is_dir():
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(FileLock(f"{folder}.lock"), name):
+                if not folder.is_dir():
+                    _build(folder, key, build)
+        except OSError as error:
+            raise UserError(
+                f"data cache {root}: cannot be written ({error.strerror or error}); set METARUN_CACHE to another folder"
+            ) from error
+    return _open(folder)
+
+
+def _locked(lock: BaseFileLock, name: str) -> AbstractContextManager[Any]:
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        log.info("data %s: waiting for another process that builds its table", name)
+        return lock.acquire()
+
+
+def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed build; the lock is ours
+    unfinished.mkdir()
+    log.info("data %s: building its table in %s", key["name"], folder)
+    began = time.monotonic()
+    try:
+        notes: dict[str, Any] = {}
+        names: list[str] = []
+        groups: list[str] = []
+        counts = [0]
+        shape: tuple[int, ...] | None = None
+        digest = hashlib.sha256()
+        with open(unfinished / "images.u8", "wb") as file:
+            for name, group, images in _read(key["name"], build, notes):
+                shape = shape or images.shape[1:]
+                if images.dtype != np.uint8 or images.shape[1:] != shape:
+                    raise ValueError(f"class {name}: {images.dtype} {images.shape[1:]}, expected uint8 {shape}")
+                names.append(name)
+                groups.append(group)
+                counts.append(len(images))
+                raw = np.ascontiguousarray(images).data
+                digest.update(raw)
+                file.write(raw)
+            if not sum(counts):
+                raise ValueError(f"data {key['name']}: the builder yielded no images")
+            _sync(file)
+        offsets = np.cumsum(counts).tolist()
+        digest.update(json.dumps(offsets).encode())
+        description = {
+            "key": key, "shape": shape, "offsets": offsets, "names": names, "groups": groups,
+            "fingerprint": digest.hexdigest(), "notes": notes,
+        }  # fmt: skip
+        with open(unfinished / "table.json", "w") as file:
+            json.dump(description, file)
+            _sync(file)
+        os.rename(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    log.info("data %s: built %d images of %d classes in %.1f s", key["name"], sum(counts), len(names), time.monotonic() - began)
+
+
+def _read(name: str, build: Build, notes: dict[str, Any]) -> Iterator[ClassImages]:
+    """What `build` yields. Its own `OSError`s concern the source: they must not pass for those of writing the cache."""
+    try:
+        yield from build(notes)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"data {name}: {where}cannot be read ({error.strerror or error})") from error
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _open(folder: Path) -> Table:
+    try:
+        description = json.loads((folder / "table.json").read_text())
+        offsets = np.array(description["offsets"], dtype=np.int64)
+        shape = (int(offsets[-1]), *description["shape"])
+        # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
+        images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"data cache {folder}: the table cannot be read ({error}); delete this folder to have it built again") from error
+    return Table(images, offsets, description["names"], description["groups"], description["fingerprint"], description["notes"])

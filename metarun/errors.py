@@ -1,0 +1,20 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as one line, exit status 2, no traceback."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean a, b?` for the known words closest to `word`, or an empty string."""
+    known = sorted(set(known))
+    found = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if not found:
+        tail = word.rsplit(".", 1)[-1]
+        found = [name for name in known if name.rsplit(".", 1)[-1] == tail][:3]
+    return f"; did you mean {', '.join(found)}?" if found else ""

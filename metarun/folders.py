@@ -1,0 +1,63 @@
+"""Run folders: named by what was overridden, without a time, so that the same command finds its own run again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config import flat, to_container
+from metarun.errors import UserError
+
+UNNAMED = ("outputs", "resume", "name", "experiment")  # say where or how, not what
+LONGEST = 120  # characters of a folder's name
+# What may differ between the two sittings of one run: it changes no number beyond float order.
+FREE = ("outputs", "resume", "hardware.device", "hardware.threads", "hardware.vectorize", "hardware.task_chunk", "train.save_every", "train.save_seconds")
+
+
+def folder_name(overrides: list[str], named: bool) -> str:
+    """The overrides in alphabetical order, made safe for a file system; `default` without any.
+
+    `named` tells that the run's name was given: where it is not, it already has the data and the algorithm in it.
+    """
+    left_out = UNNAMED if named else (*UNNAMED, "data", "algo")
+    kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
+    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept)) or "default"
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text
+
+
+def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
+    """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...~2`, `...~3`, and later commands go on there."""
+    named = any(override.split("=")[0] in ("name", "experiment") for override in overrides)
+    base = Path(config.outputs) / config.name / folder_name(overrides, named)
+    last = 1
+    while _attempt(base, last + 1).is_dir():
+        last += 1
+    if not config.resume and base.is_dir():
+        last += 1
+    return _attempt(base, last)
+
+
+def _attempt(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}~{number}")
+
+
+def refuse_other_config(folder: Path, config: DictConfig) -> None:
+    """Raises `UserError` with the keys that differ if the folder was made with another config."""
+    stored = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    asked = flat(to_container(config))
+    missing: Any = "absent"
+    differing = [
+        f"{key} {stored.get(key, missing)} -> {asked.get(key, missing)}"
+        for key in sorted({*stored, *asked})
+        if key not in FREE and stored.get(key, missing) != asked.get(key, missing)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} was made with another config ({'; '.join(differing)}); give this run a name=, or start over beside it with resume=false"
+        )

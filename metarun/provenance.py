@@ -1,0 +1,36 @@
+"""Which code made a result."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("metarun", "torch", "numpy", "hydra-core"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a bare clone
+            from metarun import __version__
+
+            found[package] = __version__
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that metarun runs from, with `+` if it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__):
+            return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return None

@@ -1,0 +1,255 @@
+"""A run from its config to its folder, and the stages that recipes are lists of."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import checkpoint, metrics, provenance, report
+from metarun import hardware as hardware_module
+from metarun.config import Config, check, construct, flat, task_of, to_container
+from metarun.core import Algorithm, Spec, TaskShape
+from metarun.data.source import DataSource, EpisodeSampler
+from metarun.errors import UserError
+from metarun.evaluate import Scores, evaluate
+from metarun.folders import choose_folder, refuse_other_config
+from metarun.hardware import Hardware
+from metarun.records import Records, logging_to, start_logging
+from metarun.train import fit
+
+log = logging.getLogger("metarun")
+
+
+@dataclass
+class Run:
+    """What the stages of a run share: its config, what was built from it, and the result so far."""
+
+    config: DictConfig
+    data: DataSource
+    algorithm: Algorithm
+    hardware: Hardware
+    folder: Path
+    records: Records
+    train_task: TaskShape
+    test_task: TaskShape
+    samplers: dict[str, EpisodeSampler]
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> float:
+    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score."""
+    start_logging()
+    if config.checkpoint:
+        config = with_checkpoint(config, overrides, choices)
+        check(config)
+    elif any(stage.endswith(".meta_test") for stage in config.recipe.stages[:1]):
+        raise UserError("recipe=test: needs the run to test; add checkpoint=outputs/RUN")
+    OmegaConf.update(config, "name", config.name or default_name(choices))
+    folder = choose_folder(config, overrides)
+    if (folder / "config.yaml").is_file():
+        refuse_other_config(folder, config)
+    if (folder / "result.json").is_file():
+        return report.show_stored(folder)
+
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    data = construct(config.data, "data")
+    train_task, test_task = task_of(config, "train"), task_of(config, "test")
+    algorithm = build_algorithm(config, data, train_task)
+    check_tasks(algorithm, train_task, test_task)
+    hardware = hardware_module.choose(**config.hardware, model=algorithm)
+    algorithm.to(hardware.device)
+    algorithm.vectorize = hardware.vectorize
+    tasks = {"train": train_task, "val": test_task, "test": test_task}
+    if config.checkpoint:  # nothing is trained: only the test split must serve
+        tasks = {"test": test_task}
+    samplers = {split: data.sampler(split, task, config.seed, hardware.device) for split, task in tasks.items()}
+    weights = checkpoint_file(config) if config.checkpoint else None
+    if weights:
+        checkpoint.load_weights(algorithm, checkpoint.load(weights, hardware.device)["model"], weights)
+
+    create(folder)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        with lock, logging_to(folder / "metarun.log"):
+            text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()) and None)
+            records = Records(folder)
+            shared = Run(config, data, algorithm, hardware, folder, records, train_task, test_task, samplers)
+            log.info("run folder: %s", folder)
+            try:
+                for stage in config.recipe.stages:
+                    get_method(stage)(shared)
+                finish(shared, overrides, started)
+            finally:
+                records.close()
+    except Timeout:
+        raise UserError(f"{folder}: another process is running this; wait for it, or give this one another name=") from None
+    report.show(folder, shared.result)
+    return float(shared.result.get("val/score", 0.0))
+
+
+def default_name(choices: dict[str, str]) -> str:
+    """The experiment's name, or `<data>-<algo>`."""
+    name = choices.get("experiment") or f"{choices['data']}-{choices['algo']}"
+    return name.replace("/", "-")
+
+
+def build_algorithm(config: DictConfig, data: DataSource, train_task: TaskShape) -> Algorithm:
+    """The untrained method on its backbone, its weights drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    backbone = construct(config.backbone, "backbone", input_shape=data.input_shape)
+    outputs = train_task.ways if data.outputs is None else data.outputs
+    spec = Spec(data.input_shape, data.kind, outputs)
+    algorithm: Algorithm = construct(config.algo, "algo", backbone=backbone, spec=spec)
+    return algorithm
+
+
+def check_tasks(algorithm: Algorithm, train_task: TaskShape, test_task: TaskShape) -> None:
+    """Whether the method can be trained and tested on such tasks."""
+    name = type(algorithm).__name__
+    if algorithm.fixed_ways and test_task.ways != train_task.ways:
+        raise UserError(
+            f"test.task.ways={test_task.ways}: {name}'s head has the {train_task.ways} outputs that it is trained with; "
+            f"use test.task.ways={train_task.ways}, or train with train.task.ways={test_task.ways}"
+        )
+    if algorithm.needs_queries and train_task.queries < 1:
+        raise UserError(f"train.task.queries={train_task.queries}: {name} learns from the queries; it needs at least 1")
+
+
+def with_checkpoint(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
+    """The config that the checkpoint's run had, with this command line's overrides on it.
+
+    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint.
+    """
+    stored_file = checkpoint_file(config).parent / "config.yaml"
+    if not stored_file.is_file():
+        raise UserError(f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made")
+    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+        if key in ("experiment", "preset", "algo"):
+            raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
+        target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
+        goal = f"test.{target}" if target.startswith("task.") else target
+        OmegaConf.update(stored, goal, OmegaConf.select(config, target), merge=False, force_add=True)
+    for key in ("recipe", "checkpoint", "outputs", "resume"):
+        OmegaConf.update(stored, key, config[key], merge=False)
+    stored.name = config.name or stored.name
+    assert isinstance(stored, DictConfig)
+    return stored
+
+
+def checkpoint_file(config: DictConfig) -> Path:
+    """The weights that `checkpoint=` means: a file, or `best.pt` of a run folder."""
+    path = Path(config.checkpoint)
+    if path.is_dir():
+        path = path / "best.pt"
+    if not path.is_file():
+        raise UserError(f"checkpoint={config.checkpoint}: there is no such run folder or file")
+    return path
+
+
+def create(folder: Path) -> None:
+    """The run folder; where it cannot be made, a `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
+
+
+# The stages.
+
+
+def meta_train(run: Run) -> None:
+    """Trains on episodes of the training split; `best.pt` has the weights that were best on validation."""
+    settings, regression = run.config.train, run.algorithm.spec.kind == "regression"
+
+    def validate() -> tuple[float, dict[str, float]]:
+        scores = evaluate(run.algorithm, run.samplers["val"], settings.validate_episodes, run.hardware)
+        mean, ci95 = metrics.interval(scores.final)
+        if regression:
+            return -scores.final.nan_to_num(nan=float("inf")).median().item(), {"val/mse": mean, "val/mse_median": scores.final.median().item()}
+        return mean, {"val/acc": mean, "val/acc_ci95": ci95}
+
+    if not (run.folder / "last.pt").exists():
+        run.records.tasks(run.samplers["val"](0, 1))
+    numbers = fit(run.algorithm, run.samplers["train"], validate, settings, run.config.seed, run.hardware, run.folder, run.records)
+    best = checkpoint.load(run.folder / "best.pt", run.hardware.device)
+    checkpoint.load_weights(run.algorithm, best["model"], run.folder / "best.pt")
+    run.result |= {**numbers, "train/selected_step": best["step"], "val/score": best["score"]}
+
+
+def meta_test(run: Run) -> None:
+    """Tests the weights at hand, once, on the test split, beside chance and the same method untrained."""
+    algorithm, settings = run.algorithm, run.config.test
+    last = algorithm.test_steps
+    steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
+    with run.records.progress("testing", settings.episodes) as advance:
+        scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance)
+    run.result |= summary(scores, "test")
+    curve = "mse_median" if scores.power else "acc"
+    for step, values in zip(scores.steps, scores.values, strict=True):
+        value = values.median().item() if scores.power else values.mean().item()
+        run.records.writer.add_scalar(f"test/{curve}_after_inner_steps", value, step)
+    if settings.baseline_episodes:
+        untrained = build_algorithm(run.config, run.data, run.train_task).to(run.hardware.device)
+        untrained.vectorize = run.hardware.vectorize
+        baseline = evaluate(untrained, run.samplers["test"], settings.baseline_episodes, run.hardware)
+        run.result |= summary(baseline, "untrained")
+    if not scores.power:
+        run.result["chance/acc"] = 1 / run.test_task.ways
+
+
+def summary(scores: Scores, prefix: str) -> dict[str, Any]:
+    """The numbers of `result.json` under `prefix`: of the last inner step, and step by step where there are several."""
+    steps: dict[str, Any] = {}
+    for step, values in zip(scores.steps, scores.values, strict=True):
+        if scores.power:
+            steps[str(step)] = metrics.regression_summary(values, scores.power)
+        else:
+            mean, ci95 = metrics.interval(values)
+            steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
+    result = {f"{prefix}/{name}": value for name, value in steps[str(scores.steps[-1])].items()}
+    result[f"{prefix}/episodes"] = scores.values.shape[1]
+    if len(steps) > 1:
+        result[f"{prefix}/after_inner_steps"] = steps
+    return result
+
+
+def finish(run: Run, overrides: list[str], started: float) -> None:
+    """Writes `result.json`, the mark of a finished run."""
+    algorithm, config = run.algorithm, run.config
+    test = [value for name, value in run.result.items() if name in ("test/acc", "test/mse")]
+    run.records.writer.add_hparams(
+        {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in flat(to_container(config)).items()},
+        {"hparams/test": test[0]} if test else {},
+        run_name=".",
+    )
+    run.result |= {
+        "interval": "95%, over episodes, normal approximation",
+        "protocol": {
+            "norm": getattr(algorithm.backbone, "norm", None),
+            "transductive": algorithm.transductive,
+            "train": vars(run.train_task),
+            "test": vars(run.test_task),
+            "test_inner_steps": algorithm.test_steps,
+            "split": config.data.get("split"),
+            "selected_by": "best validation score" if "train/steps" in run.result else "the checkpoint that was given",
+        },
+        "data": run.data.describe(),
+        "parameters": sum(value.numel() for value in algorithm.parameters()),
+        "hardware": run.hardware.describe(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+        "command": " ".join(["metarun", *overrides]),
+        "seconds": time.perf_counter() - started,
+    }
+    checkpoint.save_json(run.folder / "result.json", run.result)

@@ -1,0 +1,129 @@
+"""What a run leaves behind while it runs: `metrics.jsonl`, TensorBoard events, `metarun.log`, and lines or a bar on the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun import checkpoint
+from metarun.core import Episodes
+
+log = logging.getLogger("metarun")
+
+LINE_SECONDS = 5.0  # between two plain progress lines
+
+
+class Terminal(logging.Handler):
+    """Plain lines on whatever `sys.stderr` is at the time (a progress bar replaces it while it is shown)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """The messages of the logger `metarun` also go to the file `path`, with their times."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def start_logging() -> None:
+    """Sends the logger `metarun` to the terminal, once a process."""
+    if not any(isinstance(handler, Terminal) for handler in log.handlers):
+        log.addHandler(Terminal())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class Records:
+    """The curves of one run folder. `rewind` before the first scalar."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        self._metrics = folder / "metrics.jsonl"
+        self._writer_class = SummaryWriter
+        self._writer: Any = None
+        self._line_at = 0.0
+        self._total = 0
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`, since it will be recorded again."""
+        if self._metrics.exists():
+            lines = self._metrics.read_text().splitlines(keepends=True)
+            kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            checkpoint.replace(self._metrics, lambda file: file.write(kept.encode()) and None)
+        self.close()
+        self._writer = self._writer_class(str(self.folder), purge_step=step + 1 if step else None)
+
+    @property
+    def writer(self) -> Any:
+        """The TensorBoard writer."""
+        if self._writer is None:
+            self._writer = self._writer_class(str(self.folder))
+        return self._writer
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def scalars(self, step: int, values: dict[str, float], always: bool = False) -> None:
+        """One line of `metrics.jsonl`, and one point a curve. A plain terminal shows it if `always`, or if it is time."""
+        with open(self._metrics, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if always or time.monotonic() - self._line_at >= LINE_SECONDS:
+            self._line_at = time.monotonic()
+            shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
+            log.info("step %d/%d  %s", step, self._total, shown)
+
+    def tasks(self, episodes: Episodes) -> None:
+        """A picture of the first task: a row a class, its support images, a gap, its query images."""
+        if episodes.support_x.ndim != 5:
+            return
+        support, query = (self._rows(x[0], episodes.ways) for x in (episodes.support_x, episodes.query_x))
+        gap = torch.ones(*support.shape[:2], 4)
+        picture = torch.cat([support, gap, query], dim=2)
+        low, high = picture.amin(), picture.amax()
+        self.writer.add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
+
+    @staticmethod
+    def _rows(images: Tensor, ways: int, shown: int = 10) -> Tensor:
+        """`[N*K, C, H, W]`, class-major, as one picture `[C, N*H, min(K, shown)*W]`."""
+        per_way = images.cpu().float().unflatten(0, (ways, -1))[:, :shown]
+        n, k, c, h, w = per_way.shape
+        return per_way.permute(2, 0, 3, 1, 4).reshape(c, n * h, k * w)
+
+    @contextmanager
+    def progress(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """A bar with the time left on a terminal; yields a function of the number done so far."""
+        self._total = total
+        if not sys.stderr.isatty():
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total, completed=done)
+            yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,189 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun import checkpoint
+from metarun.config import construct
+from metarun.core import Algorithm
+from metarun.data.source import EpisodeSampler
+from metarun.errors import UserError
+from metarun.hardware import Hardware
+from metarun.records import Records
+
+log = logging.getLogger("metarun")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended training after the checkpoint was saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(number).name} at step {step}")
+        self.number = number
+
+
+class Signals:
+    """Notes a signal instead of dying of it, while it is entered; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    algorithm: Algorithm,
+    sampler: EpisodeSampler,
+    validate: Callable[[], tuple[float, dict[str, float]]],
+    settings: Any,
+    seed: int,
+    hardware: Hardware,
+    folder: Path,
+    records: Records,
+) -> dict[str, Any]:
+    """Trains `algorithm` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
+
+    `sampler` yields training episodes; `validate` a score of the current weights (higher is better) and what to log;
+    `settings` is the config's `train`. Step k depends on (seed, k) and the state before it alone, so a resumed run equals
+    one never interrupted. Returns numbers for `result.json`. Raises `Interrupted` after a signal, `UserError` on a loss or
+    gradient that is not finite.
+    """
+    parameters = [value for value in algorithm.parameters() if value.requires_grad]
+    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
+    schedule = construct(settings.schedule, "train.schedule", optimizer=optimizer)
+    tasks = settings.tasks_per_step
+    state: dict[str, Any] = {
+        "step": 0, "seconds": 0.0, "best_score": -math.inf, "best_step": 0, "validated": -1, "worse": 0, "sums": {}, "summed": 0,
+    }  # fmt: skip
+    last = folder / "last.pt"
+    if last.is_file():
+        saved = checkpoint.load(last, hardware.device)
+        checkpoint.load_weights(algorithm, saved["model"], last)
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        state = saved["state"]
+        log.info("going on at step %d", state["step"])
+    records.rewind(state["step"])
+    started = saved_at = time.perf_counter()
+    before, first_step = state["seconds"], state["step"]
+
+    def seconds() -> float:
+        return before + time.perf_counter() - started
+
+    def save() -> None:
+        nonlocal saved_at
+        state["seconds"] = seconds()
+        modules = {"model": algorithm.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        checkpoint.save(last, {**modules, "state": state})
+        saved_at = time.perf_counter()
+
+    def select() -> None:
+        """Validates, and keeps the weights if they are the best so far."""
+        score, shown = validate()
+        records.scalars(state["step"], shown, always=True)
+        better = score > state["best_score"]
+        state["worse"] = 0 if better else state["worse"] + 1
+        state["validated"] = state["step"]
+        if better:
+            state["best_score"], state["best_step"] = score, state["step"]
+            checkpoint.save(folder / "best.pt", {"model": algorithm.state_dict(), "step": state["step"], "score": score})
+        save()
+
+    def over() -> bool:
+        patience, limit = settings.patience, settings.max_seconds
+        return (
+            state["step"] >= settings.steps
+            or (patience is not None and state["worse"] >= patience)
+            or (limit is not None and seconds() >= limit)
+        )
+
+    algorithm.train()
+    with Signals() as signals, records.progress("training", settings.steps, state["step"]) as advance:
+        while not over():
+            step = state["step"]
+            # Dropout and the like draw from the global generator: seeded by the step, not by the steps before it.
+            torch.manual_seed(seed * 1_000_003 + step)
+            logged = gradient_step(algorithm, sampler(step * tasks, (step + 1) * tasks), step, hardware)
+            norm = clip(parameters, settings.clip_norm, settings.clip_value)
+            if not math.isfinite(logged["loss"] + norm):
+                what = "gradient" if math.isfinite(logged["loss"]) else "loss"
+                kept = f"{last} keeps the last finite weights" if last.exists() else "nothing was saved yet"
+                raise UserError(
+                    f"training: the {what} is not finite at step {step}; {kept}; try a lower train.optimizer.lr or algo.inner_lr, "
+                    "or train.clip_norm=10"
+                )
+            optimizer.step()
+            schedule.step()
+            state["step"] = step = step + 1
+            state["summed"] += 1
+            for name, value in logged.items():
+                state["sums"][name] = state["sums"].get(name, 0.0) + value
+            if step % settings.log_every == 0:
+                shown = {f"train/{name}": value / state["summed"] for name, value in state["sums"].items()}
+                shown["train/learning_rate"] = optimizer.param_groups[0]["lr"]
+                shown["train/tasks_per_second"] = (step - first_step) * tasks / (time.perf_counter() - started)
+                records.scalars(step, shown)
+                state["sums"], state["summed"] = {}, 0
+            if step % settings.validate_every == 0:
+                select()
+            due = settings.save_every is not None and step % settings.save_every == 0
+            if state["validated"] != step and (due or signals.received or time.perf_counter() - saved_at >= settings.save_seconds):
+                save()
+            advance(step)
+            if signals.received:
+                raise Interrupted(signals.received, step)
+        if state["validated"] != state["step"]:
+            select()
+    return {
+        "train/steps": state["step"],
+        "train/seconds": state["seconds"],
+        "train/tasks_per_second": state["step"] * tasks / state["seconds"] if state["seconds"] else 0.0,
+    }
+
+
+def gradient_step(algorithm: Algorithm, episodes: Any, step: int, hardware: Hardware) -> dict[str, float]:
+    """Fills the gradients of the mean loss over `episodes`, chunk by chunk, so that one chunk's graph is held at a time."""
+    for value in algorithm.parameters():
+        value.grad = None
+    size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
+    sums: dict[str, Tensor] = {}
+    for chunk in episodes.split(size):
+        share = chunk.n_tasks / episodes.n_tasks
+        with hardware.autocast():
+            loss, shown = algorithm.loss(chunk, step)
+        (loss * share).backward()
+        for name, value in {"loss": loss.detach(), **shown}.items():
+            sums[name] = sums.get(name, 0.0) + value * share
+    return {name: float(value) for name, value in sums.items()}
+
+
+def clip(parameters: list[Tensor], norm: float | None, value: float | None) -> float:
+    """Clips the gradients by value, then by their norm; returns the norm before that."""
+    if value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, value)
+    if norm is not None:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
+    return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))

@@ -1,0 +1,20 @@
+"""Where tests find data and keep caches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of tables for the whole session, so that no data set is built twice."""
+    folder = tmp_path_factory.getbasetemp().parent / "metarun-tables"
+    os.environ["METARUN_CACHE"] = str(folder)
+    return folder

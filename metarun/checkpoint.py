@@ -14,7 +14,7 @@ from torch import nn
 from metarun.errors import UserError
 
 
-def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Puts what `write` writes in the place of `path`, all or nothing; a full disk is a `UserError`, `path` as it was."""
     aside = path.with_name(f".{path.name}.writing")
     try:
@@ -45,7 +45,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def save_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON file for people: indented, in the order given."""
-    replace(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()) and None)
+    replace(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -67,5 +67,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path
     for name in [*own, *weights]:
         here, there = (tuple(state[name].shape) if name in state else "absent" for state in (own, weights))
         if here != there:
-            raise UserError(f"checkpoint {path}: is of another architecture: {name} is {there} in the file and {here} in this model")
+            raise UserError(
+                f"checkpoint {path}: is of another architecture: {name} is {there} in the file and {here} in this model"
+            )
     module.load_state_dict(weights)

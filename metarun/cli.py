@@ -11,7 +11,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import config as schema
@@ -23,10 +24,20 @@ CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # be
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> float:
-    schema.check(config)  # before the expensive imports of the run itself
-    from metarun.recipes import run
+    job = HydraConfig.get()
+    try:
+        schema.check(config)  # before the expensive imports of the run itself
+        from metarun.recipes import run
 
-    return run(config, overrides=list(HydraConfig.get().overrides.task), choices=dict(HydraConfig.get().runtime.choices))
+        return run(config, overrides=list(job.overrides.task), choices=dict(job.runtime.choices))
+    except UserError as error:
+        if job.mode == RunMode.MULTIRUN:
+            raise
+        raise Refused(error) from error  # past Hydra, which would print lines of its own
+
+
+class Refused(BaseException):
+    """A `UserError` on its way through Hydra."""
 
 
 def main() -> None:
@@ -36,23 +47,28 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
     try:
         _run()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (Refused, UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("METARUN_TRACEBACK"):
             raise
         print(f"metarun: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        print(f"metarun: interrupted{f' by {interrupt}' if str(interrupt) else ''}; the same command goes on", file=sys.stderr)
+        print(
+            f"metarun: interrupted{f' by {interrupt}' if str(interrupt) else ''}; the same command goes on",
+            file=sys.stderr,
+        )
         sys.exit(128 + getattr(interrupt, "number", 2))
 
 
 def one_line(error: BaseException) -> str:
     """What went wrong, and the nearest right name where a name is wrong."""
-    if isinstance(error, UserError):
+    if isinstance(error, Refused | UserError):
         return str(error)
     text = str(error)
     chain = f"{text}\n{error.__cause__ or ''}"
-    if found := re.search(r"[Cc]ould not find '([^']+)'", chain) or re.search(r"In '[^']*': Could not find '([^']+)'", chain):
+    if found := re.search(r"[Cc]ould not find '([^']+)'", chain) or re.search(
+        r"In '[^']*': Could not find '([^']+)'", chain
+    ):
         return _unknown_choice(found[1])
     if found := re.search(r"Could not override '([^']+)'", chain):
         reason = re.search(r"(?:Value|Cannot|Unsupported|Invalid|Incompatible)[^\n]*", chain)
@@ -78,13 +94,15 @@ def _unknown_choice(name: str) -> str:
 def _unknown_key(key: str) -> str:
     """A key that the config does not have, wherever it was written."""
     GlobalHydra.instance().clear()
-    groups = [word for word in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w/.-]+", word) and (CONF / word.partition("=")[0]).is_dir()]
+    groups = [
+        word
+        for word in sys.argv[1:]
+        if re.fullmatch(r"[\w/]+=[\w/.-]+", word) and (CONF / word.partition("=")[0]).is_dir()
+    ]
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            known = list(schema.flat(hydra.compose("config", overrides=groups)))
+            known = list(schema.flat(OmegaConf.to_container(hydra.compose("config", overrides=groups))))
     except Exception:  # the groups themselves are at fault: the schema alone must do
-        from omegaconf import OmegaConf
-
-        known = list(schema.flat(OmegaConf.structured(schema.Config)))
+        known = list(schema.flat(OmegaConf.to_container(OmegaConf.structured(schema.Config))))
     groups_known = [path.name for path in CONF.iterdir() if path.is_dir()]
     return f"{key}: there is no such key{nearest(key, known + groups_known)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -119,7 +119,10 @@ RANGES = {
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
     "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
 }  # fmt: skip
-CHOICES = {"hardware.device": ["auto", "cpu", "cuda"], "hardware.autocast": [None, "bfloat16"]}
+CHOICES: dict[str, list[str | None]] = {
+    "hardware.device": ["auto", "cpu", "cuda"],
+    "hardware.autocast": [None, "bfloat16"],
+}
 
 
 def to_container(config: DictConfig) -> dict[str, Any]:
@@ -129,9 +132,13 @@ def to_container(config: DictConfig) -> dict[str, Any]:
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """`{"train.steps": 100, ...}` of nested mappings."""
-    if not isinstance(values, dict | DictConfig):
+    if not isinstance(values, dict):
         return {prefix: values}
-    return {key: leaf for name, value in values.items() for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        key: leaf
+        for name, value in values.items()
+        for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
 def check(config: DictConfig) -> None:
@@ -139,6 +146,7 @@ def check(config: DictConfig) -> None:
 
     Raises `UserError` that names the key, the reason and the nearest right one; converts nothing.
     """
+    check_keys(config, Config)
     for path, given in GIVEN.items():
         node = OmegaConf.select(config, path)
         if node:
@@ -154,6 +162,16 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{key}={value}: is not one of {', '.join(names)}{nearest(str(value), names)}")
 
 
+def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
+    """That `node` has no key but those of the dataclass `schema` (Hydra lets `+key=value` past it)."""
+    known = {item.name: item.default_factory for item in fields(schema)}
+    for key in map(str, node):
+        if key not in known:
+            raise UserError(f"{prefix}{key}: there is no such key{nearest(key, known)}")
+        if is_dataclass(known[key]):
+            check_keys(node[key], known[key], f"{prefix}{key}.")
+
+
 def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     """`node`'s keys and values against the signature of its `_target_`."""
     target = node.get("_target_")
@@ -167,14 +185,18 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     signature = inspect.signature(cls)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return
-    hints = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
     known = [name for name in signature.parameters if name not in given and name != "self"]
-    values = {str(key): node._get_node(key) for key in node if key != "_target_"}
+    values: dict[str, Any] = {str(key): node._get_node(key) for key in node if key != "_target_"}
     for name in values:
         if name not in known:
-            raise UserError(f"{path}.{name}: {cls.__name__} has no such setting{nearest(name, known) or '; it has ' + ', '.join(known)}")
+            raise UserError(
+                f"{path}.{name}: {cls.__name__} has no such setting{nearest(name, known) or '; it has ' + ', '.join(known)}"
+            )
     for name in known:
-        if signature.parameters[name].default is inspect.Parameter.empty and (name not in values or values[name]._is_missing()):
+        if signature.parameters[name].default is inspect.Parameter.empty and (
+            name not in values or values[name]._is_missing()
+        ):
             raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
     for name, value in values.items():
         check_value(f"{path}.{name}", value, hints.get(name, Any))
@@ -185,13 +207,17 @@ def check_value(key: str, value: Any, hint: Any) -> None:
     if typing.get_origin(hint) is typing.Literal:
         if value._value() not in typing.get_args(hint):
             names = [str(choice) for choice in typing.get_args(hint)]
-            raise UserError(f"{key}={value._value()}: is not one of {', '.join(names)}{nearest(str(value._value()), names)}")
+            raise UserError(
+                f"{key}={value._value()}: is not one of {', '.join(names)}{nearest(str(value._value()), names)}"
+            )
         return
     try:
         structured = OmegaConf.structured(make_dataclass("Value", [("value", hint, field(default=MISSING))]))
     except OmegaConfBaseException:
         return  # a type that no config can hold is the constructor's own business
-    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value._value()
+    plain = (
+        OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value._value()
+    )
     try:
         structured.value = plain
     except OmegaConfBaseException as error:
@@ -204,7 +230,9 @@ def task_of(config: DictConfig, split: str) -> Any:
     from metarun.core import TaskShape
 
     change = config[split].task
-    return TaskShape(**{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")})
+    return TaskShape(
+        **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
+    )
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:

@@ -39,8 +39,9 @@ class Episodes:
 
     def split(self, size: int) -> Iterator[Episodes]:
         """These tasks in chunks of at most `size` tasks."""
-        for chunk in zip(*(tensor.split(size) for tensor in self.tensors), strict=True):
-            yield Episodes(*chunk, ways=self.ways)
+        parts = (tensor.split(size) for tensor in self.tensors)
+        for support_x, support_y, query_x, query_y in zip(*parts, strict=True):
+            yield Episodes(support_x, support_y, query_x, query_y, self.ways)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,16 @@ class Spec:
     outputs: int  # ways of a training task, or dimensions of a regression target
 
 
+class Backbone(nn.Module):
+    """Images `[B, C, H, W]` (or vectors `[B, D]`) to features `[B, features]`.
+
+    `forward(x, n_support=None)`: with the norm `support`, the statistics of the first `n_support` rows normalise all.
+    """
+
+    features: int
+    norm: str  # a kind of `metarun.backbones.norm`
+
+
 class Algorithm(nn.Module, ABC):
     """A method: a batch of episodes in, a loss out; a batch of test episodes in, predictions out.
 
@@ -74,10 +85,12 @@ class Algorithm(nn.Module, ABC):
     needs_queries: ClassVar[bool] = True  # whether training tasks need a query set
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
-    def __init__(self, backbone: nn.Module, spec: Spec) -> None:
+    def __init__(self, backbone: Backbone, spec: Spec) -> None:
         super().__init__()
         if spec.kind == "regression" and not self.regression:
-            raise UserError(f"algo: {type(self).__name__} only classifies, but the data are regression tasks; try algo=maml")
+            raise UserError(
+                f"algo: {type(self).__name__} only classifies, but the data are regression tasks; try algo=maml"
+            )
         self.backbone = backbone
         self.spec = spec
 

@@ -15,7 +15,16 @@ from metarun.errors import UserError
 UNNAMED = ("outputs", "resume", "name", "experiment")  # say where or how, not what
 LONGEST = 120  # characters of a folder's name
 # What may differ between the two sittings of one run: it changes no number beyond float order.
-FREE = ("outputs", "resume", "hardware.device", "hardware.threads", "hardware.vectorize", "hardware.task_chunk", "train.save_every", "train.save_seconds")
+FREE = (
+    "outputs",
+    "resume",
+    "hardware.device",
+    "hardware.threads",
+    "hardware.vectorize",
+    "hardware.task_chunk",
+    "train.save_every",
+    "train.save_seconds",
+)
 
 
 def folder_name(overrides: list[str], named: bool) -> str:
@@ -59,5 +68,6 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
     ]
     if differing:
         raise UserError(
-            f"{folder} was made with another config ({'; '.join(differing)}); give this run a name=, or start over beside it with resume=false"
+            f"{folder} was made with another config ({'; '.join(differing)}); "
+            "give this run a name=, or start over beside it with resume=false"
         )

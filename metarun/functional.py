@@ -68,31 +68,27 @@ def adapt(
     loss: Callable[[Params], Tensor],
     params: Params,
     *,
-    steps: int,
+    steps: Sequence[int],
     learning_rate: float | Tensor | Mapping[str, Tensor],
     first_order: bool = False,
-    keep: Sequence[int] = (),
-) -> Params | list[Params]:
+) -> list[Params]:
     """Gradient descent from `params` on `loss`: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
 
     Second order: the result is differentiable through every step (MAML). First order: no graph of the inner gradients
     is built, and the result's derivative with respect to `params` is the identity (FOMAML, section 5.2 of the MAML
-    paper). Under `torch.no_grad()` neither keeps a graph. With `keep`, the list of parameters after each of those
-    numbers of steps is returned instead of the last ones.
+    paper). Under `torch.no_grad()` neither keeps a graph. Returns the parameters after each of the numbers of steps in
+    `steps`, of which the largest is the number of steps taken.
     """
-    if keep:
-        steps = max(keep)
     second_order = torch.is_grad_enabled() and not first_order
     current = params if second_order else {name: value.detach() for name, value in params.items()}
     kept = {0: current}
-    for step in range(1, steps + 1):
+    for step in range(1, max(steps) + 1):
         gradients = gradient(loss, current, create_graph=second_order)
         current = {name: value - rate(learning_rate, name) * gradients[name] for name, value in current.items()}
-        if step in keep:
-            kept[step] = current
-    if keep:
-        return [kept[step] for step in keep]
-    return current if second_order or not torch.is_grad_enabled() else straight_through(params, current)
+        kept[step] = current if step in steps else {}
+    if torch.is_grad_enabled() and first_order:
+        return [straight_through(params, kept[step]) for step in steps]
+    return [kept[step] for step in steps]
 
 
 def rate(learning_rate: float | Tensor | Mapping[str, Tensor], name: str) -> float | Tensor:
@@ -111,7 +107,7 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     Where the backbone's norm is `support`, the queries `x` are normalised with the statistics of `support_x`, for which
     both sets go through together. Every other norm sees `x` alone.
     """
-    if support_x is None or module.backbone.norm != "support":
+    if support_x is None or getattr(module.backbone, "norm", None) != "support":
         return torch.func.functional_call(module, params, (x,))
     return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
 

@@ -41,10 +41,23 @@ class Hardware:
         """JSON values for `result.json`."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         precision = str(self.autocast_dtype).removeprefix("torch.") if self.autocast_dtype else "float32"
-        return {"device": self.device.type, "gpu": gpu, "precision": precision, "threads": self.threads, "vectorize": self.vectorize}
+        return {
+            "device": self.device.type,
+            "gpu": gpu,
+            "precision": precision,
+            "threads": self.threads,
+            "vectorize": self.vectorize,
+        }
 
 
-def choose(device: str, autocast: str | None, threads: int | None, vectorize: bool | None, task_chunk: int | None, model: nn.Module) -> Hardware:
+def choose(
+    device: str,
+    autocast: str | None,
+    threads: int | None,
+    vectorize: bool | None,
+    task_chunk: int | None,
+    model: nn.Module,
+) -> Hardware:
     """The hardware of the config's `hardware` node for `model`. Raises `UserError` where CUDA is asked for and absent."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from metarun.evaluate import Scores, evaluate
 from metarun.folders import choose_folder, refuse_other_config
 from metarun.hardware import Hardware
 from metarun.records import Records, logging_to, start_logging
-from metarun.train import fit
+from metarun.train import build_optimizer, fit
 
 log = logging.getLogger("metarun")
 
@@ -41,6 +42,8 @@ class Run:
     train_task: TaskShape
     test_task: TaskShape
     samplers: dict[str, EpisodeSampler]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +75,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> fl
     if config.checkpoint:  # nothing is trained: only the test split must serve
         tasks = {"test": test_task}
     samplers = {split: data.sampler(split, task, config.seed, hardware.device) for split, task in tasks.items()}
+    optimizer, schedule = build_optimizer(algorithm, config.train)
     weights = checkpoint_file(config) if config.checkpoint else None
     if weights:
         checkpoint.load_weights(algorithm, checkpoint.load(weights, hardware.device)["model"], weights)
@@ -81,9 +85,11 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> fl
     try:
         with lock, logging_to(folder / "metarun.log"):
             text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
-            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()) and None)
+            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
             records = Records(folder)
-            shared = Run(config, data, algorithm, hardware, folder, records, train_task, test_task, samplers)
+            shared = Run(
+                config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule
+            )
             log.info("run folder: %s", folder)
             try:
                 for stage in config.recipe.stages:
@@ -92,7 +98,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> fl
             finally:
                 records.close()
     except Timeout:
-        raise UserError(f"{folder}: another process is running this; wait for it, or give this one another name=") from None
+        raise UserError(
+            f"{folder}: another process is running this; wait for it, or give this one another name="
+        ) from None
     report.show(folder, shared.result)
     return float(shared.result.get("val/score", 0.0))
 
@@ -132,7 +140,9 @@ def with_checkpoint(config: DictConfig, overrides: list[str], choices: dict[str,
     """
     stored_file = checkpoint_file(config).parent / "config.yaml"
     if not stored_file.is_file():
-        raise UserError(f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made")
+        raise UserError(
+            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+        )
     stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
         if key in ("experiment", "preset", "algo"):
@@ -176,12 +186,24 @@ def meta_train(run: Run) -> None:
         scores = evaluate(run.algorithm, run.samplers["val"], settings.validate_episodes, run.hardware)
         mean, ci95 = metrics.interval(scores.final)
         if regression:
-            return -scores.final.nan_to_num(nan=float("inf")).median().item(), {"val/mse": mean, "val/mse_median": scores.final.median().item()}
+            median = scores.final.nan_to_num(nan=math.inf).median().item()
+            return -median, {"val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
         return mean, {"val/acc": mean, "val/acc_ci95": ci95}
 
     if not (run.folder / "last.pt").exists():
         run.records.tasks(run.samplers["val"](0, 1))
-    numbers = fit(run.algorithm, run.samplers["train"], validate, settings, run.config.seed, run.hardware, run.folder, run.records)
+    numbers = fit(
+        run.algorithm,
+        run.samplers["train"],
+        validate,
+        run.optimizer,
+        run.schedule,
+        settings,
+        run.config.seed,
+        run.hardware,
+        run.folder,
+        run.records,
+    )
     best = checkpoint.load(run.folder / "best.pt", run.hardware.device)
     checkpoint.load_weights(run.algorithm, best["model"], run.folder / "best.pt")
     run.result |= {**numbers, "train/selected_step": best["step"], "val/score": best["score"]}
@@ -202,7 +224,7 @@ def meta_test(run: Run) -> None:
     if settings.baseline_episodes:
         untrained = build_algorithm(run.config, run.data, run.train_task).to(run.hardware.device)
         untrained.vectorize = run.hardware.vectorize
-        baseline = evaluate(untrained, run.samplers["test"], settings.baseline_episodes, run.hardware)
+        baseline = evaluate(untrained, run.samplers["test"], settings.baseline_episodes, run.hardware, steps)
         run.result |= summary(baseline, "untrained")
     if not scores.power:
         run.result["chance/acc"] = 1 / run.test_task.ways
@@ -219,7 +241,7 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
             steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
     result = {f"{prefix}/{name}": value for name, value in steps[str(scores.steps[-1])].items()}
     result[f"{prefix}/episodes"] = scores.values.shape[1]
-    if len(steps) > 1:
+    if len(steps) > 1 or scores.power:
         result[f"{prefix}/after_inner_steps"] = steps
     return result
 
@@ -229,7 +251,10 @@ def finish(run: Run, overrides: list[str], started: float) -> None:
     algorithm, config = run.algorithm, run.config
     test = [value for name, value in run.result.items() if name in ("test/acc", "test/mse")]
     run.records.writer.add_hparams(
-        {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in flat(to_container(config)).items()},
+        {
+            key: value if isinstance(value, int | float | str | bool) else str(value)
+            for key, value in flat(to_container(config)).items()
+        },
         {"hparams/test": test[0]} if test else {},
         run_name=".",
     )

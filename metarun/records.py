@@ -68,7 +68,7 @@ class Records:
         if self._metrics.exists():
             lines = self._metrics.read_text().splitlines(keepends=True)
             kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            checkpoint.replace(self._metrics, lambda file: file.write(kept.encode()) and None)
+            checkpoint.replace(self._metrics, lambda file: file.write(kept.encode()))
         self.close()
         self._writer = self._writer_class(str(self.folder), purge_step=step + 1 if step else None)
 
@@ -123,7 +123,13 @@ class Records:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done)
             yield lambda done: bar.update(task, completed=done)

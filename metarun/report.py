@@ -3,50 +3,71 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+SHOWN_STEPS = {0, 1, 5, 10}
+
 
 def show_stored(folder: Path) -> float:
     """Shows the result of a finished run; returns its validation score."""
     result = json.loads((folder / "result.json").read_text())
-    show(folder, result, finished_before=True)
+    show(folder, result)
+    print("This run had finished before: nothing was computed; resume=false starts over beside it.")
     return float(result.get("val/score", 0.0))
 
 
-def show(folder: Path, result: dict[str, Any], finished_before: bool = False) -> None:
+def show(folder: Path, result: dict[str, Any]) -> None:
     """Prints the table of a result and where everything lies."""
+    # Piped output keeps its lines whole; a terminal is as wide as it is.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_accuracies(result) if "test/acc" in result else _errors(result))
+    if "train/steps" in result:
+        print(
+            f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} "
+            f"tasks/s; tested: the weights of step {result['train/selected_step']}, the best on validation"
+        )
+    print(f"results  {folder}\ncurves   tensorboard --logdir {folder}")
+
+
+def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
-    task = protocol["test"]
-    shape = f"{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class" if "test/acc" in result else f"{task['shots']}-shot"
     mode = "transductive" if protocol["transductive"] else "inductive"
-    table = Table(title=f"{shape}; norm {protocol['norm']}, {mode}", title_justify="left")
-    for column in ("", "value", "95% interval", "episodes"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _accuracies(result: dict[str, Any]) -> Table:
+    task = result["protocol"]["test"]
+    title = f"{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix in ("test", "untrained", "chance"):
         if f"{prefix}/acc" in result:
             interval = f"± {result[f'{prefix}/acc_ci95']:.2%}" if f"{prefix}/acc_ci95" in result else ""
-            episodes = str(result.get(f"{prefix}/episodes", ""))
-            table.add_row(f"{prefix} accuracy" if prefix != "chance" else prefix, f"{result[f'{prefix}/acc']:.2%}", interval, episodes)
-        if f"{prefix}/mse" in result:
-            after = result.get(f"{prefix}/after_inner_steps") or {"": {key: result[f"{prefix}/{key}"] for key in ("mse", "mse_ci95", "mse_median", "diverged")}}
-            for step, numbers in after.items():
-                when = f" after {step} steps" if step else ""
-                episodes = f"{result[f'{prefix}/episodes']}, {numbers['diverged']} diverged"
+            table.add_row(prefix, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+    return table
+
+
+def _errors(result: dict[str, Any]) -> Table:
+    title = f"regression from {result['protocol']['test']['shots']} points"
+    table = _table(result, title, ("mean squared error", "95% interval", "median", "diverged", "episodes"))
+    last = result["protocol"]["test_inner_steps"]
+    for prefix in ("test", "untrained"):
+        steps = result.get(f"{prefix}/after_inner_steps", {})
+        for step, numbers in steps.items():
+            if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
-                    f"{prefix} MSE{when} (median {numbers['mse_median']:.3f})", f"{numbers['mse']:.3f}", f"± {numbers['mse_ci95']:.3f}", episodes
+                    f"{prefix}, after {step} steps",
+                    f"{numbers['mse']:.3f}",
+                    f"± {numbers['mse_ci95']:.3f}",
+                    f"{numbers['mse_median']:.3f}",
+                    str(numbers["diverged"]),
+                    str(result[f"{prefix}/episodes"]),
                 )
-    if "train/steps" in result:
-        table.caption = (
-            f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} tasks/s; "
-            f"tested the weights of step {result['train/selected_step']}, chosen on validation"
-        )
-        table.caption_justify = "left"
-    console = Console(soft_wrap=False)
-    console.print(table)
-    if finished_before:
-        console.print("This run had finished before; resume=false starts over beside it.", highlight=False)
-    print(f"results  {folder}\ncurves   tensorboard --logdir {folder}")
+    return table

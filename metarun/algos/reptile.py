@@ -2,7 +2,7 @@
 
 https://arxiv.org/abs/1803.02999
 
-    phi <- phi + epsilon * mean_i (U_i^k(phi) - phi)                             (algorithm 2, the batched version)
+    phi <- phi + epsilon * mean_i (U_i^k(phi) - phi)            (algorithm 2, the batched version)
 
 U_i^k is k steps of the inner optimiser on mini-batches of task i: Adam with beta1 = 0, as in the paper's experiments.
 The outer optimiser is SGD whose learning rate is epsilon (1, falling linearly to 0), for which `loss` has the gradient
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metarun.core import Algorithm, Episodes, Spec
+from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.functional import Params, call, gradient, linear_head, parameters
 
 
@@ -34,12 +34,14 @@ class Reptile(Algorithm):
 
     regression = True
     fixed_ways = True
+    taken: Tensor  # Adam steps so far
+
     whole_batch = True  # one update of Adam's moments a step
     needs_queries = False
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         spec: Spec,
         *,
         inner_steps: int = 5,
@@ -58,7 +60,7 @@ class Reptile(Algorithm):
         self.moments = nn.Module()  # Adam's second moments, one buffer a parameter
         for name, value in parameters(self).items():
             self.moments.register_buffer(name.replace(".", "_"), torch.zeros_like(value))
-        self.register_buffer("taken", torch.zeros((), dtype=torch.float64))  # Adam steps so far
+        self.register_buffer("taken", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return self.head(self.backbone(x, n_support))
@@ -88,12 +90,13 @@ class Reptile(Algorithm):
                 return value
 
             gradients = gradient(batch_loss, params, create_graph=False)
-            correction = 1 - self.inner_beta2 ** (self.taken + step)
+            correction = (1 - self.inner_beta2 ** (self.taken + step)).to(support_x.dtype)
             moments = {
-                name: self.inner_beta2 * moment + (1 - self.inner_beta2) * gradients[name].square() for name, moment in moments.items()
+                name: self.inner_beta2 * moment + (1 - self.inner_beta2) * gradients[name].square()
+                for name, moment in moments.items()
             }
             params = {
-                name: value - self.inner_lr * gradients[name] / ((moments[name] / correction.to(value.dtype)).sqrt() + 1e-8)
+                name: value - self.inner_lr * gradients[name] / ((moments[name] / correction).sqrt() + 1e-8)
                 for name, value in params.items()
             }
             kept[step] = params
@@ -126,7 +129,9 @@ class Reptile(Algorithm):
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        generator = torch.Generator().manual_seed(0)  # the same positions in every test task, whatever it is tested with
+        generator = torch.Generator().manual_seed(
+            0
+        )  # the same positions in every test task, whatever it is tested with
         positions = self.positions(episodes.support_x.shape[1], self.test_inner_batch, max(steps), generator)
         positions = positions.to(episodes.support_x.device)
 

@@ -65,7 +65,9 @@ def _fetch(address: str, path: Path, checksum: str) -> None:
                         if progress is not None:
                             progress.update(0, advance=len(block))
             if size < length:
-                raise UserError(f"download of {address} broke off after {size} of {length} bytes; run again, or {by_hand}")
+                raise UserError(
+                    f"download of {address} broke off after {size} of {length} bytes; run again, or {by_hand}"
+                )
             if digest.hexdigest() != checksum:
                 raise UserError(
                     f"download of {address} brought another file than the published one "
@@ -95,7 +97,13 @@ def _progress(name: str, length: int) -> AbstractContextManager[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=Console(stderr=True))
     progress.add_task(name, total=length or None)  # the first task of a Progress has the number 0
     return progress

@@ -48,9 +48,10 @@ class Folder(ImageSource):
     Where sub-folders or lists name no validation classes, a share of the training classes is drawn for them: that of
     `ratios`.
 
-    An image is any file that Pillow opens (of an animation the first frame). It is turned as its EXIF data say, and its
-    largest centred square is resized to `image_size` (Lanczos). Transparent parts become white; 16 bits become 8, the
-    full range kept; `channels` is 1, 3, or null for 1 if all images are grey and 3 otherwise. Hidden files are ignored.
+    An image is any file that Pillow opens (of an animation the first frame). It is turned as its EXIF data say, its
+    short side resized to `image_size` (Lanczos) and its long side cropped to the centre. Transparent parts become white;
+    16 bits become 8, the full range kept; `channels` is 1, 3, or null for 1 if all images are grey and 3 otherwise.
+    Hidden files are ignored.
     `skip_bad` leaves out files that are no whole images, and counts them as `skipped` in `result.json`; without it they
     are errors. `normalize` and `rotations` are those of `ImageSource`.
 
@@ -136,8 +137,11 @@ def _list(root: Path) -> list[ClassFolder]:
     parts = [name for name in SPLITS if name in names]
     inside = {part: _folders(root / part) for part in parts}
     if any(inside.values()):
-        if lacking := [part for part in ("train", "test") if not inside.get(part)] + [part for part in parts if not inside[part]]:
-            raise UserError(f"data.root: {root} is divided into {', '.join(parts)}, but there are no class folders in {lacking[0]}")
+        lacking = [part for part in SPLITS if (part != "val" or part in parts) and not inside.get(part)]
+        if lacking:
+            raise UserError(
+                f"data.root: {root} is divided into {', '.join(parts)}, but there are no class folders in {lacking[0]}"
+            )
         if others := [name for name in names if name not in SPLITS]:
             log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(parts), ", ".join(others))
         classes = [_class(root / part / name, part) for part in parts for name in inside[part]]
@@ -151,7 +155,9 @@ def _list(root: Path) -> list[ClassFolder]:
         return classes
     if not names:
         if _visible(root):
-            raise UserError(f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own")
+            raise UserError(
+                f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own"
+            )
         raise UserError(f"data.root: folder {root} is empty")
     return [_class(root / name, "") for name in names]
 
@@ -160,7 +166,9 @@ def _class(path: Path, part: str) -> ClassFolder:
     files = []
     for entry in _visible(path):
         if entry.is_dir():
-            raise UserError(f"data.root: {entry.path} is a folder inside a class folder; class folders hold images alone")
+            raise UserError(
+                f"data.root: {entry.path} is a folder inside a class folder; class folders hold images alone"
+            )
         files.append(entry.name)
     if not files:
         raise UserError(f"data.root: the class folder {path} is empty")
@@ -174,7 +182,11 @@ def _listing(classes: Sequence[ClassFolder]) -> str:
         for file in entry.files:
             path = entry.path / file
             status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
-            digest.update(f"{entry.part}/{entry.name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            digest.update(
+                f"{entry.part}/{entry.name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
     return digest.hexdigest()
 
 
@@ -189,7 +201,9 @@ def _divide(
     splits: dict[Split, list[int]]
     if classes[0].part:
         if any(names is not None for names in lists):
-            raise UserError(f"data.train_classes, val_classes, test_classes: {root} is divided by its train and test folders already")
+            raise UserError(
+                f"data.train_classes, val_classes, test_classes: {root} is divided by its train and test folders already"
+            )
         splits = {split: [number for number, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
     elif any(names is not None for names in lists):
         splits = _listed(lists, index, root)
@@ -197,10 +211,14 @@ def _divide(
         counts = _apportion(len(classes), shares, f"{root} holds")
         drawn = _shuffled(list(range(len(classes))), seed)
         stops = np.cumsum(counts)
-        return {split: sorted(drawn[stop - count : stop]) for split, count, stop in zip(SPLITS, counts, stops, strict=True)}
+        return {
+            split: sorted(drawn[stop - count : stop]) for split, count, stop in zip(SPLITS, counts, stops, strict=True)
+        }
     if not splits["val"]:
         train, val = shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])
-        count, _ = _apportion(len(splits["train"]), (train, val), f"{root} gives no validation classes, and for training")
+        count, _ = _apportion(
+            len(splits["train"]), (train, val), f"{root} gives no validation classes, and for training"
+        )
         drawn = _shuffled(splits["train"], seed)
         splits["train"], splits["val"] = sorted(drawn[:count]), sorted(drawn[count:])
     return dict(splits)
@@ -219,7 +237,9 @@ def _listed(
                 raise UserError(f"data.{split}_classes: class {name} is in data.{homes[name]}_classes already")
             homes[name] = split
         if not names and split != "val":
-            raise UserError(f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes")
+            raise UserError(
+                f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes"
+            )
         splits[split] = [index[str(name)] for name in names or []]
     return splits
 
@@ -227,7 +247,9 @@ def _listed(
 def _apportion(total: int, shares: Sequence[float], subject: str) -> list[int]:
     """`total` classes among splits by their shares, at least one each; sums to `total`."""
     if total < len(shares):
-        raise UserError(f"data.root: {subject} {total} classes; at least {len(shares)} are needed, one for each split")
+        raise UserError(
+            f"data.root: {subject} {total} class{'es' * (total != 1)}; at least {len(shares)} are needed, one for each split"
+        )
     counts = [1] * len(shares)
     for _ in range(total - len(shares)):
         lacking = [share * total - count for share, count in zip(shares, counts, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,18 @@ FACES = (
 
 SCRIPTS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "Latin", "Greek", "Cyrillic", "Canadian Syllabics", "Coptic", "Mathematical Operators", "Miscellaneous Symbols",
+        "Latin", "Greek", "Cyrillic", "Canadian Syllabics", "Mathematical Operators", "Miscellaneous Symbols",
     ),
-    "val": ("Hebrew", "Lao", "Old Italic", "Ogham", "Arrows"),
+    "val": ("Coptic", "Hebrew", "Lao", "Old Italic", "Ogham", "Arrows"),
     "test": ("Georgian", "Armenian", "Arabic", "Tifinagh", "N'Ko", "Miscellaneous Technical"),
 }  # fmt: skip
 
 # Scripts of letters by the first word of their characters' Unicode names, the others by their blocks.
-_WORDS = {"CANADIAN": "Canadian Syllabics", "NKO": "N'Ko", "OLD": "Old Italic"} | {
-    name.upper(): name
-    for name in ("Latin", "Greek", "Cyrillic", "Georgian", "Coptic", "Hebrew", "Lao", "Ogham", "Armenian", "Arabic", "Tifinagh")
-}
+_WORDS = {
+    "LATIN": "Latin", "GREEK": "Greek", "CYRILLIC": "Cyrillic", "CANADIAN": "Canadian Syllabics", "COPTIC": "Coptic",
+    "HEBREW": "Hebrew", "LAO": "Lao", "OLD": "Old Italic", "OGHAM": "Ogham", "GEORGIAN": "Georgian", "ARMENIAN": "Armenian",
+    "ARABIC": "Arabic", "TIFINAGH": "Tifinagh", "NKO": "N'Ko",
+}  # fmt: skip
 _BLOCKS = (
     (0x2190, 0x21FF, "Arrows"),
     (0x2200, 0x22FF, "Mathematical Operators"),
@@ -55,9 +56,11 @@ _BLOCKS = (
 _CANVAS = 64  # pixels of the square that a character is drawn into before it is warped
 _BOX = 44  # of its longer side there
 _REACH = 6  # pixels to which distances are measured
-_VARIANTS = tuple(  # turn, slant and stretch (see `_grid`) that do not make another character
-    [(0.0, 0.0, 0.0)] + [(0.25 * s, 0.0, 0.0) for s in (-1, 1)] + [(0.0, 0.3 * s, 0.0) for s in (-1, 1)]
-    + [(0.0, 0.0, 0.26 * s) for s in (-1, 1)]
+# Turn, slant, width and height (see `_grid`) that do not make another character. One sign is enough: with every pair
+# compared both ways, turning the one to the left is turning the other to the right.
+_VARIANTS = (
+    (0.0, 0.0, 1.0, 1.0), (0.2, 0.0, 1.0, 1.0), (0.0, 0.25, 1.0, 1.0), (0.0, 0.0, 1.2, 1.0), (0.0, 0.0, 1.4, 1.0),
+    (0.0, 0.0, 1.0, 1.2), (0.0, 0.0, 1.0, 1.4),
 )  # fmt: skip
 _UNIT = 2048  # length of a picture's vector of whole numbers
 
@@ -80,7 +83,8 @@ def script(code: int) -> str | None:
 class Glyphs(ImageSource):
     """Characters of 18 scripts, 20 renderings each, `[1, image_size, image_size]`, light on dark; group = script.
 
-    `rotations` counts each character turned by 90, 180 and 270 degrees as further classes; `within_script` draws all ways
+    `rotations` counts each character turned by 90, 180 and 270 degrees as further classes (some of which are other
+    characters: Canadian syllables are told apart by how they are turned); `within_script` draws all ways
     of an episode from one script. Raises `UserError` if `image_size` is below 8 or the fonts are missing.
     """
 
@@ -120,14 +124,15 @@ def cache_key(fonts: Sequence[Path], image_size: int) -> dict[str, Any]:
     }
 
 
-def build(fonts: Sequence[Path], image_size: int, only: Sequence[int] | None = None) -> Iterator[ClassImages]:
+def build(fonts: Sequence[Path], image_size: int, only: Collection[int] | None = None) -> Iterator[ClassImages]:
     """The classes in the order of `SCRIPTS` and then of their code points; `only` restricts the code points considered."""
     drawings = draw_characters(fonts, only)
     for code, faces in distinct_characters(drawings).items():
-        yield ClassImages(f"{script(code)}/U+{code:04X}", script(code) or "", render(code, drawings[code][faces], image_size))
+        group = script(code) or ""
+        yield ClassImages(f"{group}/U+{code:04X}", group, render(code, drawings[code][faces], image_size))
 
 
-def draw_characters(fonts: Sequence[Path], only: Sequence[int] | None = None) -> dict[int, np.ndarray]:
+def draw_characters(fonts: Sequence[Path], only: Collection[int] | None = None) -> dict[int, np.ndarray]:
     """The ink of every character in each face that has it, bool `[faces, canvas, canvas]`, by code point.
 
     Characters are centred and scaled to the same longer side: size and position tell nothing.
@@ -147,7 +152,8 @@ def draw_characters(fonts: Sequence[Path], only: Sequence[int] | None = None) ->
                 continue
             ink = Image.frombytes("L", mask.size, bytes(mask)).crop(mask.getbbox())
             scale = _BOX / max(ink.size)
-            ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+            shape = (max(1, round(ink.width * scale)), max(1, round(ink.height * scale)))
+            ink = ink.resize(shape, Image.Resampling.BOX)
             canvas = Image.new("L", (_CANVAS, _CANVAS))
             canvas.paste(ink, ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2))
             found.setdefault(code, []).append(np.asarray(canvas) >= 112)
@@ -166,8 +172,8 @@ def distinct_characters(drawings: dict[int, np.ndarray]) -> dict[int, list[int]]
     first = _distances(np.stack([ink[0] for ink in drawings.values()]))
     plain = _picture(first)
     alike = np.zeros((len(codes), len(codes)), dtype=bool)
-    for turn, slant, stretch in _VARIANTS:
-        alike |= _picture(first, turn, slant, stretch) @ plain.T > SAME * _UNIT**2
+    for variant in _VARIANTS:
+        alike |= _picture(first, *variant) @ plain.T > SAME * _UNIT**2
     alike |= alike.T
     kept: list[int] = []
     for row in range(len(codes)):
@@ -197,15 +203,14 @@ def render(code: int, ink: np.ndarray, size: int) -> np.ndarray:
     outline = np.clip(pen - half, -0.3 * half, 0.35 * half_gap[face])
 
     turn, slant = rng.normal(0, 0.13, n), rng.normal(0, 0.22, n)
-    grow, stretch = rng.uniform(0.78, 1.1, n), rng.normal(0, 0.13, n)
-    shift = rng.uniform(-0.07, 0.07, (2, n))
-    wobble = sum(_smooth(rng.normal(0, sd, (2, n, k, k)), size) for k, sd in ((3, 0.045), (5, 0.028)))
-    x, y = _grid(turn, slant, stretch, size)
-    x = (x - shift[0, :, None, None]) / grow[:, None, None] + wobble[0]
-    y = (y - shift[1, :, None, None]) / grow[:, None, None] + wobble[1]
+    scale, stretch = rng.uniform(0.78, 1.1, n), np.exp(rng.normal(0, 0.065, n))
+    shift = rng.uniform(-0.07, 0.07, (2, n, 1, 1))
+    wobble = sum(_smooth(rng.normal(0, sd, (2, n, knots, knots)), size) for knots, sd in ((3, 0.045), (5, 0.028)))
+    x, y = _grid(turn, slant, scale * stretch, scale / stretch, size)
+    x, y = np.stack([x, y]) + wobble - shift
     depth = _sample(distance, face, x, y) + outline[:, None, None]
     # One output pixel of ramp is what a pen on a grey scanner gives.
-    value = np.clip(0.5 + depth * (grow * size / _CANVAS)[:, None, None], 0, 1)
+    value = np.clip(0.5 + depth * (scale * size / _CANVAS)[:, None, None], 0, 1)
     return np.round(value * 255).astype(np.uint8)[:, None]
 
 
@@ -227,7 +232,9 @@ def _depth(mask: np.ndarray) -> np.ndarray:
     far = (_REACH + 1) ** 2
     squares = np.where(mask, far, 0).astype(np.uint8)
     for axis in (1, 2):
-        padded = np.pad(squares, [(0, 0)] + [(_REACH, _REACH) if a == axis else (0, 0) for a in (1, 2)], constant_values=far)
+        margins = [(0, 0)] * 3
+        margins[axis] = (_REACH, _REACH)
+        padded = np.pad(squares, margins, constant_values=far)
         squares = np.full_like(squares, far)
         for step in range(-_REACH, _REACH + 1):
             window = [slice(None)] * 3
@@ -236,14 +243,18 @@ def _depth(mask: np.ndarray) -> np.ndarray:
     return np.sqrt(np.arange(far + 1, dtype=np.float32))[np.minimum(squares, far)]
 
 
-def _grid(turn: np.ndarray, slant: np.ndarray, stretch: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where on the canvas (x and y from -0.5 to 0.5) each pixel of n images looks, float64 `[n, size, size]` each."""
+def _grid(
+    turn: np.ndarray, slant: np.ndarray, width: np.ndarray, height: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where on the canvas (x and y from -0.5 to 0.5) each pixel of n images looks, float64 `[n, size, size]` each.
+
+    The image is the canvas stretched to `width` and `height`, slanted by `slant` (x per y), and turned by `turn` radians.
+    """
+    turn, slant, width, height = (values[:, None, None] for values in (turn, slant, width, height))
     line = (np.arange(size) + 0.5) / size - 0.5
-    turn, slant, stretch = (a[:, None, None] for a in (turn, slant, stretch))
     x, y = line[None, None, :], line[None, :, None]
     x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-    x = x + slant * y
-    return x * np.exp(stretch / 2), y * np.exp(-stretch / 2)
+    return (x + slant * y) / width, y / height
 
 
 def _smooth(knots: np.ndarray, size: int) -> np.ndarray:
@@ -267,12 +278,14 @@ def _sample(canvas: np.ndarray, face: np.ndarray, x: np.ndarray, y: np.ndarray) 
     return upper * (1 - y) + lower * y
 
 
-def _picture(distance: np.ndarray, turn: float = 0, slant: float = 0, stretch: float = 0) -> np.ndarray:
+def _picture(
+    distance: np.ndarray, turn: float = 0.0, slant: float = 0.0, width: float = 1.0, height: float = 1.0
+) -> np.ndarray:
     """Blurred pictures whose scalar products are their correlations times `_UNIT` squared, float32 `[n, 24 * 24]`.
 
-    The values are whole, so that the products are exact in float32 and their sum the same in whatever order it is taken.
+    The values are whole, so that the products are exact in float32, the same in whatever order they are summed.
     """
-    x, y = _grid(*(np.full(1, value) for value in (turn, slant, stretch)), 24)
+    x, y = _grid(np.full(1, turn), np.full(1, slant), np.full(1, width), np.full(1, height), 24)
     pictures = np.empty((len(distance), 24 * 24), np.float32)
     for start in range(0, len(distance), 256):
         part = distance[start : start + 256]

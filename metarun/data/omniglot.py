@@ -13,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops
 
 from metarun.data.download import download
 from metarun.data.sampler import uniforms
@@ -133,7 +133,9 @@ def _find(folder: Path, name: str, checksum: str, may_download: bool) -> Path:
         if path.exists():
             return path
     if not may_download:
-        raise UserError(f"data omniglot: {archive} is missing; put it there from {ADDRESS}{name}.zip, or set data.download=true")
+        raise UserError(
+            f"data omniglot: {archive} is missing; put it there from {ADDRESS}{name}.zip, or set data.download=true"
+        )
     return download(f"{ADDRESS}{name}.zip", archive, checksum=checksum)
 
 
@@ -172,7 +174,9 @@ def _check(source: Path, found: dict[str, int], characters: list[Character]) -> 
     missing = [name for name in names if name not in found]
     other = [name for name in names if name in found and found[name] != DRAWINGS]
     if missing:
-        raise UserError(f"data omniglot: {source}: {len(missing)} of {len(names)} characters are missing: {_some(missing)}")
+        raise UserError(
+            f"data omniglot: {source}: {len(missing)} of {len(names)} characters are missing: {_some(missing)}"
+        )
     if other:
         raise UserError(f"data omniglot: {source}: {found[other[0]]} drawings instead of {DRAWINGS} of {_some(other)}")
 
@@ -189,5 +193,7 @@ def _ink(source: Path, member: PurePath, raw: bytes, size: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"data omniglot: {source}: {member} cannot be decoded ({error})") from error
     if image.size != (SIDE, SIDE):
-        raise UserError(f"data omniglot: {source}: {member} has {image.width}x{image.height} pixels, expected {SIDE}x{SIDE}")
-    return np.asarray(ImageOps.invert(image).resize((size, size), Image.Resampling.LANCZOS))
+        raise UserError(
+            f"data omniglot: {source}: {member} has {image.width}x{image.height} pixels, expected {SIDE}x{SIDE}"
+        )
+    return np.asarray(ImageChops.invert(image).resize((size, size), Image.Resampling.LANCZOS))

@@ -43,10 +43,11 @@ class RegressionSource(DataSource):
                     (draws[:, :1], draws[:, 1:2], draws[:, 2:]), (self.first, self.second, self.inputs), strict=True
                 )
             )
-            y = self.function(first, second, x)
-            x, y = (torch.from_numpy(array.astype(np.float32)).to(device)[..., None] for array in (x, y))
-            shots = task.shots
-            return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], ways=1)
+            pair = np.stack([x, self.function(first, second, x)])[..., None].astype(np.float32)
+            (support_x, support_y), (query_x, query_y) = (
+                part.unbind() for part in torch.from_numpy(pair).to(device).split([task.shots, task.queries], dim=2)
+            )
+            return Episodes(support_x, support_y, query_x, query_y, ways=1)
 
         return episodes
 

@@ -60,7 +60,10 @@ class ImageSource(DataSource):
         self.rotations = rotations
         self.within_group = within_group
         self.input_shape = tuple(table.images.shape[1:])
-        self.mean, self.std = self._statistics() if normalize else (np.zeros(1), np.ones(1))
+        self.mean: np.ndarray = np.zeros(1)
+        self.std: np.ndarray = np.ones(1)
+        if normalize:
+            self.mean, self.std = self._statistics()
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:

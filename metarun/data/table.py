@@ -138,7 +138,13 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    log.info("data %s: built %d images of %d classes in %.1f s", key["name"], sum(counts), len(names), time.monotonic() - began)
+    log.info(
+        "data %s: built %d images of %d classes in %.1f s",
+        key["name"],
+        sum(counts),
+        len(names),
+        time.monotonic() - began,
+    )
 
 
 def _read(name: str, build: Build, notes: dict[str, Any]) -> Iterator[ClassImages]:
@@ -163,5 +169,9 @@ def _open(folder: Path) -> Table:
         # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
         images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"data cache {folder}: the table cannot be read ({error}); delete this folder to have it built again") from error
-    return Table(images, offsets, description["names"], description["groups"], description["fingerprint"], description["notes"])
+        raise UserError(
+            f"data cache {folder}: the table cannot be read ({error}); delete this folder to have it built again"
+        ) from error
+    return Table(
+        images, offsets, description["names"], description["groups"], description["fingerprint"], description["notes"]
+    )

@@ -29,7 +29,12 @@ def _run(config: DictConfig) -> float:
         schema.check(config)  # before the expensive imports of the run itself
         from metarun.recipes import run
 
-        return run(config, overrides=list(job.overrides.task), choices=dict(job.runtime.choices))
+        overrides = list(job.overrides.task)
+        added = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+        options = [word for path in added for word in ("--config-dir", path)]
+        return run(
+            config, overrides, dict(job.runtime.choices), [sys.executable, "-m", "metarun", *options, *overrides]
+        )
     except UserError as error:
         if job.mode == RunMode.MULTIRUN:
             raise

@@ -69,7 +69,9 @@ class Hardware:
 
     device: str = "auto"  # auto, cpu or cuda
     autocast: str | None = None  # bfloat16
-    threads: int | None = None  # of a CPU operation; null leaves torch's choice
+    channels_last: bool = False  # the memory order of convolutions
+    processes: int = 1  # that share the tasks of a step, on a CPU
+    threads: int | None = None  # of a CPU operation; null: torch's choice, or the cores shared out among the processes
     vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions
     task_chunk: int | None = None  # tasks whose graph is held at once; null: 1 in a loop, all by vmap
 
@@ -115,7 +117,7 @@ GIVEN = {
 RANGES = {
     "train.steps": 0, "train.max_seconds": 0, "train.tasks_per_step": 1, "train.validate_every": 1, "train.validate_episodes": 1,
     "train.patience": 1, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
-    "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.task_chunk": 1, "seed": 0,
+    "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.processes": 1, "hardware.task_chunk": 1, "seed": 0,
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
     "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
 }  # fmt: skip
@@ -164,7 +166,7 @@ def check(config: DictConfig) -> None:
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
     """That `node` has no key but those of the dataclass `schema` (Hydra lets `+key=value` past it)."""
-    known = {item.name: item.default_factory for item in fields(schema)}
+    known: dict[str, Any] = {item.name: item.default_factory for item in fields(schema)}
     for key in map(str, node):
         if key not in known:
             raise UserError(f"{prefix}{key}: there is no such key{nearest(key, known)}")

@@ -42,14 +42,20 @@ def evaluate(
     regression = algorithm.spec.kind == "regression"
     training = algorithm.training
     algorithm.eval()
-    values, powers = [], []
-    for start in range(0, episodes, hardware.test_chunk):
-        batch = sampler(start, min(start + hardware.test_chunk, episodes))
+    values = torch.zeros(len(steps), episodes, dtype=torch.float64)
+    power = torch.zeros((), dtype=torch.float64)
+    first, end = hardware.world.share(episodes)
+    for start in range(first, end, hardware.test_chunk):
+        stop = min(start + hardware.test_chunk, end)
+        batch = sampler(start, stop)
         with hardware.autocast():
             predictions = algorithm.predict_after(batch, steps)
-        score = metrics.squared_error if regression else metrics.accuracy
-        values.append(score(predictions, batch.query_y).cpu())
-        powers.append(batch.query_y.double().square().mean().cpu() if regression else torch.zeros(()))
-        progress(start + batch.n_tasks)
+        if regression:
+            values[:, start:stop] = metrics.squared_error(predictions, batch.query_y).cpu()
+            power += batch.query_y.double().square().mean().cpu() * (stop - start) / episodes
+        else:
+            values[:, start:stop] = metrics.accuracy(predictions, batch.query_y).cpu()
+        progress(stop * hardware.world.size)
+    hardware.world.sum([values, power])
     algorithm.train(training)
-    return Scores(steps, torch.cat(values, dim=1), torch.stack(powers).mean().item())
+    return Scores(steps, values, power.item())

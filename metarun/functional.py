@@ -54,9 +54,8 @@ def over_tasks(function: Callable[..., Any], *tensors: Tensor, vectorize: bool =
 def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
     """d loss / d params. With `create_graph` the result can be differentiated again; without, no such graph is built."""
     if vectorized():
-        if not create_graph:
-            params = {name: value.detach() for name, value in params.items()}
-        return dict(torch.func.grad(loss)(params))
+        with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+            return dict(torch.func.grad(loss)(params))
     with torch.enable_grad():
         if not create_graph:
             params = {name: value.detach().requires_grad_() for name, value in params.items()}

@@ -1,16 +1,19 @@
-"""Device, precision and the form of the task axis, as the config's `hardware` names them."""
+"""Device, precision, memory order and the form of the task axis, as the config's `hardware` names them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from metarun.core import Algorithm
+from metarun.distributed import World
 from metarun.errors import UserError
 
 log = logging.getLogger("metarun")
@@ -20,11 +23,13 @@ log = logging.getLogger("metarun")
 class Hardware:
     """What the run computes on."""
 
-    device: torch.device
-    autocast_dtype: torch.dtype | None
-    vectorize: bool
-    task_chunk: int | None  # tasks whose graph is held at once in training; None: all
-    threads: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    vectorize: bool = False
+    task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
+    threads: int = 1
+    world: World = field(default_factory=World)
 
     @property
     def test_chunk(self) -> int:
@@ -37,22 +42,33 @@ class Hardware:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
+    def place(self, algorithm: Algorithm) -> Algorithm:
+        """Moves an algorithm to the device, in the memory order and with the form of the task axis chosen here."""
+        algorithm.vectorize = self.vectorize
+        algorithm.to(self.device)
+        if self.channels_last:
+            algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return algorithm
+
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`."""
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        precision = str(self.autocast_dtype).removeprefix("torch.") if self.autocast_dtype else "float32"
         return {
             "device": self.device.type,
-            "gpu": gpu,
-            "precision": precision,
+            "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
+            "precision": str(self.autocast_dtype).removeprefix("torch.") if self.autocast_dtype else "float32",
+            "channels_last": self.channels_last,
+            "processes": self.world.size,
             "threads": self.threads,
             "vectorize": self.vectorize,
         }
 
 
 def choose(
+    *,
     device: str,
     autocast: str | None,
+    channels_last: bool,
+    processes: int,
     threads: int | None,
     vectorize: bool | None,
     task_chunk: int | None,
@@ -62,6 +78,12 @@ def choose(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if processes > 1 and chosen.type != "cpu":
+        raise UserError(
+            f"hardware.processes={processes}: shares the cores of a CPU; use hardware=cpu, or hardware.processes=1"
+        )
+    if threads is None and processes > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
     if threads:
         torch.set_num_threads(threads)
     if vectorize is None:
@@ -69,10 +91,15 @@ def choose(
         vectorize = chosen.type == "cuda" or not any(isinstance(module, nn.Conv2d) for module in model.modules())
     if task_chunk is None and not vectorize:
         task_chunk = 1
-    hardware = Hardware(chosen, torch.bfloat16 if autocast else None, vectorize, task_chunk, torch.get_num_threads())
+    dtype = torch.bfloat16 if autocast else None
+    hardware = Hardware(chosen, dtype, channels_last, vectorize, task_chunk, torch.get_num_threads())
     shown = hardware.describe()
     log.info(
-        "hardware: %s, %s, %d threads, tasks %s", shown["gpu"] or shown["device"], shown["precision"], shown["threads"],
+        "hardware: %s, %s, %d process(es) of %d thread(s), tasks %s",
+        shown["gpu"] or shown["device"],
+        shown["precision"],
+        processes,
+        shown["threads"],
         "by vmap" if vectorize else "in a loop",
-    )  # fmt: skip
+    )
     return hardware

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from metarun import hardware as hardware_module
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import Algorithm, Spec, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
+from metarun.distributed import is_further_process, starting
 from metarun.errors import UserError
 from metarun.evaluate import Scores, evaluate
 from metarun.folders import choose_folder, refuse_other_config
 from metarun.hardware import Hardware
 from metarun.records import Records, logging_to, start_logging
-from metarun.train import build_optimizer, fit
+from metarun.train import Interrupted, build_optimizer, fit
 
 log = logging.getLogger("metarun")
 
@@ -47,62 +49,81 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def run(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> float:
-    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score."""
-    start_logging()
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
+    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score.
+
+    `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
+    """
+    started = time.perf_counter()
+    further = is_further_process()
+    start_logging(quiet=further is not None)
     if config.checkpoint:
         config = with_checkpoint(config, overrides, choices)
         check(config)
-    elif any(stage.endswith(".meta_test") for stage in config.recipe.stages[:1]):
+    elif config.recipe.stages[0].endswith(".meta_test"):
         raise UserError("recipe=test: needs the run to test; add checkpoint=outputs/RUN")
     OmegaConf.update(config, "name", config.name or default_name(choices))
-    folder = choose_folder(config, overrides)
-    if (folder / "config.yaml").is_file():
-        refuse_other_config(folder, config)
-    if (folder / "result.json").is_file():
-        return report.show_stored(folder)
+    folder = further or choose_folder(config, overrides)
+    if further is None:
+        if (folder / "config.yaml").is_file():
+            refuse_other_config(folder, config)
+        if (folder / "result.json").is_file():
+            return report.show_stored(folder)
+    shared = prepare(config, folder)  # all that can be wrong with the input is found before anything is written
+    if further is not None:
+        with contextlib.suppress(UserError, Interrupted):  # rank 0 meets the same, and tells it
+            carry_out(shared, command)
+        return 0.0
+    create(folder)
+    try:
+        with FileLock(folder / ".lock", blocking=False), logging_to(folder / "metarun.log"):
+            text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
+            log.info("run folder: %s", folder)
+            carry_out(shared, command)
+            finish(shared, overrides, time.perf_counter() - started)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is running this; wait for it, or give this one another name="
+        ) from None
+    finally:
+        shared.records.close()
+    report.show(folder, shared.result)
+    return float(shared.result.get("val/score", 0.0))
 
-    started = time.perf_counter()
-    torch.manual_seed(config.seed)
+
+def prepare(config: DictConfig, folder: Path) -> Run:
+    """Everything that the stages need, built from the config; raises `UserError` and writes nothing to `folder`."""
     data = construct(config.data, "data")
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
     algorithm = build_algorithm(config, data, train_task)
     check_tasks(algorithm, train_task, test_task)
     hardware = hardware_module.choose(**config.hardware, model=algorithm)
-    algorithm.to(hardware.device)
-    algorithm.vectorize = hardware.vectorize
-    tasks = {"train": train_task, "val": test_task, "test": test_task}
-    if config.checkpoint:  # nothing is trained: only the test split must serve
-        tasks = {"test": test_task}
-    samplers = {split: data.sampler(split, task, config.seed, hardware.device) for split, task in tasks.items()}
+    hardware.place(algorithm)
+    # With a checkpoint nothing is trained: only the test split must serve.
+    tasks = {"train": train_task, "val": test_task} if not config.checkpoint else {}
+    samplers = {
+        split: data.sampler(split, task, config.seed, hardware.device)
+        for split, task in {**tasks, "test": test_task}.items()
+    }
     optimizer, schedule = build_optimizer(algorithm, config.train)
-    weights = checkpoint_file(config) if config.checkpoint else None
-    if weights:
+    if config.checkpoint:
+        weights = checkpoint_file(config)
         checkpoint.load_weights(algorithm, checkpoint.load(weights, hardware.device)["model"], weights)
-
-    create(folder)
-    lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        with lock, logging_to(folder / "metarun.log"):
-            text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
-            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
-            records = Records(folder)
-            shared = Run(
-                config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule
-            )
-            log.info("run folder: %s", folder)
-            try:
-                for stage in config.recipe.stages:
-                    get_method(stage)(shared)
-                finish(shared, overrides, started)
-            finally:
-                records.close()
-    except Timeout:
+    elif (processes := config.hardware.processes) > config.train.tasks_per_step:
         raise UserError(
-            f"{folder}: another process is running this; wait for it, or give this one another name="
-        ) from None
-    report.show(folder, shared.result)
-    return float(shared.result.get("val/score", 0.0))
+            f"hardware.processes={processes}: share the tasks of a step, but train.tasks_per_step={config.train.tasks_per_step}"
+        )
+    records = Records(None if is_further_process() else folder)
+    return Run(config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule)
+
+
+def carry_out(run: Run, command: list[str]) -> None:
+    """The stages, one after the other, in as many processes as the config says."""
+    with starting(run.config.hardware.processes, command, run.folder) as world:
+        run.hardware = replace(run.hardware, world=world)
+        for stage in run.config.recipe.stages:
+            get_method(stage)(run)
 
 
 def default_name(choices: dict[str, str]) -> str:
@@ -220,7 +241,7 @@ def meta_test(run: Run) -> None:
     curve = "mse_median" if scores.power else "acc"
     for step, values in zip(scores.steps, scores.values, strict=True):
         value = values.median().item() if scores.power else values.mean().item()
-        run.records.writer.add_scalar(f"test/{curve}_after_inner_steps", value, step)
+        run.records.curve(f"test/{curve}_after_inner_steps", value, step)
     if settings.baseline_episodes:
         untrained = build_algorithm(run.config, run.data, run.train_task).to(run.hardware.device)
         untrained.vectorize = run.hardware.vectorize
@@ -246,18 +267,10 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
     return result
 
 
-def finish(run: Run, overrides: list[str], started: float) -> None:
+def finish(run: Run, overrides: list[str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
-    test = [value for name, value in run.result.items() if name in ("test/acc", "test/mse")]
-    run.records.writer.add_hparams(
-        {
-            key: value if isinstance(value, int | float | str | bool) else str(value)
-            for key, value in flat(to_container(config)).items()
-        },
-        {"hparams/test": test[0]} if test else {},
-        run_name=".",
-    )
+    run.records.hparams(flat(to_container(config)), run.result.get("test/acc", run.result.get("test/mse")))
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
@@ -275,6 +288,6 @@ def finish(run: Run, overrides: list[str], started: float) -> None:
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
         "command": " ".join(["metarun", *overrides]),
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
     }
     checkpoint.save_json(run.folder / "result.json", run.result)

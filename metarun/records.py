@@ -42,41 +42,40 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def start_logging() -> None:
-    """Sends the logger `metarun` to the terminal, once a process."""
+def start_logging(quiet: bool = False) -> None:
+    """Sends the logger `metarun` to the terminal, once a process; `quiet` leaves only warnings."""
     if not any(isinstance(handler, Terminal) for handler in log.handlers):
         log.addHandler(Terminal())
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.WARNING if quiet else logging.INFO)
         log.propagate = False
 
 
 class Records:
-    """The curves of one run folder. `rewind` before the first scalar."""
+    """The curves of one run folder; without a folder (a process that does not write) nothing is recorded."""
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._metrics = folder / "metrics.jsonl"
-        self._writer_class = SummaryWriter
         self._writer: Any = None
         self._line_at = 0.0
         self._total = 0
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, since it will be recorded again."""
-        if self._metrics.exists():
-            lines = self._metrics.read_text().splitlines(keepends=True)
+        if self.folder is None:
+            return
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text().splitlines(keepends=True)
             kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            checkpoint.replace(self._metrics, lambda file: file.write(kept.encode()))
+            checkpoint.replace(metrics, lambda file: file.write(kept.encode()))
         self.close()
-        self._writer = self._writer_class(str(self.folder), purge_step=step + 1 if step else None)
+        self._open(purge_step=step + 1 if step else None)
 
-    @property
-    def writer(self) -> Any:
-        """The TensorBoard writer."""
+    def _open(self, purge_step: int | None = None) -> Any:
         if self._writer is None:
-            self._writer = self._writer_class(str(self.folder))
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         return self._writer
 
     def close(self) -> None:
@@ -87,24 +86,39 @@ class Records:
 
     def scalars(self, step: int, values: dict[str, float], always: bool = False) -> None:
         """One line of `metrics.jsonl`, and one point a curve. A plain terminal shows it if `always`, or if it is time."""
-        with open(self._metrics, "a") as file:
+        if self.folder is None:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self.curve(name, value, step)
         if always or time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
             log.info("step %d/%d  %s", step, self._total, shown)
 
+    def curve(self, name: str, value: float, step: int) -> None:
+        """One point of a TensorBoard curve."""
+        if self.folder is not None:
+            self._open().add_scalar(name, value, step)
+
+    def hparams(self, config: dict[str, Any], result: float | None) -> None:
+        """The run's settings and its test result, for TensorBoard's table of runs."""
+        if self.folder is not None:
+            settings = {
+                key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()
+            }
+            self._open().add_hparams(settings, {} if result is None else {"hparams/test": result}, run_name=".")
+
     def tasks(self, episodes: Episodes) -> None:
         """A picture of the first task: a row a class, its support images, a gap, its query images."""
-        if episodes.support_x.ndim != 5:
+        if self.folder is None or episodes.support_x.ndim != 5:
             return
         support, query = (self._rows(x[0], episodes.ways) for x in (episodes.support_x, episodes.query_x))
         gap = torch.ones(*support.shape[:2], 4)
         picture = torch.cat([support, gap, query], dim=2)
         low, high = picture.amin(), picture.amax()
-        self.writer.add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
+        self._open().add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
 
     @staticmethod
     def _rows(images: Tensor, ways: int, shown: int = 10) -> Tensor:
@@ -117,7 +131,7 @@ class Records:
     def progress(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """A bar with the time left on a terminal; yields a function of the number done so far."""
         self._total = total
-        if not sys.stderr.isatty():
+        if self.folder is None or not sys.stderr.isatty():
             yield lambda done: None
             return
         from rich.console import Console

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from metarun import checkpoint
 from metarun.config import construct
-from metarun.core import Algorithm
+from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
+from metarun.distributed import World
 from metarun.errors import UserError
 from metarun.hardware import Hardware
 from metarun.records import Records
@@ -83,7 +84,8 @@ def fit(
     gradient that is not finite.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    tasks = settings.tasks_per_step
+    tasks, world = settings.tasks_per_step, hardware.world
+    first_task, end_task = world.share(tasks)
     state: dict[str, Any] = {
         "step": 0, "seconds": 0.0, "best_score": -math.inf, "best_step": 0, "validated": -1, "worse": 0, "sums": {}, "summed": 0,
     }  # fmt: skip
@@ -99,12 +101,10 @@ def fit(
     started = saved_at = time.perf_counter()
     before, first_step = state["seconds"], state["step"]
 
-    def seconds() -> float:
-        return before + time.perf_counter() - started
-
     def save() -> None:
         nonlocal saved_at
-        state["seconds"] = seconds()
+        if not world.main:
+            return
         modules = {
             "model": algorithm.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -122,9 +122,9 @@ def fit(
         state["validated"] = state["step"]
         if better:
             state["best_score"], state["best_step"] = score, state["step"]
-            checkpoint.save(
-                folder / "best.pt", {"model": algorithm.state_dict(), "step": state["step"], "score": score}
-            )
+            if world.main:
+                best = {"model": algorithm.state_dict(), "step": state["step"], "score": score}
+                checkpoint.save(folder / "best.pt", best)
         save()
 
     def over() -> bool:
@@ -132,16 +132,23 @@ def fit(
         return (
             state["step"] >= settings.steps
             or (patience is not None and state["worse"] >= patience)
-            or (limit is not None and seconds() >= limit)
+            or (limit is not None and state["seconds"] >= limit)
         )
 
     algorithm.train()
+    world.wait()  # until every rank has read last.pt, which the first will write again
     with Signals() as signals, records.progress("training", settings.steps, state["step"]) as advance:
         while not over():
             step = state["step"]
-            # Dropout and the like draw from the global generator: seeded by the step, not by the steps before it.
-            torch.manual_seed(seed * 1_000_003 + step)
-            logged = gradient_step(algorithm, sampler(step * tasks, (step + 1) * tasks), step, hardware)
+            batch = sampler(step * tasks + first_task, step * tasks + end_task)
+            sums = gradient_step(
+                algorithm, batch, step, (end_task - first_task) / tasks, seed * tasks + first_task, hardware
+            )
+            # Rank 0's clock and signals count: all ranks must agree on when to stop.
+            clock = torch.tensor([time.perf_counter() - started, signals.received], dtype=torch.float64) * world.main
+            share_gradients(algorithm, parameters, sums, clock, (end_task - first_task) / tasks, world)
+            state["seconds"], stopped = before + clock[0].item(), int(clock[1].item())
+            logged = {name: value.item() for name, value in sums.items()}
             norm = clip(parameters, settings.clip_norm, settings.clip_value)
             if not math.isfinite(logged["loss"] + norm):
                 what = "gradient" if math.isfinite(logged["loss"]) else "loss"
@@ -166,14 +173,15 @@ def fit(
                 select()
             due = settings.save_every is not None and step % settings.save_every == 0
             if state["validated"] != step and (
-                due or signals.received or time.perf_counter() - saved_at >= settings.save_seconds
+                due or stopped or time.perf_counter() - saved_at >= settings.save_seconds
             ):
                 save()
             advance(step)
-            if signals.received:
-                raise Interrupted(signals.received, step)
+            if stopped:
+                raise Interrupted(stopped, step)
         if state["validated"] != state["step"]:
             select()
+    world.wait()  # until best.pt is whole
     return {
         "train/steps": state["step"],
         "train/seconds": state["seconds"],
@@ -181,19 +189,48 @@ def fit(
     }
 
 
-def gradient_step(algorithm: Algorithm, episodes: Any, step: int, hardware: Hardware) -> dict[str, float]:
-    """Fills the gradients of the mean loss over `episodes`, chunk by chunk, so that one chunk's graph is held at a time."""
+def gradient_step(
+    algorithm: Algorithm, episodes: Episodes, step: int, weight: float, seed: int, hardware: Hardware
+) -> dict[str, Tensor]:
+    """Fills the gradients of `weight` times the mean loss over `episodes`, and returns what to log, so weighted.
+
+    Goes chunk by chunk, so that one chunk's graph is held at a time. Dropout and the like draw from the global generator,
+    which is seeded anew for every chunk: they depend on the step and the task, not on what was drawn before.
+    """
     algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
     sums: dict[str, Tensor] = {}
-    for chunk in episodes.split(size):
-        share = chunk.n_tasks / episodes.n_tasks
+    for number, chunk in enumerate(episodes.split(size)):
+        share = weight * chunk.n_tasks / episodes.n_tasks
+        torch.manual_seed((step * 1_000_003 + seed + number * size) % 2**63)
         with hardware.autocast():
             loss, shown = algorithm.loss(chunk, step)
         (loss * share).backward()
         for name, value in {"loss": loss.detach(), **shown}.items():
-            sums[name] = sums.get(name, 0.0) + value * share
-    return {name: float(value) for name, value in sums.items()}
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+    return sums
+
+
+def share_gradients(
+    algorithm: Algorithm,
+    parameters: list[torch.nn.Parameter],
+    sums: dict[str, Tensor],
+    clock: Tensor,
+    weight: float,
+    world: World,
+) -> None:
+    """Sums the gradients, `sums` and `clock` over the ranks, and averages the algorithm's buffers."""
+    if world.size == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    buffers = [buffer for buffer in algorithm.buffers() if buffer.is_floating_point()]
+    for buffer in buffers:
+        buffer.mul_(weight)
+    world.sum(
+        [*(parameter.grad for parameter in parameters if parameter.grad is not None), *buffers, *sums.values(), clock]
+    )
 
 
 def clip(parameters: list[torch.nn.Parameter], norm: float | None, value: float | None) -> float:

@@ -15,6 +15,7 @@ os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of tables for the whole session, so that no data set is built twice."""
-    folder = tmp_path_factory.getbasetemp().parent / "metarun-tables"
+    base = tmp_path_factory.getbasetemp()  # a worker of pytest-xdist has its own inside the session's
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "metarun-tables"
     os.environ["METARUN_CACHE"] = str(folder)
     return folder

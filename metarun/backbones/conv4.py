@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.norm import Norm, one_of
+from metarun.core import Backbone
 from metarun.errors import UserError
 
 
@@ -46,7 +47,7 @@ class Block(nn.Module):
         return F.relu(F.max_pool2d(x, 2) if self.pool else x)
 
 
-class Conv4(nn.Module):
+class Conv4(Backbone):
     """Four blocks of `channels` 3x3 filters; `[B, C, H, W]` to `[B, features]`.
 
     `downsample="pool"` with `readout="flatten"` is the network of Matching and Prototypical Networks (Vinyals et al. 2016,

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.norm import Norm
+from metarun.core import Backbone
 from metarun.errors import UserError
 
 SINUSOID_HIDDEN = [40, 40]
 
 
-class MLP(nn.Module):
+class MLP(Backbone):
     """Linear layers of `hidden` widths, each followed by normalisation and ReLU; `[B, D]` or `[B, C, H, W]` to `[B, features]`.
 
     Images are flattened. The defaults are the network of MAML's sinusoid regression (Finn et al. 2017, section 5.1): two layers

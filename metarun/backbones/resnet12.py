@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.norm import Norm, one_of
+from metarun.core import Backbone
 from metarun.errors import UserError
 
 SLOPE = 0.1  # of the leaky ReLU below zero
@@ -59,7 +60,7 @@ class ResidualBlock(nn.Module):
         return F.leaky_relu(F.max_pool2d(x + shortcut, 2), SLOPE)
 
 
-class ResNet12(nn.Module):
+class ResNet12(Backbone):
     """Four residual blocks of `widths` channels; `[B, C, H, W]` (16x16 or more) to `[B, features]`.
 
     The network of TADAM (Oreshkin et al. 2018) with the widths of MetaOptNet (Lee et al. 2019), 12.4 million parameters; [64, 128,

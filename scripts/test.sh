@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lint, format, types and the whole test suite, warnings as errors, on a fresh machine.
+# Usage: scripts/test.sh [pytest argument...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+ruff check .
+ruff format --check .
+mypy
+# One thread a process: two processes of one thread beat one process of two.
+export OMP_NUM_THREADS=1
+exec pytest -W error -n auto --maxprocesses 4 "$@"

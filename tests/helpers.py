@@ -1,0 +1,85 @@
+"""What several test files share: toy images, composed configs, built algorithms."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from metarun import config as schema
+from metarun.cli import CONF
+from metarun.core import Algorithm, Episodes, TaskShape
+from metarun.data.source import DataSource, ImageSource, Split
+from metarun.data.table import Table
+from metarun.hardware import Hardware
+from metarun.recipes import build_algorithm
+
+CPU = torch.device("cpu")
+
+
+def choices(group: str) -> list[str]:
+    """Every choice of a config group, so that a new file is tested without an edit here."""
+    folder = Path(CONF) / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config that a command line makes, without the presets of particular data."""
+    assert schema.Config  # its import registers the schema
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=["~preset", *overrides])
+
+
+def table(images: np.ndarray, sizes: list[int], groups: list[str] | None = None) -> Table:
+    """`images` uint8 [M, C, H, W] as classes of the given sizes, in order."""
+    names = [f"class {number}" for number in range(len(sizes))]
+    return Table(images, np.cumsum([0, *sizes]), names, groups or [""] * len(sizes), fingerprint="toy")
+
+
+def toy_images(*, signal: float = 1.0, classes: int = 12, per_class: int = 20, rotations: bool = False) -> ImageSource:
+    """16x16 grey images: `signal` times a pattern of each class, and noise. All three splits have all classes."""
+    generator = np.random.default_rng(0)
+    patterns = np.kron(generator.integers(0, 2, (classes, 4, 4)) - 0.5, np.ones((4, 4)))
+    noise = generator.normal(size=(classes, per_class, 16, 16))
+    images = (128 + 100 * signal * patterns[:, None] + 25 * noise).clip(0, 255).astype(np.uint8)
+    everything = range(classes)
+    splits: dict[Split, range] = {"train": everything, "val": everything, "test": everything}
+    return ImageSource(table(images.reshape(-1, 1, 16, 16), [per_class] * classes), splits, rotations=rotations)
+
+
+def episodes(source: DataSource, task: TaskShape, tasks: int, split: Split = "train", start: int = 0) -> Episodes:
+    """`tasks` episodes of `source`."""
+    return source.sampler(split, task, 0, CPU)(start, start + tasks)
+
+
+def build(config: DictConfig, source: DataSource, vectorize: bool = False) -> Algorithm:
+    """The untrained algorithm of `config`, as a run builds it."""
+    algorithm = build_algorithm(config, source, schema.task_of(config, "train"))
+    algorithm.vectorize = vectorize
+    return algorithm
+
+
+def hardware(*, vectorize: bool = False, task_chunk: int | None = None, bfloat16: bool = False) -> Hardware:
+    """The CPU, one thread."""
+    dtype = torch.bfloat16 if bfloat16 else None
+    return Hardware(device=CPU, autocast_dtype=dtype, vectorize=vectorize, task_chunk=task_chunk, threads=1)
+
+
+def double(episodes: Episodes) -> Episodes:
+    """The same episodes with float64 inputs and targets; labels stay integers."""
+    return replace_tensors(episodes, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def replace_tensors(episodes: Episodes, function) -> Episodes:
+    """Episodes with `function` applied to each of the four tensors."""
+    return Episodes(*map(function, episodes.tensors), ways=episodes.ways)
+
+
+def with_(episodes: Episodes, **changes: Tensor) -> Episodes:
+    """Episodes with some tensors changed."""
+    return dataclasses.replace(episodes, **changes)

@@ -117,7 +117,8 @@ GIVEN = {
 RANGES = {
     "train.steps": 0, "train.max_seconds": 0, "train.tasks_per_step": 1, "train.validate_every": 1, "train.validate_episodes": 1,
     "train.patience": 1, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
-    "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.processes": 1, "hardware.task_chunk": 1, "seed": 0,
+    "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.processes": 1,
+    "hardware.task_chunk": 1, "seed": 0,
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
     "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
 }  # fmt: skip

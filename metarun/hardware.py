@@ -72,9 +72,9 @@ def choose(
     threads: int | None,
     vectorize: bool | None,
     task_chunk: int | None,
-    model: nn.Module,
+    algorithm: Algorithm,
 ) -> Hardware:
-    """The hardware of the config's `hardware` node for `model`. Raises `UserError` where CUDA is asked for and absent."""
+    """The hardware of the config's `hardware` node for `algorithm`. Raises `UserError` where CUDA is asked for and absent."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -87,8 +87,10 @@ def choose(
     if threads:
         torch.set_num_threads(threads)
     if vectorize is None:
-        # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs.
-        vectorize = chosen.type == "cuda" or not any(isinstance(module, nn.Conv2d) for module in model.modules())
+        # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
+        # are one state for all tasks, which vmap cannot keep.
+        small = not any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
+        vectorize = (chosen.type == "cuda" or small) and algorithm.backbone.norm != "running"
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if autocast else None

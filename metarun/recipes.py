@@ -98,7 +98,7 @@ def prepare(config: DictConfig, folder: Path) -> Run:
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
     algorithm = build_algorithm(config, data, train_task)
     check_tasks(algorithm, train_task, test_task)
-    hardware = hardware_module.choose(**config.hardware, model=algorithm)
+    hardware = hardware_module.choose(**config.hardware, algorithm=algorithm)
     hardware.place(algorithm)
     # With a checkpoint nothing is trained: only the test split must serve.
     tasks = {"train": train_task, "val": test_task} if not config.checkpoint else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -32,15 +33,16 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+    except OSError as error:
         kept = "; the previous one is untouched" if path.exists() else ""
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({reason}){kept}") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """A checkpoint: tensors, numbers, strings, lists and dicts."""
-    replace(path, lambda file: torch.save(state, file))
+    whole = io.BytesIO()  # torch would hide the reason of a failed write
+    torch.save(state, whole)
+    replace(path, lambda file: file.write(whole.getbuffer()))
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:

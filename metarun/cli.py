@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun import config as schema
 from metarun.errors import UserError, nearest
@@ -21,28 +23,44 @@ from metarun.errors import UserError, nearest
 _inside = Path(__file__).parent / "conf"  # in a wheel
 CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # beside the package in a checkout
 
+MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
+    overrides = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as typed, `${...}` too
     try:
         schema.check(config)  # before the expensive imports of the run itself
         from metarun.recipes import run
 
-        overrides = list(job.overrides.task)
         added = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
         options = [word for path in added for word in ("--config-dir", path)]
         return run(
             config, overrides, dict(job.runtime.choices), [sys.executable, "-m", "metarun", *options, *overrides]
         )
-    except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            raise
-        raise Refused(error) from error  # past Hydra, which would print lines of its own
+    except MENDABLE as error:
+        if job.mode == RunMode.MULTIRUN:  # the other jobs go on, and Hydra raises the first error when they are done
+            failed = UserError(f"job {job.job.num} ({' '.join(overrides)}): {one_line(error)}")
+            print(f"metarun: {failed}", file=sys.stderr)
+            raise failed from error
+        raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
 
 
 class Refused(BaseException):
-    """A `UserError` on its way through Hydra."""
+    """An error that the user can mend, in one line, on its way through Hydra."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that came while nothing was trained."""
+
+    def __init__(self, number: int, frame: Any = None) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped(number)
 
 
 def main() -> None:
@@ -50,19 +68,24 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be printed here
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     try:
         _run()
-    except (Refused, UserError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("METARUN_TRACEBACK"):
+    except BrokenPipeError:  # `metarun --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (Refused, *MENDABLE, ValueError) as error:
+        # A group that is given a number is the one mistake that Hydra meets with a bare ValueError.
+        foreign = not isinstance(error, (Refused, *MENDABLE)) and "Config group override" not in str(error)
+        if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
         print(f"metarun: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        print(
-            f"metarun: interrupted{f' by {interrupt}' if str(interrupt) else ''}; the same command goes on",
-            file=sys.stderr,
-        )
-        sys.exit(128 + getattr(interrupt, "number", 2))
+        by = f" by {interrupt}" if str(interrupt) else ""
+        print(f"metarun: interrupted{by}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
 
 
 def one_line(error: BaseException) -> str:
@@ -70,44 +93,56 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, Refused | UserError):
         return str(error)
     text = str(error)
-    chain = f"{text}\n{error.__cause__ or ''}"
-    if found := re.search(r"[Cc]ould not find '([^']+)'", chain) or re.search(
-        r"In '[^']*': Could not find '([^']+)'", chain
-    ):
-        return _unknown_choice(found[1])
-    if found := re.search(r"Could not override '([^']+)'", chain):
-        reason = re.search(r"(?:Value|Cannot|Unsupported|Invalid|Incompatible)[^\n]*", chain)
-        return f"{found[1]}: {reason[0]}" if reason else _unknown_key(found[1])
-    if found := re.search(r"full_key: (\S+)", chain):
-        if "not in" in chain or "is not in struct" in chain:
-            return _unknown_key(found[1])
-        return f"{found[1]}: {text.splitlines()[0]}"
-    return text.splitlines()[0]
+    found = re.match(r"In '([^']+)'", text)
+    where = f"{found[1]}: " if found and found[1] != "config" else ""
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return where + _unknown_choice(str(error.missing_cfg_file), list(error.options or []))
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value or group=choice; brackets and commas may need quotes"
+    if isinstance(error, ConfigCompositionException) and "${algo}_${data}" in text:
+        return "algo and data need one choice each; several make a sweep: -m algo=a,b"
+    inner = error.__cause__ or error.__context__
+    for cause in (error, inner):
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+                return where + _unknown_key(cause.full_key, cause.parent_node)
+            return f"{where}{cause.full_key}: {_first_line(cause)}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
+    if found := re.match(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if "Config group override" in text:
+        return "a group (algo, data, ...) was given a number; it takes the name of a choice"
+    return where + _first_line(inner if where and inner else error)
 
 
-def _unknown_choice(name: str) -> str:
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONF.iterdir() if path.is_dir()]
+
+
+def _unknown_choice(name: str, choices: list[str]) -> str:
     """`algo/mmal` is no file of that group."""
     group, _, choice = name.rpartition("/")
-    folder = CONF / group
-    choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    if not group or not choices:
-        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-        return f"{name}: there is no such group{nearest(name, groups)}"
-    return f"{group}={choice}: there is no such choice{nearest(choice, choices) or '; there are ' + ', '.join(choices)}"
+    there_are = f"; there are {', '.join(choices)}" if choices else ""
+    return f"{group}={choice}: there is no such choice{nearest(choice, choices) or there_are}"
 
 
-def _unknown_key(key: str) -> str:
-    """A key that the config does not have, wherever it was written."""
-    GlobalHydra.instance().clear()
-    groups = [
-        word
-        for word in sys.argv[1:]
-        if re.fullmatch(r"[\w/]+=[\w/.-]+", word) and (CONF / word.partition("=")[0]).is_dir()
-    ]
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            known = list(schema.flat(OmegaConf.to_container(hydra.compose("config", overrides=groups))))
-    except Exception:  # the groups themselves are at fault: the schema alone must do
-        known = list(schema.flat(OmegaConf.to_container(OmegaConf.structured(schema.Config))))
-    groups_known = [path.name for path in CONF.iterdir() if path.is_dir()]
-    return f"{key}: there is no such key{nearest(key, known + groups_known)}"
+def _unknown_key(key: str, parent: Any) -> str:
+    """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
+    if key in ("experiment", "preset"):  # the file's keys went below its group
+        return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
+    above, _, tail = key.rpartition(".")
+    beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
+    known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
+    near = nearest(tail, beside) or nearest(tail, [*known, *_groups()])
+    if not near and above and beside:
+        near = f"; {above} has {', '.join(beside)}"
+    return f"{key}: there is no such key{near}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
+import operator
+import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_method, instantiate
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -103,6 +107,7 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours
 
 # What the builder hands in, and a config therefore must not name.
 GIVEN = {
@@ -147,9 +152,13 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def check(config: DictConfig) -> None:
     """Holds every node with a `_target_` against the signature it names, and the rest against its range.
 
-    Raises `UserError` that names the key, the reason and the nearest right one; converts nothing.
+    Raises `UserError` that names the key, the reason and the nearest right one; converts nothing. An interpolation that
+    leads nowhere is an error of omegaconf's.
     """
     check_keys(config, Config)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key}: must be given ({key}=...)")
+    to_container(config)
     for path, given in GIVEN.items():
         node = OmegaConf.select(config, path)
         if node:
@@ -163,6 +172,17 @@ def check(config: DictConfig) -> None:
         if value not in choices:
             names = [str(choice) for choice in choices if choice]
             raise UserError(f"{key}={value}: is not one of {', '.join(names)}{nearest(str(value), names)}")
+    if "/" in (config.name or ""):
+        raise UserError(f"name={config.name}: must be a name without /; outputs= is the folder that runs lie in")
+    for stage in config.recipe.stages:
+        try:
+            get_method(stage)
+        except Exception as error:
+            raise UserError(f"recipe.stages: {stage} cannot be imported ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error).splitlines()[0]
 
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -183,8 +203,7 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     try:
         cls = get_class(target)
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path}._target_={target}: cannot be imported ({reason})") from error
+        raise UserError(f"{path}._target_={target}: cannot be imported ({_reason(error)})") from error
     signature = inspect.signature(cls)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return
@@ -194,7 +213,8 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     for name in values:
         if name not in known:
             raise UserError(
-                f"{path}.{name}: {cls.__name__} has no such setting{nearest(name, known) or '; it has ' + ', '.join(known)}"
+                f"{path}.{name}: {cls.__name__} has no such setting"
+                f"{nearest(name, known) or '; it has ' + (', '.join(known) or 'none')}"
             )
     for name in known:
         if signature.parameters[name].default is inspect.Parameter.empty and (
@@ -214,6 +234,10 @@ def check_value(key: str, value: Any, hint: Any) -> None:
                 f"{key}={value._value()}: is not one of {', '.join(names)}{nearest(str(value._value()), names)}"
             )
         return
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        # Of torch's `float | Tensor` a config can hold a float.
+        parts = [part for part in typing.get_args(hint) if not getattr(part, "__module__", "").startswith("torch")]
+        hint = functools.reduce(operator.or_, parts) if parts else Any
     try:
         structured = OmegaConf.structured(make_dataclass("Value", [("value", hint, field(default=MISSING))]))
     except OmegaConfBaseException:
@@ -224,8 +248,8 @@ def check_value(key: str, value: Any, hint: Any) -> None:
     try:
         structured.value = plain
     except OmegaConfBaseException as error:
-        expected = hint.__name__ if isinstance(hint, type) else str(hint)
-        raise UserError(f"{key}={plain}: must be of type {expected}") from error
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise UserError(f"{key}={'null' if plain is None else plain}: must be of type {expected}") from error
 
 
 def task_of(config: DictConfig, split: str) -> Any:
@@ -244,4 +268,4 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         build = instantiate(node, _partial_=True, _convert_="all")
         return build(**given)
     except (HydraException, ValueError) as error:
-        raise UserError(f"{path}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        raise UserError(f"{path}: {_reason(error)}") from error

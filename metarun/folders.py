@@ -19,6 +19,8 @@ FREE = (
     "outputs",
     "resume",
     "hardware.device",
+    "hardware.channels_last",
+    "hardware.processes",
     "hardware.threads",
     "hardware.vectorize",
     "hardware.task_chunk",
@@ -30,7 +32,7 @@ FREE = (
 def folder_name(overrides: list[str], named: bool) -> str:
     """The overrides in alphabetical order, made safe for a file system; `default` without any.
 
-    `named` tells that the run's name was given: where it is not, it already has the data and the algorithm in it.
+    `named` tells that the run's name does not have the data and the algorithm in it.
     """
     left_out = UNNAMED if named else (*UNNAMED, "data", "algo")
     kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
@@ -42,7 +44,7 @@ def folder_name(overrides: list[str], named: bool) -> str:
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...~2`, `...~3`, and later commands go on there."""
-    named = any(override.split("=")[0] in ("name", "experiment") for override in overrides)
+    named = any(override.split("=")[0] in ("name", "experiment", "checkpoint") for override in overrides)
     base = Path(config.outputs) / config.name / folder_name(overrides, named)
     last = 1
     while _attempt(base, last + 1).is_dir():

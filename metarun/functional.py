@@ -53,14 +53,23 @@ def over_tasks(function: Callable[..., Any], *tensors: Tensor, vectorize: bool =
 
 def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
     """d loss / d params. With `create_graph` the result can be differentiated again; without, no such graph is built."""
+    return gradient_and_value(loss, params, create_graph=create_graph)[0]
+
+
+def gradient_and_value(
+    loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool
+) -> tuple[Params, Tensor]:
+    """`gradient`, and the detached loss itself."""
     if vectorized():
         with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
-            return dict(torch.func.grad(loss)(params))
+            gradients, value = torch.func.grad_and_value(loss)(params)
+        return dict(gradients), value.detach()
     with torch.enable_grad():
         if not create_graph:
             params = {name: value.detach().requires_grad_() for name, value in params.items()}
-        gradients = torch.autograd.grad(loss(params), list(params.values()), create_graph=create_graph)
-    return dict(zip(params, gradients, strict=True))
+        value = loss(params)
+        gradients = torch.autograd.grad(value, list(params.values()), create_graph=create_graph)
+    return dict(zip(params, gradients, strict=True)), value.detach()
 
 
 def adapt(
@@ -109,6 +118,11 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     if support_x is None or getattr(module.backbone, "norm", None) != "support":
         return torch.func.functional_call(module, params, (x,))
     return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
+
+
+def precise(x: Tensor) -> Tensor:
+    """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def parameters(module: nn.Module) -> Params:

@@ -69,7 +69,7 @@ class Records:
             kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
             checkpoint.replace(metrics, lambda file: file.write(kept.encode()))
         self.close()
-        self._open(purge_step=step + 1 if step else None)
+        self._open(purge_step=step + 1)
 
     def _open(self, purge_step: int | None = None) -> Any:
         if self._writer is None:
@@ -92,6 +92,7 @@ class Records:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.curve(name, value, step)
+        self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill
         if always or time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())

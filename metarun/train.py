@@ -158,8 +158,8 @@ def fit(
                     "or train.clip_norm=10"
                 )
             optimizer.step()
-            schedule.step()
             state["step"] = step = step + 1
+            advance_schedule(schedule, settings, step, state["seconds"])
             state["summed"] += 1
             for name, value in logged.items():
                 state["sums"][name] = state["sums"].get(name, 0.0) + value
@@ -187,6 +187,17 @@ def fit(
         "train/seconds": state["seconds"],
         "train/tasks_per_second": state["step"] * tasks / state["seconds"] if state["seconds"] else 0.0,
     }
+
+
+def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: Any, step: int, seconds: float) -> None:
+    """One step of the schedule a step, or more where the budget of seconds will end before the steps do.
+
+    So a learning rate that is to fall to zero gets there on a slow machine too.
+    """
+    spent = seconds / settings.max_seconds if settings.max_seconds else 0.0
+    due = max(step, min(settings.steps, int(settings.steps * spent)))
+    while schedule.last_epoch < due:
+        schedule.step()
 
 
 def gradient_step(

@@ -72,12 +72,8 @@ def hardware(*, vectorize: bool = False, task_chunk: int | None = None, bfloat16
 
 def double(episodes: Episodes) -> Episodes:
     """The same episodes with float64 inputs and targets; labels stay integers."""
-    return replace_tensors(episodes, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-
-def replace_tensors(episodes: Episodes, function) -> Episodes:
-    """Episodes with `function` applied to each of the four tensors."""
-    return Episodes(*map(function, episodes.tensors), ways=episodes.ways)
+    tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in episodes.tensors]
+    return Episodes(*tensors, ways=episodes.ways)
 
 
 def with_(episodes: Episodes, **changes: Tensor) -> Episodes:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.core import Algorithm, Episodes
+from metarun.functional import precise
 
 
 class ProtoNet(Algorithm):
@@ -25,7 +26,7 @@ class ProtoNet(Algorithm):
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
         """Negative squared distances to the prototypes, `[N*Q, N]`, of one task."""
         n_support = len(support_x)
-        embedded = self.backbone(torch.cat([support_x, query_x]), n_support).float()
+        embedded = precise(self.backbone(torch.cat([support_x, query_x]), n_support))
         members = F.one_hot(support_y, ways).to(embedded.dtype)
         prototypes = members.T @ embedded[:n_support] / members.sum(0)[:, None]
         queries = embedded[n_support:]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.functional import Params, call, gradient, linear_head, parameters
+from metarun.functional import Params, call, gradient_and_value, linear_head, parameters
 
 
 class Reptile(Algorithm):
@@ -69,7 +69,7 @@ class Reptile(Algorithm):
     def positions(n_support: int, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
         """Mini-batches `[steps, batch]`: shuffled passes over the support set, one after the other."""
         batch = min(batch, n_support)
-        passes = -(-steps * batch // n_support)
+        passes = max(1, -(-steps * batch // n_support))
         shuffled = [torch.randperm(n_support, generator=generator) for _ in range(passes)]
         return torch.cat(shuffled)[: steps * batch].view(steps, batch)
 
@@ -84,12 +84,9 @@ class Reptile(Algorithm):
         for step, rows in enumerate(positions, start=1):
 
             def batch_loss(candidate: Params, rows: Tensor = rows) -> Tensor:
-                nonlocal loss
-                value = self.task_loss(call(self, candidate, support_x[rows]), support_y[rows])
-                loss = value.detach()
-                return value
+                return self.task_loss(call(self, candidate, support_x[rows]), support_y[rows])
 
-            gradients = gradient(batch_loss, params, create_graph=False)
+            gradients, loss = gradient_and_value(batch_loss, params, create_graph=False)
             correction = (1 - self.inner_beta2 ** (self.taken + step)).to(support_x.dtype)
             moments = {
                 name: self.inner_beta2 * moment + (1 - self.inner_beta2) * gradients[name].square()

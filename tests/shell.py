@@ -1,0 +1,123 @@
+"""The command `metarun` as a user gives it: in this process (fast), or as a process of its own (to be killed)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metarun.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+# A regression run of a tenth of a second; the order of the words is that of the folder's name.
+SINUSOID = [
+    "algo=maml",
+    "data=sinusoid",
+    "backbone=mlp",
+    "test.baseline_episodes=0",
+    "test.episodes=8",
+    "train.steps=6",
+]
+
+
+class Outcome(NamedTuple):
+    """What a command printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> list[str]:
+        """What was printed as an error, without the lines that tell what is going on."""
+        return [line for line in self.err.splitlines() if not line.startswith(("hardware: ", "data "))]
+
+
+def metarun(*words: str, argv0: str = "metarun") -> Outcome:
+    """`metarun words...` in this process, which afterwards is as it was."""
+    logger, out, err, status = logging.getLogger("metarun"), io.StringIO(), io.StringIO(), 0
+    logged = logger.handlers[:], logger.level, logger.propagate
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    GlobalHydra.instance().clear()
+    with (
+        mock.patch.object(sys, "argv", [argv0, *words]),
+        mock.patch.object(sys, "path", sys.path[:]),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        finally:
+            logger.handlers, logger.level, logger.propagate = logged
+            for number, handler in signals.items():
+                signal.signal(number, handler)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """That of a process that finds metarun, one thread, warnings as errors."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **variables}
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """`metarun words...` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "metarun", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def run_folder(outputs: Path) -> Path:
+    """The one run folder under `outputs`."""
+    (config,) = outputs.glob("*/*/config.yaml")
+    return config.parent
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The result of a run folder."""
+    return json.loads((folder / "result.json").read_text())
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run folder's `metrics.jsonl`."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path) -> EventAccumulator:
+    """What TensorBoard shows of a run folder."""
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def make_images(root: Path, classes: int = 4, per_class: int = 6, side: int = 16) -> Path:
+    """Folders `train`, `val` and `test` of class folders of small colour images, each class in a colour of its own."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for number in range(classes):
+            folder = root / split / f"{split}{number}"
+            folder.mkdir(parents=True)
+            colour = generator.integers(0, 256, 3)
+            for image in range(per_class):
+                pixels = colour + generator.integers(-60, 60, (side, side, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{image}.png")
+    return root

@@ -1,0 +1,359 @@
+"""The command line: help, completion, the config of every choice, and one line for everything a user can get wrong."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import choices
+from hydra import compose, initialize_config_dir
+from shell import SINUSOID, environment, make_images, metarun
+
+from metarun import config as schema
+from metarun.cli import CONF
+
+LOADED = "import sys\nfrom metarun.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (["--help"], ["algo: ", "protonet", "metarun -m ", "METARUN_DATA", "--cfg job"]),
+        (["--cfg", "job"], ["algo:\n  _target_: metarun.algos.protonet.ProtoNet", "max_seconds: null"]),
+        (["--cfg", "job", "algo=maml", "data=sinusoid"], ["inner_steps: 1", "ways: 1"]),
+    ],
+)
+def test_help_needs_no_torch(word: list[str], expected: list[str]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *word], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert all(text in done.stdout for text in expected), done.stdout
+    assert done.stderr == "False\n"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2.0  # about half a second
+
+
+def test_help_lists_every_choice() -> None:
+    out = metarun("--help").out
+    for group in ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment"):
+        assert f"{group}: {', '.join(choices(group))}\n" in out
+
+
+def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = metarun("-sc", "install=bash")
+    assert done.status == 0
+    assert done.out.rstrip().endswith("hydra_bash_completion metarun")
+    for typed, expected in {"algo=proton": ["algo=protonet"], "train.st": ["train.steps="]}.items():
+        monkeypatch.setenv("COMP_LINE", f"metarun {typed}")
+        monkeypatch.setenv("COMP_POINT", str(len(f"metarun {typed}")))
+        assert metarun("-sc", "query=bash").out.split() == expected
+
+
+def test_output_into_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m metarun --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # 0 where the help was in the pipe before it closed
+
+
+def every_yaml() -> list[str]:
+    return sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", every_yaml())
+def test_yaml_says_what_it_is_and_how_it_runs(name: str) -> None:
+    first = next(line for line in (CONF / name).read_text().splitlines() if not line.startswith("# @package"))
+    assert first.startswith("# ")
+    about, _, command = first.rpartition("metarun")
+    assert len(about) > len("# ; ")
+    group, _, choice = name.removesuffix(".yaml").rpartition("/")
+    if group and group not in ("preset", "hydra/help"):
+        assert f"{group}={choice}" in command
+
+
+GIVEN = {"folder": ["data.root=anywhere"]}  # what a data set needs besides its name
+
+
+def check(*overrides: str) -> None:
+    schema.check(compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def composer():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("composer")
+@pytest.mark.parametrize("algo", choices("algo"))
+def test_every_composition_is_sound(algo: str) -> None:
+    for data, backbone in itertools.product(choices("data"), choices("backbone")):
+        check(f"algo={algo}", f"data={data}", f"backbone={backbone}", *GIVEN.get(data, []))
+
+
+@pytest.mark.usefixtures("composer")
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={name}" for group in ("experiment", "hardware", "optimizer", "schedule", "recipe") for name in choices(group)],
+)  # fmt: skip
+def test_every_other_choice_is_sound(choice: str) -> None:
+    if choice.startswith("schedule="):
+        check(choice, "algo=maml")
+    check(choice)
+
+
+def unknown_key(known: str) -> str:
+    return f"there is no such key; did you mean {known}"
+
+
+MISTAKES: list[tuple[str, list[str]]] = [
+    # groups
+    ("algo=mmal", ["algo=mmal: there is no such choice; did you mean maml"]),
+    ("hardware=tpu", ["hardware=tpu: there is no such choice; did you mean cpu?"]),
+    ("recipe=zzz", ["recipe=zzz: there is no such choice; there are "]),
+    ("dta=omniglot", ["dta: " + unknown_key("data?")]),
+    ("algo@other=maml", ["algo@other", "did you mean algo?"]),
+    ("data=3", ["a group", "was given a number"]),
+    ("algo=maml,reptile", ["algo=maml,reptile", "-m"]),
+    ("algo=[maml,reptile]", ["-m algo=a,b"]),
+    # keys
+    ("trian.steps=3", ["trian: " + unknown_key("train?")]),
+    ("train.step=3", ["train.step: " + unknown_key("steps")]),
+    ("+train.step=3", ["train.step: " + unknown_key("steps")]),
+    ("lr=0.1", ["lr: " + unknown_key("train.optimizer.lr?")]),
+    ("train.optimizer.learning_rate=1", ["train.optimizer.learning_rate: there is no such key; train.optimizer has lr"]),
+    ("train.lr=1", ["train.lr: " + unknown_key("train.optimizer.lr?")]),
+    ("algo=maml algo.inner_stepz=2", ["algo.inner_stepz: " + unknown_key("inner_steps")]),
+    ("algo=maml +algo.inner_stepz=2", ["algo.inner_stepz: MAML has no such setting; did you mean inner_steps"]),
+    ("+algo.depth=2", ["algo.depth: ProtoNet has no such setting"]),
+    ("backbone.depth=2", ["backbone.depth: there is no such key; backbone has channels, downsample"]),
+    ("+anything=1", ["anything: there is no such key"]),
+    ("~data.rotation", ["data.rotation"]),
+    # types and ranges
+    ("train.steps=abc", ["train.steps: ", "'abc'", "Integer"]),
+    ("train.steps=1.5", ["train.steps: ", "'1.5'", "Integer"]),
+    ("train.steps=null", ["train.steps", "not Optional"]),
+    ("train.steps=???", ["train.steps: must be given"]),
+    ("train.steps=${nowhere}", ["train.steps: ", "'nowhere' not found"]),
+    ("train=5", ["train: ", "5"]),
+    ("resume=maybe", ["resume: ", "'maybe' is not a valid bool"]),
+    ("train.optimizer.lr=abc", ["train.optimizer.lr=abc: must be of type float"]),
+    ("train.optimizer.lr=-1", ["train.optimizer: ", "-1"]),
+    ("algo=maml algo.inner_lr=null", ["algo.inner_lr=null: must be of type float"]),
+    ("algo=maml algo.first_order=perhaps", ["algo.first_order=perhaps: must be of type bool"]),
+    ("train.steps=-1", ["train.steps=-1: must be at least 0"]),
+    ("test.episodes=1", ["test.episodes=1: must be at least 2"]),
+    ("hardware.device=gpu", ["hardware.device=gpu: is not one of auto, cpu, cuda; did you mean cpu?"]),
+    ("hardware.autocast=float16", ["hardware.autocast=float16: is not one of bfloat16; did you mean bfloat16?"]),
+    ("backbone.norm=btch", ["backbone.norm=btch: ", "did you mean batch?"]),
+    ("backbone.channels=0", ["backbone.channels=0: must be positive"]),
+    ("data.split_seed=x", ["data.split_seed=x: must be of type int"]),
+    ("name=a/b", ["name=a/b: "]),
+    ("recipe.stages=[metarun.recipes.meta_tran]", ["recipe.stages: metarun.recipes.meta_tran cannot be imported"]),
+    # the grammar of overrides
+    ("train.steps", ["train.steps: cannot be read as key=value"]),
+    ("train.steps=[1,2", ["train.steps=[1,2: cannot be read as key=value"]),
+    ("train..steps=3", ["train..steps=3: cannot be read as key=value"]),
+    ("=3", ["a group"]),
+    # what does not fit together
+    ("task.ways=5", ["task: ways = 5 is above the 4 classes of the train split; lower train.task.ways"]),
+    ("test.task.ways=5", ["test.task.ways"]),
+    ("algo=protonet test.task.ways=5", ["ways = 5 is above the 4 classes of the val split; lower test.task.ways"]),
+    ("task.shots=5", ["shots + queries = 5 + 2 = 7 is above the 6 images", "train split; lower train.task.shots"]),
+    ("test.task.queries=6", ["1 + 6 = 7 is above the 6 images", "val split"]),
+    ("train.task.queries=0", ["train.task.queries=0"]),
+    ("data=sinusoid", ["backbone: conv4 needs images"]),
+    ("algo=protonet data=sinusoid backbone=mlp", ["algo: ProtoNet only classifies", "algo=maml"]),
+    ("algo=maml data=sinusoid backbone=mlp task.ways=5", ["task.ways=1"]),
+    ("data.image_size=8", ["16×16", "8×8"]),
+    ("recipe=test", ["recipe=test: needs the run to test; add checkpoint="]),
+    ("recipe=test checkpoint=nowhere", ["checkpoint=nowhere: there is no such run"]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+def refused(outputs: Path, words: list[str], expected: list[str]) -> None:
+    """`metarun words...` says what is expected in one line, exit status 2, and leaves nothing behind."""
+    done = metarun(*words, f"outputs={outputs}")
+    assert (done.status, done.out) == (2, ""), done
+    assert len(done.said) == 1, done.err
+    assert done.said[0].startswith("metarun: ")
+    assert all(text in done.said[0] for text in expected), done.said[0]
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_mistake_is_one_line(words: str, expected: list[str], images: Path, tmp_path: Path) -> None:
+    small = ["task.ways=4", "task.queries=2", "backbone.channels=4", "data.image_size=16"]
+    given = words.split()
+    if not any(word.startswith(("data=", "~data")) for word in given):
+        given = ["data=folder", f"data.root={images}", *small, *given]
+    refused(tmp_path / "outputs", given, expected)
+
+
+YAML_MISTAKES: dict[str, tuple[str, list[str]]] = {
+    "typo in train": ("train:\n  stepz: 3", ["experiment/mine: train.stepz: " + unknown_key("steps")]),
+    "typo below train": ("train:\n  task:\n    wayz: 3", ["train.task.wayz: " + unknown_key("ways")]),
+    "typo in algo": (
+        "defaults:\n  - override /algo: maml\nalgo:\n  inner_stepz: 3",
+        ["algo.inner_stepz: MAML has no such setting; did you mean inner_steps"],
+    ),
+    "typo in data": ("data:\n  image_sise: 3", ["data.image_sise: Glyphs has no such setting; did you mean image_size"]),
+    "unknown root": ("trian:\n  steps: 3", ["experiment/mine: trian: " + unknown_key("train?")]),
+    "wrong type": ("train:\n  steps: many", ["experiment/mine: train.steps: ", "'many'", "Integer"]),
+    "value for a node": ("train: 5", ["experiment/mine: ", "5"]),
+    "a list": ("- train", ["experiment/mine: "]),
+    "unknown choice": ("defaults:\n  - override /algo: mmal", ["algo=mmal: there is no such choice; did you mean maml"]),
+    "unknown group": ("defaults:\n  - override /algoo: maml", ["experiment/mine: algoo: ", "did you mean algo?"]),
+    "no YAML": ("train: [1", ["mine.yaml, line 3: "]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", YAML_MISTAKES)
+def test_mistake_in_a_users_yaml_is_one_line(mistake: str, tmp_path: Path) -> None:
+    text, expected = YAML_MISTAKES[mistake]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    refused(tmp_path / "outputs", ["--config-dir", str(tmp_path), "experiment=mine"], expected)
+
+
+def test_users_yaml_without_its_package_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("train:\n  steps: 3\n")
+    words = ["--config-dir", str(tmp_path), "experiment=mine"]
+    refused(tmp_path / "outputs", words, ["experiment/mine: ", "# @package _global_"])
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("nowhere.Mine", "No module named 'nowhere'"), ("metarun.algos.maml.Maml", "Maml"), ("broken.Mine", "broken.py")],
+)
+def test_target_that_cannot_be_imported(
+    target: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("class Mine(:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path / "outputs", [f"algo._target_={target}"], [f"algo._target_={target}: cannot be imported", reason])
+
+
+def break_file(root: Path, name: str, content: bytes | None) -> Path:
+    """`root` with one file of `train/train1` replaced: by `content`, or by its own first half."""
+    file = root / "train" / "train1" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+    return file
+
+
+@pytest.mark.parametrize("content", [None, b"no image at all"], ids=["truncated", "text"])
+def test_bad_image_is_named_and_may_be_skipped(content: bytes | None, images: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    file = break_file(root, "3.png", content)
+    words = ["data=folder", f"data.root={root}", "data.image_size=16", "backbone.channels=2", "train.steps=1", "task.ways=3",
+             "task.queries=2", "test.episodes=2", "train.validate_episodes=2", "test.baseline_episodes=0"]  # fmt: skip
+    refused(tmp_path / "outputs", words, [f"{file} is not a whole image", "data.skip_bad=true"])
+    done = metarun(*words, "data.skip_bad=true", f"outputs={tmp_path / 'outputs'}")
+    assert done.status == 0, done.err
+
+
+def empty(tmp_path: Path) -> list[str]:
+    (tmp_path / "root").mkdir()
+    return ["data=folder", f"data.root={tmp_path / 'root'}"]
+
+
+def empty_class(tmp_path: Path) -> list[str]:
+    make_images(tmp_path / "root", classes=2)
+    (tmp_path / "root" / "val" / "nothing").mkdir()
+    return ["data=folder", f"data.root={tmp_path / 'root'}"]
+
+
+def misspelt(tmp_path: Path) -> list[str]:
+    (tmp_path / "pictures").mkdir()
+    return ["data=folder", f"data.root={tmp_path / 'pictuers'}"]
+
+
+def short_archive(tmp_path: Path) -> list[str]:
+    (tmp_path / "root").mkdir()
+    with zipfile.ZipFile(tmp_path / "root" / "images_background.zip", "w") as archive:
+        archive.writestr("images_background/Futurama/character01/0001_01.png", b"")
+    return ["data=omniglot", f"data.root={tmp_path / 'root'}"]
+
+
+def broken_archive(tmp_path: Path) -> list[str]:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "images_background.zip").write_bytes(b"PK\3\4 and then nothing")
+    return ["data=omniglot", f"data.root={tmp_path / 'root'}"]
+
+
+def no_archive(tmp_path: Path) -> list[str]:
+    return ["data=omniglot", f"data.root={tmp_path / 'root'}", "data.download=false"]
+
+
+def unwritable_outputs(tmp_path: Path) -> list[str]:
+    (tmp_path / "file").touch()
+    return [*SINUSOID, f"outputs={tmp_path / 'file' / 'below'}"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (empty, ["data.root: folder ", "/root is empty"]),
+        (empty_class, ["/root/val/nothing is empty"]),
+        (misspelt, ["there is no folder ", "did you mean pictures?"]),
+        (short_archive, ["images_background.zip: 963 of 964 characters are missing: "]),
+        (broken_archive, ["images_background.zip: not a whole zip archive"]),
+        (no_archive, ["images_background", "download"]),
+        (unwritable_outputs, ["file/below/", "cannot be written (Not a directory)", "outputs="]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_folder_is_one_line(prepare: Callable[[Path], list[str]], expected: list[str], tmp_path: Path) -> None:
+    words = prepare(tmp_path)
+    outputs = next((word for word in words if word.startswith("outputs=")), f"outputs={tmp_path / 'outputs'}")
+    done = metarun(*[word for word in words if word != outputs], outputs)
+    assert (done.status, done.out, len(done.said)) == (2, "", 1), done
+    assert all(text in done.said[0] for text in expected), done.said
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("variable", ["METARUN_DATA", "METARUN_CACHE"])
+def test_root_that_cannot_be_written(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "below"))
+    # Were the folder not refused first, the download would fail here.
+    monkeypatch.setattr("urllib.request.urlopen", functools.partial(pytest.fail, "tried to download"))
+    refused(tmp_path / "outputs", ["data=omniglot"], [str(tmp_path / "file" / "below"), variable])
+
+
+def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_TRACEBACK", "1")
+    with pytest.raises(BaseException, match="train\\.step: there is no such key") as caught:
+        metarun("+train.step=3")
+    assert isinstance(caught.value.__cause__, schema.UserError)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*arguments: object) -> None:
+        raise ValueError("a bug of metarun's")
+
+    monkeypatch.setattr("metarun.recipes.run", bug)
+    with pytest.raises(ValueError, match="a bug of metarun's"):
+        metarun(*SINUSOID)
+
+
+def test_process_of_its_own_exits_with_2() -> None:
+    command = [sys.executable, "-m", "metarun", "algo=mmal"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"

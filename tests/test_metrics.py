@@ -1,0 +1,144 @@
+"""Means, intervals, diverged tasks, and the evaluator that fills them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, hardware, toy_images
+from scipy.stats import norm
+from torch import Tensor
+
+from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
+from metarun.data.regression import Sinusoid
+from metarun.data.source import DataSource
+from metarun.evaluate import evaluate
+from metarun.metrics import accuracy, interval, regression_summary, squared_error
+
+
+@pytest.mark.parametrize("n", [2, 3, 1000])
+def test_interval(n: int) -> None:
+    values = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    mean, ci95 = interval(values)
+    assert mean == pytest.approx(statistics.mean(values.tolist()))
+    deviation = statistics.stdev(values.tolist())
+    assert ci95 == pytest.approx(norm.ppf(0.975) * deviation / math.sqrt(n), rel=1e-4)
+
+
+def test_interval_covers_the_truth_19_times_in_20() -> None:
+    draws = np.random.default_rng(0).normal(3, 2, (4000, 100))
+    found = [interval(torch.from_numpy(values)) for values in draws]
+    covered = np.mean([abs(mean - 3) <= ci95 for mean, ci95 in found])
+    assert covered == pytest.approx(0.945, abs=0.015)
+
+
+def test_interval_of_single_and_single_precision_values() -> None:
+    mean, ci95 = interval(torch.tensor([0.25]))
+    assert mean == 0.25
+    assert math.isnan(ci95)
+    mean, ci95 = interval(torch.full((1000,), 0.1))  # the sum is taken in double precision
+    assert mean == pytest.approx(0.1, abs=1e-8)
+    assert ci95 == pytest.approx(0, abs=1e-9)
+
+
+def test_accuracy() -> None:
+    logits = torch.tensor([[[3.0, 1, 2], [0, 9, 1], [1, 2, 3]], [[0, 0, 1], [5, 4, 3], [-1, -2, -3]]])
+    target = torch.tensor([[0, 1, 0], [2, 1, 1]])
+    found = accuracy(logits, target)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    after_steps = accuracy(torch.stack([logits, -logits, logits]), target)
+    assert after_steps.shape == (3, 2)
+    assert torch.equal(after_steps[0], found)
+    assert torch.equal(after_steps[2], found)
+
+
+def test_squared_error() -> None:
+    prediction, target = torch.tensor([[[1.0], [2.0]], [[0.0], [0.5]]]), torch.tensor([[[1.0], [4.0]], [[1.0], [0.5]]])
+    assert squared_error(prediction, target).tolist() == [2, 0.5]
+    assert squared_error(torch.stack([prediction, target]), target).tolist() == [[2, 0.5], [0, 0]]
+    tiny = torch.full((1, 4, 1), 1e-30)
+    assert squared_error(tiny, 0 * tiny).item() == pytest.approx(1e-60)  # in double precision
+
+
+def test_regression_summary_counts_what_diverged() -> None:
+    errors = torch.tensor([1.0, 2, 3, 399, 401, math.inf, math.nan], dtype=torch.float64)
+    found = regression_summary(errors, power=4.0)
+    finite = [1.0, 2, 3, 399, 401]
+    assert found["mse"] == pytest.approx(statistics.mean(finite))
+    assert found["mse_ci95"] == pytest.approx(1.96 * statistics.stdev(finite) / math.sqrt(5))
+    assert found["mse_median"] == 399  # the fourth of seven: one that is not finite is worse than all
+    assert found["diverged"] == 3
+    assert found["not_finite"] == 2
+
+
+def test_regression_summary_of_ordinary_and_of_hopeless_errors() -> None:
+    found = regression_summary(torch.tensor([0.5, 0.1, 0.3]), power=4.0)
+    assert found["mse_median"] == pytest.approx(0.3)
+    assert (found["diverged"], found["not_finite"]) == (0, 0)
+    found = regression_summary(torch.tensor([math.nan] * 3), power=4.0)
+    assert found["mse"] == found["mse_median"] == math.inf
+    assert (found["diverged"], found["not_finite"]) == (3, 3)
+
+
+# The evaluator
+
+
+class Blind(Algorithm):
+    """Predicts way `step` after `step` inner steps (or `step` as the value), and notes what it is given."""
+
+    regression = True
+
+    def __init__(self, source: DataSource, outputs: int) -> None:
+        super().__init__(Backbone(), Spec(source.input_shape, source.kind, outputs))
+        self.backbone.norm = "none"
+        self.seen: list[tuple[int, bool, bool]] = []
+
+    @property
+    def test_steps(self) -> int:
+        return 3
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        raise NotImplementedError
+
+    def predict_after(self, episodes: Episodes, steps: list[int]) -> Tensor:
+        self.seen.append((episodes.n_tasks, self.training, torch.is_grad_enabled()))
+        if self.spec.kind == "regression":
+            return torch.stack([torch.full_like(episodes.query_y, float(step)) for step in steps])
+        ways = torch.eye(episodes.ways)
+        return torch.stack([ways[step].expand(*episodes.query_y.shape, -1) for step in steps])
+
+
+def test_evaluation_of_classification() -> None:
+    source = toy_images()
+    algorithm = Blind(source, 5).train()
+    sampler = source.sampler("test", TaskShape(5, 1, 4), 0, CPU)
+    done: list[int] = []
+    scores = evaluate(algorithm, sampler, 40, hardware(), [0, 2], done.append)
+    assert scores.values.tolist() == [[0.2] * 40] * 2
+    assert scores.steps == [0, 2]
+    assert scores.power == 0
+    assert torch.equal(scores.final, scores.values[1])
+    assert algorithm.seen == [(32, False, False), (8, False, False)]
+    assert algorithm.training
+    assert done == [32, 40]
+    algorithm.eval()
+    assert evaluate(algorithm, sampler, 3, hardware()).steps == [3]
+    assert not algorithm.training
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_evaluation_of_regression_whatever_the_chunks(chunk: int) -> None:
+    source = Sinusoid()
+    sampler = source.sampler("test", TaskShape(1, 2, 5), 0, CPU)
+    scores = evaluate(Blind(source, 1), sampler, 50, hardware(vectorize=True, task_chunk=chunk), [0, 1])
+    target = sampler(0, 50).query_y.double()
+    torch.testing.assert_close(scores.values[0], target.square().mean((1, 2)))
+    torch.testing.assert_close(scores.values[1], (target - 1).square().mean((1, 2)))
+    assert scores.power == pytest.approx(target.square().mean().item())

@@ -68,6 +68,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be printed here
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
+    sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
@@ -86,6 +87,17 @@ def main() -> None:
         by = f" by {interrupt}" if str(interrupt) else ""
         print(f"metarun: interrupted{by}; the same command goes on", file=sys.stderr)
         sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
+
+
+def _quoted(word: str) -> str:
+    """`key=path` with the path in quotes if it is there but has characters that mean something to Hydra, as run folders do."""
+    key, equals, value = word.partition("=")
+    path = os.path.expanduser(value)
+    there = os.path.exists(path) or ("=" in path and os.path.isdir(os.path.dirname(path)))  # or a run folder mistyped
+    if not equals or not there or re.fullmatch(r"[\w/.+-]*", path, re.ASCII):
+        return word
+    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def one_line(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def folder_name(overrides: list[str], named: bool) -> str:
     """
     left_out = UNNAMED if named else (*UNNAMED, "data", "algo")
     kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
-    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept)) or "default"
+    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept).replace("'", "")) or "default"
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text

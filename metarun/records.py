@@ -116,9 +116,10 @@ class Records:
         if self.folder is None or episodes.support_x.ndim != 5:
             return
         support, query = (self._rows(x[0], episodes.ways) for x in (episodes.support_x, episodes.query_x))
-        gap = torch.ones(*support.shape[:2], 4)
+        values = torch.cat([support.flatten(), query.flatten()])
+        low, high = values.min(), values.max()
+        gap = high.expand(*support.shape[:2], 4)  # white
         picture = torch.cat([support, gap, query], dim=2)
-        low, high = picture.amin(), picture.amax()
         self._open().add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
 
     @staticmethod

@@ -55,15 +55,15 @@ def _accuracies(result: dict[str, Any]) -> Table:
 
 
 def _errors(result: dict[str, Any]) -> Table:
-    title = f"regression from {result['protocol']['test']['shots']} points"
-    table = _table(result, title, ("mean squared error", "95% interval", "median", "diverged", "episodes"))
+    title = f"mean squared error from {result['protocol']['test']['shots']} points"
+    table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix in ("test", "untrained"):
         steps = result.get(f"{prefix}/after_inner_steps", {})
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
-                    f"{prefix}, after {step} steps",
+                    f"{prefix}, {step} steps",
                     f"{numbers['mse']:.3f}",
                     f"± {numbers['mse_ci95']:.3f}",
                     f"{numbers['mse_median']:.3f}",

@@ -27,7 +27,10 @@ def svg() -> str:
     """What the command prints at its end, with the terminal's colours, as a picture."""
     result = json.loads(RESULT.read_text())
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), mock.patch.dict(os.environ, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
+    with (
+        contextlib.redirect_stdout(printed),
+        mock.patch.dict(os.environ, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}),
+    ):
         report.show(Path("outputs/glyphs-protonet/default"), result)
     console = Console(record=True, width=92, file=io.StringIO())
     console.print(Text(f"$ {result['command']}", style="bold"))

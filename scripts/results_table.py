@@ -43,7 +43,9 @@ def load() -> dict[str, dict[str, Any]]:
     results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
     for stem in results:
         if run_name(stem) not in order:
-            raise SystemExit(f"results_table: scripts/published.yaml has no entry {run_name(stem)}; add its method and data")
+            raise SystemExit(
+                f"results_table: scripts/published.yaml has no entry {run_name(stem)}; add its method and data"
+            )
     return {stem: results[stem] for stem in sorted(results, key=lambda stem: (order.index(run_name(stem)), stem))}
 
 
@@ -104,10 +106,16 @@ def table() -> str:
     """What stands between the markers of README.md."""
     entries = published()
     results = load()
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row(result, entries[run_name(stem)]) for stem, result in results.items())]
+    lines = [
+        COLUMNS,
+        ["---"] * len(COLUMNS),
+        *(row(result, entries[run_name(stem)]) for stem, result in results.items()),
+    ]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     torch = sorted({result["versions"]["torch"] for result in results.values()})
-    return f"{text}\n\nMade with torch {', '.join(torch)}; the whole `result.json` of each row is in `scripts/results/`."
+    return (
+        f"{text}\n\nMade with torch {', '.join(torch)}; the whole `result.json` of each row is in `scripts/results/`."
+    )
 
 
 def rewritten(readme: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import choices
 from hydra import compose, initialize_config_dir
-from shell import SINUSOID, environment, make_images, metarun
+from shell import SINUSOID, environment, make_images, metarun, run_folder
 
 from metarun import config as schema
 from metarun.cli import CONF
@@ -169,6 +169,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("task.shots=5", ["shots + queries = 5 + 2 = 7 is above the 6 images", "train split; lower train.task.shots"]),
     ("test.task.queries=6", ["1 + 6 = 7 is above the 6 images", "val split"]),
     ("train.task.queries=0", ["train.task.queries=0"]),
+    ("data=folder", ["data.root: must be given (data.root=...)"]),
     ("data=sinusoid", ["backbone: conv4 needs images"]),
     ("algo=protonet data=sinusoid backbone=mlp", ["algo: ProtoNet only classifies", "algo=maml"]),
     ("algo=maml data=sinusoid backbone=mlp task.ways=5", ["task.ways=1"]),
@@ -264,6 +265,27 @@ def test_bad_image_is_named_and_may_be_skipped(content: bytes | None, images: Pa
     refused(tmp_path / "outputs", words, [f"{file} is not a whole image", "data.skip_bad=true"])
     done = metarun(*words, "data.skip_bad=true", f"outputs={tmp_path / 'outputs'}")
     assert done.status == 0, done.err
+
+
+def test_paths_need_no_quotes_of_hydras(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run folders have names such as `seed=0,train.steps=6~2`, which are to be copied and pasted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(images, tmp_path / "it's a=b,c~2 (x)")
+    (tmp_path / "o=1").mkdir()
+    words = ["data=folder", "data.root=~/it's a=b,c~2 (x)", "data.image_size=16", "backbone.channels=2", "train.steps=1",
+             "task.ways=3", "task.queries=2", "test.episodes=2", "train.validate_episodes=2", "test.baseline_episodes=0"]  # fmt: skip
+    for _ in range(2):
+        done = metarun(*words, f"outputs={tmp_path / 'o=1'}")
+        assert done.status == 0, done.err
+    assert "finished before" in done.out
+    folder = run_folder(tmp_path / "o=1")
+    done = metarun("recipe=test", f"checkpoint={folder}", "test.episodes=3", f"outputs={tmp_path / 'o=1'}")
+    assert done.status == 0, done.err
+    refused(
+        tmp_path / "outputs",
+        ["recipe=test", f"checkpoint={folder}~3"],
+        [f"checkpoint={folder}~3: there is no such run"],
+    )
 
 
 def empty(tmp_path: Path) -> list[str]:

@@ -281,6 +281,19 @@ def test_rotations_are_numpys_and_classes_of_their_own(channels: int) -> None:
         assert len(set.union(*ways)) == 8
         seen |= set.union(*ways)
     assert seen == {(number, turn) for number in range(5) for turn in range(4)}
+    rows, turns = ClassSampler(
+        offsets=toy.table.offsets,
+        classes=toy.splits["train"],
+        task=TaskShape(8, 2, 3),
+        seed=0,
+        split="train",
+        rotations=4,
+    ).draw(0, 10)
+    drawn = [
+        [{(way[0] // PER_CLASS, turn)} for way, turn in zip(*task, strict=True)]
+        for task in zip(rows, turns, strict=True)
+    ]
+    assert drawn == [ways for ways in ways_of(batch, toy, 4)]
 
 
 def test_without_rotations_images_stay_upright_and_of_their_split() -> None:

@@ -1,0 +1,146 @@
+"""The wheel, a bare clone, and the scripts that prepare a machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import metarun
+
+ROOT = Path(__file__).parents[1]
+TOP_LEVEL = {"pyproject.toml", "conf", "metarun", "tests", "scripts", "outputs", "README.md", "LICENSE"}
+FIND = "import metarun.cli; print(metarun.cli.CONF)"
+
+
+def files(folder: Path, *patterns: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for pattern in patterns for path in folder.rglob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run(command, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def metadata(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(f"metarun-{metarun.__version__}.dist-info/{name}").decode()
+
+
+def python(*words: str, inside: Path, code: Path) -> str:
+    """What Python prints in the folder `inside` with the package in `code` before any other."""
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=inside, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_wheel_holds_the_package_and_all_configs_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    configs = {f"metarun/{name}" for name in files(ROOT / "conf", "*.yaml")}
+    assert "metarun/conf/hydra/help/metarun.yaml" in configs
+    assert inside == configs | files(ROOT / "metarun", "*.py", "*.txt")
+
+
+def test_metadata(wheel: Path) -> None:
+    about = Parser().parsestr(metadata(wheel, "METADATA"))
+    assert about["Version"] == metarun.__version__
+    assert about["Requires-Python"] == ">=3.11"
+    assert about["License-Expression"] == "MIT"
+    assert about.get_payload() == (ROOT / "README.md").read_text()
+    assert "metarun = metarun.cli:main" in metadata(wheel, "entry_points.txt")
+    assert metadata(wheel, "licenses/LICENSE").startswith("MIT License")
+
+
+def test_wheel_finds_its_configs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    code, empty = tmp_path / "code", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(code)
+    assert python("-c", FIND, inside=empty, code=code).strip() == str(code / "metarun" / "conf")
+    assert "_target_: metarun.algos.maml.MAML" in python(
+        "-m", "metarun", "algo=maml", "--cfg", "job", inside=empty, code=code
+    )
+    assert not list(empty.iterdir())
+
+
+def test_bare_clone_finds_its_configs(tmp_path: Path) -> None:
+    for name in ("metarun", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    assert python("-c", FIND, inside=tmp_path, code=tmp_path).strip() == str(tmp_path / "conf")
+    assert "Omniglot" in python("-m", "metarun", "data=omniglot", "--cfg", "job", inside=tmp_path, code=tmp_path)
+
+
+def test_top_level() -> None:
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)} == TOP_LEVEL
+    assert (ROOT / "outputs" / ".gitkeep").is_file()
+
+
+@pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh", ".ci/run"])
+def test_scripts_are_runnable(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """As much of a fresh clone, in a folder with a space in its name, as the making of `.venv` looks at."""
+    for name in ("pyproject.toml", "metarun/__init__.py", "scripts/constraints.txt", "scripts/venv.sh"):
+        target = tmp_path / "a clone" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    return tmp_path / "a clone"
+
+
+def enter(checkout: Path, python: Path) -> subprocess.CompletedProcess[str]:
+    """Sources venv.sh from another folder, with `python` as the interpreter to use."""
+    command = ["bash", "-euo", "pipefail", "-c", 'source "$0" && echo entered "$PWD"', checkout / "scripts" / "venv.sh"]
+    return subprocess.run(command, cwd="/", env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True)
+
+
+def fake_python(path: Path, *, old: bool) -> Path:
+    """An interpreter that is too old, or that has no venv module."""
+    answer = "exit 1" if old else 'echo "$0"'
+    path.write_text(f'#!/bin/sh\ncase "$2" in *version_info*) {answer} ;; *) exit 1 ;; esac\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_no_new_enough_python_is_one_line(checkout: Path, tmp_path: Path) -> None:
+    done = enter(checkout, fake_python(tmp_path / "python", old=True))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"metarun: needs Python 3.11 or newer, and found none at {tmp_path}/python; install one, or set PYTHON=/path/to/python\n"
+    )
+
+
+def test_missing_venv_module_is_one_line(checkout: Path, tmp_path: Path) -> None:
+    done = enter(checkout, fake_python(tmp_path / "python", old=False))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "apt install python3-venv" in done.stderr
+
+
+def test_environment_is_used_again_until_its_recipe_changes(checkout: Path, tmp_path: Path) -> None:
+    old = fake_python(tmp_path / "python", old=True)
+    recipe = "cat pyproject.toml metarun/__init__.py scripts/constraints.txt | cksum"
+    checksum = subprocess.run(["bash", "-c", recipe], cwd=checkout, check=True, capture_output=True, text=True).stdout
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to("/bin/true")
+    (checkout / ".venv" / "made-from").write_text(f"{checkout} {checksum}")
+    assert enter(checkout, old).stdout == f"entered {checkout}\n"
+    (checkout / "scripts" / "constraints.txt").write_text("torch==2.0\n")
+    assert enter(checkout, old).returncode == 1

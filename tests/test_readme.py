@@ -1,0 +1,118 @@
+"""README.md stays true: its commands run, its keys and files exist, its table and picture are what the scripts make."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from metarun import config as schema
+from metarun.cli import CONF
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
+COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^(?:.*&& |srun )?metarun\b(.*)$", SHELL, re.M)]
+TINY = ["train.steps=1", "train.validate_episodes=2", "task.queries=1", "test.episodes=2", "test.baseline_episodes=0"]
+CHEAP = [words for words in COMMANDS if not any(word.startswith(("experiment=", "data=omniglot")) for word in words)]
+OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import picture  # noqa: E402
+import results_table  # noqa: E402
+
+
+def name(words: list[str]) -> str:
+    return " ".join(words) or "metarun"
+
+
+def metarun(*words: str, inside: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "metarun", *words]
+    done = subprocess.run(command, cwd=inside, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where a reader of README.md would stand: its example method, some images, a finished run."""
+    folder = tmp_path_factory.mktemp("reader")
+    for path, text in OWN_FILES:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 2, 8, 8), np.uint8)
+    for number, images in enumerate(pixels):
+        (folder / "my_images" / f"class {number}").mkdir(parents=True)
+        for position, image in enumerate(images):
+            Image.fromarray(image).save(folder / "my_images" / f"class {number}" / f"{position}.png")
+    metarun(*TINY, inside=folder)
+    (made,) = (folder / "outputs" / "glyphs-protonet").iterdir()
+    made.rename(made.with_name("default"))
+    return folder
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    assert len(COMMANDS) > 10
+    assert [path for path, _ in OWN_FILES] == ["cosine.py", "my_conf/algo/cosine.yaml"]
+    assert len(CHEAP) > 5
+    assert any("-m" in words for words in CHEAP)
+    assert any("recipe=test" in words for words in CHEAP)
+
+
+@pytest.mark.parametrize("words", CHEAP, ids=name)
+def test_command_runs(words: list[str], sandbox: Path) -> None:
+    before = set(sandbox.glob("outputs/*/*/result.json"))
+    printed = metarun(*words, *TINY, inside=sandbox)
+    jobs = np.prod([word.count(",") + 1 for word in words]) if "-m" in words else 1
+    assert len(set(sandbox.glob("outputs/*/*/result.json")) - before) == jobs
+    assert printed.count("tensorboard --logdir outputs/") == jobs
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in CHEAP], ids=name)
+def test_long_command_is_accepted(words: list[str]) -> None:
+    overrides = words[: -words.count("--cfg") * 2 or None]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        schema.check(hydra.compose("config", overrides=overrides))
+
+
+def test_keys_exist() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("config", overrides=["algo=maml"])
+    known = [*schema.flat(OmegaConf.to_container(composed)), *(path.name for path in CONF.iterdir() if path.is_dir())]
+    rows = re.findall(
+        r"^\| (`.*?) \|", README[README.index("| key |") : README.index("### What is in a run folder")], re.M
+    )
+    keys = [key for row in rows for key in re.findall(r"`([\w.]+)`", row)]
+    assert len(keys) > 20
+    assert [key for key in keys if key not in known] == []
+
+
+def test_files_exist() -> None:
+    paths = re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_table_is_what_the_script_makes() -> None:
+    assert results_table.rewritten(README) == README
+    assert re.search(r"^\| ProtoNet \|.*± .*`metarun` \|$", README, re.M)
+
+
+def test_picture_is_of_the_result_in_the_table() -> None:
+    def words(svg: str) -> list[str]:
+        return re.findall(r"\S+", html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", svg, flags=re.S)))
+
+    drawn = words(picture.PICTURE.read_text())
+    assert drawn == words(picture.svg())
+    assert re.search(r"^\| ProtoNet \| built-in.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn

@@ -1,0 +1,255 @@
+"""Only testing a finished run, sweeps, and a user's own method."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from shell import SINUSOID, lines, make_images, metarun, result, run_folder
+
+from metarun import recipes
+
+SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
+         "train.tasks_per_step=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
+         "test.baseline_episodes=4"]  # fmt: skip
+
+
+class Made(NamedTuple):
+    """Images, and a finished run of each of two methods on them."""
+
+    images: Path
+    protonet: Path
+    maml: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("made")
+    images = make_images(root / "images")
+    for algo in ("protonet", "maml"):
+        done = metarun(*SMALL, f"data.root={images}", f"algo={algo}", f"outputs={root / algo}")
+        assert done.status == 0, done.err
+    return Made(images, run_folder(root / "protonet"), run_folder(root / "maml"))
+
+
+def numbers(folder: Path) -> dict[str, object]:
+    """The numbers that testing makes."""
+    return {
+        name: value for name, value in result(folder).items() if name.split("/")[0] in ("test", "untrained", "chance")
+    }
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_testing_again_gives_the_same_numbers(algo: str, made: Made, tmp_path: Path) -> None:
+    run: Path = getattr(made, algo)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    done = metarun("recipe=test", f"checkpoint={run}", f"outputs={tmp_path}")
+    assert done.status == 0, done.err
+    folder = run_folder(tmp_path)
+    assert folder.parent.name == f"folder-{algo}"
+    assert numbers(folder) == numbers(run)
+    found, protocol = result(folder), result(folder)["protocol"]
+    assert protocol == {**result(run)["protocol"], "selected_by": "the checkpoint that was given"}
+    assert "train/steps" not in found
+    assert found["data"] == result(run)["data"]
+    assert not list(folder.glob("*.pt"))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    again = metarun("recipe=test", f"checkpoint={run}", f"outputs={tmp_path}")
+    assert "finished before" in again.out
+
+
+def test_testing_weights_by_file(made: Made, tmp_path: Path) -> None:
+    """`last.pt` is another checkpoint than `best.pt`, in a folder of its own."""
+    for name in ("best.pt", "last.pt"):
+        assert metarun("recipe=test", f"checkpoint={made.maml / name}", f"outputs={tmp_path / name}").status == 0
+    assert numbers(run_folder(tmp_path / "best.pt")) == numbers(made.maml)
+
+
+def test_testing_with_other_tasks(made: Made, tmp_path: Path) -> None:
+    """`task` is that of the test here: what was trained stays a fact of the checkpoint."""
+    words = ["task.ways=4", "task.shots=3", "test.task.queries=1", "test.episodes=5", "seed=1"]
+    done = metarun("recipe=test", f"checkpoint={made.protonet}", *words, f"outputs={tmp_path}")
+    assert done.status == 0, done.err
+    found = result(run_folder(tmp_path))
+    assert found["protocol"]["test"] == {"ways": 4, "shots": 3, "queries": 1}
+    assert found["protocol"]["train"] == {"ways": 3, "shots": 1, "queries": 2}
+    assert (found["test/episodes"], found["chance/acc"]) == (5, 0.25)
+    other = metarun("recipe=test", f"checkpoint={made.maml}", "task.shots=2", f"outputs={tmp_path / 'maml'}")
+    assert other.status == 0, other.err
+
+
+def test_testing_on_other_data(made: Made, tmp_path: Path) -> None:
+    """Folders of their own, and numbers of their own."""
+    make_images(tmp_path / "images", classes=5, per_class=4)
+    words = ["recipe=test", f"checkpoint={made.protonet}", f"outputs={tmp_path / 'outputs'}"]
+    assert metarun(*words, "data=folder", f"data.root={made.images}", "data.image_size=16").status == 0
+    done = metarun(*words, "data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=16")
+    assert done.status == 0, done.err
+    folders = sorted((tmp_path / "outputs").glob("*/*"))
+    assert {result(folder)["data"]["images"]["test"] for folder in folders} == {20, 24}
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize(
+    ("algo", "words", "expected"),
+    [
+        ("maml", ["task.ways=2"], ["test.task.ways=2: MAML's head has the 3 outputs", "test.task.ways=3"]),
+        ("protonet", ["task.ways=5"], ["ways = 5 is above the 4 classes of the test split; lower test.task.ways"]),
+        ("protonet", ["algo=maml"], ["algo=: a checkpoint brings its own"]),
+        ("protonet", ["experiment=omniglot_maml"], ["experiment=: a checkpoint brings its own"]),
+        ("protonet", ["backbone.channels=5"], ["of another architecture", "(4, 3, 3, 3) in the file and (5, 3, 3, 3) in this"]),
+        ("protonet", ["backbone=mlp"], ["of another architecture", "backbone.layers.0.weight is absent in the file"]),
+        ("protonet", ["data=sinusoid"], ["backbone: conv4 needs images"]),
+        ("protonet", ["data=glyphs", "data.image_size=x"], ["data.image_size=x: must be of type int"]),
+        ("protonet", ["seedd=1"], ["seedd: there is no such key; did you mean seed?"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else value,
+)  # fmt: skip
+def test_testing_what_does_not_fit(
+    algo: str, words: list[str], expected: list[str], made: Made, tmp_path: Path
+) -> None:
+    run, outputs = getattr(made, algo), tmp_path / "outputs"
+    done = metarun("recipe=test", f"checkpoint={run}", *words, f"outputs={outputs}")
+    assert (done.status, done.out, len(done.said)) == (2, "", 1), done
+    assert all(text in done.said[0] for text in expected), done.said
+    assert not outputs.exists()
+
+
+def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "best.pt").write_bytes((made.maml / "best.pt").read_bytes())
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.yaml").write_bytes((made.maml / "config.yaml").read_bytes())
+    (tmp_path / "cut" / "best.pt").write_bytes((made.maml / "best.pt").read_bytes()[:2000])
+    for path, expected in {
+        tmp_path / "nowhere": "there is no such run folder or file",
+        tmp_path: "there is no such run folder or file",
+        tmp_path / "alone": "no config.yaml lies beside it",
+        tmp_path / "cut": "cannot be read, it is truncated or no checkpoint of metarun",
+        made.maml / "config.yaml": "cannot be read, it is truncated or no checkpoint of metarun",
+    }.items():
+        done = metarun("recipe=test", f"checkpoint={path}", f"outputs={outputs}")
+        assert (done.status, len(done.said)) == (2, 1), done
+        assert expected in done.said[0]
+    assert not outputs.exists()
+
+
+def test_sweep_has_a_folder_a_job_and_runs_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:], f"outputs={tmp_path}"]
+    prepared: list[str] = []
+    prepare = recipes.prepare
+
+    def noting(config, folder):
+        prepared.append(str(folder.relative_to(tmp_path)))
+        return prepare(config, folder)
+
+    monkeypatch.setattr(recipes, "prepare", noting)
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    rest = ",".join(sorted(word for word in SINUSOID if not word.startswith(("algo", "data", "test", "train"))))
+    folders = [f"sinusoid-{algo}/{rest},seed={seed}," for algo in ("maml", "fomaml") for seed in (0, 1)]
+    assert len(prepared) == 4
+    assert all(name.startswith(start) for name, start in zip(prepared, folders, strict=True)), prepared
+    results = {name: (tmp_path / name / "result.json").read_bytes() for name in prepared}
+    ran, prepared[:] = list(prepared), []
+
+    (tmp_path / ran[2] / "result.json").unlink()
+    again = metarun(*words)
+    assert again.status == 0
+    assert prepared == [ran[2]]
+    assert again.out.count("finished before") == 3
+    assert again.out.count("results  ") == 4
+    for name in (ran[0], ran[1], ran[3]):
+        assert (tmp_path / name / "result.json").read_bytes() == results[name]
+
+    single = metarun(*SINUSOID, "seed=1", f"outputs={tmp_path / 'single'}")
+    assert single.status == 0
+    alone, swept = run_folder(tmp_path / "single"), tmp_path / ran[1]
+    assert alone.relative_to(tmp_path / "single") == swept.relative_to(tmp_path)
+    assert result(alone)["test/mse"] == result(swept)["test/mse"]  # a job is the run that one would start alone
+    assert [line["val/mse"] for line in lines(alone)] == [line["val/mse"] for line in lines(swept)]
+
+
+def test_failed_jobs_of_a_sweep_are_named_and_the_others_run(tmp_path: Path) -> None:
+    done = metarun("-m", "algo=protonet,maml", "seed=0,1", *SINUSOID[1:], f"outputs={tmp_path}")
+    assert done.status == 2
+    assert "Traceback" not in done.err
+    reason = "algo: ProtoNet only classifies, but the data are regression tasks; try algo=maml"
+    failed = [line for line in done.err.splitlines() if line.startswith("metarun: ")]
+    for number, seed in ((0, 0), (1, 1)):
+        assert failed[number].startswith(f"metarun: job {number} (algo=protonet seed={seed} data=sinusoid ")
+        assert failed[number].endswith(f"): {reason}")
+    assert failed[2:] == failed[:1]  # the last line of all, after the lines of the jobs that ran
+    assert done.err.splitlines()[-1] == failed[0]
+    assert len(list(tmp_path.glob("sinusoid-maml/*/result.json"))) == 2
+    assert not (tmp_path / "sinusoid-protonet").exists()
+
+
+def test_mistake_in_a_sweep_stops_it_before_the_first_job(tmp_path: Path) -> None:
+    done = metarun("-m", "algo=maml,mmal", *SINUSOID[1:], f"outputs={tmp_path / 'outputs'}")
+    assert done.status == 2
+    assert done.err == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+NEAREST = '''
+import torch
+from torch import Tensor
+from metarun.core import Algorithm, Episodes
+
+
+class Nearest(Algorithm):
+    """Classifies a query as its nearest support image; learns nothing."""
+
+    def __init__(self, backbone, spec, *, power: float = 2.0, shift: int = 0) -> None:
+        super().__init__(backbone, spec)
+        self.power = power
+        self.bias = torch.nn.Parameter(torch.zeros(()))
+
+    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
+        distance = torch.cdist(query_x.flatten(1), support_x.flatten(1), p=self.power)
+        return -distance @ torch.nn.functional.one_hot(support_y, ways).float() + self.bias
+
+    def loss(self, episodes: Episodes, step: int):
+        logits = self.predict(episodes)
+        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.over_tasks(lambda *task: self.logits(*task, episodes.ways), *episodes.tensors[:3])
+'''
+
+
+def test_a_users_own_method_in_one_file_and_one_yaml(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the working folder; the images of a class are of its colour, which the nearest image tells."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nearest_image", raising=False)
+    (tmp_path / "nearest_image.py").write_text(NEAREST)
+    (tmp_path / "mine" / "algo").mkdir(parents=True)
+    settings = {"algo": {"_target_": "nearest_image.Nearest", "power": 2}, "train": {"steps": 2, "tasks_per_step": 1}}
+    (tmp_path / "mine" / "algo" / "nearest.yaml").write_text("# @package _global_\n" + yaml.safe_dump(settings))
+    words = ["--config-dir", "mine", *SMALL, f"data.root={made.images}", "algo=nearest"]
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    folder = run_folder(tmp_path / "outputs")
+    assert folder.parent.name == "folder-nearest"
+    assert result(folder)["test/acc"] > 0.8
+    torch.load(folder / "best.pt", weights_only=True)
+
+    wrong = metarun(*words, "+algo.powr=3")
+    assert wrong.said == ["metarun: algo.powr: Nearest has no such setting; did you mean power?"]
+    wrong = metarun(*words, "algo.power=high")
+    assert wrong.said == ["metarun: algo.power=high: must be of type float"]
+    wrong = metarun(*words[:-1], "algo=neerest")
+    assert wrong.said == ["metarun: algo=neerest: there is no such choice; did you mean nearest?"]
+    assert "nearest" in metarun("--config-dir", "mine", "--help").out
+    again = metarun("--config-dir", "mine", "recipe=test", f"checkpoint={folder}")
+    assert again.status == 0, again.err

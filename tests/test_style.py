@@ -1,0 +1,34 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "metarun").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_are_short(path: Path) -> None:
+    lines = path.read_text().count("\n")
+    assert lines <= (150 if path.parent.name == "algos" else 500)
+
+
+def test_nothing_but_a_config_knows_a_method_by_name() -> None:
+    names = "|".join(
+        found
+        for path in (ROOT / "metarun" / "algos").glob("*.py")
+        for found in re.findall(r"^class (\w+)", path.read_text(), re.M)
+    )
+    assert "MAML" in names
+    known = re.compile(rf"metarun\.algos|\balgo\w*(\.\w+)?\s*[!=]=|isinstance\([^)]*\b({names})\b")
+    others = [path for path in MODULES if path.parent.name != "algos"]
+    assert [f"{path}: {found[0]}" for path in others for found in known.finditer(path.read_text())] == []
+
+
+def test_no_test_is_skipped() -> None:
+    word = re.compile(r"\b(skip|skipif|importorskip|xfail)\(")
+    assert [path.name for path in Path(__file__).parent.glob("*.py") if word.search(path.read_text())] == []

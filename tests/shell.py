@@ -52,6 +52,8 @@ def metarun(*words: str, argv0: str = "metarun") -> Outcome:
     logger, out, err, status = logging.getLogger("metarun"), io.StringIO(), io.StringIO(), 0
     logged = logger.handlers[:], logger.level, logger.propagate
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in signals:
+        signal.signal(number, _unhandled)
     GlobalHydra.instance().clear()
     with (
         mock.patch.object(sys, "argv", [argv0, *words]),
@@ -69,6 +71,10 @@ def metarun(*words: str, argv0: str = "metarun") -> Outcome:
             for number, handler in signals.items():
                 signal.signal(number, handler)
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def _unhandled(number: int, frame: object) -> None:
+    raise AssertionError(f"{signal.Signals(number).name} would have killed the process")
 
 
 def environment(**variables: str) -> dict[str, str]:

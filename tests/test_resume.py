@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 from shell import SINUSOID, events, lines, make_images, metarun, result, run_folder, start
 
 from metarun import recipes, records
 from metarun.core import Algorithm
+from metarun.folders import choose_folder
 
 SPEED = ("seconds", "train/seconds", "train/tasks_per_second", "git_commit")  # may differ between two equal runs
 
@@ -216,6 +218,30 @@ def test_checkpoint_on_an_interval_of_steps_and_of_time(tmp_path: Path, monkeypa
     for name, words in interval.items():
         assert metarun(*SINUSOID, f"name={name}", *words, f"outputs={tmp_path}").status == 0
     assert saved == {"steps": {4, 6}, "time": {1, 2, 3, 4, 5, 6}, "neither": {6}}
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "default"),
+        (["seed=1", "algo=maml", "data=omniglot"], "seed=1"),  # `<data>-<algo>` is the folder above
+        (["seed=1", "algo=maml", "name=mine"], "algo=maml,seed=1"),
+        (["experiment=omniglot_maml", "data=glyphs"], "data=glyphs"),
+        (["recipe=test", "checkpoint='outputs/a=b'", "data=glyphs"], "checkpoint=outputs_a=b,data=glyphs,recipe=test"),
+        (["outputs=/tmp", "resume=false", "+data.root=/a b", "~preset"], "+data.root=_a_b,~preset"),
+    ],
+)
+def test_folder_is_named_by_what_was_overridden(words: list[str], name: str, tmp_path: Path) -> None:
+    config = OmegaConf.create({"outputs": str(tmp_path), "name": "upper", "resume": True})
+    assert choose_folder(config, words) == tmp_path / "upper" / name
+    assert choose_folder(config, words[::-1]) == tmp_path / "upper" / name
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    config = OmegaConf.create({"outputs": str(tmp_path), "name": "upper", "resume": True})
+    folders = {choose_folder(config, [f"data.root=/{'long' * 60}", f"train.steps={steps}"]) for steps in range(3)}
+    assert len(folders) == 3
+    assert all(len(folder.name) <= 120 for folder in folders)
 
 
 def edit(folder: Path, old: str, new: str) -> None:

@@ -1,3 +1,3 @@
-"""metarun: meta-learning and transfer learning from the shell."""
+"""metarun: meta-learning experiments from the shell."""
 
 __version__ = "0.1.0"

@@ -126,6 +126,7 @@ RANGES = {
     "hardware.task_chunk": 1, "seed": 0,
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
     "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
+    "algo.inner_steps": 0, "algo.test_inner_steps": 0, "algo.inner_batch": 1, "algo.test_inner_batch": 1,  # of any inner loop
 }  # fmt: skip
 CHOICES: dict[str, list[str | None]] = {
     "hardware.device": ["auto", "cpu", "cuda"],
@@ -165,7 +166,7 @@ def check(config: DictConfig) -> None:
             check_target(node, path, given)
     for key, least in RANGES.items():
         value = OmegaConf.select(config, key)
-        if value is not None and value < least:
+        if isinstance(value, int | float) and value < least:
             raise UserError(f"{key}={value}: must be at least {least}")
     for key, choices in CHOICES.items():
         value = OmegaConf.select(config, key)
@@ -266,6 +267,10 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
     """What `node._target_` names, built from its values and `given`; a value that its constructor refuses is a `UserError`."""
     try:
         build = instantiate(node, _partial_=True, _convert_="all")
+        hints = typing.get_type_hints(inspect.unwrap(build.func.__init__))
+        for name, value in build.keywords.items():
+            if type(value) is int and hints.get(name) in (float, float | None):
+                given[name] = float(value)  # `algo.inner_lr=1` means 1.0
         return build(**given)
     except (HydraException, ValueError) as error:
         raise UserError(f"{path}: {_reason(error)}") from error

@@ -126,8 +126,8 @@ class Algorithm(nn.Module, ABC):
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy, or mean squared error for regression."""
         if self.spec.kind == "regression":
-            return F.mse_loss(prediction.float(), target)
-        return F.cross_entropy(prediction.float().flatten(0, -2), target.flatten())
+            return F.mse_loss(functional.precise(prediction), target)
+        return F.cross_entropy(functional.precise(prediction).flatten(0, -2), target.flatten())
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """What to log beside the loss: the query accuracy of a classification step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.double() - target.double()).square().mean((-1, -2))
 
 
+def median(errors: Tensor) -> float:
+    """The median of `[T]` errors, the mean of the middle two for an even T; a NaN counts as infinite."""
+    return float(np.median(errors.nan_to_num(nan=math.inf, posinf=math.inf).numpy()))
+
+
 def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
     """Mean with interval, median, and the tasks that diverged: not finite, or above 100 times `power`.
 
@@ -38,7 +44,7 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
     return {
         "mse": mean,
         "mse_ci95": ci95,
-        "mse_median": errors.nan_to_num(nan=math.inf).median().item(),
+        "mse_median": median(errors),
         "diverged": int((~finite | (errors > DIVERGED * power)).sum()),
         "not_finite": int((~finite).sum()),
     }

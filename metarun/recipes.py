@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,7 +206,7 @@ def meta_train(run: Run) -> None:
         scores = evaluate(run.algorithm, run.samplers["val"], settings.validate_episodes, run.hardware)
         mean, ci95 = metrics.interval(scores.final)
         if regression:
-            median = scores.final.nan_to_num(nan=math.inf).median().item()
+            median = metrics.median(scores.final)
             return -median, {"val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
         return mean, {"val/acc": mean, "val/acc_ci95": ci95}
 
@@ -240,7 +239,7 @@ def meta_test(run: Run) -> None:
     run.result |= summary(scores, "test")
     curve = "mse_median" if scores.power else "acc"
     for step, values in zip(scores.steps, scores.values, strict=True):
-        value = values.median().item() if scores.power else values.mean().item()
+        value = metrics.median(values) if scores.power else values.mean().item()
         run.records.curve(f"test/{curve}_after_inner_steps", value, step)
     if settings.baseline_episodes:
         untrained = build_algorithm(run.config, run.data, run.train_task).to(run.hardware.device)

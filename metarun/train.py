@@ -117,7 +117,8 @@ def fit(
         """Validates, and keeps the weights if they are the best so far."""
         score, shown = validate()
         records.scalars(state["step"], shown, always=True)
-        better = score > state["best_score"]
+        score = -math.inf if math.isnan(score) else score
+        better = score > state["best_score"] or state["validated"] < 0  # the first, however bad
         state["worse"] = 0 if better else state["worse"] + 1
         state["validated"] = state["step"]
         if better:
@@ -181,6 +182,8 @@ def fit(
                 raise Interrupted(stopped, step)
         if state["validated"] != state["step"]:
             select()
+        if signals.received:  # during the last validation
+            raise Interrupted(signals.received, state["step"])
     world.wait()  # until best.pt is whole
     return {
         "train/steps": state["step"],
@@ -190,12 +193,15 @@ def fit(
 
 
 def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: Any, step: int, seconds: float) -> None:
-    """One step of the schedule a step, or more where the budget of seconds will end before the steps do.
+    """One step of the schedule a step; more if it spans all steps and the budget of seconds will end before them.
 
-    So a learning rate that is to fall to zero gets there on a slow machine too.
+    So a learning rate that is to fall to zero at the end gets there on a slow machine too. A schedule of a length of its
+    own (every 2,000 steps, say) keeps to the steps.
     """
-    spent = seconds / settings.max_seconds if settings.max_seconds else 0.0
-    due = max(step, min(settings.steps, int(settings.steps * spent)))
+    due = step
+    length = getattr(schedule, "T_max", getattr(schedule, "total_iters", None))  # torch's cosine, and its other ramps
+    if settings.max_seconds and length == settings.steps:
+        due = max(step, min(settings.steps, int(settings.steps * seconds / settings.max_seconds)))
     while schedule.last_epoch < due:
         schedule.step()
 

@@ -6,8 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 metarun "$@"
 
-cat <<END
-
-To see the curves:  $root/.venv/bin/tensorboard --logdir $root/outputs   then open http://localhost:6006
-To go on:           source $root/.venv/bin/activate && metarun algo=maml data=omniglot
-END
+printf '\nTo see the curves:  %q --logdir %q   then open http://localhost:6006\n' "$root/.venv/bin/tensorboard" "$root/outputs"
+printf 'To go on:           source %q && metarun algo=maml data=omniglot\n' "$root/.venv/bin/activate"

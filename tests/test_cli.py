@@ -58,7 +58,7 @@ def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m metarun --help | true; exit ${{PIPESTATUS[0]}}"
+    command = f"'{sys.executable}' -m metarun --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # 0 where the help was in the pipe before it closed
 
@@ -150,6 +150,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=maml algo.first_order=perhaps", ["algo.first_order=perhaps: must be of type bool"]),
     ("train.steps=-1", ["train.steps=-1: must be at least 0"]),
     ("test.episodes=1", ["test.episodes=1: must be at least 2"]),
+    ("algo=maml algo.inner_steps=-1", ["algo.inner_steps=-1: must be at least 0"]),
+    ("algo=reptile algo.inner_batch=0", ["algo.inner_batch=0: must be at least 1"]),
     ("hardware.device=gpu", ["hardware.device=gpu: is not one of auto, cpu, cuda; did you mean cpu?"]),
     ("hardware.autocast=float16", ["hardware.autocast=float16: is not one of bfloat16; did you mean bfloat16?"]),
     ("backbone.norm=btch", ["backbone.norm=btch: ", "did you mean batch?"]),

@@ -16,7 +16,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.evaluate import evaluate
-from metarun.metrics import accuracy, interval, regression_summary, squared_error
+from metarun.metrics import accuracy, interval, median, regression_summary, squared_error
 
 
 @pytest.mark.parametrize("n", [2, 3, 1000])
@@ -142,3 +142,8 @@ def test_evaluation_of_regression_whatever_the_chunks(chunk: int) -> None:
     torch.testing.assert_close(scores.values[0], target.square().mean((1, 2)))
     torch.testing.assert_close(scores.values[1], (target - 1).square().mean((1, 2)))
     assert scores.power == pytest.approx(target.square().mean().item())
+
+
+def test_median_of_an_even_count_is_the_mean_of_the_middle_two() -> None:
+    assert median(torch.tensor([1.0, 2.0, 4.0, float("nan")])) == 3.0
+    assert median(torch.tensor([1.0, math.inf, math.nan, math.inf])) == math.inf

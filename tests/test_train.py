@@ -456,3 +456,20 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     assert set(run.best) == {"model", "step", "score"}
     config: DictConfig = OmegaConf.create({"state": run.last["state"]})
     assert config.state.step == 11
+
+
+@pytest.mark.parametrize(
+    ("schedule", "taken"),
+    [
+        (torch.optim.lr_scheduler.CosineAnnealingLR, 50),  # spans all steps: half of the time is half of the cosine
+        (torch.optim.lr_scheduler.StepLR, 10),  # of a length of its own: one step a step
+    ],
+)
+def test_only_a_schedule_that_spans_all_steps_follows_the_budget_of_seconds(schedule: Any, taken: int) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    built = schedule(optimizer, 100)
+    settings = OmegaConf.create({"steps": 100, "max_seconds": 60.0})
+    optimizer.step()
+    for step in range(1, 11):
+        advance_schedule(built, settings, step, seconds=3.0 * step)
+    assert built.last_epoch == taken

@@ -77,8 +77,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (Refused, *MENDABLE, ValueError) as error:
-        # A group that is given a number is the one mistake that Hydra meets with a bare ValueError.
-        foreign = not isinstance(error, (Refused, *MENDABLE)) and "Config group override" not in str(error)
+        # Two mistakes that Hydra meets with a bare ValueError: a group that is given a number, and -m with --cfg.
+        hydras = "Config group override" in str(error) or "can be specified" in str(error)
+        foreign = not isinstance(error, (Refused, *MENDABLE)) and not hydras
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
         print(f"metarun: {one_line(error)}", file=sys.stderr)

@@ -7,9 +7,9 @@ user started: it decides, writes and prints. The others do the same run on their
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from torch import Tensor
 from metarun.errors import UserError
 
 FOLDER = "METARUN_RUN_FOLDER"  # tells a further process which run it belongs to
+RANK, PORT = "METARUN_RANK", "METARUN_PORT"  # its number, and where rank 0 listens on this machine
+MEETING = timedelta(minutes=3)  # within which all ranks must have loaded their data and built their models
 PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others, who may be testing
 
 
@@ -72,22 +74,37 @@ def starting(processes: int, command: Sequence[str], folder: Path) -> Iterator[W
         yield World()
         return
     children: list[subprocess.Popen[bytes]] = []
-    if is_further_process() is None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes), RANK="0")
-        environment = {**os.environ, FOLDER: str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        for rank in range(1, processes):
-            # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
-            children.append(subprocess.Popen(command, env={**environment, "RANK": str(rank)}, start_new_session=True))
-    rank = int(os.environ["RANK"])
+    further = is_further_process() is not None
+    rank, port = (int(os.environ[RANK]), int(os.environ[PORT])) if further else (0, 0)
+    store = torch.distributed.TCPStore("127.0.0.1", port, processes, is_master=not further, wait_for_workers=False)
     try:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=processes, timeout=PATIENCE)
+        if further:
+            threading.Thread(target=_end_with_rank_0, daemon=True).start()
+        environment = {**os.environ, FOLDER: str(folder), PORT: str(store.port)}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        for number in range(1, processes) if not further else ():
+            environment[RANK] = str(number)
+            # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
+            children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True))
+        store.set(str(rank), "here")
+        try:
+            store.wait([str(number) for number in range(processes)], MEETING)
+        except RuntimeError as error:
+            raise UserError(
+                f"hardware.processes: the {processes} processes did not meet within {MEETING}; what kept them stands above"
+            ) from error
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=PATIENCE)
         yield World(rank, processes)
         torch.distributed.destroy_process_group()
     finally:
         for child in children:
             if sys.exc_info()[0] is not None:
                 child.kill()
-            child.wait()
+            child.communicate()
+
+
+def _end_with_rank_0() -> None:
+    """Ends this process when rank 0, which holds the other end of its input, is gone: killed, perhaps, before they met."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

@@ -21,6 +21,7 @@ class Scores:
     steps: list[int]
     values: Tensor  # [len(steps), episodes] float64
     power: float  # the mean squared target of regression tasks; 0 for classification
+    loss: float  # the mean loss on the queries after the last of `steps`
 
     @property
     def final(self) -> Tensor:
@@ -44,18 +45,21 @@ def evaluate(
     algorithm.eval()
     values = torch.zeros(len(steps), episodes, dtype=torch.float64)
     power = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64)
     first, end = hardware.world.share(episodes)
     for start in range(first, end, hardware.test_chunk):
         stop = min(start + hardware.test_chunk, end)
         batch = sampler(start, stop)
         with hardware.autocast():
             predictions = algorithm.predict_after(batch, steps)
+        share = (stop - start) / episodes
+        loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
         if regression:
             values[:, start:stop] = metrics.squared_error(predictions, batch.query_y).cpu()
-            power += batch.query_y.double().square().mean().cpu() * (stop - start) / episodes
+            power += batch.query_y.double().square().mean().cpu() * share
         else:
             values[:, start:stop] = metrics.accuracy(predictions, batch.query_y).cpu()
         progress(stop * hardware.world.size)
-    hardware.world.sum([values, power])
+    hardware.world.sum([values, power, loss])
     algorithm.train(training)
-    return Scores(steps, values, power.item())
+    return Scores(steps, values, power.item(), loss.item())

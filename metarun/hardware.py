@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from torch import nn
 from metarun.core import Algorithm
 from metarun.distributed import World
 from metarun.errors import UserError
-
-log = logging.getLogger("metarun")
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,12 @@ class Hardware:
             "vectorize": self.vectorize,
         }
 
+    def __str__(self) -> str:
+        shown = self.describe()
+        tasks = "by vmap" if self.vectorize else "in a loop"
+        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}"
+        return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
+
 
 def choose(
     *,
@@ -94,14 +97,4 @@ def choose(
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if autocast else None
-    hardware = Hardware(chosen, dtype, channels_last, vectorize, task_chunk, torch.get_num_threads())
-    shown = hardware.describe()
-    log.info(
-        "hardware: %s, %s, %d process(es) of %d thread(s), tasks %s",
-        shown["gpu"] or shown["device"],
-        shown["precision"],
-        processes,
-        shown["threads"],
-        "by vmap" if vectorize else "in a loop",
-    )
-    return hardware
+    return Hardware(chosen, dtype, channels_last, vectorize, task_chunk, torch.get_num_threads())

@@ -56,17 +56,24 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     started = time.perf_counter()
     further = is_further_process()
     start_logging(quiet=further is not None)
+    only_tests = config.recipe.stages[0].endswith(".meta_test")
+    if only_tests != bool(config.checkpoint):
+        raise UserError(
+            "recipe=test: needs the run to test; add checkpoint=outputs/RUN"
+            if only_tests
+            else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
+        )
     if config.checkpoint:
-        config = with_checkpoint(config, overrides, choices)
+        config = with_checkpoint(config, overrides)
         check(config)
-    elif config.recipe.stages[0].endswith(".meta_test"):
-        raise UserError("recipe=test: needs the run to test; add checkpoint=outputs/RUN")
     OmegaConf.update(config, "name", config.name or default_name(choices))
     folder = further or choose_folder(config, overrides)
     if further is None:
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
         if (folder / "result.json").is_file():
+            if config.checkpoint:
+                refuse_other_weights(folder, checkpoint_file(config))
             return report.show_stored(folder)
     shared = prepare(config, folder)  # all that can be wrong with the input is found before anything is written
     if further is not None:
@@ -106,21 +113,28 @@ def prepare(config: DictConfig, folder: Path) -> Run:
         for split, task in {**tasks, "test": test_task}.items()
     }
     optimizer, schedule = build_optimizer(algorithm, config.train)
+    known: dict[str, Any] = {}
     if config.checkpoint:
         weights = checkpoint_file(config)
-        checkpoint.load_weights(algorithm, checkpoint.load(weights, hardware.device)["model"], weights)
+        state = checkpoint.load(weights, hardware.device)
+        checkpoint.load_weights(algorithm, state["model"], weights)
+        known = {"checkpoint/step": state["step"] if "step" in state else state["state"]["step"]}
+        known["checkpoint/sha256"] = checkpoint.digest(weights)
     elif (processes := config.hardware.processes) > config.train.tasks_per_step:
         raise UserError(
             f"hardware.processes={processes}: share the tasks of a step, but train.tasks_per_step={config.train.tasks_per_step}"
         )
     records = Records(None if is_further_process() else folder)
-    return Run(config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule)
+    return Run(
+        config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule, known
+    )
 
 
 def carry_out(run: Run, command: list[str]) -> None:
     """The stages, one after the other, in as many processes as the config says."""
     with starting(run.config.hardware.processes, command, run.folder) as world:
         run.hardware = replace(run.hardware, world=world)
+        log.info("hardware: %s", run.hardware)
         for stage in run.config.recipe.stages:
             get_method(stage)(run)
 
@@ -153,10 +167,11 @@ def check_tasks(algorithm: Algorithm, train_task: TaskShape, test_task: TaskShap
         raise UserError(f"train.task.queries={train_task.queries}: {name} learns from the queries; it needs at least 1")
 
 
-def with_checkpoint(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
+def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     """The config that the checkpoint's run had, with this command line's overrides on it.
 
-    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint.
+    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
+    the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
     stored_file = checkpoint_file(config).parent / "config.yaml"
     if not stored_file.is_file():
@@ -165,6 +180,8 @@ def with_checkpoint(config: DictConfig, overrides: list[str], choices: dict[str,
         )
     stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+        if key == "algo" and len({node.algo._target_ for node in (config, stored)}) == 1:
+            continue
         if key in ("experiment", "preset", "algo"):
             raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
@@ -182,9 +199,19 @@ def checkpoint_file(config: DictConfig) -> Path:
     path = Path(config.checkpoint)
     if path.is_dir():
         path = path / "best.pt"
+        if (path.parent / "config.yaml").is_file() and not path.is_file():
+            raise UserError(f"checkpoint={config.checkpoint}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():
         raise UserError(f"checkpoint={config.checkpoint}: there is no such run folder or file")
     return path
+
+
+def refuse_other_weights(folder: Path, weights: Path) -> None:
+    """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
+    if report.stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+        raise UserError(
+            f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
+        )
 
 
 def create(folder: Path) -> None:
@@ -207,8 +234,8 @@ def meta_train(run: Run) -> None:
         mean, ci95 = metrics.interval(scores.final)
         if regression:
             median = metrics.median(scores.final)
-            return -median, {"val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
-        return mean, {"val/acc": mean, "val/acc_ci95": ci95}
+            return -median, {"val/loss": scores.loss, "val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
+        return mean, {"val/loss": scores.loss, "val/acc": mean, "val/acc_ci95": ci95}
 
     if not (run.folder / "last.pt").exists():
         run.records.tasks(run.samplers["val"](0, 1))

@@ -13,9 +13,15 @@ from rich.table import Table
 SHOWN_STEPS = {0, 1, 5, 10}
 
 
+def stored(folder: Path) -> dict[str, Any]:
+    """The result of a finished run."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
 def show_stored(folder: Path) -> float:
     """Shows the result of a finished run; returns its validation score."""
-    result = json.loads((folder / "result.json").read_text())
+    result = stored(folder)
     show(folder, result)
     print("This run had finished before: nothing was computed; resume=false starts over beside it.")
     return float(result.get("val/score", 0.0))

@@ -43,8 +43,12 @@ class Outcome(NamedTuple):
 
     @property
     def said(self) -> list[str]:
-        """What was printed as an error, without the lines that tell what is going on."""
-        return [line for line in self.err.splitlines() if not line.startswith(("hardware: ", "data "))]
+        """What was printed as an error, without the lines that tell how far it is."""
+        return [
+            line
+            for line in self.err.splitlines()
+            if not line.startswith(("data ", "run folder: ", "hardware: ", "step ", "going on "))
+        ]
 
 
 def metarun(*words: str, argv0: str = "metarun") -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,7 @@ def test_testing_again_gives_the_same_numbers(algo: str, made: Made, tmp_path: P
     found, protocol = result(folder), result(folder)["protocol"]
     assert protocol == {**result(run)["protocol"], "selected_by": "the checkpoint that was given"}
     assert "train/steps" not in found
+    assert found["checkpoint/step"] == result(run)["train/selected_step"]
     assert found["data"] == result(run)["data"]
     assert not list(folder.glob("*.pt"))
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -94,6 +96,44 @@ def test_testing_on_other_data(made: Made, tmp_path: Path) -> None:
     assert len(folders) == 2
 
 
+def test_testing_with_other_settings_of_the_method(made: Made, tmp_path: Path) -> None:
+    words = ["recipe=test", f"checkpoint={made.maml}", "algo.test_inner_steps=3"]
+    done = metarun(*words, "algo=maml", f"outputs={tmp_path}")
+    assert done.status == 0, done.err
+    found = result(run_folder(tmp_path))
+    assert found["protocol"]["test_inner_steps"] == 3
+    assert found["test/after_inner_steps"]["1"]["acc"] == result(made.maml)["test/acc"]
+    done = metarun(*words, f"outputs={tmp_path}")
+    assert done.status == 2
+    assert done.said[0].startswith("metarun: algo.test_inner_steps: there is no such key; ")
+    assert "name the method too" in done.said[0]
+
+
+def test_stored_result_of_other_weights_is_not_shown(made: Made, tmp_path: Path) -> None:
+    """The run may have gone on since."""
+    copy = tmp_path / "run"
+    shutil.copytree(made.protonet, copy)
+    words = ["recipe=test", f"checkpoint={copy}", f"outputs={tmp_path / 'outputs'}"]
+    assert metarun(*words).status == 0
+    assert "finished before" in metarun(*words).out
+    best = torch.load(copy / "best.pt", weights_only=True)
+    torch.save({**best, "step": 17}, copy / "best.pt")
+    done = metarun(*words)
+    assert done.status == 2
+    assert done.said[0].endswith("has now; test these beside it with resume=false")
+    assert metarun(*words, "resume=false").status == 0
+    assert sorted(result(folder)["checkpoint/step"] for folder in tmp_path.glob("outputs/*/*"))[-1] == 17
+
+
+def test_checkpoint_is_for_testing(made: Made, tmp_path: Path) -> None:
+    done = metarun(f"checkpoint={made.protonet}", f"outputs={tmp_path / 'outputs'}")
+    assert (done.status, done.said) == (
+        2,
+        [f"metarun: checkpoint={made.protonet}: is for testing a finished run; add recipe=test"],
+    )
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("algo", "words", "expected"),
     [
@@ -126,7 +166,10 @@ def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "config.yaml").write_bytes((made.maml / "config.yaml").read_bytes())
     (tmp_path / "cut" / "best.pt").write_bytes((made.maml / "best.pt").read_bytes()[:2000])
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "config.yaml").write_bytes((made.maml / "config.yaml").read_bytes())
     for path, expected in {
+        tmp_path / "early": "has no best.pt yet",
         tmp_path / "nowhere": "there is no such run folder or file",
         tmp_path: "there is no such run folder or file",
         tmp_path / "alone": "no config.yaml lies beside it",

@@ -125,7 +125,8 @@ def test_metrics_lines(done: tuple[Outcome, Path]) -> None:
     trained, validated = [line for line in found if "train/loss" in line], [line for line in found if "val/acc" in line]
     for line in trained:
         assert set(line) == {"step", "train/loss", "train/acc", "train/learning_rate", "train/tasks_per_second"}
-    assert all("val/acc_ci95" in line for line in validated)
+    assert all(set(line) == {"step", "val/loss", "val/acc", "val/acc_ci95"} for line in validated)
+    assert all(0 < line["val/loss"] < 10 for line in validated)
     assert (len(trained), len(validated)) == (3, 2)
     # The cosine from 0.003, at its start, its middle and its end.
     rates = [line["train/learning_rate"] for line in trained]
@@ -140,7 +141,8 @@ def test_tensorboard_has_every_curve(done: tuple[Outcome, Path], shown: EventAcc
                 assert points[int(line["step"])] == pytest.approx(value, rel=1e-6)
     for name in ("train/loss", "train/acc", "train/learning_rate", "train/tasks_per_second"):
         assert [event.step for event in shown.Scalars(name)] == [2, 4, 6]
-    assert [event.step for event in shown.Scalars("val/acc")] == [3, 6]
+    for name in ("val/loss", "val/acc"):
+        assert [event.step for event in shown.Scalars(name)] == [3, 6]
 
 
 def test_tensorboard_has_accuracy_against_inner_steps(done: tuple[Outcome, Path], shown: EventAccumulator) -> None:
@@ -193,7 +195,7 @@ def test_regression_run_records_errors_and_no_picture(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     found, shown = result(folder), events(folder)
     assert shown.Tags()["images"] == []
-    assert {"train/loss", "val/mse", "val/mse_median", "test/mse_median_after_inner_steps"} <= set(
+    assert {"train/loss", "val/loss", "val/mse", "val/mse_median", "test/mse_median_after_inner_steps"} <= set(
         shown.Tags()["scalars"]
     )
     assert found["test/mse"] > 0
@@ -223,15 +225,16 @@ def test_plain_lines_without_a_terminal(done: tuple[Outcome, Path]) -> None:
     assert "\x1b" not in outcome.err + outcome.out
     assert "\r" not in outcome.err
     assert f"run folder: {folder}\n" in outcome.err
+    assert "hardware: " in outcome.err
     assert re.search(
         r"^step 2/6  loss [\d.]+  acc [\d.]+  learning_rate [\d.]+  tasks_per_second [\d.]+$", outcome.err, re.M
     )
-    assert re.search(r"^step 6/6  val/acc [\d.]+  val/acc_ci95 [\d.]+$", outcome.err, re.M)
+    assert re.search(r"^step 6/6  val/loss [\d.]+  val/acc [\d.]+  val/acc_ci95 [\d.]+$", outcome.err, re.M)
 
 
 def test_log_file_has_the_lines_with_their_times(done: tuple[Outcome, Path]) -> None:
     text = (done[1] / "metarun.log").read_text()
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} step 6/6  val/acc ", text, re.M)
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} step 6/6  val/loss ", text, re.M)
 
 
 def test_progress_bar_with_the_time_left_on_a_terminal(tmp_path: Path) -> None:
@@ -267,7 +270,7 @@ def test_progress_bar_with_the_time_left_on_a_terminal(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.decode())
     assert re.search(r"training .*\d+/60 \d:\d\d:\d\d left", text)
     assert re.search(r"testing .*\d+/300 (\d:\d\d:\d\d|-:--:--) left", text)
-    assert "step 30/60  val/mse " in text  # lines stay above the bar
+    assert "step 30/60  val/loss " in text  # lines stay above the bar
     assert re.search(r"│ untrained, 10 steps +│ .*│ +4 │\r?\n", text)  # one line, though the terminal is narrow
     assert "tensorboard --logdir" in text
 

@@ -172,6 +172,15 @@ def test_signal_saves_and_the_same_command_goes_on(
     assert_same(comparable(run_folder(tmp_path / "whole")), comparable(folder))
 
 
+def test_signal_during_the_last_validation_ends_before_testing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        Sent(signal.SIGTERM, 6, patch)
+        done = metarun(*SINUSOID, f"outputs={tmp_path}")
+    assert done.status == 143
+    assert done.said == ["metarun: interrupted by SIGTERM at step 6; the same command goes on"]
+    assert metarun(*SINUSOID, f"outputs={tmp_path}").status == 0
+
+
 def test_signal_to_a_process_of_its_own(tmp_path: Path) -> None:
     process = start(*SINUSOID[:-1], "train.steps=100000", "train.validate_every=20", f"outputs={tmp_path}")
     until(lambda: count(next(tmp_path.glob("*/*/metrics.jsonl"), tmp_path / "none")) >= 2, process)

@@ -94,7 +94,7 @@ class Norm(nn.Module):
         if reference >= len(x) and not functional.vectorized():
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
         # Plain operations: the fused batch norm has wrong second derivatives under vmap, and fails there under autocast.
-        values = _precise(x)
+        values = functional.precise(x)
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         centred = values - values[:reference].mean(axes, keepdim=True)
@@ -130,13 +130,8 @@ class Norm(nn.Module):
         groups = group_count(self.channels)
         if not functional.vectorized():
             return F.group_norm(x, groups, self.weight, self.bias, EPSILON).to(x.dtype)
-        values = _precise(x).reshape(len(x), groups, -1)
+        values = functional.precise(x).reshape(len(x), groups, -1)
         centred = values - values.mean(-1, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
         shape = [1, -1] + [1] * (x.ndim - 2)
         return ((centred * scale).reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """`x` in single precision at least: sums of squares lose too much in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

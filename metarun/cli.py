@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -31,12 +32,10 @@ def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as typed, `${...}` too
     try:
-        schema.check(config)  # before the expensive imports of the run itself
-        from metarun.recipes import run
-
         added = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
         options = [word for path in added for word in ("--config-dir", path)]
-        return run(
+        carry_out = get_method(config.recipe.run)
+        return carry_out(
             config, overrides, dict(job.runtime.choices), [sys.executable, "-m", "metarun", *options, *overrides]
         )
     except MENDABLE as error:

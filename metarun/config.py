@@ -85,6 +85,7 @@ class Recipe:
     """The stages of a run, in order: functions of a `metarun.recipes.Run`."""
 
     stages: list[str] = MISSING
+    run: str = "metarun.recipes.run"  # what carries the config out
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Config:
     seed: int = 0
     resume: bool = True
     checkpoint: str | None = None
+    runs: Any = None  # recipe=report: the folder of runs, or a list of them
     outputs: str = "outputs"
 
 

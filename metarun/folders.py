@@ -18,6 +18,8 @@ LONGEST = 120  # characters of a folder's name
 FREE = (
     "outputs",
     "resume",
+    "runs",
+    "recipe.run",
     "hardware.device",
     "hardware.channels_last",
     "hardware.processes",

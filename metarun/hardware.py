@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +48,14 @@ class Hardware:
         if self.channels_last:
             algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return algorithm
+
+    def peak_memory(self) -> dict[str, int]:
+        """The most bytes that this process has held so far: of the host's memory, and of the GPU's if there is one."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        if self.device.type == "cuda":
+            peak["cuda"] = torch.cuda.max_memory_allocated(self.device)
+        return peak
 
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`."""

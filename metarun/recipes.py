@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, metrics, provenance, report
+from metarun import checkpoint, metrics, provenance
 from metarun import hardware as hardware_module
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import Algorithm, Spec, TaskShape
@@ -25,6 +26,7 @@ from metarun.evaluate import Scores, evaluate
 from metarun.folders import choose_folder, refuse_other_config
 from metarun.hardware import Hardware
 from metarun.records import Records, logging_to, start_logging
+from metarun.report.run import show, show_stored, stored
 from metarun.train import Interrupted, build_optimizer, fit
 
 log = logging.getLogger("metarun")
@@ -53,6 +55,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
 
     `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
     """
+    check(config)
     started = time.perf_counter()
     further = is_further_process()
     start_logging(quiet=further is not None)
@@ -74,7 +77,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if (folder / "result.json").is_file():
             if config.checkpoint:
                 refuse_other_weights(folder, checkpoint_file(config))
-            return report.show_stored(folder)
+            return show_stored(folder)
     shared = prepare(config, folder)  # all that can be wrong with the input is found before anything is written
     if further is not None:
         with contextlib.suppress(UserError, Interrupted):  # rank 0 meets the same, and tells it
@@ -87,14 +90,14 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
             log.info("run folder: %s", folder)
             carry_out(shared, command)
-            finish(shared, overrides, time.perf_counter() - started)
+            finish(shared, overrides, choices, time.perf_counter() - started)
     except Timeout:
         raise UserError(
             f"{folder}: another process is running this; wait for it, or give this one another name="
         ) from None
     finally:
         shared.records.close()
-    report.show(folder, shared.result)
+    show(folder, shared.result)
     return float(shared.result.get("val/score", 0.0))
 
 
@@ -178,20 +181,20 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
-        if key == "algo" and len({node.algo._target_ for node in (config, stored)}) == 1:
+        if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         if key in ("experiment", "preset", "algo"):
             raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
-        OmegaConf.update(stored, goal, OmegaConf.select(config, target), merge=False, force_add=True)
+        OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
     for key in ("recipe", "checkpoint", "outputs", "resume"):
-        OmegaConf.update(stored, key, config[key], merge=False)
-    stored.name = config.name or stored.name
-    assert isinstance(stored, DictConfig)
-    return stored
+        OmegaConf.update(own, key, config[key], merge=False)
+    own.name = config.name or own.name
+    assert isinstance(own, DictConfig)
+    return own
 
 
 def checkpoint_file(config: DictConfig) -> Path:
@@ -208,7 +211,7 @@ def checkpoint_file(config: DictConfig) -> Path:
 
 def refuse_other_weights(folder: Path, weights: Path) -> None:
     """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
-    if report.stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+    if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
         raise UserError(
             f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
         )
@@ -264,6 +267,8 @@ def meta_test(run: Run) -> None:
     with run.records.progress("testing", settings.episodes) as advance:
         scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance)
     run.result |= summary(scores, "test")
+    if run.hardware.world.main:
+        save_scores(run.folder / "test_scores.npz", scores)
     curve = "mse_median" if scores.power else "acc"
     for step, values in zip(scores.steps, scores.values, strict=True):
         value = metrics.median(values) if scores.power else values.mean().item()
@@ -275,6 +280,12 @@ def meta_test(run: Run) -> None:
         run.result |= summary(baseline, "untrained")
     if not scores.power:
         run.result["chance/acc"] = 1 / run.test_task.ways
+
+
+def save_scores(path: Path, scores: Scores) -> None:
+    """The score of every test episode, for paired comparisons: `values` [steps, episodes] after each of `steps` [steps]."""
+    steps, values = np.array(scores.steps), scores.values.numpy()
+    checkpoint.replace(path, lambda file: np.savez_compressed(file, steps=steps, values=values))
 
 
 def summary(scores: Scores, prefix: str) -> dict[str, Any]:
@@ -293,7 +304,7 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
     return result
 
 
-def finish(run: Run, overrides: list[str], seconds: float) -> None:
+def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
     run.records.hparams(flat(to_container(config)), run.result.get("test/acc", run.result.get("test/mse")))
@@ -314,6 +325,8 @@ def finish(run: Run, overrides: list[str], seconds: float) -> None:
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
         "command": " ".join(["metarun", *overrides]),
+        "choices": {group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
         "seconds": seconds,
+        "peak_memory": run.hardware.peak_memory(),
     }
     checkpoint.save_json(run.folder / "result.json", run.result)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # so that a bare clone will do
-from metarun import report  # noqa: E402
+from metarun.report import run as report  # noqa: E402
 
 RESULT = HERE / "results" / "glyphs-protonet.json"
 PICTURE = HERE / "assets" / "demo.svg"

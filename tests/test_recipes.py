@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -62,6 +63,16 @@ def test_testing_again_gives_the_same_numbers(algo: str, made: Made, tmp_path: P
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     again = metarun("recipe=test", f"checkpoint={run}", f"outputs={tmp_path}")
     assert "finished before" in again.out
+
+
+def test_a_run_leaves_what_a_comparison_needs(made: Made) -> None:
+    for run, steps in ((made.protonet, 1), (made.maml, 4)):
+        found, scores = result(run), np.load(run / "test_scores.npz")
+        assert scores["values"].shape == (steps, found["test/episodes"]) and len(scores["steps"]) == steps
+        assert scores["values"][-1].mean() == pytest.approx(found["test/acc"], abs=1e-12)
+        assert found["choices"]["algo"] == run.parent.name.partition("-")[2]
+        assert found["choices"]["data"] == "folder"
+        assert found["peak_memory"]["host"] > 50e6  # an interpreter with torch
 
 
 def test_testing_weights_by_file(made: Made, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_testing_again_gives_the_same_numbers(algo: str, made: Made, tmp_path: P
 
 
 def test_a_run_leaves_what_a_comparison_needs(made: Made) -> None:
-    for run, steps in ((made.protonet, 1), (made.maml, 4)):
+    for run, steps in ((made.protonet, 1), (made.maml, 2)):  # after 0 and 1 inner steps
         found, scores = result(run), np.load(run / "test_scores.npz")
         assert scores["values"].shape == (steps, found["test/episodes"]) and len(scores["steps"]) == steps
         assert scores["values"][-1].mean() == pytest.approx(found["test/acc"], abs=1e-12)

@@ -19,10 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun import config as schema
-from metarun.errors import UserError, nearest
+from metarun.errors import Pruned, UserError, nearest
+from metarun.folders import quoted
+from metarun.sweeps.jobs import PRUNED, Outcome
+from metarun.sweeps.plan import JobsFailed
 
 _inside = Path(__file__).parent / "conf"  # in a wheel
 CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # beside the package in a checkout
+
+PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
+if PLUGINS not in sys.path:
+    sys.path.append(PLUGINS)
 
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
@@ -39,10 +46,8 @@ def _run(config: DictConfig) -> float:
             config, overrides, dict(job.runtime.choices), [sys.executable, "-m", "metarun", *options, *overrides]
         )
     except MENDABLE as error:
-        if job.mode == RunMode.MULTIRUN:  # the other jobs go on, and Hydra raises the first error when they are done
-            failed = UserError(f"job {job.job.num} ({' '.join(overrides)}): {one_line(error)}")
-            print(f"metarun: {failed}", file=sys.stderr)
-            raise failed from error
+        if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
+            raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
 
 
@@ -63,41 +68,44 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """The `metarun` command. Exit status: 0, 2 for what the user can mend, 128 + n for signal n."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be printed here
+    """The `metarun` command. Exit status: 0, 1 where jobs of a sweep failed, 2 for what the user can mend, 128 + n for signal n."""
+    try:
+        outcome = attempt(sys.argv[1:])
+    except BrokenPipeError:  # `metarun --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    if outcome.message and os.environ.get("RANK", "0") == "0":  # of the ranks of torchrun, which all meet it, the first
+        print(f"metarun: {outcome.message}", file=sys.stderr)
+    sys.exit(outcome.status)
+
+
+def attempt(words: list[str]) -> Outcome:
+    """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
-    sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [quoted(word) for word in words]
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:
         _run()
-    except BrokenPipeError:  # `metarun --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except BrokenPipeError:
+        raise
+    except JobsFailed as failed:
+        return Outcome(1, str(failed))
+    except Pruned as pruned:
+        return Outcome(PRUNED, str(pruned))
     except (Refused, *MENDABLE, ValueError) as error:
         # Two mistakes that Hydra meets with a bare ValueError: a group that is given a number, and -m with --cfg.
         hydras = "Config group override" in str(error) or "can be specified" in str(error)
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not hydras
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
-        print(f"metarun: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        return Outcome(2, one_line(error))
     except KeyboardInterrupt as interrupt:
         by = f" by {interrupt}" if str(interrupt) else ""
-        print(f"metarun: interrupted{by}; the same command goes on", file=sys.stderr)
-        sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
-
-
-def _quoted(word: str) -> str:
-    """`key=path` with the path in quotes if it is there but has characters that mean something to Hydra, as run folders do."""
-    key, equals, value = word.partition("=")
-    path = os.path.expanduser(value)
-    there = os.path.exists(path) or ("=" in path and os.path.isdir(os.path.dirname(path)))  # or a run folder mistyped
-    if not equals or not there or re.fullmatch(r"[\w/.+-]*", path, re.ASCII):
-        return word
-    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+        return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
+    return Outcome()
 
 
 def one_line(error: BaseException) -> str:

@@ -1,42 +1,63 @@
 """Processes that share the tasks of a step: one rank each, equal weights, and sums over all of them.
 
-`hardware.processes=N` starts N - 1 further processes of the same command on this machine. Rank 0 is the process that the
-user started: it decides, writes and prints. The others do the same run on their share of the tasks.
+A launcher starts all ranks of a run with the same command and says by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT who is who: `torchrun`, a batch script, or, for `hardware.processes=N` on one machine, rank 0 itself. Rank 0
+decides, reads and writes checkpoints, and prints. The others do the same run on their share of the tasks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metarun.errors import UserError
 
-FOLDER = "METARUN_RUN_FOLDER"  # tells a further process which run it belongs to
-RANK, PORT = "METARUN_RANK", "METARUN_PORT"  # its number, and where rank 0 listens on this machine
-MEETING = timedelta(minutes=3)  # within which all ranks must have loaded their data and built their models
-PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others, who may be testing
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
+CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
+MEETING = timedelta(minutes=3)  # within which all ranks must have started
+PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
+NAMING = 3.0  # seconds in which the rank that ended a run early is looked for
+
+T = TypeVar("T")
+_numbers = itertools.count()  # of the meetings of this process: one launcher may carry out several runs
+
+
+class Lost(UserError):
+    """Another rank ended early, or never came."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. A world of one needs no communication, and all of its methods return at once."""
+    """The ranks of a run, seen by one of them. In a world of one all methods return at once."""
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among the ranks of this machine
+    local_size: int = 1
+    launched: bool = False  # by a launcher; else rank 0 starts the others when it has found nothing wrong
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where messages between ranks lie
+    group: Any = None  # of `device`, where it is no CPU
+    store: Any = None  # what ranks tell each other while they meet, and when they fail
+    blame: Callable[[], str] = lambda: ""  # which rank ended early, where it can be known
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the process that decides, writes and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:
@@ -44,63 +65,172 @@ class World:
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over the ranks, in one message."""
+        """Replaces each tensor, of any device and floating type, by its sum over the ranks, in one message of float64."""
         if self.size == 1 or not tensors:
             return
-        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
-        try:
-            torch.distributed.all_reduce(flat)
-        except RuntimeError as error:
-            raise UserError(
-                f"hardware.processes: one of the {self.size} processes ended early; its message stands above; the same command goes on"
-            ) from error
+        flat = torch.cat([tensor.detach().reshape(-1).to(self.device, torch.float64) for tensor in tensors])
+        with self._together():
+            if self.group is not None:
+                # NCCL would wait for a rank that is gone, gloo does not: ask whether all are here.
+                torch.distributed.all_reduce(torch.zeros(1))
+            torch.distributed.all_reduce(flat, group=self.group)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
     def wait(self) -> None:
         """Returns when every rank has come here."""
-        self.sum([torch.zeros(1)])
+        if self.size > 1:
+            with self._together():
+                torch.distributed.all_reduce(torch.zeros(1))
+
+    def tell(self, value: T) -> T:
+        """Rank 0's `value`, in every rank. Tensors must be on the CPU."""
+        if self.size == 1:
+            return value
+        said = [value]
+        with self._together():
+            torch.distributed.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+        return said[0]
+
+    def on(self, device: torch.device) -> World:
+        """This world with messages that lie on `device`, which must be of one type in all ranks. Every rank calls it."""
+        if self.size == 1:
+            return self
+        count = torch.tensor([float(device.type == "cuda")])
+        self.sum([count])
+        if 0 < count < self.size:
+            raise UserError(
+                f"hardware.device: {int(count)} of the {self.size} processes found a CUDA device; use hardware=cpu, or as many "
+                "processes as devices on each machine"
+            )
+        if device.type != "cuda":
+            return self
+        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PATIENCE))
+
+    def complain(self, message: str) -> None:
+        """Leaves for rank 0, which does not meet the same error, what ends this rank."""
+        with contextlib.suppress(RuntimeError):  # rank 0 may be gone
+            self.store.set(f"failed {self.rank}", message)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Something that all ranks do; raises `Lost` if one of them does not."""
+        try:
+            yield
+        except RuntimeError as error:
+            which = self.blame() or (
+                f"one of the {self.size} processes ended early or did not answer within {PATIENCE}"
+                if not self.launched
+                else f"another of the {self.size} processes ended early; its launcher names it"
+            )
+            raise Lost(f"hardware.processes: {which}; the same command goes on") from error
 
 
-def is_further_process() -> Path | None:
-    """The run folder, in a process that `starting` started; None in the user's own."""
-    return Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+def place(processes: int) -> World:
+    """This process's place: in a launcher's world, or as rank 0 of `processes`, the config's `hardware.processes`."""
+    if not all(name in os.environ for name in LAUNCHED):
+        return World(0, processes, 0, processes)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if processes not in (1, size):
+        raise UserError(
+            f"hardware.processes={processes}: this command was launched as one of {size} (WORLD_SIZE); "
+            "leave hardware.processes out"
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    return World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)), launched=size > 1)
 
 
 @contextmanager
-def starting(processes: int, command: Sequence[str], folder: Path) -> Iterator[World]:
-    """The world of this process. In the user's own process, starts the further ones and ends them with the block."""
-    if processes == 1:
-        yield World()
+def meeting(world: World, command: Sequence[str] = ()) -> Iterator[World]:
+    """The world of `place`, in which the ranks can talk. Without a launcher rank 0 starts the others by `command`.
+
+    Raises `Lost` if a rank does not come. Who has met stays together; at the end no rank that was started here is left.
+    """
+    if world.size == 1 or world.store is not None:
+        yield world
         return
     children: list[subprocess.Popen[bytes]] = []
-    further = is_further_process() is not None
-    rank, port = (int(os.environ[RANK]), int(os.environ[PORT])) if further else (0, 0)
-    store = torch.distributed.TCPStore("127.0.0.1", port, processes, is_master=not further, wait_for_workers=False)
     try:
-        if further:
-            threading.Thread(target=_end_with_rank_0, daemon=True).start()
-        environment = {**os.environ, FOLDER: str(folder), PORT: str(store.port)}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        for number in range(1, processes) if not further else ():
-            environment[RANK] = str(number)
-            # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
-            children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True))
-        store.set(str(rank), "here")
-        try:
-            store.wait([str(number) for number in range(processes)], MEETING)
-        except RuntimeError as error:
-            raise UserError(
-                f"hardware.processes: the {processes} processes did not meet within {MEETING}; what kept them stands above"
-            ) from error
-        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=PATIENCE)
-        yield World(rank, processes)
-        torch.distributed.destroy_process_group()
+        if world.launched:
+            if CHILD in os.environ:
+                threading.Thread(target=_end_with_rank_0, daemon=True).start()
+            base = _launchers_store()
+        else:
+            base = torch.distributed.TCPStore("127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False)
+            children = [_start(command, number, world.size, base.port) for number in range(1, world.size)]
+        store = torch.distributed.PrefixStore(f"metarun {next(_numbers) if world.launched else 0}", base)
+        met = replace(world, store=store, blame=functools.partial(_blame, store, world.size, children))
+        _meet(met, children)
+        torch.distributed.init_process_group(
+            "gloo", store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
+        )
+        met.wait()  # so that none leaves before all are here
+        yield met
     finally:
-        for child in children:
-            if sys.exc_info()[0] is not None:
+        if sys.exc_info()[0] is not None:
+            for child in children:
                 child.kill()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for child in children:
             child.communicate()
+
+
+def _start(command: Sequence[str], number: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    """Rank `number` on this machine, as a launcher would start it."""
+    ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, CHILD: "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+
+@functools.cache  # a second server on its port would not find all ranks gone from the first
+def _launchers_store() -> Any:
+    """Where the ranks of a launcher meet: its own server, or one that rank 0 keeps while it lives."""
+    try:
+        return next(torch.distributed.rendezvous("env://", timeout=MEETING))[0]
+    except (RuntimeError, ValueError) as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise Lost(f"{where}: the processes cannot meet there ({str(error).splitlines()[0]})") from error
+
+
+def _meet(world: World, children: list[subprocess.Popen[bytes]]) -> None:
+    """Returns when all ranks are there; raises `Lost` as soon as a child has ended, or after `MEETING`."""
+    world.store.set(f"here {world.rank}", "")
+    names = [f"here {rank}" for rank in range(world.size)]
+    deadline = time.monotonic() + MEETING.total_seconds()
+    while not world.store.check(names):
+        if any(child.poll() is not None for child in children):
+            raise Lost(f"hardware.processes: {world.blame()}; the same command goes on")
+        if time.monotonic() > deadline:
+            raise Lost(f"hardware.processes: the {world.size} processes did not meet within {MEETING}")
+        time.sleep(0.02)
+
+
+def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> str:
+    """Which rank ended early and how: by its own words, or by its exit status if it is a child. Empty if that is not known."""
+    deadline = time.monotonic() + (NAMING if children else 0)
+    while True:
+        for rank in range(1, size):
+            with contextlib.suppress(RuntimeError):  # the store may have gone with its process
+                if store.check([f"failed {rank}"]):
+                    return f"rank {rank} of {size} ended early ({store.get(f'failed {rank}').decode()})"
+        codes = {rank: code for rank, child in enumerate(children, 1) if (code := child.poll()) is not None}
+        # One that ended by itself may have missed another, which ended in a worse way: it is looked for a while.
+        last = time.monotonic() >= deadline
+        for rank, code in codes.items():
+            if code or last:
+                how = (
+                    f"killed by {signal.Signals(-code).name}"
+                    if code < 0
+                    else f"exit status {code}; its message stands above"
+                )
+                return f"rank {rank} of {size} ended early ({how})"
+        if last:
+            return ""
+        time.sleep(0.02)
 
 
 def _end_with_rank_0() -> None:

@@ -18,3 +18,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
         tail = word.rsplit(".", 1)[-1]
         found = [name for name in known if name.rsplit(".", 1)[-1] == tail][:3]
     return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+class Pruned(BaseException):
+    """A hyper-parameter search ended this trial: no error, so nothing that catches errors may stop it on its way."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,28 @@ def folder_name(overrides: list[str], named: bool) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
+
+
+def quoted(word: str) -> str:
+    """`key=path` with the path in quotes if it is there but has characters that mean something to Hydra, as run folders do."""
+    key, equals, value = word.partition("=")
+    path = os.path.expanduser(value)
+    there = os.path.exists(path) or ("=" in path and os.path.isdir(os.path.dirname(path)))  # or a run folder mistyped
+    if not equals or not there or re.fullmatch(r"[\w/.+-]*", path, re.ASCII):
+        return word
+    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> str:
+    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one."""
+    if checkpoint:
+        path = Path(checkpoint)
+        stored = (path if path.is_dir() else path.parent) / "config.yaml"
+        if stored.is_file():
+            return str(OmegaConf.load(stored).name)
+    name = choices.get("experiment") or f"{choices['data']}-{choices['algo']}"
+    return name.replace("/", "-")
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:

@@ -76,35 +76,34 @@ class Hardware:
         return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
 
 
-def choose(
-    *,
-    device: str,
-    autocast: str | None,
-    channels_last: bool,
-    processes: int,
-    threads: int | None,
-    vectorize: bool | None,
-    task_chunk: int | None,
-    algorithm: Algorithm,
-) -> Hardware:
-    """The hardware of the config's `hardware` node for `algorithm`. Raises `UserError` where CUDA is asked for and absent."""
-    if device == "cuda" and not torch.cuda.is_available():
+def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
+    """The hardware of the config's `hardware` node for `algorithm`, in this rank of `world`.
+
+    Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
+    """
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if processes > 1 and chosen.type != "cpu":
-        raise UserError(
-            f"hardware.processes={processes}: shares the cores of a CPU; use hardware=cpu, or hardware.processes=1"
-        )
-    if threads is None and processes > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    device = torch.device("cpu")
+    if settings.device != "cpu" and found:
+        if world.local_size > (count := torch.cuda.device_count()):
+            raise UserError(
+                f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "
+                f"{count}; use hardware.processes={count}, or hardware=cpu"
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
+    if threads is None and world.local_size > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // world.local_size)
     if threads:
         torch.set_num_threads(threads)
     if vectorize is None:
         # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
         # are one state for all tasks, which vmap cannot keep.
         small = not any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
-        vectorize = (chosen.type == "cuda" or small) and algorithm.backbone.norm != "running"
+        vectorize = (device.type == "cuda" or small) and algorithm.backbone.norm != "running"
     if task_chunk is None and not vectorize:
         task_chunk = 1
-    dtype = torch.bfloat16 if autocast else None
-    return Hardware(chosen, dtype, channels_last, vectorize, task_chunk, torch.get_num_threads())
+    dtype = torch.bfloat16 if settings.autocast else None
+    return Hardware(device, dtype, settings.channels_last, vectorize, task_chunk, torch.get_num_threads(), world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, metrics, provenance
+from metarun import checkpoint, distributed, metrics, provenance
 from metarun import hardware as hardware_module
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import Algorithm, Spec, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
-from metarun.distributed import is_further_process, starting
+from metarun.distributed import Lost, World
 from metarun.errors import UserError
 from metarun.evaluate import Scores, evaluate
-from metarun.folders import choose_folder, refuse_other_config
+from metarun.folders import choose_folder, default_name, refuse_other_config
 from metarun.hardware import Hardware
 from metarun.records import Records, logging_to, start_logging
 from metarun.report.run import show, show_stored, stored
-from metarun.train import Interrupted, build_optimizer, fit
+from metarun.sweeps.search import watcher
+from metarun.train import Interrupted, Pruned, build_optimizer, fit
 
 log = logging.getLogger("metarun")
+
+LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     result: dict[str, Any] = field(default_factory=dict)
+    watch: Callable[[int, float], bool] | None = None  # asked after each validation whether to give up
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
@@ -55,10 +60,62 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
 
     `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
     """
-    check(config)
     started = time.perf_counter()
-    further = is_further_process()
-    start_logging(quiet=further is not None)
+    check(config)
+    world = distributed.place(config.hardware.processes)
+    start_logging(quiet=not world.main)
+    config = complete(config, overrides, choices)
+    if not world.main:
+        follow(config, world)
+        return 0.0
+    with distributed.meeting(world) if world.launched else contextlib.nullcontext(world) as world:
+        folder = choose_folder(config, overrides)
+        if (folder / "config.yaml").is_file():
+            refuse_other_config(folder, config)
+        if (folder / "result.json").is_file():
+            if config.checkpoint:
+                refuse_other_weights(folder, checkpoint_file(config))
+            return show_stored(folder)
+        # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
+        shared = prepare(config, folder, world)
+        shared.watch = watcher(folder)
+        create(folder)
+        try:
+            with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+                checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
+                log.info("run folder: %s", folder)
+                with distributed.meeting(world, command) as world:
+                    world.tell(folder)
+                    carry_out(shared, world)
+                finish(shared, overrides, choices, time.perf_counter() - started)
+        except Timeout:
+            raise UserError(
+                f"{folder}: another process is running this; wait for it, or give this one another name="
+            ) from None
+        finally:
+            shared.records.close()
+    show(folder, shared.result)
+    return float(shared.result.get("val/score", 0.0))
+
+
+def follow(config: DictConfig, world: World) -> None:
+    """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
+    with contextlib.suppress(Lost, Interrupted, Pruned), distributed.meeting(world) as world:
+        folder = world.tell(Path())
+        try:
+            carry_out(prepare(config, folder, world), world)
+        except Lost:
+            raise
+        except Exception as error:
+            told = isinstance(error, UserError)
+            world.complain(str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            if not told:
+                raise
+
+
+def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
+    """The config with its name, and on top of that of the checkpoint's run where a checkpoint is tested."""
     only_tests = config.recipe.stages[0].endswith(".meta_test")
     if only_tests != bool(config.checkpoint):
         raise UserError(
@@ -70,44 +127,16 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         config = with_checkpoint(config, overrides)
         check(config)
     OmegaConf.update(config, "name", config.name or default_name(choices))
-    folder = further or choose_folder(config, overrides)
-    if further is None:
-        if (folder / "config.yaml").is_file():
-            refuse_other_config(folder, config)
-        if (folder / "result.json").is_file():
-            if config.checkpoint:
-                refuse_other_weights(folder, checkpoint_file(config))
-            return show_stored(folder)
-    shared = prepare(config, folder)  # all that can be wrong with the input is found before anything is written
-    if further is not None:
-        with contextlib.suppress(UserError, Interrupted):  # rank 0 meets the same, and tells it
-            carry_out(shared, command)
-        return 0.0
-    create(folder)
-    try:
-        with FileLock(folder / ".lock", blocking=False), logging_to(folder / "metarun.log"):
-            text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
-            checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
-            log.info("run folder: %s", folder)
-            carry_out(shared, command)
-            finish(shared, overrides, choices, time.perf_counter() - started)
-    except Timeout:
-        raise UserError(
-            f"{folder}: another process is running this; wait for it, or give this one another name="
-        ) from None
-    finally:
-        shared.records.close()
-    show(folder, shared.result)
-    return float(shared.result.get("val/score", 0.0))
+    return config
 
 
-def prepare(config: DictConfig, folder: Path) -> Run:
-    """Everything that the stages need, built from the config; raises `UserError` and writes nothing to `folder`."""
+def prepare(config: DictConfig, folder: Path, world: World) -> Run:
+    """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
     data = construct(config.data, "data")
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
     algorithm = build_algorithm(config, data, train_task)
     check_tasks(algorithm, train_task, test_task)
-    hardware = hardware_module.choose(**config.hardware, algorithm=algorithm)
+    hardware = hardware_module.choose(config.hardware, algorithm, world)
     hardware.place(algorithm)
     # With a checkpoint nothing is trained: only the test split must serve.
     tasks = {"train": train_task, "val": test_task} if not config.checkpoint else {}
@@ -119,33 +148,26 @@ def prepare(config: DictConfig, folder: Path) -> Run:
     known: dict[str, Any] = {}
     if config.checkpoint:
         weights = checkpoint_file(config)
-        state = checkpoint.load(weights, hardware.device)
+        state = checkpoint.load(weights)
         checkpoint.load_weights(algorithm, state["model"], weights)
         known = {"checkpoint/step": state["step"] if "step" in state else state["state"]["step"]}
         known["checkpoint/sha256"] = checkpoint.digest(weights)
-    elif (processes := config.hardware.processes) > config.train.tasks_per_step:
+    elif world.size > config.train.tasks_per_step:
         raise UserError(
-            f"hardware.processes={processes}: share the tasks of a step, but train.tasks_per_step={config.train.tasks_per_step}"
+            f"hardware.processes={world.size}: share the tasks of a step, but train.tasks_per_step={config.train.tasks_per_step}"
         )
-    records = Records(None if is_further_process() else folder)
+    records = Records(folder if world.main else None)
     return Run(
         config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule, known
     )
 
 
-def carry_out(run: Run, command: list[str]) -> None:
-    """The stages, one after the other, in as many processes as the config says."""
-    with starting(run.config.hardware.processes, command, run.folder) as world:
-        run.hardware = replace(run.hardware, world=world)
-        log.info("hardware: %s", run.hardware)
-        for stage in run.config.recipe.stages:
-            get_method(stage)(run)
-
-
-def default_name(choices: dict[str, str]) -> str:
-    """The experiment's name, or `<data>-<algo>`."""
-    name = choices.get("experiment") or f"{choices['data']}-{choices['algo']}"
-    return name.replace("/", "-")
+def carry_out(run: Run, world: World) -> None:
+    """The stages, one after the other, in this rank."""
+    run.hardware = replace(run.hardware, world=world.on(run.hardware.device))
+    log.info("hardware: %s", run.hardware)
+    for stage in run.config.recipe.stages:
+        get_method(stage)(run)
 
 
 def build_algorithm(config: DictConfig, data: DataSource, train_task: TaskShape) -> Algorithm:
@@ -253,8 +275,10 @@ def meta_train(run: Run) -> None:
         run.hardware,
         run.folder,
         run.records,
+        run.watch,
     )
-    best = checkpoint.load(run.folder / "best.pt", run.hardware.device)
+    world = run.hardware.world
+    best = world.tell(checkpoint.load(run.folder / "best.pt") if world.main else {})
     checkpoint.load_weights(run.algorithm, best["model"], run.folder / "best.pt")
     run.result |= {**numbers, "train/selected_step": best["step"], "val/score": best["score"]}
 
@@ -307,7 +331,8 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
 def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
-    run.records.hparams(flat(to_container(config)), run.result.get("test/acc", run.result.get("test/mse")))
+    tested = run.result.get("test/acc", run.result.get("test/mse"))
+    run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {

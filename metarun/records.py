@@ -103,13 +103,26 @@ class Records:
         if self.folder is not None:
             self._open().add_scalar(name, value, step)
 
-    def hparams(self, config: dict[str, Any], result: float | None) -> None:
-        """The run's settings and its test result, for TensorBoard's table of runs."""
-        if self.folder is not None:
-            settings = {
-                key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()
-            }
-            self._open().add_hparams(settings, {} if result is None else {"hparams/test": result}, run_name=".")
+    def hparams(self, config: dict[str, Any], test: float | None, validation: float | None = None) -> None:
+        """The run's settings and results, for TensorBoard's table of runs: `hparams/test`, `hparams/validation`.
+
+        Only what the run itself had is written. A description of all runs' settings, as `SummaryWriter.add_hparams` adds
+        it, would be taken from one run for all, and hide the settings and results that this one does not have.
+        """
+        if self.folder is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = {
+            key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+            for key, value in config.items()
+        }
+        writer = self._open()
+        for summary in hparams(settings, {})[1:]:  # not the first, the description of all
+            writer.file_writer.add_summary(summary)
+        for name, value in {"hparams/test": test, "hparams/validation": validation}.items():
+            if value is not None:
+                writer.add_scalar(name, value, 0)
 
     def tasks(self, episodes: Episodes) -> None:
         """A picture of the first task: a row a class, its support images, a gap, its query images."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint
+from metarun import checkpoint, errors
 from metarun.config import construct
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
@@ -33,6 +33,14 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"{signal.Signals(number).name} at step {step}")
         self.number = number
+
+
+class Pruned(errors.Pruned):
+    """A search ended training after a validation, since other settings promise more; the checkpoint was saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"pruned at step {step}")
+        self.step = step
 
 
 class Signals:
@@ -75,13 +83,15 @@ def fit(
     hardware: Hardware,
     folder: Path,
     records: Records,
+    watch: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains `algorithm` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
 
     `sampler` yields training episodes; `validate` a score of the current weights (higher is better) and what to log;
-    `settings` is the config's `train`. Step k depends on (seed, k) and the state before it alone, so a resumed run equals
-    one never interrupted. Returns numbers for `result.json`. Raises `Interrupted` after a signal, `UserError` on a loss or
-    gradient that is not finite.
+    `settings` is the config's `train`. `watch` is asked by rank 0 after every validation, with its step and score (minus
+    infinity for NaN), whether to give up. Step k depends on (seed, k) and the state before it alone, so a resumed run equals
+    one never interrupted. Returns numbers for `result.json`. Raises `Interrupted` after a signal, `Pruned` where `watch`
+    gave up, `UserError` on a loss or gradient that is not finite.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     tasks, world = settings.tasks_per_step, hardware.world
@@ -90,8 +100,9 @@ def fit(
         "step": 0, "seconds": 0.0, "best_score": -math.inf, "best_step": 0, "validated": -1, "worse": 0, "sums": {}, "summed": 0,
     }  # fmt: skip
     last = folder / "last.pt"
-    if last.is_file():
-        saved = checkpoint.load(last, hardware.device)
+    # Rank 0 reads for all, so that all go on from the same state; loading copies it to each rank's device.
+    saved = world.tell(checkpoint.load(last) if world.main and last.is_file() else None)
+    if saved is not None:
         checkpoint.load_weights(algorithm, saved["model"], last)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -113,8 +124,8 @@ def fit(
         checkpoint.save(last, {**modules, "state": state})
         saved_at = time.perf_counter()
 
-    def select() -> None:
-        """Validates, and keeps the weights if they are the best so far."""
+    def select() -> bool:
+        """Validates, and keeps the weights if they are the best so far; whether `watch` gives up."""
         score, shown = validate()
         records.scalars(state["step"], shown, always=True)
         score = -math.inf if math.isnan(score) else score
@@ -127,6 +138,7 @@ def fit(
                 best = {"model": algorithm.state_dict(), "step": state["step"], "score": score}
                 checkpoint.save(folder / "best.pt", best)
         save()
+        return world.tell(watch is not None and world.main and watch(state["step"], score))
 
     def over() -> bool:
         patience, limit = settings.patience, settings.max_seconds
@@ -137,7 +149,7 @@ def fit(
         )
 
     algorithm.train()
-    world.wait()  # until every rank has read last.pt, which the first will write again
+    world.wait()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
     with Signals() as signals, records.progress("training", settings.steps, state["step"]) as advance:
         while not over():
             step = state["step"]
@@ -170,8 +182,7 @@ def fit(
                 shown["train/tasks_per_second"] = (step - first_step) * tasks / (time.perf_counter() - started)
                 records.scalars(step, shown)
                 state["sums"], state["summed"] = {}, 0
-            if step % settings.validate_every == 0:
-                select()
+            pruned = step % settings.validate_every == 0 and select()
             due = settings.save_every is not None and step % settings.save_every == 0
             if state["validated"] != step and (
                 due or stopped or time.perf_counter() - saved_at >= settings.save_seconds
@@ -180,11 +191,13 @@ def fit(
             advance(step)
             if stopped:
                 raise Interrupted(stopped, step)
-        if state["validated"] != state["step"]:
-            select()
-        if signals.received:  # during the last validation
-            raise Interrupted(signals.received, state["step"])
-    world.wait()  # until best.pt is whole
+            if pruned:
+                raise Pruned(step)
+        pruned = state["validated"] != state["step"] and select()
+        if stopped := world.tell(signals.received):  # during the last validation
+            raise Interrupted(stopped, state["step"])
+        if pruned:
+            raise Pruned(state["step"])
     return {
         "train/steps": state["step"],
         "train/seconds": state["seconds"],

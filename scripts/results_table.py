@@ -3,7 +3,8 @@
     python scripts/results_table.py [RUN_FOLDER ...]
 
 Each run folder's result.json is first copied to scripts/results/, in place of an earlier one of the same run name. The
-table has a row for every file there, in the order of scripts/published.yaml, from which the published values come.
+table has a row for every file there, in the order of scripts/published.yaml. The published values are those that the
+report over many runs shows too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import picture
+from metarun.report.published import find
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -39,7 +41,7 @@ def keep(run_folder: Path) -> None:
 
 def load() -> dict[str, dict[str, Any]]:
     """The kept results by file stem, in the order of the rows."""
-    order = list(published())
+    order = list(entries())
     results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
     for stem in results:
         if run_name(stem) not in order:
@@ -49,11 +51,11 @@ def load() -> dict[str, dict[str, Any]]:
     return {stem: results[stem] for stem in sorted(results, key=lambda stem: (order.index(run_name(stem)), stem))}
 
 
-def published() -> dict[str, Any]:
+def entries() -> dict[str, Any]:
     """The entries of scripts/published.yaml."""
-    entries = OmegaConf.to_container(OmegaConf.load(HERE / "published.yaml"))
-    assert isinstance(entries, dict)
-    return {str(name): entry for name, entry in entries.items()}
+    found = OmegaConf.to_container(OmegaConf.load(HERE / "published.yaml"))
+    assert isinstance(found, dict)
+    return {str(name): entry for name, entry in found.items()}
 
 
 def run_name(stem: str) -> str:
@@ -65,7 +67,7 @@ def row(result: dict[str, Any], entry: dict[str, Any]) -> list[str]:
     protocol = result["protocol"]
     test = protocol["test"]
     regression = "test/mse" in result
-    same_tasks = entry.get("ways") == test["ways"] and entry.get("shots") == test["shots"]
+    published = find(entry["published"], test["ways"], test["shots"]) if "published" in entry else None
     split = f" ({protocol['split']} split)" if protocol["split"] else ""
     tasks = f"{test['shots']} points" if regression else f"{test['ways']}-way {test['shots']}-shot"
     queries = f"{test['queries']} queries{'' if regression else ' a class'}"
@@ -73,7 +75,7 @@ def row(result: dict[str, Any], entry: dict[str, Any]) -> list[str]:
         entry["method"],
         f"{entry['data']}{split}, {tasks}, {queries}; norm {protocol['norm']}",
         errors(result) if regression else f"**{result['test/acc']:.2%}** ± {result['test/acc_ci95']:.2%}",
-        f"{entry['published']} ({entry['source']})" if same_tasks and "published" in entry else "none",
+        str(published or "none"),
         f"{result['test/episodes']:,}",
         "yes" if protocol["transductive"] else "no",
         f"{result['train/steps']:,} steps, {duration(result['train/seconds'])}, {device(result['hardware'])}",
@@ -104,12 +106,12 @@ def device(hardware: dict[str, Any]) -> str:
 
 def table() -> str:
     """What stands between the markers of README.md."""
-    entries = published()
+    known = entries()
     results = load()
     lines = [
         COLUMNS,
         ["---"] * len(COLUMNS),
-        *(row(result, entries[run_name(stem)]) for stem, result in results.items()),
+        *(row(result, known[run_name(stem)]) for stem, result in results.items()),
     ]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     torch = sorted({result["versions"]["torch"] for result in results.values()})

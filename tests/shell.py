@@ -90,11 +90,7 @@ def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     """`metarun words...` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "metarun", *words],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        **{"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
     )
 
 

@@ -4,22 +4,68 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from shell import SINUSOID, lines, metarun, result, run_folder, start
+import torch
+from helpers import build, compose
+from shell import SINUSOID, environment, lines, metarun, result, run_folder
 
-from metarun.distributed import World
+from metarun.data.regression import Linear
+from metarun.distributed import LAUNCHED, World, place
+from metarun.errors import UserError
+from metarun.folders import folder_name
+from metarun.hardware import choose
 
 # Five tasks cannot be halved: the shares differ in size.
-SHARED = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "hardware.threads=1"]
-LONG = [word for word in SHARED if not word.startswith("train.steps")] + ["train.save_every=5", "train.steps=1000000"]
+SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]
+SHARED = [word.replace("train.steps=6", "train.steps=20") for word in SHORT]
+LONG = [word.replace("train.steps=6", "train.steps=1000000") for word in SHORT] + ["train.save_every=5"]
+
+
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def start(
+    *words: str, launcher: Sequence[str] = (), cwd: Path | None = None, **variables: str
+) -> subprocess.Popen[str]:
+    """`metarun words...` as a process of its own, or under a launcher, with environment variables."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "metarun", *words],
+        env=environment(**variables),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def torchrun(*words: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    """`metarun words...` in two processes of torch's launcher."""
+    return start(*words, launcher=LAUNCHER, cwd=cwd, **variables)
+
+
+def said(process: subprocess.Popen[str]) -> list[str]:
+    """What metarun printed as errors, in whichever process, when all have ended."""
+    _, err = process.communicate(timeout=60)
+    return [line for line in err.splitlines() if line.startswith("metarun: ")]
 
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rank(pid: int) -> int:
+    """What a launcher has told a process."""
+    variables = dict(entry.partition("=")[::2] for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return int(variables["RANK"])
 
 
 def gone(pid: int) -> bool:
@@ -30,9 +76,8 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_for(condition: object, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Returns as soon as `condition()` holds."""
-    assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -45,26 +90,110 @@ def test_shares_cover_everything_once() -> None:
         assert [task for start, stop in ends for task in range(start, stop)] == list(range(5))
 
 
+# The same numbers
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """The losses of every step, the validations, and the score of every test episode, to 1e-5."""
+    left, right = lines(one), lines(other)
+    assert len(left) == len(right) >= 20
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"train/tasks_per_second"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
+    with np.load(one / "test_scores.npz") as a, np.load(other / "test_scores.npz") as b:
+        assert a["values"].shape[1] == 8
+        np.testing.assert_array_equal(a["steps"], b["steps"])
+        np.testing.assert_allclose(b["values"], a["values"], rtol=1e-5)
+    numbers = [
+        {name: value for name, value in result(folder).items() if name.startswith(("test/", "val/"))}
+        for folder in (one, other)
+    ]
+    after = [found.pop("test/after_inner_steps") for found in numbers]
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+    for step, scores in after[0].items():
+        assert after[1][step] == pytest.approx(scores, rel=1e-5)
+
+
 @pytest.mark.parametrize("algo", ["maml", "reptile"])  # gradients alone, and with buffers and whole meta-batches
-def test_two_processes_give_the_numbers_of_one(algo: str, tmp_path: Path) -> None:
-    words = [*SHARED, f"algo={algo}"] if algo == "maml" else [*SHARED, f"algo={algo}", "task.shots=5"]
-    folders = []
-    for processes in (1, 2):
-        outputs = tmp_path / str(processes)
-        process = start(*words[1:], f"hardware.processes={processes}", f"outputs={outputs}")
+def test_one_process_two_and_torchrun_give_the_same_numbers(algo: str, tmp_path: Path) -> None:
+    words = [f"algo={algo}", *SHARED[1:], "task.shots=5"]
+    assert metarun(*words, f"outputs={tmp_path / 'one'}").status == 0
+    one = run_folder(tmp_path / "one")
+    processes = {"two": start(*words, "hardware.processes=2", f"outputs={tmp_path / 'two'}")}
+    if algo == "maml":
+        processes["torchrun"] = torchrun(*words, f"outputs={tmp_path / 'torchrun'}")
+    for name, process in processes.items():
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
-        folders.append(run_folder(outputs))
-    one, two = (lines(folder) for folder in folders)
-    assert len(one) == len(two) >= 6
-    for left, right in zip(one, two, strict=True):
-        assert left.keys() == right.keys()
-        for name in left.keys() - {"train/tasks_per_second"}:
-            assert right[name] == pytest.approx(left[name], rel=1e-5)
-    one, two = (result(folder) for folder in folders)
-    assert two["hardware"]["processes"] == 2
-    assert two["test/mse"] == pytest.approx(one["test/mse"], rel=1e-5)
-    assert two["test/episodes"] == one["test/episodes"]
+        assert process.returncode == 0, err
+        assert err.count("run folder: ") == err.count("hardware: ") == out.count("results  ") == 1
+        folder = run_folder(tmp_path / name)
+        assert_close(one, folder)
+        assert result(folder)["hardware"]["processes"] == 2
+        assert written(folder) == written(one)
+
+
+def written(folder: Path) -> list[str]:
+    """What a run folder holds; TensorBoard's files have a time and a process in their names."""
+    return sorted(path.name.partition(".")[0] for path in folder.iterdir())
+
+
+STAGE = """
+import os, signal
+from metarun import recipes
+
+def meta_train(run):
+    def watch(step, score):
+        if step == int(os.environ.get("STOP", 0)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step == int(os.environ.get("PRUNE", 0))
+
+    run.watch = watch if run.hardware.world.main else None
+    recipes.meta_train(run)
+"""
+
+
+def test_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "staged.py").write_text(STAGE)
+    monkeypatch.chdir(tmp_path)
+    words = [*SHARED, "recipe.stages=[staged.meta_train,metarun.recipes.meta_test]"]
+    assert metarun(*words, "outputs=whole").status == 0
+    there = Path("mixed", "sinusoid-maml")
+
+    def move(*to: str) -> None:
+        """The folder is named by the overrides."""
+        run_folder(Path("mixed")).rename(there / folder_name([*words, *to], named=False))
+
+    monkeypatch.setenv("STOP", "5")
+    assert metarun(*words, "outputs=mixed").status == 128 + signal.SIGUSR1
+    move("hardware.processes=2")
+    two = start(*words, "hardware.processes=2", "outputs=mixed", STOP="10")
+    assert said(two) == ["metarun: interrupted by SIGUSR1 at step 11; the same command goes on"]
+    assert two.returncode == 128 + signal.SIGUSR1
+    move()
+    assert said(torchrun(*words, "outputs=mixed", STOP="15")) == [
+        "metarun: interrupted by SIGUSR1 at step 16; the same command goes on"
+    ]
+    monkeypatch.setenv("STOP", "0")
+    last = metarun(*words, "outputs=mixed")
+    assert last.status == 0
+    assert "going on at step 16" in last.err
+    assert_close(run_folder(Path("whole")), run_folder(Path("mixed")))
+
+
+def test_search_prunes_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "staged.py").write_text(STAGE)
+    words = [*LONG, "recipe.stages=[staged.meta_train]", "hardware.processes=2", "outputs=out"]
+    process = start(*words, cwd=tmp_path, PRUNE="10")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode
+    assert err.count("pruned at step 10") == 1, err
+    folder = run_folder(tmp_path / "out")
+    assert torch.load(folder / "last.pt", weights_only=True)["state"]["step"] == 10
+    assert not (folder / "result.json").exists()
+
+
+# What rank 0 decides
 
 
 def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
@@ -72,6 +201,50 @@ def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
     assert outcome.status == 2
     assert outcome.said == ["metarun: hardware.processes=6: share the tasks of a step, but train.tasks_per_step=5"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.stesp=6", "train.stesp: there is no such key"),  # every rank meets it
+        (
+            "train.tasks_per_step=1",
+            "hardware.processes=2: share the tasks of a step, but train.tasks_per_step=1",
+        ),  # rank 0
+    ],
+)
+def test_error_in_the_input_is_said_once_under_torchrun(word: str, message: str, tmp_path: Path) -> None:
+    words = [given for given in SHORT if given.split("=")[0] != word.split("=")[0]]
+    process = torchrun(*words, word, f"outputs={tmp_path}")
+    out, err = process.communicate(timeout=60)
+    (line,) = (line for line in err.splitlines() if line.startswith("metarun: "))
+    assert line.startswith(f"metarun: {message}")
+    assert (process.returncode, out) == (1, "")  # torchrun's own status
+    assert err.count("Traceback") == 1  # torchrun's own
+    cause = err.partition("Root Cause")[2]
+    assert "rank      : 0 (local_rank: 0)\n  exitcode  : 2 " in cause
+    assert not list(tmp_path.iterdir())
+
+
+def test_finished_run_is_shown_once_under_torchrun(tmp_path: Path) -> None:
+    words = [*SHORT, f"outputs={tmp_path}"]
+    alone = metarun(*words)
+    folder = run_folder(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = torchrun(*words)
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert out.startswith(alone.out)
+    assert out.count("finished before") == 1
+    assert "Traceback" not in err
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    beside = torchrun(*words, "resume=false")  # a folder that one rank would find made by another
+    _, err = beside.communicate(timeout=60)
+    assert beside.returncode == 0, err
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}~2"]
+
+
+# Ranks that end early
 
 
 @pytest.mark.parametrize(
@@ -83,8 +256,149 @@ def test_no_process_outlives_the_others(victim: str, number: int, status: int, t
     wait_for(lambda: list(tmp_path.glob("*/*/last.pt")))
     (child,) = children(process.pid)
     os.kill(child if victim == "further" else process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
+    printed = said(process)
+    assert process.returncode == status, printed
     wait_for(lambda: gone(child))
-    if status == 2:
-        assert err.splitlines()[-1].startswith("metarun: hardware.processes: one of the 2 processes ended early")
+    if victim == "further":
+        assert printed == [
+            "metarun: hardware.processes: rank 1 of 2 ended early (killed by SIGKILL); the same command goes on"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("os.write(2, b'no memory\\n'); os._exit(3)", "exit status 3; its message stands above"),
+    ],
+)
+def test_rank_that_dies_before_they_meet_is_named(fault: str, how: str, tmp_path: Path) -> None:
+    site = f"import os, signal\nif os.environ.get('RANK') == '1':\n    {fault}\n"
+    (tmp_path / "sitecustomize.py").write_text(site)
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    started = time.monotonic()
+    process = start(*SHORT, "hardware.processes=2", f"outputs={tmp_path / 'out'}", PYTHONPATH=path)
+    printed = said(process)
+    assert time.monotonic() - started < 30  # `MEETING` is longer
+    assert printed == [f"metarun: hardware.processes: rank 1 of 2 ended early ({how}); the same command goes on"]
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("launch", ["own", "torchrun"])
+def test_rank_that_alone_meets_an_error_is_named_with_it(launch: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import os\nfrom metarun.backbones.mlp import MLP\nfrom metarun.errors import UserError\n\n"
+        "class Odd(MLP):\n    def forward(self, x, n_support=None):\n        if os.environ.get('RANK') == '1':\n"
+        "            raise UserError('no disk on this machine')\n        return super().forward(x, n_support)\n"
+    )
+    words = [*SHORT, "backbone._target_=odd.Odd", "outputs=out"]
+    run = start if launch == "own" else torchrun
+    process = run(*words, *(["hardware.processes=2"] if launch == "own" else []), cwd=tmp_path)
+    assert said(process) == [
+        "metarun: hardware.processes: rank 1 of 2 ended early (no disk on this machine); the same command goes on"
+    ]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_rank_of_torchrun_ends_the_run_and_the_same_command_goes_on(victim: int, tmp_path: Path) -> None:
+    words = [*LONG, f"outputs={tmp_path}"]
+    process = torchrun(*words)
+    wait_for(lambda: list(tmp_path.glob("*/*/last.pt")))
+    ranks = {rank(pid): pid for pid in children(process.pid)}
+    os.kill(ranks[victim], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"rank      : {victim} (local_rank: {victim})\n  exitcode  : -9 " in err
+    assert err.count("Traceback") == 1  # torchrun's own
+    assert all(gone(pid) for pid in ranks.values())
+    if victim == 0:
+        return
+    assert "metarun: " in err  # that another ended early, or the SIGTERM that torchrun sends
+    again = torchrun(*words)
+    folder = run_folder(tmp_path)
+    wait_for(lambda: (folder / "metarun.log").read_text().count("going on at step "))
+    ranks = {rank(pid): pid for pid in children(again.pid)}
+    again.terminate()
+    (line,) = said(again)
+    assert line.startswith("metarun: interrupted by SIGTERM")
+    assert all(gone(pid) for pid in ranks.values())
+
+
+# Devices, and what a launcher says
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine with two CUDA devices, for what only asks after them; those that were made current."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_each_rank_takes_a_device_of_its_own(two_devices: list[torch.device]) -> None:
+    config = compose("data=linear", "backbone=mlp", "algo=maml", "hardware.threads=1")
+    algorithm = build(config, Linear())
+    for world in (World(), World(0, 2, 0, 2), World(1, 2, 1, 2), World(3, 4, 1, 2, launched=True)):
+        chosen = choose(config.hardware, algorithm, world)
+        assert chosen.device == two_devices[-1] == torch.device("cuda", world.local_rank)
+        assert chosen.world is world
+    with pytest.raises(
+        UserError, match=r"^hardware.processes=3 on this machine: .* there are 2; use hardware.processes=2"
+    ):
+        choose(config.hardware, algorithm, World(0, 3, 0, 3))
+    config.hardware.device = "cpu"
+    assert choose(config.hardware, algorithm, World(0, 3, 0, 3)).device == torch.device("cpu")
+    assert len(two_devices) == 4
+
+
+def test_messages_go_by_way_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, torch.dtype, Any]] = []
+
+    def all_reduce(message: torch.Tensor, group: Any = None) -> None:
+        sent.append((message.device.type, message.dtype, group))
+        if message.device.type == "cpu":
+            message.mul_(2)  # as if the other rank had the same
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    values = [torch.ones(2, dtype=torch.float32), torch.full((1, 1), 3.0, dtype=torch.float64)]
+    World(0, 2).sum(values)
+    assert [value.tolist() for value in values] == [[2, 2], [[6]]]
+    assert sent == [("cpu", torch.float64, None)]
+    sent.clear()
+    with pytest.raises(NotImplementedError):  # nothing comes back from torch's device without memory
+        World(0, 2, device=torch.device("meta"), group="nccl").sum(values)
+    assert sent == [("cpu", torch.float32, None), ("meta", torch.float64, "nccl")]  # are all here? then the message
+
+
+def test_ranks_must_have_found_devices_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 0.0
+    groups: list[str] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda message, group=None: message.add_(others))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: groups.append(backend) or backend)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    world = World(0, 2, launched=True)
+    assert world.on(cpu) is world
+    with pytest.raises(UserError, match=r"^hardware.device: 1 of the 2 processes found a CUDA device"):
+        world.on(cuda)
+    others = 1.0
+    with pytest.raises(UserError, match=r"^hardware.device: 1 of the 2"):
+        world.on(cpu)
+    met = world.on(cuda)
+    assert (met.device, met.group, groups) == (cuda, "nccl", ["nccl"])
+
+
+def test_place_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCHED, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert place(3) == World(0, 3, 0, 3)
+    monkeypatch.setenv("RANK", "1")  # of something else
+    assert place(1) == World()
+    for name, value in zip(LAUNCHED, ("5", "8", "node1", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert place(1) == place(8) == World(5, 8, 1, 4, launched=True)
+    with pytest.raises(UserError, match=r"^hardware.processes=4: this command was launched as one of 8"):
+        place(4)

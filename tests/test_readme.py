@@ -24,7 +24,9 @@ README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^(?:.*&& |srun )?metarun\b(.*)$", SHELL, re.M)]
 TINY = ["train.steps=1", "train.validate_episodes=2", "task.queries=1", "test.episodes=2", "test.baseline_episodes=0"]
-CHEAP = [words for words in COMMANDS if not any(word.startswith(("experiment=", "data=omniglot")) for word in words)]
+LONG = ("experiment=", "data=omniglot", "hydra/launcher=slurm", "hydra/sweeper=")
+OTHER = [words for words in COMMANDS if "recipe=report" in words]
+CHEAP = [words for words in COMMANDS if words not in OTHER and not any(word.startswith(LONG) for word in words)]
 OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -76,12 +78,21 @@ def test_command_runs(words: list[str], sandbox: Path) -> None:
     printed = metarun(*words, *TINY, inside=sandbox)
     jobs = np.prod([word.count(",") + 1 for word in words]) if "-m" in words else 1
     assert len(set(sandbox.glob("outputs/*/*/result.json")) - before) == jobs
-    assert printed.count("tensorboard --logdir outputs/") == jobs
+    assert printed.count("tensorboard --logdir outputs/") == (0 if "hydra/launcher=local" in words else jobs)
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in CHEAP], ids=name)
+def test_report_runs(sandbox: Path) -> None:
+    (words,) = OTHER
+    metarun("-m", "hydra/launcher=local", "algo=maml,protonet", *TINY, inside=sandbox)
+    assert "index.html" in metarun(*words, inside=sandbox)
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in [*CHEAP, *OTHER]], ids=name)
 def test_long_command_is_accepted(words: list[str]) -> None:
-    overrides = words[: -words.count("--cfg") * 2 or None]
+    words = words[: -words.count("--cfg") * 2 or None]
+    overrides = [
+        re.sub(r"=(tag.*|[^(\[,]*,.*)", "=1", word) for word in words if word not in ("-m", "algo=maml,protonet")
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         schema.check(hydra.compose("config", overrides=overrides))
 

@@ -1,4 +1,4 @@
-"""Only testing a finished run, sweeps, and a user's own method."""
+"""Only testing a finished run, and a user's own method."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from shell import SINUSOID, lines, make_images, metarun, result, run_folder
-
-from metarun import recipes
+from shell import make_images, metarun, result, run_folder
 
 SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
          "train.tasks_per_step=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
@@ -68,7 +66,8 @@ def test_testing_again_gives_the_same_numbers(algo: str, made: Made, tmp_path: P
 def test_a_run_leaves_what_a_comparison_needs(made: Made) -> None:
     for run, steps in ((made.protonet, 1), (made.maml, 2)):  # after 0 and 1 inner steps
         found, scores = result(run), np.load(run / "test_scores.npz")
-        assert scores["values"].shape == (steps, found["test/episodes"]) and len(scores["steps"]) == steps
+        assert scores["values"].shape == (steps, found["test/episodes"])
+        assert len(scores["steps"]) == steps
         assert scores["values"][-1].mean() == pytest.approx(found["test/acc"], abs=1e-12)
         assert found["choices"]["algo"] == run.parent.name.partition("-")[2]
         assert found["choices"]["data"] == "folder"
@@ -191,66 +190,6 @@ def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
         assert (done.status, len(done.said)) == (2, 1), done
         assert expected in done.said[0]
     assert not outputs.exists()
-
-
-def test_sweep_has_a_folder_a_job_and_runs_only_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:], f"outputs={tmp_path}"]
-    prepared: list[str] = []
-    prepare = recipes.prepare
-
-    def noting(config, folder):
-        prepared.append(str(folder.relative_to(tmp_path)))
-        return prepare(config, folder)
-
-    monkeypatch.setattr(recipes, "prepare", noting)
-    done = metarun(*words)
-    assert done.status == 0, done.err
-    rest = ",".join(sorted(word for word in SINUSOID if not word.startswith(("algo", "data", "test", "train"))))
-    folders = [f"sinusoid-{algo}/{rest},seed={seed}," for algo in ("maml", "fomaml") for seed in (0, 1)]
-    assert len(prepared) == 4
-    assert all(name.startswith(start) for name, start in zip(prepared, folders, strict=True)), prepared
-    results = {name: (tmp_path / name / "result.json").read_bytes() for name in prepared}
-    ran, prepared[:] = list(prepared), []
-
-    (tmp_path / ran[2] / "result.json").unlink()
-    again = metarun(*words)
-    assert again.status == 0
-    assert prepared == [ran[2]]
-    assert again.out.count("finished before") == 3
-    assert again.out.count("results  ") == 4
-    for name in (ran[0], ran[1], ran[3]):
-        assert (tmp_path / name / "result.json").read_bytes() == results[name]
-
-    single = metarun(*SINUSOID, "seed=1", f"outputs={tmp_path / 'single'}")
-    assert single.status == 0
-    alone, swept = run_folder(tmp_path / "single"), tmp_path / ran[1]
-    assert alone.relative_to(tmp_path / "single") == swept.relative_to(tmp_path)
-    assert result(alone)["test/mse"] == result(swept)["test/mse"]  # a job is the run that one would start alone
-    assert [line["val/mse"] for line in lines(alone)] == [line["val/mse"] for line in lines(swept)]
-
-
-def test_failed_jobs_of_a_sweep_are_named_and_the_others_run(tmp_path: Path) -> None:
-    done = metarun("-m", "algo=protonet,maml", "seed=0,1", *SINUSOID[1:], f"outputs={tmp_path}")
-    assert done.status == 2
-    assert "Traceback" not in done.err
-    reason = "algo: ProtoNet only classifies, but the data are regression tasks; try algo=maml"
-    failed = [line for line in done.err.splitlines() if line.startswith("metarun: ")]
-    for number, seed in ((0, 0), (1, 1)):
-        assert failed[number].startswith(f"metarun: job {number} (algo=protonet seed={seed} data=sinusoid ")
-        assert failed[number].endswith(f"): {reason}")
-    assert failed[2:] == failed[:1]  # the last line of all, after the lines of the jobs that ran
-    assert done.err.splitlines()[-1] == failed[0]
-    assert len(list(tmp_path.glob("sinusoid-maml/*/result.json"))) == 2
-    assert not (tmp_path / "sinusoid-protonet").exists()
-
-
-def test_mistake_in_a_sweep_stops_it_before_the_first_job(tmp_path: Path) -> None:
-    done = metarun("-m", "algo=maml,mmal", *SINUSOID[1:], f"outputs={tmp_path / 'outputs'}")
-    assert done.status == 2
-    assert done.err == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"
-    assert not list(tmp_path.glob("outputs/*/*"))
 
 
 NEAREST = '''

@@ -58,6 +58,7 @@ def test_folder_has_all_and_nothing_unfinished(done: tuple[Outcome, Path]) -> No
         "metarun.log",
         "events",
         "best.pt",
+        "test_scores.npz",
         "last.pt",
     }
 

@@ -21,7 +21,17 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
 from metarun.errors import UserError
 from metarun.records import Records
-from metarun.train import SIGNALS, Interrupted, Signals, advance_schedule, build_optimizer, clip, fit, gradient_step
+from metarun.train import (
+    SIGNALS,
+    Interrupted,
+    Pruned,
+    Signals,
+    advance_schedule,
+    build_optimizer,
+    clip,
+    fit,
+    gradient_step,
+)
 
 SLOPE = torch.tensor([3.0, -4.0])  # the constant gradient of `Ramp`: its norm is 5
 TASK = TaskShape(1, 1, 1)
@@ -66,6 +76,7 @@ class Fit:
         self.validated: list[list[float]] = []
         self.drawn: list[tuple[int, int]] = []
         self.before: Callable[[int], None] = lambda step: None
+        self.watch: Callable[[int, float], bool] | None = None
 
     def validate(self) -> tuple[float, dict[str, float]]:
         self.validated.append(self.algorithm.weight.tolist())
@@ -93,6 +104,7 @@ class Fit:
                 hardware(),
                 folder,
                 records,
+                self.watch,
             )
         finally:
             records.close()
@@ -320,6 +332,37 @@ def test_best_is_the_best_and_ties_go_to_the_first(tmp_path: Path) -> None:
     run.run()
     assert (run.best["step"], run.best["score"]) == (2, -2.0)
     assert [line["val/score"] for line in run.lines() if "val/score" in line] == [-5, -2, -3, -2, -4, -4, -2.5, -6]
+
+
+@pytest.mark.parametrize("at", [4, 6, 8])  # validations on the way, and that of the last step
+def test_watch_gives_up_after_a_validation(at: int, tmp_path: Path) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def watch(step: int, score: float) -> bool:
+        assert Fit(tmp_path).last["state"]["validated"] == step  # what was validated is saved
+        asked.append((step, score))
+        return step == at
+
+    run = Fit(tmp_path, None, f"train.validate_every={2 if at < 8 else 3}")
+    run.scores = iter([0.5, math.nan, 0.2, 0.1])
+    run.watch = watch
+    with pytest.raises(Pruned, match=f"^pruned at step {at}$") as error:
+        run.run()
+    assert error.value.step == at == run.last["state"]["step"]
+    every = [(2, 0.5), (4, -math.inf), (6, 0.2)] if at < 8 else [(3, 0.5), (6, -math.inf), (8, 0.2)]
+    assert asked == [call for call in every if call[0] <= at]
+    assert run.best["score"] == 0.5
+    again = Fit(tmp_path)  # without a search the run goes on
+    assert again.run()["train/steps"] == 8
+    assert len(again.drawn) == 8 - at
+
+
+def test_signal_is_not_lost_to_a_watch_that_gives_up(tmp_path: Path) -> None:
+    run = Fit(tmp_path, None, "train.validate_every=4")
+    run.before = lambda step: os.kill(os.getpid(), signal.SIGUSR1) if step == 3 else None
+    run.watch = lambda step, score: True
+    with pytest.raises(Interrupted, match=r"SIGUSR1 at step 4$"):
+        run.run()
 
 
 # Records

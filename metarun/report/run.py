@@ -31,11 +31,18 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     """Prints the table of a result and where everything lies."""
     # Piped output keeps its lines whole; a terminal is as wide as it is.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(_accuracies(result) if "test/acc" in result else _errors(result))
+    tested = "test/acc" in result or "test/mse" in result
+    if tested:
+        console.print(_accuracies(result) if "test/acc" in result else _errors(result))
     if "train/steps" in result:
+        chosen = (
+            "tested: the weights"
+            if tested
+            else f"validation score {result['val/score']:.4g}, not tested; best.pt is that"
+        )
         print(
             f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} "
-            f"tasks/s; tested: the weights of step {result['train/selected_step']}, the best on validation"
+            f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
     print(f"results  {folder}\ncurves   tensorboard --logdir {folder}")
 

@@ -1,0 +1,241 @@
+"""What Hydra sees of metarun's launchers and sweepers: it takes only plugins whose module lies in `hydra_plugins`."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from metarun.errors import UserError
+from metarun.folders import quoted
+from metarun.sweeps import plan
+from metarun.sweeps.jobs import PRUNED, Job, Outcome
+
+
+class Commands(Launcher):
+    """A launcher whose jobs are commands."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.config = hydra_context.config_loader, config
+        self.check()
+
+    def check(self) -> None:
+        """Raises `UserError` where the settings are wrong or an extra is missing."""
+
+    @abstractmethod
+    def carry_out(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
+        """Runs the jobs of a sweep whose own config is `config`; yields each as it ends."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """For the sweepers of others: the validation scores, or the errors, in the order of the jobs."""
+        jobs = [job for job, _ in plan.jobs_of(self.loader, self.config, job_overrides)]
+        outcomes = {job: outcome for job, outcome, _ in self.carry_out(jobs, self.config)}
+        returns = []
+        for job in jobs:
+            failed = outcomes[job].status != 0
+            status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+            returns.append(JobReturn(overrides=list(job.overrides), status=status))
+            returns[-1].return_value = UserError(outcomes[job].message) if failed else score(job)
+        return returns
+
+
+def needs(module: str, what: str, extra: str) -> None:
+    """Raises `UserError` that names the extra if `module` is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{what}: needs {module}, which is not installed; pip install 'metarun[{extra}]'")
+
+
+def score(job: Job) -> float:
+    """The validation score of a finished job; 0.0 of one that only tested."""
+    return float(job.result.get("val/score", 0.0))
+
+
+def launched(launcher: Launcher, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
+    """The jobs as they end, by a launcher of ours or of others."""
+    if isinstance(launcher, Commands):
+        yield from launcher.carry_out(jobs, config)
+    elif jobs:
+        for job, done in zip(jobs, launcher.launch([job.overrides for job in jobs], 0), strict=True):
+            failed = done.status is not JobStatus.COMPLETED
+            yield job, Outcome(2, str(done._return_value)) if failed else Outcome(), 0.0
+
+
+class Local(Commands):
+    """Processes on this machine: `at_once` side by side; None: as many as the machine has room for."""
+
+    def __init__(self, at_once: int | None) -> None:
+        self.at_once = at_once
+
+    def check(self) -> None:
+        if self.at_once is not None and self.at_once < 1:
+            raise UserError(f"hydra.launcher.at_once={self.at_once}: must be at least 1")
+
+    def carry_out(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
+        from metarun.sweeps import local
+
+        cores = config.hardware.processes * (config.hardware.threads or 1)
+        return local.carry_out(jobs, self.at_once, cores, use_gpus=config.hardware.device != "cpu")
+
+
+class Slurm(Commands):
+    """One array of a Slurm cluster; what each setting means stands in conf/hydra/launcher/slurm.yaml."""
+
+    def __init__(
+        self,
+        partition: str | None,
+        minutes: int,
+        cpus: int,
+        gpus: int,
+        memory_gb: int,
+        at_once: int,
+        save_before: int,
+        wait: bool,
+        poll_seconds: float,
+        options: dict[str, Any],
+        setup: list[str],
+    ) -> None:
+        self.wait, self.poll_seconds = wait, poll_seconds
+        self.parameters = {
+            "job_name": "metarun",
+            "partition": partition,
+            "time": minutes,
+            "cpus_per_task": cpus,
+            "gpus_per_node": gpus or None,
+            "mem": f"{memory_gb}GB",
+            "array_parallelism": at_once,
+            "signal_delay_s": save_before,
+            "additional_parameters": {"requeue": True, "open_mode": "append", **options},
+            "setup": list(setup) or None,
+        }
+
+    def check(self) -> None:
+        needs("submitit", "hydra/launcher=slurm", "slurm")
+
+    def carry_out(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
+        from metarun.sweeps import slurm
+
+        parameters = {name: value for name, value in self.parameters.items() if value is not None}
+        return slurm.carry_out(jobs, parameters, self.wait, self.poll_seconds)
+
+
+class Ray(Commands):
+    """Ray, on a cluster or on this machine."""
+
+    def __init__(self, address: str | None, cpus: float, gpus: float) -> None:
+        self.address, self.resources = address, {"num_cpus": cpus, "num_gpus": gpus}
+
+    def check(self) -> None:
+        needs("ray", "hydra/launcher=ray", "ray")
+
+    def carry_out(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
+        from metarun.sweeps import ray
+
+        return ray.carry_out(jobs, self.address, self.resources)
+
+
+class Search(Sweeper):
+    """Trials by Optuna, each a run without a test; then the weights of the best on validation are tested, once."""
+
+    def __init__(
+        self,
+        sampler: str,
+        trials: int,
+        prune: bool,
+        at_once: int,
+        seed: int,
+        storage: str | None,
+        params: dict[str, str] | None,
+    ) -> None:
+        self.trials, self.at_once, self.storage, self.params = trials, at_once, storage, params or {}
+        self.settings: dict[str, Any] = {"sampler": sampler, "prune": prune, "seed": seed}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        needs("optuna", "hydra/sweeper=optuna", "optuna")
+        for key, value in {"trials": self.trials, "at_once": self.at_once}.items():
+            if value < 1:
+                raise UserError(f"hydra.sweeper.{key}={value}: must be at least 1")
+        self.loader: Any = hydra_context.config_loader
+        self.master: DictConfig = config
+        self.started: Launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from metarun.sweeps import search
+
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
+        space = {item.key_or_group: search.distribution(item) for item in overrides if item.is_sweep_override()}
+        if not space:
+            raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
+        name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices))
+        fixed = [str(item.input_line) for item in overrides if not item.is_sweep_override()]
+        if not any(item.key_or_group == "recipe" for item in overrides):
+            fixed.append("recipe=train")
+        fixed += [f"name={name}"] if name else []
+        ((job, _),) = plan.jobs_of(self.loader, self.master, [fixed])
+        root = job.folder.parent
+        if self.storage is None:
+            root.mkdir(parents=True, exist_ok=True)
+        study = search.Study(self.storage or f"sqlite:///{root / 'search.db'}", words, space, **self.settings)
+        ended: list[plan.Ended] = []
+        while study.ended < self.trials:
+            batch = study.next(min(self.at_once, self.trials - study.ended))
+            jobs = {}
+            for number, drawn in batch.items():
+                ((job, _),) = plan.jobs_of(self.loader, self.master, [[*fixed, *drawn]])
+                jobs[number] = replace(job, label=" ".join(drawn))
+                study.mark(job.folder, number)
+            by_folder = {job.folder: number for number, job in jobs.items()}
+            for job, outcome, seconds in launched(self.started, list(jobs.values()), self.master):
+                search.unmark(job.folder)
+                pruned = outcome.status == PRUNED
+                done = outcome.status == 0 and job.finished
+                study.tell(by_folder[job.folder], score(job) if done else None, pruned)
+                if not pruned:
+                    ended.append((job, outcome, seconds))
+                plan.say(plan.progress(job, outcome, seconds, study.ended, self.trials))
+        best = study.best()
+        if best is not None:
+            number, value = best
+            ((job, _),) = plan.jobs_of(self.loader, self.master, [[*fixed, *study.words_of(number)]])
+            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(study.words_of(number))}; testing it")
+            words = ["recipe=test", quoted(f"checkpoint={job.folder}"), f"name={root.name}", f"outputs={root.parent}"]
+            ((job, _),) = plan.jobs_of(self.loader, self.master, [words])
+            ended += launched(self.started, [replace(job, label="the best trial, tested")], self.master)
+        plan.conclude(ended, root.name)
+
+
+class Grid(BasicSweeper):
+    """Every combination of the values on the command line; only what is missing or unfinished is run."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices))
+        (batch,) = self.split_arguments(overrides, None)
+        named = [[*words, f"name={name}"] if name else words for words in batch]
+        jobs = plan.jobs_of(loader, self.config, named)
+        ended = plan.already_ended(jobs)
+        before = {job for job, _, _ in ended}
+        to_run = [job for job, _ in jobs if job not in before]
+        plan.say(f"{len(jobs)} jobs: {len(before)} finished before, {len(to_run)} to run")
+        for number, (job, outcome, seconds) in enumerate(launched(self.launcher, to_run, self.config), 1):
+            ended.append((job, outcome, seconds))
+            plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))
+        plan.conclude(ended, jobs[0][0].folder.parent.name)

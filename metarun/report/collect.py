@@ -1,0 +1,282 @@
+"""The runs below a folder, grouped by everything that was swept except the seed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from metarun.config import flat
+from metarun.folders import FREE
+
+# Overrides that say where, how often or from what, but not what was compared.
+NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
+MEASURES = ("acc", "mse")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Setting(NamedTuple):
+    """What two runs must share for their test results to be compared: the same test tasks, measured alike."""
+
+    data: str  # the choice of the group `data`
+    split: str | None
+    ways: int
+    shots: int
+    queries: int
+    measure: str  # acc or mse; of a run without a test what it would be
+    tested: bool
+    content: str  # the fingerprint of the images and what else decides on the test episodes
+
+    @property
+    def title(self) -> str:
+        split = f" ({self.split} split)" if self.split else ""
+        if self.measure == "mse":
+            return f"{self.data}{split}, {self.shots} points, {self.queries} queries"
+        return f"{self.data}{split}, {self.ways}-way {self.shots}-shot, {self.queries} queries a class"
+
+    def tells(self, column: str, value: Any) -> bool:
+        """Whether the title already says that `column` has this value."""
+        known: dict[str, Any] = {"data": self.data, "data.split": self.split}
+        for prefix in ("task.", "test.task."):
+            known |= {f"{prefix}ways": self.ways, f"{prefix}shots": self.shots, f"{prefix}queries": self.queries}
+        return column in known and known[column] == value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its folder tells it."""
+
+    folder: Path
+    result: dict[str, Any]
+    config: dict[str, Any]  # {"train.steps": 100, ...}
+    choices: dict[str, str]  # of Hydra's groups; for a run that only tests, those its weights were trained with
+    overridden: frozenset[str]  # keys and groups named on its command line, or on that of its weights
+    finished: float  # seconds since the epoch
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed") or 0)
+
+    @property
+    def setting(self) -> Setting:
+        protocol, data = self.result["protocol"], self.result["data"]
+        task = protocol["test"]
+        tested = [measure for measure in MEASURES if f"test/{measure}" in self.result]
+        # A data set without classes is one of regression tasks.
+        measure = tested[0] if tested else "acc" if "classes" in data else "mse"
+        # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
+        content = [data["fingerprint"], data.get("classes"), self.config.get("data.within_group")]
+        name = self.choices.get("data", "data")
+        return Setting(
+            name, protocol["split"], task["ways"], task["shots"], task["queries"], measure, bool(tested), repr(content)
+        )
+
+    def value(self, column: str) -> Any:
+        """What the run had for a key, or the choice for a group; None if it has no such key."""
+        return self.choices[column] if column in self.choices else self.config.get(column)
+
+    def scores(self) -> np.ndarray | None:
+        """The score of every test episode after the last inner step, `[episodes]`; None if the run did not leave them."""
+        try:
+            with open(self.folder / "test_scores.npz", "rb") as file, np.load(file) as stored:
+                values: np.ndarray = stored["values"][-1]
+                return values
+        except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The recorded steps and values of the first of `names` that `metrics.jsonl` has, both `[n]`, finite ones only."""
+        points: dict[str, dict[int, float]] = {name: {} for name in names}
+        path = self.folder / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:  # half a line, of a run that was killed
+                continue
+            for name in names:
+                if np.isfinite(record.get(name, np.nan)):
+                    points[name][record["step"]] = record[name]
+        found = next((points[name] for name in names if points[name]), {})
+        return np.array(sorted(found)), np.array([found[step] for step in sorted(found)])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    setting: Setting
+    values: dict[str, Any]  # of each column
+    runs: list[Run]  # by seed, one each
+
+
+@dataclass
+class Collection:
+    """All that was found below the roots."""
+
+    columns: list[str] = field(default_factory=list)  # the keys and groups that were swept
+    groups: list[Group] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # a line for each file that could not be used
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def collect(roots: Sequence[Path], besides: Path) -> Collection:
+    """Every run folder below `roots`, except in the folder `besides`."""
+    collection, runs = Collection(), []
+    for folder in run_folders(roots, besides.resolve()):
+        if not (folder / "result.json").is_file():
+            collection.unfinished.append(folder)
+            continue
+        try:
+            runs.append(read(folder))
+        except Unreadable as error:
+            collection.problems.append(str(error))
+    collection.columns = swept(runs)
+    if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
+        collection.columns += unsaid
+    collection.groups, repeated = grouped(runs, collection.columns)
+    collection.problems += repeated
+    return collection
+
+
+def run_folders(roots: Sequence[Path], besides: Path) -> Iterator[Path]:
+    """The folders with a `config.yaml`, in the order of their names, each once; nothing is looked for inside of one."""
+    seen, waiting = set(), [root for root in reversed(roots)]
+    while waiting:
+        folder = waiting.pop()
+        real = folder.resolve()
+        if real in seen or real == besides:
+            continue
+        seen.add(real)
+        if (folder / "config.yaml").is_file():
+            yield folder
+        else:
+            below = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), reverse=True)
+            waiting += [path for path in below if path.is_dir()]
+
+
+class Unreadable(Exception):
+    """A file of a run that is not what metarun writes."""
+
+
+def read(folder: Path) -> Run:
+    """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        missing = [key for key in ("protocol", "data", "command") if key not in result]
+        if missing or not {"ways", "shots", "queries"} <= result["protocol"]["test"].keys():
+            raise ValueError(f"has no {missing[0] if missing else 'test task'}")
+        result["protocol"].setdefault("split", None)
+        path = folder / "config.yaml"
+        config = flat(yaml.load(path.read_text(), _Loader))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise Unreadable(f"{path}: cannot be used ({_first_line(error)})") from error
+    chosen = {group: choice for group, choice in result.get("choices", {}).items() if choice is not None}
+    choices = {**_classes(config), **chosen}
+    typed = overridden(result["command"], config, choices)
+    if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
+        choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
+        typed |= inherited
+    return Run(folder, result, config, choices, frozenset(typed), (folder / "result.json").stat().st_mtime)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def overridden(command: str, config: dict[str, Any], choices: dict[str, str]) -> set[str]:
+    """The groups and the single keys that the words of a command override."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an apostrophe
+        words = command.split()
+    named = {found[1] for word in words if (found := re.match(r"[+~]*([\w./]+)(?:@[\w.]*)?=", word))}
+    groups = named & choices.keys()
+    keys = {
+        key for key in config for name in named if key == name or (key.startswith(f"{name}.") and name not in groups)
+    }
+    return groups | keys
+
+
+def _trained_with(
+    folder: Path, checkpoint: Path, config: dict[str, Any], choices: dict[str, str], typed: set[str]
+) -> tuple[dict[str, str], set[str]]:
+    """The choices and overrides of the run that `checkpoint` is of; without it, the classes that the config names."""
+    trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if (trained / "result.json").is_file() and trained.resolve() != folder.resolve():
+        try:
+            run = read(trained)
+            return {**run.choices, **{group: choices[group] for group in typed & choices.keys()}}, set(run.overridden)
+        except Unreadable:
+            pass
+    classes = _classes(config)
+    return {**choices, **classes}, set(classes)
+
+
+def _classes(config: dict[str, Any]) -> dict[str, str]:
+    """The class of each group that has one: its name where the choice is not known."""
+    targets = {key.removesuffix("._target_"): str(value) for key, value in config.items() if key.endswith("._target_")}
+    return {group: target.rpartition(".")[2] for group, target in targets.items()}
+
+
+def swept(runs: Sequence[Run]) -> list[str]:
+    """The overridden keys and groups whose values differ among the runs: groups first, then keys, both as typed mostly."""
+    typed = {key for run in runs for key in run.overridden} - NOT_SWEPT
+    differing = [key for key in typed if len({repr(run.value(key)) for run in runs}) > 1]
+    first = ("data", "algo", "backbone")
+    return sorted(
+        differing, key=lambda key: (key not in first, "." in key, first.index(key) if key in first else 0, key)
+    )
+
+
+def unsaid_differences(groups: Sequence[Group]) -> list[str]:
+    """Keys that differ within a group though no command names them, as when a config file was edited between two runs."""
+    found = set()
+    for group in groups:
+        first, *others = [run.config for run in group.runs]
+        for other in others:
+            found |= {key for key in {*first, *other} if first.get(key) != other.get(key)}
+    return sorted(key for key in found - NOT_SWEPT if not key.startswith("recipe."))
+
+
+def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
+    """The groups, by setting and values; and a line for each run that another of the same group and seed replaces."""
+    members: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        members.setdefault((run.setting, *(repr(run.value(column)) for column in columns)), []).append(run)
+    groups, repeated = [], []
+    for together in members.values():
+        latest: dict[int, Run] = {}
+        for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
+            if run.seed in latest:
+                repeated.append(
+                    f"{latest[run.seed].folder}: left out, {run.folder} has the same settings and seed, and is later"
+                )
+            latest[run.seed] = run
+        by_seed = [latest[seed] for seed in sorted(latest)]
+        groups.append(Group(by_seed[0].setting, {column: by_seed[0].value(column) for column in columns}, by_seed))
+    groups.sort(key=_place)
+    return groups, repeated
+
+
+def _place(group: Group) -> tuple[Any, ...]:
+    return (not group.setting.tested, *map(natural, group.setting), *map(natural, group.values.values()))
+
+
+def natural(value: Any) -> tuple[int, float, str]:
+    """Sorts numbers by size and before words, which go by the alphabet."""
+    if isinstance(value, int | float):
+        return (0, float(value), "")
+    return (1, 0.0, str(value))

@@ -1,0 +1,40 @@
+"""`recipe=report`: the report over the runs below one or several folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from metarun.config import Config, check_keys
+from metarun.errors import UserError, nearest
+
+
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
+    """Writes the report over `config.runs`, and prints its table and where it lies; returns 0.
+
+    Raises `UserError` if no folder was given, one is not there, or no run in them is finished.
+    """
+    from metarun import report
+
+    check_keys(config, Config)
+    given = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
+    if not given or None in given:
+        raise UserError("recipe=report: needs the folder of the runs to report on; add runs=outputs/NAME")
+    roots = [Path(str(folder)).expanduser() for folder in given]
+    for root in roots:
+        if not root.is_dir():
+            beside = [str(path) for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+            raise UserError(f"runs={root}: there is no such folder{nearest(str(root), beside)}")
+    to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
+    if report.write(roots, to, title(roots)) is None:
+        raise UserError(
+            f"runs={','.join(map(str, roots))}: no finished run lies there (none has a result.json that can be read)"
+        )
+    return 0.0
+
+
+def title(roots: Sequence[Path]) -> str:
+    """The names of the folders."""
+    return ", ".join(root.resolve().name for root in roots)

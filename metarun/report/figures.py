@@ -1,0 +1,219 @@
+"""The figures of a report, each as PNG, as SVG, and as SVG for the page; drawn without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from metarun.report.collect import Group, Run
+from metarun.report.summary import Row, Section, apart
+
+INK = "#010203"  # stands for the colour of the text around the figure
+# Each has a contrast of at least 3 with white and with the page's dark background.
+COLOURS = ("#2f7fd0", "#d9692a", "#1f9a63", "#c04fa0", "#8b6fd8", "#a8851c", "#1f97a3", "#d64a5f", "#6f9a1f", "#97694a")
+MARKERS = "osD^vPX<>*"
+FAINT = "#8d949e"  # lines beyond the tenth
+MOST_BARS = 30
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path",
+    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 9, "axes.titlelocation": "left",
+}  # fmt: skip
+
+Curve = Callable[[Run], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in its three forms."""
+
+    name: str  # of its files
+    caption: str
+    png: bytes
+    svg: bytes
+    inline: str  # for the page: its text in the colour around it, its ids its own
+
+
+def draw(sections: Sequence[Section]) -> list[Drawing]:
+    """Those figures for which there are numbers."""
+    with mpl.rc_context(STYLE):
+        made = [_learning_curves(sections), _inner_steps(sections), _costs(sections)]
+        return [_drawing(*each) for each in made if each]
+
+
+def _learning_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        return run.curve(("val/acc", "val/mse_median", "val/mse"))
+
+    caption = "Validation during training: the mean over seeds, and the band from the lowest to the highest seed"
+    return _lines(
+        "learning_curves", caption, sections, curve, "training step", "validation accuracy", "validation error"
+    )
+
+
+def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        after = run.result.get("test/after_inner_steps", {})
+        known = {int(step): numbers.get("acc", numbers.get("mse_median")) for step, numbers in after.items()}
+        finite = sorted(step for step, value in known.items() if value is not None and math.isfinite(value))
+        return (np.array(finite), np.array([known[step] for step in finite])) if len(finite) > 1 else (_NONE, _NONE)
+
+    caption = "Test result against the number of inner steps: the mean over seeds, and the band from the lowest to the highest seed"
+    return _lines(
+        "inner_steps", caption, sections, curve, "inner steps at test time", "test accuracy", "test error (median)"
+    )
+
+
+_NONE = np.empty(0)
+
+
+def _lines(
+    name: str, caption: str, sections: Sequence[Section], curve: Curve, across: str, accuracy: str, error: str
+) -> tuple[str, str, Figure] | None:
+    """A panel for each setting with curves, a line for each group; the tenth and further groups are thin and grey."""
+    panels = []
+    for section in sections:
+        curves = {row.label: _band(row.group, curve) for row in _ranked(section)}
+        drawn = {label: band for label, band in curves.items() if band is not None}
+        if drawn:
+            panels.append((section, drawn))
+    if not panels:
+        return None
+    everywhere = list(dict.fromkeys(row.label for section in sections for row in _ranked(section)))
+    here = list(dict.fromkeys(label for _, drawn in panels for label in drawn))
+    labels = (
+        everywhere if len(everywhere) <= len(COLOURS) else here
+    )  # the same colours in every figure, if they suffice
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    handles: dict[str, Any] = {}
+    common, titles = apart([section.title for section, _ in panels])
+    for axes, title, (section, drawn) in zip(grid, titles, panels, strict=False):
+        for label, (x, mean, low, high) in reversed(drawn.items()):  # the best on top
+            place = labels.index(label)
+            few = place < len(COLOURS)
+            colour = COLOURS[place] if few else FAINT
+            marker = MARKERS[place % len(MARKERS)] if few and len(x) <= 30 else ""
+            (line,) = axes.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.6 if few else 0.6)
+            if (high > low).any():
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            handles.setdefault(label if few else "others", line)
+        _dress(axes, title, section, across, accuracy, error)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_visible(False)
+    order = [label for label in [*labels[: len(COLOURS)], "others"] if label in handles]
+    figure.legend([handles[label] for label in order], [_short(label) for label in order], loc="outside right upper")
+    return name, ", ".join([caption, *common]), figure
+
+
+def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str, error: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(across)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
+    if section.setting.measure == "acc":
+        axes.set_ylabel(accuracy)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{100 * value:.4g}%"))
+    else:
+        axes.set_ylabel(error)
+        bottom, top = axes.dataLim.intervaly
+        if bottom > 0 and top > 20 * bottom:
+            axes.set_yscale("log")
+
+
+def _ranked(section: Section) -> list[Row]:
+    """The best first, whatever the order of the table."""
+    sign = 1 if section.higher_is_better else -1
+    scores = {id(row): row.mean if section.setting.tested else row.validation for row in section.rows}
+
+    def rank(row: Row) -> float:
+        score = scores[id(row)]
+        return math.inf if score is None else -sign * score
+
+    return sorted(section.rows, key=rank)
+
+
+def _band(group: Group, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """The places, mean, lowest and highest over seeds, each `[n]`, where every seed has been; between its points, on a line."""
+    curves = [(x, y) for x, y in map(curve, group.runs) if len(x)]
+    if not curves:
+        return None
+    first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    places = np.unique(np.concatenate([x for x, _ in curves]))
+    places = places[(places >= first) & (places <= last)]
+    if not len(places):
+        return None
+    values = np.array([np.interp(places, x, y) for x, y in curves])
+    return places, values.mean(0), values.min(0), values.max(0)
+
+
+def _costs(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    """Bars of the time and the memory of each group."""
+    common, titles = apart([section.title for section in sections])
+    several = len(sections) > 1
+    ranked = [(title, row) for title, section in zip(titles, sections, strict=True) for row in _ranked(section)]
+    rows = [(title, row) for title, row in ranked if row.seconds is not None or row.memory is not None]
+    if not rows:
+        return None
+    kept = rows[:MOST_BARS]
+    names = [_short(f"{row.label}; {title}" if several else row.label, 60) for title, row in kept]
+    panels = [
+        ("training time (s)", [row.seconds for _, row in kept], COLOURS[0]),
+        ("peak memory (GiB)", [None if row.memory is None else row.memory / 2**30 for _, row in kept], COLOURS[1]),
+    ]
+    panels = [panel for panel in panels if any(value is not None for value in panel[1])]
+    width = 3.2 * len(panels) + 0.07 * max(map(len, names))
+    figure = Figure(figsize=(width, 1.0 + 0.28 * len(kept)), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).flat
+    for axes, (heading, values, colour) in zip(grid, panels, strict=True):
+        bars = axes.barh(range(len(kept)), [value or 0 for value in values], color=colour, height=0.7)
+        axes.bar_label(bars, ["–" if value is None else f"{value:.3g}" for value in values], padding=3, color=INK)
+        axes.set_title(heading)
+        axes.margins(x=0.18)
+        axes.set_yticks(range(len(kept)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    figure.axes[0].invert_yaxis()
+    dropped = f" (of {len(rows)} groups the first {MOST_BARS})" if len(rows) > len(kept) else ""
+    caption = ", ".join(["Seconds of training and peak memory of a run: the mean over seeds", *common])
+    return "cost", caption + dropped, figure
+
+
+def _short(label: str, longest: int = 36) -> str:
+    return label if len(label) <= longest else f"{label[: longest - 1]}…"
+
+
+def _drawing(name: str, caption: str, figure: Figure) -> Drawing:
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(png, format="png", dpi=150, facecolor="white")
+    figure.set_layout_engine("none")  # it is laid out by now
+    with mpl.rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return Drawing(name, caption, png.getvalue(), svg.getvalue(), inline(svg.getvalue().decode(), name, caption))
+
+
+def inline(svg: str, name: str, caption: str) -> str:
+    """An SVG for a page: ink in the text's colour, every id marked with `name`; it shrinks to 80% and not further."""
+    svg = re.sub(
+        r"^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?=\"[^\"]*\"", "", svg, flags=re.S
+    )
+    width = float(re.findall(r' width="([\d.]+)pt"', svg)[0]) * 4 / 3  # pixels
+    size = f' style="max-width: {width:.0f}px; min-width: {0.8 * width:.0f}px"'
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="|(?<=href="#)|(?<=url\(#)', lambda found: f"{found[0]}{name}-", svg)
+    described = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace(INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{described}"{size}', 1)

@@ -1,0 +1,179 @@
+"""Everything that a report leaves in its folder; `index.html` is whole in itself and opens offline."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import metarun
+from metarun.errors import UserError
+from metarun.report import figures, tables
+from metarun.report.collect import Collection, Run, collect
+from metarun.report.figures import Drawing
+from metarun.report.summary import Section, summarise
+
+NAMED = 10  # unfinished runs that the terminal names
+FIGURES = ("learning_curves", "inner_steps", "cost")
+
+
+def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
+    """Prints the table and writes all files to the folder `to`; returns the page, or None if no run is finished yet."""
+    collection = collect(roots, besides=to)
+    for problem in collection.problems:
+        print(f"metarun: {problem}", file=sys.stderr)
+    if not collection.groups:
+        return None
+    sections = summarise(collection)
+    shown = [tables.section_table(section) for section in sections]
+    overview = tables.overview(sections)
+    tables.show([*shown, overview] if overview else shown)
+    for line in _legend(shown):
+        print(line)
+    for line in _unfinished(collection):
+        print(line)
+    drawings = figures.draw(sections)
+    every = [overview, *shown] if overview else shown
+    texts = {
+        "table.md": _markdown(title, every, collection),
+        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, every)),
+        "table.csv": tables.as_csv(sections),
+        "index.html": _html(title, every, sections, drawings, collection, to),
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    for drawing in drawings:
+        files |= {f"{drawing.name}.png": drawing.png, f"{drawing.name}.svg": drawing.svg}
+    _put(to, files)
+    print(f"report   {to / 'index.html'}")
+    return to / "index.html"
+
+
+def _put(to: Path, files: dict[str, bytes]) -> None:
+    """Writes the files, each all or nothing, the page last; removes the figures of an earlier report that has more."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for name, content in sorted(files.items(), key=lambda item: item[0] == "index.html"):
+            aside = to / f".{name}.writing"
+            aside.write_bytes(content)
+            os.replace(aside, to / name)
+        for name in FIGURES:
+            for path in (to / f"{name}.png", to / f"{name}.svg"):
+                if path.name not in files:
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{to}: the report cannot be written ({error.strerror or error})") from error
+
+
+def _unfinished(collection: Collection) -> list[str]:
+    """What the terminal says of runs that have no result."""
+    names = [f"  {folder}" for folder in collection.unfinished]
+    total = len(collection.runs) + len(names) + len(collection.problems)
+    more = [f"  and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    heading = f"not finished (at work, stopped, pruned or failed): {len(names)} of {total} runs"
+    return [heading, *names[:NAMED], *more] if names else []
+
+
+def _legend(shown: Sequence[tables.Table]) -> list[str]:
+    """What the terminal says of the two intervals and of the tests."""
+    headings = {heading for table in shown for heading in table.headings}
+    lines = []
+    if "± over episodes" in headings:
+        lines.append(
+            "± over seeds: 95%, of the method with this budget; ± over episodes: 95%, of these trained weights only."
+        )
+    if any(heading.startswith(tables.MINUS) for heading in headings):
+        lines.append("minus the best: paired, on the episodes (or seeds) that both have; p: Holm-adjusted.")
+    return lines
+
+
+def _markdown(title: str, every: Sequence[tables.Table], collection: Collection) -> str:
+    parts = [f"# {title}\n", *map(tables.markdown, every)]
+    parts.append("".join(f"- *{term}*: {meaning}\n" for term, meaning in tables.EXPLAINED.items()))
+    if collection.unfinished:
+        parts.append(
+            f"Not finished ({len(collection.unfinished)}):\n\n"
+            + "".join(f"- `{path}`\n" for path in collection.unfinished)
+        )
+    return "\n".join(parts)
+
+
+def _html(
+    title: str, every: Sequence[tables.Table], sections: Sequence[Section], drawings: Sequence[Drawing],
+    collection: Collection, to: Path,
+) -> str:  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    finished, unfinished = len(collection.runs), len(collection.unfinished)
+    counts = f"{finished} finished run{'s' * (finished != 1)} in {len(collection.groups)} group"
+    counts += "s" * (len(collection.groups) != 1) + (f", {unfinished} not finished." if unfinished else ".")
+    headings = {heading.removesuffix(" (points)") for table in every for heading in table.headings}
+    explained = [(term, meaning) for term, meaning in tables.EXPLAINED.items() if term in headings]
+    if any(heading.startswith(tables.MINUS) for heading in headings):
+        explained.append(("p", tables.EXPLAINED["p"]))
+    return environment.get_template("page.html").render(
+        title=title,
+        counts=counts,
+        made=time.strftime("%Y-%m-%d %H:%M %Z"),
+        version=metarun.__version__,
+        facts=_facts(collection.runs),
+        tables=every,
+        files=["table.csv", "table.md", "table.tex"],
+        explained=explained,
+        drawings=drawings,
+        runs=[
+            _run(run, row.label, section, to) for section in sections for row in section.rows for run in row.group.runs
+        ],
+        unfinished=collection.unfinished,
+        problems=collection.problems,
+        commands=[run.result["command"] for run in collection.runs],
+    )
+
+
+def _facts(runs: Sequence[Run]) -> list[str]:
+    """Which code, versions and hardware made the runs, and how many runs each where they differ."""
+    told = {
+        "commit": [str(run.result.get("git_commit"))[:12] for run in runs if run.result.get("git_commit")],
+        "torch": [run.result["versions"]["torch"] for run in runs if "torch" in run.result.get("versions", {})],
+        "Python": [run.result["versions"]["python"] for run in runs if "python" in run.result.get("versions", {})],
+        "device": [_device(run.result["hardware"]) for run in runs if "hardware" in run.result],
+    }
+    facts = []
+    for name, values in told.items():
+        counted = Counter(values).most_common()
+        each = [f"{value} ({count} runs)" if len(counted) > 1 else value for value, count in counted]
+        if each:
+            facts.append(f"{name} {', '.join(each)}")
+    return facts
+
+
+def _device(hardware: dict[str, Any]) -> str:
+    return f"{hardware.get('gpu') or hardware.get('device')}, {hardware.get('precision')}"
+
+
+def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
+    """A row of the list of runs."""
+    measure, result = section.setting.measure, run.result
+    if section.setting.tested:
+        value, half = result[f"test/{measure}"], result.get(f"test/{measure}_ci95")
+    else:
+        value, half = result.get("val/score"), None
+        value = -value if value is not None and measure == "mse" else value
+    seconds = result.get("train/seconds")
+    return {
+        "label": label,
+        "seed": run.seed,
+        "result": tables.number(value, measure) + ("" if section.setting.tested else " (validation)"),
+        "half": "" if half is None else tables.number(half, measure),
+        "episodes": result.get("test/episodes", ""),
+        "seconds": "" if seconds is None else f"{seconds:,.0f} s",
+        "folder": run.folder.name,
+        "link": quote(os.path.relpath(run.folder, to)) + "/",
+    }

@@ -1,0 +1,59 @@
+"""Intervals over seeds and over episodes, paired tests, and Holm's correction of their p-values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit  # Student's t: quicker to import than scipy.stats
+
+
+class Paired(NamedTuple):
+    """The mean of paired differences, half its 95% interval, and the p-value of the t test that the mean is 0."""
+
+    mean: float
+    half: float
+    p: float
+    pairs: int
+
+
+def over_seeds(values: Sequence[float]) -> float | None:
+    """Half the 95% interval of the mean of n >= 2 seeds, Student's t with n - 1 degrees of freedom; None for one seed."""
+    n = len(values)
+    if n < 2:
+        return None
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def over_episodes(halves: Sequence[float]) -> float:
+    """Half the 95% interval of the mean over seeds, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
+
+    It counts the luck of the drawn test episodes alone, which are others for each seed, and takes the weights as given.
+    """
+    return math.sqrt(sum(half**2 for half in halves)) / len(halves)
+
+
+def paired(differences: np.ndarray) -> Paired | None:
+    """The paired t test of `[n]` finite differences; None if n < 2.
+
+    Differences that are all alike have an interval of no width; their p is 0, or 1 if they are all 0.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    mean, error = float(np.mean(differences)), float(np.std(differences, ddof=1)) / math.sqrt(n)
+    if error <= 1e-12 * abs(mean):  # what rounding leaves of none
+        return Paired(mean, 0.0, 0.0 if mean else 1.0, n)
+    return Paired(mean, float(stdtrit(n - 1, 0.975)) * error, float(2 * stdtr(n - 1, -abs(mean) / error)), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted by Holm's step-down method (Holm 1979), in the order given, at most 1."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

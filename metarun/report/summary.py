@@ -1,0 +1,177 @@
+"""The numbers of a report: a section for each setting, a row for each group, each row held against the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import numpy as np
+
+from metarun.report import published, statistics
+from metarun.report.collect import Collection, Group, Run, Setting
+from metarun.report.published import Published
+from metarun.report.statistics import Paired
+
+
+@dataclass
+class Row:
+    """A group in numbers. Accuracies and validation scores of classification are in [0, 1]; a memory is in bytes."""
+
+    group: Group
+    label: str
+    mean: float | None = None  # over seeds, of the test measure, where finite; None if nothing was tested
+    seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed
+    episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights
+    median: float | None = None  # of the errors of regression, the mean over seeds
+    diverged: int | None = None  # test tasks of regression, of all seeds
+    validation: float | None = None  # mean over seeds; higher is better
+    validation_half: float | None = None
+    seconds: float | None = None  # of training, mean over seeds
+    memory: float | None = None  # peak, on the device if that is a GPU; mean over seeds
+    best: bool = False
+    on_episodes: Paired | None = None  # this minus the best, over the episodes that both were tested on
+    on_seeds: Paired | None = None  # this minus the best, over the seeds that both have
+    published: Published | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.group.runs)
+
+
+@dataclass
+class Section:
+    """Groups that can be compared, since they were tested (or are validated) on the same tasks."""
+
+    setting: Setting
+    title: str
+    columns: list[str]  # those that the title does not tell
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.setting.measure == "acc" or not self.setting.tested
+
+
+def summarise(collection: Collection) -> list[Section]:
+    """The sections; p-values are Holm-adjusted over all comparisons of their kind in the report."""
+    settings = list(dict.fromkeys(group.setting for group in collection.groups))
+    sections = []
+    for setting in settings:
+        groups = [group for group in collection.groups if group.setting == setting]
+        namesakes = [other for other in settings if other[:-1] == setting[:-1]]
+        number = f", data {namesakes.index(setting) + 1}" if len(namesakes) > 1 else ""
+        columns = [
+            column
+            for column in collection.columns
+            if not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
+        ]
+        varying = [column for column in columns if len({repr(group.values[column]) for group in groups}) > 1]
+        section = Section(setting, setting.title + number, columns)
+        section.rows = [_row(group, varying or columns) for group in groups]
+        if setting.tested:
+            _against_the_best(section)
+        else:
+            section.rows.sort(key=lambda row: -math.inf if row.validation is None else row.validation, reverse=True)
+            section.rows[0].best = section.rows[0].validation is not None
+        sections.append(section)
+    _adjust([row for section in sections for row in section.rows])
+    return sections
+
+
+def _row(group: Group, columns: Sequence[str]) -> Row:
+    measure, runs = group.setting.measure, group.runs
+    row = Row(group, label(group, columns))
+    if group.setting.tested:
+        finite = [run for run in runs if math.isfinite(run.result[f"test/{measure}"])]
+        values = [run.result[f"test/{measure}"] for run in finite]
+        halves = [run.result[f"test/{measure}_ci95"] for run in finite]
+        if values:
+            row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
+            row.episodes_half = statistics.over_episodes(halves) if all(map(math.isfinite, halves)) else None
+        if measure == "mse":
+            row.median = _mean(run.result["test/mse_median"] for run in runs)
+            row.diverged = sum(run.result["test/diverged"] for run in runs)
+    scores = _finite(run.result.get("val/score") for run in runs)
+    row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
+    row.seconds = _mean(run.result.get("train/seconds") for run in runs)
+    memories = [run.result.get("peak_memory", {}) for run in runs]
+    row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
+    setting = group.setting
+    row.published = published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested else None
+    return row
+
+
+def label(group: Group, columns: Sequence[str]) -> str:
+    """The group in a few words: the choices of groups, and keys by their last name; without those that it does not have."""
+    words = [
+        shown(group.values[column])
+        if "." not in column
+        else f"{column.rpartition('.')[2]} {shown(group.values[column])}"
+        for column in columns
+        if group.values[column] is not None
+    ]
+    return ", ".join(words) or group.runs[0].choices.get("algo", "all runs")
+
+
+def shown(value: object) -> str:
+    """A config's value as it is typed, `–` for one that a run does not have."""
+    if value is None or isinstance(value, bool):
+        return "–" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("'", "")
+
+
+def apart(titles: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The parts between commas that all of several titles share, and what is left of each without them."""
+    parts = [title.split(", ") for title in titles]
+    common = [part for part in parts[0] if all(part in others for others in parts)] if len(parts) > 1 else []
+    return common, [", ".join(part for part in each if part not in common) for each in parts]
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = _finite(values)
+    return fmean(finite) if finite else None
+
+
+def _against_the_best(section: Section) -> None:
+    rows = [row for row in section.rows if row.mean is not None]
+    if not rows:
+        return
+    sign = 1 if section.higher_is_better else -1
+    best = max(rows, key=lambda row: sign * (row.mean or 0.0))
+    best.best = True
+    scores = {id(run): run.scores() for row in rows for run in row.group.runs} if len(rows) > 1 else {}
+    for row in rows:
+        if row is not best:
+            by_seed = differences(row.group.runs, best.group.runs, scores)
+            row.on_episodes = statistics.paired(np.concatenate(by_seed)) if by_seed else None
+            row.on_seeds = statistics.paired(np.array([each.mean() for each in by_seed]))
+
+
+def differences(ours: list[Run], theirs: list[Run], scores: dict[int, np.ndarray | None]) -> list[np.ndarray]:
+    """For each seed that both have, our scores minus theirs on the episodes that both were tested on, where finite.
+
+    Test episode i depends on the seed and i alone (and on the setting, which is the same): both have the first ones.
+    """
+    found = []
+    for run in ours:
+        for other in theirs:
+            mine, its = scores[id(run)], scores[id(other)]
+            if run.seed == other.seed and mine is not None and its is not None:
+                n = min(len(mine), len(its))
+                both = np.isfinite(mine[:n]) & np.isfinite(its[:n])
+                found.append(mine[:n][both] - its[:n][both])
+    return [each for each in found if len(each)]
+
+
+def _adjust(rows: list[Row]) -> None:
+    """Puts Holm's p-values in the place of those of the single tests, over episodes and over seeds apart."""
+    for name in ("on_episodes", "on_seeds"):
+        tested = [row for row in rows if getattr(row, name)]
+        for row, p in zip(tested, statistics.holm([getattr(row, name).p for row in tested]), strict=True):
+            setattr(row, name, getattr(row, name)._replace(p=p))

@@ -1,0 +1,235 @@
+"""The tables of a report: for the terminal, as Markdown, LaTeX and CSV; the page shows the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from metarun.report.statistics import Paired
+from metarun.report.summary import Row, Section, apart, shown
+
+LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
+
+MINUS = "minus the best,"  # begins the headings of paired differences
+EXPLAINED = {
+    "± over seeds": "95% interval of the mean over seeds (Student's t): it speaks of the method with this budget, whatever the "
+    "seed. One seed cannot have it.",
+    "± over episodes": "95% interval of the same mean over the drawn test episodes (1.96 standard errors): it says how "
+    "well the accuracy or error of these trained weights is known, and nothing of other seeds.",
+    f"{MINUS} over episodes": "paired t test on the test episodes that both were tested on (same seed, same "
+    "episode), with its 95% interval: whether these trained weights differ.",
+    f"{MINUS} over seeds": "paired t test with one number for each seed that both have: whether the methods "
+    "differ with this budget.",
+    "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
+    "which flatters it a little.",
+}
+
+
+@dataclass
+class Table:
+    """Text cells under headings; `best` are the places `(row, column)` of what is printed in bold."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    numbers_from: int  # the first column that is aligned to the right
+    best: set[tuple[int, int]] = field(default_factory=set)
+    ranked: bool = False  # whether the best row comes first
+
+
+def name(column: str) -> str:
+    """A swept key as a heading: `task.ways` is read more easily as `ways`."""
+    for prefix, readable in (("test.task.", "test "), ("train.task.", "training "), ("task.", "")):
+        if column.startswith(prefix):
+            return readable + column.removeprefix(prefix)
+    return column
+
+
+def number(value: float | None, measure: str) -> str:
+    """An accuracy in percent, or an error."""
+    if value is None:
+        return "–"
+    if measure == "acc":
+        return f"{value:.2%}"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def section_table(section: Section) -> Table:
+    """A setting's table; a heading whose cells would all be empty is left out."""
+    rows, measure = section.rows, section.setting.measure
+    swept = {name(column): [shown(row.group.values[column]) for row in rows] for column in section.columns}
+    swept = swept or {"runs": [row.label for row in rows]}
+    results = _tested(rows, measure) if section.setting.tested else _validated(rows, measure)
+    columns = swept | {"seeds": [str(row.n) for row in rows]} | results
+    columns = {heading: cells for heading, cells in columns.items() if any(cells)}
+    best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
+    title = section.title if section.setting.tested else f"{section.title}: validation"
+    cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
+    return Table(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
+
+
+def _tested(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
+    regression = measure == "mse"
+    cells = {
+        "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
+        "± over seeds": ["one seed" if row.n == 1 else number(row.seeds_half, measure) for row in rows],
+        "± over episodes": [number(row.episodes_half, measure) for row in rows],
+    }
+    if regression:
+        cells["median MSE"] = [number(row.median, measure) for row in rows]
+        cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
+    transductive = [row.group.runs[0].result["protocol"].get("transductive") for row in rows]
+    cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
+    if len(rows) > 1:
+        points = "" if regression else " (points)"
+        on_episodes = [_against(row, row.on_episodes, "no common episodes", measure) for row in rows]
+        on_seeds = [_against(row, row.on_seeds, "–", measure) for row in rows]
+        cells[f"{MINUS} over episodes{points}"] = on_episodes
+        cells[f"{MINUS} over seeds{points}"] = on_seeds if any(row.on_seeds for row in rows) else ["" for _ in rows]
+    cells["published"] = [str(row.published or "") for row in rows]
+    return cells
+
+
+def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str:
+    """`−1.20 ± 0.31, p 0.004`: in percentage points, or in errors."""
+    if row.best or paired is None:
+        return "the best" if row.best else without
+    scale, digits = (100, ".2f") if measure == "acc" else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
+    p = "p <0.001" if paired.p < 0.001 else f"p {paired.p:.3f}"
+    return f"{scale * paired.mean:+{digits}} ± {scale * paired.half:{digits}}, {p}".replace("-", "−")
+
+
+def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
+    heading = "validation accuracy" if measure == "acc" else "validation error (median)"
+    sign = 1 if measure == "acc" else -1  # the score of regression is minus the median error
+    scores = [None if row.validation is None else sign * row.validation for row in rows]
+    halves = ["one seed" if row.n == 1 else number(row.validation_half, measure) for row in rows]
+    return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
+
+
+def overview(sections: Sequence[Section]) -> Table | None:
+    """A row for each method, a column for each setting; None if there is one setting, or nothing that goes across them."""
+    sections = [section for section in sections if section.setting.tested]
+    columns = list(dict.fromkeys(column for section in sections for column in section.columns))
+    if len(sections) < 2 or not columns:
+        return None
+    places: dict[tuple[str, ...], dict[int, Row]] = {}
+    for index, section in enumerate(sections):
+        for each in section.rows:
+            places.setdefault(tuple(shown(each.group.values[column]) for column in columns), {})[index] = each
+    if all(len(across) == 1 for across in places.values()):
+        return None
+    rows: list[list[str]] = []
+    best = set()
+    for place, across in places.items():
+        cells = []
+        for index, section in enumerate(sections):
+            row = across.get(index)
+            half = row.seeds_half if row and row.n > 1 else None
+            measure = section.setting.measure
+            spread = f" ± {number(half, measure)}" if half is not None else ""
+            cells.append(number(row.mean, measure) + spread if row else "")
+            if row and row.best:
+                best.add((len(rows), len(columns) + index))
+        rows.append([*place, *cells])
+    common, titles = apart([section.title for section in sections])
+    title = f"{', '.join(['All settings', *common])}: mean over seeds ± its 95% interval over seeds"
+    return Table(title, [*map(name, columns), *titles], rows, len(columns), best)
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
+    console = Console()
+    for table in tables:
+        rich = RichTable(title=Text(table.title), title_justify="left")
+        for index, heading in enumerate(table.headings):
+            rich.add_column(Text(heading), justify="right" if index >= table.numbers_from else "left", overflow="fold")
+        long = table.ranked and len(table.rows) > LONGEST
+        for row, cells in enumerate(table.rows[: LONGEST if long else None]):
+            # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
+            texts = [re.sub(r" \([^()]*\)$", "", cell).replace(", p ", ",\np ") for cell in cells]
+            rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
+        if not sys.stdout.isatty():
+            console.width = max(console.width, Console(width=1000).measure(rich).maximum)
+        console.print(rich)
+        if long:
+            print(f"and {len(table.rows) - LONGEST} more, in the files below")
+
+
+def markdown(table: Table) -> str:
+    """A table of GitHub's Markdown under its title."""
+
+    def cell(place: tuple[int, int], text: str) -> str:
+        escaped = text.replace("|", "\\|").replace("<", "&lt;")
+        return f"**{escaped}**" if place in table.best else escaped
+
+    rule = ["---" if index < table.numbers_from else "---:" for index in range(len(table.headings))]
+    rows = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
+    headings = [cell((-1, -1), heading) for heading in table.headings]
+    return f"## {table.title}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows))
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+def latex(table: Table) -> str:
+    """A `table` for the package booktabs."""
+
+    def cell(place: tuple[int, int], text: str) -> str:
+        escaped = "".join(LATEX.get(character, character) for character in text)
+        return rf"\textbf{{{escaped}}}" if place in table.best else escaped
+
+    align = "l" * table.numbers_from + "r" * (len(table.headings) - table.numbers_from)
+    lines = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
+    body = [" & ".join(line) + r" \\" for line in ([cell((-1, -1), heading) for heading in table.headings], *lines)]
+    return "\n".join(
+        [r"\begin{table}", r"\centering", rf"\caption{{{cell((-1, -1), table.title)}}}", rf"\begin{{tabular}}{{{align}}}",
+         r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    )  # fmt: skip
+
+
+def as_csv(sections: Sequence[Section]) -> str:
+    """A line for each group, numbers in full precision; what does not apply is empty."""
+    lines = [_record(section, row) for section in sections for row in section.rows]
+    headings = list(dict.fromkeys(heading for line in lines for heading in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, headings, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _record(section: Section, row: Row) -> dict[str, Any]:
+    setting, seeds = section.setting, [run.seed for run in row.group.runs]
+    record: dict[str, Any] = {
+        "setting": section.title, "data": setting.data, "split": setting.split, "ways": setting.ways, "shots": setting.shots,
+        "queries": setting.queries,
+        **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
+        "seeds": " ".join(map(str, seeds)), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
+        "half_over_episodes": row.episodes_half, "median": row.median, "diverged": row.diverged, "best": int(row.best),
+        "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
+        "train_seconds": row.seconds, "peak_memory_bytes": row.memory,
+    }  # fmt: skip
+    for kind, test in (("episodes", row.on_episodes), ("seeds", row.on_seeds)):
+        for part in ("mean", "half", "p", "pairs"):
+            heading = {"mean": "minus_best", "half": "minus_best_half", "p": "p_holm", "pairs": "pairs"}[part]
+            record[f"{heading}_over_{kind}"] = getattr(test, part) if test else None
+    published = row.published
+    record |= {"published": published.value if published else None, "source": published.source if published else None}
+    return {
+        key: "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+        for key, value in record.items()
+    }

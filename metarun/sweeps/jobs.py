@@ -1,0 +1,88 @@
+"""A job of a sweep is a command line: the same words start the same run alone, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
+REQUEUED = 128 + signal.SIGUSR1  # the exit status of a run that saved because its time on a cluster is over
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit status, and the first line of its error."""
+
+    status: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a sweep."""
+
+    arguments: tuple[str, ...]  # what is typed behind `metarun`
+    overrides: tuple[str, ...]  # of that the run's own
+    folder: Path  # that they lead to
+    label: str  # the overrides in which the jobs of the sweep differ
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run has a result."""
+        return (self.folder / "result.json").is_file()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Its `result.json`."""
+        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return result
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes if not to the terminal; not in the run folder, which only the run itself may make."""
+        return self.folder.parent / ".jobs" / f"{self.folder.name}.log"
+
+
+def perform(arguments: Sequence[str]) -> Outcome:
+    """Runs `metarun arguments...` in this process, which should do nothing else afterwards; prints what it would print."""
+    from metarun import cli
+
+    try:
+        outcome = cli.attempt(list(arguments))
+    except Exception as error:  # a fault of ours or of a user's method: the whole story, then its first line
+        traceback.print_exc()
+        lines = str(error).splitlines() or [""]
+        outcome = Outcome(1, f"{type(error).__name__}: {lines[0]}")
+    else:
+        if outcome.message:
+            print(f"metarun: {outcome.message}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def how_it_ended(exitcode: int | None) -> Outcome:
+    """Of a process that ended without saying how: its exit code, negative for a signal."""
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = " (out of memory?)" if -exitcode == signal.SIGKILL else ""
+        return Outcome(128 - exitcode, f"killed by {name}{hint}")
+    return Outcome(exitcode or 1, f"ended with exit status {exitcode}")
+
+
+@contextmanager
+def exporting(**variables: str) -> Iterator[None]:
+    """For processes that are started meanwhile: these variables, and a PYTHONPATH with which they find what this one finds."""
+    before = dict(os.environ)
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

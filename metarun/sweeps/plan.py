@@ -1,0 +1,118 @@
+"""What a sweep has to do: its jobs, their run folders, which are finished, and what to say in the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict
+
+from metarun.errors import UserError
+from metarun.folders import choose_folder, default_name, refuse_other_config
+from metarun.sweeps.jobs import Job, Outcome
+
+Ended = tuple[Job, Outcome, float]  # the seconds too
+OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
+
+
+def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | None:
+    """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
+
+    What is swept of data and algorithm gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
+    """
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    parts = ("experiment",) if choices.get("experiment") or "experiment" in swept else ("data", "algo")
+    if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
+        return None
+    if "checkpoint" in swept:
+        return "test-sweep"
+    return "-".join([*(choices[part].replace("/", "-") for part in parts if part not in swept), "sweep"])
+
+
+def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:
+    """The jobs of these words, each with its config; raises Hydra's errors of composition before any has run.
+
+    Of jobs that lead to the same folder the first is kept.
+    """
+    jobs: dict[Path, tuple[Job, Any]] = {}
+    sources = master.hydra.runtime.config_sources
+    options = [
+        word for source in sources if source.provider == "command-line" for word in ("--config-dir", source.path)
+    ]
+    hydras = [word for word in master.hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP)]
+    for words in batch:
+        config = loader.load_sweep_config(master, list(words))
+        overrides, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
+        with open_dict(config):
+            del config["hydra"]
+        config.name = config.name or default_name(choices, config.checkpoint)
+        folder = choose_folder(config, overrides)
+        own = [word for word in words if word.lstrip("+~").startswith("hydra")]
+        differing = [word for word in overrides if any(word not in others for others in batch)]
+        label = " ".join(differing or overrides)
+        job = Job((*options, *hydras, *own, *overrides), tuple(overrides), folder, label)
+        jobs.setdefault(folder, (job, config))
+    return list(jobs.values())
+
+
+def already_ended(jobs: Iterable[tuple[Job, Any]]) -> list[Ended]:
+    """The jobs that need not run: finished before, or in whose folder lies a result of another config."""
+    ended = []
+    for job, config in jobs:
+        if job.finished and not config.checkpoint:  # whose weights may be others by now
+            try:
+                refuse_other_config(job.folder, config)
+            except UserError as error:
+                ended.append((job, Outcome(2, str(error)), 0.0))
+            else:
+                ended.append((job, Outcome(), 0.0))
+    return ended
+
+
+def failures(ended: Iterable[Ended]) -> list[str]:
+    """A line or two for each job that failed."""
+    lines = []
+    for job, outcome, _ in ended:
+        if outcome.status:
+            lines.append(f"  {job.label}\n    {outcome.message}")
+            if job.log.is_file():
+                lines.append(f"    its output: {job.log}")
+    return lines
+
+
+def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
+    """The line of a job that has ended."""
+    found = job.result if outcome.status == 0 and job.finished else {}
+    if "test/acc" in found:
+        told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+    elif "test/mse" in found:
+        told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
+    else:
+        told = f"validation {found['val/score']:.4g}" if found else outcome.message
+    return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"
+
+
+def say(line: str) -> None:
+    """On the terminal, where progress goes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def conclude(ended: Sequence[Ended], title: str) -> None:
+    """The report over the folders of the jobs; then the jobs that failed, and a `JobsFailed` if there are any."""
+    from metarun import report
+
+    for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
+        if root.is_dir():
+            report.write([root], root / "report", title)
+    failed = failures(ended)
+    if failed:
+        say("\nfailed:\n" + "\n".join(failed))
+        count = sum(bool(outcome.status) for _, outcome, _ in ended)
+        raise JobsFailed(f"{count} of {len(ended)} jobs failed, listed above; the same command runs them again")
+
+
+class JobsFailed(UserError):
+    """Some jobs of a sweep did not succeed."""

@@ -1,0 +1,129 @@
+"""Search for good settings with Optuna: trials are runs, chosen on validation alone, and only the best is tested, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+
+from metarun.errors import UserError
+
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
+
+
+def distribution(override: Override) -> Any:
+    """What Optuna draws a key from: `choice(a,b)` or `a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
+    `int(interval(1,8))`. Raises `UserError` for the seed, which is no setting.
+    """
+    from optuna import distributions
+
+    key, value = override.key_or_group, override.value()
+    if key == "seed":
+        raise UserError("seed: is not searched, every trial has the same; sweep it over the best settings afterwards")
+    if isinstance(value, IntervalSweep):
+        log = "log" in value.tags
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return distributions.IntDistribution(value.start, value.end, log=log)
+        return distributions.FloatDistribution(float(value.start or 0), float(value.end or 0), log=log)
+    if isinstance(value, RangeSweep) and all(isinstance(part, int) for part in (value.start, value.stop, value.step)):
+        values = range(int(value.start or 0), int(value.stop or 0), int(value.step))
+        return distributions.IntDistribution(values[0], values[-1], step=values.step)
+    assert isinstance(value, ChoiceSweep | RangeSweep)
+    return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+class Study:
+    """An Optuna study in its storage: one for each set of words, so that the same command goes on with its own."""
+
+    def __init__(
+        self, storage: str, words: Sequence[str], space: dict[str, Any], sampler: str, prune: bool, seed: int
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if sampler not in SAMPLERS:
+            raise UserError(f"hydra.sweeper.sampler={sampler}: is not one of {', '.join(SAMPLERS)}")
+        self.storage, self.space, self.prune, self.seed = storage, space, prune, seed
+        self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
+        self.study = optuna.create_study(
+            storage=storage, study_name=" ".join(sorted(words)), direction="maximize", load_if_exists=True
+        )
+        self.states = optuna.trial.TrialState
+
+    @property
+    def ended(self) -> int:
+        """Trials that need not run any more."""
+        return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+
+    def next(self, count: int) -> dict[int, list[str]]:
+        """The words of up to `count` trials by number: those that a killed search left at work, then new ones.
+
+        A new trial's draw depends on the seed, its number and the trials before it, so that a search that was killed goes on
+        as it would have.
+        """
+        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))[:count]
+        trials = {trial.number: trial.params for trial in left}
+        while len(trials) < count:
+            self.study.sampler = self.make_sampler(seed=self.seed + len(self.study.get_trials(deepcopy=False)))
+            asked = self.study.ask(self.space)
+            trials[asked.number] = asked.params
+        return {
+            number: [f"{key}={_typed(value)}" for key, value in params.items()] for number, params in trials.items()
+        }
+
+    def tell(self, number: int, score: float | None, pruned: bool) -> None:
+        """Ends a trial: with its validation score, or pruned, or failed."""
+        state = self.states.PRUNED if pruned else self.states.COMPLETE if score is not None else self.states.FAIL
+        self.study.tell(number, None if state is not self.states.COMPLETE else score, state=state)
+
+    def best(self) -> tuple[int, float] | None:
+        """The number and the validation score of the best trial, if any has succeeded."""
+        done = self.study.get_trials(deepcopy=False, states=(self.states.COMPLETE,))
+        best = max(done, key=lambda trial: trial.value or 0.0, default=None)
+        return None if best is None or best.value is None else (best.number, best.value)
+
+    def words_of(self, number: int) -> list[str]:
+        """The words of a trial."""
+        return [f"{key}={_typed(value)}" for key, value in self.study.trials[number].params.items()]
+
+    def mark(self, folder: Path, number: int) -> None:
+        """Tells the run in `folder` which trial it is, so that it can be pruned."""
+        _mark(folder).parent.mkdir(parents=True, exist_ok=True)
+        told = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
+        _mark(folder).write_text(json.dumps(told))
+
+
+def _typed(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _mark(folder: Path) -> Path:
+    return folder.parent / ".jobs" / f"{folder.name}.trial"
+
+
+def unmark(folder: Path) -> None:
+    """The run in `folder` is no trial any more."""
+    _mark(folder).unlink(missing_ok=True)
+
+
+def watcher(folder: Path) -> Callable[[int, float], bool] | None:
+    """For the run in `folder`, if it is a trial: reports a step's validation score; True if the trial is to end there."""
+    if not _mark(folder).is_file():
+        return None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    told = json.loads(_mark(folder).read_text())
+    study = optuna.load_study(storage=told["storage"], study_name=told["study"])
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])
+    trial = optuna.trial.Trial(study, found._trial_id)
+
+    def watch(step: int, score: float) -> bool:
+        trial.report(score, step)
+        return bool(told["prune"]) and trial.should_prune()
+
+    return watch

@@ -1,0 +1,121 @@
+"""Jobs as one array of a Slurm cluster, through submitit.
+
+A job that gets SIGUSR1, which Slurm sends it some time before its limit, saves and puts itself back into the queue; a job
+that Slurm preempts is put back by Slurm. Either way the same command runs again and goes on from `last.pt`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import UserError
+from metarun.sweeps.jobs import REQUEUED, Job, Outcome, exporting, perform
+from metarun.sweeps.plan import Ended, say
+
+SIGNAL = "USR1"  # the one that `metarun` saves and ends at
+LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
+
+
+def in_slurm(arguments: Sequence[str]) -> Outcome:
+    """A job, in the process that Slurm started for it."""
+    outcome = perform(arguments)
+    if outcome.status == REQUEUED:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        time.sleep(600)  # Slurm ends this process
+    if outcome.status > 128:  # cancelled or preempted: no result, since the same job may be run again
+        raise SystemExit(outcome.status)
+    return outcome
+
+
+def queued() -> set[str] | None:
+    """The jobs of this user that wait or run, as `<array>_<task>` or `<job>`; None if Slurm does not answer."""
+    asked = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
+    return set(asked.stdout.split()) if asked.returncode == 0 else None
+
+
+def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:
+    """Submits the jobs that are not in the queue yet; yields each with its outcome as it ends.
+
+    `parameters` are submitit's for sbatch. Without `wait` nothing is waited for: the same command later does.
+    """
+    started = time.monotonic()
+    if not shutil.which("squeue"):
+        raise UserError("hydra/launcher=slurm: there is no squeue here; run it on a login node of the cluster")
+    listed = queued()
+    if listed is None:
+        raise UserError("hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?")
+    known = {job: _note(job).read_text().strip() for job in jobs if _note(job).is_file()}
+    waiting = {job: name for job, name in known.items() if name in listed}
+    new = [job for job in jobs if job not in waiting]
+    if new:
+        waiting |= submit(new, parameters)
+    say(f"{len(new)} jobs submitted, {len(jobs) - len(new)} were in the queue")
+    if not wait:
+        say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
+        return
+    absent: dict[Job, int] = {}
+    try:
+        while waiting:
+            listed = queued()
+            for job, name in list(waiting.items()) if listed is not None else ():
+                if name in (listed or ()):
+                    absent.pop(job, None)
+                    continue
+                absent[job] = absent.get(job, 0) + 1
+                outcome = _told(job, name)
+                if outcome is None and absent[job] < LATE:
+                    continue
+                del waiting[job]
+                lost = Outcome(1, f"Slurm job {name} ended without a result: cancelled, or out of time or memory")
+                yield job, outcome or lost, time.monotonic() - started
+            time.sleep(poll_seconds)
+    except KeyboardInterrupt:
+        say(f"{len(waiting)} jobs stay in Slurm's queue; scancel {' '.join(_arrays(waiting.values()))} ends them")
+        raise
+
+
+def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
+    """One array with these jobs; the name that each has in Slurm, which is noted beside its log."""
+    with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # which it reads when it is imported
+        import submitit
+
+    folder = jobs[0].log.parent / "slurm"
+    try:
+        executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**parameters, stderr_to_stdout=True)
+        with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):
+            submitted = executor.map_array(in_slurm, [job.arguments for job in jobs])
+    except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
+        raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
+    for job, theirs in zip(jobs, submitted, strict=True):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        _note(job).write_text(f"{theirs.job_id}\n")
+        job.log.unlink(missing_ok=True)
+        job.log.symlink_to(os.path.relpath(theirs.paths.stdout, job.log.parent))
+    return {job: theirs.job_id for job, theirs in zip(jobs, submitted, strict=True)}
+
+
+def _note(job: Job) -> Path:
+    return job.log.with_suffix(".slurm")
+
+
+def _told(job: Job, name: str) -> Outcome | None:
+    """The outcome that the job left, if it did."""
+    left = job.log.parent / "slurm" / f"{name}_0_result.pkl"
+    if not left.is_file():
+        return Outcome() if job.finished else None
+    kind, told = pickle.loads(left.read_bytes())
+    return told if kind == "success" else Outcome(1, str(told).strip().splitlines()[-1])
+
+
+def _arrays(names: Any) -> list[str]:
+    return sorted({name.partition("_")[0] for name in names})

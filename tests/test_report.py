@@ -1,0 +1,811 @@
+"""The report over many runs: what is compared with what, its numbers, its files, its page."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+from matplotlib import colors
+from PIL import Image
+from shell import ROOT, SINUSOID, environment, metarun
+from shell import result as stored_result
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+from metarun import report
+from metarun.records import Records
+from metarun.report import figures, published, statistics, tables
+from metarun.report.collect import collect
+from metarun.report.summary import Section, summarise
+
+GENERATOR = np.random.default_rng(0)
+
+
+def make_run(
+    folder: Path,
+    *words: str,
+    scores: Any = None,
+    seed: int = 0,
+    measure: str = "acc",
+    ways: int = 5,
+    shots: int = 1,
+    fingerprint: str = "f0",
+    choices: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+    curve: list[float] | None = None,
+) -> Path:
+    """A run folder as metarun leaves it, made of the test scores `[episodes]` or `[inner steps, episodes]`.
+
+    `config` and `result` come on top of what is made up here.
+    """
+    folder.mkdir(parents=True)
+    chosen = {"algo": "protonet", "data": "omniglot", "backbone": "conv4", "recipe": "meta", "experiment": None}
+    task = {"ways": ways, "shots": shots, "queries": 15}
+    stored: dict[str, Any] = {
+        "seed": seed,
+        "name": "made",
+        "checkpoint": None,
+        "task": task,
+        "test": {"task": {"ways": None}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({**stored, **(config or {})}))
+    data = {"fingerprint": fingerprint} | ({} if measure == "mse" else {"classes": {"train": 8, "val": 4, "test": 4}})
+    found: dict[str, Any] = {
+        "train/steps": 100, "train/seconds": 60.0, "val/score": 0.5 if measure == "acc" else -0.5,
+        "protocol": {"norm": "batch", "transductive": False, "test": task, "split": None},
+        "data": data, "command": " ".join(["metarun", *words, f"seed={seed}"]), "choices": chosen | (choices or {}),
+        "versions": {"torch": "2.9.0", "python": "3.11.7"}, "git_commit": "0123456789abcdef", "peak_memory": {"host": 2**30},
+        "hardware": {"device": "cpu", "gpu": None, "precision": "float32"},
+    }  # fmt: skip
+    if scores is not None:
+        values = np.atleast_2d(np.asarray(scores, dtype=float))
+        np.savez_compressed(folder / "test_scores.npz", steps=np.arange(len(values)), values=values)
+        after = {str(step): summary(row, measure) for step, row in enumerate(values)}
+        found |= {f"test/{name}": value for name, value in summary(values[-1], measure).items()}
+        found["test/episodes"] = values.shape[1]
+        if len(values) > 1:
+            found["test/after_inner_steps"] = after
+    (folder / "result.json").write_text(json.dumps(found | (result or {})))
+    if curve:
+        name = "val/acc" if measure == "acc" else "val/mse_median"
+        lines = [json.dumps({"step": 10 * (index + 1), name: value}) for index, value in enumerate(curve)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def summary(values: np.ndarray, measure: str) -> dict[str, float]:
+    """The numbers of `result.json`."""
+    finite = values[np.isfinite(values)]
+    numbers = {measure: finite.mean(), f"{measure}_ci95": 1.96 * finite.std(ddof=1) / np.sqrt(len(finite))}
+    if measure == "mse":
+        numbers |= {"mse_median": float(np.median(values)), "diverged": int((~np.isfinite(values)).sum())}
+    return numbers
+
+
+def sections(root: Path) -> list[Section]:
+    return summarise(collect([root], root / "report"))
+
+
+def pair(root: Path, ours: np.ndarray, theirs: np.ndarray, seed: int = 0, **options: Any) -> None:
+    """A run of maml and one of protonet."""
+    for algo, scores in (("maml", ours), ("protonet", theirs)):
+        make_run(root / f"{algo}{seed}", f"algo={algo}", scores=scores, seed=seed, choices={"algo": algo}, **options)
+
+
+# What is compared.
+
+
+def test_groups_are_what_was_swept_except_the_seed(tmp_path: Path) -> None:
+    """Of what was overridden, only what differs; a key that only some runs override has its value in all."""
+    words = [
+        "data=omniglot",
+        "outputs=/x",
+        "name=made",
+        "hardware.threads=1",
+        "experiment=table",
+        "'+train.clip_norm=1'",
+    ]
+    for algo in ("maml", "protonet"):
+        for rate in (0.1, 0.5):
+            for seed in (0, 1, 2):
+                typed = [
+                    f"algo={algo}",
+                    *([f"algo.inner_lr={rate}"] if rate == 0.1 else []),
+                    *words,
+                    f"name={algo}{seed}",
+                ]
+                config = {"algo": {"inner_lr": rate}, "train": {"clip_norm": 1}, "hardware": {"threads": seed}}
+                choices = {"algo": algo, "experiment": "table"}
+                make_run(
+                    tmp_path / f"{algo}{rate}{seed}", *typed, scores=[0.5, 1], seed=seed, choices=choices, config=config
+                )
+    found = collect([tmp_path], tmp_path / "report")
+    assert found.columns == ["algo", "algo.inner_lr"]
+    assert [tuple(group.values.values()) for group in found.groups] == [
+        ("maml", 0.1), ("maml", 0.5), ("protonet", 0.1), ("protonet", 0.5),
+    ]  # fmt: skip
+    assert [[run.seed for run in group.runs] for group in found.groups] == [[0, 1, 2]] * 4
+    assert found.problems == found.unfinished == []
+
+
+def test_numbers_are_sorted_as_numbers_and_a_dict_names_its_keys(tmp_path: Path) -> None:
+    for steps in (100, 20, 3):
+        config = {"train": {"steps": steps, "tasks_per_step": 4}}
+        make_run(tmp_path / str(steps), f"train={{steps: {steps}}}", scores=[0.5, 1], config=config)
+    found = collect([tmp_path], tmp_path / "report")
+    assert [group.values for group in found.groups] == [{"train.steps": 3}, {"train.steps": 20}, {"train.steps": 100}]
+
+
+def test_experiments_that_differ_are_a_column(tmp_path: Path) -> None:
+    for name in ("omniglot_maml", "omniglot_protonet"):
+        make_run(tmp_path / name, f"experiment={name}", scores=[0.5, 1], choices={"experiment": name})
+    assert collect([tmp_path], tmp_path / "report").columns == ["experiment"]
+
+
+def test_runs_that_differ_without_a_word_are_not_averaged(tmp_path: Path) -> None:
+    """The preset was edited between the two seeds."""
+    for seed in (0, 1):
+        config = {"train": {"steps": 10 + seed}, "outputs": f"o{seed}"}
+        make_run(tmp_path / str(seed), "algo=maml", scores=[0.5, 1], seed=seed, config=config)
+    found = collect([tmp_path], tmp_path / "report")
+    assert found.columns == ["train.steps"]
+    assert [len(group.runs) for group in found.groups] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"fingerprint": "f1"}, {"ways": 20}, {"shots": 5}, {"config": {"data": {"within_group": True}}},
+     {"result": {"data": {"fingerprint": "f0", "classes": {"train": 32, "val": 16, "test": 16}}}}],
+    ids=["images", "ways", "shots", "alphabets", "rotations"],
+)  # fmt: skip
+def test_other_test_tasks_are_never_compared(tmp_path: Path, other: dict[str, Any]) -> None:
+    pair(tmp_path / "a", GENERATOR.random(50), GENERATOR.random(50))
+    for algo in ("maml", "protonet"):
+        make_run(tmp_path / f"b-{algo}", f"algo={algo}", scores=GENERATOR.random(50), choices={"algo": algo}, **other)
+    found = sections(tmp_path)
+    assert [len(section.rows) for section in found] == [2, 2]
+    assert len({section.title for section in found}) == 2
+    assert [sum(row.best for row in section.rows) for section in found] == [1, 1]
+    assert all((row.on_episodes is None) == row.best for section in found for row in section.rows)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_tested_checkpoint_counts_as_the_method_it_was_trained_with(tmp_path: Path, kept: bool) -> None:
+    """Also if the run that made it is gone; Hydra's choices of the testing command are the defaults."""
+    for algo in ("maml", "protonet"):
+        trained = tmp_path / "trained" / algo
+        if kept:
+            make_run(trained, f"algo={algo}", scores=[0.5, 1], choices={"algo": algo})
+        config = {"checkpoint": str(trained), "algo": {"_target_": f"some.where.{algo.title()}"}}
+        words = ["recipe=test", f"checkpoint={trained}", "task.shots=5"]
+        make_run(
+            tmp_path / "tested" / algo, *words, scores=[0.5, 1], shots=5, choices={"recipe": "test"}, config=config
+        )
+    found = collect([tmp_path / "tested"], tmp_path / "report")
+    names = ["maml", "protonet"] if kept else ["Maml", "Protonet"]
+    assert [group.values for group in found.groups] == [{"algo": name} for name in names]
+
+
+def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
+    """Unfinished runs are listed; hidden folders, the report's own, and what lies inside of a run are not looked at."""
+    root, broken = tmp_path / "root", {}
+    make_run(root / "deep" / "er" / "done", scores=[0.5, 1])
+    for name in (".hidden", "report", "deep/er/done/inside"):
+        make_run(root / name, scores=[0.5, 1])
+    for name, text in {"cut": '{"test/acc": 0.', "list": "[]", "bare": "{}", "binary": "\udcff"}.items():
+        broken[name] = make_run(root / "broken" / name, scores=[0.5, 1]) / "result.json"
+        broken[name].write_text(text, errors="surrogateescape")
+    (make_run(root / "no config", scores=[0.5, 1]) / "config.yaml").write_text("a: [")
+    (root / "new").mkdir()
+    (root / "new" / "config.yaml").write_text("seed: 0")
+    found = collect([root, root / "deep"], root / "report")
+    assert [run.folder.name for run in found.runs] == ["done"]
+    assert [path.name for path in found.unfinished] == ["new"]
+    named = [
+        *(str(broken[name]) for name in ("bare", "binary", "cut", "list")),
+        str(root / "no config" / "config.yaml"),
+    ]
+    assert [problem.partition(": cannot be used (")[0] for problem in found.problems] == named
+    assert not any("\n" in problem for problem in found.problems)
+
+
+def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:
+    for number, name in enumerate(("default~2", "default")):
+        folder = make_run(tmp_path / name, scores=[0.5, number])
+        os.utime(folder / "result.json", (1000 + number, 1000 + number))
+    found = collect([tmp_path], tmp_path / "report")
+    assert [run.folder.name for run in found.runs] == ["default"]
+    (problem,) = found.problems
+    assert problem.startswith(f"{tmp_path / 'default~2'}: left out, ")
+
+
+# The numbers.
+
+
+def test_interval_over_seeds_is_students() -> None:
+    values = [0.91, 0.94, 0.90, 0.97]
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    assert statistics.over_seeds(values) == pytest.approx((high - low) / 2, rel=1e-12)
+    assert statistics.over_seeds([0.9, 0.9]) == 0
+    assert statistics.over_seeds([0.9]) is None
+
+
+def test_interval_over_episodes_is_that_of_all_episodes_together() -> None:
+    """Of three seeds with the same spread around their own means: the pooled standard error."""
+    scores = GENERATOR.normal(size=(3, 400))
+    scores = (scores - scores.mean(1, keepdims=True)) / scores.std(1, ddof=1, keepdims=True) + [[0], [5], [9]]
+    halves = [1.96 * row.std(ddof=1) / math.sqrt(len(row)) for row in scores]
+    assert statistics.over_episodes(halves) == pytest.approx(1.96 / math.sqrt(1200), rel=1e-12)
+    assert statistics.over_episodes([0.3]) == pytest.approx(0.3)
+
+
+def test_paired_test_is_scipys() -> None:
+    ours, theirs = GENERATOR.normal(0.1, 1, (2, 80))
+    found, expected = statistics.paired(ours - theirs), scipy.stats.ttest_rel(ours, theirs)
+    interval = expected.confidence_interval(0.95)
+    assert found is not None
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(interval), rel=1e-9)
+    assert found.pairs == 80
+
+
+@pytest.mark.parametrize(("difference", "p"), [(0.0, 1.0), (0.3, 0.0)])
+def test_differences_all_alike_have_no_nan(difference: float, p: float) -> None:
+    theirs = GENERATOR.random(30)
+    found = statistics.paired((theirs + difference) - theirs)  # alike but for rounding
+    assert found is not None
+    assert (found.half, found.p) == (0, p)
+    assert statistics.paired(np.array([0.3])) is None
+
+
+def test_holm_by_hand() -> None:
+    """Smallest times 4, next times 3, ...; never below one that came before, never above 1."""
+    assert statistics.holm([0.02, 0.01, 0.03, 0.6]) == pytest.approx([0.06, 0.04, 0.06, 0.6])
+    assert statistics.holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
+    assert statistics.holm([0.9, 0.8]) == pytest.approx([1, 1])
+    assert statistics.holm([]) == []
+
+
+def test_pairing_finds_a_difference_that_the_unpaired_test_misses(tmp_path: Path) -> None:
+    """Episodes differ much in difficulty, which both methods share; one is better by a point on each."""
+    hard = GENERATOR.normal(0.8, 0.1, 500)
+    ours, theirs = hard - 0.01 + GENERATOR.normal(0, 0.02, 500), hard + GENERATOR.normal(0, 0.02, 500)
+    pair(tmp_path, ours, theirs)
+    assert scipy.stats.ttest_ind(ours, theirs).pvalue > 0.05
+    (section,) = sections(tmp_path)
+    maml, protonet = section.rows
+    assert protonet.best
+    assert maml.on_episodes is not None
+    assert maml.on_episodes.p < 1e-6
+    assert maml.on_episodes.mean == pytest.approx(-0.01, abs=0.003)
+    assert maml.on_episodes.mean == pytest.approx((ours - theirs).mean(), rel=1e-9)
+    assert maml.on_seeds is None
+
+
+def test_pairs_are_common_seeds_and_common_episodes(tmp_path: Path) -> None:
+    """One tested fewer episodes with seed 1, and only one has seed 2; order must not matter."""
+    ours, theirs = GENERATOR.random((3, 40)), GENERATOR.random((3, 40)) + 1
+    for seed in (0, 1):
+        pair(tmp_path, ours[seed][: 40 - 10 * seed], theirs[seed], seed=seed)
+    make_run(tmp_path / "more", "algo=maml", scores=ours[2], seed=2, choices={"algo": "maml"})
+    maml, protonet = sections(tmp_path)[0].rows
+    pairs = np.concatenate([ours[0] - theirs[0], ours[1][:30] - theirs[1][:30]])
+    by_seed = np.array([(ours[0] - theirs[0]).mean(), (ours[1][:30] - theirs[1][:30]).mean()])
+    assert protonet.best
+    assert (maml.n, protonet.n) == (3, 2)
+    assert maml.on_episodes is not None
+    assert maml.on_seeds is not None
+    assert maml.on_episodes.pairs == 70
+    assert maml.on_episodes.mean == pytest.approx(pairs.mean())
+    assert maml.on_episodes.p == pytest.approx(scipy.stats.ttest_1samp(pairs, 0).pvalue)
+    assert maml.on_seeds.p == pytest.approx(scipy.stats.ttest_1samp(by_seed, 0).pvalue)
+    assert maml.mean == pytest.approx((ours[0].mean() + ours[1][:30].mean() + ours[2].mean()) / 3)
+
+
+def test_p_values_are_adjusted_over_the_whole_report(tmp_path: Path) -> None:
+    """Two settings with one comparison each: the smaller p counts twice."""
+    singles = []
+    for shots in (1, 5):
+        ours, theirs = GENERATOR.normal(0, 1, (2, 100))
+        pair(tmp_path / str(shots), ours, theirs + 0.3, shots=shots)
+        singles.append(scipy.stats.ttest_rel(ours, theirs + 0.3).pvalue)
+    found = [row.on_episodes.p for section in sections(tmp_path) for row in section.rows if row.on_episodes]
+    assert found == pytest.approx(statistics.holm(singles))
+    assert sorted(found)[0] == pytest.approx(2 * min(singles))
+
+
+@pytest.mark.parametrize("why", ["other seeds", "no file", "cut file"])
+def test_without_common_episodes_there_is_no_test(tmp_path: Path, why: str) -> None:
+    pair(tmp_path, np.full(9, 0.4), np.full(9, 0.5))
+    scores = tmp_path / "maml0" / "test_scores.npz"
+    if why == "other seeds":
+        config = tmp_path / "maml0" / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 0", "seed: 7"))
+    elif why == "no file":
+        scores.unlink()
+    else:
+        scores.write_bytes(scores.read_bytes()[:-40])
+    (section,) = sections(tmp_path)
+    assert [row.on_episodes for row in section.rows] == [None, None]
+    table = tables.section_table(section)
+    at = table.headings.index("minus the best, over episodes (points)")
+    assert [cells[at] for cells in table.rows] == ["no common episodes", "the best"]
+    assert not any("over seeds (" in heading for heading in table.headings)
+
+
+def test_regression_lower_is_better_and_tasks_that_diverged_are_told(tmp_path: Path) -> None:
+    ours, theirs = GENERATOR.gamma(1, 0.5, 60), GENERATOR.gamma(1, 2.0, 60)
+    theirs[3] = math.inf
+    pair(tmp_path, ours, theirs, measure="mse", ways=1, shots=5)
+    (section,) = sections(tmp_path)
+    maml, protonet = section.rows
+    assert maml.best
+    assert protonet.mean == pytest.approx(theirs[np.isfinite(theirs)].mean())
+    assert protonet.median == pytest.approx(np.median(theirs))
+    assert protonet.on_episodes is not None
+    assert protonet.on_episodes.pairs == 59
+    assert protonet.on_episodes.mean > 0
+    table = tables.section_table(section)
+    assert dict(zip(table.headings, table.rows[1], strict=True))["diverged tasks"] == "1"
+
+
+def test_a_run_without_a_finite_error_is_last(tmp_path: Path) -> None:
+    """`result.json` then has Infinity and NaN."""
+    pair(tmp_path, np.ones(5), np.full(5, 2.0), measure="mse")
+    path = tmp_path / "maml0" / "result.json"
+    lost = {"test/mse": math.inf, "test/mse_ci95": math.nan, "test/mse_median": math.inf, "test/diverged": 5}
+    path.write_text(json.dumps(json.loads(path.read_text()) | lost))
+    assert "Infinity" in path.read_text()
+    (section,) = sections(tmp_path)
+    assert [row.best for row in section.rows] == [False, True]
+    assert tables.section_table(section).rows[0][2:5] == ["–", "one seed", "–"]
+
+
+# The tables.
+
+
+def grid(root: Path, seeds: int = 2) -> Path:
+    """Two methods, of which protonet is better, times two settings; and an unfinished run."""
+    for shots in (1, 5):
+        for seed in range(seeds):
+            hard = GENERATOR.normal(0.8, 0.05, 100)
+            for algo, gain in (("maml", 0.0), ("protonet", 0.1)):
+                steps = [hard - 0.5, hard - 0.1 + 0.01 * seed, hard + gain + 0.01 * seed]
+                make_run(
+                    root / f"algo={algo},shots={shots},seed={seed}", f"algo={algo}", f"task.shots={shots}",
+                    scores=steps if algo == "maml" else steps[-1], shots=shots, seed=seed, choices={"algo": algo},
+                    curve=[0.4, 0.6 + gain, 0.7 + gain + 0.01 * seed],
+                )  # fmt: skip
+    (root / "unfinished run").mkdir()
+    (root / "unfinished run" / "config.yaml").write_text("seed: 9")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report over `grid`."""
+    root = grid(tmp_path_factory.mktemp("grid"))
+    page = report.write([root], root / "report", "a <grid> & more")
+    assert page == root / "report" / "index.html"
+    return page.parent
+
+
+def test_files(written: Path) -> None:
+    stems = ("cost", "inner_steps", "learning_curves")
+    pictures = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
+    assert {path.name for path in written.iterdir()} == pictures | {"index.html", "table.csv", "table.md", "table.tex"}
+
+
+def test_a_grid_has_a_table_across_its_settings(tmp_path: Path) -> None:
+    table = tables.overview(sections(grid(tmp_path)))
+    assert table is not None
+    assert table.headings == ["algo", "5-way 1-shot", "5-way 5-shot"]
+    assert [cells[0] for cells in table.rows] == ["maml", "protonet"]
+    assert table.best == {(1, 1), (1, 2)}
+    first = sections(tmp_path)[0].rows[0]
+    assert table.rows[0][1] == f"{first.mean:.2%} ± {first.seeds_half:.2%}"
+    assert tables.overview(sections(tmp_path)[:1]) is None
+
+
+def test_markdown(written: Path) -> None:
+    text = (written / "table.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| protonet")]
+    assert len(rows) == 3
+    assert all(row.count("**") == (4 if "the best" not in row else 2) for row in rows)
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.count("|") in (4, 9)
+    assert "98.8 % (Snell et al. 2017, table 1)" in text
+    assert "unfinished run" in text
+
+
+def test_csv_has_every_digit(written: Path) -> None:
+    with open(written / "table.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = [row for section in sections(written.parent) for row in section.rows]
+    assert len(lines) == len(rows) == 4
+    for line, row in zip(lines, rows, strict=True):
+        assert (line["algo"], line["shots"], line["seeds"]) == (row.label, str(row.group.setting.shots), "0 1")
+        for heading, value in {
+            "mean": row.mean, "half_over_seeds": row.seeds_half, "half_over_episodes": row.episodes_half,
+            "minus_best_over_episodes": row.on_episodes and row.on_episodes.mean,
+            "p_holm_over_seeds": row.on_seeds and row.on_seeds.p,
+        }.items():  # fmt: skip
+            assert line[heading] == ("" if value is None else repr(value))
+
+
+def test_latex_escapes_what_tex_takes_for_its_own(tmp_path: Path) -> None:
+    for value in ("50%_of$a&b#{c}~^\\d", "plain"):
+        make_run(tmp_path / str(len(value)), f"data.root={value}", scores=[0.5, 1], config={"data": {"root": value}})
+    (section,) = sections(tmp_path)
+    lines = tables.latex(tables.section_table(section)).splitlines()
+    (odd,) = [line for line in lines if line.startswith("50")]
+    assert odd.startswith(r"50\%\_of\$a\&b\#\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{}d & 1 & ")
+    rows = [line for line in lines if line.endswith(r" \\")]
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", "\n".join(lines))[1]
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [len(columns) - 1] * 3
+    assert [lines[at] for at in (4, 6, 9)] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    assert sum(row.count(r"\textbf{") for row in rows) == 1
+
+
+def test_labels_tell_groups_apart_in_few_words(tmp_path: Path) -> None:
+    """What a method does not have, or all of a setting have alike, is not in its label; the table has the latter."""
+    for shots, algo, rate in ((1, "maml", 0.1), (1, "maml", 0.5), (1, "protonet", None), (5, "protonet", None)):
+        config = {"algo": {} if rate is None else {"inner_lr": rate}, "train": {"steps": 10 * shots}}
+        words = [f"algo={algo}", f"train.steps={10 * shots}", *([f"algo.inner_lr={rate}"] if rate else [])]
+        folder = tmp_path / f"{algo}{rate}{shots}"
+        make_run(folder, *words, scores=[0.5, 1], shots=shots, choices={"algo": algo}, config=config)
+    first, second = sections(tmp_path)
+    assert [row.label for row in first.rows] == ["maml, inner_lr 0.1", "maml, inner_lr 0.5", "protonet"]
+    assert first.columns == ["algo", "algo.inner_lr", "train.steps"]
+    assert [cells[:3] for cells in tables.section_table(first).rows][1:] == [
+        ["maml", "0.5", "10"],
+        ["protonet", "–", "10"],
+    ]
+    assert second.columns == ["algo", "train.steps"]
+    assert second.rows[0].label == "protonet, steps 50"
+
+
+def test_trained_only_runs_are_ranked_by_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trial in range(25):
+        rate, score = trial / 10, -math.inf if trial == 7 else 0.5 + trial % 5 / 10 + trial / 1000
+        config = {"algo": {"inner_lr": rate}}
+        make_run(
+            tmp_path / str(trial), f"algo.inner_lr={rate}", config=config, result={"val/score": score}, curve=[0.1, 0.5]
+        )
+    assert report.write([tmp_path], tmp_path / "report", "search") is not None
+    printed = capsys.readouterr().out
+    found = re.findall(r"│ ([\d.]+) +│ +1 │ +([\d.]+)% │", printed)
+    assert [rate for rate, _ in found[:3]] == ["2.4", "1.9", "1.4"]
+    assert [float(score) for _, score in found] == sorted((float(score) for _, score in found), reverse=True)
+    assert "and 5 more" in printed
+    (section,) = sections(tmp_path)
+    assert [len(section.rows), section.rows[0].best, section.rows[-1].label] == [25, True, "inner_lr 0.7"]
+    assert "inf" not in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_a_mixed_folder_has_both_kinds_of_tables(tmp_path: Path) -> None:
+    make_run(tmp_path / "tested", scores=[0.5, 1])
+    make_run(tmp_path / "trained", measure="mse", fingerprint="f2")
+    assert [tables.section_table(section).headings[2] for section in sections(tmp_path)] == [
+        "accuracy",
+        "validation error (median)",
+    ]
+
+
+def test_transductive_runs_are_marked_where_some_are(tmp_path: Path) -> None:
+    protocol = {"transductive": True, "test": {"ways": 5, "shots": 1, "queries": 15}, "split": None}
+    make_run(tmp_path / "a", "algo=maml", scores=[0.5, 1], choices={"algo": "maml"}, result={"protocol": protocol})
+    make_run(tmp_path / "b", "algo=protonet", scores=[0.5, 1])
+    table = tables.section_table(sections(tmp_path)[0])
+    assert [cells[table.headings.index("transductive")] for cells in table.rows] == ["yes", "no"]
+
+
+def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> None:
+    entries = yaml.safe_load((ROOT / "metarun" / "report" / "published.yaml").read_text())
+    keys = [(entry["algo"], entry["data"], entry["ways"], entry["shots"]) for entry in entries]
+    assert len(set(keys)) == len(keys) == 17
+    for entry in entries:
+        for group in ("algo", "data", "backbone"):
+            assert (ROOT / "conf" / group / f"{entry[group]}.yaml").is_file()
+    choices = {"algo": "maml", "data": "omniglot", "backbone": "conv4", "recipe": "meta"}
+    assert str(published.find(choices, 20, 5)) == "98.9 ± 0.2 % (Finn et al. 2017, table 1)"
+    assert published.find(choices, 20, 4) is None
+    assert published.find({**choices, "backbone": "resnet12"}, 20, 5) is None
+
+
+# The figures.
+
+
+def test_line_colours_are_seen_on_both_grounds() -> None:
+    """WCAG's contrast of at least 3 with white and with the dark ground of the page."""
+
+    def luminance(colour: str) -> float:
+        channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(colour)]
+        return float(np.dot(channels, [0.2126, 0.7152, 0.0722]))
+
+    grounds = re.findall(r"--ground: (#\w+)", (ROOT / "metarun" / "report" / "page.html").read_text())
+    assert len(grounds) == 2
+    for colour in figures.COLOURS:
+        for ground in grounds:
+            low, high = sorted((luminance(colour), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (colour, ground)
+    assert len(set(figures.COLOURS)) == len(figures.MARKERS) == 10
+
+
+def test_band_of_curves(tmp_path: Path) -> None:
+    """The mean, lowest and highest of two seeds, of which one began later, stopped earlier and validated at other steps."""
+    for seed, points in enumerate(({10: 0.2, 20: 0.4, 30: 0.6}, {15: 0.4, 20: 0.8})):
+        folder = make_run(tmp_path / str(seed), seed=seed)
+        lines = [json.dumps({"step": step, "val/acc": value, "train/loss": 1.0}) for step, value in points.items()]
+        (folder / "metrics.jsonl").write_text(
+            "\n".join([*lines, '{"step": 40, "val/acc": NaN}', '{"step": 50, "val/a'])
+        )
+    (group,) = collect([tmp_path], tmp_path / "report").groups
+    band = figures._band(group, lambda run: run.curve(("val/acc",)))
+    assert band is not None
+    np.testing.assert_allclose(band, [[15, 20], [0.35, 0.6], [0.3, 0.4], [0.4, 0.8]])
+
+
+def test_many_groups_keep_a_short_legend(tmp_path: Path) -> None:
+    for number in range(14):
+        config = {"algo": {"inner_lr": number}}
+        make_run(tmp_path / str(number), f"algo.inner_lr={number}", scores=[0.5, 1], config=config, curve=[0.1, 0.2])
+    made = figures._learning_curves(sections(tmp_path))
+    assert made is not None
+    shown = [text.get_text() for text in made[2].legends[0].get_texts()]
+    assert len(shown) == 11
+    assert shown[-1] == "others"
+    assert len(made[2].axes[0].lines) == 14
+
+
+def test_files_of_figures(written: Path) -> None:
+    for path in written.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 250
+            assert np.asarray(picture.convert("L")).std() > 5
+    for path in written.glob("*.svg"):
+        root = ElementTree.parse(path).getroot()
+        assert root.tag.endswith("}svg")
+        assert not list(root.iter("{http://www.w3.org/2000/svg}text"))  # paths: they need no font
+
+
+# The page.
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, and whether each is closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page((written / "index.html").read_text())
+
+
+def test_page_is_whole_in_itself(written: Path, page: Page) -> None:
+    """Every address is a file beside it, a run folder, or a place in the page; nothing is fetched."""
+    assert page.open == []
+    addresses = [
+        value for _, attributes in page.elements for name, value in attributes.items()
+        if name.rpartition(":")[2] in ("href", "src", "srcset", "data", "action", "poster")
+    ]  # fmt: skip
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 100
+    assert sum(not (address or "").startswith("#") for address in addresses) >= 3 + 6 + 8
+    for address in addresses:
+        assert address is not None
+        if address.startswith("#"):
+            assert address[1:] in ids
+        else:
+            assert (written / unquote(address)).exists(), address
+    text = (written / "index.html").read_text()
+    assert set(re.findall(r"url\(#?([^)]*)\)", text)) <= set(ids)
+    assert not re.search(r"@import|https?://|<script|<link|<img", text)
+    assert {tag for tag, _ in page.elements} >= {"svg", "table", "main"}
+
+
+def test_page_follows_the_readers_colours(page: Page, written: Path) -> None:
+    text = (written / "index.html").read_text()
+    assert "prefers-color-scheme: dark" in text
+    assert figures.INK not in text
+    assert text.count("currentColor") > 20
+    drawn = {colour for colour in re.findall(r"(?:fill|stroke): (#\w+)", text) if colour not in figures.COLOURS}
+    assert drawn <= {figures.FAINT}
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3
+
+
+def test_page_tells_everything(page: Page) -> None:
+    words = re.sub(r"\s+", " ", " ".join(page.texts))
+    for part in (
+        "a <grid> & more", "8 finished runs in 4 groups, 1 not finished", "unfinished run", "commit 0123456789ab",
+        "torch 2.9.0", "metarun algo=maml task.shots=5 seed=1", "98.8 % (Snell et al. 2017, table 1)", "Holm-adjusted",
+        "of these trained weights", "the method with this budget", "minus the best, over seeds (points)",
+    ):  # fmt: skip
+        assert part in words, part
+
+
+def test_page_escapes_what_runs_are_called(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    for value in (bad, "x"):
+        config = {"data": {"root": value}}
+        make_run(tmp_path / f"a&{len(value)}", f"data.root={value}", scores=[0.5, 1], config=config, curve=[0.1, 0.2])
+    found = report.write([tmp_path], tmp_path / "report", bad)
+    assert found is not None
+    text = found.read_text()
+    assert "<script" not in text
+    assert Page(text).open == []
+    assert "&lt;script" in (tmp_path / "report" / "table.md").read_text()
+
+
+def test_a_later_report_leaves_no_figure_of_an_earlier_one(tmp_path: Path) -> None:
+    grid(tmp_path, seeds=1)
+    report.write([tmp_path], tmp_path / "report", "first")
+    assert (tmp_path / "report" / "inner_steps.svg").is_file()
+    for folder in tmp_path.glob("algo=maml*"):
+        (folder / "result.json").unlink()
+    report.write([tmp_path], tmp_path / "report", "second")
+    assert not list((tmp_path / "report").glob("inner_steps*"))
+    assert (tmp_path / "report" / "cost.svg").is_file()
+
+
+def test_one_seed_and_one_run_have_no_nan(tmp_path: Path) -> None:
+    make_run(tmp_path / "only", scores=[0.5, 0.5], curve=[0.5])
+    found = report.write([tmp_path], tmp_path / "report", "only")
+    assert found is not None
+    for name in ("index.html", "table.md", "table.tex", "table.csv"):
+        assert not re.search(r"\bnan\b|\binf\b|None", (found.parent / name).read_text())
+    assert "one seed" in found.read_text()
+
+
+# The command.
+
+
+def test_command_needs_finished_runs(tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "glyphs").mkdir(parents=True)
+    (tmp_path / "outputs" / "glyphs" / "config.yaml").write_text("seed: 0")
+    given = {
+        "": "recipe=report: needs the folder of the runs to report on; add runs=outputs/NAME",
+        f"runs={tmp_path}/outputs/glyps": (
+            f"runs={tmp_path}/outputs/glyps: there is no such folder; did you mean {tmp_path}/outputs/glyphs?"
+        ),
+        f"runs={tmp_path}/outputs/glyphs": (
+            f"runs={tmp_path}/outputs/glyphs: no finished run lies there (none has a result.json that can be read)"
+        ),
+    }
+    for word, message in given.items():
+        done = metarun("recipe=report", *([word] if word else []))
+        assert (done.status, done.err, done.out) == (2, f"metarun: {message}\n", "")
+    assert not list(tmp_path.rglob("report"))
+
+
+def test_command_takes_several_folders_and_names_what_it_left_out(tmp_path: Path) -> None:
+    for name in ("maml", "protonet"):
+        make_run(tmp_path / name / "default", f"algo={name}", scores=GENERATOR.random(20), choices={"algo": name})
+    (make_run(tmp_path / "maml" / "broken") / "result.json").write_text("{")
+    done = metarun("recipe=report", f"runs=[{tmp_path}/maml,{tmp_path}/protonet]", f"outputs={tmp_path}")
+    assert done.status == 0
+    assert done.err.startswith(f"metarun: {tmp_path}/maml/broken/result.json: cannot be used (")
+    assert done.err.count("\n") == 1
+    assert re.search(r"│ maml +│ +1 │", done.out)
+    assert re.search(r"│ protonet +│ +1 │", done.out)
+    assert done.out.endswith(f"report   {tmp_path}/report/index.html\n")
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_command_imports_no_torch(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", scores=[0.5, 1], curve=[0.1, 0.2])
+    code = (
+        "import sys; from metarun.cli import main\n"
+        f"sys.argv = ['metarun', 'recipe=report', 'runs={tmp_path}']\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(sorted({'torch', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("index.html\n[]\n")
+
+
+def session_groups(logdir: Path) -> list[Any]:
+    """What TensorBoard's hparams tab shows of a folder."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(logdir)).Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(logdir))))
+    ctx = RequestContext()
+    known, others = context.hparams_metadata(ctx, ""), context.hparams_from_data_provider(ctx, "", 1000)
+    experiment = context.experiment_from_metadata(ctx, "", True, known, others)
+    columns = [api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos]
+    request = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=[api_pb2.STATUS_SUCCESS], start_index=0, slice_size=100, col_params=columns
+    )
+    return list(list_session_groups.Handler(ctx, context, "", request).run().session_groups)
+
+
+def test_toy_runs_from_the_command_to_the_report_and_to_tensorboard(tmp_path: Path) -> None:
+    """Two methods, two seeds: the report's numbers are those of result.json, and the hparams tab shows the same runs."""
+    for algo in ("maml", "fomaml"):
+        for seed in (0, 1):
+            words = [
+                f"algo={algo}",
+                *SINUSOID[1:],
+                "train.validate_every=2",
+                "train.validate_episodes=4",
+                f"seed={seed}",
+            ]
+            assert metarun(*words, "name=toy", f"outputs={tmp_path}").status == 0
+    done = metarun("recipe=report", f"runs={tmp_path}/toy")
+    assert done.status == 0, done.err
+    folders = sorted(path.parent for path in tmp_path.glob("toy/*/result.json"))
+    assert len(folders) == 4
+    with open(tmp_path / "toy" / "report" / "table.csv", newline="") as file:
+        lines = {line["algo"]: line for line in csv.DictReader(file)}
+    for algo in ("maml", "fomaml"):
+        means = [stored_result(folder)["test/mse"] for folder in folders if folder.name.startswith(f"algo={algo}")]
+        assert float(lines[algo]["mean"]) == pytest.approx(np.mean(means), rel=1e-12)
+        assert lines[algo]["seeds"] == "0 1"
+    best, other = sorted(lines.values(), key=lambda line: float(line["mean"]))
+    assert (best["best"], best["pairs_over_episodes"], other["pairs_over_episodes"]) == ("1", "", "16")
+    assert "| maml " in (tmp_path / "toy" / "report" / "table.md").read_text()
+    sessions = {group.name: group for group in session_groups(tmp_path / "toy")}
+    assert set(sessions) == {folder.name for folder in folders}
+    for folder in folders:
+        group = sessions[folder.name]
+        assert group.hparams["seed"].number_value == int(re.search(r"seed=(\d)", folder.name)[1])
+        metrics = {value.name.tag: value.value for value in group.metric_values}
+        assert metrics["hparams/test"] == pytest.approx(stored_result(folder)["test/mse"], rel=1e-6)
+
+
+def test_tensorboard_shows_runs_of_different_kinds(tmp_path: Path) -> None:
+    """One trained only, with a setting that the other does not have: neither hides what the other has."""
+    for name, settings, test, validation in (
+        ("a", {"seed": 1, "algo.distance": "cosine", "train.patience": None, "resume": True}, None, 0.75),
+        ("b", {"seed": 2, "algo.inner_lr": 0.5, "train.patience": 3, "resume": True}, 0.5, 0.625),
+    ):
+        records = Records(tmp_path / name)
+        records.hparams(settings, test, validation)
+        records.close()
+        assert len(list((tmp_path / name).iterdir())) == 1
+    first, second = sorted(session_groups(tmp_path), key=lambda group: str(group.name))
+    assert first.hparams["algo.distance"].string_value == "cosine"
+    assert second.hparams["algo.inner_lr"].number_value == 0.5
+    assert first.hparams["resume"].string_value == "True"
+    found = [{value.name.tag: value.value for value in group.metric_values} for group in (first, second)]
+    assert found == [{"hparams/validation": 0.75}, {"hparams/test": 0.5, "hparams/validation": 0.625}]

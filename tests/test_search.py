@@ -1,0 +1,119 @@
+"""The search: what is drawn, pruning, going on after a kill, selection on validation, one test at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from shell import SINUSOID, metarun, result, start
+from test_sweeps import kill_group, runs
+
+from metarun.errors import UserError
+from metarun.sweeps import search
+
+SPACE = ["train.optimizer.lr=tag(log,interval(1e-4,1e-2))", "algo.inner_steps=1,2"]
+WORDS = ["-m", "hydra/sweeper=optuna", *SINUSOID, *SPACE]
+
+
+def space(word: str) -> optuna.distributions.BaseDistribution:
+    return search.distribution(OverridesParser.create().parse_override(word))
+
+
+def test_distributions() -> None:
+    d = optuna.distributions
+    assert space("a=interval(0.5,2)") == d.FloatDistribution(0.5, 2.0)
+    assert space("a=tag(log,interval(1e-4,1e-1))") == d.FloatDistribution(1e-4, 1e-1, log=True)
+    assert space("a=int(interval(1,8))") == d.IntDistribution(1, 8)
+    assert space("a=range(1,8,2)") == d.IntDistribution(1, 7, step=2)
+    assert space("a=range(0.5,2.0,0.5)") == d.CategoricalDistribution(["0.5", "1.0", "1.5"])
+    assert space("a=x,y") == d.CategoricalDistribution(["x", "y"])
+    assert space("a=choice(1,x)") == d.CategoricalDistribution(["1", "x"])
+    with pytest.raises(UserError, match="seed: is not searched"):
+        space("seed=0,1")
+
+
+def trials(outputs: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{outputs / 'sinusoid-maml' / 'search.db'}"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_best_on_validation_is_tested_once_and_no_other(tmp_path: Path) -> None:
+    words = [*WORDS, "hydra.sweeper.trials=5", "hydra.sweeper.prune=false", f"outputs={tmp_path}"]
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    found = trials(tmp_path)
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 5
+    best = max(found, key=lambda trial: trial.value)
+    made = runs(tmp_path)
+    (tested,) = [folder for folder in made.values() if "test/mse" in result(folder)]
+    assert tested.name.startswith("checkpoint=")
+    scores = {result(folder)["val/score"]: folder for folder in made.values() if folder != tested}
+    assert max(scores) == best.value
+    assert f"best on validation: trial {best.number}, " in done.err
+    assert f"checkpoint={scores[best.value]}" in result(tested)["command"].replace("'", "")
+    before = {folder: (folder / "result.json").read_bytes() for folder in made.values()}
+    again = metarun(*words)
+    assert again.status == 0, again.err
+    assert {folder: (folder / "result.json").read_bytes() for folder in runs(tmp_path).values()} == before
+    assert len(trials(tmp_path)) == 5
+    more = metarun(*[word.replace("trials=5", "trials=6") for word in words])
+    assert more.status == 0
+    assert len(trials(tmp_path)) == 6
+
+
+def test_bad_trials_are_pruned(tmp_path: Path) -> None:
+    """Trials with a rate that learns nothing, after four that learn, are ended at a validation and cost no more steps."""
+    steps = [
+        word.replace("train.steps=6", "train.steps=40") for word in WORDS if not word.startswith("train.optimizer")
+    ]
+    fixed = [*steps, "train.validate_every=10", "hydra.sweeper.sampler=random", f"outputs={tmp_path}"]
+    done = metarun(*fixed, "train.optimizer.lr=0.01,0.0", "hydra.sweeper.trials=14")
+    assert done.status == 0, done.err
+    found = trials(tmp_path)
+    pruned = [trial for trial in found if trial.state.name == "PRUNED"]
+    assert pruned
+    assert all(trial.params["train.optimizer.lr"] == "0.0" for trial in pruned if trial.last_step != 40)
+    assert all(len(trial.intermediate_values) < 4 for trial in pruned if trial.last_step != 40)
+    assert "pruned at step 10" in done.err
+    assert not list(tmp_path.glob("*/.jobs/*.trial"))
+
+
+def test_killed_search_goes_on_with_the_same_trials(tmp_path: Path) -> None:
+    words = [*(word.replace("train.steps=6", "train.steps=150") for word in WORDS), "hydra.sweeper.trials=4"]
+    whole = start(*words, f"outputs={tmp_path / 'whole'}")
+    _, err = whole.communicate(timeout=200)
+    assert whole.returncode == 0, err
+    process = start(*words, f"outputs={tmp_path / 'killed'}")
+    deadline = time.monotonic() + 60
+    while not runs(tmp_path / "killed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    kill_group(process)
+    again = start(*words, f"outputs={tmp_path / 'killed'}")
+    _, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    one, two = trials(tmp_path / "whole"), trials(tmp_path / "killed")
+    assert [trial.params for trial in one] == [trial.params for trial in two]
+    assert [trial.state for trial in one] == [trial.state for trial in two]
+    assert [trial.value for trial in one] == [trial.value for trial in two]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["hydra.sweeper.sampler=tpee", *SPACE], "hydra.sweeper.sampler=tpee: is not one of tpe, random"),
+        (["hydra.sweeper.trials=0", *SPACE], "hydra.sweeper.trials=0: must be at least 1"),
+        (["seed=0,1"], "seed: is not searched, every trial has the same; sweep it over the best settings afterwards"),
+        ([], "hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)"),
+    ],
+)
+def test_mistakes(words: list[str], expected: str, tmp_path: Path) -> None:
+    done = metarun("-m", "hydra/sweeper=optuna", *SINUSOID, *words, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert done.said == [f"metarun: {expected}"]
+    assert not list(tmp_path.glob("none/*/*/*"))

@@ -1,0 +1,135 @@
+"""A real Slurm of one node, where root and Debian's packages are to be had: arrays, signals, requeues."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from shell import ROOT, SINUSOID, metarun, start
+from test_sweeps import runs, same, sittings
+
+FEW = [word for word in SINUSOID[1:] if not word.startswith("train.steps")]
+JOB = ["hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory_gb=1", "hydra.launcher.poll_seconds=0.5"]
+
+
+def answer(*words: str) -> str:
+    """What a command of Slurm's prints."""
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One that runs already, or one of our own."""
+    try:
+        answer("squeue", "-h")
+        yield
+        return
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    folder = str(tmp_path_factory.mktemp("slurm"))
+    script = [str(ROOT / "scripts" / "slurm_local.sh")]
+    started = subprocess.run([*script, "start", folder], capture_output=True, text=True, check=False)
+    if started.returncode:
+        pytest.skip(f"no Slurm here: {started.stderr.strip()}")
+    yield
+    subprocess.run([*script, "stop", folder], check=False)
+
+
+def wait_for(found: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def running(outputs: Path) -> dict[str, str]:
+    """The jobs of our array that run and have saved: names in Slurm, by run folder."""
+    at_work = answer("squeue", "--me", "-h", "-r", "-t", "R", "-o", "%i").split()
+    notes = {path.read_text().strip(): path.name.removesuffix(".slurm") for path in outputs.glob("*/.jobs/*.slurm")}
+    saved = {path.parent.name for path in outputs.glob("*/*/last.pt")}
+    return {notes[name]: name for name in at_work if notes.get(name) in saved}
+
+
+def hurry(name: str) -> None:
+    """Slurm lets a requeued job wait two minutes; not here."""
+    wait_for(lambda: answer("squeue", "-h", "-r", "-j", name, "-t", "PD", "-o", "%i"))
+    answer("scontrol", "update", f"JobId={name}", "StartTime=now")
+
+
+def test_signals_and_requeues_change_no_number(slurm: None, tmp_path: Path) -> None:
+    words = ["-m", "algo=maml,fomaml", "seed=0,1,2", *FEW, "train.steps=800", "train.save_every=10", "train.log_every=20",
+             "hardware.threads=1"]  # fmt: skip
+    process = start(*words, *JOB, f"outputs={tmp_path / 'cluster'}")
+    wait_for(lambda: running(tmp_path / "cluster"))
+    ((saved, name), *_) = running(tmp_path / "cluster").items()
+    # What Slurm sends before the time is over: the job requeues itself, so fast that scancel may take it for an error.
+    subprocess.run(["scancel", "--signal=USR1", name], stderr=subprocess.DEVNULL, check=False)
+    hurry(name)
+    wait_for(lambda: running(tmp_path / "cluster").keys() - {saved})
+    killed, name = next(item for item in running(tmp_path / "cluster").items() if item[0] != saved)
+    answer("scontrol", "requeue", name)  # a preemption
+    hurry(name)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "6 jobs submitted, 0 were in the queue" in err
+    made = runs(tmp_path / "cluster")
+    assert {name: sittings(folder) for name, folder in made.items()} == {
+        name: 1 + (name in (saved, killed)) for name in made
+    }
+    assert "interrupted by SIGUSR1" in (made[saved].parent / ".jobs" / f"{saved}.log").read_text()
+    whole = metarun("-m", *words[1:], "hydra/launcher=local", f"outputs={tmp_path / 'whole'}")
+    assert whole.status == 0, whole.err
+    expected = runs(tmp_path / "whole")
+    assert len(made) == 6
+    assert made.keys() == expected.keys()
+    assert all(same(folder, expected[name]) for name, folder in made.items())
+
+
+def test_submit_go_away_and_come_back(slurm: None, tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", "algo=protonet,maml", *FEW, "train.steps=100", *JOB, f"outputs={tmp_path}"]
+    submitted = metarun(*words, "hydra.launcher.wait=false")
+    assert submitted.status == 0, submitted.err
+    assert "4 jobs submitted, 0 were in the queue" in submitted.err
+    notes = {path: path.read_text() for path in tmp_path.glob("*/.jobs/*.slurm")}
+    assert len(notes) == 4
+    back = metarun(*words)
+    assert back.status == 1
+    assert "4 jobs submitted" not in back.err
+    assert back.err.count(" algo=protonet\n    algo: ProtoNet only classifies") == 2
+    assert len(runs(tmp_path)) == 2
+    (array,) = {name.partition("_")[0] for name in notes.values()}
+    kept = [path for path, name in notes.items() if path.read_text() == name]
+    assert array
+    assert len(kept) >= 2  # those of the runs that were waiting or at work were not submitted again
+
+
+def test_a_cancelled_job_is_a_failure(slurm: None, tmp_path: Path) -> None:
+    process = start(
+        "-m", "seed=0,1", "algo=maml", *FEW, "train.steps=1000000", "train.save_every=10", *JOB, f"outputs={tmp_path}"
+    )
+    wait_for(lambda: running(tmp_path))
+    arrays = {name.partition("_")[0] for name in running(tmp_path).values()}
+    for array in arrays:
+        answer("scancel", array)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert err.count("ended without a result: cancelled, or out of time or memory") == 4  # as it ends, and in the list
+    assert err.endswith("metarun: 2 of 2 jobs failed, listed above; the same command runs them again\n")
+
+
+def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+    path = os.environ["PATH"]
+    os.environ["PATH"] = str(tmp_path)
+    try:
+        done = metarun("-m", "seed=0,1", *SINUSOID, *JOB, f"outputs={tmp_path / 'none'}")
+    finally:
+        os.environ["PATH"] = path
+    assert done.status == 2
+    assert done.err.endswith(
+        "metarun: hydra/launcher=slurm: there is no squeue here; run it on a login node of the cluster\n"
+    )
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,305 @@
+"""Sweeps: folders, what runs again and what does not, failures, kills, isolation, launchers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
+
+from metarun.sweeps import local
+from metarun.sweeps.jobs import how_it_ended
+
+GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
+
+
+def runs(outputs: Path, pattern: str = "*/*/result.json") -> dict[str, Path]:
+    """The finished runs by folder name."""
+    return {path.parent.name: path.parent for path in outputs.glob(pattern)}
+
+
+def sittings(folder: Path) -> int:
+    """How often a run was started."""
+    return (folder / "metarun.log").read_text().count("run folder: ")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs came to the same numbers, on every test episode and at every validation."""
+    curves = [[line["val/mse"] for line in lines(folder) if "val/mse" in line] for folder in (one, other)]
+    names = ("test/mse", "test/after_inner_steps", "val/score", "train/steps")
+    return curves[0] == curves[1] and all(result(one)[name] == result(other)[name] for name in names)
+
+
+def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:
+    words = [*GRID, f"outputs={tmp_path}"]
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    assert "4 jobs: 0 finished before, 4 to run" in done.err
+    made = runs(tmp_path)
+    assert len(made) == 4
+    assert {folder.parent.name for folder in made.values()} == {"sinusoid-sweep"}
+    assert all(name.startswith(("algo=maml,", "algo=fomaml,")) and ",seed=" in name for name in made)
+    before = {name: (folder / "result.json").read_bytes() for name, folder in made.items()}
+    gone = sorted(made)[2]
+    (made[gone] / "result.json").unlink()
+    again = metarun(*words)
+    assert again.status == 0
+    assert "4 jobs: 3 finished before, 1 to run" in again.err
+    assert {name: sittings(folder) for name, folder in made.items()} == {name: 1 + (name == gone) for name in made}
+    assert all((made[name] / "result.json").read_bytes() == before[name] for name in made if name != gone)
+    assert (tmp_path / "sinusoid-sweep" / "report" / "index.html").is_file()
+
+
+def test_a_job_is_the_run_that_one_would_start_alone(tmp_path: Path) -> None:
+    """In a process of its own, whatever ran before it: nothing leaks from job to job."""
+    assert metarun("-m", "seed=0,1,2", *SINUSOID, f"outputs={tmp_path / 'sweep'}").status == 0
+    swept = runs(tmp_path / "sweep")
+    for seed in (0, 1, 2):
+        assert metarun(*SINUSOID, f"seed={seed}", f"outputs={tmp_path / str(seed)}").status == 0
+        alone = run_folder(tmp_path / str(seed))
+        assert alone.parent.name == "sinusoid-maml"
+        assert same(alone, swept[alone.name])
+    resumed = metarun("-m", "seed=0,1,2", *SINUSOID, f"outputs={tmp_path / '1'}")
+    assert "3 jobs: 1 finished before, 2 to run" in resumed.err
+
+
+@pytest.mark.parametrize("launcher", ["serial", "local"])
+def test_failed_jobs_are_listed_and_the_others_run(launcher: str, tmp_path: Path) -> None:
+    words = ["-m", f"hydra/launcher={launcher}", "algo=protonet,maml", "seed=0,1", *SINUSOID[1:], f"outputs={tmp_path}"]
+    done = metarun(*words)
+    assert done.status == 1
+    reason = "algo: ProtoNet only classifies, but the data are regression tasks; try algo=maml"
+    *_, listed = done.err.partition("\nfailed:\n")
+    for seed in (0, 1):
+        assert f"  algo=protonet seed={seed}\n    {reason}\n" in listed
+    assert listed.endswith("metarun: 2 of 4 jobs failed, listed above; the same command runs them again\n")
+    assert "Traceback" not in done.err
+    assert all(name.startswith("algo=maml") for name in runs(tmp_path))
+    assert len(runs(tmp_path)) == 2
+
+
+def test_a_result_of_another_config_is_a_failure_and_stays(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", *SINUSOID, f"outputs={tmp_path}"]
+    assert metarun(*words).status == 0
+    folder = runs(tmp_path)[min(runs(tmp_path))]
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 6", "steps: 7"))
+    done = metarun(*words)
+    assert done.status == 1
+    assert "was made with another config (train.steps 7 -> 6)" in done.err
+    assert all(sittings(folder) == 1 for folder in runs(tmp_path).values())
+
+
+def test_mistake_in_a_sweep_stops_it_before_the_first_job(tmp_path: Path) -> None:
+    done = metarun("-m", "algo=maml,mmal", *SINUSOID[1:], f"outputs={tmp_path / 'outputs'}")
+    assert done.status == 2
+    assert done.err == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"
+    assert not (tmp_path / "outputs").exists()
+
+
+BREAKING = '''
+import os
+from metarun.algos.maml import MAML
+
+
+class Breaking(MAML):
+    """Ends its process in the way that it is told."""
+
+    def __init__(self, backbone, spec, *, how: str) -> None:
+        super().__init__(backbone, spec, inner_steps=1, inner_lr=0.1)
+        if how == "raise":
+            raise RuntimeError("first line\\nsecond line")
+        if how == "die":
+            os.kill(os.getpid(), 9)
+'''
+
+
+def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    (tmp_path / "mine" / "algo").mkdir(parents=True)
+    (tmp_path / "mine" / "algo" / "breaking.yaml").write_text(
+        "# @package _global_\nalgo: {_target_: breaking.Breaking, how: work}\n"
+    )
+    done = metarun("--config-dir", "mine", "-m", "algo=breaking", "algo.how=raise,die,work", *SINUSOID[1:])
+    assert done.status == 1
+    assert "  algo.how=raise\n    RuntimeError: first line\n" in done.err
+    assert "  algo.how=die\n    killed by SIGKILL (out of memory?)\n" in done.err
+    assert [result(folder)["train/steps"] for folder in runs(tmp_path / "outputs").values()] == [6]
+
+
+def test_exit_codes_in_words() -> None:
+    assert how_it_ended(-11).message == "killed by SIGSEGV"
+    assert how_it_ended(-11).status == 139
+    assert how_it_ended(7).message == "ended with exit status 7"
+    assert how_it_ended(0).status == 1  # it should have told its outcome
+
+
+def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert local.places(1, 1, []) == [(list(range(8)), None)]
+    assert local.places(None, 1, []) == [([core], None) for core in range(8)]
+    assert local.places(None, 4, []) == [([0, 1, 2, 3], None), ([4, 5, 6, 7], None)]
+    assert local.places(None, 16, []) == [(list(range(8)), None)]
+    assert local.places(3, 1, []) == [([0, 1], None), ([2, 3, 4], None), ([5, 6, 7], None)]
+    assert local.places(None, 1, ["0", "1"]) == [([0, 1, 2, 3], "0"), ([4, 5, 6, 7], "1")]
+    assert [gpu for _, gpu in local.places(3, 1, ["0", "1"])] == ["0", "1", "0"]
+    assert next(cores for cores, _ in local.places(9, 1, [])) == [0]  # more places than cores
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert local.gpus() == ["GPU-a", "GPU-b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.gpus() == []
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to a sweep and all that it started."""
+    victims, waiting = [process.pid], [process.pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            below = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except FileNotFoundError:
+            continue
+        victims += below
+        waiting += below
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+LONGER = [
+    *(word for word in SINUSOID[1:] if not word.startswith("train.steps")),
+    "train.steps=150",
+    "train.save_every=10",
+]
+
+
+@pytest.mark.parametrize("launcher", ["serial", "local"])
+def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_path: Path) -> None:
+    words = ["-m", f"hydra/launcher={launcher}", "algo=maml,fomaml", "seed=0,1", *LONGER, "hardware.threads=1"]
+    whole = start(*words, f"outputs={tmp_path / 'whole'}")
+    _, err = whole.communicate(timeout=200)
+    assert whole.returncode == 0, err
+    moments = random.Random(launcher)
+    finished: set[str] = set()
+    for _ in range(2):
+        process = start(*words, f"outputs={tmp_path / 'killed'}")
+        deadline = time.monotonic() + 60
+        while len(runs(tmp_path / "killed")) <= len(finished) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0.0, 0.6))
+        kill_group(process)
+        finished = set(runs(tmp_path / "killed"))
+    process = start(*words, f"outputs={tmp_path / 'killed'}")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert f"4 jobs: {len(finished)} finished before, {4 - len(finished)} to run" in err
+    expected, made = runs(tmp_path / "whole"), runs(tmp_path / "killed")
+    assert expected.keys() == made.keys()
+    for name, folder in made.items():
+        assert same(folder, expected[name])
+        ended = (folder / "metarun.log").read_text().rpartition("run folder: ")[0].count("step 150/150")
+        assert ended == 0 or name not in finished  # nobody trained it to its end twice
+    assert sum(sittings(made[name]) for name in finished) <= len(finished) + 2 * 2
+
+
+def test_interrupted_sweep_saves_its_jobs_and_goes_on(tmp_path: Path) -> None:
+    words = [
+        "-m",
+        "hydra/launcher=local",
+        "seed=0,1",
+        "algo=maml",
+        *LONGER[:-2],
+        "train.steps=100000",
+        "hardware.threads=1",
+    ]
+    process = start(*words, "train.save_seconds=1000", f"outputs={tmp_path}")
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.splitlines()[-1] == "metarun: interrupted by SIGTERM; the same command goes on"
+    assert len(list(tmp_path.glob("*/*/last.pt"))) == 2
+
+
+def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
+    process = start("-m", "seed=0,1", "algo=maml", *LONGER[:-2], "train.steps=1000000", f"outputs={tmp_path}")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()  # returns when nobody holds its output any more
+    assert list(tmp_path.glob("*/*/last.pt"))
+
+
+def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
+    """Overhead a job, after the first, and the growth of the parent between the 10th job and the last."""
+    watch = (
+        "import sys, time\n"
+        "from metarun.sweeps import plan\n"
+        "from metarun.cli import main\n"
+        "say, times = plan.say, []\n"
+        "def noting(line):\n"
+        "    if line.startswith('['):\n"
+        "        pages = int(open('/proc/self/statm').read().split()[1])\n"
+        "        times.append((time.monotonic(), pages * 4096))\n"
+        "    say(line)\n"
+        "plan.say = noting\n"
+        "sys.argv[0] = 'metarun'\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('PER JOB', (times[-1][0] - times[0][0]) / (len(times) - 1), times[-1][1] - times[9][1])\n"
+    )
+    words = [*SINUSOID, "hydra/launcher=local", "hardware.threads=1", "seed=range(0,14)", f"outputs={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", watch, "-m", *words], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("PER JOB")]
+    seconds, growth = map(float, told.split()[2:])
+    assert len(runs(tmp_path)) == 14
+    assert seconds < 1.5 * 3  # quiet it is under 1.5; tests run beside others
+    assert growth < 10e6
+
+
+def test_ray(tmp_path: Path) -> None:
+    words = ["-m", "hydra/launcher=ray", "algo=protonet,maml", *SINUSOID[1:], f"outputs={tmp_path}"]
+    process = start(*words, env=environment(PYTHONWARNINGS="ignore", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1, err
+    assert "  algo=protonet\n    algo: ProtoNet only classifies" in err
+    assert metarun(*SINUSOID, f"outputs={tmp_path / 'alone'}").status == 0
+    (swept,) = runs(tmp_path).values()
+    assert same(run_folder(tmp_path / "alone"), swept)
+
+
+@pytest.mark.parametrize(
+    ("word", "module", "extra"),
+    [
+        ("hydra/launcher=slurm", "submitit", "slurm"),
+        ("hydra/launcher=ray", "ray", "ray"),
+        ("hydra/sweeper=optuna", "optuna", "optuna"),
+    ],
+)
+def test_missing_extra_is_named(
+    word: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    done = metarun("-m", word, "seed=0,1", *SINUSOID, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert done.said == [f"metarun: {word}: needs {module}, which is not installed; pip install 'metarun[{extra}]'"]
+    assert not (tmp_path / "none").exists()

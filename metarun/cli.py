@@ -74,7 +74,9 @@ def main() -> None:
     except BrokenPipeError:  # `metarun --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    if outcome.message and os.environ.get("RANK", "0") == "0":  # of the ranks of torchrun, which all meet it, the first
+    if int(os.environ.get("RANK", "0")) > 0:  # of a launcher: rank 0 meets the same, and tells it
+        sys.exit(0 if outcome.status == 2 else outcome.status)
+    if outcome.message:
         print(f"metarun: {outcome.message}", file=sys.stderr)
     sys.exit(outcome.status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
 
     Of jobs that lead to the same folder the first is kept.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("-m: a sweep starts its own processes; torchrun is for a single run")
     jobs: dict[Path, tuple[Job, Any]] = {}
     sources = master.hydra.runtime.config_sources
     options = [

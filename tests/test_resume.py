@@ -21,20 +21,21 @@ from metarun import recipes, records
 from metarun.core import Algorithm
 from metarun.folders import choose_folder
 
-SPEED = ("seconds", "train/seconds", "train/tasks_per_second", "git_commit")  # may differ between two equal runs
+# What was measured of the machine, not computed, may differ between two equal runs.
+MEASURED = ("seconds", "train/seconds", "train/tasks_per_second", "peak_memory", "git_commit")
 
 
 def comparable(folder: Path) -> dict[str, Any]:
     """Everything in a finished folder that has to be the same in an equal run."""
     last, best = (torch.load(folder / name, weights_only=True) for name in ("last.pt", "best.pt"))
     last["state"].pop("seconds")
-    numbers = {name: value for name, value in result(folder).items() if name not in (*SPEED, "command")}
-    written = [{key: value for key, value in line.items() if key not in SPEED} for line in lines(folder)]
+    numbers = {name: value for name, value in result(folder).items() if name not in (*MEASURED, "command")}
+    written = [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(folder)]
     shown = events(folder)
     curves = {
         name: [(event.step, event.value) for event in shown.Scalars(name)]
         for name in sorted(shown.Tags()["scalars"])  # files of one second come in any order
-        if name not in SPEED
+        if name not in MEASURED
     }
     return {"last": last, "best": best, "result": numbers, "lines": written, "curves": curves}
 

@@ -1,54 +1,24 @@
-"""Files that must survive a kill at any instruction: written aside, synced, renamed."""
+"""Weights and all else that a run carries on, in files."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
+from metarun import files
 from metarun.errors import UserError
-
-
-def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts what `write` writes in the place of `path`, all or nothing; a full disk is a `UserError`, `path` as it was."""
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        try:
-            with open(aside, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        kept = "; the previous one is untouched" if path.exists() else ""
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """A checkpoint: tensors, numbers, strings, lists and dicts."""
     whole = io.BytesIO()  # torch would hide the reason of a failed write
     torch.save(state, whole)
-    replace(path, lambda file: file.write(whole.getbuffer()))
-
-
-def save_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file for people: indented, in the order given."""
-    replace(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
+    files.replace(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

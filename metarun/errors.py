@@ -21,4 +21,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class Pruned(BaseException):
-    """A hyper-parameter search ended this trial: no error, so nothing that catches errors may stop it on its way."""
+    """A search ended this trial after a validation, since other settings promise more; its checkpoint was saved.
+
+    No error, so nothing that catches errors may stop it on its way.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"pruned at step {step}")
+        self.step = step

@@ -14,7 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.config import flat, to_container
 from metarun.errors import UserError
 
-UNNAMED = ("outputs", "resume", "name", "experiment")  # say where or how, not what
+# Say where or how, not what. With `hardware.processes=2` a run that was begun by one process goes on.
+UNNAMED = (
+    "outputs",
+    "resume",
+    "name",
+    "experiment",
+    "hardware.processes",
+    "hardware.threads",
+    "train.save_every",
+    "train.save_seconds",
+)
 LONGEST = 120  # characters of a folder's name
 # What may differ between the two sittings of one run: it changes no number beyond float order.
 FREE = (

@@ -16,20 +16,20 @@ from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, distributed, metrics, provenance
+from metarun import checkpoint, distributed, files, metrics, provenance
 from metarun import hardware as hardware_module
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import Algorithm, Spec, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
 from metarun.distributed import Lost, World
-from metarun.errors import UserError
+from metarun.errors import Pruned, UserError
 from metarun.evaluate import Scores, evaluate
 from metarun.folders import choose_folder, default_name, refuse_other_config
 from metarun.hardware import Hardware
 from metarun.records import Records, logging_to, start_logging
 from metarun.report.run import show, show_stored, stored
 from metarun.sweeps.search import watcher
-from metarun.train import Interrupted, Pruned, build_optimizer, fit
+from metarun.train import Interrupted, build_optimizer, fit
 
 log = logging.getLogger("metarun")
 
@@ -83,7 +83,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         try:
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
-                checkpoint.replace(folder / "config.yaml", lambda file: file.write(text.encode()))
+                files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", folder)
                 with distributed.meeting(world, command) as world:
                     world.tell(folder)
@@ -309,7 +309,7 @@ def meta_test(run: Run) -> None:
 def save_scores(path: Path, scores: Scores) -> None:
     """The score of every test episode, for paired comparisons: `values` [steps, episodes] after each of `steps` [steps]."""
     steps, values = np.array(scores.steps), scores.values.numpy()
-    checkpoint.replace(path, lambda file: np.savez_compressed(file, steps=steps, values=values))
+    files.replace(path, lambda file: np.savez_compressed(file, steps=steps, values=values))
 
 
 def summary(scores: Scores, prefix: str) -> dict[str, Any]:
@@ -354,4 +354,4 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "seconds": seconds,
         "peak_memory": run.hardware.peak_memory(),
     }
-    checkpoint.save_json(run.folder / "result.json", run.result)
+    files.save_json(run.folder / "result.json", run.result)

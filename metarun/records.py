@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint
+from metarun import files
 from metarun.core import Episodes
 
 log = logging.getLogger("metarun")
@@ -67,7 +67,7 @@ class Records:
         if metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
             kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            checkpoint.replace(metrics, lambda file: file.write(kept.encode()))
+            files.save_bytes(metrics, kept.encode())
         self.close()
         self._open(purge_step=step + 1)
 

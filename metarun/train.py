@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, errors
+from metarun import checkpoint
 from metarun.config import construct
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.distributed import World
-from metarun.errors import UserError
+from metarun.errors import Pruned, UserError
 from metarun.hardware import Hardware
 from metarun.records import Records
 
@@ -33,14 +33,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"{signal.Signals(number).name} at step {step}")
         self.number = number
-
-
-class Pruned(errors.Pruned):
-    """A search ended training after a validation, since other settings promise more; the checkpoint was saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"pruned at step {step}")
-        self.step = step
 
 
 class Signals:

@@ -14,7 +14,7 @@ import torch
 from shell import SINUSOID, metarun, result, run_folder
 from torch import nn
 
-from metarun import checkpoint
+from metarun import checkpoint, files
 from metarun.errors import UserError
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "step": 3}
@@ -44,7 +44,7 @@ def test_full_disk_leaves_the_previous_file(call: str, tmp_path: Path, monkeypat
         with pytest.raises(
             UserError, match=r"last\.pt: cannot be written \(No space left on device\); the previous one"
         ):
-            checkpoint.replace(path, lambda file: no_space() if call == "write" else file.write(b"half"))
+            files.replace(path, lambda file: no_space() if call == "write" else file.write(b"half"))
     assert path.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -73,7 +73,7 @@ def test_run_on_a_full_disk_goes_on_when_there_is_space(
     words = [*SINUSOID, "train.save_every=1", "train.validate_every=2"]
     assert metarun(*words, f"outputs={tmp_path / 'whole'}").status == 0
     writes: list[str] = []
-    replace = checkpoint.replace
+    replace = files.replace
 
     def fills_up(path: Path, write: Callable[[Any], object]) -> None:
         writes.append(path.name)
@@ -81,7 +81,7 @@ def test_run_on_a_full_disk_goes_on_when_there_is_space(
         replace(path, no_space if path.name == failing and writes.count(failing) == 3 else write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "replace", fills_up)
+        patch.setattr(files, "replace", fills_up)
         done = metarun(*words, f"outputs={tmp_path / 'full'}")
     assert done.status == 2
     assert done.said[-1].endswith(

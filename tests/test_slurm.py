@@ -55,9 +55,13 @@ def running(outputs: Path) -> dict[str, str]:
     return {notes[name]: name for name in at_work if notes.get(name) in saved}
 
 
+def pending(name: str) -> bool:
+    return bool(answer("squeue", "-h", "-r", "-j", name, "-t", "PD", "-o", "%i"))
+
+
 def hurry(name: str) -> None:
     """Slurm lets a requeued job wait two minutes; not here."""
-    wait_for(lambda: answer("squeue", "-h", "-r", "-j", name, "-t", "PD", "-o", "%i"))
+    wait_for(lambda: pending(name))
     answer("scontrol", "update", f"JobId={name}", "StartTime=now")
 
 
@@ -67,14 +71,24 @@ def test_signals_and_requeues_change_no_number(slurm: None, tmp_path: Path) -> N
     process = start(*words, *JOB, f"outputs={tmp_path / 'cluster'}")
     wait_for(lambda: running(tmp_path / "cluster"))
     ((saved, name), *_) = running(tmp_path / "cluster").items()
-    # What Slurm sends before the time is over: the job requeues itself, so fast that scancel may take it for an error.
-    subprocess.run(["scancel", "--signal=USR1", name], stderr=subprocess.DEVNULL, check=False)
+    # What Slurm sends before the time is over. The job requeues itself so fast that scancel takes that for an error and
+    # tries again, for minutes, until it meets the job's second sitting.
+    with subprocess.Popen(["scancel", "--signal=USR1", name], stderr=subprocess.DEVNULL) as signalling:
+        wait_for(lambda: pending(name))
+        signalling.kill()
+    wait_for(lambda: running(tmp_path / "cluster").keys() - {saved})
+    (preempted, *_) = running(tmp_path / "cluster").keys() - {saved}
+    its_name = running(tmp_path / "cluster")[preempted]
+    answer("scontrol", "requeue", its_name)
     hurry(name)
+    hurry(its_name)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "6 jobs submitted, 0 were in the queue" in err
     made = runs(tmp_path / "cluster")
-    assert {name: sittings(folder) for name, folder in made.items()} == {name: 1 + (name == saved) for name in made}
+    assert {name: sittings(folder) for name, folder in made.items()} == {
+        name: 1 + (name in (saved, preempted)) for name in made
+    }
     assert "interrupted by SIGUSR1" in (made[saved].parent / ".jobs" / f"{saved}.log").read_text()
     whole = metarun("-m", *words[1:], "hydra/launcher=local", f"outputs={tmp_path / 'whole'}")
     assert whole.status == 0, whole.err

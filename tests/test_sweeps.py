@@ -134,6 +134,25 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
     assert [result(folder)["train/steps"] for folder in runs(tmp_path / "outputs").values()] == [6]
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "expected"),
+    [
+        (
+            ["hardware.threads=1,2"],
+            {},
+            "hardware.threads=2: changes no number, so that hardware.threads=1 is the same run",
+        ),
+        (["seed=0,1"], {"WORLD_SIZE": "2"}, "-m: a sweep starts its own processes; torchrun is for a single run"),
+    ],
+)
+def test_sweeps_that_make_no_sense(words: list[str], variables: dict[str, str], expected: str, tmp_path: Path) -> None:
+    process = start("-m", *words, *SINUSOID, f"outputs={tmp_path / 'none'}", env=environment(**variables))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith(f"metarun: {expected}")
+    assert not (tmp_path / "none").exists()
+
+
 def test_exit_codes_in_words() -> None:
     assert how_it_ended(-11).message == "killed by SIGSEGV"
     assert how_it_ended(-11).status == 139

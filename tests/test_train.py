@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from metarun import checkpoint
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
-from metarun.errors import UserError
+from metarun.errors import Pruned, UserError
 from metarun.records import Records
 from metarun.train import (
     SIGNALS,
     Interrupted,
-    Pruned,
     Signals,
     advance_schedule,
     build_optimizer,

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import metarun
+from metarun import files
 from metarun.errors import UserError
 from metarun.report import figures, tables
 from metarun.report.collect import Collection, Run, collect
@@ -47,28 +48,26 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
         "table.csv": tables.as_csv(sections),
         "index.html": _html(title, every, sections, drawings, collection, to),
     }
-    files = {name: text.encode() for name, text in texts.items()}
+    contents = {name: text.encode() for name, text in texts.items()}
     for drawing in drawings:
-        files |= {f"{drawing.name}.png": drawing.png, f"{drawing.name}.svg": drawing.svg}
-    _put(to, files)
+        contents |= {f"{drawing.name}.png": drawing.png, f"{drawing.name}.svg": drawing.svg}
+    _put(to, contents)
     print(f"report   {to / 'index.html'}")
     return to / "index.html"
 
 
-def _put(to: Path, files: dict[str, bytes]) -> None:
+def _put(to: Path, contents: dict[str, bytes]) -> None:
     """Writes the files, each all or nothing, the page last; removes the figures of an earlier report that has more."""
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for name, content in sorted(files.items(), key=lambda item: item[0] == "index.html"):
-            aside = to / f".{name}.writing"
-            aside.write_bytes(content)
-            os.replace(aside, to / name)
-        for name in FIGURES:
-            for path in (to / f"{name}.png", to / f"{name}.svg"):
-                if path.name not in files:
-                    path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{to}: the report cannot be written ({error.strerror or error})") from error
+    for name, content in sorted(contents.items(), key=lambda item: item[0] == "index.html"):
+        files.save_bytes(to / name, content)
+    for name in FIGURES:
+        for path in (to / f"{name}.png", to / f"{name}.svg"):
+            if path.name not in contents:
+                path.unlink(missing_ok=True)
 
 
 def _unfinished(collection: Collection) -> list[str]:

@@ -48,7 +48,12 @@ class Job:
     @property
     def log(self) -> Path:
         """Where its output goes if not to the terminal; not in the run folder, which only the run itself may make."""
-        return self.folder.parent / ".jobs" / f"{self.folder.name}.log"
+        return beside(self.folder, "log")
+
+
+def beside(folder: Path, kind: str) -> Path:
+    """The file in which a sweep keeps something of the run in `folder`: `log` its output, `slurm` its name in Slurm, `trial`."""
+    return folder.parent / ".jobs" / f"{folder.name}.{kind}"
 
 
 def perform(arguments: Sequence[str]) -> Outcome:

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
 
 from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
+from metarun.sweeps.plan import Ended, say
 
 PRELOADED = ["metarun.cli", "metarun.recipes", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
@@ -126,9 +126,7 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-def carry_out(
-    jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_gpus: bool
-) -> Iterator[tuple[Job, Outcome, float]]:
+def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_gpus: bool) -> Iterator[Ended]:
     """Runs the jobs; yields each with its outcome and its seconds as it ends.
 
     With one place the jobs print to the terminal, else each to a file of its own. An interruption is passed on to the
@@ -143,7 +141,8 @@ def carry_out(
             while waiting and free:
                 job = waiting.pop()
                 if not quiet:
-                    print(f"\n{job.label}", file=sys.stderr, flush=True)
+                    job.log.unlink(missing_ok=True)  # of an earlier time, side by side
+                    say(f"\n{job.label}")
                 running.append(Running(job, free.pop(0), quiet))
             ready = connection.wait([item.pipe for item in running])
             for item in [item for item in running if item.pipe in ready]:

@@ -36,7 +36,7 @@ def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | 
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:
     """The jobs of these words, each with its config; raises Hydra's errors of composition before any has run.
 
-    Of jobs that lead to the same folder the first is kept.
+    The same job twice is one; `UserError` where jobs differ only in what changes no number.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("-m: a sweep starts its own processes; torchrun is for a single run")
@@ -46,6 +46,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
         word for source in sources if source.provider == "command-line" for word in ("--config-dir", source.path)
     ]
     hydras = [word for word in master.hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP)]
+    common = set(batch[0]).intersection(*batch) if batch else set()
     for words in batch:
         config = loader.load_sweep_config(master, list(words))
         overrides, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
@@ -54,10 +55,11 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
         config.name = config.name or default_name(choices, config.checkpoint)
         folder = choose_folder(config, overrides)
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
-        differing = [word for word in overrides if any(word not in others for others in batch)]
-        label = " ".join(differing or overrides)
+        label = " ".join([word for word in overrides if word not in common] or overrides)
         job = Job((*options, *hydras, *own, *overrides), tuple(overrides), folder, label)
-        jobs.setdefault(folder, (job, config))
+        known, other = jobs.setdefault(folder, (job, config))
+        if other != config:
+            raise UserError(f"{label}: changes no number, so that {known.label} is the same run; nothing to sweep")
     return list(jobs.values())
 
 
@@ -103,13 +105,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def conclude(ended: Sequence[Ended], title: str) -> None:
+def conclude(ended: Sequence[Ended]) -> None:
     """The report over the folders of the jobs; then the jobs that failed, and a `JobsFailed` if there are any."""
     from metarun import report
 
     for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
         if root.is_dir():
-            report.write([root], root / "report", title)
+            report.write([root], root / "report", root.name)
     failed = failures(ended)
     if failed:
         say("\nfailed:\n" + "\n".join(failed))

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from metarun.errors import UserError
+from metarun.sweeps.jobs import beside
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
@@ -70,53 +71,45 @@ class Study:
             self.study.sampler = self.make_sampler(seed=self.seed + len(self.study.get_trials(deepcopy=False)))
             asked = self.study.ask(self.space)
             trials[asked.number] = asked.params
-        return {
-            number: [f"{key}={_typed(value)}" for key, value in params.items()] for number, params in trials.items()
-        }
+        return {number: _words(params) for number, params in trials.items()}
 
     def tell(self, number: int, score: float | None, pruned: bool) -> None:
         """Ends a trial: with its validation score, or pruned, or failed."""
         state = self.states.PRUNED if pruned else self.states.COMPLETE if score is not None else self.states.FAIL
         self.study.tell(number, None if state is not self.states.COMPLETE else score, state=state)
 
-    def best(self) -> tuple[int, float] | None:
-        """The number and the validation score of the best trial, if any has succeeded."""
-        done = self.study.get_trials(deepcopy=False, states=(self.states.COMPLETE,))
-        best = max(done, key=lambda trial: trial.value or 0.0, default=None)
-        return None if best is None or best.value is None else (best.number, best.value)
-
-    def words_of(self, number: int) -> list[str]:
-        """The words of a trial."""
-        return [f"{key}={_typed(value)}" for key, value in self.study.trials[number].params.items()]
+    def best(self) -> tuple[int, float, list[str]] | None:
+        """The number, the validation score and the words of the best trial, if any has succeeded."""
+        if not self.study.get_trials(deepcopy=False, states=(self.states.COMPLETE,)):
+            return None
+        best = self.study.best_trial
+        return best.number, self.study.best_value, _words(best.params)
 
     def mark(self, folder: Path, number: int) -> None:
         """Tells the run in `folder` which trial it is, so that it can be pruned."""
-        _mark(folder).parent.mkdir(parents=True, exist_ok=True)
+        beside(folder, "trial").parent.mkdir(parents=True, exist_ok=True)
         told = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
-        _mark(folder).write_text(json.dumps(told))
+        beside(folder, "trial").write_text(json.dumps(told))
 
 
-def _typed(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _mark(folder: Path) -> Path:
-    return folder.parent / ".jobs" / f"{folder.name}.trial"
+def _words(params: dict[str, Any]) -> list[str]:
+    return [f"{key}={f'{value:.6g}' if isinstance(value, float) else value}" for key, value in params.items()]
 
 
 def unmark(folder: Path) -> None:
     """The run in `folder` is no trial any more."""
-    _mark(folder).unlink(missing_ok=True)
+    beside(folder, "trial").unlink(missing_ok=True)
 
 
 def watcher(folder: Path) -> Callable[[int, float], bool] | None:
     """For the run in `folder`, if it is a trial: reports a step's validation score; True if the trial is to end there."""
-    if not _mark(folder).is_file():
+    mark = beside(folder, "trial")
+    if not mark.is_file():
         return None
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = json.loads(_mark(folder).read_text())
+    told = json.loads(mark.read_text())
     study = optuna.load_study(storage=told["storage"], study_name=told["study"])
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError
-from metarun.sweeps.jobs import REQUEUED, Job, Outcome, exporting, perform
+from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
 from metarun.sweeps.plan import Ended, say
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
@@ -66,8 +66,11 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     try:
         while waiting:
             listed = queued()
-            for job, name in list(waiting.items()) if listed is not None else ():
-                if name in (listed or ()):
+            if listed is None:  # it will answer again
+                time.sleep(poll_seconds)
+                continue
+            for job, name in list(waiting.items()):
+                if name in listed:
                     absent.pop(job, None)
                     continue
                 absent[job] = absent.get(job, 0) + 1
@@ -85,17 +88,15 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
 
 def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
     """One array with these jobs; the name that each has in Slurm, which is noted beside its log."""
-    with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # which it reads when it is imported
+    with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs
         import submitit
 
-    folder = jobs[0].log.parent / "slurm"
-    try:
-        executor = submitit.SlurmExecutor(folder=folder)
-        executor.update_parameters(**parameters, stderr_to_stdout=True)
-        with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):
+        try:
+            executor = submitit.SlurmExecutor(folder=jobs[0].log.parent / "slurm")
+            executor.update_parameters(**parameters, stderr_to_stdout=True)
             submitted = executor.map_array(in_slurm, [job.arguments for job in jobs])
-    except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
-        raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
+        except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
+            raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
         job.log.parent.mkdir(parents=True, exist_ok=True)
         _note(job).write_text(f"{theirs.job_id}\n")
@@ -105,7 +106,7 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
 
 
 def _note(job: Job) -> Path:
-    return job.log.with_suffix(".slurm")
+    return beside(job.folder, "slurm")
 
 
 def _told(job: Job, name: str) -> Outcome | None:

@@ -63,9 +63,11 @@ def score(job: Job) -> float:
 
 def launched(launcher: Launcher, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
     """The jobs as they end, by a launcher of ours or of others."""
+    if not jobs:
+        return
     if isinstance(launcher, Commands):
         yield from launcher.carry_out(jobs, config)
-    elif jobs:
+    else:
         for job, done in zip(jobs, launcher.launch([job.overrides for job in jobs], 0), strict=True):
             failed = done.status is not JobStatus.COMPLETED
             yield job, Outcome(2, str(done._return_value)) if failed else Outcome(), 0.0
@@ -196,6 +198,7 @@ class Search(Sweeper):
                 jobs[number] = replace(job, label=" ".join(drawn))
                 study.mark(job.folder, number)
             by_folder = {job.folder: number for number, job in jobs.items()}
+            ended_before = study.ended
             for job, outcome, seconds in launched(self.started, list(jobs.values()), self.master):
                 search.unmark(job.folder)
                 pruned = outcome.status == PRUNED
@@ -204,15 +207,16 @@ class Search(Sweeper):
                 if not pruned:
                     ended.append((job, outcome, seconds))
                 plan.say(plan.progress(job, outcome, seconds, study.ended, self.trials))
-        best = study.best()
-        if best is not None:
-            number, value = best
-            ((job, _),) = plan.jobs_of(self.loader, self.master, [[*fixed, *study.words_of(number)]])
-            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(study.words_of(number))}; testing it")
+            if study.ended == ended_before:  # a launcher that does not wait has said so
+                return
+        if best := study.best():
+            number, value, drawn = best
+            ((job, _),) = plan.jobs_of(self.loader, self.master, [[*fixed, *drawn]])
+            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
             words = ["recipe=test", quoted(f"checkpoint={job.folder}"), f"name={root.name}", f"outputs={root.parent}"]
             ((job, _),) = plan.jobs_of(self.loader, self.master, [words])
             ended += launched(self.started, [replace(job, label="the best trial, tested")], self.master)
-        plan.conclude(ended, root.name)
+        plan.conclude(ended)
 
 
 class Grid(BasicSweeper):
@@ -238,4 +242,4 @@ class Grid(BasicSweeper):
         for number, (job, outcome, seconds) in enumerate(launched(self.launcher, to_run, self.config), 1):
             ended.append((job, outcome, seconds))
             plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))
-        plan.conclude(ended, jobs[0][0].folder.parent.name)
+        plan.conclude(ended)

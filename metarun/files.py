@@ -1,0 +1,44 @@
+"""Files that must survive a kill at any instruction: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from metarun.errors import UserError
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Puts what `write` writes in the place of `path`, all or nothing; a full disk is a `UserError`, `path` as it was."""
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        try:
+            with open(aside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        kept = "; the previous one is untouched" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """A file with this content."""
+    replace(path, lambda file: file.write(content))
+
+
+def save_json(path: Path, values: dict[str, Any]) -> None:
+    """A JSON file for people: indented, in the order given."""
+    save_bytes(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -31,6 +31,7 @@ PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launch
 if PLUGINS not in sys.path:
     sys.path.append(PLUGINS)
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -87,7 +88,7 @@ def attempt(words: list[str]) -> Outcome:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
     sys.argv[1:] = [quoted(word) for word in words]
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, _stop)
     try:
         _run()
@@ -107,6 +108,9 @@ def attempt(words: list[str]) -> Outcome:
     except KeyboardInterrupt as interrupt:
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
+    finally:
+        for number in SIGNALS:  # one that comes while the interpreter ends is no story to tell
+            signal.signal(number, signal.SIG_DFL)
     return Outcome()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,6 @@ def in_slurm(arguments: Sequence[str]) -> Outcome:
     """A job, in the process that Slurm started for it."""
     outcome = perform(arguments)
     if outcome.status == REQUEUED:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         time.sleep(600)  # Slurm ends this process
     if outcome.status > 128:  # cancelled or preempted: no result, since the same job may be run again

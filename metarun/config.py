@@ -73,7 +73,7 @@ class Hardware:
 
     device: str = "auto"  # auto, cpu or cuda
     autocast: str | None = None  # bfloat16
-    channels_last: bool = False  # the memory order of convolutions
+    channels_last: bool | None = None  # the memory order of images between layers; null: whichever is faster
     processes: int = 1  # that share the tasks of a step, on a CPU
     threads: int | None = None  # of a CPU operation; null: torch's choice, or the cores shared out among the processes
     vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions

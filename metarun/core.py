@@ -70,6 +70,18 @@ class Backbone(nn.Module):
 
     features: int
     norm: str  # a kind of `metarun.backbones.norm`
+    channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    def ordered(self, images: Tensor) -> Tensor:
+        """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.
+
+        An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
+        here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)
+        """
+        if not self.channels_last:
+            return images
+        pixels = images.movedim(1, -1)
+        return pixels.flatten(1).unflatten(1, pixels.shape[1:]).movedim(-1, 1)
 
 
 class Algorithm(nn.Module, ABC):
@@ -83,6 +95,7 @@ class Algorithm(nn.Module, ABC):
     fixed_ways: ClassVar[bool] = False  # whether test tasks need the ways that it was trained with
     whole_batch: ClassVar[bool] = False  # whether `loss` needs all tasks of a step at once
     needs_queries: ClassVar[bool] = True  # whether training tasks need a query set
+    vectorizable: ClassVar[bool] = True  # whether its tasks can run by vmap
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:

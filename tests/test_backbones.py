@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.norm import KINDS, Norm, group_count, transductive
 from metarun.backbones.resnet12 import ResNet12, drop_block
+from metarun.backbones.second_order import batch_norm
 from metarun.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
@@ -427,3 +429,54 @@ def test_dropping_within_an_inner_loop(vectorize: bool) -> None:
     x = torch.ones(1, 4, 8, 10, 10).expand(2, -1, -1, -1, -1)
     first, second = functional.over_tasks(lambda x: drop_block(x, 0.3, 3), x, vectorize=vectorize)
     assert not torch.equal(first, second)  # each task has squares of its own
+
+
+# Memory order, and the norm's own second derivative
+
+
+def test_one_channel_says_its_order_by_its_strides() -> None:
+    """By which convolutions choose; the values are the same."""
+    backbone = Conv4(input_shape=(1, 28, 28))
+    images = torch.rand(3, 1, 28, 28)
+    plain = backbone(images)
+    backbone.channels_last = True
+    assert backbone.ordered(images).stride() == (784, 1, 28, 1)
+    assert backbone.blocks[0].conv(backbone.ordered(images)).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(backbone.ordered(images), images)
+    torch.testing.assert_close(backbone(images), plain, rtol=1e-4, atol=1e-5)
+    coloured = torch.rand(3, 3, 28, 28)
+    assert backbone.ordered(coloured).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(backbone.ordered(coloured), coloured)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (4, 3, 5, 6)])
+def test_batch_norms_derivatives_against_finite_differences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, (3,), (3,))]
+
+    def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm(x, weight, bias, 1e-3)
+
+    torch.testing.assert_close(
+        normed(*inputs), F.batch_norm(inputs[0], None, None, *inputs[1:], training=True, eps=1e-3)
+    )
+    assert torch.autograd.gradcheck(normed, inputs)
+    assert torch.autograd.gradgradcheck(normed, inputs)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_batch_norms_second_derivative_is_torchs(order: torch.memory_format) -> None:
+    """In single precision, in both memory orders."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 8, 9, 9).to(memory_format=order).requires_grad_()
+    weight, bias = (torch.rand(8, requires_grad=True) for _ in range(2))
+    direction = [torch.randn_like(value) for value in (x, weight, bias)]
+
+    def second(function: Any) -> list[Tensor]:
+        first = torch.autograd.grad(function(x, weight, bias).sin().sum(), [x, weight, bias], create_graph=True)
+        return list(torch.autograd.grad(first, [x, weight, bias], direction))
+
+    ours = second(lambda *values: batch_norm(*values, 1e-5))
+    torchs = second(lambda x, weight, bias: F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5))
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.errors import UserError
 from metarun.functional import Params, adapt, call, linear_head, parameters
 
 
@@ -30,7 +31,7 @@ class MAML(Algorithm):
     """Learns an initialisation from which `inner_steps` of gradient descent solve a task.
 
     `inner_lr` is alpha, for a mean-reduced loss; `test_inner_steps` is the number of steps at test time (None: as in
-    training); `first_order` drops the second derivatives.
+    training); `first_order` drops the second derivatives; `recompute` trades time for memory (`functional.adapt`).
     """
 
     regression = True
@@ -45,13 +46,17 @@ class MAML(Algorithm):
         inner_lr: float = 0.5,
         test_inner_steps: int | None = None,
         first_order: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__(backbone, spec)
+        if recompute and backbone.norm == "running":
+            raise UserError("algo.recompute=true: would count every step twice in the averages of backbone.norm=running")
         self.head = linear_head(backbone.features, spec.outputs)
         self.inner_steps = inner_steps
         self.inner_lr = inner_lr
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order = first_order
+        self.recompute = recompute
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return self.head(self.backbone(x, n_support))
@@ -64,6 +69,7 @@ class MAML(Algorithm):
             steps=steps,
             learning_rate=self.inner_lr,
             first_order=self.first_order,
+            recompute=self.recompute,
         )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -84,6 +84,7 @@ class Conv4(Backbone):
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
+        x = self.ordered(x)
         for block in self.blocks:
             x = block(x, n_support)
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

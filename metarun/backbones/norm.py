@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun import functional
+from metarun.backbones.second_order import batch_norm
 from metarun.errors import UserError, nearest
 
 EPSILON = 1e-5  # added to the variance
@@ -92,7 +93,7 @@ class Norm(nn.Module):
         reference = n_support if self.kind == "support" and n_support is not None else len(x)
         self._check(reference, x)
         if reference >= len(x) and not functional.vectorized():
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPSILON)
+            return batch_norm(x, self.weight, self.bias, EPSILON)
         # Plain operations: the fused batch norm has wrong second derivatives under vmap, and fails there under autocast.
         values = functional.precise(x)
         axes = [0, *range(2, x.ndim)]

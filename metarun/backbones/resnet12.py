@@ -125,6 +125,7 @@ class ResNet12(Backbone):
         if dropping:
             self.passes += 1
         rate = self.drop_rate * (min(1.0, self.passes / self.drop_ramp) if self.drop_ramp else 1.0)
+        x = self.ordered(x)
         for place, block in enumerate(self.blocks):
             x = block(x, n_support)
             if dropping:

@@ -155,8 +155,12 @@ def _groups() -> list[str]:
 
 
 def _unknown_choice(name: str, choices: list[str]) -> str:
-    """`algo/mmal` is no file of that group."""
+    """`algo/mmal` is no file of that group, nor `algo/peer/mmal` one of a folder in it."""
     group, _, choice = name.rpartition("/")
+    if not group.startswith("hydra/"):
+        group, _, choice = name.partition("/")
+        folders = (CONF / group).glob("*/*.yaml")
+        choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {', '.join(choices)}" if choices else ""
     return f"{group}={choice}: there is no such choice{nearest(choice, choices) or there_are}"
 

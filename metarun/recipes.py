@@ -333,6 +333,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
     algorithm, config = run.algorithm, run.config
     tested = run.result.get("test/acc", run.result.get("test/mse"))
     run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
+    data = run.data.describe()
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
@@ -341,10 +342,10 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
             "train": vars(run.train_task),
             "test": vars(run.test_task),
             "test_inner_steps": algorithm.test_steps,
-            "split": config.data.get("split"),
+            "split": data.get("split", config.data.get("split")),
             "selected_by": "best validation score" if "train/steps" in run.result else "the checkpoint that was given",
         },
-        "data": run.data.describe(),
+        "data": data,
         "parameters": sum(value.numel() for value in algorithm.parameters()),
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),

@@ -3,6 +3,7 @@
 # Usage: scripts/test.sh [pytest argument...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+scripts/install_learn2learn.sh
 
 ruff check .
 ruff format --check .

@@ -41,10 +41,16 @@ def test_help_needs_no_torch(word: list[str], expected: list[str]) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2.0  # about half a second
 
 
+GROUPS = ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment")
+
+
 def test_help_lists_every_choice() -> None:
     out = metarun("--help").out
-    for group in ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment"):
-        assert f"{group}: {', '.join(choices(group))}\n" in out
+    folders = {path.parent for group in GROUPS for path in (CONF / group).rglob("*.yaml")}
+    assert CONF / "algo" / "learn2learn" in folders
+    for folder in folders:
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        assert f"{folder.relative_to(CONF).as_posix()}: {', '.join(names)}\n" in out
 
 
 def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,11 +80,17 @@ def test_yaml_says_what_it_is_and_how_it_runs(name: str) -> None:
     about, _, command = first.rpartition("metarun")
     assert len(about) > len("# ; ")
     group, _, choice = name.removesuffix(".yaml").rpartition("/")
+    if "/" in group and not group.startswith("hydra/"):  # in a folder of a group
+        group, _, choice = name.removesuffix(".yaml").partition("/")
     if group and group not in ("preset", "hydra/help"):
         assert f"{group}={choice}" in command
 
 
-GIVEN = {"folder": ["data.root=anywhere"]}  # what a data set needs besides its name
+GIVEN = {  # what a data set needs besides its name
+    "folder": ["data.root=anywhere"],
+    "learn2learn": ["data.dataset=MiniImagenet"],
+    "torchvision": ["data.dataset=MNIST"],
+}
 
 
 def check(*overrides: str) -> None:
@@ -116,6 +128,9 @@ def unknown_key(known: str) -> str:
 MISTAKES: list[tuple[str, list[str]]] = [
     # groups
     ("algo=mmal", ["algo=mmal: there is no such choice; did you mean maml"]),
+    ("algo=learn2learn/mmal", ["algo=learn2learn/mmal: there is no such choice; did you mean learn2learn/maml"]),
+    ("algo=learn2learn", ["algo=learn2learn: there is no such choice; did you mean learn2learn/"]),
+    ("algo=learn2lern/maml", ["algo=learn2lern/maml: there is no such choice; did you mean learn2learn/maml"]),
     ("hardware=tpu", ["hardware=tpu: there is no such choice; did you mean cpu?"]),
     ("recipe=zzz", ["recipe=zzz: there is no such choice; there are "]),
     ("dta=omniglot", ["dta: " + unknown_key("data?")]),

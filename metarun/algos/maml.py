@@ -50,7 +50,9 @@ class MAML(Algorithm):
     ) -> None:
         super().__init__(backbone, spec)
         if recompute and backbone.norm == "running":
-            raise UserError("algo.recompute=true: would count every step twice in the averages of backbone.norm=running")
+            raise UserError(
+                "algo.recompute=true: would count every step twice in the averages of backbone.norm=running"
+            )
         self.head = linear_head(backbone.features, spec.outputs)
         self.inner_steps = inner_steps
         self.inner_lr = inner_lr

@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metarun.data.sampler import uniforms
-from metarun.data.source import ImageSource, Split
+from metarun.data.division import SPLITS, check_ratios, divide, with_validation
+from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError, nearest
 
-RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
-SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
 THREADS = 4
@@ -78,14 +76,20 @@ class Folder(ImageSource):
             raise UserError(f"data.channels: {channels} is not 1, 3 or null")
         if image_size < 1:
             raise UserError(f"data.image_size: {image_size} is not a positive number of pixels")
-        shares = tuple(RATIOS if ratios is None else ratios)
-        if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise UserError(f"data.ratios: {list(shares)} are not three positive numbers that sum to 1")
-
+        shares = check_ratios(ratios)
         folder = Path(root).expanduser().absolute()
         classes = _list(folder)
         lists = (train_classes, val_classes, test_classes)
-        splits = _divide(classes, lists, shares, split_seed, folder)
+        origin = {"key": "data.root", "where": str(folder)}
+        if not classes[0].part:
+            splits = divide([entry.name for entry in classes], lists, shares, split_seed, kind="class folder", **origin)
+        elif any(names is not None for names in lists):
+            raise UserError(
+                f"data.train_classes, val_classes, test_classes: {folder} is divided by its train and test folders already"
+            )
+        else:
+            parts = {split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
+            splits = with_validation(parts, shares, split_seed, **origin)
         key = {
             "root": str(folder), "listing": _listing(classes), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
         }  # fmt: skip
@@ -190,78 +194,6 @@ def _listing(classes: Sequence[ClassFolder]) -> str:
     return digest.hexdigest()
 
 
-def _divide(
-    classes: Sequence[ClassFolder],
-    lists: tuple[list[str] | None, list[str] | None, list[str] | None],
-    shares: tuple[float, ...],
-    seed: int,
-    root: Path,
-) -> dict[Split, Sequence[int]]:
-    index = {entry.name: number for number, entry in enumerate(classes)}
-    splits: dict[Split, list[int]]
-    if classes[0].part:
-        if any(names is not None for names in lists):
-            raise UserError(
-                f"data.train_classes, val_classes, test_classes: {root} is divided by its train and test folders already"
-            )
-        splits = {split: [number for number, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
-    elif any(names is not None for names in lists):
-        splits = _listed(lists, index, root)
-    else:
-        counts = _apportion(len(classes), shares, f"{root} holds")
-        drawn = _shuffled(list(range(len(classes))), seed)
-        stops = np.cumsum(counts)
-        return {
-            split: sorted(drawn[stop - count : stop]) for split, count, stop in zip(SPLITS, counts, stops, strict=True)
-        }
-    if not splits["val"]:
-        train, val = shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])
-        count, _ = _apportion(
-            len(splits["train"]), (train, val), f"{root} gives no validation classes, and for training"
-        )
-        drawn = _shuffled(splits["train"], seed)
-        splits["train"], splits["val"] = sorted(drawn[:count]), sorted(drawn[count:])
-    return dict(splits)
-
-
-def _listed(
-    lists: tuple[list[str] | None, list[str] | None, list[str] | None], index: dict[str, int], root: Path
-) -> dict[Split, list[int]]:
-    splits: dict[Split, list[int]] = {}
-    homes: dict[str, str] = {}
-    for split, names in zip(SPLITS, lists, strict=True):
-        for name in map(str, names or []):
-            if name not in index:
-                raise UserError(f"data.{split}_classes: {root} has no class folder {name}{nearest(name, index)}")
-            if name in homes:
-                raise UserError(f"data.{split}_classes: class {name} is in data.{homes[name]}_classes already")
-            homes[name] = split
-        if not names and split != "val":
-            raise UserError(
-                f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes"
-            )
-        splits[split] = [index[str(name)] for name in names or []]
-    return splits
-
-
-def _apportion(total: int, shares: Sequence[float], subject: str) -> list[int]:
-    """`total` classes among splits by their shares, at least one each; sums to `total`."""
-    if total < len(shares):
-        raise UserError(
-            f"data.root: {subject} {total} class{'es' * (total != 1)}; at least {len(shares)} are needed, one for each split"
-        )
-    counts = [1] * len(shares)
-    for _ in range(total - len(shares)):
-        lacking = [share * total - count for share, count in zip(shares, counts, strict=True)]
-        counts[lacking.index(max(lacking))] += 1
-    return counts
-
-
-def _shuffled(classes: list[int], seed: int) -> list[int]:
-    order = uniforms(seed, "folder", 0, len(classes), 1)[:, 0].argsort(kind="stable")
-    return [classes[place] for place in order]
-
-
 def _all_grey(classes: Sequence[ClassFolder]) -> bool:
     """Whether no image has colour, by the files' headers; files that cannot be opened are left to `_decode`."""
     for entry in classes:
@@ -279,8 +211,7 @@ def _decode(path: Path, size: int, channels: int, skip_bad: bool) -> np.ndarray 
     """One image, uint8 `[channels, size, size]`; None for one that is skipped."""
     try:
         with Image.open(path) as file:
-            image = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+            return square(ImageOps.exif_transpose(file), size, channels)
     except Exception as error:  # the decoders raise whatever a broken file provokes
         if isinstance(error, OSError) and error.errno is not None and path.exists():
             raise  # of the disk, not of the image: never skipped
@@ -290,6 +221,12 @@ def _decode(path: Path, size: int, channels: int, skip_bad: bool) -> np.ndarray 
         raise UserError(
             f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
         ) from error
+
+
+def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """Its middle as uint8 `[channels, size, size]`, resized (Lanczos); channels are 1 or 3, what is transparent is white."""
+    image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -1,0 +1,91 @@
+"""Which classes are for training, validation and testing, where the data themselves do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metarun.data.sampler import uniforms
+from metarun.data.source import Split
+from metarun.errors import UserError, nearest
+
+RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
+SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
+Shares = tuple[float, float, float]
+Lists = tuple[list[str] | None, list[str] | None, list[str] | None]  # names of classes for each split
+
+
+def check_ratios(ratios: list[float] | None, default: Shares = RATIOS) -> Shares:
+    """Three shares that sum to 1; raises `UserError` for any other."""
+    if ratios is None:
+        return default
+    if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+        raise UserError(f"data.ratios: {list(ratios)} are not three positive numbers that sum to 1")
+    return ratios[0], ratios[1], ratios[2]
+
+
+def divide(
+    names: Sequence[str], lists: Lists, shares: Shares, seed: int, *, key: str, where: str, kind: str = "class"
+) -> dict[Split, Sequence[int]]:
+    """The indices of `names` in each split: by the lists if there are any, and otherwise drawn by `seed`, sorted.
+
+    Each split has at least one class. `key` and `where` tell in errors which setting brought these classes, and from
+    where; `kind` is what a class is there. Raises `UserError` for too few classes, and for lists that do not fit.
+    """
+    if any(wanted is not None for wanted in lists):
+        return with_validation(_listed(names, lists, where, kind), shares, seed, key=key, where=where)
+    counts = _apportion(len(names), shares, f"{key}: {where} holds")
+    drawn = _shuffled(list(range(len(names))), seed)
+    stops = np.cumsum(counts)
+    return {split: sorted(drawn[stop - count : stop]) for split, count, stop in zip(SPLITS, counts, stops, strict=True)}
+
+
+def with_validation(
+    splits: dict[Split, list[int]], shares: Shares, seed: int, *, key: str, where: str
+) -> dict[Split, Sequence[int]]:
+    """`splits`, with a share of the training classes drawn for validation where there are no classes for it."""
+    if splits["val"]:
+        return dict(splits)
+    train, val = shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])
+    subject = f"{key}: {where} gives no validation classes, and for training"
+    count, _ = _apportion(len(splits["train"]), (train, val), subject)
+    drawn = _shuffled(splits["train"], seed)
+    return {"train": sorted(drawn[:count]), "val": sorted(drawn[count:]), "test": splits["test"]}
+
+
+def _listed(names: Sequence[str], lists: Lists, where: str, kind: str) -> dict[Split, list[int]]:
+    index = {name: number for number, name in enumerate(names)}
+    splits: dict[Split, list[int]] = {}
+    homes: dict[str, str] = {}
+    for split, wanted in zip(SPLITS, lists, strict=True):
+        for name in map(str, wanted or []):
+            if name not in index:
+                raise UserError(f"data.{split}_classes: {where} has no {kind} {name}{nearest(name, index)}")
+            if name in homes:
+                raise UserError(f"data.{split}_classes: class {name} is in data.{homes[name]}_classes already")
+            homes[name] = split
+        if not wanted and split != "val":
+            raise UserError(
+                f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes"
+            )
+        splits[split] = [index[str(name)] for name in wanted or []]
+    return splits
+
+
+def _apportion(total: int, shares: Sequence[float], subject: str) -> list[int]:
+    """`total` classes among splits by their shares, at least one each; sums to `total`."""
+    if total < len(shares):
+        raise UserError(
+            f"{subject} {total} class{'es' * (total != 1)}; at least {len(shares)} are needed, one for each split"
+        )
+    counts = [1] * len(shares)
+    for _ in range(total - len(shares)):
+        lacking = [share * total - count for share, count in zip(shares, counts, strict=True)]
+        counts[lacking.index(max(lacking))] += 1
+    return counts
+
+
+def _shuffled(classes: list[int], seed: int) -> list[int]:
+    order = uniforms(seed, "folder", 0, len(classes), 1)[:, 0].argsort(kind="stable")
+    return [classes[place] for place in order]

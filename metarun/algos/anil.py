@@ -1,0 +1,89 @@
+"""ANIL: Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML (Raghu et al. 2020).
+
+https://arxiv.org/abs/1909.09157
+
+    theta_m = (theta_1, ..., theta_l,m-1 - alpha * grad_theta_l L_support(theta_m-1))    (section 4)
+
+"Almost no inner loop": MAML whose inner steps move the last layer alone, in training and at test time. The body learns in
+the outer loop only, through the queries' features and, in second order, through the support's features, with which the
+head was adapted. Inner steps never run the body: each set goes through it once a task.
+
+There is no official code that we know of. Differences from the paper:
+- Its inner rates were those of MAML's code, as far as we know, which sums the inner loss over the ways; here it is the mean.
+- The outer loss is the mean over the tasks, not their sum; Adam does not feel the difference.
+- learn2learn's example (examples/vision/anil_fc100.py) normalises support and query images together. Here `norm=batch`
+  takes each set by itself, as MAML's code does, so that the two methods differ in the inner loop alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.algos.maml import MAML
+from metarun.core import Backbone, Episodes, Spec
+from metarun.functional import Params, adapt, parameters
+
+
+class ANIL(MAML):
+    """MAML with an inner loop for the linear head alone; the settings are MAML's.
+
+    `first_order` takes the inner gradients as constants, so the body learns nothing through the support's features.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        inner_steps: int = 1,
+        inner_lr: float = 0.5,
+        test_inner_steps: int | None = None,
+        first_order: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            spec,
+            inner_steps=inner_steps,
+            inner_lr=inner_lr,
+            test_inner_steps=test_inner_steps,
+            first_order=first_order,
+        )
+
+    def features(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """One task's features of the support set `[N*K, features]` and of the queries `[N*Q, features]`."""
+        if self.backbone.norm in ("batch", "running"):  # each set has statistics of its own
+            return self.backbone(support_x), self.backbone(query_x)
+        both = self.backbone(torch.cat([support_x, query_x]), len(support_x))
+        return both[: len(support_x)], both[len(support_x) :]
+
+    def adapt_head(self, features: Tensor, y: Tensor, steps: Sequence[int]) -> list[Params]:
+        """One task's `weight` and `bias` of the head after each of the numbers of inner steps in `steps`."""
+        return adapt(
+            lambda head: self.task_loss(F.linear(features, **head), y),
+            parameters(self.head),
+            steps=steps,
+            learning_rate=self.inner_lr,
+            first_order=self.first_order,
+        )
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
+            support, query = self.features(support_x, query_x)
+            (head,) = self.adapt_head(support, support_y, [self.inner_steps])
+            prediction = F.linear(query, **head)
+            return self.task_loss(prediction, query_y), prediction.detach()
+
+        losses, predictions = self.over_tasks(task, *episodes.tensors)
+        return losses.mean(), self.scores(predictions, episodes.query_y)
+
+    @torch.no_grad()
+    def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+            support, query = self.features(support_x, query_x)
+            return torch.stack([F.linear(query, **head) for head in self.adapt_head(support, support_y, steps)])
+
+        return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

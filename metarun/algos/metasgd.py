@@ -1,0 +1,64 @@
+"""Meta-SGD: Learning to Learn Quickly for Few-Shot Learning (Li, Zhou, Chen, Li 2017).
+
+https://arxiv.org/abs/1707.09835
+
+    theta' = theta - alpha * grad_theta L_support(theta),  alpha of the shape of theta, the product by elements
+    theta, alpha <- theta, alpha - beta * grad_(theta, alpha) L_query(theta')    (algorithm 1)
+
+MAML with a learned rate for every single weight, of either sign: the inner step's direction is learned too. With rates
+that are all equal and stay so it is MAML. The outer optimiser trains rates and weights alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metarun.algos.maml import MAML
+from metarun.core import Backbone, Spec
+from metarun.functional import Params, adapt, call, parameters
+
+
+class MetaSGD(MAML):
+    """Learns an initialisation and the rate of each of its weights; `inner_lr` is where all rates start.
+
+    The other settings are MAML's. `first_order` takes the inner gradients as constants, by which the rates still learn.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        inner_steps: int = 1,
+        inner_lr: float = 0.5,
+        test_inner_steps: int | None = None,
+        first_order: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            spec,
+            inner_steps=inner_steps,
+            inner_lr=inner_lr,
+            test_inner_steps=test_inner_steps,
+            first_order=first_order,
+            recompute=recompute,
+        )
+        self.rates = nn.ParameterDict(
+            {name.replace(".", "_"): torch.full_like(value, inner_lr) for name, value in parameters(self).items()}
+        )
+
+    def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
+        """One task's weights after each of the numbers of inner steps in `steps`."""
+        weights = {name: value for name, value in parameters(self).items() if not name.startswith("rates.")}
+        return adapt(
+            lambda params: self.task_loss(call(self, params, support_x), support_y),
+            weights,
+            steps=steps,
+            learning_rate={name: self.rates[name.replace(".", "_")] for name in weights},
+            first_order=self.first_order,
+            recompute=self.recompute,
+        )

@@ -107,11 +107,11 @@ def slopes_agree(algorithm: Algorithm, part: str) -> None:
 
 
 def with_rates(metasgd: MetaSGD, body: float | None = None) -> MetaSGD:
-    """Rates of the body `body`, those of the head as they were; without `body`, every rate is another."""
+    """Rates of the body `body`, those of the head as they were; without `body`, every rate is another, some below zero."""
     torch.manual_seed(2)
     for name, rate in metasgd.rates.items():
         if body is None:
-            rate.data += 0.2 * torch.rand_like(rate)
+            rate.data += 0.2 * torch.randn_like(rate)
         elif name.startswith("backbone"):
             rate.data.fill_(body)
     return metasgd
@@ -277,10 +277,14 @@ def test_rates_learn_in_first_order_too(vectorize: bool) -> None:
 
 @STEPS
 def test_recomputed_steps_give_the_same_gradient(inner_steps: int) -> None:
-    found = []
+    found, passes = [], []
     for recompute in (False, True):
         algorithm = with_rates(tiny(MetaSGD, inner_steps=inner_steps, recompute=recompute))
-        found.append(gradients(algorithm, batch_of()))
+        forwards: list[int] = []
+        algorithm.backbone.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        found.append(gradients(algorithm, batch_of(1)))
+        passes.append(len(forwards))
+    assert passes == [inner_steps + 1, 2 * inner_steps + 1]
     close(found[0][0], found[1][0])
     for name, value in found[0][1].items():
         close(found[1][1][name], value)

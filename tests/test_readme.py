@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shlex
@@ -32,6 +33,7 @@ OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", RE
 sys.path.insert(0, str(ROOT / "scripts"))
 import picture  # noqa: E402
 import results_table  # noqa: E402
+from benchmark import readme as speed  # noqa: E402
 
 
 def name(words: list[str]) -> str:
@@ -127,3 +129,9 @@ def test_picture_is_of_the_result_in_the_table() -> None:
     drawn = words(picture.PICTURE.read_text())
     assert drawn == words(picture.svg())
     assert re.search(r"^\| ProtoNet \| built-in.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn
+
+
+def test_speed_table_is_that_of_the_benchmark_kept() -> None:
+    result = json.loads(speed.RESULT.read_text())
+    assert "learn2learn" in speed.table(result)
+    assert speed.rewritten(README, result) == README

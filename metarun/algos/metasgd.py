@@ -5,8 +5,14 @@ https://arxiv.org/abs/1707.09835
     theta' = theta - alpha * grad_theta L_support(theta),  alpha of the shape of theta, the product by elements
     theta, alpha <- theta, alpha - beta * grad_(theta, alpha) L_query(theta')    (algorithm 1)
 
-MAML with a learned rate for every single weight, of either sign: the inner step's direction is learned too. With rates
+MAML with a learned rate for every single weight, of either sign: the direction of the inner step is learned too. With rates
 that are all equal and stay so it is MAML. The outer optimiser trains rates and weights alike.
+
+No official code is known to us (foolyc/Meta-SGD is another's, with one rate for all). Differences from the paper:
+- Rates start at `inner_lr`, all alike, so training begins as MAML's. The paper draws them from [0.005, 0.1], which public
+  re-implementations read as one value for all or one for each. Starts from 0.001 to 0.05 ended alike on sinusoids.
+- The outer loss is the mean over the tasks, not their sum; Adam does not feel the difference.
+- The paper takes one inner step. With more, all steps share the rates.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from metarun.functional import Params, adapt, call, parameters
 class MetaSGD(MAML):
     """Learns an initialisation and the rate of each of its weights; `inner_lr` is where all rates start.
 
-    The other settings are MAML's. `first_order` takes the inner gradients as constants, by which the rates still learn.
+    The other settings are MAML's. `first_order` takes the inner gradients as constants; the rates still learn.
     """
 
     def __init__(

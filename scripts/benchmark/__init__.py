@@ -1,0 +1,1 @@
+"""metarun and learn2learn, timed in turn on the same work: `python -m scripts.benchmark --help`."""

@@ -1,0 +1,146 @@
+"""Times metarun and learn2learn 0.2.0 in turn on the same work, and prints a table and writes JSON.
+
+Each line of the table: the same model, tasks and optimiser on both sides, and the same cores; tasks a second in the median
+of the rounds, the range in brackets. Ours are processes of one thread that share the tasks of a step; the peer is one
+process, with one thread or one a core, whichever is faster. `machine` is the share of what the machine allows: of
+the tasks a second at which the convolutions alone would run. Before the clock, both compute the loss of the same batch
+from the same weights, which must be the same. Needs scripts/install_learn2learn.sh, and Omniglot for most lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from metarun import files, provenance
+from metarun.errors import UserError
+
+from .lines import LINES, MEMORY
+from .measure import Differ, cores, memory, startup, summary, throughput
+
+Measurement = Callable[[int, float], dict[str, Any]]  # of the rounds and the seconds of a turn
+
+WORKS: dict[str, Measurement] = {
+    **{line.name: partial(lambda line, rounds, seconds: throughput(line, rounds, seconds), line) for line in LINES},
+    "startup": lambda rounds, seconds: startup(rounds),
+    MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3)),  # it hardly varies
+}
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": cores(),
+        "load_before": os.getloadavg()[0],
+        "system": platform.platform(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def run(works: dict[str, Measurement], rounds: int, seconds: float, target: Path) -> dict[str, Any]:
+    """Measures `works` one after the other; `target` has all that is measured so far at any time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": provenance.versions() | {"peer": "learn2learn 0.2.0"},
+        "git_commit": provenance.git_commit(),
+        "rounds": rounds,
+        "seconds_per_turn": seconds,
+        "lines": {},
+    }
+    for number, (name, work) in enumerate(works.items(), 1):
+        print(f"{number}/{len(works)} {name}", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        try:
+            result["lines"][name] = work(rounds, seconds)
+        except Differ as error:
+            print(f"benchmark: {name}: {error}", file=sys.stderr)
+            result["lines"][name] = {"error": str(error)}
+        result["lines"][name]["seconds"] = time.perf_counter() - started
+        files.save_json(target, result)
+    return result
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The tables of what was measured."""
+    lines = result["lines"]
+    rates = {name: line for name, line in lines.items() if line.get("unit") == "tasks/s"}
+    if rates:
+        table = Table(
+            "work", title=f"tasks/s on {result['machine']['cores']} cores, median of {result['rounds']} rounds"
+        )
+        for column in ("ours", "learn2learn", "ratio", "machine"):
+            table.add_column(column, justify="right")
+        for line in rates.values():
+            share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""
+            table.add_row(line["title"], spread(line["ours"]), spread(line["peer"]), f"{line['ratio']:.2f}×", share)
+        console.print(table)
+    if "startup" in lines:
+        table = Table("start-up", title="seconds from the start of the process")
+        table.add_column("median", justify="right")
+        for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
+            table.add_row(name, spread(values))
+        console.print(table)
+    if "peer" in lines.get(MEMORY.name, {}):
+        line = lines[MEMORY.name]
+        kinds = {
+            "ours": line["ours"]["plain"],
+            "ours, recompute": line["ours"]["recompute"],
+            "learn2learn": line["peer"]["plain"],
+        }
+        table = Table("MB, by inner steps", *kinds["ours"], title=line["title"])
+        for kind, by_steps in kinds.items():
+            table.add_row(
+                kind, *(spread(summary([value / 1e6 for value in found["values"]])) for found in by_steps.values())
+            )
+        console.print(table)
+
+
+def spread(values: dict[str, Any]) -> str:
+    """The median, and the range in brackets."""
+    return "{median:.4g} [dim]({min:.4g}–{max:.4g})[/dim]".format(**values)
+
+
+def main(words: Sequence[str] | None = None, works: dict[str, Measurement] = WORKS) -> int:
+    """The command; its exit status: 1 where a line's sides do not compute the same, 2 for what the user can mend."""
+    about, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=about, epilog=more)
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=list(works), default=list(works), help=", ".join(works)
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (4); at least one step of all tasks")
+    parser.add_argument("--cores", type=int, help="how many of this machine's cores both sides may use (all)")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark.json"), help="outputs/benchmark.json")
+    given = parser.parse_args(words)
+    if given.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+    try:
+        result = run({name: works[name] for name in given.only}, given.rounds, given.seconds, given.json)
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    show(result, Console())
+    print(f"written to {given.json}")
+    return 1 if any("error" in line for line in result["lines"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,7 +93,7 @@ class Norm(nn.Module):
         reference = n_support if self.kind == "support" and n_support is not None else len(x)
         self._check(reference, x)
         if reference >= len(x) and not functional.vectorized():
-            return batch_norm(x, self.weight, self.bias, EPSILON)
+            return batch_norm(x, self.weight, self.bias, EPSILON)[0]
         # Plain operations: the fused batch norm has wrong second derivatives under vmap, and fails there under autocast.
         values = functional.precise(x)
         axes = [0, *range(2, x.ndim)]
@@ -114,18 +114,15 @@ class Norm(nn.Module):
             raise UserError(
                 "backbone.norm=running: cannot keep running averages with tasks vectorised; set hardware.vectorize=false"
             )
-        if self.training:
-            self._check(len(x), x)
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            momentum=MOMENTUM,
-            eps=EPSILON,
-        )
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
+        self._check(len(x), x)
+        normalised, mean, variance = batch_norm(x, self.weight, self.bias, EPSILON)
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+            self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)
+        return normalised
 
     def _group(self, x: Tensor) -> Tensor:
         groups = group_count(self.channels)

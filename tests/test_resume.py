@@ -205,9 +205,15 @@ def test_signal_while_testing_is_one_line(
         pytest.fail("went on")
 
     words = [*SINUSOID, f"outputs={tmp_path}"]
-    with monkeypatch.context() as patch:
-        patch.setattr("metarun.recipes.meta_test", interrupted)
-        done = metarun(*words)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell runs this in the background
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("metarun.recipes.meta_test", interrupted)
+            done = metarun(*words)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.status == 128 + number
     assert done.said[-1] == f"metarun: interrupted{by}; the same command goes on"
     assert "Traceback" not in done.err

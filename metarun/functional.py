@@ -90,7 +90,7 @@ def adapt(
     the result's derivative with respect to `params` is the identity (FOMAML, section 5.2 of the MAML paper). Either way it is
     differentiable with respect to a learning rate that is a tensor. With `recompute` the graphs of the inner steps are not
     kept but made again, one at a time, on the way back: the same derivative, in memory that hardly grows with the steps, for
-    about half as much time again; `loss` must then depend on nothing that is trained but its argument. Under `torch.no_grad()`
+    about a sixth more time; `loss` must then depend on nothing that is trained but its argument. Under `torch.no_grad()`
     nothing keeps a graph. Returns the parameters after each of the numbers of steps in `steps`, of which the largest is the
     number of steps taken.
     """

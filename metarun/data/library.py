@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from metarun.data.division import SPLITS, check_ratios, divide
-from metarun.data.folder import GREY, square
+from metarun.data.folder import GREY, check_images, square
 from metarun.data.releases import RELEASES, Files
 from metarun.data.source import ImageSource, Split
 from metarun.data.table import ClassImages, cache_root, cached, data_root
@@ -66,10 +66,7 @@ class Library(ImageSource):
         if dataset not in known:
             hint = nearest(dataset, known) or f"; there are {', '.join(known)}"
             raise UserError(f"data.dataset={dataset}: is no data set of {library} that metarun knows{hint}")
-        if channels not in (None, 1, 3):
-            raise UserError(f"data.channels: {channels} is not 1, 3 or null")
-        if image_size is not None and image_size < 1:
-            raise UserError(f"data.image_size: {image_size} is not a positive number of pixels")
+        check_images(image_size, channels)
         release = known[dataset]
         lists = (train_classes, val_classes, test_classes)
         listed = any(names is not None for names in lists)

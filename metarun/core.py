@@ -96,6 +96,7 @@ class Algorithm(nn.Module, ABC):
     whole_batch: ClassVar[bool] = False  # whether `loss` needs all tasks of a step at once
     needs_queries: ClassVar[bool] = True  # whether training tasks need a query set
     vectorizable: ClassVar[bool] = True  # whether its tasks can run by vmap
+    recordable: ClassVar[bool] = False  # whether `loss` does the same operations in every step, none of them random
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:

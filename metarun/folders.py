@@ -37,6 +37,7 @@ FREE = (
     "hardware.processes",
     "hardware.threads",
     "hardware.vectorize",
+    "hardware.record",
     "hardware.task_chunk",
     "train.save_every",
     "train.save_seconds",

@@ -9,14 +9,17 @@ import resource
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from metarun.core import Algorithm
+from metarun.core import Algorithm, Episodes
 from metarun.distributed import World
 from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.recorded import Recorded
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Hardware:
     vectorize: bool = False
     task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
     threads: int = 1
+    recorded: Recorded | None = None  # takes the gradients of `backward` from a recording
     world: World = field(default_factory=World)
 
     @property
@@ -41,6 +45,23 @@ class Hardware:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def seed(self, number: int) -> None:
+        """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
+    def backward(
+        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
+        if self.recorded and (done := self.recorded(algorithm, episodes, step, weight)):
+            return done
+        with self.autocast():
+            loss, shown = algorithm.loss(episodes, step)
+        (loss * weight).backward()
+        return loss.detach(), shown
 
     def place(self, algorithm: Algorithm) -> Algorithm:
         """Moves an algorithm to the device, in the memory order and with the form of the task axis chosen here."""
@@ -69,6 +90,7 @@ class Hardware:
             "processes": self.world.size,
             "threads": self.threads,
             "vectorize": self.vectorize,
+            "record": self.recorded is not None,
         }
 
     def __str__(self) -> str:
@@ -132,4 +154,26 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
     channels_last = settings.channels_last
     if channels_last is None:
         channels_last = device.type == "cpu" and convolves and not vectorize
-    return Hardware(device, dtype, channels_last, vectorize, task_chunk, torch.get_num_threads(), world)
+    threads = torch.get_num_threads()
+    recorded = _recorded(settings, algorithm, small=device.type == "cpu" and not convolves)
+    return Hardware(device, dtype, channels_last, vectorize, task_chunk, threads, recorded, world)
+
+
+def _recorded(settings: Any, algorithm: Algorithm, *, small: bool) -> Recorded | None:
+    """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
+    state = next((name for name, _ in algorithm.named_buffers()), None)
+    hindrance = (
+        None if algorithm.recordable else "its operations change from step to step",
+        f"it keeps state ({state})" if state else None,
+        "it runs under hardware.autocast" if settings.autocast else None,
+    )
+    reason = next(filter(None, hindrance), None)
+    if settings.record and reason:
+        raise UserError(
+            f"hardware.record=true: {type(algorithm).__name__} cannot be recorded, since {reason}; leave it at null"
+        )
+    if reason or not (small if settings.record is None else settings.record):
+        return None
+    from metarun.recorded import Recorded  # takes a second to import
+
+    return Recorded()

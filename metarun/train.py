@@ -224,11 +224,9 @@ def gradient_step(
     sums: dict[str, Tensor] = {}
     for number, chunk in enumerate(episodes.split(size)):
         share = weight * chunk.n_tasks / episodes.n_tasks
-        torch.manual_seed((step * 1_000_003 + seed + number * size) % 2**63)
-        with hardware.autocast():
-            loss, shown = algorithm.loss(chunk, step)
-        (loss * share).backward()
-        for name, value in {"loss": loss.detach(), **shown}.items():
+        hardware.seed((step * 1_000_003 + seed + number * size) % 2**63)
+        loss, shown = hardware.backward(algorithm, chunk, step, share)
+        for name, value in {"loss": loss, **shown}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
     return sums
 

@@ -36,6 +36,7 @@ class MAML(Algorithm):
 
     regression = True
     fixed_ways = True
+    recordable = True
 
     def __init__(
         self,

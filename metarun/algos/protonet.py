@@ -23,6 +23,8 @@ from metarun.functional import precise
 class ProtoNet(Algorithm):
     """Classifies a query by the nearest class mean of an embedding. Train and test ways may differ."""
 
+    recordable = True
+
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
         """Negative squared distances to the prototypes, `[N*Q, N]`, of one task."""
         n_support = len(support_x)

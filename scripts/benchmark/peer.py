@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from metarun import peers
 from metarun.data.table import cache_root, data_root
+from metarun.hardware import keep_freed_memory
 
 from .lines import Line
 from .memory import growth
@@ -47,6 +48,7 @@ class Peer:
     """One process."""
 
     def __init__(self, line: Line) -> None:
+        keep_freed_memory()  # as on our side: it is the C library's, not ours
         self.line, self.config = line, line.config()
         self.library = peers.learn2learn()
         random.seed(0)

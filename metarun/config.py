@@ -39,6 +39,14 @@ class TaskChange:
 
 
 @dataclass
+class Noise:
+    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+
+    tasks: float = 0.0
+    labels: float = 0.8
+
+
+@dataclass
 class Train:
     """Meta-training: a budget in steps, or in seconds of training if `max_seconds` comes first."""
 
@@ -46,6 +54,7 @@ class Train:
     max_seconds: float | None = None
     tasks_per_step: int = 1
     task: TaskChange = field(default_factory=TaskChange)
+    noise: Noise = field(default_factory=Noise)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     clip_norm: float | None = None
@@ -96,6 +105,7 @@ class Config:
     algo: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
+    around: dict[str, Any] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
@@ -117,6 +127,7 @@ GIVEN = {
     "data": set(),
     "backbone": {"input_shape"},
     "algo": {"backbone", "spec"},
+    "around": {"method", "validation"},
     "train.optimizer": {"params"},
     "train.schedule": {"optimizer"},
 }
@@ -124,7 +135,8 @@ GIVEN = {
 
 RANGES = {
     "train.steps": 0, "train.max_seconds": 0, "train.tasks_per_step": 1, "train.validate_every": 1, "train.validate_episodes": 1,
-    "train.patience": 1, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
+    "train.patience": 1, "train.noise.tasks": 0,
+    "train.noise.labels": 0, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
     "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.processes": 1,
     "hardware.task_chunk": 1, "seed": 0,
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,

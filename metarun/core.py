@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,15 +62,26 @@ class Spec:
     outputs: int  # ways of a training task, or dimensions of a regression target
 
 
+Between = Callable[[int, Tensor], Tensor]  # of a block's number and activations: what goes on in their place
+
+
 class Backbone(nn.Module):
     """Images `[B, C, H, W]` (or vectors `[B, D]`) to features `[B, features]`.
 
-    `forward(x, n_support=None)`: with the norm `support`, the statistics of the first `n_support` rows normalise all.
+    `forward(x, n_support=None, between=None)`: with the norm `support`, the statistics of the first `n_support` rows
+    normalise all. `between(number, activations)` may change the activations of each block, `[B, widths[number], ...]`, where
+    they have been normalised and have not yet gone through the nonlinearity that ends the block.
     """
 
     features: int
+    widths: list[int]  # the channels of each block
     norm: str  # a kind of `metarun.backbones.norm`
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """The blocks in order, each a module whose first input is what goes on from the one before."""
+        return list(self.get_submodule("blocks").children())
 
     def ordered(self, images: Tensor) -> Tensor:
         """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.
@@ -91,12 +102,13 @@ class Algorithm(nn.Module, ABC):
     typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
     """
 
-    regression: ClassVar[bool] = False  # whether it can learn regression tasks
-    fixed_ways: ClassVar[bool] = False  # whether test tasks need the ways that it was trained with
-    whole_batch: ClassVar[bool] = False  # whether `loss` needs all tasks of a step at once
-    needs_queries: ClassVar[bool] = True  # whether training tasks need a query set
-    vectorizable: ClassVar[bool] = True  # whether its tasks can run by vmap
-    recordable: ClassVar[bool] = False  # whether `loss` does the same operations in every step, none of them random
+    regression: bool = False  # whether it can learn regression tasks
+    fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
+    whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
+    needs_queries: bool = True  # whether training tasks need a query set
+    vectorizable: bool = True  # whether its tasks can run by vmap
+    soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
+    recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
@@ -133,18 +145,27 @@ class Algorithm(nn.Module, ABC):
         """
         return self.predict(episodes)[None]
 
+    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
+        """What the method's paper reports beside the score of `predict`: values `[T]`, or curves `[T, points]`.
+
+        Asked at meta-testing alone; the means over the episodes go to `result.json` under `test/`, with their intervals.
+        """
+        return {}
+
     def over_tasks(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """`function` of one task's tensors, for every task along the first axis; results are stacked."""
         return functional.over_tasks(function, *tensors, vectorize=self.vectorize)
 
-    def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy, or mean squared error for regression."""
+    def task_loss(self, prediction: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy, with `smoothing` of the labels over all classes, or mean squared error for regression."""
         if self.spec.kind == "regression":
             return F.mse_loss(functional.precise(prediction), target)
-        return F.cross_entropy(functional.precise(prediction).flatten(0, -2), target.flatten())
+        labels = target.flatten(0, -2) if target.is_floating_point() else target.flatten()  # probabilities, or classes
+        return F.cross_entropy(functional.precise(prediction).flatten(0, -2), labels, label_smoothing=smoothing)
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """What to log beside the loss: the query accuracy of a classification step."""
         if self.spec.kind == "regression":
             return {}
+        target = target.argmax(-1) if target.is_floating_point() else target
         return {"acc": (prediction.detach().argmax(-1) == target).float().mean()}

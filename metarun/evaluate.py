@@ -22,6 +22,9 @@ class Scores:
     values: Tensor  # [len(steps), episodes] float64
     power: float  # the mean squared target of regression tasks; 0 for classification
     loss: float  # the mean loss on the queries after the last of `steps`
+    measures: dict[
+        str, Tensor
+    ]  # the method's own, `[episodes]` or `[episodes, points]` float64; empty unless asked for
 
     @property
     def final(self) -> Tensor:
@@ -37,8 +40,12 @@ def evaluate(
     hardware: Hardware,
     steps: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    measure: bool = False,
 ) -> Scores:
-    """Scores of the episodes 0 to `episodes`, in evaluation mode, after each of `steps` inner steps (default: the last)."""
+    """Scores of the episodes 0 to `episodes`, in evaluation mode, after each of `steps` inner steps (default: the last).
+
+    With `measure` the algorithm's own `measures` as well.
+    """
     steps = [algorithm.test_steps] if steps is None else list(steps)
     regression = algorithm.spec.kind == "regression"
     training = algorithm.training
@@ -46,12 +53,17 @@ def evaluate(
     values = torch.zeros(len(steps), episodes, dtype=torch.float64)
     power = torch.zeros((), dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
+    measures: dict[str, Tensor] = {}
     first, end = hardware.world.share(episodes)
     for start in range(first, end, hardware.test_chunk):
         stop = min(start + hardware.test_chunk, end)
         batch = sampler(start, stop)
         with hardware.autocast():
             predictions = algorithm.predict_after(batch, steps)
+            found = algorithm.measures(batch) if measure else {}
+        for name, value in found.items():
+            whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
+            whole[start:stop] = value.double().cpu()
         share = (stop - start) / episodes
         loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
         if regression:
@@ -60,6 +72,9 @@ def evaluate(
         else:
             values[:, start:stop] = metrics.accuracy(predictions, batch.query_y).cpu()
         progress(stop * hardware.world.size)
-    hardware.world.sum([values, power, loss])
+    if measure and first == end:  # this rank has no episode, but must know what the others add up
+        shapes = algorithm.measures(sampler(0, 1))
+        measures = {name: torch.zeros(episodes, *v.shape[1:], dtype=torch.float64) for name, v in shapes.items()}
+    hardware.world.sum([values, power, loss, *measures.values()])
     algorithm.train(training)
-    return Scores(steps, values, power.item(), loss.item())
+    return Scores(steps, values, power.item(), loss.item(), measures)

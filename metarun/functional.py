@@ -207,6 +207,16 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
 
 
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Labels `[...]` as probabilities `[..., classes]`; what is in that form already stays as it is.
+
+    (`F.one_hot` looks at the values, for which a GPU must be waited for, and which no recording can do.)
+    """
+    if labels.is_floating_point():
+        return labels.to(dtype)
+    return (labels[..., None] == torch.arange(classes, device=labels.device)).to(dtype)
+
+
 def precise(x: Tensor) -> Tensor:
     """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -56,7 +56,7 @@ class Hardware:
         self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
-        if self.recorded and (done := self.recorded(algorithm, episodes, step, weight)):
+        if self.recorded and (done := self.recorded(algorithm, episodes, step, weight, self.autocast)):
             return done
         with self.autocast():
             loss, shown = algorithm.loss(episodes, step)
@@ -165,7 +165,6 @@ def _recorded(settings: Any, algorithm: Algorithm, *, small: bool) -> Recorded |
     hindrance = (
         None if algorithm.recordable else "its operations change from step to step",
         f"it keeps state ({state})" if state else None,
-        "it runs under hardware.autocast" if settings.autocast else None,
     )
     reason = next(filter(None, hindrance), None)
     if settings.record and reason:

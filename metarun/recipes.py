@@ -20,6 +20,7 @@ from metarun import checkpoint, distributed, files, metrics, provenance
 from metarun import hardware as hardware_module
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import Algorithm, Spec, TaskShape
+from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler
 from metarun.distributed import Lost, World
 from metarun.errors import Pruned, UserError
@@ -134,16 +135,22 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
     data = construct(config.data, "data")
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
+    samplers: dict[str, EpisodeSampler] = {}
     algorithm = build_algorithm(config, data, train_task)
+    if config.around:
+        algorithm = construct(
+            config.around, "around", method=algorithm, validation=lambda start, stop: samplers["val"](start, stop)
+        )
     check_tasks(algorithm, train_task, test_task)
     hardware = hardware_module.choose(config.hardware, algorithm, world)
     hardware.place(algorithm)
     # With a checkpoint nothing is trained: only the test split must serve.
     tasks = {"train": train_task, "val": test_task} if not config.checkpoint else {}
-    samplers = {
-        split: data.sampler(split, task, config.seed, hardware.device)
-        for split, task in {**tasks, "test": test_task}.items()
-    }
+    for split, task in {**tasks, "test": test_task}.items():
+        samplers[split] = data.sampler(split, task, config.seed, hardware.device)
+    if not config.checkpoint and config.train.noise.tasks:
+        noise = config.train.noise
+        samplers["train"] = with_noise(samplers["train"], config.seed, noise.tasks, noise.labels)
     optimizer, schedule = build_optimizer(algorithm, config.train)
     known: dict[str, Any] = {}
     if config.checkpoint:
@@ -289,10 +296,13 @@ def meta_test(run: Run) -> None:
     last = algorithm.test_steps
     steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
     with run.records.progress("testing", settings.episodes) as advance:
-        scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance)
-    run.result |= summary(scores, "test")
+        scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance, True)
+    run.result |= summary(scores, "test") | own_measures(scores)
     if run.hardware.world.main:
         save_scores(run.folder / "test_scores.npz", scores)
+    for name, curve in run.result.get("test/curves", {}).items():
+        for point, value in enumerate(curve["mean"]):
+            run.records.curve(f"test/{name}", value, point)
     curve = "mse_median" if scores.power else "acc"
     for step, values in zip(scores.steps, scores.values, strict=True):
         value = metrics.median(values) if scores.power else values.mean().item()
@@ -328,6 +338,19 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
     return result
 
 
+def own_measures(scores: Scores) -> dict[str, Any]:
+    """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
+    result: dict[str, Any] = {}
+    for name, values in scores.measures.items():
+        pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
+        if values.ndim == 1:
+            result[f"test/{name}"], result[f"test/{name}_ci95"] = pairs[0]
+        else:
+            means, widths = zip(*pairs, strict=True)
+            result.setdefault("test/curves", {})[name] = {"mean": list(means), "ci95": list(widths)}
+    return result
+
+
 def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
@@ -341,6 +364,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
             "transductive": algorithm.transductive,
             "train": vars(run.train_task),
             "test": vars(run.test_task),
+            **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", config.data.get("split")),
             "selected_by": "best validation score" if "train/steps" in run.result else "the checkpoint that was given",

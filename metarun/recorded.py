@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from metarun.core import Algorithm, Episodes
 from metarun.functional import Params
 
 log = logging.getLogger("metarun")
+
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class _Loss(nn.Module):
@@ -52,14 +56,14 @@ class Recorded:
         self.recordings: dict[Any, _Recording | None] = {}
 
     def __call__(
-        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
+        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float, autocast: Autocast
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """As `Hardware.backward`; None where there is no recording that could be trusted."""
+        """As `Hardware.backward`, under `autocast()`; None where there is no recording that could be trusted."""
         params: Params = {name: value for name, value in algorithm.named_parameters() if value.requires_grad}
         inputs = (*params.values(), *episodes.tensors)
         key = (*((value.shape, value.dtype) for value in inputs), episodes.ways, weight, algorithm.training)
         if key not in self.recordings:
-            self.recordings[key] = _record(algorithm, episodes, step, weight, params)
+            self.recordings[key] = _record(algorithm, episodes, step, weight, params, autocast)
         recording = self.recordings[key]
         if recording is None:
             return None
@@ -71,7 +75,9 @@ class Recorded:
         return loss, dict(zip(recording.shown, values[len(recording.learned) :], strict=True))
 
 
-def _record(algorithm: Algorithm, episodes: Episodes, step: int, weight: float, params: Params) -> _Recording | None:
+def _record(
+    algorithm: Algorithm, episodes: Episodes, step: int, weight: float, params: Params, autocast: Autocast
+) -> _Recording | None:
     learned: list[str] = []
     logged: list[str] = []
 
@@ -80,21 +86,25 @@ def _record(algorithm: Algorithm, episodes: Episodes, step: int, weight: float, 
         support_x, support_y, query_x, query_y = inputs[len(params) :]
         tasks = Episodes(support_x, support_y, query_x, query_y, episodes.ways)
         named = {f"algorithm.{name}": value for name, value in values.items()}
-        loss, shown = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
+        with autocast():  # the casts are operations, and so recorded
+            loss, shown = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
         found = torch.autograd.grad(loss * weight, list(values.values()), allow_unused=True)
         gradients = {name: value for name, value in zip(values, found, strict=True) if value is not None}
         learned[:], logged[:] = gradients, shown
         return loss.detach(), *gradients.values(), *(value.detach() for value in shown.values())
 
     inputs = [*(value.detach().requires_grad_() for value in params.values()), *episodes.tensors]
-    play = make_fx(compute)(*inputs)
-    _without_idle(play)
-    with torch.no_grad():
-        played = play(*inputs)
+    plain = compute(*inputs)
     try:
-        torch.testing.assert_close(played, compute(*inputs))
-    except AssertionError:
-        log.warning("hardware.record: the recording does not give the same gradient; going on without")
+        play = make_fx(compute)(*inputs)
+        _without_idle(play)
+        with torch.no_grad():
+            torch.testing.assert_close(play(*inputs), plain)
+    except (AssertionError, RuntimeError) as error:
+        reason = (
+            "it does not give the same gradient" if isinstance(error, AssertionError) else str(error).splitlines()[0]
+        )
+        log.warning("hardware.record: going on without a recording, since %s", reason)
         return None
     return _Recording(play, learned, logged)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ UNSHOWN = ("outputs=", "resume=")  # of a command: they change no number
 STEPS = ("1", "5", "10")  # inner steps whose errors are shown, as in the MAML paper
 
 
-def keep(run_folder: Path) -> None:
-    """Copies the run's result.json to scripts/results/<name>.json, or <name>,<overrides>.json where there were any."""
+def keep(run_folder: Path, into: Path = RESULTS) -> None:
+    """Copies the run's result.json to <into>/<name>.json, or <name>,<overrides>.json where there were any."""
     source = run_folder / "result.json" if run_folder.is_dir() else run_folder
     result = json.loads(source.read_text())
     result["command"] = " ".join(word for word in result["command"].split() if not word.startswith(UNSHOWN))
     name, overrides = source.absolute().parts[-3:-1]
-    target = RESULTS / f"{name if overrides.startswith('default') else f'{name},{overrides}'}.json"
+    into.mkdir(exist_ok=True)
+    target = into / f"{name if overrides.startswith('default') else f'{name},{overrides}'}.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -108,28 +110,33 @@ def table() -> str:
     """What stands between the markers of README.md."""
     known = entries()
     results = load()
-    lines = [
-        COLUMNS,
-        ["---"] * len(COLUMNS),
-        *(row(result, known[run_name(stem)]) for stem, result in results.items()),
-    ]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    text = markdown(COLUMNS, (row(result, known[run_name(stem)]) for stem, result in results.items()))
     torch = sorted({result["versions"]["torch"] for result in results.values()})
     return (
         f"{text}\n\nMade with torch {', '.join(torch)}; the whole `result.json` of each row is in `scripts/results/`."
     )
 
 
-def rewritten(readme: str) -> str:
-    """README's text with the table of today; raises `SystemExit` where the markers are gone."""
-    pattern = re.compile(f"{re.escape(START)}.*{re.escape(END)}", re.DOTALL)
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def between(readme: str, start: str, end: str, text: str) -> str:
+    """README's text with `text` between two markers; raises `SystemExit` where these are gone."""
+    pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
     if not pattern.search(readme):
-        raise SystemExit(f"results_table: README.md has lost its markers {START} and {END}")
-    return pattern.sub(lambda _: f"{START}\n{table()}\n{END}", readme)
+        raise SystemExit(f"README.md has lost its markers {start} and {end}")
+    return pattern.sub(lambda _: f"{start}\n{text}\n{end}", readme)
+
+
+def rewritten(readme: str) -> str:
+    """README's text with the table of today."""
+    return between(readme, START, END, table())
 
 
 if __name__ == "__main__":
-    RESULTS.mkdir(exist_ok=True)
     for argument in sys.argv[1:]:
         keep(Path(argument))
     README.write_text(rewritten(README.read_text()))

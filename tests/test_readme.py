@@ -31,6 +31,7 @@ CHEAP = [words for words in COMMANDS if words not in OTHER and not any(word.star
 OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import methods_table  # noqa: E402
 import picture  # noqa: E402
 import results_table  # noqa: E402
 from benchmark import readme as speed  # noqa: E402
@@ -120,6 +121,18 @@ def test_files_exist() -> None:
 def test_table_is_what_the_script_makes() -> None:
     assert results_table.rewritten(README) == README
     assert re.search(r"^\| ProtoNet \|.*± .*`metarun` \|$", README, re.M)
+
+
+def test_table_of_methods_is_what_the_script_makes() -> None:
+    assert methods_table.rewritten(README) == README
+    results = [json.loads(path.read_text()) for path in methods_table.RESULTS.glob("*.json")]
+    assert results
+    for result in results:
+        assert result["test/episodes"] == 1000
+        assert result["train/seconds"] < 330
+        assert result["data"]["split"] == "vinyals" if "split" in result["data"] else result["protocol"]["split"]
+    shown = README[README.index(methods_table.START) : README.index(methods_table.END)]
+    assert len(re.findall(r"^\| \[", shown, re.M)) == len(results)
 
 
 def test_picture_is_of_the_result_in_the_table() -> None:

@@ -80,7 +80,7 @@ def test_one_that_changes_from_step_to_step_is_found_out(caplog: pytest.LogCaptu
     algorithm.__class__ = Fickle
     with caplog.at_level(logging.WARNING, logger="metarun"):
         gradients(algorithm, batches[0], 0, replace(hardware(vectorize=True), recorded=Recorded()))
-    assert "does not give the same gradient" in caplog.text
+    assert "it does not give the same gradient" in caplog.text
 
 
 def chosen(*words: str, name: str = "maml") -> object:
@@ -98,15 +98,8 @@ def test_it_is_chosen_for_small_networks_alone() -> None:
     assert chosen("backbone.norm=batch", "hardware.record=true").describe()["record"]
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["backbone.norm=running", "hardware.vectorize=false"], "it keeps state"),
-        (["hardware.autocast=bfloat16"], "it runs under hardware.autocast"),
-    ],
-)
-def test_where_it_cannot_be_it_is_refused(words: list[str], reason: str) -> None:
-    with pytest.raises(UserError, match=f"hardware.record=true: .*{reason}"):
-        chosen("hardware.record=true", *words)
+def test_where_it_cannot_be_it_is_refused() -> None:
+    with pytest.raises(UserError, match=r"hardware\.record=true: .*it keeps state"):
+        chosen("hardware.record=true", "backbone.norm=running", "hardware.vectorize=false")
     with pytest.raises(UserError, match="its operations change"):
         chosen("hardware.record=true", name="reptile")

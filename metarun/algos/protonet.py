@@ -13,11 +13,10 @@ its batch statistics; at test time `running` (the official code's, and the defau
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.core import Algorithm, Episodes
-from metarun.functional import precise
+from metarun.functional import one_hot, precise
 
 
 class ProtoNet(Algorithm):
@@ -29,7 +28,7 @@ class ProtoNet(Algorithm):
         """Negative squared distances to the prototypes, `[N*Q, N]`, of one task."""
         n_support = len(support_x)
         embedded = precise(self.backbone(torch.cat([support_x, query_x]), n_support))
-        members = F.one_hot(support_y, ways).to(embedded.dtype)
+        members = one_hot(support_y, ways, embedded.dtype)
         prototypes = members.T @ embedded[:n_support] / members.sum(0)[:, None]
         queries = embedded[n_support:]
         return 2 * queries @ prototypes.T - prototypes.square().sum(1) - queries.square().sum(1, keepdim=True)

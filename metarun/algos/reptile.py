@@ -37,6 +37,7 @@ class Reptile(Algorithm):
     taken: Tensor  # Adam steps so far
 
     whole_batch = True  # one update of Adam's moments a step
+    soft_labels = False  # a class is what its examples are drawn from
     needs_queries = False
 
     def __init__(

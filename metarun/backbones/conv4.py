@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.norm import Norm, one_of
-from metarun.core import Backbone
+from metarun.core import Backbone, Between
 from metarun.errors import UserError
 
 
@@ -41,8 +43,9 @@ class Block(nn.Module):
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None, change: Callable[[Tensor], Tensor] | None) -> Tensor:
         x = self.norm(self.conv(x), n_support)
+        x = x if change is None else change(x)
         # The maximum of ReLUs is the ReLU of the maximum, on a quarter of the values.
         return F.relu(F.max_pool2d(x, 2) if self.pool else x)
 
@@ -81,10 +84,11 @@ class Conv4(Backbone):
         )
         sides = [side // 16 if pool else math.ceil(side / 16) for side in (height, width)]
         self.features = channels * (math.prod(sides) if self.readout == "flatten" else 1)
+        self.widths = [channels] * 4
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         x = self.ordered(x)
-        for block in self.blocks:
-            x = block(x, n_support)
+        for number, block in enumerate(self.blocks):
+            x = block(x, n_support, between and partial(between, number))
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.norm import Norm
-from metarun.core import Backbone
+from metarun.core import Backbone, Between
 from metarun.errors import UserError
 
 SINUSOID_HIDDEN = [40, 40]
@@ -42,14 +43,20 @@ class MLP(Backbone):
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(Norm(width, norm) for width in hidden)
         self.features = widths[-1]
+        self.widths = list(hidden)
         if init_std is not None:
             for layer in layers:
                 nn.init.trunc_normal_(layer.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         x = x.flatten(1)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = F.relu(norm(layer(x), n_support))
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = norm(layer(x), n_support)
+            x = F.relu(x if between is None else between(number, x))
         return x

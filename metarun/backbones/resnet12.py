@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.norm import Norm, one_of
-from metarun.core import Backbone
+from metarun.core import Backbone, Between
 from metarun.errors import UserError
 
 SLOPE = 0.1  # of the leaky ReLU below zero
@@ -50,14 +53,15 @@ class ResidualBlock(nn.Module):
         self.shortcut = conv(inputs, 1)
         self.shortcut_norm = Norm(outputs, norm)
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None, change: Callable[[Tensor], Tensor] | None) -> Tensor:
         shortcut = self.shortcut_norm(self.shortcut(x), n_support)
         for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x), n_support)
             if place < 2:
                 x = F.leaky_relu(x, SLOPE)
         # Leaky ReLU is monotone: the order of the two does not matter, and this one is cheaper.
-        return F.leaky_relu(F.max_pool2d(x + shortcut, 2), SLOPE)
+        x = x + shortcut
+        return F.leaky_relu(F.max_pool2d(x if change is None else change(x), 2), SLOPE)
 
 
 class ResNet12(Backbone):
@@ -105,6 +109,7 @@ class ResNet12(Backbone):
         self.passes = 0
         inputs = [channels, *widths[:-1]]
         self.blocks = nn.ModuleList(ResidualBlock(a, b, norm=norm) for a, b in zip(inputs, widths, strict=True))
+        self.widths = list(widths)
         self.features = widths[-1] * ((height // 16) * (width // 16) if self.readout == "flatten" else 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -119,7 +124,7 @@ class ResNet12(Backbone):
     def set_extra_state(self, state: Tensor) -> None:
         self.passes = int(state)
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         dropping = self.training and self.drop_rate > 0
         if dropping:
@@ -127,7 +132,7 @@ class ResNet12(Backbone):
         rate = self.drop_rate * (min(1.0, self.passes / self.drop_ramp) if self.drop_ramp else 1.0)
         x = self.ordered(x)
         for place, block in enumerate(self.blocks):
-            x = block(x, n_support)
+            x = block(x, n_support, between and partial(between, place))
             if dropping:
                 x = F.dropout(x, self.drop_rate) if place < 2 else drop_block(x, rate, self.block_size)
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

@@ -1,4 +1,4 @@
-"""Regression tasks that are drawn, not stored: `sinusoid` and `linear`."""
+"""Regression tasks that are drawn, not stored: `sinusoid`, `linear` and `mixed`."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ import torch
 from metarun.core import Episodes, TaskShape
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
+
+Range = tuple[float, float]
 
 
 class RegressionSource(DataSource):
-    """One-dimensional functions with two random parameters, sampled at uniform inputs."""
+    """One-dimensional functions with random parameters, each uniform in its range, sampled at uniform inputs."""
 
     kind = "regression"
     input_shape = (1,)
     outputs = 1
-    first: tuple[float, float]
-    second: tuple[float, float]
-    inputs: tuple[float, float]
+    parameters: tuple[Range, ...]
+    inputs: Range = (-5.0, 5.0)
 
     @abstractmethod
-    def function(self, first: np.ndarray, second: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Targets for inputs `[T, n]` of functions with parameters `[T, 1]`."""
+    def function(self, parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Targets `[T, n]` for inputs `[T, n]` of functions with parameters `[P, T, 1]`."""
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if task.ways != 1:
             raise UserError(f"task: ways = {task.ways}, but a regression task has one way; set task.ways=1")
         if task.shots < 1 or task.queries < 0:
             raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
+        count = len(self.parameters)
+        low, high = np.array(self.parameters).T[..., None, None]
 
         def episodes(start: int, stop: int) -> Episodes:
-            draws = uniforms(seed, split, start, stop, 2 + task.shots + task.queries)
-            first, second, x = (
-                low + (high - low) * part
-                for part, (low, high) in zip(
-                    (draws[:, :1], draws[:, 1:2], draws[:, 2:]), (self.first, self.second, self.inputs), strict=True
-                )
-            )
-            pair = np.stack([x, self.function(first, second, x)])[..., None].astype(np.float32)
+            draws = uniforms(seed, split, start, stop, count + task.shots + task.queries)
+            parameters = low + (high - low) * draws[:, :count].T[..., None]
+            x = self.inputs[0] + (self.inputs[1] - self.inputs[0]) * draws[:, count:]
+            pair = np.stack([x, self.function(parameters, x)])[..., None].astype(np.float32)
             (support_x, support_y), (query_x, query_y) = (
                 part.unbind() for part in torch.from_numpy(pair).to(device).split([task.shots, task.queries], dim=2)
             )
@@ -52,27 +51,68 @@ class RegressionSource(DataSource):
         return episodes
 
     def describe(self) -> dict[str, Any]:
-        ranges = [type(self).__name__, self.first, self.second, self.inputs]
+        ranges = [type(self).__name__, *self.parameters, self.inputs]
         return {"fingerprint": hashlib.sha256(repr(ranges).encode()).hexdigest(), "input_shape": [1]}
 
 
 class Sinusoid(RegressionSource):
     """y = A sin(x - b), A in [0.1, 5], b in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
 
-    first = (0.1, 5.0)
-    second = (0.0, float(np.pi))
-    inputs = (-5.0, 5.0)
+    parameters = ((0.1, 5.0), (0.0, float(np.pi)))
 
-    def function(self, first: np.ndarray, second: np.ndarray, x: np.ndarray) -> np.ndarray:
-        return first * np.sin(x - second)
+    def function(self, parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+        amplitude, phase = parameters
+        return amplitude * np.sin(x - phase)
 
 
 class Linear(RegressionSource):
     """y = a x + b, a and b in [-3, 3], x in [-5, 5] (the line family of Yao et al. 2019, HSML, section 5.1)."""
 
-    first = (-3.0, 3.0)
-    second = (-3.0, 3.0)
-    inputs = (-5.0, 5.0)
+    parameters = ((-3.0, 3.0), (-3.0, 3.0))
 
-    def function(self, first: np.ndarray, second: np.ndarray, x: np.ndarray) -> np.ndarray:
-        return first * x + second
+    def function(self, parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+        slope, shift = parameters
+        return slope * x + shift
+
+
+# Ranges of the parameters of each family, as the code of Yao et al. 2019 draws them (huaxiuyao/HSML, data_generator.py).
+FAMILIES: dict[str, tuple[Range, ...]] = {
+    "sinusoid": ((0.1, 5.0), (0.8, 1.2), (0.0, 2 * float(np.pi))),  # A sin(w x) + b
+    "line": ((-3.0, 3.0), (-3.0, 3.0)),  # a x + b
+    "quadratic": ((-0.2, 0.2), (-2.0, 2.0), (-3.0, 3.0)),  # a x^2 + b x + c
+    "cubic": ((-0.1, 0.1), (-0.2, 0.2), (-2.0, 2.0), (-3.0, 3.0)),  # a x^3 + b x^2 + c x + d
+}
+
+
+class Mixed(RegressionSource):
+    """Sinusoids, lines, quadratic and cubic functions, each task from a family drawn at random (Yao et al. 2019, HSML, section 5.1).
+
+    `families` are those to draw from. Raises `UserError` for an unknown family, or none.
+    """
+
+    def __init__(self, *, families: list[str] | None = None) -> None:
+        self.families = list(FAMILIES) if families is None else list(families)
+        for name in self.families:
+            if name not in FAMILIES:
+                raise UserError(f"data.families: {name} is not one of {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
+        if not self.families:
+            raise UserError(f"data.families=[]: needs at least one of {', '.join(FAMILIES)}; null is all of them")
+        # The family, and four numbers that each family scales to its own ranges.
+        self.parameters = ((0.0, float(len(self.families))), *(((0.0, 1.0),) * 4))
+
+    def function(self, parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+        family, *numbers = parameters
+        y = np.empty_like(x)
+        for number, name in enumerate(self.families):
+            rows = (family.astype(int) == number)[:, 0]
+            own = [low + (high - low) * u[rows] for u, (low, high) in zip(numbers, FAMILIES[name], strict=False)]
+            if name == "sinusoid":
+                amplitude, frequency, shift = own
+                y[rows] = amplitude * np.sin(frequency * x[rows]) + shift
+            else:
+                y[rows] = sum(value * x[rows] ** power for power, value in enumerate(reversed(own)))
+        return y
+
+    def describe(self) -> dict[str, Any]:
+        ranges = [type(self).__name__, *((name, FAMILIES[name]) for name in self.families), self.inputs]
+        return {"fingerprint": hashlib.sha256(repr(ranges).encode()).hexdigest(), "input_shape": [1]}

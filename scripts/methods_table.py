@@ -1,0 +1,85 @@
+"""Rewrites the table of methods in README.md from the result.json files of `experiment=omniglot_short/...` runs.
+
+    python scripts/methods_table.py [RUN_FOLDER ...]
+
+Each run folder's result.json is first copied to scripts/results/methods/, in place of an earlier one of the same run. What a
+method is called, and its paper, stand at the head of its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import results_table
+from metarun.report.published import find
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "scripts" / "results" / "methods"
+START, END = "<!-- made by scripts/methods_table.py -->", "<!-- end of what scripts/methods_table.py made -->"
+COLUMNS = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained", "Command")
+
+
+def paper(group: str, choice: str) -> str:
+    """A choice's name with a link to its paper, and the authors, from the docstring of the module that it names."""
+    config = yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text())
+    module = config.get(group, config)["_target_"].rpartition(".")[0]
+    about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
+    head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
+    named = re.fullmatch(r"(?P<name>[^:(]+)(?:: .*| )\((?P<authors>[^()]+)\)\.", head)
+    if not named or not link:
+        raise SystemExit(
+            f"methods_table: {module} does not begin with 'Name: title of the paper (authors year).' and a link"
+        )
+    return f"[{named['name']}]({link[0]}) ({named['authors']})"
+
+
+def label(result: dict[str, Any]) -> str:
+    choices = result["choices"]
+    around = f", trained with {paper('around', choices['around'])}" if choices.get("around") else ""
+    first_order = ", first order" if choices["algo"] == "fomaml" else ""
+    return paper("algo", choices["algo"]) + first_order + around
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """One row, in the order of COLUMNS."""
+    choices, protocol = result["choices"], result["protocol"]
+    test = protocol["test"]
+    # The published values are of plain methods.
+    published = None if choices.get("around") else find(choices, test["ways"], test["shots"])
+    seconds, hardware = result["train/seconds"], result["hardware"]
+    untrained = f"{result['untrained/acc']:.1%}" if "untrained/acc" in result else ""
+    return [
+        label(result),
+        f"**{result['test/acc']:.2%}** ± {result['test/acc_ci95']:.2%}",
+        str(published or "none"),
+        untrained,
+        "yes" if protocol["transductive"] else "no",
+        f"{result['train/steps']:,} steps, {seconds:.0f} s, {results_table.device(hardware)}",
+        f"`{result['command']}`",
+    ]
+
+
+def table() -> str:
+    """What stands between the markers of README.md, the best first."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results.sort(key=lambda result: -result["test/acc"])
+    return results_table.markdown(COLUMNS, map(row, results))
+
+
+def rewritten(readme: str) -> str:
+    """README's text with the table of today."""
+    return results_table.between(readme, START, END, table())
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        results_table.keep(Path(argument), RESULTS)
+    readme = results_table.README
+    readme.write_text(rewritten(readme.read_text()))

@@ -168,4 +168,5 @@ class Algorithm(nn.Module, ABC):
         if self.spec.kind == "regression":
             return {}
         target = target.argmax(-1) if target.is_floating_point() else target
-        return {"acc": (prediction.detach().argmax(-1) == target).float().mean()}
+        right = prediction.detach().argmax(-1) == target
+        return {"acc": right.to(functional.precise(prediction).dtype).mean()}

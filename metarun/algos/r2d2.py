@@ -1,0 +1,81 @@
+"""R2-D2: Meta-learning with Differentiable Closed-form Solvers (Bertinetto, Henriques, Torr, Vedaldi 2019).
+
+https://arxiv.org/abs/1805.08136
+
+    W = X^T (X X^T + lambda I)^-1 Y     (equation 5: ridge regression, by Woodbury's identity one system of support size)
+    logits = alpha X' W + beta          (equation 6)
+
+X are the features of the support set, Y its one-hot labels, X' the features of the queries. The loss is the cross-entropy
+of the queries; lambda, alpha and beta are trained with the backbone.
+
+As in the official code (bertinetto/r2d2), X has a column of ones for the bias of the regression, X and Y are divided by the
+root of the number of support images n (which makes n * lambda of lambda), support and queries go through the backbone
+together, and alpha starts at 10 (Omniglot, CIFAR-FS; 0.0001 on miniImageNet). Differences:
+- lambda is trained by its logarithm, which keeps it positive. The official code can train lambda, but none of its scripts
+  does: `learn_regularization=False`.
+- The system is always that of support size; the official code takes the one of feature size where that is smaller.
+- beta is one number for all classes, in the paper, its code and here, so the softmax does not feel it.
+- The official code trains on 16 to 60 ways of 1 to 10 shots, drawn for each episode, with images of the batch fixed (240, 600);
+  here `train.task` says ways and shots, of all episodes alike. Its network, with the features of two depths side by side, leaky
+  ReLUs and dropout, is not among the backbones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.errors import UserError
+from metarun.functional import one_hot, precise
+from metarun.solvers import ridge
+
+
+class R2D2(Algorithm):
+    """Ridge regression from features to one-hot labels, solved anew for each task. Train and test ways may differ.
+
+    `regularization` and `scale` are where lambda and alpha start; beta starts at 0.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        regularization: float = 50.0,
+        learn_regularization: bool = True,
+        scale: float = 10.0,
+    ) -> None:
+        super().__init__(backbone, spec)
+        if regularization <= 0:
+            raise UserError(f"algo.regularization={regularization}: must be positive; the official code's is 50")
+        if scale <= 0:
+            raise UserError(f"algo.scale={scale}: must be positive, or more would mean less; try 10")
+        self.log_regularization = nn.Parameter(torch.tensor(math.log(regularization)), learn_regularization)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.bias = nn.Parameter(torch.tensor(0.0))
+
+    def logits(self, support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
+        """`[T, N*Q, N]` of the features of support sets and queries, and the one-hot labels `[T, N*K, N]`."""
+        support, query = (F.pad(features, (0, 1), value=1.0) for features in (support, query))  # for a bias
+        coefficients = ridge(support, targets, support.shape[1] * self.log_regularization.exp())
+        return self.scale * (query @ support.mT @ coefficients) + self.bias
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.predict(episodes)
+        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        n_support = episodes.support_x.shape[1]
+        features = self.over_tasks(
+            lambda support_x, query_x: self.backbone(torch.cat([support_x, query_x]), n_support),
+            episodes.support_x,
+            episodes.query_x,
+        )
+        with torch.autocast(features.device.type, enabled=False):  # inner products and linear systems
+            features = precise(features)
+            targets = one_hot(episodes.support_y, episodes.ways, features.dtype)
+            return self.logits(features[:, :n_support], targets, features[:, n_support:])

@@ -224,10 +224,11 @@ def test_vmap_equals_loop(name: str, backbone: str, norm: str) -> None:
 
 @EVERY_FORM
 def test_bfloat16_autocast(name: str, vectorize: bool) -> None:
-    """The gradients point where those in single precision do."""
+    """The gradients point where those in single precision do, if inner steps are few: each adds to the difference."""
     found = []
+    few = [f"algo.inner_steps={min(steps, 5)}" for steps in [config_of(name).algo.get("inner_steps")] if steps]
     for bfloat16 in (False, True):
-        algorithm, batch = learner(name, 4, vectorize=vectorize)
+        algorithm, batch = learner(name, 4, *few, vectorize=vectorize)
         gradient_step(algorithm.train(), batch, 0, 1.0, 0, hardware(bfloat16=bfloat16))
         assert all(value.dtype == torch.float32 for value in gradients(algorithm).values())
         found.append(torch.cat([value.flatten() for value in gradients(algorithm).values()]))
@@ -400,11 +401,13 @@ def test_regression_is_learned_or_refused(name: str, vectorize: bool) -> None:
         with pytest.raises(UserError, match=r"^algo: \w+ only classifies, but the data are regression tasks"):
             build(config, source, vectorize)
         return
+    if "inner_lr" in config.algo:
+        config.algo.inner_lr = 0.001  # for sums of squares
     algorithm = build(config, source, vectorize)
     batch = episodes(source, TaskShape(1, 5, 7), 3)
     loss, logs = algorithm.train().loss(batch, 0)
     assert loss.isfinite()
-    assert logs == {}
+    assert "acc" not in logs
     steps = steps_of(algorithm)
     assert algorithm.eval().predict_after(batch, steps).shape == (len(steps), 3, 7, 1)
     assert algorithm.predict(batch).shape == (3, 7, 1)

@@ -395,4 +395,4 @@ def test_process_of_its_own_exits_with_2() -> None:
     command = [sys.executable, "-m", "metarun", "algo=mmal"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"
+    assert done.stderr == "metarun: algo=mmal: there is no such choice; did you mean maml, imaml, fomaml?\n"

@@ -522,7 +522,7 @@ def test_transductive_runs_are_marked_where_some_are(tmp_path: Path) -> None:
 def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> None:
     entries = yaml.safe_load((ROOT / "metarun" / "report" / "published.yaml").read_text())
     keys = [(entry["algo"], entry["data"], entry["ways"], entry["shots"]) for entry in entries]
-    assert len(set(keys)) == len(keys) == 17
+    assert len(set(keys)) == len(keys) == 38
     for entry in entries:
         for group in ("algo", "data", "backbone"):
             assert (ROOT / "conf" / group / f"{entry[group]}.yaml").is_file()
@@ -575,6 +575,52 @@ def test_many_groups_keep_a_short_legend(tmp_path: Path) -> None:
     assert len(shown) == 11
     assert shown[-1] == "others"
     assert len(made[2].axes[0].lines) == 14
+
+
+def with_curves(folder: Path, *words: str, factor: float = 1.0, **options: Any) -> Path:
+    """A tested run whose method measured two losses, of which one spans much, and an entropy."""
+    curves = {
+        "loss_learned": {"mean": [2.0 * factor, 0.2 * factor, 0.02 * factor], "ci95": [0.3, 0.1, 0.04]},
+        "loss_sgd": {"mean": [2.0 * factor, 1.5 * factor, 1.0 * factor], "ci95": [0.3, 0.2, 0.1]},
+        "entropy": {"mean": [1.0, math.nan, 3.0], "ci95": [0.1, math.nan, 0.1]},
+    }
+    return make_run(folder, *words, scores=[0.5, 1], result={"test/curves": curves}, **options)
+
+
+def test_curves_of_a_method_have_a_panel_for_each_quantity(tmp_path: Path) -> None:
+    """Lines and bands are those of result.json; the mean over two seeds, whose errors are independent."""
+    for seed in (0, 1):
+        with_curves(tmp_path / f"a{seed}", "algo=one", seed=seed, factor=1 + seed, choices={"algo": "one"})
+    with_curves(tmp_path / "b", "algo=two", choices={"algo": "two"})
+    make_run(tmp_path / "none", "algo=three", scores=[0.5, 1], choices={"algo": "three"})
+    made = figures._test_curves(sections(tmp_path))
+    assert made is not None
+    panels = [axes for axes in made[2].axes if axes.get_visible()]
+    assert [(axes.get_title(), axes.get_ylabel(), axes.get_yscale()) for axes in panels] == [
+        ("one", "loss", "log"), ("one", "entropy", "linear"), ("two", "loss", "log"), ("two", "entropy", "linear"),
+    ]  # fmt: skip
+    assert [text.get_text() for text in made[2].legends[0].get_texts()] == ["learned", "sgd", "entropy"]
+    learned, sgd = panels[0].lines
+    np.testing.assert_allclose(learned.get_ydata(), [3, 0.3, 0.03])
+    np.testing.assert_allclose(sgd.get_ydata(), [3, 2.25, 1.5])
+    assert learned.get_color() == panels[2].lines[0].get_color() != sgd.get_color()
+    band = panels[0].collections[1].get_paths()[0].vertices  # of sgd
+    half = np.array([0.3, 0.2, 0.1]) / math.sqrt(2)
+    for x in range(3):
+        for edge in (sgd.get_ydata()[x] - half[x], sgd.get_ydata()[x] + half[x]):
+            assert np.isclose(band[band[:, 0] == x][:, 1], edge).any()
+    assert panels[0].get_ylim()[0] > 0
+
+
+def test_curves_are_in_the_report_of_runs_that_have_them(tmp_path: Path) -> None:
+    for number in range(9):
+        config = {"algo": {"inner_lr": number}}
+        with_curves(tmp_path / str(number), f"algo.inner_lr={number}", config=config)
+    found = report.write([tmp_path], tmp_path / "report", "curves")
+    assert found is not None
+    assert "of 18 panels the first 8" in found.read_text()
+    with Image.open(found.parent / "test_curves.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
 
 
 def test_files_of_figures(written: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, adapt, call, parameters, precise
+from metarun.functional import Params, adapt, call, one_hot, parameters, precise
 
 
 class ProtoMAML(Algorithm):
@@ -70,7 +70,7 @@ class ProtoMAML(Algorithm):
         body = parameters(self)
         features = call(self, body, support_x)
         with torch.autocast(features.device.type, enabled=False):
-            members = F.one_hot(support_y, ways).to(features.dtype)
+            members = one_hot(support_y, ways, features.dtype)
             prototypes = members.T @ features / members.sum(0)[:, None]
         # Views, so that an inner gradient of the body is not that of the prototypes as well.
         views = {name: value.view_as(value) for name, value in body.items()}

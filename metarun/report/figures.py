@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metarun.report.collect import Group, Run
+from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart
 
 INK = "#010203"  # stands for the colour of the text around the figure
@@ -25,6 +26,8 @@ COLOURS = ("#2f7fd0", "#d9692a", "#1f9a63", "#c04fa0", "#8b6fd8", "#a8851c", "#1
 MARKERS = "osD^vPX<>*"
 FAINT = "#8d949e"  # lines beyond the tenth
 MOST_BARS = 30
+MOST_PANELS = 8  # of the curves that methods measure
+WIDE = 20.0  # the ratio of two positive values on an axis from which it is logarithmic
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path",
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK,
@@ -48,7 +51,7 @@ class Drawing:
 def draw(sections: Sequence[Section]) -> list[Drawing]:
     """Those figures for which there are numbers."""
     with mpl.rc_context(STYLE):
-        made = [_learning_curves(sections), _inner_steps(sections), _costs(sections)]
+        made = [_learning_curves(sections), _inner_steps(sections), _test_curves(sections), _costs(sections)]
         return [_drawing(*each) for each in made if each]
 
 
@@ -130,8 +133,69 @@ def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str,
     else:
         axes.set_ylabel(error)
         bottom, top = axes.dataLim.intervaly
-        if bottom > 0 and top > 20 * bottom:
+        if _wide(bottom, top):
             axes.set_yscale("log")
+
+
+def _wide(bottom: float, top: float) -> bool:
+    return bottom > 0 and top > WIDE * bottom
+
+
+def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    """A panel for each group and quantity, which is the word before the first underscore of its curves' names."""
+    found = [
+        (f"{section.title}, {row.label}", quantity, curves)
+        for section in sections
+        for row in _ranked(section)
+        for quantity, curves in _measured(row.group).items()
+    ]
+    if not found:
+        return None
+    panels = found[:MOST_PANELS]
+    labels = list(dict.fromkeys(label for _, _, curves in panels for label in curves))
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    handles: dict[str, Any] = {}
+    common, titles = apart([title for title, _, _ in panels])
+    for axes, title, (_, quantity, curves) in zip(grid, titles, panels, strict=False):
+        means = np.concatenate([mean[np.isfinite(mean)] for mean, _ in curves.values()])
+        bottom, top = (means.min(), means.max()) if len(means) else (0.0, 0.0)
+        for label, (mean, half) in curves.items():
+            place = labels.index(label)
+            colour = COLOURS[place] if place < len(COLOURS) else FAINT
+            (handles[label],) = axes.plot(mean, color=colour, linewidth=1.6)
+            low = np.maximum(mean - half, bottom / 2) if _wide(bottom, top) else mean - half
+            axes.fill_between(range(len(mean)), low, mean + half, color=colour, alpha=0.18, linewidth=0)
+        axes.set_title(title)
+        axes.set_xlabel("point of the curve")
+        axes.set_ylabel(quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
+        if _wide(bottom, top):
+            axes.set_yscale("log")
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend([handles[label] for label in labels], [_short(label) for label in labels], loc="outside right upper")
+    dropped = f" (of {len(found)} panels the first {MOST_PANELS})" if len(found) > len(panels) else ""
+    caption = "Curves that the method itself measured on the test episodes: the mean, and its 95% band over episodes"
+    return "test_curves", ", ".join([caption, *common]) + dropped, figure
+
+
+def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """For each quantity its curves by name: the mean over seeds and half its 95% interval over episodes, both `[n]`."""
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    kept = [run.result.get("test/curves", {}) for run in group.runs]
+    for name in dict.fromkeys(name for curves in kept for name in curves):
+        seeds = [curves[name] for curves in kept if name in curves]
+        length = min(len(curve["mean"]) for curve in seeds)
+        mean = np.mean([curve["mean"][:length] for curve in seeds], axis=0)
+        halves = np.array([curve["ci95"][:length] for curve in seeds])
+        half = np.array([over_episodes(column) for column in halves.T])
+        quantity, _, rest = name.partition("_")
+        found.setdefault(quantity, {})[rest or name] = (mean, half)
+    return found
 
 
 def _ranked(section: Section) -> list[Row]:

@@ -1,0 +1,69 @@
+"""DN4: Revisiting Local Descriptor based Image-to-Class Measure for Few-shot Learning (Li et al. 2019).
+
+https://arxiv.org/abs/1903.12290
+
+    logit of class c for query q = sum_i sum_j cosine(x_i, x_i^j),  j = 1 ... k    (image-to-class measure)
+
+x_i are the local descriptors of q, the columns of its feature map at each place; x_i^1 ... x_i^k are the nearest to
+x_i by cosine of all descriptors of all support images of class c. A cross-entropy trains the backbone; there is
+nothing else to train.
+
+Differences from the official code (WenbinLee/DN4):
+- The backbone ends its blocks as elsewhere here: conv4 with ReLU (there leaky, 0.2). As there the last two blocks do
+  not pool (`unpooled`), which gives 21x21 descriptors for 84x84 images, of conv4 and of resnet12.
+- The official code keeps its batch norms' averages fixed, and uses them, in all training after its first 10,000
+  episodes. Here `norm=running` normalises training episodes by their own statistics to the end.
+- Features of a backbone without maps (mlp) are taken for one descriptor each.
+- A descriptor of nothing but zeros has cosine 0 with all others (there: not a number), and a class of less than k
+  descriptors counts all that it has (there: an error).
+- Its Adam starts at 0.005 with betas 0.5 and 0.9 (1-shot, Conv64F); the YAML has torch's betas.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.backbones.spatial import feature_maps, map_size
+from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.errors import UserError
+from metarun.functional import precise
+
+
+class DN4(Algorithm):
+    """Classifies a query by how near its local descriptors are to those of each class. Train and test ways may differ.
+
+    `neighbors` is k; the last `unpooled` blocks of the backbone do not pool.
+    """
+
+    recordable = True
+
+    def __init__(self, backbone: Backbone, spec: Spec, *, neighbors: int = 3, unpooled: int = 2) -> None:
+        super().__init__(backbone, spec)
+        if neighbors < 1:
+            raise UserError(f"algo.neighbors={neighbors}: must be positive; the paper's is 3")
+        map_size(backbone, spec.input_shape, unpooled=unpooled)  # or a UserError
+        self.neighbors, self.unpooled = neighbors, unpooled
+
+    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
+        """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task."""
+        n_support = len(support_x)
+        maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
+        with torch.autocast(maps.device.type, enabled=False):
+            descriptors = F.normalize(precise(maps).flatten(2).mT, dim=-1)  # [images, places, channels]
+            support = descriptors[:n_support][support_y.argsort()]  # class by class
+            classes = support.reshape(ways, -1, support.shape[-1])
+            cosines = torch.einsum("qpc,ndc->qpnd", descriptors[n_support:], classes)
+            nearest = cosines.topk(min(self.neighbors, classes.shape[1]), dim=-1, sorted=False).values
+            return nearest.sum((1, 3))
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.predict(episodes)
+        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.over_tasks(
+            lambda support_x, support_y, query_x: self.logits(support_x, support_y, query_x, episodes.ways),
+            *episodes.tensors[:3],
+        )

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 import results_table
 from metarun.report.published import find
@@ -28,8 +28,8 @@ COLUMNS = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained"
 
 def paper(group: str, choice: str) -> str:
     """A choice's name with a link to its paper, and the authors, from the docstring of the module that it names."""
-    config = yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text())
-    module = config.get(group, config)["_target_"].rpartition(".")[0]
+    config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
+    module = config.get(group, config)._target_.rpartition(".")[0]
     about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
     head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
     named = re.fullmatch(r"(?P<name>[^:(]+)(?:: .*| )\((?P<authors>[^()]+)\)\.", head)

@@ -29,7 +29,7 @@ COLUMNS = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained"
 def paper(group: str, choice: str) -> str:
     """A choice's name with a link to its paper, and the authors, from the docstring of the module that it names."""
     config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
-    module = config.get(group, config)._target_.rpartition(".")[0]
+    module = (OmegaConf.select(config, group) or config)._target_.rpartition(".")[0]
     about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
     head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
     named = re.fullmatch(r"(?P<name>[^:(]+)(?:: .*| )\((?P<authors>[^()]+)\)\.", head)

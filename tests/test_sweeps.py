@@ -99,7 +99,7 @@ def test_a_result_of_another_config_is_a_failure_and_stays(tmp_path: Path) -> No
 def test_mistake_in_a_sweep_stops_it_before_the_first_job(tmp_path: Path) -> None:
     done = metarun("-m", "algo=maml,mmal", *SINUSOID[1:], f"outputs={tmp_path / 'outputs'}")
     assert done.status == 2
-    assert done.err == "metarun: algo=mmal: there is no such choice; did you mean maml, fomaml?\n"
+    assert done.err == "metarun: algo=mmal: there is no such choice; did you mean maml, imaml, fomaml?\n"
     assert not (tmp_path / "outputs").exists()
 
 

@@ -18,9 +18,9 @@ layer, width 128, three layers in g, 0.1 as least sigma, mean log likelihood ove
 - The notebook draws the number of support points anew in each step (3 to 9), the paper from 0 up. The sampler draws
   tasks of one size, so this CNP is at its best with as many support points as it was trained with.
 - There is no official code of the classification, and we know of no word on the layers that follow its convolutions.
-- Two additions are ours, off by default; without them Omniglot learns many times more slowly. `product`: the first layer
-  of g adds C x * D r, by elements, to A x + B r, from which alone it is hard to learn to compare. `orders`: as the order
-  of the classes in r is chance, a training task is learned in several cyclic orders at once, at the cost of g alone.
+- Two additions are ours, off by default; without them Omniglot learns many times more slowly. `product`: the first
+  layer of g adds C x * D r, by elements, to A x + B r, from which alone it is hard to learn to compare. `orders`: as
+  the order of the classes in r is chance, a training task is learned in several cyclic orders at the cost of g alone.
 """
 
 from __future__ import annotations

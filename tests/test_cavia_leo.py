@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -387,6 +388,36 @@ def test_draws_are_of_the_training_alone() -> None:
     assert (algorithm.decode(codes, False) == 0).all()
     spread = algorithm.decode(codes, True).std().item()
     assert spread == pytest.approx(math.sqrt(2 / (3 + 6)), rel=0.03)  # Glorot's, for three classes of six features
+
+
+def test_codes_are_drawn_about_their_means() -> None:
+    algorithm, labels = tiny_leo(inner_steps=0, finetune_steps=0), torch.tensor([0, 1, 2]).expand(4000, 3)
+    support = F.normalize(torch.randn(3, 6, dtype=torch.float64), dim=1).expand(4000, 3, 6)
+    drawn: list[Tensor] = []
+    algorithm.decoder.register_forward_hook(lambda module, inputs, output: drawn.append(inputs[0].detach()))
+    algorithm.learn(support, labels, 3, [0], True)
+    mean, deviation = algorithm.encode(support[:1], labels[:1], 3)
+    torch.testing.assert_close(drawn[0].std(0), deviation[0], rtol=0.06, atol=0)
+    torch.testing.assert_close(drawn[0].mean(0), mean[0], rtol=0, atol=0.08)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_look_at_a_feature_in_training_drops_anew(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's, that of each of the three inner steps, and the queries'."""
+    algorithm, batch, real = tiny_leo(dropout=0.4, inner_steps=2, finetune_steps=1), batch_of(), F.dropout
+    masks: list[Tensor] = []
+
+    def recorded(x: Tensor, p: float, training: bool = True) -> Tensor:
+        dropped = real(x, p, training)
+        masks.append((dropped == 0) & (x != 0))
+        return dropped
+
+    monkeypatch.setattr(F, "dropout", recorded)
+    algorithm.loss(batch, 0) if training else algorithm.predict(batch)
+    dropping = [mask for mask in masks if mask.any()]
+    assert len(dropping) == (5 if training else 0)
+    for one, other in pairwise(dropping):
+        assert not torch.equal(one, other)
 
 
 def test_leo_refuses_what_is_out_of_range() -> None:

@@ -364,7 +364,8 @@ def test_budget_of_seconds_counts_all_sittings(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Algorithm, "task_loss", slow)
     words = ["algo=maml", "data=sinusoid", "backbone=mlp", "train.steps=50", "train.max_seconds=0.55", "train.log_every=1",
-             "algo.test_inner_steps=0", "hardware.record=false", "train.validate_every=50", "test.episodes=2", "test.baseline_episodes=0"]  # fmt: skip
+             "algo.test_inner_steps=0", "hardware.record=false",
+             "train.validate_every=50", "test.episodes=2", "test.baseline_episodes=0"]  # fmt: skip
     with monkeypatch.context() as patch:
         Sent(signal.SIGTERM, 2, patch)
         assert metarun(*words, f"outputs={tmp_path}").status == 143

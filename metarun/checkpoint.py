@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,22 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_file(key: str, origin: str) -> Path:
+    """The weights that `key`=`origin` means: a file, or `best.pt` of a run folder, or of its last stage that was trained apart."""
+    path = Path(origin).expanduser()
+    if path.is_dir():
+        result = path / "result.json"
+        stages = json.loads(result.read_text()).get("stages", {}) if result.is_file() else {}
+        if stages and not (path / "best.pt").is_file():
+            path = Path(list(stages.values())[-1]["folder"])
+        path = path / "best.pt"
+        if (path.parent / "config.yaml").is_file() and not path.is_file():
+            raise UserError(f"{key}={origin}: has no best.pt yet, its first validation was not reached")
+    if not path.is_file():
+        raise UserError(f"{key}={origin}: there is no such run folder or file")
+    return path
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import config as schema
 from metarun.errors import Pruned, UserError, nearest
-from metarun.folders import quoted
+from metarun.folders import listed, quoted
 from metarun.sweeps.jobs import PRUNED, Outcome
 from metarun.sweeps.plan import JobsFailed
 
@@ -87,7 +87,8 @@ def attempt(words: list[str]) -> Outcome:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
-    sys.argv[1:] = [quoted(word) for word in words]
+    sweeps = any(word in ("-m", "--multirun") for word in words)
+    sys.argv[1:] = [quoted(word if sweeps else listed(word)) for word in words]
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:

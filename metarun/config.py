@@ -61,6 +61,7 @@ class Train:
     clip_value: float | None = None
     validate_every: int = 200
     validate_episodes: int = 100
+    validate_on: str = "episodes"  # of the validation classes; or images: held out of the classes that it trains on
     patience: int | None = None  # validations without a better one before training stops
     log_every: int = 20
     save_every: int | None = None  # steps
@@ -74,6 +75,26 @@ class Test:
     episodes: int = 1000
     baseline_episodes: int = 200  # for the same method untrained
     task: TaskChange = field(default_factory=TaskChange)
+
+
+@dataclass
+class Pretrain:
+    """The method that trains the backbone before the run's own does, in recipes with such a stage."""
+
+    algo: dict[str, Any] = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    backbone: dict[str, Any] = field(default_factory=dict)  # what it asks of the run's backbone, which must be so
+
+
+@dataclass
+class Target:
+    """Where what was learned is put to use: small labelled subsets of a data set, and test images apart from them."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    train_images: Any = None  # a number, or a list of them for a learning curve; null: all
+    test_images: int | None = None  # null: all
+    repeats: int = 10  # subsets drawn
+    subset_seed: int = 0  # of the draw; not the run's seed, so that all runs meet the same subsets
 
 
 @dataclass
@@ -92,9 +113,12 @@ class Hardware:
 
 @dataclass
 class Recipe:
-    """The stages of a run, in order: functions of a `metarun.recipes.Run`."""
+    """The stages of a run, in order: functions of a `metarun.stages.Run`."""
 
     stages: list[str] = MISSING
+    source: bool = (
+        True  # whether a source (data=) is trained on; without one the backbone starts untrained on the target
+    )
     run: str = "metarun.recipes.run"  # what carries the config out
 
 
@@ -104,8 +128,14 @@ class Config:
 
     algo: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(
+        default_factory=lambda: {"from": None}
+    )  # from: a run whose backbone's weights to take
     around: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    target: Target = field(default_factory=Target)
+    finetune: dict[str, Any] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
@@ -130,6 +160,12 @@ GIVEN = {
     "around": {"method", "validation"},
     "train.optimizer": {"params"},
     "train.schedule": {"optimizer"},
+    "augment": set(),
+    "pretrain.algo": {"backbone", "spec"},
+    "pretrain.train.optimizer": {"params"},
+    "pretrain.train.schedule": {"optimizer"},
+    "target.data": set(),
+    "finetune": {"learner", "source"},
 }
 
 
@@ -139,13 +175,17 @@ RANGES = {
     "train.noise.labels": 0, "train.log_every": 1, "train.save_every": 1, "train.save_seconds": 0, "train.clip_norm": 0,
     "train.clip_value": 0, "test.episodes": 2, "test.baseline_episodes": 0, "hardware.threads": 1, "hardware.processes": 1,
     "hardware.task_chunk": 1, "seed": 0,
+    "target.test_images": 1, "target.repeats": 1, "target.subset_seed": 0,
     "task.ways": 1, "task.shots": 1, "task.queries": 1, "train.task.ways": 1, "train.task.shots": 1, "train.task.queries": 0,
     "test.task.ways": 1, "test.task.shots": 1, "test.task.queries": 1,
     "algo.inner_steps": 0, "algo.test_inner_steps": 0, "algo.inner_batch": 1, "algo.test_inner_batch": 1,  # of any inner loop
 }  # fmt: skip
+RANGES |= {f"pretrain.{key}": least for key, least in RANGES.items() if key.startswith("train.") and ".task" not in key}
 CHOICES: dict[str, list[str | None]] = {
     "hardware.device": ["auto", "cpu", "cuda"],
     "hardware.autocast": [None, "bfloat16"],
+    "train.validate_on": ["episodes", "images"],
+    "pretrain.train.validate_on": ["episodes", "images"],
 }
 
 
@@ -188,6 +228,13 @@ def check(config: DictConfig) -> None:
         if value not in choices:
             names = [str(choice) for choice in choices if choice]
             raise UserError(f"{key}={value}: is not one of {', '.join(names)}{nearest(str(value), names)}")
+    check_sizes(config.target.train_images)
+    for name, value in config.pretrain.backbone.items():
+        if config.backbone.get(name) != value:
+            raise UserError(
+                f"backbone.{name}={config.backbone.get(name)}: the pretraining asks for {value} on the same backbone; set one "
+                f"like the other (backbone.{name}={value}, or pretrain.backbone.{name}={config.backbone.get(name)})"
+            )
     if "/" in (config.name or ""):
         raise UserError(f"name={config.name}: must be a name without /; outputs= is the folder that runs lie in")
     for stage in config.recipe.stages:
@@ -195,6 +242,16 @@ def check(config: DictConfig) -> None:
             get_method(stage)
         except Exception as error:
             raise UserError(f"recipe.stages: {stage} cannot be imported ({_reason(error)})") from error
+
+
+def check_sizes(value: Any) -> None:
+    """That `target.train_images` is null, a number of images, or a list of different ones."""
+    sizes = list(value) if isinstance(value, ListConfig) else [value]
+    right = all(size is None or (type(size) is int and size >= 1) for size in sizes)
+    if not right or not sizes or len(set(sizes)) < len(sizes) or (len(sizes) > 1 and None in sizes):
+        raise UserError(
+            f"target.train_images={value}: must be a number of images, or a list of different ones, or null"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -225,7 +282,8 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
         return
     hints = typing.get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
     known = [name for name in signature.parameters if name not in given and name != "self"]
-    values: dict[str, Any] = {str(key): node._get_node(key) for key in node if key != "_target_"}
+    apart = {"_target_", "from"} if path == "backbone" else {"_target_"}
+    values: dict[str, Any] = {str(key): node._get_node(key) for key in node if key not in apart}
     for name in values:
         if name not in known:
             raise UserError(

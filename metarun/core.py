@@ -45,6 +45,25 @@ class Episodes:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """B labelled images, in no order, of one label space a domain."""
+
+    x: Tensor  # [B, C, H, W] float
+    y: Tensor  # [B] int64; -1 where the label is not known
+    domain: Tensor  # [B] int64; 0 the source, 1 the target
+
+    @property
+    def n_tasks(self) -> int:
+        """What a training step counts: images here, tasks of `Episodes`."""
+        return len(self.x)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """These images in chunks of at most `size`."""
+        for x, y, domain in zip(*(tensor.split(size) for tensor in (self.x, self.y, self.domain)), strict=True):
+            yield Batch(x, y, domain)
+
+
+@dataclass(frozen=True)
 class TaskShape:
     """Ways, shots and queries of a task; a regression task has one way."""
 
@@ -59,7 +78,8 @@ class Spec:
 
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     kind: Literal["classification", "regression"]
-    outputs: int  # ways of a training task, or dimensions of a regression target
+    outputs: int  # ways of a training task, classes of labelled training images, or dimensions of a regression target
+    target_outputs: int | None = None  # classes of the target, for a method that trains on its images too
 
 
 Between = Callable[[int, Tensor], Tensor]  # of a block's number and activations: what goes on in their place
@@ -96,12 +116,14 @@ class Backbone(nn.Module):
 
 
 class Algorithm(nn.Module, ABC):
-    """A method: a batch of episodes in, a loss out; a batch of test episodes in, predictions out.
+    """A method: a batch of episodes (or of labelled images) in, a loss out; a batch of test episodes in, predictions out.
 
     It owns no optimiser, no device and no loop. Its keyword-only `__init__` arguments are its configuration:
     typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
     """
 
+    trains_on: Literal["episodes", "batches"] = "episodes"  # what `loss` is given: `Episodes`, or a `Batch`
+    uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
     regression: bool = False  # whether it can learn regression tasks
     fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
     whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
@@ -126,12 +148,23 @@ class Algorithm(nn.Module, ABC):
         return norm.transductive(self.backbone.norm)
 
     @abstractmethod
-    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the tasks (scalar), and detached scalars to log (`acc`, say), for step `step` of training."""
+    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the tasks (scalar), and detached scalars to log (`acc`, say), for step `step` of training.
+
+        Of `Episodes`, or of a `Batch` where `trains_on` says so.
+        """
 
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
         """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`."""
+
+    def inherit(self, earlier: Algorithm) -> None:
+        """Takes over what an earlier stage learned: the weights of its backbone, which is built as this one is."""
+        self.backbone.load_state_dict(earlier.backbone.state_dict())
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits `[B, classes]` of images for the classes that it was trained with: the target's, if it saw their labels."""
+        raise NotImplementedError(f"{type(self).__name__} has no classes of its own")
 
     @property
     def test_steps(self) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metarun import metrics
 from metarun.core import Algorithm
+from metarun.data.labelled import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.hardware import Hardware
+
+IMAGES = 256  # classified together
 
 
 @dataclass
@@ -78,3 +82,24 @@ def evaluate(
     hardware.world.sum([values, power, loss, *measures.values()])
     algorithm.train(training)
     return Scores(steps, values, power.item(), loss.item(), measures)
+
+
+@torch.no_grad()
+def classified(algorithm: Algorithm, images: Labelled, hardware: Hardware) -> Tensor:
+    """The logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU."""
+    training = algorithm.training
+    algorithm.eval()
+    world, parts = hardware.world, []
+    first, end = world.share(len(images))
+    for start in range(first, end, IMAGES):
+        batch = images.batch(np.arange(start, min(start + IMAGES, end)), hardware.device)
+        with hardware.autocast():
+            parts.append(algorithm.classify(batch.x).double().cpu())
+    algorithm.train(training)
+    known = torch.cat(parts) if parts else torch.zeros(0, algorithm.spec.outputs, dtype=torch.float64)
+    if world.size == 1:
+        return known
+    whole = torch.zeros(len(images), known.shape[1], dtype=torch.float64)
+    whole[first:end] = known
+    world.sum([whole])
+    return whole

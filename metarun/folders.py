@@ -49,7 +49,7 @@ def folder_name(overrides: list[str], named: bool) -> str:
 
     `named` tells that the run's name does not have the data and the algorithm in it.
     """
-    left_out = UNNAMED if named else (*UNNAMED, "data", "algo")
+    left_out = UNNAMED if named else (*UNNAMED, "data", "algo", "target", "finetune")
     kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept).replace("'", "")) or "default"
     if len(text) > LONGEST:
@@ -68,6 +68,11 @@ def quoted(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
+def listed(word: str) -> str:
+    """`target.train_images=5,10,20` as the list that it means outside of a sweep."""
+    return re.sub(r"^(target\.train_images)=(\d+(?:,\d+)+)$", r"\1=[\2]", word)
+
+
 def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> str:
     """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one."""
     if checkpoint:
@@ -75,8 +80,14 @@ def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> s
         stored = (path if path.is_dir() else path.parent) / "config.yaml"
         if stored.is_file():
             return str(OmegaConf.load(stored).name)
-    name = choices.get("experiment") or f"{choices['data']}-{choices['algo']}"
+    name = choices.get("experiment") or "-".join(part for part in _parts(choices) if part)
     return name.replace("/", "-")
+
+
+def _parts(choices: Mapping[str, str]) -> list[str | None]:
+    """`<data>-<algo>`, and with a target `<data>-<algo>-<target>-<finetune>`; a recipe without a source leaves its part out."""
+    target = [choices.get("target"), choices.get("finetune")]
+    return target if choices.get("recipe") == "finetune" else [choices["data"], choices["algo"], *target]
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Means with their 95% intervals, over episodes."""
+"""Means with their 95% intervals: over episodes, or over repeated subsets of a target."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit  # Student's t: quicker to import than scipy.stats
 from torch import Tensor
 
 DIVERGED = 100.0  # times the mean squared target: an error above it counts as diverged
@@ -48,3 +49,40 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
         "diverged": int((~finite | (errors > DIVERGED * power)).sum()),
         "not_finite": int((~finite).sum()),
     }
+
+
+def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What one set of test images says: accuracy, balanced accuracy, AUROC where there are two classes, confusion.
+
+    `scores` is `[n, classes]`, `labels` int64 `[n]`. `confusion[i][j]` counts images of class i that were taken for j.
+    Balanced accuracy is the mean over the classes that have images. AUROC ranks by the second class's score less the first's.
+    """
+    classes = scores.shape[1]
+    predicted = scores.argmax(1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    sizes = confusion.sum(1)
+    found: dict[str, Any] = {
+        "acc": float((predicted == labels).mean()),
+        "balanced_acc": float((confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean()),
+    }
+    if classes == 2 and sizes.all():
+        margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
+        negative, positive = np.sort(margin[labels == 0]), margin[labels == 1]
+        below = [np.searchsorted(negative, positive, side) for side in ("left", "right")]  # a tie counts half
+        found["auroc"] = float(np.mean(below) / sizes[0])
+    return {**found, "confusion": confusion.tolist()}
+
+
+def over_repeats(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of `classification`'s numbers over repeats, with 95% intervals by Student's t; the confusions are added up."""
+    result: dict[str, Any] = {name: repeats[0][name] for name in ("train_images", "test_images")}
+    n = len(repeats)
+    for name in ("acc", "balanced_acc", "auroc"):
+        if any(name not in repeat for repeat in repeats):
+            continue
+        values = np.array([repeat[name] for repeat in repeats])
+        width = stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+        result |= {name: float(values.mean()), f"{name}_ci95": float(width)}
+    result["confusion"] = np.sum([repeat["confusion"] for repeat in repeats], axis=0).tolist()
+    result["repeats"] = n
+    return result

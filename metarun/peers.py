@@ -26,7 +26,7 @@ def torchvision() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise UserError("torchvision is not installed: pip install torchvision") from error
+        raise UserError("torchvision is not installed: pip install 'metarun[torchvision]'") from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -1,59 +1,38 @@
-"""A run from its config to its folder, and the stages that recipes are lists of."""
+"""A run from its config to its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, distributed, files, metrics, provenance
-from metarun import hardware as hardware_module
+from metarun import checkpoint, distributed, files, provenance
 from metarun.config import Config, check, construct, flat, task_of, to_container
-from metarun.core import Algorithm, Spec, TaskShape
+from metarun.core import Batch, TaskShape
 from metarun.data.noise import with_noise
-from metarun.data.source import DataSource, EpisodeSampler
+from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
 from metarun.distributed import Lost, World
 from metarun.errors import Pruned, UserError
-from metarun.evaluate import Scores, evaluate
 from metarun.folders import choose_folder, default_name, refuse_other_config
-from metarun.hardware import Hardware
+from metarun.learner import Learner, augmented, build_learner, check_tasks
 from metarun.records import Records, logging_to, start_logging
 from metarun.report.run import show, show_stored, stored
+from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
-from metarun.train import Interrupted, build_optimizer, fit
+from metarun.train import Interrupted
+from metarun.transfer.base import TargetMethod
+from metarun.transfer.target import Target
 
 log = logging.getLogger("metarun")
 
 LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
-
-
-@dataclass
-class Run:
-    """What the stages of a run share: its config, what was built from it, and the result so far."""
-
-    config: DictConfig
-    data: DataSource
-    algorithm: Algorithm
-    hardware: Hardware
-    folder: Path
-    records: Records
-    train_task: TaskShape
-    test_task: TaskShape
-    samplers: dict[str, EpisodeSampler]
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    result: dict[str, Any] = field(default_factory=dict)
-    watch: Callable[[int, float], bool] | None = None  # asked after each validation whether to give up
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
@@ -75,7 +54,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             refuse_other_config(folder, config)
         if (folder / "result.json").is_file():
             if config.checkpoint:
-                refuse_other_weights(folder, checkpoint_file(config))
+                refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
             return show_stored(folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
@@ -117,7 +96,7 @@ def follow(config: DictConfig, world: World) -> None:
 
 def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
     """The config with its name, and on top of that of the checkpoint's run where a checkpoint is tested."""
-    only_tests = config.recipe.stages[0].endswith(".meta_test")
+    only_tests = list(config.recipe.stages) == [META_TEST]
     if only_tests != bool(config.checkpoint):
         raise UserError(
             "recipe=test: needs the run to test; add checkpoint=outputs/RUN"
@@ -133,40 +112,95 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
 
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
-    data = construct(config.data, "data")
+    stages, samplers = config.recipe.stages, dict[str, EpisodeSampler]()
+    target = build_target(config)
+    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    if target is not None:
+        target.fit_to(data)
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
-    samplers: dict[str, EpisodeSampler] = {}
-    algorithm = build_algorithm(config, data, train_task)
-    if config.around:
-        algorithm = construct(
-            config.around, "around", method=algorithm, validation=lambda start, stop: samplers["val"](start, stop)
-        )
-    check_tasks(algorithm, train_task, test_task)
-    hardware = hardware_module.choose(config.hardware, algorithm, world)
-    hardware.place(algorithm)
-    # With a checkpoint nothing is trained: only the test split must serve.
-    tasks = {"train": train_task, "val": test_task} if not config.checkpoint else {}
-    for split, task in {**tasks, "test": test_task}.items():
-        samplers[split] = data.sampler(split, task, config.seed, hardware.device)
-    if not config.checkpoint and config.train.noise.tasks:
-        noise = config.train.noise
+    learner = build_learner(config, data, train_task, world, target, lambda start, stop: samplers["val"](start, stop))
+    pretraining = None
+    if PRETRAIN in stages:
+        pretraining = build_learner(config, data, train_task, world, prefix="pretrain.")
+    tasks: dict[Split, TaskShape] = {}
+    if config.recipe.source and not config.checkpoint:
+        if learner.sampler is None:
+            tasks["train"] = train_task
+        if any(one is not None and one.held_out is None for one in (learner, pretraining)):
+            tasks["val"] = test_task
+    if META_TEST in stages:
+        tasks["test"] = test_task
+    if "train" in tasks and isinstance(data, ImageSource) and set(data.splits["train"]) & set(data.splits["test"]):
+        log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
+    if tasks:
+        check_tasks(learner.algorithm, train_task, test_task)
+    for split, task in tasks.items():
+        samplers[split] = data.sampler(split, task, config.seed, learner.hardware.device)
+    noise = config.train.noise
+    if "train" in samplers and noise.tasks:
         samplers["train"] = with_noise(samplers["train"], config.seed, noise.tasks, noise.labels)
-    optimizer, schedule = build_optimizer(algorithm, config.train)
+    augment = None
+    if config.augment:
+        augment = construct(config.augment, "augment")
+        if "train" in samplers:
+            samplers["train"] = augmented(samplers["train"], augment, config.seed, learner.hardware)
+        for one in (learner, pretraining):
+            if one is not None and one.sampler is not None:
+                one.sampler = augmented(one.sampler, augment, config.seed, one.hardware)
+    method = build_method(config, data, learner, augment) if FINETUNE in stages else None
     known: dict[str, Any] = {}
     if config.checkpoint:
-        weights = checkpoint_file(config)
+        weights = checkpoint.weights_file("checkpoint", config.checkpoint)
         state = checkpoint.load(weights)
-        checkpoint.load_weights(algorithm, state["model"], weights)
+        checkpoint.load_weights(learner.algorithm, state["model"], weights)
         known = {"checkpoint/step": state["step"] if "step" in state else state["state"]["step"]}
         known["checkpoint/sha256"] = checkpoint.digest(weights)
-    elif world.size > config.train.tasks_per_step:
-        raise UserError(
-            f"hardware.processes={world.size}: share the tasks of a step, but train.tasks_per_step={config.train.tasks_per_step}"
-        )
     records = Records(folder if world.main else None)
+    hardware = learner.hardware
     return Run(
-        config, data, algorithm, hardware, folder, records, train_task, test_task, samplers, optimizer, schedule, known
+        config,
+        data,
+        learner,
+        hardware,
+        folder,
+        records,
+        train_task,
+        test_task,
+        samplers,
+        pretraining,
+        target,
+        method,
+        known,
     )
+
+
+def build_target(config: DictConfig) -> Target | None:
+    """The target, if the recipe has a use for one."""
+    wanted = [stage for stage in config.recipe.stages if stage in (FINETUNE, TARGET_TEST)]
+    if wanted and not config.target.data:
+        raise UserError(
+            f"recipe: its stage {wanted[0].rpartition('.')[2]} needs a target; add target=pneumoniamnist, say"
+        )
+    if config.target.data and not wanted:
+        raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
+    return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
+
+
+def build_method(config: DictConfig, data: DataSource, learner: Learner, augment: Any) -> TargetMethod:
+    """What puts the learner to use on the target."""
+    device, source = learner.hardware.device, None
+    if config.recipe.source:
+
+        def source(count: int) -> Batch:
+            images = data.labelled("train")
+            return images.batch(images.stream(config.seed, "reused")(0, min(count, len(images))), device)
+
+    if not config.finetune:
+        raise UserError("finetune: must be given; add finetune=all, say")
+    method: TargetMethod = construct(config.finetune, "finetune", learner=learner.algorithm, source=source)
+    if augment is not None:
+        method.augment = augment
+    return method
 
 
 def carry_out(run: Run, world: World) -> None:
@@ -177,35 +211,13 @@ def carry_out(run: Run, world: World) -> None:
         get_method(stage)(run)
 
 
-def build_algorithm(config: DictConfig, data: DataSource, train_task: TaskShape) -> Algorithm:
-    """The untrained method on its backbone, its weights drawn from the run's seed."""
-    torch.manual_seed(config.seed)
-    backbone = construct(config.backbone, "backbone", input_shape=data.input_shape)
-    outputs = train_task.ways if data.outputs is None else data.outputs
-    spec = Spec(data.input_shape, data.kind, outputs)
-    algorithm: Algorithm = construct(config.algo, "algo", backbone=backbone, spec=spec)
-    return algorithm
-
-
-def check_tasks(algorithm: Algorithm, train_task: TaskShape, test_task: TaskShape) -> None:
-    """Whether the method can be trained and tested on such tasks."""
-    name = type(algorithm).__name__
-    if algorithm.fixed_ways and test_task.ways != train_task.ways:
-        raise UserError(
-            f"test.task.ways={test_task.ways}: {name}'s head has the {train_task.ways} outputs that it is trained with; "
-            f"use test.task.ways={train_task.ways}, or train with train.task.ways={test_task.ways}"
-        )
-    if algorithm.needs_queries and train_task.queries < 1:
-        raise UserError(f"train.task.queries={train_task.queries}: {name} learns from the queries; it needs at least 1")
-
-
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     """The config that the checkpoint's run had, with this command line's overrides on it.
 
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
-    stored_file = checkpoint_file(config).parent / "config.yaml"
+    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
     if not stored_file.is_file():
         raise UserError(
             f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
@@ -226,18 +238,6 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     return own
 
 
-def checkpoint_file(config: DictConfig) -> Path:
-    """The weights that `checkpoint=` means: a file, or `best.pt` of a run folder."""
-    path = Path(config.checkpoint)
-    if path.is_dir():
-        path = path / "best.pt"
-        if (path.parent / "config.yaml").is_file() and not path.is_file():
-            raise UserError(f"checkpoint={config.checkpoint}: has no best.pt yet, its first validation was not reached")
-    if not path.is_file():
-        raise UserError(f"checkpoint={config.checkpoint}: there is no such run folder or file")
-    return path
-
-
 def refuse_other_weights(folder: Path, weights: Path) -> None:
     """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
     if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
@@ -254,122 +254,26 @@ def create(folder: Path) -> None:
         raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
 
 
-# The stages.
-
-
-def meta_train(run: Run) -> None:
-    """Trains on episodes of the training split; `best.pt` has the weights that were best on validation."""
-    settings, regression = run.config.train, run.algorithm.spec.kind == "regression"
-
-    def validate() -> tuple[float, dict[str, float]]:
-        scores = evaluate(run.algorithm, run.samplers["val"], settings.validate_episodes, run.hardware)
-        mean, ci95 = metrics.interval(scores.final)
-        if regression:
-            median = metrics.median(scores.final)
-            return -median, {"val/loss": scores.loss, "val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
-        return mean, {"val/loss": scores.loss, "val/acc": mean, "val/acc_ci95": ci95}
-
-    if not (run.folder / "last.pt").exists():
-        run.records.tasks(run.samplers["val"](0, 1))
-    numbers = fit(
-        run.algorithm,
-        run.samplers["train"],
-        validate,
-        run.optimizer,
-        run.schedule,
-        settings,
-        run.config.seed,
-        run.hardware,
-        run.folder,
-        run.records,
-        run.watch,
-    )
-    world = run.hardware.world
-    best = world.tell(checkpoint.load(run.folder / "best.pt") if world.main else {})
-    checkpoint.load_weights(run.algorithm, best["model"], run.folder / "best.pt")
-    run.result |= {**numbers, "train/selected_step": best["step"], "val/score": best["score"]}
-
-
-def meta_test(run: Run) -> None:
-    """Tests the weights at hand, once, on the test split, beside chance and the same method untrained."""
-    algorithm, settings = run.algorithm, run.config.test
-    last = algorithm.test_steps
-    steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
-    with run.records.progress("testing", settings.episodes) as advance:
-        scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance, True)
-    run.result |= summary(scores, "test") | own_measures(scores)
-    if run.hardware.world.main:
-        save_scores(run.folder / "test_scores.npz", scores)
-    for name, curve in run.result.get("test/curves", {}).items():
-        for point, value in enumerate(curve["mean"]):
-            run.records.curve(f"test/{name}", value, point)
-    curve = "mse_median" if scores.power else "acc"
-    for step, values in zip(scores.steps, scores.values, strict=True):
-        value = metrics.median(values) if scores.power else values.mean().item()
-        run.records.curve(f"test/{curve}_after_inner_steps", value, step)
-    if settings.baseline_episodes:
-        untrained = build_algorithm(run.config, run.data, run.train_task).to(run.hardware.device)
-        untrained.vectorize = run.hardware.vectorize
-        baseline = evaluate(untrained, run.samplers["test"], settings.baseline_episodes, run.hardware, steps)
-        run.result |= summary(baseline, "untrained")
-    if not scores.power:
-        run.result["chance/acc"] = 1 / run.test_task.ways
-
-
-def save_scores(path: Path, scores: Scores) -> None:
-    """The score of every test episode, for paired comparisons: `values` [steps, episodes] after each of `steps` [steps]."""
-    steps, values = np.array(scores.steps), scores.values.numpy()
-    files.replace(path, lambda file: np.savez_compressed(file, steps=steps, values=values))
-
-
-def summary(scores: Scores, prefix: str) -> dict[str, Any]:
-    """The numbers of `result.json` under `prefix`: of the last inner step, and step by step where there are several."""
-    steps: dict[str, Any] = {}
-    for step, values in zip(scores.steps, scores.values, strict=True):
-        if scores.power:
-            steps[str(step)] = metrics.regression_summary(values, scores.power)
-        else:
-            mean, ci95 = metrics.interval(values)
-            steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
-    result = {f"{prefix}/{name}": value for name, value in steps[str(scores.steps[-1])].items()}
-    result[f"{prefix}/episodes"] = scores.values.shape[1]
-    if len(steps) > 1 or scores.power:
-        result[f"{prefix}/after_inner_steps"] = steps
-    return result
-
-
-def own_measures(scores: Scores) -> dict[str, Any]:
-    """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
-    result: dict[str, Any] = {}
-    for name, values in scores.measures.items():
-        pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
-        if values.ndim == 1:
-            result[f"test/{name}"], result[f"test/{name}_ci95"] = pairs[0]
-        else:
-            means, widths = zip(*pairs, strict=True)
-            result.setdefault("test/curves", {})[name] = {"mean": list(means), "ci95": list(widths)}
-    return result
-
-
 def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
-    tested = run.result.get("test/acc", run.result.get("test/mse"))
+    tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
     data = run.data.describe()
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
             "norm": getattr(algorithm.backbone, "norm", None),
-            "transductive": algorithm.transductive,
+            "transductive": run.method.transductive if run.method else algorithm.transductive,
             "train": vars(run.train_task),
             "test": vars(run.test_task),
             **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", config.data.get("split")),
-            "selected_by": "best validation score" if "train/steps" in run.result else "the checkpoint that was given",
+            "selected_by": selected_by(run),
         },
         "data": data,
+        **({"target/data": run.target.describe()} if run.target else {}),
         "parameters": sum(value.numel() for value in algorithm.parameters()),
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
@@ -380,3 +284,14 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "peak_memory": run.hardware.peak_memory(),
     }
     files.save_json(run.folder / "result.json", run.result)
+
+
+def selected_by(run: Run) -> str:
+    """The rule that chose the weights that were tested."""
+    if run.config.checkpoint:
+        return "the checkpoint that was given"
+    if not run.config.recipe.source:
+        return "no selection: the last weights of a fixed number of steps"
+    on = " on held-out images of the source" if run.learner.held_out else ""
+    after = "; on the target no selection, but the last weights of a fixed number of steps" if run.method else ""
+    return f"best validation score{on}{after}"

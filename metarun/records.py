@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from metarun import files
@@ -59,17 +62,28 @@ class Records:
         self._line_at = 0.0
         self._total = 0
 
-    def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`, since it will be recorded again."""
+    def rewind(self, step: int, validated: int | None = None) -> None:
+        """Forgets what was recorded after `step`, since it will be recorded again; of validations, after step `validated`."""
         if self.folder is None:
             return
-        metrics = self.folder / "metrics.jsonl"
+        metrics, kept, forgotten = self.folder / "metrics.jsonl", [], False
         if metrics.exists():
-            lines = metrics.read_text().splitlines(keepends=True)
-            kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            files.save_bytes(metrics, kept.encode())
+            for line in metrics.read_text().splitlines(keepends=True):
+                values = json.loads(line) if line.endswith("\n") else {"step": step + 1}
+                again = (
+                    validated is not None and values["step"] > validated and any(k.startswith("val/") for k in values)
+                )
+                forgotten |= again and values["step"] == step
+                if values["step"] <= step and not again:
+                    kept.append(line)
+            files.save_bytes(metrics, "".join(kept).encode())
         self.close()
-        self._open(purge_step=step + 1)
+        # TensorBoard forgets whole steps: what stays of this one is told to it once more.
+        self._open(purge_step=step if forgotten else step + 1)
+        for values in map(json.loads, kept if forgotten else []):
+            if values.pop("step") == step:
+                for name, value in values.items():
+                    self.curve(name, value, step)
 
     def _open(self, purge_step: int | None = None) -> Any:
         if self._writer is None:
@@ -102,6 +116,12 @@ class Records:
         """One point of a TensorBoard curve."""
         if self.folder is not None:
             self._open().add_scalar(name, value, step)
+
+    def picture(self, name: str, png: bytes) -> None:
+        """A picture, `png` being a file's content."""
+        if self.folder is not None:
+            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            self._open().add_image(name, pixels, 0, dataformats="HWC")
 
     def hparams(self, config: dict[str, Any], test: float | None, validation: float | None = None) -> None:
         """The run's settings and results, for TensorBoard's table of runs: `hparams/test`, `hparams/validation`.

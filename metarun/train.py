@@ -100,7 +100,7 @@ def fit(
         schedule.load_state_dict(saved["schedule"])
         state = saved["state"]
         log.info("going on at step %d", state["step"])
-    records.rewind(state["step"])
+    records.rewind(state["step"], state["validated"])
     started = saved_at = time.perf_counter()
     before, first_step = state["seconds"], state["step"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.source import DataSource, ImageSource, Split
 from metarun.data.table import Table
 from metarun.hardware import Hardware
-from metarun.recipes import build_algorithm
+from metarun.learner import build_algorithm
+from metarun.transfer.target import Target
 
 CPU = torch.device("cpu")
 
@@ -59,7 +61,10 @@ def episodes(source: DataSource, task: TaskShape, tasks: int, split: Split = "tr
 
 def build(config: DictConfig, source: DataSource, vectorize: bool = False) -> Algorithm:
     """The untrained algorithm of `config`, as a run builds it."""
-    algorithm = build_algorithm(config, source, schema.task_of(config, "train"))
+    target = None
+    if getattr(get_class(config.algo._target_), "uses_target", "no") != "no" and source.kind == "classification":
+        target = Target(source, schema.Target(test_images=None))
+    algorithm = build_algorithm(config, source, schema.task_of(config, "train"), target)
     algorithm.vectorize = vectorize
     return algorithm
 

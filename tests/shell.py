@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
         return [
             line
             for line in self.err.splitlines()
-            if not line.startswith(("data ", "run folder: ", "hardware: ", "step ", "going on "))
+            if not line.startswith(("data ", "run folder: ", "hardware: ", "step ", "going on ", "target: images"))
         ]
 
 

@@ -26,7 +26,8 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.norm import KINDS
 from metarun.config import task_of
-from metarun.core import Algorithm, Episodes, Spec, TaskShape
+from metarun.core import Algorithm, Batch, Episodes, Spec, TaskShape
+from metarun.data.labelled import BatchSampler, batches
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.errors import UserError
@@ -72,6 +73,21 @@ def learner(
     """An untrained algorithm, and episodes of its training tasks."""
     config = config_of(name, *overrides, **more)
     return build(config, source, vectorize), episodes(source, task_of(config, "train"), tasks)
+
+
+def stream(algorithm: Algorithm, source: DataSource) -> BatchSampler:
+    """Labelled images as a method that trains on batches is given them; the source is its own target."""
+    images = source.labelled(None, "train")
+    target = None if algorithm.uses_target == "no" else images
+    return batches(images, 0, CPU, target, target_labels=algorithm.uses_target == "labels")
+
+
+def fed(algorithm: Algorithm, batch: Episodes) -> Episodes | Batch:
+    """What the method's loss takes: these episodes, or as many labelled images."""
+    if algorithm.trains_on == "episodes":
+        return batch
+    found = stream(algorithm, SEPARABLE)(0, batch.support_y.numel() + batch.query_y.numel())
+    return Batch(found.x.to(batch.support_x.dtype), found.y, found.domain)
 
 
 def exact(algorithm: Algorithm, batch: Episodes) -> tuple[Algorithm, Episodes]:
@@ -121,7 +137,7 @@ def test_test_tasks_may_have_other_shots_queries_and_ways(name: str) -> None:
 @EVERY
 def test_loss_is_a_scalar_and_its_logs_are_detached(name: str) -> None:
     algorithm, batch = learner(name, 3)
-    loss, logs = algorithm.train().loss(batch, 0)
+    loss, logs = algorithm.train().loss(fed(algorithm, batch), 0)
     assert loss.shape == ()
     assert loss.isfinite()
     assert loss.dtype == torch.float32
@@ -187,7 +203,7 @@ def test_tasks_do_not_see_each_other(name: str) -> None:
 @pytest.mark.parametrize("norm", KINDS)
 def test_transductive_says_whether_queries_see_each_other(name: str, norm: str) -> None:
     algorithm, batch = exact(*learner(name, 2, norm=norm))
-    algorithm.train().loss(batch, 0)  # running averages that are no longer at their start
+    algorithm.train().loss(fed(algorithm, batch), 0)  # running averages that are no longer at their start
     algorithm.eval()
     other = with_(batch, query_x=torch.cat([batch.query_x[:, :1], 3 * torch.rand_like(batch.query_x[:, 1:])], dim=1))
     with torch.no_grad():
@@ -208,7 +224,7 @@ def test_vmap_equals_loop(name: str, backbone: str, norm: str) -> None:
     results = []
     for algorithm in (loop, vmapped):
         torch.manual_seed(1)
-        loss, logs = algorithm.train().loss(batch, 0)
+        loss, logs = algorithm.train().loss(fed(algorithm, batch), 0)
         loss.backward()
         after = algorithm.eval().predict_after(batch, steps_of(algorithm))
         results.append((loss, logs, gradients(algorithm), dict(algorithm.named_buffers()), after))
@@ -229,7 +245,7 @@ def test_bfloat16_autocast(name: str, vectorize: bool) -> None:
     few = [f"algo.inner_steps={min(steps, 5)}" for steps in [config_of(name).algo.get("inner_steps")] if steps]
     for bfloat16 in (False, True):
         algorithm, batch = learner(name, 4, *few, vectorize=vectorize)
-        gradient_step(algorithm.train(), batch, 0, 1.0, 0, hardware(bfloat16=bfloat16))
+        gradient_step(algorithm.train(), fed(algorithm, batch), 0, 1.0, 0, hardware(bfloat16=bfloat16))
         assert all(value.dtype == torch.float32 for value in gradients(algorithm).values())
         found.append(torch.cat([value.flatten() for value in gradients(algorithm).values()]))
         with hardware(bfloat16=bfloat16).autocast(), torch.no_grad():
@@ -242,7 +258,7 @@ def test_chunks_of_tasks_give_the_same_step(name: str) -> None:
     results = []
     for size in (None, 1, 3):
         algorithm, batch = exact(*learner(name, 4))
-        logged = gradient_step(algorithm.train(), batch, 0, 1.0, 0, hardware(task_chunk=size))
+        logged = gradient_step(algorithm.train(), fed(algorithm, batch), 0, 1.0, 0, hardware(task_chunk=size))
         results.append(logged | gradients(algorithm))
     for other in results[1:]:
         assert other.keys() == results[0].keys()
@@ -256,7 +272,7 @@ def test_random_numbers_come_from_the_seeded_global_generator(name: str) -> None
     for _ in range(2):
         algorithm, batch = learner(name, 2)
         torch.manual_seed(1)
-        losses.append(algorithm.train().loss(batch, 0)[0])
+        losses.append(algorithm.train().loss(fed(algorithm, batch), 0)[0])
     assert torch.equal(*losses)
 
 
@@ -267,7 +283,7 @@ def train(algorithm: Algorithm, config: DictConfig, batch: Episodes, steps: int)
     algorithm.train()
     losses = []
     for step in range(steps):
-        logged = gradient_step(algorithm, batch, step, 1.0, 0, hardware())
+        logged = gradient_step(algorithm, fed(algorithm, batch), step, 1.0, 0, hardware())
         losses.append(logged["loss"].item())
         optimizer.step()
         schedule.step()
@@ -287,7 +303,9 @@ def test_overfits_one_batch(name: str) -> None:
     while len(losses) < 120 and (score < 0.9 or losses[-1] > 0.5 * losses[0]):
         algorithm.train()
         for _ in range(10):
-            losses.append(gradient_step(algorithm, batch, len(losses), 1.0, 0, hardware())["loss"].item())
+            losses.append(
+                gradient_step(algorithm, fed(algorithm, batch), len(losses), 1.0, 0, hardware())["loss"].item()
+            )
             optimizer.step()
         with torch.no_grad():
             score = accuracy(algorithm.eval().predict(batch), batch.query_y).mean().item()
@@ -301,7 +319,7 @@ def test_training_keeps_no_graph_and_no_memory(name: str) -> None:
     algorithm.train()
     alive = []
     for step in range(4):
-        gradient_step(algorithm, batch, step, 1.0, 0, hardware())
+        gradient_step(algorithm, fed(algorithm, batch), step, 1.0, 0, hardware())
         algorithm.zero_grad(set_to_none=True)
         gc.collect()
         alive.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
@@ -341,12 +359,13 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
         folder.mkdir(exist_ok=True)
         algorithm = build(config, SEPARABLE)
         draw = SEPARABLE.sampler("train", task_of(config, "train"), 0, CPU)
+        images = stream(algorithm, SEPARABLE)
         unseen = episodes(SEPARABLE, TaskShape(5, 1, 4), 2, "val")
 
-        def sampler(start: int, stop: int) -> Episodes:
+        def sampler(start: int, stop: int) -> Episodes | Batch:
             if start // 2 == interrupted_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return draw(start, stop)
+            return draw(start, stop) if algorithm.trains_on == "episodes" else images(24 * start, 24 * stop)
 
         def validate() -> tuple[float, dict[str, float]]:
             with torch.no_grad():
@@ -405,7 +424,7 @@ def test_regression_is_learned_or_refused(name: str, vectorize: bool) -> None:
         config.algo.inner_lr = 0.001  # for sums of squares
     algorithm = build(config, source, vectorize)
     batch = episodes(source, TaskShape(1, 5, 7), 3)
-    loss, logs = algorithm.train().loss(batch, 0)
+    loss, logs = algorithm.train().loss(fed(algorithm, batch), 0)
     assert loss.isfinite()
     assert "acc" not in logs
     steps = steps_of(algorithm)
@@ -420,7 +439,7 @@ def test_yaml_is_documented_and_complete(name: str) -> None:
     text = (Path(CONF) / "algo" / f"{name}.yaml").read_text().splitlines()
     assert text[0] == "# @package _global_"
     assert text[1].startswith("# ")
-    assert f"metarun algo={name}" in text[1]
+    assert f"algo={name}" in text[1].partition("; metarun ")[2].split()
     settings = compose(f"algo={name}").algo
     signature = set(inspect.signature(get_class(settings._target_)).parameters) - {"backbone", "spec"}
     assert set(settings) - {"_target_"} == signature

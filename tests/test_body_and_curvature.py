@@ -247,7 +247,7 @@ def test_protomaml_moves_body_and_head() -> None:
     start, end = algorithm.adapt(batch.support_x[0], batch.support_y[0], 3, [0, 2])
     moved = {name for name, value in start.items() if (end[name] - value).abs().max() > 1e-4}
     assert moved >= {name for name in start if not name.endswith("conv.bias")}
-    losses = [F.cross_entropy(algorithm.classify(p, batch.support_x[0]), batch.support_y[0]) for p in (start, end)]
+    losses = [F.cross_entropy(algorithm.logits_of(p, batch.support_x[0]), batch.support_y[0]) for p in (start, end)]
     assert losses[1] < losses[0]
 
 

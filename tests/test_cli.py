@@ -86,10 +86,11 @@ def test_yaml_says_what_it_is_and_how_it_runs(name: str) -> None:
         assert f"{group}={choice}" in command
 
 
-GIVEN = {  # what a data set needs besides its name
+GIVEN = {  # what a data set or backbone needs besides its name
     "folder": ["data.root=anywhere"],
     "learn2learn": ["data.dataset=MiniImagenet"],
     "torchvision": ["data.dataset=MNIST"],
+    "pretrained": ["backbone.name=torchvision:resnet18"],
 }
 
 
@@ -107,18 +108,19 @@ def composer():
 @pytest.mark.parametrize("algo", choices("algo"))
 def test_every_composition_is_sound(algo: str) -> None:
     for data, backbone in itertools.product(choices("data"), choices("backbone")):
-        check(f"algo={algo}", f"data={data}", f"backbone={backbone}", *GIVEN.get(data, []))
+        check(f"algo={algo}", f"data={data}", f"backbone={backbone}", *GIVEN.get(data, []), *GIVEN.get(backbone, []))
 
 
 @pytest.mark.usefixtures("composer")
 @pytest.mark.parametrize(
     "choice",
-    [f"{group}={name}" for group in ("experiment", "hardware", "optimizer", "schedule", "recipe") for name in choices(group)],
+    [f"{group}={name}" for group in ("experiment", "hardware", "optimizer", "schedule", "recipe", "finetune", "target")
+     for name in choices(group)],
 )  # fmt: skip
 def test_every_other_choice_is_sound(choice: str) -> None:
     if choice.startswith("schedule="):
         check(choice, "algo=maml")
-    check(choice)
+    check(choice, *[f"target.{word}" for word in GIVEN.get(choice.removeprefix("target="), []) if "target=" in choice])
 
 
 def unknown_key(known: str) -> str:
@@ -139,7 +141,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=maml,reptile", ["algo=maml,reptile", "-m"]),
     ("algo=[maml,reptile]", ["-m algo=a,b"]),
     # keys
-    ("trian.steps=3", ["trian: " + unknown_key("train?")]),
+    ("trian.steps=3", ["trian: " + unknown_key("train, pretrain?")]),
     ("train.step=3", ["train.step: " + unknown_key("steps")]),
     ("+train.step=3", ["train.step: " + unknown_key("steps")]),
     ("lr=0.1", ["lr: " + unknown_key("train.optimizer.lr?")]),
@@ -148,7 +150,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=maml algo.inner_stepz=2", ["algo.inner_stepz: " + unknown_key("inner_steps")]),
     ("algo=maml +algo.inner_stepz=2", ["algo.inner_stepz: MAML has no such setting; did you mean inner_steps"]),
     ("+algo.depth=2", ["algo.depth: ProtoNet has no such setting"]),
-    ("backbone.depth=2", ["backbone.depth: there is no such key; backbone has channels, downsample"]),
+    ("backbone.depth=2", ["backbone.depth: there is no such key; backbone has from, channels, downsample"]),
     ("+anything=1", ["anything: there is no such key"]),
     ("~data.rotation", ["data.rotation"]),
     # types and ranges
@@ -173,7 +175,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("backbone.channels=0", ["backbone.channels=0: must be positive"]),
     ("data.split_seed=x", ["data.split_seed=x: must be of type int"]),
     ("name=a/b", ["name=a/b: "]),
-    ("recipe.stages=[metarun.recipes.meta_tran]", ["recipe.stages: metarun.recipes.meta_tran cannot be imported"]),
+    ("recipe.stages=[metarun.stages.trian]", ["recipe.stages: metarun.stages.trian cannot be imported"]),
     # the grammar of overrides
     ("train.steps", ["train.steps: cannot be read as key=value"]),
     ("train.steps=[1,2", ["train.steps=[1,2: cannot be read as key=value"]),
@@ -228,7 +230,7 @@ YAML_MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["algo.inner_stepz: MAML has no such setting; did you mean inner_steps"],
     ),
     "typo in data": ("data:\n  image_sise: 3", ["data.image_sise: Glyphs has no such setting; did you mean image_size"]),
-    "unknown root": ("trian:\n  steps: 3", ["experiment/mine: trian: " + unknown_key("train?")]),
+    "unknown root": ("trian:\n  steps: 3", ["experiment/mine: trian: " + unknown_key("train, pretrain?")]),
     "wrong type": ("train:\n  steps: many", ["experiment/mine: train.steps: ", "'many'", "Integer"]),
     "value for a node": ("train: 5", ["experiment/mine: ", "5"]),
     "a list": ("- train", ["experiment/mine: "]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -368,8 +369,9 @@ def test_roots_without_classes(tmp_path: Path) -> None:
         Folder(root=str(folder))
     save(folder / "a" / "1.png")
     save(folder / "b" / "1.png")
-    with pytest.raises(UserError, match=r"/images holds 2 classes; at least 3 are needed, one for each split"):
-        Folder(root=str(folder))
+    assert names(Folder(root=str(folder))) == {split: ["a", "b"] for split in ("train", "val", "test")}  # a target
+    with pytest.raises(UserError, match=r"data.train_classes: /.*/images has no class folder c"):
+        Folder(root=str(folder), train_classes=["c"], test_classes=["a"])
 
 
 def test_empty_class_folder_and_folder_in_class_folder(root: Path) -> None:
@@ -387,10 +389,12 @@ def test_split_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"/images is divided into train, but there are no class folders in test$"):
         Folder(root=str(folder))
     save(folder / "test" / "a" / "1.png")
+    save(folder / "train" / "c" / "1.png")
     with pytest.raises(
         UserError, match=r"class a is in both train and test of .*/images; splits of classes must not overlap"
     ):
         Folder(root=str(folder))
+    shutil.rmtree(folder / "train" / "c")
     (folder / "test" / "a").rename(folder / "test" / "b")
     with pytest.raises(UserError, match=r"gives no validation classes, and for training 1 class; at least 2"):
         Folder(root=str(folder))
@@ -400,3 +404,21 @@ def test_split_folders_that_do_not_fit(tmp_path: Path) -> None:
     (folder / "val").mkdir()
     with pytest.raises(UserError, match=r"divided into train, val, test, but there are no class folders in val$"):
         Folder(root=str(folder))
+
+
+def test_sub_folders_of_the_same_classes_divide_the_images(tmp_path: Path) -> None:
+    """Two classes, too few to be divided: a target."""
+    for split, count in {"train": 4, "test": 3, "val": 2}.items():
+        for name in ("ill", "well"):
+            for number in range(count):
+                save(tmp_path / "images" / split / name / f"{number}.png", Image.new("L", (8, 8), 10 * count))
+    source = Folder(root=str(tmp_path / "images"), normalize=False, image_size=8)
+    assert source.table.names == ["ill", "well"]
+    assert names(source) == {split: ["ill", "well"] for split in ("train", "val", "test")}
+    for part, count in {"train": 4, "val": 2, "test": 3}.items():
+        images = source.labelled(part)  # type: ignore[arg-type]
+        assert images.counts.tolist() == [count, count]
+        pixels = images.whole(torch.device("cpu")).x * 255
+        assert (pixels.round() == 10 * count).all()
+    assert len(source.labelled(None)) == 18
+    assert "parts" not in source.describe()

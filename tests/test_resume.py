@@ -210,7 +210,7 @@ def test_signal_while_testing_is_one_line(
     )  # ignored where a shell runs this in the background
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("metarun.recipes.meta_test", interrupted)
+            patch.setattr("metarun.stages.meta_test", interrupted)
             done = metarun(*words)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -76,7 +76,7 @@ class ProtoMAML(Algorithm):
         views = {name: value.view_as(value) for name, value in body.items()}
         return views | {"weight": 2 * prototypes, "bias": -prototypes.square().sum(1)}
 
-    def classify(self, params: Params, x: Tensor, support_x: Tensor | None = None) -> Tensor:
+    def logits_of(self, params: Params, x: Tensor, support_x: Tensor | None = None) -> Tensor:
         """One task's logits `[B, N]` for the images `x`, by the body and head in `params`."""
         body = {name: value for name, value in params.items() if name.startswith("backbone.")}
         features = call(self, body, x, support_x)
@@ -86,7 +86,7 @@ class ProtoMAML(Algorithm):
     def adapt(self, support_x: Tensor, support_y: Tensor, ways: int, steps: Sequence[int]) -> list[Params]:
         """One task's parameters after each of the numbers of inner steps in `steps`."""
         return adapt(
-            lambda params: self.task_loss(self.classify(params, support_x), support_y),
+            lambda params: self.task_loss(self.logits_of(params, support_x), support_y),
             self.start(support_x, support_y, ways),
             steps=steps,
             learning_rate=self.inner_lr,
@@ -97,7 +97,7 @@ class ProtoMAML(Algorithm):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
             (adapted,) = self.adapt(support_x, support_y, episodes.ways, [self.inner_steps])
-            prediction = self.classify(adapted, query_x, support_x)
+            prediction = self.logits_of(adapted, query_x, support_x)
             return self.task_loss(prediction, query_y), prediction.detach()
 
         losses, predictions = self.over_tasks(task, *episodes.tensors)
@@ -114,6 +114,6 @@ class ProtoMAML(Algorithm):
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
             learners = self.adapt(support_x, support_y, episodes.ways, steps)
-            return torch.stack([self.classify(params, query_x, support_x) for params in learners])
+            return torch.stack([self.logits_of(params, query_x, support_x) for params in learners])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metarun.data.division import SPLITS, check_ratios, divide, with_validation
-from metarun.data.source import ImageSource
+from metarun.data.source import ImageSource, Split
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError, nearest
 
@@ -39,10 +39,11 @@ class Folder(ImageSource):
 
     `root` holds the class folders, or sub-folders `train`, `test` and perhaps `val` that hold them. The classes are
     divided among the splits by, in this order:
-    - these sub-folders;
+    - these sub-folders. Where each holds the same classes they divide the images instead, as for a target, and what
+      follows divides the classes;
     - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);
     - `ratios` (three positive numbers that sum to 1; default 0.64, 0.16, 0.2), drawn by `split_seed`, which is not the
-      run's seed; each split has at least one class.
+      run's seed; each split has at least one class. Of fewer than three classes every split has all: a target, no source.
     Where sub-folders or lists name no validation classes, a share of the training classes is drawn for them: that of
     `ratios`.
 
@@ -78,14 +79,22 @@ class Folder(ImageSource):
         classes = _list(folder)
         lists = (train_classes, val_classes, test_classes)
         origin = {"key": "data.root", "where": str(folder)}
-        if not classes[0].part:
-            splits = divide([entry.name for entry in classes], lists, shares, split_seed, kind="class folder", **origin)
+        names = list(dict.fromkeys(entry.name for entry in classes))
+        splits: dict[Split, Sequence[int]]
+        ordinary = len(names) < len(classes)  # the same classes in each sub-folder, other images
+        if ordinary or not classes[0].part:
+            if len(names) < len(SPLITS) and not any(chosen is not None for chosen in lists):
+                splits = {split: range(len(names)) for split in SPLITS}  # for a target, which needs no other classes
+            else:
+                splits = divide(names, lists, shares, split_seed, kind="class folder", **origin)
         elif any(names is not None for names in lists):
             raise UserError(
                 f"data.train_classes, val_classes, test_classes: {folder} is divided by its train and test folders already"
             )
         else:
-            parts = {split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
+            parts: dict[Split, list[int]] = {
+                split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS
+            }
             splits = with_validation(parts, shares, split_seed, **origin)
         key = {
             "root": str(folder), "listing": _listing(classes), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
@@ -94,20 +103,24 @@ class Folder(ImageSource):
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
             depth = channels or (1 if _all_grey(classes) else 3)
             skipped = 0
+            counts = {str(split): [0] * len(names) for split in SPLITS}
             with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-                for entry in classes:
-                    paths = [entry.path / file for file in entry.files]
-                    images = [
-                        image
-                        for image in pool.map(lambda path: _decode(path, image_size, depth, skip_bad), paths)
-                        if image is not None
-                    ]
-                    if not images:
-                        raise UserError(f"data.root: all files of the class folder {entry.path} are bad images")
-                    skipped += len(paths) - len(images)
-                    yield ClassImages(entry.name, entry.part, np.stack(images))
+                for number, name in enumerate(names):
+                    images: list[np.ndarray] = []
+                    for entry in [entry for entry in classes if entry.name == name]:
+                        paths = [entry.path / file for file in entry.files]
+                        decoded = pool.map(lambda path: _decode(path, image_size, depth, skip_bad), paths)
+                        whole = [image for image in decoded if image is not None]
+                        if not whole:
+                            raise UserError(f"data.root: all files of the class folder {entry.path} are bad images")
+                        skipped += len(paths) - len(whole)
+                        counts[entry.part or "train"][number] = len(whole)
+                        images += whole
+                    yield ClassImages(name, "" if ordinary else entry.part, np.stack(images))
             if skip_bad:
                 notes["skipped"] = skipped
+            if ordinary:
+                notes["parts"] = counts
 
         super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
 
@@ -146,6 +159,8 @@ def _list(root: Path) -> list[ClassFolder]:
         if others := [name for name in names if name not in SPLITS]:
             log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(parts), ", ".join(others))
         classes = [_class(root / part / name, part) for part in parts for name in inside[part]]
+        if all(inside[part] == inside["train"] for part in parts):
+            return classes
         homes: dict[str, str] = {}
         for entry in classes:
             if homes.setdefault(entry.name, entry.part) != entry.part:

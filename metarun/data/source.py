@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from metarun.core import Episodes, TaskShape
+from metarun.data.labelled import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import Table
+from metarun.errors import UserError
 
 Split = Literal["train", "val", "test"]
 EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to `stop`, on the device
+Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
@@ -34,6 +37,13 @@ class DataSource(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`: at least `fingerprint`, and the classes and images of each split."""
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        """Images with the labels of ordinary classification: of one part of each class, or all; of a split's classes, or all.
+
+        Raises `UserError` for data that have none.
+        """
+        raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
 
 
 class ImageSource(DataSource):
@@ -68,8 +78,9 @@ class ImageSource(DataSource):
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
-        offsets = self.table.offsets
-        rows = np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in self.splits["train"]])
+        own = self.table.notes.get("parts")  # images for testing are left out, where the data set names such
+        part = "train" if own else "all"
+        rows = np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
         rows = rows[:: -(-len(rows) // 2000)]
         # Counts of the 256 values are exact and, unlike the images as floats, small.
         counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
@@ -91,20 +102,11 @@ class ImageSource(DataSource):
             rotations=4 if self.rotations else 1,
             groups=np.unique(names, return_inverse=True)[1] if self.within_group else None,
         ).draw
-        images = self._images(device)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
-        scale = 1 / (torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1) * 255)
+        read = self.reader(device)
         labels = torch.arange(task.ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
-            rows, turns = draw(start, stop)
-            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # [T, N, K + Q, C, H, W] uint8
-            if self.rotations:
-                turned = torch.from_numpy(turns).to(device)
-                for quarter in (1, 2, 3):
-                    where = turned == quarter
-                    x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            x = (x.float() - mean) * scale
+            x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
             tasks = stop - start
 
             def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,6 +116,39 @@ class ImageSource(DataSource):
             return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
 
         return episodes
+
+    def reader(self, device: torch.device) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`."""
+        images = self._images(device)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
+        scale = 1 / (torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1) * 255)
+
+        def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
+            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
+            if self.rotations:
+                turned = torch.from_numpy(turns).to(device)
+                for quarter in (1, 2, 3):
+                    where = turned == quarter
+                    x[where] = torch.rot90(x[where], quarter, (-2, -1))
+            return (x.float() - mean) * scale
+
+        return read
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
+        classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
+        turns = 4 if self.rotations else 1
+        own = self.table.notes.get("parts")
+        rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
+        sizes = [len(members) for members in rows for _ in range(turns)]
+        quarter = np.tile(np.arange(turns), len(classes))
+        return Labelled(
+            rows=np.concatenate([members for members in rows for _ in range(turns)]),
+            turns=np.repeat(quarter, sizes),
+            labels=np.repeat(np.arange(len(sizes)), sizes),
+            names=[self.table.names[number] for number in classes for _ in range(turns)],
+            reader=self.reader,
+        )
 
     def _images(self, device: torch.device) -> torch.Tensor:
         if device not in self._on_device:
@@ -131,5 +166,5 @@ class ImageSource(DataSource):
             "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
             "input_shape": list(self.input_shape),
-            **self.table.notes,
+            **{name: value for name, value in self.table.notes.items() if name != "parts"},
         }

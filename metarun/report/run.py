@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from metarun.report import target
+
 SHOWN_STEPS = {0, 1, 5, 10}
 
 
@@ -32,12 +34,14 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     # Piped output keeps its lines whole; a terminal is as wide as it is.
     console = Console(width=None if sys.stdout.isatty() else 120)
     tested = "test/acc" in result or "test/mse" in result
+    if "target/acc" in result:
+        console.print(target.table(result))
     if tested:
         console.print(_accuracies(result) if "test/acc" in result else _errors(result))
     if "train/steps" in result:
         chosen = (
             "tested: the weights"
-            if tested
+            if tested or "target/acc" in result
             else f"validation score {result['val/score']:.4g}, not tested; best.pt is that"
         )
         print(

@@ -93,6 +93,8 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     found = job.result if outcome.status == 0 and job.finished else {}
     if "test/acc" in found:
         told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+    elif "target/acc" in found:
+        told = f"target {found['target/acc']:.2%} ± {found['target/acc_ci95']:.2%}"
     elif "test/mse" in found:
         told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
     else:

@@ -15,7 +15,7 @@ from metarun.config import construct, task_of
 from metarun.core import Algorithm, Episodes
 from metarun.distributed import World
 from metarun.hardware import choose
-from metarun.recipes import build_algorithm
+from metarun.learner import build_algorithm
 from metarun.train import build_optimizer, clip, gradient_step, share_gradients
 
 from .limit import Convolutions

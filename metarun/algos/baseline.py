@@ -1,0 +1,150 @@
+"""Baseline and Baseline++: A Closer Look at Few-shot Classification (Chen, Liu, Kira, Wang, Huang 2019).
+
+https://arxiv.org/abs/1904.04232
+
+Training is ordinary: cross-entropy of a linear head on the backbone f, over all classes of the source. On a test task f is frozen, and
+a new head is trained on the features of the support set (section 3.2).
+
+    Baseline:    p(y = k | x) = softmax_k(w_k . f(x) + b_k)
+    Baseline++:  p(y = k | x) = softmax_k(scale * w_k . f(x) / (|w_k| |f(x)|))        (`cosine`)
+
+The new head's training is the official code's (wyharveychen/CloserLookFewShot, methods/baselinefinetune.py): SGD at 0.01 with momentum
+0.9, dampening 0.9 and weight decay 0.001, 100 epochs of batches of 4.
+
+Differences from it:
+- The heads of all tasks are trained at once. Their start and the order of the batches come from a generator of their own, the same for
+  every task and every time: a task's predictions do not depend on what it is tested with. There they are drawn anew.
+- Baseline++'s scale is 2 up to 200 classes and 10 above, as there; `scale` fixes it. There as here, and not in the paper, each class's
+  cosine has a learned factor (weight normalisation); `class_scales=false` is the paper.
+- A test task's biases start at 0, as they do there for training only. The weights best on validation are kept, not the last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
+from metarun.errors import UserError
+from metarun.functional import precise
+
+
+class Head(nn.Module):
+    """Features `[..., B, D]` to logits `[..., B, classes]`. Its parameters are one set, or one for each of the leading axes.
+
+    Linear, or, given a `scale`, that times the cosine of the features and the class's weights, times a learned number of the
+    class with `class_scales`. Weights start uniform below 1/sqrt(D), biases at 0, a class's number at its weights' length.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float | None, class_scales: bool) -> None:
+        super().__init__()
+        self.scale = scale or 1.0
+        bound = 1 / math.sqrt(features)
+        self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(classes)) if scale is None else None
+        self.length = nn.Parameter(self.weight.detach().norm(dim=1)) if scale and class_scales else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.bias is not None:
+            return features @ self.weight.mT + self.bias[..., None, :]
+        logits = self.scale * (F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).mT)
+        return logits if self.length is None else logits * self.length[..., None, :]
+
+
+class Baseline(Algorithm):
+    """A classifier of the source's images; on a test task, a new head on frozen features. Test ways may be any.
+
+    `cosine` is Baseline++, to which `scale` and `class_scales` belong; `head_...` are the training of a test task's head.
+    """
+
+    trains_on = "batches"
+    whole_batch = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        cosine: bool = False,
+        scale: float | None = None,
+        class_scales: bool = True,
+        label_smoothing: float = 0.0,
+        head_epochs: int = 100,
+        head_batch: int = 4,
+        head_lr: float = 0.01,
+        head_momentum: float = 0.9,
+        head_dampening: float = 0.9,
+        head_weight_decay: float = 0.001,
+    ) -> None:
+        super().__init__(backbone, spec)
+        if scale is not None and scale <= 0:
+            raise UserError(f"algo.scale={scale}: must be positive, or null to go by the number of classes")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and below 1; try 0.1")
+        self.cosine, self.scale, self.class_scales = cosine, scale, class_scales
+        self.label_smoothing, self.head_epochs, self.head_batch = label_smoothing, head_epochs, head_batch
+        self.descent: dict[str, Any] = {"lr": head_lr, "momentum": head_momentum, "dampening": head_dampening}
+        self.descent["weight_decay"] = head_weight_decay
+        self.head = self.new_head(spec.outputs)
+
+    def new_head(self, classes: int) -> Head:
+        """An untrained head."""
+        scale = None if not self.cosine else self.scale or (2.0 if classes <= 200 else 10.0)
+        return Head(self.backbone.features, classes, scale, self.class_scales)
+
+    def features(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Images `[B, C, H, W]` to features `[B, D]`, in single precision at least."""
+        return precise(self.backbone(x, n_support))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def classification_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean cross-entropy over the source's labelled images (0 without any), and their accuracy to log."""
+        logits = precise(logits)
+        known = (batch.y >= 0) & (batch.domain == 0)
+        labels, count = torch.where(known, batch.y, -1), known.sum().clamp(min=1)
+        total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
+        return total / count, {"acc": (logits.detach().argmax(1) == labels).sum() / count}
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.classification_loss(self.classify(batch.x), batch)
+
+    def embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[T, S, D]` and `[T, Q, D]` of the tasks' sets; all at once, unless the norm's statistics are a set's."""
+        if self.backbone.norm == "batch":
+            return self.over_tasks(self.features, support_x), self.over_tasks(self.features, query_x)
+        both, size = torch.cat([support_x, query_x], dim=1), support_x.shape[1]
+        if self.backbone.norm == "support":
+            found = self.over_tasks(lambda images: self.features(images, size), both)
+        else:
+            found = self.features(both.flatten(0, 1)).unflatten(0, both.shape[:2])
+        return found[:, :size], found[:, size:]
+
+    def fit_head(self, features: Tensor, labels: Tensor, classes: int) -> Head:
+        """Heads trained on the features `[T, S, D]` and labels `[T, S]` of T tasks, with parameters `[T, ...]`."""
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.default_generator.manual_seed(0)
+            head = self.new_head(classes).to(features)
+            for value in head.parameters():
+                value.data = value.data.repeat(len(features), *(1 for _ in value.shape))
+            optimizer = torch.optim.SGD(head.parameters(), **self.descent)
+            for _ in range(self.head_epochs):
+                for chosen in torch.randperm(features.shape[1]).to(features.device).split(self.head_batch):
+                    optimizer.zero_grad()
+                    logits, y = head(features[:, chosen]).flatten(0, 1), labels[:, chosen].flatten()
+                    # The sum over tasks of their means: a task's head gets the gradient of its own.
+                    (F.cross_entropy(logits, y, reduction="sum") / len(chosen)).backward()
+                    optimizer.step()
+        return head
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, query = self.embed(episodes.support_x, episodes.query_x)
+        with torch.autocast(support.device.type, enabled=False):
+            head = self.fit_head(support.detach(), episodes.support_y, episodes.ways)
+            return head(query)

@@ -1,0 +1,76 @@
+"""Deep CORAL: Correlation Alignment for Deep Domain Adaptation (Sun and Saenko 2016).
+
+https://arxiv.org/abs/1607.01719
+
+    l_CORAL = |C_S - C_T|_F^2 / (4 d^2)                                  (equation 1)
+    C = (D^T D - (1^T D)^T (1^T D) / n) / (n - 1)                        (equations 2 and 3)
+    l = l_class + sum over layers of lambda l_CORAL                      (equation 6)
+
+C_S and C_T are the covariances of a layer's d activations, over the source's and over the target's images of a batch. The paper
+aligns the last layer, the logits, and sets lambda so that both losses are about equal at the end of training.
+
+Differences from the paper and its official code (VisionLearningGroup/CORAL; its layer was read in baochens/Caffe-Deep_CORAL):
+- None in the loss. Other layers can be aligned too: `layers=[features]` is what many re-implementations do.
+- Source and target images go through the backbone as one batch: with `norm=running` the statistics of training are then those that
+  are averaged for the test, of both domains mixed. The paper's AlexNet has no such norm.
+- `weight` is lambda, and constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metarun.algos.baseline import Baseline
+from metarun.algos.dann import both_domains
+from metarun.core import Backbone, Batch, Spec
+from metarun.errors import UserError
+from metarun.functional import precise
+
+LAYERS = ("features", "logits")
+
+
+def check_layers(layers: Sequence[str]) -> list[str]:
+    """`layers` if each is known and there is one; else a `UserError`."""
+    if not layers or any(layer not in LAYERS for layer in layers):
+        raise UserError(f"algo.layers={list(layers)}: must be of {', '.join(LAYERS)}; try algo.layers=[logits]")
+    return list(layers)
+
+
+def covariance(x: Tensor) -> Tensor:
+    """The unbiased covariance `[d, d]` of n >= 2 rows `[n, d]`."""
+    centred = x - x.mean(0)
+    return centred.T @ centred / (len(x) - 1)
+
+
+def coral(source: Tensor, target: Tensor) -> Tensor:
+    """The squared distance of the covariances of `[n, d]` and `[m, d]`, over 4 d^2."""
+    with torch.autocast(source.device.type, enabled=False):
+        difference = covariance(precise(source)) - covariance(precise(target))
+        return difference.square().sum() / (4 * source.shape[1] ** 2)
+
+
+class CORAL(Baseline):
+    """A classifier of the source whose activations vary together on the target as they do on the source."""
+
+    uses_target = "images"
+
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, weight: float = 1.0, layers: Sequence[str] = ("logits",)
+    ) -> None:
+        super().__init__(backbone, spec)
+        if weight < 0:
+            raise UserError(f"algo.weight={weight}: must not be negative; 0 is the source alone")
+        self.weight, self.layers = weight, check_layers(layers)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        source, target = both_domains(batch)
+        if min(source.sum(), target.sum()) < 2:
+            raise UserError(f"train.tasks_per_step={len(batch.x)}: leaves a domain without a covariance; try 128")
+        features = self.features(batch.x)
+        found = {"features": features, "logits": self.head(features)}
+        loss, shown = self.classification_loss(found["logits"], batch)
+        distance = torch.stack([coral(found[layer][source], found[layer][target]) for layer in self.layers]).sum()
+        return loss + self.weight * distance, {**shown, "class_loss": loss.detach(), "coral": distance.detach()}

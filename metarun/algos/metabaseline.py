@@ -1,0 +1,49 @@
+"""Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning (Chen, Liu, Xu, Darrell, Wang 2021).
+
+https://arxiv.org/abs/2003.04390
+
+    w_c = mean of f(x) over the support images of class c               (equation 1)
+    p(y = c | x) = softmax_c(tau * <f(x), w_c> / (|f(x)| |w_c|))        (equation 3; tau is learned)
+
+The second of two stages: f is first trained as a plain classifier of the source (Classifier-Baseline, which is `algo=baseline`
+tested by this method's rule), and this goes on from there in episodes (`recipe=pretrain_meta`).
+
+Differences from the official code (yinboc/few-shot-meta-baseline): there all tasks of a step go through the backbone
+together and share the statistics of their batch; here each task has its own. It trains the second stage by SGD at 0.001 with weight
+decay 0.0005, 4 tasks a step; the built-in configuration has Adam, which serves from scratch as well.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algos.protonet import ProtoNet
+from metarun.core import Backbone, Spec
+from metarun.errors import UserError
+from metarun.functional import one_hot, precise
+
+
+class MetaBaseline(ProtoNet):
+    """Classifies a query by its cosine to each class mean of an embedding. Train and test ways may differ.
+
+    `temperature` is where tau starts, and stays unless `learn_temperature`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, temperature: float = 10.0, learn_temperature: bool = True
+    ) -> None:
+        super().__init__(backbone, spec)
+        if temperature <= 0:
+            raise UserError(f"algo.temperature={temperature}: must be positive; the official code's is 10")
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)), learn_temperature)
+
+    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
+        """tau times the cosines to the class means, `[N*Q, N]`, of one task."""
+        n_support = len(support_x)
+        embedded = precise(self.backbone(torch.cat([support_x, query_x]), n_support))
+        with torch.autocast(embedded.device.type, enabled=False):
+            # The class's sum points where its mean does.
+            sums = one_hot(support_y, ways, embedded.dtype).T @ embedded[:n_support]
+            return self.temperature * F.normalize(embedded[n_support:], dim=1) @ F.normalize(sums, dim=1).T

@@ -1,0 +1,97 @@
+"""MMD, the loss of DAN: Learning Transferable Features with Deep Adaptation Networks (Long, Cao, Wang, Jordan 2015).
+
+https://arxiv.org/abs/1502.02791
+
+    d_k^2(p, q) = |E_p phi(x_s) - E_q phi(x_t)|^2,  <phi(x), phi(y)> = k(x, y)          (equation 1)
+    k = sum over u of beta_u k_u,  k_u(x, y) = exp(-|x - y|^2 / gamma_u)                (equation 2)
+    L = L_class + lambda sum over layers of d_k^2(D_s, D_t)                             (equation 4)
+
+The maximum mean discrepancy of the source's and the target's images of a batch, in the features and in the logits. The bandwidth
+gamma is the mean of |x - y|^2 over all pairs of different images of the batch, taken as a constant; the `kernels` are of
+gamma times `factor`^u, u = -2 ... 2 for five.
+
+The estimate is the biased one (the V-statistic: means over all pairs, an image with itself among them): it is never negative, 0 for
+equal samples, and its gradient is that of the unbiased one but for the weight of the pairs within a domain.
+
+Differences from the paper and its official code (thuml/Xlearn, pytorch/src/loss.py and its Caffe layer):
+- There the estimate is the unbiased one of linear time, which takes each image in two pairs only: all pairs of a batch cost little
+  here, and vary less. (thuml/Transfer-Learning-Library takes all pairs too.)
+- beta_u = 1, as in the code. The paper finds the betas by a quadratic program.
+- Layers fc6 to fc8 of AlexNet are the features and the logits here; no layer is frozen, and none learns faster.
+- The paper's bandwidth is the median; that of its code the mean, as here.
+- Source and target images go through the backbone as one batch: with `norm=running` the statistics of training are then those that
+  are averaged for the test, of both domains mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metarun.algos.baseline import Baseline
+from metarun.algos.coral import check_layers
+from metarun.algos.dann import both_domains
+from metarun.core import Backbone, Batch, Spec
+from metarun.errors import UserError
+from metarun.functional import precise
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Between all pairs of the rows `[n, d]`: `[n, n]`, exactly 0 on the diagonal."""
+    x = x - x.mean(0)  # for precision: the products below nearly cancel
+    squares = x.square().sum(1)
+    distances = (squares[:, None] + squares - 2 * x @ x.T).clamp(min=0)
+    return distances * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
+
+
+def mmd(source: Tensor, target: Tensor, kernels: int = 5, factor: float = 2.0) -> Tensor:
+    """The biased estimate of the squared maximum mean discrepancy of `[n, d]` and `[m, d]`, summed over the kernels."""
+    with torch.autocast(source.device.type, enabled=False):
+        both = precise(torch.cat([source, target]))
+        distances = squared_distances(both)
+        bandwidth = distances.detach().sum() / (len(both) * (len(both) - 1))
+        bandwidth = bandwidth.clamp(min=torch.finfo(both.dtype).tiny * 1e6)  # of equal images, which differ in nothing
+        widths = [bandwidth * factor ** (number - kernels // 2) for number in range(kernels)]
+        kernel = torch.stack([torch.exp(-distances / width) for width in widths]).sum(0)
+        sides = torch.cat(
+            [both.new_full((len(source),), 1 / len(source)), both.new_full((len(target),), -1 / len(target))]
+        )
+        return sides @ kernel @ sides
+
+
+class MMD(Baseline):
+    """A classifier of the source whose activations have the same distribution on the target, as kernels see it."""
+
+    uses_target = "images"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        weight: float = 1.0,
+        layers: Sequence[str] = ("features", "logits"),
+        kernels: int = 5,
+        factor: float = 2.0,
+    ) -> None:
+        super().__init__(backbone, spec)
+        if weight < 0:
+            raise UserError(f"algo.weight={weight}: must not be negative; 0 is the source alone")
+        if kernels < 1:
+            raise UserError(f"algo.kernels={kernels}: must be positive; the paper's code has 5")
+        if factor <= 0:
+            raise UserError(f"algo.factor={factor}: must be positive; the paper's code has 2")
+        self.weight, self.layers, self.kernels, self.factor = weight, check_layers(layers), kernels, factor
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        source, target = both_domains(batch)
+        features = self.features(batch.x)
+        found = {"features": features, "logits": self.head(features)}
+        loss, shown = self.classification_loss(found["logits"], batch)
+        distances = [
+            mmd(found[layer][source], found[layer][target], self.kernels, self.factor) for layer in self.layers
+        ]
+        distance = torch.stack(distances).sum()
+        return loss + self.weight * distance, {**shown, "class_loss": loss.detach(), "mmd": distance.detach()}

@@ -1,0 +1,147 @@
+"""RFS: Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need? (Tian, Wang, Krishnan, Tenenbaum, Isola 2020).
+
+https://arxiv.org/abs/2003.11539
+
+Trained as a plain classifier of the source's classes. On a test task f is frozen, and logistic regression is fitted to the
+support set's features, made unit vectors (section 3.2):
+
+    min_W,b  1/2 |W|^2 + C * sum_i cross-entropy(W x_i + b, y_i),    x = f(image) / |f(image)|, C = 1
+
+Self-distillation (section 3.3): a second classifier, the same in kind, learns from the labels and from the first one:
+
+    alpha * cross-entropy(y, p(x)) + beta * t^2 * KL(softmax(teacher(x) / t), softmax(student(x) / t)),  t = 4
+
+With `distill=true` the teacher is what an earlier stage trained (`recipe=pretrain_meta`), and the student starts anew.
+
+Differences from the official code (WangYueFt/rfs): its regression is scikit-learn's, by L-BFGS to a tolerance of 1e-4; here it is
+solved for all tasks at once, to convergence, by ridge regressions (see `logistic`). It adds five augmented copies of
+each support image, which we do not. Its alpha and beta are `-r 0.5 -a 0.5` of its scripts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.algos.baseline import Baseline
+from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
+from metarun.errors import UserError
+from metarun.functional import one_hot, precise
+
+ITERATIONS = 2000  # at most; some dozens are usual
+TOLERANCE = 1e-12  # of the largest logit
+
+
+def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Tensor:
+    """Logits `[T, Q, N]` of multinomial logistic regression on `[T, S, D]` with one-hot targets `[T, S, N]`, in float64.
+
+    The Hessian of the cross-entropy is at most half the identity (Böhning 1992). So with the logits z at hand, and p their
+    probabilities, the regression is bounded by the ridge regression towards z + 2 (y - p) with penalty 2 / C, whose
+    matrix is the same each time; the solution is where that stays.
+    """
+    support, query, y = support.double(), query.double(), targets.double()
+    mean = support.mean(1, keepdim=True)
+    x, asked = support - mean, query - mean
+    kernel = x @ x.mT + 2 / cost * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(kernel).L)
+    share = torch.full_like(inverse, 1 / x.shape[1])  # what an unpenalised bias adds
+    fitted, wanted = x @ x.mT @ inverse, asked @ x.mT @ inverse
+    # Sums over classes stay zero, and the rows of x are centred: nothing but the mean is left to the bias.
+    centre = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - share
+    fitted = fitted @ centre + share
+    wanted = wanted @ centre + share[:, :1]
+    z, goal = torch.zeros_like(y), 2 * y - 2 / y.shape[-1]
+    for _ in range(ITERATIONS):
+        new = fitted @ goal
+        moved = (new - z).abs().max()
+        z, goal = new, new + 2 * (y - new.softmax(-1))
+        if moved < TOLERANCE * new.abs().max().clamp(min=1):
+            break
+    return wanted @ goal
+
+
+class RFS(Baseline):
+    """A classifier of the source's images; on a test task, logistic regression on unit features. Test ways may be any.
+
+    `cost` is C. With `distill` the loss is `alpha` * cross-entropy + `beta` * the divergence from the teacher at
+    `distill_temperature`; the teacher is set by `inherit` or `teach`.
+    """
+
+    taught: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        cost: float = 1.0,
+        distill: bool = False,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        distill_temperature: float = 4.0,
+    ) -> None:
+        super().__init__(backbone, spec)
+        if cost <= 0:
+            raise UserError(f"algo.cost={cost}: must be positive; the paper's is 1")
+        if distill_temperature <= 0:
+            raise UserError(f"algo.distill_temperature={distill_temperature}: must be positive; the paper's is 4")
+        self.cost, self.alpha, self.beta, self.temperature = cost, alpha, beta, distill_temperature
+        self.teacher: nn.ModuleDict | None = None
+        if distill:
+            own = {"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(self.head)}
+            self.teacher = nn.ModuleDict(own).requires_grad_(False)
+            self.register_buffer("taught", torch.tensor(False))
+
+    def teach(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the `backbone` and `head` of a classifier's `state_dict` as the teacher's."""
+        if self.teacher is None:
+            raise UserError("algo.distill=false: there is no teacher to teach; set algo.distill=true")
+        known = {name: value for name, value in weights.items() if name.startswith(("backbone.", "head."))}
+        self.teacher.load_state_dict(known)
+        self.taught.fill_(True)
+
+    def inherit(self, earlier: Algorithm) -> None:
+        """The earlier stage's classifier is the teacher if this is to distil; else its backbone is where this one starts."""
+        if self.teacher is None:
+            super().inherit(earlier)
+        else:
+            self.teach(earlier.state_dict())
+
+    def train(self, mode: bool = True) -> RFS:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.classify(batch.x)
+        loss, shown = self.classification_loss(logits, batch)
+        if self.teacher is None:
+            return loss, shown
+        if not self.taught:
+            raise UserError(
+                "algo.distill=true: needs a teacher; use recipe=pretrain_meta with pretrain.algo of this method"
+            )
+        with torch.no_grad():
+            told = precise(self.teacher["head"](precise(self.teacher["backbone"](batch.x)))) / self.temperature
+        divergence = F.kl_div(
+            F.log_softmax(precise(logits) / self.temperature, 1),
+            F.log_softmax(told, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return self.alpha * loss + self.beta * self.temperature**2 * divergence, {
+            **shown,
+            "divergence": divergence.detach(),
+        }
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, query = (F.normalize(x, dim=-1) for x in self.embed(episodes.support_x, episodes.query_x))
+        with torch.autocast(support.device.type, enabled=False):
+            targets = one_hot(episodes.support_y, episodes.ways, torch.float64)
+            return logistic(support, targets, query, self.cost).to(support.dtype)

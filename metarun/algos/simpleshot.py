@@ -1,0 +1,88 @@
+"""SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning (Wang, Chao, Weinberger, van der Maaten 2019).
+
+https://arxiv.org/abs/1911.04623
+
+Trained as a plain classifier of the source's classes. On a test task a query goes to the nearest mean of the support images'
+features, which have been transformed (section 2.2): with m the mean feature of the source's images,
+
+    CL2N:  (f(x) - m) / |f(x) - m|        L2N:  f(x) / |f(x)|        UN:  f(x)
+
+A class's centroid is the mean of its transformed features and is not made a unit vector again; distances are Euclidean.
+
+Differences from the official code (mileyan/simple_shot, src/train.py):
+- There m is taken over all training images after training, in evaluation mode. Here it is the running mean of the features in training
+  (`mean_momentum` for the newest batch; the mean of all batches so far, for as long as those are fewer than its inverse), so
+  that validation has it too, and the few latest hundred batches are what it knows.
+- There validation compares untransformed features (by their cosine, for mini-ImageNet); here validation does as testing does.
+- Beside the accuracy of `transform` the test reports that of all three (`acc_un`, `acc_l2n`, `acc_cl2n`), as the paper's tables do.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.algos.baseline import Baseline
+from metarun.backbones.norm import one_of
+from metarun.core import Backbone, Batch, Episodes, Spec
+from metarun.errors import UserError
+from metarun.functional import one_hot
+
+TRANSFORMS = ["un", "l2n", "cl2n"]
+
+
+class SimpleShot(Baseline):
+    """A classifier of the source's images whose features, transformed, go to the nearest class mean. Test ways may be any."""
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        transform: str = "cl2n",
+        mean_momentum: float = 0.01,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(backbone, spec, label_smoothing=label_smoothing)
+        if not 0 < mean_momentum <= 1:
+            raise UserError(f"algo.mean_momentum={mean_momentum}: must be above 0 and at most 1; try 0.01")
+        self.transform = one_of("algo.transform", transform, TRANSFORMS)
+        self.mean_momentum = mean_momentum
+        self.register_buffer("mean", torch.zeros(backbone.features))
+        self.register_buffer("batches", torch.tensor(0.0))
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        features = self.features(batch.x)
+        with torch.no_grad():
+            self.batches += 1
+            self.mean.lerp_(features.mean(0).to(self.mean), (1 / self.batches).clamp(min=self.mean_momentum))
+        return self.classification_loss(self.head(features), batch)
+
+    def logits(self, support: Tensor, labels: Tensor, query: Tensor, ways: int, transform: str) -> Tensor:
+        """Negative squared distances `[T, Q, ways]` of the queries' features `[T, Q, D]` to the centroids."""
+        if transform == "cl2n":
+            support, query = support - self.mean, query - self.mean
+        if transform != "un":
+            support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
+        members = one_hot(labels, ways, support.dtype).mT
+        centroids = members @ support / members.sum(-1, keepdim=True)
+        return -torch.cdist(query, centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, query = self.embed(episodes.support_x, episodes.query_x)
+        with torch.autocast(support.device.type, enabled=False):
+            return self.logits(support, episodes.support_y, query, episodes.ways, self.transform)
+
+    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
+        """The accuracies `[T]` with each transformation."""
+        support, query = self.embed(episodes.support_x, episodes.query_x)
+        with torch.autocast(support.device.type, enabled=False):
+            found = {
+                f"acc_{name}": self.logits(support, episodes.support_y, query, episodes.ways, name)
+                for name in TRANSFORMS
+            }
+        return {name: (logits.argmax(-1) == episodes.query_y).double().mean(1) for name, logits in found.items()}

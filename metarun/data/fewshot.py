@@ -1,0 +1,171 @@
+"""The few-shot benchmarks with published classes for training, validation and testing, read from the files people have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarun.data.division import SPLITS
+from metarun.data.fewshot_files import (
+    Layout,
+    Pictures,
+    data_and_labels,
+    encoded_and_labels,
+    hdf5,
+    listed_folders,
+    numbered_folders,
+    opened,
+    rows_by_name,
+)
+from metarun.data.folder import THREADS, check_images
+from metarun.data.parts import listing, picture, resized
+from metarun.data.source import ImageSource, Split
+from metarun.data.table import ClassImages, cached, data_root
+from metarun.errors import UserError, nearest
+
+
+class Release(NamedTuple):
+    """A benchmark as published."""
+
+    classes: tuple[int, int, int]  # for training, validation and testing
+    side: int  # pixels, of the images or as papers resize them
+    split: str  # whose classes they are
+    files: str  # what to get, and where
+    layouts: tuple[Layout, ...]
+
+
+ZENODO = "https://zenodo.org/records/7978538"  # where learn2learn's authors keep them
+RELEASES = {
+    "cifar_fs": Release(
+        (64, 16, 20),
+        32,
+        "Bertinetto and others 2019",
+        f"cifar100.zip of {ZENODO}, unpacked, or MetaOptNet's CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle",
+        (
+            Layout((".", "cifar100", "cifarfs/cifar100"), ("data", "splits/bertinetto/{}.txt"), listed_folders),
+            Layout((".", "CIFAR-FS"), ("CIFAR_FS_{}.pickle",), data_and_labels),
+            Layout((".", "cifar100"), ("data.hdf5", "cifar-fs/{}_labels.json"), hdf5),
+        ),
+    ),
+    "fc100": Release(
+        (60, 20, 20),
+        32,
+        "Oreshkin and others 2018",
+        f"FC100_train.pickle, FC100_val.pickle and FC100_test.pickle from fc100.zip of {ZENODO}",
+        (
+            Layout((".", "FC100"), ("FC100_{}.pickle",), data_and_labels),
+            Layout((".", "cifar100"), ("data.hdf5", "fc100/{}_labels.json"), hdf5),
+        ),
+    ),
+    "mini_imagenet": Release(
+        (64, 16, 20),
+        84,
+        "Ravi and Larochelle 2017",
+        f"mini-imagenet-cache-train.pkl, mini-imagenet-cache-validation.pkl and mini-imagenet-cache-test.pkl of {ZENODO}",
+        (
+            Layout((".", "miniimagenet"), ("mini-imagenet-cache-{}.pkl",), rows_by_name),
+            Layout((".", "miniimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+        ),
+    ),
+    "tiered_imagenet": Release(
+        (351, 97, 160),
+        84,
+        "Ren and others 2018",
+        f"train_images_png.pkl and train_labels.pkl, likewise val and test, of {ZENODO}",
+        (
+            Layout((".", "tiered-imagenet"), ("*{}_images_png.pkl", "*{}_labels.pkl"), encoded_and_labels),
+            Layout((".", "tieredimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+        ),
+    ),
+    "cub": Release(
+        (100, 50, 50),
+        84,
+        "Chen and others 2019: of the classes in order every other, the rest in turns",
+        "CUB_200_2011.tgz of https://data.caltech.edu/records/65de6-vp158, unpacked",
+        (
+            Layout((".", "CUB_200_2011", "cubirds200/CUB_200_2011"), ("images",), numbered_folders),
+            Layout((".", "cub"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+        ),
+    ),
+}
+
+
+class FewShot(ImageSource):
+    """A benchmark with published classes for training, validation and testing, `[channels, image_size, image_size]`.
+
+    `dataset` is one of `RELEASES`. Its files are looked for in `root` (default: `METARUN_DATA`/the data set's name), in the
+    forms that its authors, MetaOptNet and learn2learn distribute and as torchmeta's HDF5 (which needs h5py); nothing is
+    downloaded. Pickles are read without running what they ask for. `image_size` null is 84, of CIFAR-FS and FC100 32;
+    images of other sizes are taken as `data=folder` takes them. `channels` is 3 or 1, null is 3. `rotations` and `normalize`
+    are those of `ImageSource`. Ordinary training takes 80% of each class's images, see `ImageSource.labelled`.
+
+    Raises `UserError` for an unknown data set, for files that are missing or broken, and for other numbers of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        root: str | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        rotations: bool = False,
+        normalize: bool = True,
+    ) -> None:
+        check_images(image_size, channels)
+        if dataset not in RELEASES:
+            hint = nearest(dataset, RELEASES) or f"; there are {', '.join(RELEASES)}"
+            raise UserError(f"data.dataset={dataset}: is no few-shot benchmark that metarun knows{hint}")
+        release = RELEASES[dataset]
+        folder = Path(root).expanduser().absolute() if root else data_root() / dataset
+        layout, files = _find(dataset, folder)
+        size, depth = image_size or release.side, channels or 3
+        paths = sorted({path for found in files.values() for path in found})
+        key = {"files": listing(*paths), "image_size": size, "channels": depth}
+
+        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+            notes["split"] = f"classes as published ({release.split})"
+            for split, published in zip(SPLITS, release.classes, strict=True):
+                names = []
+                for name, pictures in layout.read(files[split], split, dataset):
+                    names.append(name)
+                    yield ClassImages(name, split, _pixels(pictures, size, depth, f"data {dataset}: {name}"))
+                if len(names) != published:
+                    raise UserError(
+                        f"data {dataset}: {files[split][0]} gives {len(names)} classes for {split}, published are {published}; "
+                        f"get the files again: {release.files}"
+                    )
+
+        table = cached(dataset, key, build)
+        groups = np.array(table.groups)
+        splits: dict[Split, Any] = {split: np.flatnonzero(groups == split) for split in SPLITS}
+        super().__init__(table, splits, rotations=rotations, normalize=normalize)
+
+
+def _find(dataset: str, folder: Path) -> tuple[Layout, dict[Split, list[Path]]]:
+    release = RELEASES[dataset]
+    for layout in release.layouts:
+        if files := layout.find(folder):
+            return layout, files
+    raise UserError(f"data {dataset}: its files are not all in {folder}; put there {release.files}")
+
+
+def _pixels(pictures: Pictures, size: int, channels: int, where: str) -> np.ndarray:
+    """uint8 `[n, channels, size, size]`."""
+    if isinstance(pictures, np.ndarray):
+        try:
+            return resized(pictures, size, channels)
+        except ValueError as error:
+            raise UserError(f"{where} holds {error}") from error
+
+    def decode(numbered: tuple[int, Path | bytes]) -> np.ndarray:
+        number, one = numbered
+        return picture(opened(one), size, channels, f"{where}: {one if isinstance(one, Path) else f'image {number}'}")
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return np.stack(list(pool.map(decode, enumerate(pictures))))

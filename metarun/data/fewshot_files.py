@@ -1,0 +1,152 @@
+"""The forms in which few-shot data sets are distributed: one reader for each, without the libraries that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarun.data import pickles
+from metarun.data.source import Split
+from metarun.errors import UserError
+
+Pictures = np.ndarray | Sequence[Path] | Sequence[bytes]  # uint8 [n, H, W, 3], or image files, or their contents
+Classes = Iterator[tuple[str, Pictures]]
+Reader = Callable[
+    [list[Path], Split, str], Classes
+]  # of a split's files, the split, and the data set's name for errors
+
+PARTS: dict[Split, str] = {
+    "train": "train",
+    "val": "val*",
+    "test": "test",
+}  # what files call a split: "validation", too
+
+
+class Layout(NamedTuple):
+    """One form of a data set."""
+
+    folders: tuple[str, ...]  # below the root, where the files may lie; "." is the root
+    patterns: tuple[str, ...]  # of the names of a split's files; {} is the split
+    read: Reader
+
+    def find(self, root: Path) -> dict[Split, list[Path]] | None:
+        """The files of every split, or None where one of them is missing."""
+        for folder in self.folders:
+            found = {
+                split: [sorted((root / folder).glob(pattern.format(part)))[:1] for pattern in self.patterns]
+                for split, part in PARTS.items()
+            }
+            if all(all(paths) for paths in found.values()):
+                return {split: [path for paths in lists for path in paths] for split, lists in found.items()}
+        return None
+
+
+def _text(path: Path, name: str) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"data {name}: {path}: not a text file ({error})") from error
+
+
+def _members(content: Any, path: Path, name: str, *keys: str) -> list[Any]:
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"data {name}: {path}: there is no {missing[0]!r} in it, so it is another file than expected")
+    return [content[key] for key in keys]
+
+
+def _same_length(path: Path, name: str, images: Sequence[Any], labels: Sequence[Any]) -> None:
+    if len(images) != len(labels):
+        raise UserError(
+            f"data {name}: {path}: {len(images)} images and {len(labels)} labels; the file may be incomplete"
+        )
+
+
+def rows_by_name(paths: list[Path], split: Split, name: str) -> Classes:
+    """A pickle of `image_data` and `class_dict`, which names the rows of each class (Ren's mini-ImageNet)."""
+    path = paths[0]
+    images, members = _members(pickles.load(path, name), path, name, "image_data", "class_dict")
+    for kind, rows in sorted(members.items()):
+        if max(rows) >= len(images):
+            raise UserError(f"data {name}: {path}: there are {len(images)} images, and {kind} names number {max(rows)}")
+        yield kind, images[np.asarray(rows)]
+
+
+def data_and_labels(paths: list[Path], split: Split, name: str) -> Classes:
+    """A pickle of `data` and `labels` (MetaOptNet's CIFAR-FS and FC100); a class's name is its number."""
+    path = paths[0]
+    images, labels = _members(pickles.load(path, name), path, name, "data", "labels")
+    _same_length(path, name, images, labels)
+    numbers = np.asarray(labels)
+    for number in np.unique(numbers):
+        yield str(number), images[numbers == number]
+
+
+def encoded_and_labels(paths: list[Path], split: Split, name: str) -> Classes:
+    """A pickled list of PNG files and another of their labels (Ren's tiered-ImageNet)."""
+    images = pickles.load(paths[0], name)
+    content = pickles.load(paths[1], name)
+    (labels,) = _members(content, paths[1], name, "label_specific")
+    _same_length(paths[0], name, images, labels)
+    names = content.get("label_specific_str")
+    numbers = np.asarray(labels)
+    for number in np.unique(numbers):
+        yield (
+            str(names[number] if names else number),
+            [images[row].tobytes() for row in np.flatnonzero(numbers == number)],
+        )
+
+
+def listed_folders(paths: list[Path], split: Split, name: str) -> Classes:
+    """A folder of class folders, and a text file with the names of the split's classes (CIFAR-FS by its authors)."""
+    folder, names = paths
+    for kind in sorted(_text(names, name).split()):
+        yield kind, _images(folder / kind, name)
+
+
+def numbered_folders(paths: list[Path], split: Split, name: str) -> Classes:
+    """A folder of class folders: in their order every other is for training, the rest in turns for validation and testing."""
+    folders = sorted(path for path in paths[0].iterdir() if path.is_dir() and not path.name.startswith("."))
+    start, step = {"train": (0, 2), "val": (1, 4), "test": (3, 4)}[split]
+    for folder in folders[start::step]:
+        yield folder.name, _images(folder, name)
+
+
+def _images(folder: Path, name: str) -> list[Path]:
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not found:
+        raise UserError(f"data {name}: there are no images in {folder}; the data set may be incomplete")
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def hdf5(paths: list[Path], split: Split, name: str) -> Classes:
+    """torchmeta's HDF5 file and the JSON list of the split's classes; images as pixels, or as the contents of files."""
+    try:
+        h5py = import_module("h5py")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"data {name}: {paths[0]} needs h5py, which is not installed: pip install 'metarun[hdf5]'"
+        ) from error
+    try:
+        labels = json.loads(_text(paths[1], name))
+        with h5py.File(paths[0], "r") as file:
+            for label in sorted(labels):  # of CIFAR-100 the coarse class and the fine one
+                place, kind = (f"datasets/{label}", label) if isinstance(label, str) else ("/".join(label), label[-1])
+                rows = file[place][:]
+                yield kind, rows if rows.ndim == 4 else [row.tobytes() for row in rows]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"data {name}: {paths[0]} with {paths[1].name}: not whole files of torchmeta's ({error})"
+        ) from error
+
+
+def opened(picture: Path | bytes) -> bytes:
+    """The contents of an image file."""
+    return picture if isinstance(picture, bytes) else picture.read_bytes()

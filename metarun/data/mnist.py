@@ -1,0 +1,122 @@
+"""MNIST: 70,000 handwritten digits.
+
+LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition".
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarun.data.download import download as fetch
+from metarun.data.folder import check_images
+from metarun.data.parts import by_class, drawn, for_episodes, listing
+from metarun.data.source import ImageSource
+from metarun.data.table import ClassImages, cached, data_root
+from metarun.errors import UserError
+
+ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+CHECKSUMS = {  # MD5, as torchvision compares them
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+COUNTS = {"train": 60_000, "t10k": 10_000}
+SIDE = 28  # pixels
+HELD_OUT = 0.1  # of the training images of each digit, for validation
+
+
+class Mnist(ImageSource):
+    """MNIST as white ink on black, `[channels, image_size, image_size]`, ten classes `0` to `9`.
+
+    Ordinary training and testing take the official 60,000 and 10,000 images, a tenth of the training images of each digit
+    being held out for validation by a fixed draw. For episodes the digits are divided by `ratios` and `split_seed`.
+
+    The four IDX `.gz` files are looked for in `root` (default: `METARUN_DATA`/mnist) and downloaded there if `download` is
+    true. `channels` null is 1. `normalize` is that of `ImageSource`. Raises `UserError` for files that are missing or
+    broken, and for other numbers of images.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        download: bool = True,
+        image_size: int = SIDE,
+        channels: int | None = None,
+        split_seed: int = 0,
+        ratios: list[float] | None = None,
+        normalize: bool = True,
+    ) -> None:
+        check_images(image_size, channels)
+        folder = Path(root).expanduser().absolute() if root else data_root() / "mnist"
+        paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
+        key = {"files": listing(*paths), "image_size": image_size, "channels": channels}
+
+        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+            images, labels = (np.array(part) for part in _read(folder, "train"))
+            held_out = drawn(labels, HELD_OUT, "mnist")
+            parts = {
+                "train": (images[~held_out], labels[~held_out]),
+                "val": (images[held_out], labels[held_out]),
+                "test": _read(folder, "t10k"),
+            }
+            return by_class([str(digit) for digit in range(10)], parts, notes, size=image_size, channels=channels)  # type: ignore[arg-type]
+
+        table, splits = for_episodes(cached("mnist", key, build), ratios, split_seed, "mnist")
+        super().__init__(table, splits, normalize=normalize)
+
+
+def _find(path: Path, checksum: str, may_download: bool) -> Path:
+    if path.is_file():
+        return path
+    if not may_download:
+        raise UserError(
+            f"data mnist: {path} is missing; put it there from {ADDRESS}{path.name}, or set data.download=true"
+        )
+    return fetch(ADDRESS + path.name, path, checksum=checksum)
+
+
+def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 `[n, 28, 28]` and labels `[n]` of a part."""
+    count = COUNTS[part]
+    images = idx(folder / f"{part}-images-idx3-ubyte.gz", (count, SIDE, SIDE))
+    labels = idx(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
+    if labels.max() > 9:
+        raise UserError(
+            f"data mnist: {folder}/{part}-labels-idx1-ubyte.gz: there is a label {labels.max()}, not 0 to 9"
+        )
+    return images, labels
+
+
+def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The bytes of a gzipped IDX file, which must have this shape.
+
+    IDX: two zero bytes, the kind of the values (8: unsigned bytes), the number of axes, the length of each as a big-endian
+    32-bit integer, the values. Raises `UserError` for any other file.
+    """
+    try:
+        with gzip.open(path) as file:
+            raw = file.read()
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(
+            f"data mnist: {path}: not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
+        ) from error
+    start = 4 + 4 * len(shape)
+    if raw[:4] != bytes([0, 0, 8, len(shape)]) or len(raw) < start:
+        raise UserError(
+            f"data mnist: {path}: not an IDX file of {len(shape)}-dimensional bytes; get it again from {ADDRESS}{path.name}"
+        )
+    found = tuple(np.frombuffer(raw, ">u4", len(shape), 4).tolist())
+    if found != shape or len(raw) - start != np.prod(shape):
+        raise UserError(
+            f"data mnist: {path}: holds {len(raw) - start} bytes for shape {list(found)}, MNIST has {list(shape)}; "
+            f"get it again from {ADDRESS}{path.name}"
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

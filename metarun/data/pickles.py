@@ -1,0 +1,111 @@
+"""The pickles that data sets are distributed as, read without running anything that a pickle may ask for.
+
+A pickle is a program. This one may build lists, dicts, strings, numbers and numpy arrays of plain numbers; numpy's own
+constructors are replaced by the few lines below, so that no state that a file makes up reaches numpy unchecked.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarun.errors import UserError
+
+PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d+")  # codes of types whose arrays hold no objects
+
+
+class _Type:
+    """Stands for `numpy.dtype`."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not PLAIN.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of type {code}, which holds no plain numbers or text")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] == ">":  # the version, the byte order, and what only compound types have
+            self.value = self.value.newbyteorder(">")
+
+
+class _Array:
+    """Stands for `numpy.ndarray`."""
+
+    value: np.ndarray = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, raw = state
+        data = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
+        self.value = np.frombuffer(data, kind.value).reshape(shape, order="F" if fortran else "C")
+
+
+def _empty(*_: Any) -> _Array:
+    return _Array()
+
+
+def _whole(raw: Any, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", raw))
+    return array
+
+
+def _scalar(kind: _Type, raw: Any) -> Any:
+    return _whole(raw, kind, (1,), "C").value[0].item()
+
+
+def _bytes(text: str, codec: str) -> bytes:
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"bytes written as {codec}")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+GLOBALS = {
+    ("__builtin__", "bytes"): _no_bytes,  # how old protocols write empty ones
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _bytes,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _whole for core in ("core", "_core")},
+}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in GLOBALS:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, and only arrays, lists, dicts, text and numbers are read"
+            )
+        return GLOBALS[module, name]
+
+
+def load(path: Path, name: str) -> Any:
+    """What a pickle holds, written by Python 2 or 3; its arrays are read-only.
+
+    Raises `UserError`, naming the data set `name`, for a file that is no pickle, is broken, or holds anything but arrays of
+    numbers and text, lists, tuples, dicts, text and numbers; and `OSError` for one that cannot be opened.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _plain(_Reader(file, encoding="latin1").load())
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a broken pickle raises whatever its bytes happen to say
+            raise UserError(f"data {name}: {path}: not a whole pickle of arrays ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,76 @@
+"""What is shown of results on a target: the table at the end of a run, and the learning curve over its training images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "auroc": "AUROC"}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Accuracy, balanced accuracy and AUROC of each number of training images."""
+    curve = result.get("target/curve") or [
+        {name.removeprefix("target/"): value for name, value in result.items() if name.startswith("target/")}
+    ]
+    known = [name for name in MEASURES if name in curve[0]]
+    mode = "transductive" if result["protocol"]["transductive"] else "inductive"
+    title = f"target, {len(result['target/classes'])} classes; norm {result['protocol']['norm']}, {mode}; {result['target/interval']}"
+    shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
+    for point in curve:
+        images = f"{point['train_images']} images, " if "train_images" in point else ""
+        shown.add_row(f"{images}{point['test_images']} to test", *(_value(point, name) for name in known))
+    if "target/chance" in result:
+        shown.add_row("the commonest class", f"{result['target/chance']:.2%}", *[""] * (len(known) - 1))
+    return shown
+
+
+def _value(point: dict[str, Any], name: str) -> str:
+    width = f" ± {point[f'{name}_ci95']:.2%}" if f"{name}_ci95" in point else ""
+    return f"{point[name]:.2%}{width}"
+
+
+def learning_curve(
+    curves: Mapping[str, Sequence[dict[str, Any]]], measure: str = "acc", chance: float | None = None
+) -> bytes:
+    """A PNG of `measure` against the number of training images: a line for each of the named curves, bars the intervals."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from metarun.report.figures import COLOURS, MARKERS, STYLE
+
+    with mpl.rc_context({**STYLE, "text.color": "black", "axes.edgecolor": "black", "axes.labelcolor": "black"}):
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        sizes = sorted({point["train_images"] for curve in curves.values() for point in curve})
+        for number, (name, curve) in enumerate(curves.items()):
+            # Shifted a little from each other, so that no bar hides another.
+            shift = 1.03 ** (number - (len(curves) - 1) / 2)
+            axes.errorbar(
+                [point["train_images"] * shift for point in curve],
+                [point[measure] for point in curve],
+                [point.get(f"{measure}_ci95", 0.0) for point in curve],
+                label=name or None,
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                capsize=2,
+                linewidth=1.5,
+                markersize=5,
+            )
+        if chance is not None:
+            axes.axhline(chance, color="grey", linestyle=":", label="the commonest class")
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel("training images of the target")
+        axes.set_ylabel(MEASURES[measure])
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        whole = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(whole)
+    return whole.getvalue()

@@ -1,0 +1,1 @@
+"""Putting what was learned on a source to use on a small target."""

@@ -1,0 +1,76 @@
+"""The contract of what puts a learner to use on a small labelled target; one of `conf/finetune` each."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Backbone, Batch, Episodes
+from metarun.errors import UserError
+
+CHUNK = 256  # images whose features are computed together
+
+
+class TargetMethod(ABC):
+    """From a learner and the labelled training images of a target to scores of its test images.
+
+    Its keyword-only settings are its configuration. `source(count)` yields that many labelled images of the source, for
+    methods that go on using them. The learner itself is left as it is.
+    """
+
+    needs_source: bool = False
+
+    def __init__(self, learner: Algorithm, source: Callable[[int], Batch] | None = None) -> None:
+        self.learner = learner
+        self.source = source
+        self.augment: Callable[[Tensor], Tensor] = lambda x: x  # of training images
+        if self.needs_source and source is None:
+            raise UserError(f"finetune: {type(self).__name__} goes on using the source, but this recipe trains on none")
+
+    @abstractmethod
+    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+        """Scores `[n_test, classes]` of the test images, the largest for the predicted class.
+
+        `train.y` is in [0, classes). Random draws come from the global generator, which the caller seeds.
+        """
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the prediction for a test image depends on the others."""
+        return self.learner.transductive
+
+
+class Own(TargetMethod):
+    """The learner's own way: the training images are the support set of one large episode, the test images its queries."""
+
+    @torch.no_grad()
+    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+        learner = self.learner
+        if learner.fixed_ways and learner.spec.outputs != classes:
+            raise UserError(
+                f"finetune=own: {type(learner).__name__}'s head has {learner.spec.outputs} outputs, and the target "
+                f"{classes} classes; train with task.ways={classes}, or choose another finetune="
+            )
+        learner.eval()
+        blank = torch.zeros(1, len(test_x), dtype=torch.int64, device=test_x.device)
+        order = train.y.argsort(stable=True)  # sets are class-major
+        return learner.predict(Episodes(train.x[order][None], train.y[order][None], test_x[None], blank, classes))[0]
+
+
+@torch.no_grad()
+def features(backbone: Backbone, x: Tensor) -> Tensor:
+    """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
+    training = backbone.training
+    backbone.eval()
+    found = torch.cat([backbone(chunk).float() for chunk in x.split(CHUNK)])
+    backbone.train(training)
+    return found
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy to train, all of whose parameters take gradients."""
+    return copy.deepcopy(module).requires_grad_(True)

@@ -1,0 +1,239 @@
+"""From a source to a target: the recipes from the shell, kept stages, kills, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shell import Outcome, events, make_images, metarun, result, start
+
+from metarun import train
+from metarun.folders import listed
+
+SMALL = [
+    "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
+    "train.tasks_per_step=4", "train.validate_every=2", "train.validate_episodes=4", "target=folder",
+    "target.data.image_size=12", "target.repeats=3", "target.train_images=[4,9]", "target.test_images=6",
+]  # fmt: skip
+QUICK = ["finetune.steps=3"]
+MEASURED = (
+    "seconds",
+    "train/seconds",
+    "train/tasks_per_second",
+    "target/seconds",
+    "peak_memory",
+    "git_commit",
+    "stages",
+    "command",
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of colour pictures, brighter from class to class."""
+    root, draw = tmp_path_factory.mktemp("target"), np.random.default_rng(0)
+    for number in range(3):
+        folder = root / f"kind{number}"
+        folder.mkdir()
+        for image in range(30):
+            pixels = (draw.integers(0, 60, (12, 12, 3)) + 70 * number).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    return root
+
+
+def words(recipe: str, images: Path, target: Path, outputs: Path) -> list[str]:
+    return [f"recipe={recipe}", *SMALL, f"data.root={images}", f"target.data.root={target}", f"outputs={outputs}"]
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in result(folder).items() if name not in MEASURED and not name.endswith("/seconds")
+            and not name.endswith("tasks_per_second")}  # fmt: skip
+
+
+def done(*command: str) -> Outcome:
+    outcome = metarun(*command)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def runs(outputs: Path) -> Path:
+    """The only run folder that is not a stage's."""
+    (found,) = {path.parent for path in outputs.rglob("result.json")}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("transfer", QUICK),
+        ("transfer", ["algo=simpleshot", "finetune=linear_probe", "finetune.steps=5"]),
+        ("transfer", ["finetune=logistic_regression"]),
+        ("meta_transfer", ["algo=maml", "train.task.ways=3", *QUICK]),
+        ("meta_transfer", ["algo=protonet", "train.task.ways=3", "finetune=own"]),
+        ("finetune", [*QUICK, "target.data.image_size=16"]),
+        ("finetune", ["finetune=nearest_centroid", "target.data.image_size=16"]),
+    ],
+)
+def test_a_target_is_measured(recipe: str, more: list[str], images: Path, target: Path, tmp_path: Path) -> None:
+    outcome = done(*words(recipe, images, target, tmp_path), *more)
+    folder = runs(tmp_path)
+    found = result(folder)
+    assert [point["train_images"] for point in found["target/curve"]] == [4, 9]
+    assert found["target/acc"] == found["target/curve"][-1]["acc"]
+    assert 0 <= found["target/acc"] <= 1
+    assert found["target/repeats"] == 3
+    assert np.sum(found["target/confusion"]) == 3 * 6
+    assert "auroc" not in found["target/curve"][0]  # of three classes there is none
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert [event.step for event in events(folder).Scalars("target/acc_of_train_images")] == [4, 9]
+    assert "target/learning_curve" in events(folder).Tags()["images"]
+    assert "9 images, 6 to test" in outcome.out
+    stages = list((tmp_path / "stages").glob("*/best.pt"))
+    assert len(stages) == (recipe != "finetune")
+    shown = done(*words(recipe, images, target, tmp_path), *more)
+    assert "nothing was computed" in shown.out
+
+
+def test_another_way_with_the_target_takes_the_stage_that_is_there(
+    images: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    honest = train.gradient_step
+
+    def counted(algorithm: Any, batch: Any, step: int, *more: Any) -> Any:
+        steps.append(step)
+        return honest(algorithm, batch, step, *more)
+
+    monkeypatch.setattr(train, "gradient_step", counted)
+    command = words("pretrain_meta_transfer", images, target, tmp_path)
+    more = ["algo=protonet", "pretrain.train.steps=3", "pretrain.train.tasks_per_step=8", "train.task.ways=3"]
+    done(*command, *more, "finetune=nearest_centroid")
+    assert steps == [0, 1, 2, 0, 1, 2, 3]
+    done(*command, *more, "finetune=all", "finetune.steps=3")
+    done(*command, *more, "finetune=all", "finetune.steps=2", "target.repeats=2")
+    assert steps == [0, 1, 2, 0, 1, 2, 3]
+    done(*command, *more, "finetune=all", "finetune.steps=2", "train.steps=2")  # the first stage is the same yet
+    assert steps == [0, 1, 2, 0, 1, 2, 3, 0, 1]
+    done(*command, *more, "finetune=all", "finetune.steps=2", "pretrain.train.steps=2")  # both are others
+    assert steps == [0, 1, 2, 0, 1, 2, 3, 0, 1, 0, 1, 0, 1, 2, 3]
+    assert len(list((tmp_path / "stages").iterdir())) == 5
+
+
+def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target: Path, tmp_path: Path) -> None:
+    more = ["algo=protonet", "finetune=all", "finetune.steps=30", "train.task.ways=3", "train.steps=40", "target.repeats=4",
+            "pretrain.train.steps=40", "pretrain.train.tasks_per_step=8", "train.save_every=4", "pretrain.train.save_every=4"]  # fmt: skip
+    done(*words("pretrain_meta_transfer", images, target, tmp_path / "whole"), *more)
+    whole = runs(tmp_path / "whole")
+    outputs = tmp_path / "killed"
+    command = [*words("pretrain_meta_transfer", images, target, outputs), *more]
+
+    def kill_when(pattern: str) -> None:
+        process = start(*command)
+        while not list(outputs.glob(pattern)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        process.stderr.close()
+
+    for pattern in (
+        "stages/pretrain-*/last.pt",
+        "stages/train-*/last.pt",
+        "*/*/target/4-1.json",
+        "*/*/target/9-2.json",
+    ):
+        kill_when(pattern)
+    assert not list(outputs.glob("*/*/result.json"))
+    outcome = done(*command)
+    assert "stage train: trained before" in outcome.err
+    assert numbers(runs(outputs)) == numbers(whole)
+    for name in ("pretrain", "train"):
+        one, other = (next(root.glob(f"stages/{name}-*/stage.json")) for root in (tmp_path / "whole", outputs))
+        assert json.loads(one.read_text())["val/score"] == json.loads(other.read_text())["val/score"]
+
+
+def test_pretraining_is_where_meta_training_begins(images: Path, tmp_path: Path) -> None:
+    command = ["recipe=pretrain_meta", *SMALL[:9], f"data.root={images}", f"outputs={tmp_path}", "algo=protonet",
+               "train.task.ways=3", "pretrain.train.steps=4", "pretrain.train.tasks_per_step=8", "test.episodes=4",
+               "test.baseline_episodes=0", "train.steps=0"]  # fmt: skip
+    done(*command)
+    folder = runs(tmp_path)
+    import torch
+
+    (stage,) = (tmp_path / "stages").iterdir()
+    pretrained = torch.load(stage / "best.pt", weights_only=True)["model"]
+    begun = torch.load(folder / "best.pt", weights_only=True)["model"]
+    shared = [name for name in begun if name.startswith("backbone.")]
+    assert shared
+    assert all(torch.equal(begun[name], pretrained[name]) for name in shared)
+    assert result(folder)["pretrain/steps"] == 4
+
+
+@pytest.mark.parametrize("algo", ["baseline", "dann", "multitask"])
+def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
+    """The target is its own source, with other subsets; its labels are seen by the one that says so alone."""
+    command = ["recipe=adapt", f"algo={algo}", "data=folder", f"data.root={target}", "data.image_size=16", *SMALL[2:3],
+               "train.steps=30", "train.tasks_per_step=24", "train.validate_every=10", "target=folder", f"outputs={tmp_path}",
+               f"target.data.root={target}", "target.data.image_size=16"]  # fmt: skip
+    done(*command)
+    found = result(runs(tmp_path))
+    assert found["target/acc"] > 0.45  # a third by chance
+    assert found["target/test_images"] == 12
+    assert found["protocol"]["selected_by"] == "best validation score on held-out images of the source"
+    assert "target/interval" in found
+
+
+def test_a_list_of_sizes_needs_no_brackets() -> None:
+    assert listed("target.train_images=5,10,20") == "target.train_images=[5,10,20]"
+    assert listed("target.train_images=5") == "target.train_images=5"
+    assert listed("algo=maml,protonet") == "algo=maml,protonet"
+
+
+def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    (alone / "only").mkdir(parents=True)
+    Image.new("L", (12, 12)).save(alone / "only" / "0.png")
+    few = tmp_path / "few"
+    for name, count in {"many": 20, "two": 2, "some": 9}.items():
+        (few / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (12, 12), number).save(few / name / f"{number}.png")
+    command = words("transfer", images, target, tmp_path / "out")
+
+    def without(start: str) -> list[str]:
+        return [word for word in command if not word.startswith(start)]
+
+    cases = [
+        ([*without("target"), *QUICK], "recipe: its stage finetune needs a target"),
+        ([*without("recipe")], "target: this recipe has no use for one"),
+        ([*command, "target.train_images=2"], "target.train_images=2: is below the 3 classes"),
+        ([*command, "target.train_images=500"], r"target.train_images=500: there are only \d+ images"),
+        ([*command, "target.train_images=[4,4]"], r"target.train_images=\[4, 4\]: must be a number of images, or a list of different"),
+        ([*command, "target.test_images=999"], "target.test_images=999: there are only"),
+        ([*without("target.data.root"), f"target.data.root={few}"], "target: class two has no (val|test) images"),
+        ([*without("target.data.root"), f"target.data.root={alone}"], "target|data.root"),
+        ([*command, "finetune.from_layer=9"], "finetune.from_layer=9: must be from 0"),
+        ([*command, "finetune.setps=9"], "finetune.setps: there is no such key; did you mean steps"),
+        ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
+        ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
+        ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),
+    ]  # fmt: skip
+    for line, said in cases:
+        outcome = metarun(*line)
+        assert outcome.status == 2, (line, outcome.err)
+        assert len(outcome.said) == 1, outcome.said
+        assert re.search(said, outcome.said[0]), outcome.said
+        assert not (tmp_path / "out").exists()

@@ -167,7 +167,7 @@ def test_tradaboost_beats_the_source_alone_where_its_labels_mislead(data: Callab
         return accuracy(method, data, 30, classes)
 
     assert source_only(data) < 0.65
-    assert after(20) > max(0.8, after(1) + 0.2)
+    assert after(20) > max(0.7, after(1) + 0.2)
 
 
 # The density ratio

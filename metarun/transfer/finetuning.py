@@ -35,7 +35,7 @@ class FineTuning(TargetMethod):
         source: object = None,
         *,
         optimizer: Callable[..., Any],
-        steps: int = 200,
+        steps: int = 100,
         batch_size: int = 32,
         from_layer: int = 0,
         head_steps: int = 0,

@@ -9,9 +9,9 @@ TrAdaBoost: Boosting for Transfer Learning (Dai, Yang, Xue, Yu 2007), algorithm 
     source: w_i <- w_i beta^[h_t(x_i) != y_i];  target: w_i <- w_i beta_t^-[h_t(x_i) != y_i]
     h(x) = the vote of rounds ceil(N / 2) to N, each with the weight log(1 / beta_t)
 
-For more than two classes beta_t and the vote are those of AdaBoost.M1 (Freund and Schapire 1997): the same formulas, whatever the
-classes, which ask for an error below a half. SAMME's factor, (K - 1) (1 - error_t) / error_t, also serves learners that are only just
-better than chance; a logistic regression is a stronger one, and on Gaussian classes that factor heaped all weight on single images.
+For more than two classes beta_t and the vote are those of AdaBoost.M1 (Freund and Schapire 1997): the same formulas,
+which ask for an error below a half whatever the classes. The factor of SAMME, (K - 1) (1 - error_t) / error_t, serves learners
+that are only just better than chance; a logistic regression is stronger, and on ten Gaussian classes that factor did no better.
 
 Density ratio: importance weighting (Shimodaira 2000), the ratio by a classifier of the domains (Bickel, Brueckner, Scheffer 2007):
 

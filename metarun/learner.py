@@ -87,7 +87,9 @@ def build_learner(
     images = training_images(data, settings.validate_on)
     labels = algorithm.uses_target == "labels"
     learner.sampler = batches(images, config.seed, hardware.device, seen, target_labels=labels)
-    learner.held_out = data.labelled("val") if settings.validate_on == "images" else None
+    if settings.validate_on == "images":
+        # Held out of what its own classes are: the target's only where it trains on their labels.
+        learner.held_out = target.validation if labels and target else data.labelled("val")
     return learner
 
 

@@ -292,6 +292,7 @@ def selected_by(run: Run) -> str:
         return "the checkpoint that was given"
     if not run.config.recipe.source:
         return "no selection: the last weights of a fixed number of steps"
-    on = " on held-out images of the source" if run.learner.held_out else ""
+    held_out = "target, whose labels it trains on" if run.algorithm.uses_target == "labels" else "source"
+    on = f" on held-out images of the {held_out}" if run.learner.held_out else ""
     after = "; on the target no selection, but the last weights of a fixed number of steps" if run.method else ""
     return f"best validation score{on}{after}"

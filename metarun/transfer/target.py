@@ -37,6 +37,7 @@ class Target:
         self.source = source
         self.settings = settings
         self.train, self.test = (_named(source.labelled(part), part) for part in ("train", "test"))
+        self.validation = source.labelled("val")  # for methods that train on the target's labels
         self.names = self.train.names
         if len(self.names) < 2:
             raise UserError(f"target: has one class alone ({self.names[0]}); there is nothing to tell apart")
@@ -60,7 +61,9 @@ class Target:
                 x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
             return x
 
-        self.train, self.test = (replace(part, change=change) for part in (self.train, self.test))
+        self.train, self.validation, self.test = (
+            replace(part, change=change) for part in (self.train, self.validation, self.test)
+        )
 
     def subset(self, size: int | None, repeat: int) -> tuple[Labelled, Labelled]:
         """The training and the test images of one repeat."""

@@ -10,7 +10,7 @@ https://arxiv.org/abs/1409.7495, https://arxiv.org/abs/1505.07818
 The domain classifier G_d learns to tell the domains apart at its full rate; the backbone G_f learns, lambda times as much, to
 prevent it. G_d is the MNIST network's of the paper: one hidden layer of 100.
 
-Differences from the paper and its official code (ddtm/caffe, of which the gradient scaler layer was looked at):
+Differences from the paper and its official code (ddtm/caffe; its gradient scaler layer as a fork has it):
 - Adam at a constant 0.001 (as in the port fungtion/DANN) for SGD at 0.01 / (1 + 10 p)^0.75 with momentum 0.9.
 - The domain loss is the mean over all images of a batch. The port adds the means of the domains, twice as much.
 - Source and target images go through the backbone as one batch (as in thuml/Transfer-Learning-Library). So with `norm=running`

@@ -37,11 +37,14 @@ def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | 
 
 
 def allot(total: int, shares: np.ndarray, least: int = 0) -> np.ndarray:
-    """`total` things by their shares, whole numbers that sum to it, each at least `least` (largest remainders)."""
-    exact = shares / shares.sum() * (total - least * len(shares))
+    """`total` things by their shares (largest remainders), then each brought up to `least` at the cost of the largest."""
+    exact = shares / shares.sum() * total
     counts = np.floor(exact).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[: total - least * len(shares) - counts.sum()]] += 1
-    return counts + least
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    while counts.min() < least:
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return counts
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -112,11 +115,7 @@ class Labelled:
         if count < len(self.names):
             raise UserError(f"{key}={count}: is below the {len(self.names)} classes, and each needs an image")
         chosen = []
-        wanted = allot(count, self.counts, least=1)
-        wanted = np.minimum(wanted, self.counts)
-        while wanted.sum() < count:  # a class with a single image had its share already
-            wanted[np.argmax(self.counts - wanted)] += 1
-        for label, n in enumerate(wanted):
+        for label, n in enumerate(allot(count, self.counts, least=1)):
             members = np.flatnonzero(self.labels == label)
             order = generator("subset", seed, repeat, label).permutation(len(members))
             chosen.append(members[order[:n]])

@@ -1,0 +1,316 @@
+"""Subsets of a target, what is measured on them, and each way of learning from them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU, build, compose, hardware, toy_images
+from scipy import stats
+from sklearn.linear_model import LogisticRegression as Reference
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
+
+from metarun import metrics
+from metarun.algos.baseline import Baseline
+from metarun.algos.protonet import ProtoNet
+from metarun.config import Target as Settings
+from metarun.core import Batch, Spec
+from metarun.data.labelled import Labelled, allot, batches, divide_images
+from metarun.data.source import ImageSource
+from metarun.errors import UserError
+from metarun.learner import augmented
+from metarun.transfer.base import Own, features
+from metarun.transfer.features import LinearProbe, LogisticRegression, NearestCentroid
+from metarun.transfer.finetuning import FineTuning, Shuffled
+from metarun.transfer.target import Target
+
+SOURCE = toy_images(classes=4, per_class=40)
+ADAM = partial(torch.optim.Adam, lr=0.01)
+
+
+@pytest.fixture
+def learner() -> Baseline:
+    config = compose("algo=baseline", "backbone.channels=4", "backbone.norm=running")
+    algorithm = build(config, SOURCE)
+    assert isinstance(algorithm, Baseline)
+    with torch.no_grad():  # running averages that are no longer at their start
+        algorithm.train().classify(SOURCE.labelled("train").whole(CPU).x)
+    return algorithm.eval()
+
+
+def images(part: str, count: int) -> Batch:
+    return SOURCE.labelled(part).subset(count, "target.train_images", 0, 0).whole(CPU, domain=1)  # type: ignore[arg-type]
+
+
+# Subsets
+
+
+def key(chosen: Labelled) -> set[int]:
+    return set(chosen.rows.tolist())
+
+
+def test_parts_of_a_class_are_apart_and_all_of_it() -> None:
+    parts = [SOURCE.labelled(part) for part in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert [part.counts.tolist() for part in parts] == [[32] * 4, [4] * 4, [4] * 4]
+    assert sorted(row for part in parts for row in part.rows) == list(range(160))
+    own = divide_images(np.array([0, 10, 30]), 1, {"train": [5, 12], "val": [2, 0], "test": [3, 8]})
+    assert own["train"].tolist() == list(range(10, 22))
+    assert own["val"].tolist() == []
+    assert own["test"].tolist() == list(range(22, 30))
+
+
+def test_subsets_are_stratified_grow_and_are_the_same_for_all() -> None:
+    uneven = SOURCE.labelled("train")
+    kept = np.flatnonzero((uneven.labels > 0) | (np.cumsum(uneven.labels == 0) <= 8))
+    uneven = Labelled(uneven.rows[kept], uneven.turns[kept], uneven.labels[kept], uneven.names, uneven.reader)
+    assert uneven.counts.tolist() == [8, 32, 32, 32]
+    sizes = [4, 5, 13, 26, 52, 104]
+    drawn = [uneven.subset(size, "n", 0, 3) for size in sizes]
+    assert [len(subset) for subset in drawn] == sizes
+    assert [subset.counts.min() for subset in drawn][0] == 1
+    assert drawn[4].counts.tolist() == [4, 16, 16, 16]
+    for smaller, larger in zip(drawn, drawn[1:], strict=False):
+        assert key(smaller) < key(larger)
+    assert key(uneven.subset(26, "n", 0, 3)) == key(drawn[3])
+    assert key(uneven.subset(26, "n", 0, 4)) != key(drawn[3])
+    assert key(uneven.subset(26, "n", 1, 3)) != key(drawn[3])
+    assert allot(10, np.array([1.0, 1.0, 1.0])).tolist() == [4, 3, 3]
+    assert allot(5, np.array([90, 9, 1]), least=1).tolist() == [3, 1, 1]
+
+
+def test_stream_is_epochs_in_orders_that_depend_on_the_seed_alone() -> None:
+    part = SOURCE.labelled("test")
+    stream = part.stream(0, "x")
+    whole = stream(0, 48)
+    assert len(part) == 16
+    for epoch in range(3):
+        assert sorted(whole[16 * epoch : 16 * epoch + 16]) == list(range(16))
+    assert len({tuple(whole[16 * epoch : 16 * epoch + 16]) for epoch in range(3)}) == 3
+    again = part.stream(0, "x")
+    assert np.concatenate([again(30, 41), again(41, 48)]).tolist() == whole[30:].tolist()
+    assert part.stream(1, "x")(0, 48).tolist() != whole.tolist()
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_batches_alternate_between_the_domains(labels: bool) -> None:
+    source, target = SOURCE.labelled("train"), SOURCE.labelled("test")
+    sampler = batches(source, 0, CPU, target, target_labels=labels)
+    whole = sampler(0, 9)
+    assert whole.domain.tolist() == [0] * 5 + [1] * 4
+    assert (whole.y[:5] >= 0).all()
+    assert (whole.y[5:] >= 0).all() == labels
+    parts = [sampler(0, 4), sampler(4, 9)]
+    for domain in (0, 1):
+        joined = torch.cat([part.x[part.domain == domain] for part in parts])
+        assert torch.equal(joined, whole.x[whole.domain == domain])
+    plain = batches(source, 0, CPU)(3, 8)
+    assert torch.equal(plain.x, source.batch(source.stream(0, "source")(3, 8), CPU).x)
+
+
+def test_what_a_target_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"^target: has one class alone \(class 0\)"):
+        Target(toy_images(classes=1, per_class=10), Settings())
+    with pytest.raises(UserError, match=r"^target: class class 0 has no (train|test) images"):
+        Target(toy_images(classes=2, per_class=2), Settings())
+    with pytest.raises(UserError, match=r"^target.train_images=3: is below the 4 classes, and each needs an image"):
+        Target(SOURCE, Settings(train_images=[50, 3]))
+
+
+def test_target_takes_the_shape_of_the_source() -> None:
+    target = Target(SOURCE, Settings(train_images=8))
+    wide = ImageSource(toy_images().table, {"train": [0], "val": [1], "test": [2]})
+    wide.input_shape = (3, 24, 24)
+    before = target.test.whole(CPU).x
+    target.fit_to(wide)
+    after = target.test.whole(CPU).x
+    assert after.shape == (16, 3, 24, 24)
+    assert torch.equal(after[:, 0], after[:, 2])
+    assert after.mean().item() == pytest.approx(before.mean().item(), abs=0.01)
+    wide.input_shape = (1, 16, 16)
+    target.fit_to(wide)  # nothing to do
+
+
+# Measures
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_measures_are_scikit_learn_s(classes: int) -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, classes, 60)
+    scores = draw.normal(size=(60, classes)).round(1) + 0.5 * np.eye(classes)[labels]  # with ties
+    found = metrics.classification(scores, labels)
+    predicted = scores.argmax(1)
+    assert found["acc"] == pytest.approx((predicted == labels).mean())
+    assert found["balanced_acc"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert found["confusion"] == confusion_matrix(labels, predicted).tolist()
+    if classes == 2:
+        assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores[:, 1] - scores[:, 0]))
+    else:
+        assert "auroc" not in found
+
+
+def test_interval_over_repeats_is_student_s() -> None:
+    values = [0.8, 0.9, 0.7, 0.85]
+    repeats = [{"train_images": 5, "test_images": 9, "acc": v, "balanced_acc": v, "confusion": [[1, 2], [3, 4]]} for v in values]
+    found = metrics.over_repeats(repeats)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert found["acc"] == pytest.approx((low + high) / 2)
+    assert found["acc_ci95"] == pytest.approx((high - low) / 2)
+    assert found["confusion"] == [[4, 8], [12, 16]]
+    assert "auroc" not in found
+    assert math.isnan(metrics.over_repeats(repeats[:1])["acc_ci95"])
+
+
+# Frozen features
+
+
+def test_logistic_regression_is_scikit_learn_s_on_standardised_features(learner: Baseline) -> None:
+    known, asked = images("train", 40), images("test", 16)
+    scores = LogisticRegression(learner, inverse_penalty=0.1).predict(known, asked.x, 4)
+    train, test = (features(learner.backbone, x).double().numpy() for x in (known.x, asked.x))
+    mean, deviation = train.mean(0), train.std(0)
+    alive = deviation > 1e-6
+    train, test = ((x[:, alive] - mean[alive]) / deviation[alive] for x in (train, test))
+    expected = Reference(C=0.1, max_iter=5000).fit(train, known.y.numpy()).predict_log_proba(test)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
+
+
+def test_nearest_centroid_by_hand(learner: Baseline) -> None:
+    known, asked = images("train", 40), images("test", 16)
+    train, test = (features(learner.backbone, x) for x in (known.x, asked.x))
+    plain = NearestCentroid(learner, normalize=False).predict(known, asked.x, 4)
+    centroids = torch.stack([train[known.y == label].mean(0) for label in range(4)])
+    torch.testing.assert_close(plain, -((test[:, None] - centroids) ** 2).sum(-1), rtol=1e-3, atol=1e-3)
+    mean = train.mean(0)
+    unit = F.normalize(train - mean, dim=1)
+    centroids = torch.stack([unit[known.y == label].mean(0) for label in range(4)])
+    expected = -((F.normalize(test - mean, dim=1)[:, None] - centroids) ** 2).sum(-1)
+    torch.testing.assert_close(NearestCentroid(learner).predict(known, asked.x, 4), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM)])
+def test_learns_the_target_and_leaves_the_learner_as_it_is(make: type, learner: Baseline) -> None:
+    before = copy.deepcopy(learner.state_dict())
+    asked = images("test", 16)
+    torch.manual_seed(0)
+    scores = make(learner).predict(images("train", 60), asked.x, 4)
+    assert scores.shape == (16, 4)
+    assert (scores.argmax(1) == asked.y).float().mean() > 0.8
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+    torch.manual_seed(0)
+    assert torch.equal(make(learner).predict(images("train", 60), asked.x, 4), scores)
+
+
+def test_own_way_is_an_episode_in_the_order_of_classes(learner: Baseline) -> None:
+    known, asked = images("train", 30), images("test", 16)
+    proto = ProtoNet(learner.backbone, Spec((1, 16, 16), "classification", 4))
+    scores = Own(proto).predict(known, asked.x, 4)
+    train, test = (features(learner.backbone, x) for x in (known.x, asked.x))
+    centroids = torch.stack([train[known.y == label].mean(0) for label in range(4)])
+    torch.testing.assert_close(scores, -((test[:, None] - centroids) ** 2).sum(-1), rtol=1e-3, atol=1e-3)
+    from metarun.algos.maml import MAML
+
+    with pytest.raises(UserError, match=r"MAML's head has 5 outputs, and the target 4 classes; train with task.ways=4"):
+        Own(MAML(learner.backbone, Spec((1, 16, 16), "classification", 5))).predict(known, asked.x, 4)
+
+
+# Fine-tuning
+
+
+def test_frozen_blocks_stay_bit_for_bit_and_the_rest_moves(learner: Baseline) -> None:
+    for layer in (0, 2, 4):
+        torch.manual_seed(0)
+        backbone, head = FineTuning(learner, optimizer=ADAM, steps=3, from_layer=layer).fit(images("train", 40), 4)
+        for number, (new, old) in enumerate(zip(backbone.parts, learner.backbone.parts, strict=True)):
+            same = [torch.equal(a, b) for a, b in zip(new.state_dict().values(), old.state_dict().values(), strict=True)]
+            assert all(same) == (number < layer)
+        assert head.weight.abs().max() > 0
+
+
+def test_head_learns_alone_first(learner: Baseline) -> None:
+    backbone, head = FineTuning(learner, optimizer=ADAM, steps=4, head_steps=4).fit(images("train", 40), 4)
+    for new, old in zip(backbone.parameters(), learner.backbone.parameters(), strict=True):
+        assert torch.equal(new, old)
+    assert head.weight.abs().max() > 0
+    backbone, _ = FineTuning(learner, optimizer=ADAM, steps=5, head_steps=4).fit(images("train", 40), 4)
+    moved = [not torch.equal(a, b) for a, b in zip(backbone.parameters(), learner.backbone.parameters(), strict=True)]
+    assert any(moved)
+
+
+def test_layer_wise_rates(learner: Baseline) -> None:
+    method = FineTuning(learner, optimizer=ADAM, layer_decay=0.5, from_layer=1)
+    groups = method.groups(copy.deepcopy(learner.backbone), torch.nn.Linear(4, 2))
+    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
+    counted = sum(value.numel() for group in groups[1:] for value in group["params"])
+    blocks = learner.backbone.parts
+    assert counted == sum(value.numel() for block in blocks[1:] for value in block.parameters())
+
+
+def test_l2_sp_draws_to_the_start_and_not_to_zero(learner: Baseline) -> None:
+    """One step of SGD with alpha: w1 = w0 - lr * g; the second has lr * alpha * (w1 - w0) on top of its gradient."""
+    plain = partial(torch.optim.SGD, lr=0.1)
+    found = {}
+    for alpha in (0.0, 2.0):
+        torch.manual_seed(0)
+        method = FineTuning(learner, optimizer=plain, steps=2, batch_size=40, l2_sp=alpha)
+        found[alpha] = method.fit(images("train", 40), 4)[0]
+    torch.manual_seed(0)
+    once = FineTuning(learner, optimizer=plain, steps=1, batch_size=40).fit(images("train", 40), 4)[0]
+    second_rate = 0.1 * (1 + math.cos(math.pi / 2)) / 2
+    for name, start in learner.backbone.named_parameters():
+        free, drawn, first = (dict(net.named_parameters())[name] for net in (found[0.0], found[2.0], once))
+        torch.testing.assert_close(drawn, free - second_rate * 2.0 * (first - start), rtol=1e-4, atol=1e-6)
+
+
+def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
+    draws = Shuffled(33, 16)
+    sizes = [len(draws.next()) for _ in range(4)]
+    assert sizes == [16, 17, 16, 17]
+    draws = Shuffled(33, 16)
+    assert sorted(torch.cat([draws.next(), draws.next()]).tolist()) == list(range(33))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"from_layer": 5}, r"finetune.from_layer=5: must be from 0 \(all\) to 4"),
+        ({"head_steps": 900}, "finetune.head_steps=900: must be from 0 to finetune.steps=100"),
+        ({"steps": 0}, "finetune.steps=0"),
+        ({"layer_decay": 0.0}, "layer_decay must be positive"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, float], said: str, learner: Baseline) -> None:
+    with pytest.raises(UserError, match=said):
+        FineTuning(learner, optimizer=ADAM, **settings)  # type: ignore[arg-type]
+
+
+# Augmentation
+
+
+def test_training_images_alone_are_changed_and_by_their_place(learner: Baseline) -> None:
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(len(x), 1, 1, 1)
+
+    plain = batches(SOURCE.labelled("train"), 0, CPU)
+    changed = augmented(plain, noise, 0, hardware())
+    one, again, other = changed(0, 8), changed(0, 8), changed(8, 16)
+    assert torch.equal(one.x, again.x)
+    assert not torch.equal(one.x, plain(0, 8).x)
+    assert torch.equal(one.y, plain(0, 8).y)
+    shift = [(batch.x - plain(start, start + 8).x).mean((1, 2, 3)) for batch, start in ((one, 0), (other, 8))]
+    assert not torch.allclose(*shift)
+    seen: list[int] = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    method = FineTuning(learner, optimizer=ADAM, steps=2, batch_size=8)
+    method.augment = counted
+    method.predict(images("train", 16), images("test", 16).x, 4)
+    assert seen == [8, 8]

@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^(?:.*&& |srun )?metarun\b(.*)$", SHELL, re.M)]
 TINY = ["train.steps=1", "train.validate_episodes=2", "task.queries=1", "test.episodes=2", "test.baseline_episodes=0"]
-LONG = ("experiment=", "data=omniglot", "hydra/launcher=slurm", "hydra/sweeper=")
+LONG = ("experiment=", "data=omniglot", "target=", "hydra/launcher=slurm", "hydra/sweeper=")
 OTHER = [words for words in COMMANDS if "recipe=report" in words]
 CHEAP = [words for words in COMMANDS if words not in OTHER and not any(word.startswith(LONG) for word in words)]
 OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import methods_table  # noqa: E402
 import picture  # noqa: E402
 import results_table  # noqa: E402
+import transfer_table  # noqa: E402
 from benchmark import readme as speed  # noqa: E402
 
 

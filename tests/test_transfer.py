@@ -89,11 +89,14 @@ def runs(outputs: Path) -> Path:
 def test_a_target_is_measured(recipe: str, more: list[str], images: Path, target: Path, tmp_path: Path) -> None:
     outcome = done(*words(recipe, images, target, tmp_path), *more)
     folder = runs(tmp_path)
+    scores = np.load(folder / "test_scores.npz")["values"]
     found = result(folder)
     assert [point["train_images"] for point in found["target/curve"]] == [4, 9]
     assert found["target/acc"] == found["target/curve"][-1]["acc"]
     assert 0 <= found["target/acc"] <= 1
     assert found["target/repeats"] == 3
+    assert scores.shape == (2, 3)
+    assert scores.mean(1) == pytest.approx([point["acc"] for point in found["target/curve"]])
     assert np.sum(found["target/confusion"]) == 3 * 6
     assert "auroc" not in found["target/curve"][0]  # of three classes there is none
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -129,6 +132,9 @@ def test_another_way_with_the_target_takes_the_stage_that_is_there(
     done(*command, *more, "finetune=all", "finetune.steps=2", "pretrain.train.steps=2")  # both are others
     assert steps == [0, 1, 2, 0, 1, 2, 3, 0, 1, 0, 1, 0, 1, 2, 3]
     assert len(list((tmp_path / "stages").iterdir())) == 5
+    report = done("recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}")
+    assert "folder as the target, 9 training images, 6 test images" in report.out
+    assert "minus the best" in report.out  # paired, on the repeats
 
 
 def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target: Path, tmp_path: Path) -> None:

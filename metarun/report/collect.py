@@ -33,17 +33,22 @@ class Setting(NamedTuple):
     queries: int
     measure: str  # acc or mse; of a run without a test what it would be
     tested: bool
+    target: bool  # whether `data` is a target: `shots` are its training images and `queries` its test images, of all classes
     content: str  # the fingerprint of the images and what else decides on the test episodes
 
     @property
     def title(self) -> str:
         split = f" ({self.split} split)" if self.split else ""
+        if self.target:
+            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images"
         if self.measure == "mse":
             return f"{self.data}{split}, {self.shots} points, {self.queries} queries"
         return f"{self.data}{split}, {self.ways}-way {self.shots}-shot, {self.queries} queries a class"
 
     def tells(self, column: str, value: Any) -> bool:
         """Whether the title already says that `column` has this value."""
+        if self.target:
+            return column == "target" and value == self.data
         known: dict[str, Any] = {"data": self.data, "data.split": self.split}
         for prefix in ("task.", "test.task."):
             known |= {f"{prefix}ways": self.ways, f"{prefix}shots": self.shots, f"{prefix}queries": self.queries}
@@ -68,6 +73,20 @@ class Run:
     @property
     def setting(self) -> Setting:
         protocol, data = self.result["protocol"], self.result["data"]
+        if "target/acc" in self.result:
+            repeats = {
+                key: value for key, value in self.config.items() if key.startswith("target.") and ".data." not in key
+            }
+            content = [
+                self.result["target/data"]["fingerprint"],
+                repeats.get("target.repeats"),
+                repeats.get("target.subset_seed"),
+            ]
+            shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
+            name = self.choices.get("target", "target")
+            return Setting(
+                name, None, len(self.result["target/classes"]), shots, queries, "acc", True, True, repr(content)
+            )
         task = protocol["test"]
         tested = [measure for measure in MEASURES if f"test/{measure}" in self.result]
         # A data set without classes is one of regression tasks.
@@ -76,8 +95,21 @@ class Run:
         content = [data["fingerprint"], data.get("classes"), self.config.get("data.within_group")]
         name = self.choices.get("data", "data")
         return Setting(
-            name, protocol["split"], task["ways"], task["shots"], task["queries"], measure, bool(tested), repr(content)
+            name,
+            protocol["split"],
+            task["ways"],
+            task["shots"],
+            task["queries"],
+            measure,
+            bool(tested),
+            False,
+            repr(content),
         )
+
+    @property
+    def tested(self) -> str:
+        """What the names of its test's numbers begin with."""
+        return "target" if "target/acc" in self.result else "test"
 
     def value(self, column: str) -> Any:
         """What the run had for a key, or the choice for a group; None if it has no such key."""

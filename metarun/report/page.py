@@ -161,7 +161,7 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
     """A row of the list of runs."""
     measure, result = section.setting.measure, run.result
     if section.setting.tested:
-        value, half = result[f"test/{measure}"], result.get(f"test/{measure}_ci95")
+        value, half = result[f"{run.tested}/{measure}"], result.get(f"{run.tested}/{measure}_ci95")
     else:
         value, half = result.get("val/score"), None
         value = -value if value is not None and measure == "mse" else value

@@ -84,9 +84,9 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     measure, runs = group.setting.measure, group.runs
     row = Row(group, label(group, columns))
     if group.setting.tested:
-        finite = [run for run in runs if math.isfinite(run.result[f"test/{measure}"])]
-        values = [run.result[f"test/{measure}"] for run in finite]
-        halves = [run.result[f"test/{measure}_ci95"] for run in finite]
+        finite = [run for run in runs if math.isfinite(run.result[f"{run.tested}/{measure}"])]
+        values = [run.result[f"{run.tested}/{measure}"] for run in finite]
+        halves = [run.result[f"{run.tested}/{measure}_ci95"] for run in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = statistics.over_episodes(halves) if all(map(math.isfinite, halves)) else None
@@ -99,7 +99,9 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
-    row.published = published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested else None
+    row.published = (
+        published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested and not setting.target else None
+    )
     return row
 
 

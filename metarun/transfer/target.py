@@ -106,17 +106,22 @@ class Target:
                     files.save_json(path, {"train_images": len(train), "test_images": len(test), **found})
                 advance(number + 1)
         world.wait()
-        curve = []
+        curve: list[dict[str, Any]] = []
+        values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
             repeats = [
                 json.loads((folder / f"{size or 'all'}-{repeat}.json").read_text())
                 for repeat in range(settings.repeats)
             ]
             curve.append(metrics.over_repeats(repeats))
+            values.append([repeat["acc"] for repeat in repeats])
             records.curve("target/acc_of_train_images", curve[-1]["acc"], curve[-1]["train_images"])
             log.info(
                 "target: %d images, accuracy %.4f +- %.4f", *(curve[-1][k] for k in ("train_images", "acc", "acc_ci95"))
             )
+        if world.main:
+            of_repeats = np.array(values)
+            files.replace(folder.parent / "test_scores.npz", lambda file: np.savez_compressed(file, values=of_repeats))
         last = {f"target/{name}": value for name, value in curve[-1].items()}
         return {
             **last,

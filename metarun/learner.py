@@ -69,6 +69,11 @@ def build_learner(
         raise UserError(
             f"hardware.processes={world.size}: share the tasks of a step, but {prefix}train.tasks_per_step={settings.tasks_per_step}"
         )
+    if algorithm.trains_on == "batches" and world.size > 1 and algorithm.backbone.norm in ("batch", "running"):
+        raise UserError(
+            f"hardware.processes={world.size}: {type(algorithm).__name__} normalises by the statistics of its whole batch, which "
+            "no process would have; use hardware.threads instead, or backbone.norm=group"
+        )
     if algorithm.trains_on == "episodes":
         if settings.validate_on == "images":
             raise UserError(

@@ -156,12 +156,10 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
         known = {"checkpoint/step": state["step"] if "step" in state else state["state"]["step"]}
         known["checkpoint/sha256"] = checkpoint.digest(weights)
     records = Records(folder if world.main else None)
-    hardware = learner.hardware
     return Run(
         config,
         data,
         learner,
-        hardware,
         folder,
         records,
         train_task,
@@ -205,7 +203,9 @@ def build_method(config: DictConfig, data: DataSource, learner: Learner, augment
 
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
-    run.hardware = replace(run.hardware, world=world.on(run.hardware.device))
+    world = world.on(run.hardware.device)
+    for learner in filter(None, (run.learner, run.pretraining)):
+        learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
     for stage in run.config.recipe.stages:
         get_method(stage)(run)

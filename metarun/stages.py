@@ -47,7 +47,6 @@ class Run:
     config: DictConfig
     data: DataSource
     learner: Learner
-    hardware: Hardware
     folder: Path
     records: Records
     train_task: TaskShape
@@ -63,6 +62,10 @@ class Run:
     @property
     def algorithm(self) -> Algorithm:
         return self.learner.algorithm
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.learner.hardware
 
 
 def pretrain(run: Run) -> None:
@@ -96,10 +99,10 @@ def fit_learner(
 
     def validate() -> tuple[float, dict[str, float]]:
         if learner.held_out:
-            predicted = classified(algorithm, learner.held_out, run.hardware).argmax(1)
+            predicted = classified(algorithm, learner.held_out, learner.hardware).argmax(1)
             mean, ci95 = metrics.interval(predicted == torch.from_numpy(learner.held_out.labels))
             return mean, {"val/acc": mean, "val/acc_ci95": ci95}
-        scores = evaluate(algorithm, run.samplers["val"], settings.validate_episodes, run.hardware)
+        scores = evaluate(algorithm, run.samplers["val"], settings.validate_episodes, learner.hardware)
         mean, ci95 = metrics.interval(scores.final)
         if regression:
             median = metrics.median(scores.final)
@@ -114,7 +117,7 @@ def fit_learner(
         learner.schedule,
         settings,
         run.config.seed,
-        run.hardware,
+        learner.hardware,
         folder,
         records,
         watch,
@@ -124,7 +127,7 @@ def fit_learner(
 
 def take_best(run: Run, learner: Learner, folder: Path) -> dict[str, Any]:
     """The weights of `best.pt` into the learner; their step and score."""
-    world = run.hardware.world
+    world = learner.hardware.world
     best = world.tell(checkpoint.load(folder / "best.pt") if world.main else {})
     checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
     return {"train/selected_step": best["step"], "val/score": best["score"]}

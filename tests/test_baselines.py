@@ -99,7 +99,7 @@ def test_heads_trained_at_once_are_those_of_a_loop(settings: dict[str, object]) 
         def logits(x: Tensor, weight: Tensor = weight, extra: Tensor = extra, length: Tensor = length) -> Tensor:
             if not settings:
                 return F.linear(x, weight, extra)
-            return settings.get("scale", 2.0) * length * F.cosine_similarity(x[:, None], weight[None], dim=2)
+            return 2 * length * F.cosine_similarity(x[:, None], weight[None], dim=2)
 
         parameters = [weight] if isinstance(length, int) else [weight, extra]
         descent = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
@@ -135,7 +135,9 @@ def test_rows_of_a_cosine_head_count_by_their_direction() -> None:
 
 def test_a_cosine_heads_scale_goes_by_the_number_of_classes() -> None:
     assert [built(Baseline, outputs=n, cosine=True).head.scale for n in (200, 201)] == [2, 10]
-    assert built(Baseline, outputs=201, cosine=True, scale=3.0).head.scale == 3
+    algorithm = built(Baseline, outputs=201, cosine=True, scale=3.0)
+    assert algorithm.head.scale == 3
+    assert algorithm.new_head(5).scale == 2  # of a test task's
     learned = built(Baseline, cosine=True).head
     torch.testing.assert_close(
         learned.length, learned.weight.norm(dim=1)

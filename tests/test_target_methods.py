@@ -156,7 +156,10 @@ def test_measures_are_scikit_learn_s(classes: int) -> None:
 
 def test_interval_over_repeats_is_student_s() -> None:
     values = [0.8, 0.9, 0.7, 0.85]
-    repeats = [{"train_images": 5, "test_images": 9, "acc": v, "balanced_acc": v, "confusion": [[1, 2], [3, 4]]} for v in values]
+    repeats = [
+        {"train_images": 5, "test_images": 9, "acc": v, "balanced_acc": v, "confusion": [[1, 2], [3, 4]]}
+        for v in values
+    ]
     found = metrics.over_repeats(repeats)
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     assert found["acc"] == pytest.approx((low + high) / 2)
@@ -193,7 +196,9 @@ def test_nearest_centroid_by_hand(learner: Baseline) -> None:
     torch.testing.assert_close(NearestCentroid(learner).predict(known, asked.x, 4), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM)])
+@pytest.mark.parametrize(
+    "make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM)]
+)
 def test_learns_the_target_and_leaves_the_learner_as_it_is(make: type, learner: Baseline) -> None:
     before = copy.deepcopy(learner.state_dict())
     asked = images("test", 16)
@@ -227,7 +232,9 @@ def test_frozen_blocks_stay_bit_for_bit_and_the_rest_moves(learner: Baseline) ->
         torch.manual_seed(0)
         backbone, head = FineTuning(learner, optimizer=ADAM, steps=3, from_layer=layer).fit(images("train", 40), 4)
         for number, (new, old) in enumerate(zip(backbone.parts, learner.backbone.parts, strict=True)):
-            same = [torch.equal(a, b) for a, b in zip(new.state_dict().values(), old.state_dict().values(), strict=True)]
+            same = [
+                torch.equal(a, b) for a, b in zip(new.state_dict().values(), old.state_dict().values(), strict=True)
+            ]
             assert all(same) == (number < layer)
         assert head.weight.abs().max() > 0
 

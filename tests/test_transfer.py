@@ -171,6 +171,22 @@ def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target:
         assert json.loads(one.read_text())["val/score"] == json.loads(other.read_text())["val/score"]
 
 
+def test_two_processes_share_the_training_and_the_repeats(images: Path, target: Path, tmp_path: Path) -> None:
+    more = ["algo=protonet", "finetune=nearest_centroid", "train.task.ways=3", "backbone.norm=group"]
+    one, two = (words("meta_transfer", images, target, tmp_path / name) for name in ("one", "two"))
+    done(*one, *more)
+    process = start(*two, *more, "hardware.processes=2")
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    alone, shared = (result(runs(tmp_path / name)) for name in ("one", "two"))
+    assert shared["hardware"]["processes"] == 2
+    for name in ("target/acc", "target/confusion", "target/curve"):
+        assert shared[name] == alone[name]  # a class mean apart by float order takes no image to another class
+    assert {path.name for path in (runs(tmp_path / "two") / "target").iterdir()} == {
+        f"{size}-{repeat}.json" for size in (4, 9) for repeat in range(3)
+    }
+
+
 def test_pretraining_is_where_meta_training_begins(images: Path, tmp_path: Path) -> None:
     command = ["recipe=pretrain_meta", *SMALL[:9], f"data.root={images}", f"outputs={tmp_path}", "algo=protonet",
                "train.task.ways=3", "pretrain.train.steps=4", "pretrain.train.tasks_per_step=8", "test.episodes=4",
@@ -236,6 +252,7 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "finetune.setps=9"], "finetune.setps: there is no such key; did you mean steps"),
         ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
+        ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),
     ]  # fmt: skip
     for line, said in cases:

@@ -14,7 +14,7 @@ The new head's training is the official code's (wyharveychen/CloserLookFewShot, 
 Differences from it:
 - The heads of all tasks are trained at once. Their start and the order of the batches come from a generator of their own, the same for
   every task and every time: a task's predictions do not depend on what it is tested with. There they are drawn anew.
-- Baseline++'s scale is 2 up to 200 classes and 10 above, as there; `scale` fixes it. There as here, and not in the paper, each class's
+- Baseline++'s scale is 2 up to 200 classes and 10 above, as there; `scale` fixes that of the source's head. There as here, and not in the paper, each class's
   cosine has a learned factor (weight normalisation); `class_scales=false` is the paper.
 - A test task's biases start at 0, as they do there for training only. The weights best on validation are kept, not the last.
 """
@@ -85,15 +85,15 @@ class Baseline(Algorithm):
             raise UserError(f"algo.scale={scale}: must be positive, or null to go by the number of classes")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and below 1; try 0.1")
-        self.cosine, self.scale, self.class_scales = cosine, scale, class_scales
+        self.cosine, self.class_scales = cosine, class_scales
         self.label_smoothing, self.head_epochs, self.head_batch = label_smoothing, head_epochs, head_batch
         self.descent: dict[str, Any] = {"lr": head_lr, "momentum": head_momentum, "dampening": head_dampening}
         self.descent["weight_decay"] = head_weight_decay
-        self.head = self.new_head(spec.outputs)
+        self.head = self.new_head(spec.outputs, scale)
 
-    def new_head(self, classes: int) -> Head:
-        """An untrained head."""
-        scale = None if not self.cosine else self.scale or (2.0 if classes <= 200 else 10.0)
+    def new_head(self, classes: int, scale: float | None = None) -> Head:
+        """An untrained head; its cosines' scale goes by the number of classes unless it is given."""
+        scale = (scale or (2.0 if classes <= 200 else 10.0)) if self.cosine else None
         return Head(self.backbone.features, classes, scale, self.class_scales)
 
     def features(self, x: Tensor, n_support: int | None = None) -> Tensor:

@@ -56,6 +56,12 @@ def build_learner(
     """
     settings = OmegaConf.select(config, f"{prefix}train")
     algorithm = build_algorithm(config, data, train_task, target, prefix)
+    if algorithm.trains_on == "batches":
+        for key, asked in {"around": config.around, f"{prefix}train.noise.tasks": settings.noise.tasks}.items():
+            if asked and not (prefix and key == "around"):
+                raise UserError(
+                    f"{key}: is of training tasks, but {type(algorithm).__name__} trains on batches of images"
+                )
     if config.around and not prefix:
         algorithm = construct(config.around, "around", method=algorithm, validation=validation)
     hardware = hardware_module.choose(config.hardware, algorithm, world)

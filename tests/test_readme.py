@@ -136,6 +136,21 @@ def test_table_of_methods_is_what_the_script_makes() -> None:
     assert len(re.findall(r"^\| \[", shown, re.M)) == len(results)
 
 
+def test_tables_of_transfer_are_what_the_script_makes() -> None:
+    assert transfer_table.rewritten(README) == README
+    results = transfer_table.load()
+    rows = transfer_table.approaches(results)
+    assert list(rows) == list(transfer_table.APPROACHES.values())
+    for result in rows.values():
+        assert result["target/repeats"] == 10
+        assert [point["train_images"] for point in result["target/curve"]] == [5, 10, 20, 50, 100, 200]
+        assert result["target/test_images"] == 50
+        assert result["target/data"]["fingerprint"] == next(iter(rows.values()))["target/data"]["fingerprint"]
+    adapted = [result for result in results if "target/curve" not in result]
+    assert len(adapted) == 25  # five seeds of five
+    assert all("source" in result["protocol"]["selected_by"] for result in adapted)
+
+
 def test_picture_is_of_the_result_in_the_table() -> None:
     def words(svg: str) -> list[str]:
         return re.findall(r"\S+", html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", svg, flags=re.S)))

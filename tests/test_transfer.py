@@ -82,6 +82,7 @@ def runs(outputs: Path) -> Path:
         ("transfer", ["finetune=logistic_regression"]),
         ("meta_transfer", ["algo=maml", "train.task.ways=3", *QUICK]),
         ("meta_transfer", ["algo=protonet", "train.task.ways=3", "finetune=own"]),
+        ("transfer", ["augment=standard", "augment.crop=2", *QUICK]),
         ("finetune", [*QUICK, "target.data.image_size=16"]),
         ("finetune", ["finetune=nearest_centroid", "target.data.image_size=16"]),
     ],
@@ -252,6 +253,8 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "finetune.setps=9"], "finetune.setps: there is no such key; did you mean steps"),
         ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
+        ([*command, "around=metamix"], "around: is of training tasks, but Baseline trains on batches of images"),
+        ([*command, "train.noise.tasks=0.5"], "train.noise.tasks: is of training tasks, but Baseline trains on batches"),
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),
     ]  # fmt: skip

@@ -14,8 +14,8 @@ The new head's training is the official code's (wyharveychen/CloserLookFewShot, 
 Differences from it:
 - The heads of all tasks are trained at once. Their start and the order of the batches come from a generator of their own, the same for
   every task and every time: a task's predictions do not depend on what it is tested with. There they are drawn anew.
-- Baseline++'s scale is 2 up to 200 classes and 10 above, as there; `scale` fixes that of the source's head. There as here, and not in the paper, each class's
-  cosine has a learned factor (weight normalisation); `class_scales=false` is the paper.
+- Baseline++'s scale is 2 up to 200 classes and 10 above, as there; `scale` fixes it for the source's head. There as here, and not in the
+  paper, each class's cosine has a learned factor (weight normalisation); `class_scales=false` is the paper.
 - A test task's biases start at 0, as they do there for training only. The weights best on validation are kept, not the last.
 """
 

@@ -40,11 +40,15 @@ class Hardware:
         """Tasks that are evaluated together."""
         return self.task_chunk if self.task_chunk and self.vectorize else 32
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use."""
+    def autocast(self, *, of_training: bool = False) -> AbstractContextManager[Any]:
+        """The autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use.
+
+        One that is `of_training` may have optimiser steps inside: it casts weights anew for every pass. (Otherwise torch
+        keeps the first cast of a parameter until the context ends, and would not see the steps.)
+        """
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=not of_training)
 
     def seed(self, number: int) -> None:
         """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from metarun.data.labelled import Labelled, allot, batches, divide_images
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
 from metarun.learner import augmented
+from metarun.records import Records
 from metarun.transfer.base import Own, features
 from metarun.transfer.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.transfer.finetuning import FineTuning, Shuffled
@@ -210,6 +212,20 @@ def test_learns_the_target_and_leaves_the_learner_as_it_is(make: type, learner: 
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     torch.manual_seed(0)
     assert torch.equal(make(learner).predict(images("train", 60), asked.x, 4), scores)
+
+
+@pytest.mark.parametrize(
+    "make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM), Own]
+)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_is_learned_is_seen_in_either_precision(
+    make: type, bfloat16: bool, learner: Baseline, tmp_path: Path
+) -> None:
+    """Under autocast torch keeps the first cast of a weight, before any step: all images would get the scores of the start."""
+    target = Target(SOURCE, Settings(train_images=60, repeats=2))
+    records = Records(None)
+    found = target.measure(make(learner), 0, hardware(bfloat16=bfloat16), tmp_path / "target", records)
+    assert found["target/acc"] > 0.8
 
 
 def test_own_way_is_an_episode_in_the_order_of_classes(learner: Baseline) -> None:

@@ -95,7 +95,7 @@ class Target:
                     train, test = self.subset(size, repeat)
                     hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
                     labelled = train.whole(hardware.device, domain=1)
-                    with hardware.autocast():
+                    with hardware.autocast(of_training=True):
                         scores = method.predict(labelled, _images(test, hardware), len(self.names))
                     if not scores.isfinite().any(1).all():
                         raise UserError(

@@ -215,7 +215,7 @@ def test_learns_the_target_and_leaves_the_learner_as_it_is(make: type, learner: 
 
 
 @pytest.mark.parametrize(
-    "make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM), Own]
+    "make", [LinearProbe, LogisticRegression, NearestCentroid, partial(FineTuning, optimizer=ADAM)]
 )
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_what_is_learned_is_seen_in_either_precision(

@@ -148,6 +148,8 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
             if one is not None and one.sampler is not None:
                 one.sampler = augmented(one.sampler, augment, config.seed, one.hardware)
     method = build_method(config, data, learner, augment) if FINETUNE in stages else None
+    if method is not None and target is not None:
+        method.check(len(target.names))
     known: dict[str, Any] = {}
     if config.checkpoint:
         weights = checkpoint.weights_file("checkpoint", config.checkpoint)

@@ -34,7 +34,7 @@ APPROACHES = {  # in the order of the rows
     "fine_tuning": "pretraining, fine-tuning",
     "maml": "MAML, fine-tuning",
     "protonet": "ProtoNet, fine-tuning",
-    "mtl": "pretraining, MTL",
+    "mtl": "pretraining, MTL, linear probe",
 }
 
 

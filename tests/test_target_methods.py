@@ -238,7 +238,8 @@ def test_own_way_is_an_episode_in_the_order_of_classes(learner: Baseline) -> Non
     from metarun.algos.maml import MAML
 
     with pytest.raises(UserError, match=r"MAML's head has 5 outputs, and the target 4 classes; train with task.ways=4"):
-        Own(MAML(learner.backbone, Spec((1, 16, 16), "classification", 5))).predict(known, asked.x, 4)
+        Own(MAML(learner.backbone, Spec((1, 16, 16), "classification", 5))).check(4)
+    Own(proto).check(4)
 
 
 # Fine-tuning

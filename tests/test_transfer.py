@@ -253,6 +253,8 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "finetune.setps=9"], "finetune.setps: there is no such key; did you mean steps"),
         ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
+        (["recipe=meta_transfer", "algo=maml", "finetune=own", *command[1:], "train.task.ways=4", "test.task.ways=4"],
+         "finetune=own: MAML's head has 4 outputs, and the target 3 classes"),
         ([*command, "around=metamix"], "around: is of training tasks, but Baseline trains on batches of images"),
         ([*command, "train.noise.tasks=0.5"], "train.noise.tasks: is of training tasks, but Baseline trains on batches"),
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),

@@ -38,6 +38,9 @@ class TargetMethod(ABC):
         `train.y` is in [0, classes). Random draws come from the global generator, which the caller seeds.
         """
 
+    def check(self, classes: int) -> None:  # noqa: B027 - most can serve any number
+        """Raises `UserError` if it cannot serve a target of so many classes: before anything is trained."""
+
     @property
     def transductive(self) -> bool:
         """Whether the prediction for a test image depends on the others."""
@@ -47,14 +50,17 @@ class TargetMethod(ABC):
 class Own(TargetMethod):
     """The learner's own way: the training images are the support set of one large episode, the test images its queries."""
 
-    @torch.no_grad()
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+    def check(self, classes: int) -> None:
         learner = self.learner
         if learner.fixed_ways and learner.spec.outputs != classes:
             raise UserError(
                 f"finetune=own: {type(learner).__name__}'s head has {learner.spec.outputs} outputs, and the target "
                 f"{classes} classes; train with task.ways={classes}, or choose another finetune="
             )
+
+    @torch.no_grad()
+    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+        learner = self.learner
         learner.eval()
         blank = torch.zeros(1, len(test_x), dtype=torch.int64, device=test_x.device)
         order = train.y.argsort(stable=True)  # sets are class-major

@@ -43,8 +43,10 @@ def paper(group: str, choice: str) -> str:
 def label(result: dict[str, Any]) -> str:
     choices = result["choices"]
     around = f", trained with {paper('around', choices['around'])}" if choices.get("around") else ""
+    noise = result["protocol"].get("train_noise")
+    noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
     first_order = ", first order" if choices["algo"] == "fomaml" else ""
-    return paper("algo", choices["algo"]) + first_order + around
+    return paper("algo", choices["algo"]) + first_order + around + noisy
 
 
 def row(result: dict[str, Any]) -> list[str]:

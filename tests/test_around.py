@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, build, choices, compose, double, episodes, hardware, toy_images
-from omegaconf import DictConfig
+from helpers import CONF, CPU, build, choices, compose, double, episodes, hardware, toy_images
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metarun.around.ats import Scheduler
@@ -91,7 +93,12 @@ def test_at_test_time_it_is_the_method(words: list[str]) -> None:
 # MetaMix
 
 
-@pytest.mark.parametrize("algo", choices("algo"))
+def on_episodes(algo: str) -> bool:
+    """Methods on batches have no queries; a run refuses to put anything around them (tests/test_transfer.py)."""
+    return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
+
+
+@pytest.mark.parametrize("algo", filter(on_episodes, choices("algo")))
 def test_probabilities_of_one_class_are_that_class(algo: str) -> None:
     """Methods that say so learn from labels of queries that are probabilities; MetaMix refuses the others."""
     config = config_of("around=metamix", algo=algo, backbone="conv4")

@@ -240,7 +240,7 @@ def test_repeats_agree_and_the_learner_stays(kind: type[InstanceTransfer]) -> No
 def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
     method = kind(learner(), lambda count: concept(False, count))
     with pytest.raises(UserError, match=r"^finetune: .* source has 5 and the target 2"):
-        method.predict(turned(True, 20), torch.randn(3, 2), 2)
+        method.check(2)
 
 
 @KINDS

@@ -424,7 +424,7 @@ def test_missing_libraries(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mini_imagenet(root)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torchvision", None)
-        with pytest.raises(UserError, match="pip install torchvision"):
+        with pytest.raises(UserError, match=r"pip install 'metarun\[torchvision\]'"):
             open_torchvision("MNIST", root)
         patch.setitem(sys.modules, "learn2learn", None)
         patch.setattr(peers, "learn2learn", inspect.unwrap(peers.learn2learn))  # without what it remembers

@@ -382,3 +382,34 @@ def test_only_the_backbones_norm_makes_it_transductive(kind: type) -> None:
     assert not algorithm.transductive
     assert algorithm.fixed_ways
     assert not algorithm.recordable
+
+
+def test_queries_apart_are_learned_as_they_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is that of each query right after a mixed support set; the support's own steps do not count."""
+    mann, batch = tiny_mann(queries_apart=True), batch_of()
+    images = batch.support_y.shape[1]
+    order = torch.rand(batch.n_tasks, images).argsort(1)
+    monkeypatch.setattr(torch, "rand", lambda *size, device=None: order.argsort(1).float())  # whose order is `order`
+    loss, _ = mann.loss(batch, 0)
+    features, labels = mann.features(batch), batch.support_y.take_along_dim(order, 1)
+    support = features[:, :images].take_along_dim(order[..., None], 1)
+    losses = []
+    for query in range(batch.query_y.shape[1]):
+        sequence = torch.cat([support, features[:, [images + query]]], 1)
+        logits = mann.present(sequence, torch.cat([labels, batch.query_y[:, [query]]], 1))[0][:, -1]
+        losses.append(F.cross_entropy(logits, batch.query_y[:, query]))
+    close(loss.detach(), torch.stack(losses).mean().detach())
+
+
+@torch.no_grad()
+def test_late_write_starts_as_the_key_of_the_step_before() -> None:
+    """What a new MANN writes resembles its last key, and no other of the ones before, so it can be found by it."""
+    mann = MANN(MLP(input_shape=(1, 16, 16), hidden=[40]), SPEC, late_write=True, reads=1, memory_slots=9).eval()
+    keys, written = [], []
+    assert mann.written is not None
+    mann.key.register_forward_hook(lambda module, given, found: keys.append(found.tanh()))
+    mann.written.register_forward_hook(lambda module, given, found: written.append(found.tanh()))
+    mann.present(torch.randn(50, 8, 40), torch.randint(3, (50, 8)))
+    alike = F.cosine_similarity(torch.stack(written)[:, None], torch.stack(keys)[None], dim=-1).mean(-1)
+    assert torch.equal(alike[1:].argmax(1), torch.arange(7))
+    assert alike.diagonal(-1).min() > 0.2

@@ -274,7 +274,7 @@ def test_folder_of_another_config_is_refused_with_the_difference(finished: bool,
     if not finished:
         (folder / "result.json").unlink()
     edit(folder, "inner_lr: 0.001", "inner_lr: 0.25")
-    edit(folder, "seed: 0", "seed: 0\nextra: 1")
+    edit(folder, "\nseed: 0", "\nextra: 1\nseed: 0")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = metarun(*words)
     assert (done.status, done.out) == (2, "")

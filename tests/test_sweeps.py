@@ -226,8 +226,8 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_
     assert expected.keys() == made.keys()
     for name, folder in made.items():
         assert same(folder, expected[name])
-        ended = (folder / "metarun.log").read_text().rpartition("run folder: ")[0].count("step 150/150")
-        assert ended == 0 or name not in finished  # nobody trained it to its end twice
+        # Nobody trained it to its end twice; a kill may have come between its last step and its result.
+        assert (folder / "metarun.log").read_text().count("step 150/150") <= 1
     assert sum(sittings(made[name]) for name in finished) <= len(finished) + 2 * 2
 
 

@@ -205,16 +205,28 @@ def test_pretraining_is_where_meta_training_begins(images: Path, tmp_path: Path)
     assert result(folder)["pretrain/steps"] == 4
 
 
+@pytest.mark.parametrize("words", [["recipe=pretrain_meta"], ["recipe=pretrain_meta", "algo=mtl", "algo.inner_steps=3"],
+                                   ["recipe=distill", "train.tasks_per_step=8"]], ids=" ".join)  # fmt: skip
+def test_what_begins_from_a_pretrained_stage(words: list[str], images: Path, tmp_path: Path) -> None:
+    done(*words, *SMALL[:5], "train.steps=2", "train.validate_episodes=2", f"data.root={images}", f"outputs={tmp_path}",
+         "train.task.ways=3", "train.task.queries=2", "pretrain.train.steps=3", "pretrain.train.tasks_per_step=8",
+         "test.episodes=4", "test.baseline_episodes=2")  # fmt: skip
+    found = result(runs(tmp_path))
+    assert (found["pretrain/steps"], found["train/steps"]) == (3, 2)
+    assert 0 <= found["test/acc"] <= 1
+    assert found["stages"]["pretrain"]["reused"] is False
+
+
 @pytest.mark.parametrize("algo", ["baseline", "dann", "multitask"])
 def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     """The target is its own source, with other subsets; its labels are seen by the one that says so alone."""
     command = ["recipe=adapt", f"algo={algo}", "data=folder", f"data.root={target}", "data.image_size=16", *SMALL[2:3],
-               "train.steps=30", "train.tasks_per_step=24", "train.validate_every=10", "target=folder", f"outputs={tmp_path}",
+               "train.steps=80", "train.tasks_per_step=24", "train.validate_every=20", "target=folder", f"outputs={tmp_path}",
                f"target.data.root={target}", "target.data.image_size=16"]  # fmt: skip
     done(*command)
     found = result(runs(tmp_path))
     assert found["target/acc"] > 0.45  # a third by chance
-    assert found["target/test_images"] == 12
+    assert found["target/test_images"] == 9
     whose = "target, whose labels it trains on" if algo == "multitask" else "source"
     assert found["protocol"]["selected_by"] == f"best validation score on held-out images of the {whose}"
     assert "target/interval" in found

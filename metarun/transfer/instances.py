@@ -133,16 +133,19 @@ class InstanceTransfer(TargetMethod):
             raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive; try 0.01")
         self.source_images, self.target_share, self.inverse_penalty = source_images, target_share, inverse_penalty
 
-    def training_set(self, train: Batch, classes: int) -> TrainingSet:
-        """The images to train on, of which `source_images` are drawn anew."""
+    def check(self, classes: int) -> None:
         assert self.source is not None  # `needs_source`
-        source = self.source(self.source_images)
-        known = int(source.y.max()) + 1
+        known = int(self.source(self.source_images).y.max()) + 1
         if known != classes:
             raise UserError(
                 f"finetune: {type(self).__name__} needs source and target to have the same classes, but the source has "
                 f"{known} and the target {classes}; try finetune=logistic_regression"
             )
+
+    def training_set(self, train: Batch) -> TrainingSet:
+        """The images to train on; those of the source are the same every time."""
+        assert self.source is not None  # `needs_source`
+        source = self.source(self.source_images)
         embedded = [features(self.learner.backbone, x).cpu().double().numpy() for x in (source.x, train.x)]
         y = torch.cat([source.y.cpu(), train.y.cpu()]).numpy()
         x = np.concatenate(embedded)
@@ -175,7 +178,7 @@ class TrAdaBoost(InstanceTransfer):
         self.rounds = rounds
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known = self.training_set(train, classes)
+        known = self.training_set(train)
         x, tested = self.prepared(known, test_x)
         weights = known.shared(np.ones(len(x)), self.target_share)
         scores = np.zeros((len(tested), classes))
@@ -209,7 +212,7 @@ class DensityRatio(InstanceTransfer):
         self.highest_ratio = highest_ratio
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known = self.training_set(train, classes)
+        known = self.training_set(train)
         x, tested = self.prepared(known, test_x)
         weights = np.ones(len(x))
         ratio = density_ratio(x[~known.target], x[known.target], self.inverse_penalty)

@@ -98,7 +98,7 @@ def on_episodes(algo: str) -> bool:
     return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
 
 
-@pytest.mark.parametrize("algo", filter(on_episodes, choices("algo")))
+@pytest.mark.parametrize("algo", list(filter(on_episodes, choices("algo"))))
 def test_probabilities_of_one_class_are_that_class(algo: str) -> None:
     """Methods that say so learn from labels of queries that are probabilities; MetaMix refuses the others."""
     config = config_of("around=metamix", algo=algo, backbone="conv4")

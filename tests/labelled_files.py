@@ -42,7 +42,7 @@ def blocks(*values: int, colours: bool = True) -> np.ndarray:
 def idx(values: np.ndarray) -> bytes:
     """A gzipped IDX file."""
     sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes(), 1)
+    return gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes(), 1, mtime=0)
 
 
 def mnist(root: Path, counts: dict[str, int], side: int) -> None:

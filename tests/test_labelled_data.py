@@ -107,6 +107,7 @@ def test_the_fixed_draw_takes_a_share_of_each_class() -> None:
         ),
         ("t10k-labels-idx1-ubyte.gz", files.idx(np.full(30, 11, np.uint8)), "there is a label 11"),
     ],
+    ids=["no-gzip", "cut-short", "images-as-labels", "another-count", "a-label-too-many"],
 )
 def test_broken_mnist_is_one_line(small_mnist: Path, file: str, content: bytes, says: str) -> None:
     (small_mnist / file).write_bytes(content)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from filelock import FileLock, Timeout
+
 from metarun.errors import UserError
+
+log = logging.getLogger("metarun")
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -42,3 +49,23 @@ def save_bytes(path: Path, content: bytes) -> None:
 def save_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON file for people: indented, in the order given."""
     save_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """A compressed `.npz` file."""
+    replace(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+@contextlib.contextmanager
+def locked(path: Path, told: str) -> Iterator[None]:
+    """Holds the lock file `path`; where another process does, says that it waits (`told`: what for) until this one ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s; waiting for it", told)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -106,6 +106,14 @@ def _attempt(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}~{number}")
 
 
+def create(folder: Path) -> None:
+    """Makes a folder below `outputs`; where it cannot be made, a `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
+
+
 def refuse_other_config(folder: Path, config: DictConfig) -> None:
     """Raises `UserError` with the keys that differ if the folder was made with another config."""
     stored = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))

@@ -56,12 +56,9 @@ def build_learner(
     """
     settings = OmegaConf.select(config, f"{prefix}train")
     algorithm = build_algorithm(config, data, train_task, target, prefix)
-    if algorithm.trains_on == "batches":
-        for key, asked in {"around": config.around, f"{prefix}train.noise.tasks": settings.noise.tasks}.items():
-            if asked and not (prefix and key == "around"):
-                raise UserError(
-                    f"{key}: is of training tasks, but {type(algorithm).__name__} trains on batches of images"
-                )
+    trains = config.recipe.source and not config.checkpoint
+    if trains:
+        check_training(config, algorithm, settings, world, prefix)
     if config.around and not prefix:
         algorithm = construct(config.around, "around", method=algorithm, validation=validation)
     hardware = hardware_module.choose(config.hardware, algorithm, world)
@@ -69,39 +66,48 @@ def build_learner(
     learner = Learner(
         prefix.rstrip(".") or "train", algorithm, settings, hardware, *build_optimizer(algorithm, settings)
     )
-    if not config.recipe.source or config.checkpoint:
-        return learner
-    if world.size > settings.tasks_per_step:
-        raise UserError(
-            f"hardware.processes={world.size}: share the tasks of a step, but {prefix}train.tasks_per_step={settings.tasks_per_step}"
-        )
-    if algorithm.trains_on == "batches" and world.size > 1 and algorithm.backbone.norm in ("batch", "running"):
-        raise UserError(
-            f"hardware.processes={world.size}: {type(algorithm).__name__} normalises by the statistics of its whole batch, which "
-            "no process would have; use hardware.threads instead, or backbone.norm=group"
-        )
-    if algorithm.trains_on == "episodes":
-        if settings.validate_on == "images":
-            raise UserError(
-                f"{prefix}train.validate_on=images: {type(algorithm).__name__} trains on episodes and has no classes of its own; "
-                f"use {prefix}train.validate_on=episodes"
-            )
-        return learner
-    seen = None
-    if algorithm.uses_target != "no":
-        if target is None:
+    if trains and algorithm.trains_on == "batches":
+        seen = algorithm.uses_target != "no"
+        if seen and target is None:
             raise UserError(
                 f"{prefix}algo: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
                 "use recipe=adapt target=digits, say"
             )
-        seen = target.train
-    images = training_images(data, settings.validate_on)
-    labels = algorithm.uses_target == "labels"
-    learner.sampler = batches(images, config.seed, hardware.device, seen, target_labels=labels)
-    if settings.validate_on == "images":
-        # Held out of what its own classes are: the target's only where it trains on their labels.
-        learner.held_out = target.validation if labels and target else data.labelled("val")
+        images = training_images(data, settings.validate_on)
+        labels = algorithm.uses_target == "labels"
+        second = target.train if seen and target else None
+        learner.sampler = batches(images, config.seed, hardware.device, second, target_labels=labels)
+        if settings.validate_on == "images":
+            # Held out of what its own classes are: the target's only where it trains on their labels.
+            learner.held_out = target.validation if labels and target else data.labelled("val")
     return learner
+
+
+def check_training(config: DictConfig, algorithm: Algorithm, settings: Any, world: World, prefix: str) -> None:
+    """Whether the method can be trained on what it is to be trained on, by so many processes."""
+    name = type(algorithm).__name__
+    if world.size > settings.tasks_per_step:
+        raise UserError(
+            f"hardware.processes={world.size}: share the tasks of a step, but {prefix}train.tasks_per_step={settings.tasks_per_step}"
+        )
+    if algorithm.trains_on == "episodes":
+        if settings.validate_on == "images":
+            raise UserError(
+                f"{prefix}train.validate_on=images: {name} trains on episodes and has no classes of its own; "
+                f"use {prefix}train.validate_on=episodes"
+            )
+        return
+    for key, asked in {
+        "around": config.around and not prefix,
+        f"{prefix}train.noise.tasks": settings.noise.tasks,
+    }.items():
+        if asked:
+            raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
+    if world.size > 1 and algorithm.backbone.norm in ("batch", "running"):
+        raise UserError(
+            f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
+            "no process would have; use hardware.threads instead, or backbone.norm=group"
+        )
 
 
 def build_algorithm(

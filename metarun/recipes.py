@@ -9,25 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import checkpoint, distributed, files, provenance
 from metarun.config import Config, check, construct, flat, task_of, to_container
-from metarun.core import Batch, TaskShape
+from metarun.core import TaskShape
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
 from metarun.distributed import Lost, World
 from metarun.errors import Pruned, UserError
-from metarun.folders import choose_folder, default_name, refuse_other_config
+from metarun.folders import choose_folder, create, default_name, refuse_other_config
 from metarun.learner import Learner, augmented, build_learner, check_tasks
 from metarun.records import Records, logging_to, start_logging
 from metarun.report.run import show, show_stored, stored
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
 from metarun.train import Interrupted
-from metarun.transfer.base import TargetMethod
+from metarun.transfer.base import SourceImages, TargetMethod
 from metarun.transfer.target import Target
 
 log = logging.getLogger("metarun")
@@ -122,56 +123,63 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     pretraining = None
     if PRETRAIN in stages:
         pretraining = build_learner(config, data, train_task, world, prefix="pretrain.")
+    trained = [one for one in (learner, pretraining) if one is not None]
     tasks: dict[Split, TaskShape] = {}
     if config.recipe.source and not config.checkpoint:
         if learner.sampler is None:
             tasks["train"] = train_task
-        if any(one is not None and one.held_out is None for one in (learner, pretraining)):
+        if any(one.held_out is None for one in trained):
             tasks["val"] = test_task
     if META_TEST in stages:
         tasks["test"] = test_task
-    if "train" in tasks and isinstance(data, ImageSource) and set(data.splits["train"]) & set(data.splits["test"]):
-        log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
     if tasks:
         check_tasks(learner.algorithm, train_task, test_task)
-    for split, task in tasks.items():
-        samplers[split] = data.sampler(split, task, config.seed, learner.hardware.device)
+    samplers |= episodes(config, data, tasks, learner.hardware.device)
+    augment = construct(config.augment, "augment") if config.augment else None
+    if augment is not None:
+        if "train" in samplers:
+            samplers["train"] = augmented(samplers["train"], augment, config.seed, learner.hardware)
+        for one in trained:
+            if one.sampler is not None:
+                one.sampler = augmented(one.sampler, augment, config.seed, one.hardware)
+    return Run(
+        config=config,
+        data=data,
+        learner=learner,
+        folder=folder,
+        train_task=train_task,
+        test_task=test_task,
+        samplers=samplers,
+        pretraining=pretraining,
+        target=target,
+        method=build_method(config, data, learner, target, augment) if FINETUNE in stages and target else None,
+        result=load_checkpoint(config.checkpoint, learner) if config.checkpoint else {},
+        records=Records(folder if world.main else None),  # last: all is well
+    )
+
+
+def episodes(
+    config: DictConfig, data: DataSource, tasks: dict[Split, TaskShape], device: torch.device
+) -> dict[str, EpisodeSampler]:
+    """The sampler of each split that there is a task of; noise is of training tasks alone."""
+    if "train" in tasks and isinstance(data, ImageSource) and set(data.splits["train"]) & set(data.splits["test"]):
+        log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
+    samplers: dict[str, EpisodeSampler] = {
+        split: data.sampler(split, task, config.seed, device) for split, task in tasks.items()
+    }
     noise = config.train.noise
     if "train" in samplers and noise.tasks:
         samplers["train"] = with_noise(samplers["train"], config.seed, noise.tasks, noise.labels)
-    augment = None
-    if config.augment:
-        augment = construct(config.augment, "augment")
-        if "train" in samplers:
-            samplers["train"] = augmented(samplers["train"], augment, config.seed, learner.hardware)
-        for one in (learner, pretraining):
-            if one is not None and one.sampler is not None:
-                one.sampler = augmented(one.sampler, augment, config.seed, one.hardware)
-    method = build_method(config, data, learner, augment) if FINETUNE in stages else None
-    if method is not None and target is not None:
-        method.check(len(target.names))
-    known: dict[str, Any] = {}
-    if config.checkpoint:
-        weights = checkpoint.weights_file("checkpoint", config.checkpoint)
-        state = checkpoint.load(weights)
-        checkpoint.load_weights(learner.algorithm, state["model"], weights)
-        known = {"checkpoint/step": state["step"] if "step" in state else state["state"]["step"]}
-        known["checkpoint/sha256"] = checkpoint.digest(weights)
-    records = Records(folder if world.main else None)
-    return Run(
-        config,
-        data,
-        learner,
-        folder,
-        records,
-        train_task,
-        test_task,
-        samplers,
-        pretraining,
-        target,
-        method,
-        known,
-    )
+    return samplers
+
+
+def load_checkpoint(path: str, learner: Learner) -> dict[str, Any]:
+    """Takes a finished run's weights; what `result.json` says of them."""
+    weights = checkpoint.weights_file("checkpoint", path)
+    state = checkpoint.load(weights)
+    checkpoint.load_weights(learner.algorithm, state["model"], weights)
+    step = state["step"] if "step" in state else state["state"]["step"]
+    return {"checkpoint/step": step, "checkpoint/sha256": checkpoint.digest(weights)}
 
 
 def build_target(config: DictConfig) -> Target | None:
@@ -186,20 +194,15 @@ def build_target(config: DictConfig) -> Target | None:
     return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
 
 
-def build_method(config: DictConfig, data: DataSource, learner: Learner, augment: Any) -> TargetMethod:
-    """What puts the learner to use on the target."""
-    device, source = learner.hardware.device, None
-    if config.recipe.source:
-
-        def source(count: int) -> Batch:
-            images = data.labelled("train")
-            return images.batch(images.stream(config.seed, "reused")(0, min(count, len(images))), device)
-
+def build_method(config: DictConfig, data: DataSource, learner: Learner, target: Target, augment: Any) -> TargetMethod:
+    """What puts the learner to use on the target; raises `UserError` if it cannot."""
     if not config.finetune:
         raise UserError("finetune: must be given; add finetune=all, say")
+    source = SourceImages(data, config.seed, learner.hardware.device) if config.recipe.source else None
     method: TargetMethod = construct(config.finetune, "finetune", learner=learner.algorithm, source=source)
     if augment is not None:
         method.augment = augment
+    method.check(len(target.names))
     return method
 
 
@@ -246,14 +249,6 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
         raise UserError(
             f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
         )
-
-
-def create(folder: Path) -> None:
-    """The run folder; where it cannot be made, a `UserError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
 
 
 def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:

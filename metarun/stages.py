@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 import metarun
@@ -23,7 +22,7 @@ from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
 from metarun.errors import UserError
 from metarun.evaluate import Scores, classified, evaluate
-from metarun.folders import FREE
+from metarun.folders import FREE, create
 from metarun.hardware import Hardware
 from metarun.learner import Learner, build_algorithm
 from metarun.records import Records
@@ -143,7 +142,10 @@ def train_apart(run: Run, learner: Learner) -> dict[str, Any]:
     run.after = key
     folder = Path(run.config.outputs) / "stages" / f"{learner.name}-{key}"
     world = run.hardware.world
-    with locked(folder) if world.main else contextlib.nullcontext():
+    if world.main:
+        create(folder)
+    waiting = f"stage {learner.name}: another run trains it in {folder}"
+    with files.locked(folder / ".lock", waiting) if world.main else contextlib.nullcontext():
         if world.main and not (folder / "content.json").is_file():
             files.save_json(folder / "content.json", content)
         done = world.tell((folder / "stage.json").is_file() if world.main else False)
@@ -189,25 +191,6 @@ def content_of(run: Run, learner: Learner) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The only process that trains in `folder`; waits for another one to end."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("stage: waiting for another run that trains it in %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def finetune(run: Run) -> None:
     """Puts the learner to use on subsets of the target's images, and tests it on the target's test images."""
     config = run.config
@@ -249,7 +232,9 @@ def meta_test(run: Run) -> None:
         scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance, True)
     run.result |= summary(scores, "test") | own_measures(scores)
     if run.hardware.world.main:
-        save_scores(run.folder / "test_scores.npz", scores)
+        # Of every test episode [steps, episodes] after each of `steps` [steps], for paired comparisons.
+        values = scores.values.numpy()
+        files.save_arrays(run.folder / "test_scores.npz", steps=np.array(scores.steps), values=values)
     for name, curve in run.result.get("test/curves", {}).items():
         for point, value in enumerate(curve["mean"]):
             run.records.curve(f"test/{name}", value, point)
@@ -265,12 +250,6 @@ def meta_test(run: Run) -> None:
         run.result |= summary(baseline, "untrained")
     if not scores.power:
         run.result["chance/acc"] = 1 / run.test_task.ways
-
-
-def save_scores(path: Path, scores: Scores) -> None:
-    """The score of every test episode, for paired comparisons: `values` [steps, episodes] after each of `steps` [steps]."""
-    steps, values = np.array(scores.steps), scores.values.numpy()
-    files.replace(path, lambda file: np.savez_compressed(file, steps=steps, values=values))
 
 
 def summary(scores: Scores, prefix: str) -> dict[str, Any]:

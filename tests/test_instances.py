@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from metarun.algos.protonet import ProtoNet
 from metarun.core import Backbone, Batch, Between, Spec
 from metarun.errors import UserError
+from metarun.transfer.base import SourceImages
 from metarun.transfer.instances import (
     DensityRatio,
     InstanceTransfer,
@@ -75,16 +77,30 @@ def concept(target: bool, count: int, classes: int = 5) -> Batch:
 
 
 def accuracy(
-    method: InstanceTransfer, data: Callable[..., Batch], images: int, classes: int = 2, repeats: int = 5
+    method: Callable[[], InstanceTransfer], data: Callable[..., Batch], images: int, classes: int = 2, repeats: int = 5
 ) -> float:
     right = []
     for repeat in range(repeats):
         torch.manual_seed(repeat)
         train, test = data(True, images), data(True, 1000)
-        scores = method.predict(train, test.x, classes)
+        scores = method().predict(train, test.x, classes)
         assert scores.shape == (1000, classes)
         right.append((scores.argmax(1) == test.y).double().mean().item())
     return float(np.mean(right))
+
+
+class Given(SourceImages):
+    """Source images as `make` makes them."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    @property
+    def classes(self) -> int:
+        return int(self.make(100).y.max()) + 1
+
+    def draw(self, count: int) -> Batch:
+        return self.make(count)
 
 
 def source_only(data: Callable[..., Batch]) -> float:
@@ -139,7 +155,7 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("metarun.transfer.instances.regression", fake)
     four = Batch(torch.randn(4, 2), torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64))
-    method = TrAdaBoost(learner(), lambda count: four, rounds=5, target_share=0.5)
+    method = TrAdaBoost(learner(), Given(lambda count: four), rounds=5, target_share=0.5)
     scores = method.predict(four, torch.randn(3, 2), 2)
     weights, target, votes = np.full(8, 1 / 8), np.arange(8) >= 4, []
     for number, found in enumerate(fitted):
@@ -156,9 +172,10 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("data", "classes"), [(turned, 2), (concept, 5)])
 def test_tradaboost_beats_the_source_alone_where_its_labels_mislead(data: Callable[..., Batch], classes: int) -> None:
     def after(rounds: int) -> float:
-        method = TrAdaBoost(
+        method = partial(
+            TrAdaBoost,
             learner(),
-            lambda count: data(False, count),
+            Given(lambda count: data(False, count)),
             rounds=rounds,
             source_images=300,
             target_share=0.1,
@@ -188,13 +205,13 @@ def test_density_ratio_beats_equal_weights_and_the_source_alone_on_a_shifted_tar
     def method(highest: float) -> DensityRatio:
         return DensityRatio(
             learner(),
-            lambda count: covariate(False, count),
+            Given(lambda count: covariate(False, count)),
             highest_ratio=highest,  # so low that all weights are equal, or high
             target_share=0.05,
             inverse_penalty=1,
         )
 
-    weighted, equal = (accuracy(method(highest), covariate, 30) for highest in (20.0, 1e-9))
+    weighted, equal = (accuracy(partial(method, highest), covariate, 30) for highest in (20.0, 1e-9))
     assert weighted > equal + 0.03
     assert weighted > source_only(covariate) + 0.1
 
@@ -211,7 +228,9 @@ def test_the_ratio_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LogisticRegression, "fit", fit)
     four = Batch(torch.randn(4, 2), torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64))
-    DensityRatio(learner(), lambda count: four, target_share=0.25, highest_ratio=10).predict(four, torch.randn(3, 2), 2)
+    DensityRatio(learner(), Given(lambda count: four), target_share=0.25, highest_ratio=10).predict(
+        four, torch.randn(3, 2), 2
+    )
     expected = np.concatenate([0.75 * np.array([0.1, 5, 10, 1]) / 16.1, np.full(4, 0.25 / 4)]) * 8
     np.testing.assert_allclose(given[0], expected, rtol=1e-12)
 
@@ -223,7 +242,7 @@ def test_the_ratio_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_repeats_agree_and_the_learner_stays(kind: type[InstanceTransfer]) -> None:
     own = learner().train()
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    method = kind(own, lambda count: covariate(False, count), source_images=200)
+    method = kind(own, Given(lambda count: covariate(False, count)), source_images=200)
     train, test = covariate(True, 20), covariate(True, 50)
     found = []
     for _ in range(2):
@@ -238,7 +257,7 @@ def test_repeats_agree_and_the_learner_stays(kind: type[InstanceTransfer]) -> No
 
 @KINDS
 def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
-    method = kind(learner(), lambda count: concept(False, count))
+    method = kind(learner(), Given(lambda count: concept(False, count)))
     with pytest.raises(UserError, match=r"^finetune: .* source has 5 and the target 2"):
         method.check(2)
 
@@ -249,14 +268,14 @@ def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
 )
 def test_settings_out_of_range_are_named(kind: type[InstanceTransfer], setting: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^finetune\.{setting}="):
-        kind(learner(), lambda count: covariate(False, count), **{setting: value})
+        kind(learner(), Given(lambda count: covariate(False, count)), **{setting: value})
 
 
 def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
     with pytest.raises(UserError, match=r"^finetune\.rounds=0"):
-        TrAdaBoost(learner(), lambda count: covariate(False, count), rounds=0)
+        TrAdaBoost(learner(), Given(lambda count: covariate(False, count)), rounds=0)
     with pytest.raises(UserError, match=r"^finetune\.highest_ratio=0"):
-        DensityRatio(learner(), lambda count: covariate(False, count), highest_ratio=0)
+        DensityRatio(learner(), Given(lambda count: covariate(False, count)), highest_ratio=0)
     for kind in (TrAdaBoost, DensityRatio):
         with pytest.raises(UserError, match="source"):
             kind(learner(), None)
@@ -265,5 +284,5 @@ def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
 @pytest.mark.parametrize("name", ["tradaboost", "density_ratio"])
 def test_configs_build_them(name: str) -> None:
     node = OmegaConf.load(Path(CONF) / "finetune" / f"{name}.yaml")
-    method = instantiate(node, learner=learner(), source=lambda count: turned(False, count))
+    method = instantiate(node, learner=learner(), source=Given(lambda count: turned(False, count)))
     assert method.predict(turned(True, 10), torch.randn(4, 2), 2).isfinite().all()

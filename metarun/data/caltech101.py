@@ -17,9 +17,9 @@ import numpy as np
 
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import for_episodes, listing, picture
+from metarun.data.parts import for_episodes, picture
 from metarun.data.source import ImageSource
-from metarun.data.table import ClassImages, cached, data_root
+from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
 
 ADDRESS = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
@@ -63,7 +63,7 @@ class Caltech101(ImageSource):
         check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "caltech101"
         source = _find(folder, download)
-        key = {"files": listing(source), "image_size": image_size, "channels": channels}
+        key = {"files": listing(inside(source)), "image_size": image_size, "channels": channels}
 
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
             classes: dict[str, dict[str, np.ndarray]] = {}

@@ -23,9 +23,9 @@ from metarun.data.fewshot_files import (
     rows_by_name,
 )
 from metarun.data.folder import THREADS, check_images
-from metarun.data.parts import listing, picture, resized
+from metarun.data.parts import picture, resized
 from metarun.data.source import ImageSource, Split
-from metarun.data.table import ClassImages, cached, data_root
+from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
 
 
@@ -126,7 +126,7 @@ class FewShot(ImageSource):
         layout, files = _find(dataset, folder)
         size, depth = image_size or release.side, channels or 3
         paths = sorted({path for found in files.values() for path in found})
-        key = {"files": listing(*paths), "image_size": size, "channels": depth}
+        key = {"files": listing(inside(*paths)), "image_size": size, "channels": depth}
 
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
             notes["split"] = f"classes as published ({release.split})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metarun.data.division import SPLITS, check_ratios, divide, with_validation
 from metarun.data.source import ImageSource, Split
-from metarun.data.table import ClassImages, cached
+from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError, nearest
 
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
@@ -97,7 +96,7 @@ class Folder(ImageSource):
             }
             splits = with_validation(parts, shares, split_seed, **origin)
         key = {
-            "root": str(folder), "listing": _listing(classes), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
+            "root": str(folder), "listing": listing(_files(classes)), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
         }  # fmt: skip
 
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
@@ -191,19 +190,10 @@ def _class(path: Path, part: str) -> ClassFolder:
     return ClassFolder(path.name, part, path, files)
 
 
-def _listing(classes: Sequence[ClassFolder]) -> str:
-    """A digest of the names, sizes and times of all files."""
-    digest = hashlib.sha256()
+def _files(classes: Sequence[ClassFolder]) -> Iterator[tuple[str, Path]]:
     for entry in classes:
         for file in entry.files:
-            path = entry.path / file
-            status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
-            digest.update(
-                f"{entry.part}/{entry.name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
-                    errors="surrogateescape"
-                )
-            )
-    return digest.hexdigest()
+            yield f"{entry.part}/{entry.name}/{file}", entry.path / file
 
 
 def _all_grey(classes: Sequence[ClassFolder]) -> bool:

@@ -18,9 +18,9 @@ import numpy as np
 from metarun.data.division import SPLITS
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import Labelled, by_class, for_episodes, listing
+from metarun.data.parts import Labelled, by_class, for_episodes
 from metarun.data.source import ImageSource, Split
-from metarun.data.table import ClassImages, cached, data_root
+from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
 
 ADDRESS = "https://zenodo.org/records/10519652/files/"
@@ -117,7 +117,7 @@ class MedMnist(ImageSource):
                     f"data {flag}: {path} is missing; put it there from {ADDRESS}{name}, or set data.download=true"
                 )
             fetch(f"{ADDRESS}{name}?download=1", path, checksum=checksum)
-        key = {"files": listing(path), "image_size": image_size, "channels": channels}
+        key = {"files": listing(inside(path)), "image_size": image_size, "channels": channels}
 
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
             parts = _read(path, flag, release, resolution)

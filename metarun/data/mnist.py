@@ -15,9 +15,9 @@ import numpy as np
 
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import by_class, drawn, for_episodes, listing
+from metarun.data.parts import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
-from metarun.data.table import ClassImages, cached, data_root
+from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
 
 ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -57,7 +57,7 @@ class Mnist(ImageSource):
         check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "mnist"
         paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
-        key = {"files": listing(*paths), "image_size": image_size, "channels": channels}
+        key = {"files": listing(inside(*paths)), "image_size": image_size, "channels": channels}
 
         def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
             images, labels = (np.array(part) for part in _read(folder, "train"))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,14 +90,3 @@ def for_episodes(
         splits = divide(table.names, (None, None, None), shares, seed, key=f"data {name}", where="it")
         told = f"classes drawn by split_seed {seed}"
     return replace(table, notes={**table.notes, "split": told}), splits
-
-
-def listing(*paths: Path) -> str:
-    """A digest of the places, sizes and times of files, and of all files in folders."""
-    digest = hashlib.sha256()
-    for top in paths:
-        inside = sorted(Path(folder, name) for folder, _, names in os.walk(top) for name in names)
-        for path in inside or [top]:
-            status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()

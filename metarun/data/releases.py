@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import os
 import shutil
@@ -19,6 +18,7 @@ from PIL import Image
 
 from metarun import peers
 from metarun.data.division import RATIOS, Shares
+from metarun.data.table import listing
 from metarun.errors import UserError, nearest
 
 OURS = {
@@ -121,15 +121,14 @@ class Files(NamedTuple):
 
     def listing(self) -> str:
         """A digest of the names, sizes and times of all files, without what the libraries make of others of them."""
-        digest = hashlib.sha256()
+        paths: list[Path] = []
         for top in self.found():
             for folder, folders, names in os.walk(top):
                 folders[:] = sorted(name for name in folders if name != "processed")
-                for path in (Path(folder, name) for name in sorted(names)):
-                    digest.update(f"{path.relative_to(self.root)}\0{_stamp(path)}\n".encode(errors="surrogateescape"))
+                paths += [Path(folder, name) for name in sorted(names)]
             if top.is_file():
-                digest.update(f"{top.name}\0{_stamp(top)}\n".encode())
-        return digest.hexdigest()
+                paths.append(top)
+        return listing((str(path.relative_to(self.root)), path) for path in paths)
 
     def download(self) -> None:
         """Has the library download the data set: into a folder of its own, and from there to the root when it is whole."""
@@ -230,11 +229,6 @@ def _picture(image: Any) -> Image.Image:
     if (whole != pixels).any():
         raise ValueError("pixels that are not whole numbers from 0 to 255")
     return Image.fromarray(whole)
-
-
-def _stamp(path: Path) -> str:
-    status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
-    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _reason(error: Exception) -> str:

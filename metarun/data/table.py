@@ -13,15 +13,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
 from platformdirs import user_cache_path
 
+from metarun import files
 from metarun.errors import UserError
 
 FORMAT_VERSION = 1
@@ -80,7 +79,9 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     if not folder.is_dir():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _locked(FileLock(f"{folder}.lock"), name):
+            with files.locked(
+                folder.with_name(f"{folder.name}.lock"), f"data {name}: another process builds its table"
+            ):
                 if not folder.is_dir():
                     _build(folder, key, build)
         except OSError as error:
@@ -90,12 +91,22 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     return _open(folder)
 
 
-def _locked(lock: BaseFileLock, name: str) -> AbstractContextManager[Any]:
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        log.info("data %s: waiting for another process that builds its table", name)
-        return lock.acquire()
+def listing(named: Iterable[tuple[str, Path]]) -> str:
+    """A digest of names, and of the sizes and times of the files that they are of: whether a table is of these very files."""
+    digest = hashlib.sha256()
+    for name, path in named:
+        status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def inside(*paths: Path) -> list[tuple[str, Path]]:
+    """Files, and all files in folders, named by where they are."""
+    found = []
+    for top in paths:
+        deeper = sorted(Path(folder, name) for folder, _, names in os.walk(top) for name in names)
+        found += [(str(path), path) for path in deeper or [top]]
+    return found
 
 
 def _build(folder: Path, key: dict[str, Any], build: Build) -> None:

@@ -73,15 +73,9 @@ class Run:
     @property
     def setting(self) -> Setting:
         protocol, data = self.result["protocol"], self.result["data"]
-        if "target/acc" in self.result:
-            repeats = {
-                key: value for key, value in self.config.items() if key.startswith("target.") and ".data." not in key
-            }
-            content = [
-                self.result["target/data"]["fingerprint"],
-                repeats.get("target.repeats"),
-                repeats.get("target.subset_seed"),
-            ]
+        if self.tested == "target":
+            draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
+            content = [self.result["target/data"]["fingerprint"], *draws]
             shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
             name = self.choices.get("target", "target")
             return Setting(

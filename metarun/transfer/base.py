@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch, Episodes
+from metarun.data.labelled import Labelled
+from metarun.data.source import DataSource
 from metarun.errors import UserError
 
-CHUNK = 256  # images whose features are computed together
+CHUNK = 256  # images, at most, whose features are computed together
+
+
+class SourceImages:
+    """The labelled images of the source, for methods that go on using them; the same ones at every call."""
+
+    def __init__(self, data: DataSource, seed: int, device: torch.device) -> None:
+        self.data, self.seed, self.device = data, seed, device
+
+    @cached_property
+    def images(self) -> Labelled:
+        return self.data.labelled("train")
+
+    @property
+    def classes(self) -> int:
+        return len(self.images.names)
+
+    def draw(self, count: int) -> Batch:
+        """`count` of them, or all if there are not so many."""
+        which = self.images.stream(self.seed, "reused")(0, min(count, len(self.images)))
+        return self.images.batch(which, self.device)
 
 
 class TargetMethod(ABC):
     """From a learner and the labelled training images of a target to scores of its test images.
 
-    Its keyword-only settings are its configuration. `source(count)` yields that many labelled images of the source, for
-    methods that go on using them. The learner itself is left as it is.
+    Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
+    left as it is.
     """
 
     needs_source: bool = False
 
-    def __init__(self, learner: Algorithm, source: Callable[[int], Batch] | None = None) -> None:
+    def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
         self.source = source
         self.augment: Callable[[Tensor], Tensor] = lambda x: x  # of training images
@@ -72,9 +96,18 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     training = backbone.training
     backbone.eval()
-    found = torch.cat([backbone(chunk).float() for chunk in x.split(CHUNK)])
+    # Of nearly equal sizes: a last chunk of few images would have poor statistics where the backbone takes its batch's.
+    found = torch.cat([backbone(chunk).float() for chunk in x.tensor_split(math.ceil(len(x) / CHUNK))])
     backbone.train(training)
     return found
+
+
+def new_head(features: int, classes: int, device: torch.device) -> nn.Linear:
+    """A linear head at zero, which prefers no class."""
+    head = nn.Linear(features, classes).to(device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def copied(module: nn.Module) -> nn.Module:

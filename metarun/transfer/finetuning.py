@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import CHUNK, TargetMethod, copied
+from metarun.transfer.base import TargetMethod, copied, features, new_head
 
 
 class FineTuning(TargetMethod):
@@ -62,15 +62,14 @@ class FineTuning(TargetMethod):
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
         backbone, head = self.fit(train, classes)
         with torch.no_grad():
-            return torch.cat([head(backbone(x)).float() for x in test_x.split(max(CHUNK, len(test_x)))])
+            scores: Tensor = head(features(backbone, test_x)).float()
+        return scores
 
     def fit(self, train: Batch, classes: int) -> tuple[Backbone, nn.Linear]:
         """The fine-tuned copy of the backbone and its new head, both in evaluation mode."""
         backbone = copied(self.learner.backbone)
         assert isinstance(backbone, Backbone)
-        head = nn.Linear(backbone.features, classes).to(train.x.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        head = new_head(backbone.features, classes, train.x.device)
         groups = self.groups(backbone, head)
         optimizer = self.optimizer(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)

@@ -28,8 +28,8 @@ Differences from the papers:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import TargetMethod, features
+from metarun.transfer.base import SourceImages, TargetMethod, features
 
 HIGHEST_ERROR = 0.49
 
@@ -118,7 +118,7 @@ class InstanceTransfer(TargetMethod):
     def __init__(
         self,
         learner: Algorithm,
-        source: Callable[[int], Batch] | None = None,
+        source: SourceImages | None = None,
         *,
         source_images: int = 2000,
         target_share: float = 0.5,
@@ -135,26 +135,31 @@ class InstanceTransfer(TargetMethod):
 
     def check(self, classes: int) -> None:
         assert self.source is not None  # `needs_source`
-        known = int(self.source(self.source_images).y.max()) + 1
-        if known != classes:
+        if self.source.classes != classes:
             raise UserError(
                 f"finetune: {type(self).__name__} needs source and target to have the same classes, but the source has "
-                f"{known} and the target {classes}; try finetune=logistic_regression"
+                f"{self.source.classes} and the target {classes}; try finetune=logistic_regression"
             )
 
-    def training_set(self, train: Batch) -> TrainingSet:
-        """The images to train on; those of the source are the same every time."""
+    @cached_property
+    def known_source(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[n, D]` and labels `[n]` of the source's images: the learner stays, so all repeats have the same."""
         assert self.source is not None  # `needs_source`
-        source = self.source(self.source_images)
-        embedded = [features(self.learner.backbone, x).cpu().double().numpy() for x in (source.x, train.x)]
-        y = torch.cat([source.y.cpu(), train.y.cpu()]).numpy()
-        x = np.concatenate(embedded)
-        return TrainingSet(x, y, np.arange(len(x)) >= len(source.y))
+        source = self.source.draw(self.source_images)
+        return self.embedded(source.x), source.y.cpu().numpy()
+
+    def embedded(self, x: Tensor) -> np.ndarray:
+        return features(self.learner.backbone, x).cpu().double().numpy()
+
+    def training_set(self, train: Batch) -> TrainingSet:
+        """The images to train on, the source's first."""
+        x, y = self.known_source
+        whole = np.concatenate([x, self.embedded(train.x)])
+        return TrainingSet(whole, np.concatenate([y, train.y.cpu().numpy()]), np.arange(len(whole)) >= len(x))
 
     def prepared(self, known: TrainingSet, test_x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Standardised features of the images to train on and of the test images."""
-        tested = features(self.learner.backbone, test_x).cpu().double().numpy()
-        return known.standardised(known.x), known.standardised(tested)
+        return known.standardised(known.x), known.standardised(self.embedded(test_x))
 
 
 class TrAdaBoost(InstanceTransfer):
@@ -163,7 +168,7 @@ class TrAdaBoost(InstanceTransfer):
     def __init__(
         self,
         learner: Algorithm,
-        source: Callable[[int], Batch] | None = None,
+        source: SourceImages | None = None,
         *,
         rounds: int = 20,
         source_images: int = 2000,
@@ -197,7 +202,7 @@ class DensityRatio(InstanceTransfer):
     def __init__(
         self,
         learner: Algorithm,
-        source: Callable[[int], Batch] | None = None,
+        source: SourceImages | None = None,
         *,
         highest_ratio: float = 10.0,
         source_images: int = 2000,

@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import TargetMethod, features
+from metarun.transfer.base import TargetMethod, features, new_head
 from metarun.transfer.finetuning import Shuffled
 
 MATRICES: list[tuple[type[nn.Module], str]] = [
@@ -133,9 +133,7 @@ class Training:
         classes: int,
     ) -> Callable[[Tensor], Tensor]:
         """A function of images to their scores `[n, classes]`, by the backbone trained in these parameters and its new head."""
-        head = nn.Linear(backbone.features, classes).to(train.x.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        head = new_head(backbone.features, classes, train.x.device)
         optimizer = self.optimizer([*parameters, *head.parameters()])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         draws = Shuffled(len(train.x), self.batch_size)

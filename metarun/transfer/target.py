@@ -94,9 +94,9 @@ class Target:
                 if not path.is_file():
                     train, test = self.subset(size, repeat)
                     hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
-                    labelled = train.whole(hardware.device, domain=1)
+                    known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
                     with hardware.autocast(of_training=True):
-                        scores = method.predict(labelled, _images(test, hardware), len(self.names))
+                        scores = method.predict(known, asked.x, len(self.names))
                     if not scores.isfinite().any(1).all():
                         raise UserError(
                             f"finetune: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
@@ -120,8 +120,7 @@ class Target:
                 "target: %d images, accuracy %.4f +- %.4f", *(curve[-1][k] for k in ("train_images", "acc", "acc_ci95"))
             )
         if world.main:
-            of_repeats = np.array(values)
-            files.replace(folder.parent / "test_scores.npz", lambda file: np.savez_compressed(file, values=of_repeats))
+            files.save_arrays(folder.parent / "test_scores.npz", values=np.array(values))
         last = {f"target/{name}": value for name, value in curve[-1].items()}
         return {
             **last,
@@ -142,10 +141,6 @@ def _named(images: Labelled, part: str) -> Labelled:
     if missing:
         raise UserError(f"target: class {missing[0]} has no {part} images")
     return images
-
-
-def _images(images: Labelled, hardware: Hardware) -> Tensor:
-    return images.whole(hardware.device, domain=1).x
 
 
 def _times(shape: tuple[int, ...]) -> str:

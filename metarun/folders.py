@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,18 @@ def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> s
         stored = (path if path.is_dir() else path.parent) / "config.yaml"
         if stored.is_file():
             return str(OmegaConf.load(stored).name)
-    name = choices.get("experiment") or "-".join(part for part in _parts(choices) if part)
-    return name.replace("/", "-")
+    return named_after(["experiment"] if choices.get("experiment") else name_parts(choices), choices)
 
 
-def _parts(choices: Mapping[str, str]) -> list[str | None]:
-    """`<data>-<algo>`, and with a target `<data>-<algo>-<target>-<finetune>`; a recipe without a source leaves its part out."""
-    target = [choices.get("target"), choices.get("finetune")]
-    return target if choices.get("recipe") == "finetune" else [choices["data"], choices["algo"], *target]
+def name_parts(choices: Mapping[str, str]) -> list[str]:
+    """The groups that a run is named after: of the source, and of the target; a recipe without a source leaves its part out."""
+    source = [] if choices.get("recipe") == "finetune" else ["data", "algo"]
+    return [*source, "target", "finetune"]
+
+
+def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
+    """The choices of these groups, where there is one: `<data>-<algo>`, and with a target `<data>-<algo>-<target>-<finetune>`."""
+    return "-".join(choices[group].replace("/", "-") for group in groups if choices.get(group))
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:

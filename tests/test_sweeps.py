@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
 
 from metarun.sweeps import local
 from metarun.sweeps.jobs import how_it_ended
+from metarun.sweeps.plan import sweep_name
 
 GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
 
@@ -34,6 +36,31 @@ def same(one: Path, other: Path) -> bool:
     curves = [[line["val/mse"] for line in lines(folder) if "val/mse" in line] for folder in (one, other)]
     names = ("test/mse", "test/after_inner_steps", "val/score", "train/steps")
     return curves[0] == curves[1] and all(result(one)[name] == result(other)[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["algo=maml,protonet"], "glyphs-sweep"),
+        (["data=glyphs,omniglot"], "maml-sweep"),
+        (["seed=0,1"], None),
+        (["name=mine", "algo=maml,protonet"], None),
+        (["experiment=a,b"], "sweep"),
+        (["target=digits", "finetune=all,prompts"], "glyphs-maml-digits-sweep"),
+        (["target=digits", "algo=maml,protonet"], "glyphs-digits-all-sweep"),
+        (["target=digits,mnist"], "glyphs-maml-all-sweep"),
+        (["target=digits", "approach=scratch,mtl"], "glyphs-digits-sweep"),
+        (["target=digits", "recipe=transfer,meta_transfer"], "glyphs-digits-all-sweep"),
+        (["recipe=finetune", "target=digits", "finetune=all,l2_sp"], "digits-sweep"),
+    ],
+)
+def test_runs_of_a_sweep_share_a_folder_named_after_what_is_the_same(words: list[str], name: str | None) -> None:
+    overrides = OverridesParser.create().parse_overrides(words)
+    choices = {"data": "glyphs", "algo": "maml"}
+    if any("target" in word for word in words):
+        choices |= {"target": "digits", "finetune": "all", "recipe": "transfer"}
+    choices |= {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
+    assert sweep_name(overrides, choices) == name
 
 
 def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:

@@ -12,25 +12,28 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from metarun.errors import UserError
-from metarun.folders import choose_folder, default_name, refuse_other_config
+from metarun.folders import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
+CHOSEN_BY = {"approach": ("algo", "finetune"), "recipe": ("algo",)}  # what else differs where these are swept
 OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
 
 
 def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | None:
     """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
 
-    What is swept of data and algorithm gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
+    What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
     """
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
-    parts = ("experiment",) if choices.get("experiment") or "experiment" in swept else ("data", "algo")
+    swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
+    parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(choices)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
         return None
     if "checkpoint" in swept:
         return "test-sweep"
-    return "-".join([*(choices[part].replace("/", "-") for part in parts if part not in swept), "sweep"])
+    kept = named_after([part for part in parts if part not in swept], choices)
+    return f"{kept}-sweep" if kept else "sweep"
 
 
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:

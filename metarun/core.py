@@ -80,6 +80,7 @@ class Spec:
     kind: Literal["classification", "regression"]
     outputs: int  # ways of a training task, classes of labelled training images, or dimensions of a regression target
     target_outputs: int | None = None  # classes of the target, for a method that trains on its images too
+    shots: int = 1  # of a training task
 
 
 Between = Callable[[int, Tensor], Tensor]  # of a block's number and activations: what goes on in their place

@@ -228,7 +228,7 @@ def parameters(module: nn.Module) -> Params:
 
 
 def linear_head(features: int, outputs: int, std: float = 0.01) -> nn.Linear:
-    """A linear layer with truncated-normal weights (two standard deviations) and zero bias, as in the MAML code."""
+    """A linear layer with truncated-normal weights (two standard deviations) and zero bias, as the MAML code's for regression."""
     head = nn.Linear(features, outputs)
     nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(head.bias)

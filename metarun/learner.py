@@ -123,7 +123,7 @@ def build_algorithm(
         outputs = len(training_images(data, OmegaConf.select(config, f"{prefix}train.validate_on")).names)
     else:
         outputs = train_task.ways
-    spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None)
+    spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, train_task.shots)
     algorithm: Algorithm = construct(settings, f"{prefix}algo", backbone=backbone, spec=spec)
     return algorithm
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ITERATIONS = 50  # at most; about ten are usual
+ITERATIONS = 200  # at most; about ten are usual
 TOLERANCE = 1e-13  # by which the mean complementarity falls from its start
 JITTER = 1e-9  # of a kernel's mean diagonal, added to it in Newton steps: one of few features is singular
 

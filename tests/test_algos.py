@@ -809,13 +809,6 @@ def test_protonet_trains_on_more_ways_than_it_is_tested_on() -> None:
         assert accuracy(algorithm.eval().predict(unseen), unseen.query_y).mean().item() > 0.9
 
 
-def test_protonet_distances_are_single_precision_under_autocast() -> None:
-    algorithm, batch = learner("protonet", 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = algorithm.predict(batch)
-    assert logits.dtype == torch.float32
-
-
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"^algo: ProtoNet only classifies.*; try algo=maml$"):
         ProtoNet(MLP(input_shape=(1,)), Spec((1,), "regression", 1))

@@ -291,7 +291,21 @@ def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(odds[-20:]) / 20 < 0.2
 
 
+def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two draws one must be of it; its probability, 0 in single precision, would have no logarithm."""
+    around = surrounded(config_of("around=ats", "around.chosen=2"))
+    certain = torch.nn.Parameter(torch.tensor([20.0, 0.0, 0.0, 0.0]))
+    monkeypatch.setattr(around.scheduler, "forward", lambda *_: certain)
+    loss, _ = around.loss(batch_of(4), 500)
+    loss.backward()
+    assert loss.isfinite()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
 def test_ats_says_what_it_needs() -> None:
+    with pytest.raises(UserError, match=r"^around=ats: .* Reptile learns from no queries$"):
+        surrounded(config_of("around=ats", algo="reptile"))
     with pytest.raises(UserError, match=r"train\.tasks_per_step=2"):
         surrounded(config_of("around=ats")).loss(batch_of(2), 0)
     with pytest.raises(UserError, match=r"around\.chosen=0"):

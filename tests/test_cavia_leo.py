@@ -17,6 +17,7 @@ from metarun.algos.cavia import CAVIA
 from metarun.algos.leo import LEO, divergence, overlap
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
+from metarun.backbones.vit import ViT
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.errors import UserError
@@ -86,6 +87,16 @@ def tiny_cavia(norm: str = "batch", vectorize: bool = False, **settings: float |
     backbone = Conv4(input_shape=SHAPE, channels=4, norm=norm)
     algorithm = CAVIA(backbone, Spec(SHAPE, "classification", 3), **{"context_size": 5, **settings})
     return moved(algorithm, vectorize)
+
+
+def test_a_transformers_tokens_all_change_alike() -> None:
+    backbone = ViT(input_shape=(1, 8, 12), patch_size=4, width=8, depth=2, heads=2)
+    cavia = CAVIA(backbone, Spec((1, 8, 12), "classification", 3), context_size=4, blocks=[0])
+    cavia.context.data.normal_()
+    before = torch.randn(2, backbone.widths[0], 7)
+    change = cavia.change(0, before) - before
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(change, change[:1, :, :1].expand_as(change))
 
 
 @BOTH

@@ -209,6 +209,18 @@ def test_svms_gradient_is_that_of_finite_differences(ways: int, shots: int, widt
     assert torch.autograd.gradcheck(scores, batch.support_x.requires_grad_(), rtol=1e-5, atol=1e-7, fast_mode=True)
 
 
+def test_large_features_of_classes_that_cannot_be_separated() -> None:
+    """Solved to the optimum, where primal and dual are equal: it takes more iterations than usual."""
+    torch.manual_seed(0)
+    y = torch.eye(5, dtype=torch.float64).repeat_interleave(15, 0)
+    x = 300 * (0.5 * torch.randn(5, 3, dtype=torch.float64).repeat_interleave(15, 0) + torch.randn(75, 3).double())
+    dual = support_vectors(x, y, 0.1)
+    scores = x @ x.T @ dual
+    norm = (dual * scores).sum()
+    slack = (scores + 1 - y).amax(1) - (scores * y).sum(1)
+    assert (norm / 2 + 0.1 * slack.sum()).item() == pytest.approx(((dual * y).sum() - norm / 2).item(), rel=1e-8)
+
+
 def test_each_problem_is_solved_as_if_alone() -> None:
     """One that is not finite spoils no other."""
     batch = random_tasks(4, 5, 2, 20)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metarun.algos.l2l import L2L, LearnedOptimizer
 from metarun.algos.lstmlearner import CoordinateLSTM, LSTMMetaLearner, preprocess
 from metarun.algos.maml import MAML
+from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.core import Algorithm, Episodes, Spec
 from metarun.errors import UserError
@@ -348,6 +349,12 @@ def test_settings_out_of_range_are_named(kind: type[Algorithm]) -> None:
     for key in ("inner_steps", "hidden"):
         with pytest.raises(UserError, match=rf"^algo.{key}=0: must be at least 1$"):
             tiny(kind, **{key: 0})
+
+
+def test_averages_over_other_networks_are_refused() -> None:
+    backbone = Conv4(input_shape=(1, 16, 16), channels=2, norm="running")
+    with pytest.raises(UserError, match=r"^backbone.norm=running: averages over other random networks"):
+        L2L(backbone, Spec((1, 16, 16), "classification", 3))
 
 
 def test_optimisers_that_are_not_known_are_named() -> None:

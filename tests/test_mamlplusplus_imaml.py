@@ -255,6 +255,18 @@ def test_its_settings_are_checked(setting: str) -> None:
         tiny(MAMLPlusPlus, **{setting: 0})
 
 
+def test_norms_of_all_steps_begin_as_those_of_a_pretrained_backbone() -> None:
+    pretrained, method = tiny(MAML), tiny(MAMLPlusPlus, inner_steps=3)
+    for name, value in pretrained.backbone.named_parameters():
+        value.data += ".norm." in name
+    method.inherit(pretrained)
+    for number in range(3):
+        norms = method.norms_of(number)
+        assert norms
+        for name, value in norms.items():
+            assert torch.equal(value, pretrained.get_parameter(name))
+
+
 # iMAML
 
 

@@ -302,7 +302,7 @@ def test_an_element_depends_on_nothing_later() -> None:
 @pytest.mark.parametrize(("ways", "shots"), [(5, 1), (3, 1), (5, 5), (2, 1), (7, 1)])
 def test_dilations_double_until_they_cover_the_sequence(ways: int, shots: int) -> None:
     backbone = MLP(input_shape=(4,), hidden=[6])
-    snail = SNAIL(backbone, Spec((4,), "classification", ways), shots=shots, filters=2, keys=[2] * 3, values=[2] * 3)
+    snail = SNAIL(backbone, Spec((4,), "classification", ways, shots=shots), filters=2, keys=[2] * 3, values=[2] * 3)
     blocks = [block for block in snail.blocks if isinstance(block, DenseBlock)]
     dilations = [block.dilation for block in blocks]
     assert len(dilations) % 2 == 0
@@ -366,7 +366,6 @@ def test_snail_shuffles_the_support_in_training_alone(monkeypatch: pytest.Monkey
     ("settings", "message"),
     [
         ({"filters": 0}, r"algo.filters=0: must be positive"),
-        ({"shots": 0}, r"algo.shots=0: must be positive"),
         ({"keys": [], "values": []}, r"algo.keys=\[\]: must be positive"),
         ({"keys": [3, 4], "values": [2]}, r"algo.values=\[2\]: must be 2 sizes"),
     ],

@@ -448,7 +448,8 @@ def test_dn4_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [(MatchingNet, {}), (MatchingNet, {"full_context": True}), (FEAT, {}), (DN4, {})]
+    ("kind", "settings"),
+    [(ProtoNet, {}), (MatchingNet, {}), (MatchingNet, {"full_context": True}), (FEAT, {}), (DN4, {})],
 )
 def test_under_autocast_only_the_backbone_loses_digits(kind: type[Method], settings: dict[str, bool]) -> None:
     """Cosines and distances are those, in single precision, of the features in half precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from helpers import choices, compose
 from torch import Tensor, nn
 
+from metarun.algos.mtl import MTL
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.pretrained import Pretrained
+from metarun.backbones.scaled import ScaledBackbone
 from metarun.backbones.vit import ViT
 from metarun.cli import CONF
 from metarun.config import check, construct
@@ -113,6 +116,25 @@ def test_it_learns_and_leaves_the_learner_as_it_was(
         assert torch.equal(value, before[name]), name
     assert all(value.requires_grad and value.grad is None for value in backbone.parameters())
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in backbone.modules())
+
+
+@pytest.mark.parametrize(("kind", "backbone"), [("prompts", vit()), ("lora", vit()), ("lora", conv4())])
+def test_backbones_that_were_scaled_and_shifted_before(kind: str, backbone: Backbone) -> None:
+    """They go on as a plain backbone of the same weights would."""
+    scaled = MTL(backbone, Spec(SHAPE, "classification", 5)).backbone
+    assert isinstance(scaled, ScaledBackbone)
+    for value in scaled.phi.values():
+        nn.init.normal_(value)
+    plain = copy.deepcopy(backbone)
+    plain.load_state_dict({**plain.state_dict(), **scaled.weights()})
+    images, found = target(), []
+    for one in (plain, scaled):
+        torch.manual_seed(1)
+        # Without a rate what is added stays as it begins: low-rank changes at zero.
+        found.append(method(kind, one, steps=2, **{"optimizer.lr": 0.0 if kind == "lora" else 0.01}))
+        torch.manual_seed(1)
+        found[-1] = found[-1].predict(images, images.x, 3)
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("kind", ["prompts", "lora"])

@@ -14,7 +14,8 @@ The official code (lmzintgraf/cavia) differs in this:
 - FiLM's scale there is a + A phi, its shift b + B phi, with random a and b of about 0.06. Here the norm's own scale and
   shift serve for these. A and B are of about 0.1 there and start from N(0, 1) here: about as large beside the scale.
 - It pools before FiLM, not after; the same where the scale is positive.
-- Its weights start Kaiming-uniform, and the head not near zero. Its outer rate falls by a tenth every 5,000 steps.
+- Its weights start Kaiming-uniform, and the head not near zero. Its outer rate falls by a tenth every 5,000 steps. On
+  sinusoids it clips each task's gradient to 10, and not, as for images and here, their mean.
 - Its `--first_order` has no effect on classification.
 - The context as an input of the head too (its fifth `--context_in`) is left out: that is a bias of each class.
 """
@@ -36,7 +37,7 @@ class CAVIA(MAML):
     """MAML with an inner loop for `context_size` inputs of the blocks with the numbers `blocks`.
 
     `blocks` None is the paper's: the third for images, the first for vectors. The other settings are MAML's; for
-    sinusoids the paper's are a `context_size` of 5 and one inner step.
+    sinusoids the official code has a `context_size` of 5 and one inner step.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class CAVIA(MAML):
             return activations
         change = self.films[str(number)](self.context)
         if not self.scales:
-            return activations + change
+            return activations + change.view(-1, *[1] * (activations.ndim - 2))
         scale, shift = change.view(2, -1, *[1] * (activations.ndim - 2))
         return activations * (1 + scale) + shift
 

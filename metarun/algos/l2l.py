@@ -15,8 +15,8 @@ Differences from the paper and its official code (google-deepmind/learning-to-le
   the segment anew. The official code adds f where a segment begins, which does not depend on phi.
 - The official code has p = 5 and outputs times 0.01; here are the paper's. Forget gates begin with a bias of 1, as in it.
   100 steps of 128 new images each are the paper's MNIST; here are 10, each on the whole support set, which suffice.
-- Weights begin IID Gaussian, as in the paper, with the mean and deviation of each tensor of the backbone as built: norms and
-  biases begin as there. A task's draw is seeded by its support images: the same in any batch, process or resumed run.
+- Weights begin IID Gaussian, as in the paper, with the mean and deviation of each tensor of the backbone as built (the
+  official code: 0 and 0.01 for all, biases too). A task's draw is seeded by its support images: the same in any run.
 - `objective=query` sums the losses of the queries, which few-shot learning is after, not those of the support set. The
   paper's MNIST network is backbone=mlp backbone.hidden=[20] algo.activation=sigmoid.
 """
@@ -72,11 +72,12 @@ class L2L(MAML):
                 raise UserError(f"algo.{key}={value}: must be at least 1")
         for key in (rates or {}).keys() - OPTIMIZERS.keys():
             raise UserError(f"algo.rates.{key}: is not one of {', '.join(OPTIMIZERS)}{nearest(key, OPTIMIZERS)}")
+        if backbone.norm == "running":
+            raise UserError("backbone.norm=running: averages over other random networks; use batch, support or none")
         self.requires_grad_(False)
         self.optimizer = LearnedOptimizer(hidden, output_scale)
         self.unroll, self.objective, self.rates = unroll, objective, rates or {}
-        # The ReLU that follows leaves a sigmoid as it is.
-        self.between = (lambda number, x: x.sigmoid()) if activation == "sigmoid" else None
+        self.between = (lambda number, x: x.sigmoid()) if activation == "sigmoid" else None  # ReLUs change none
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return self.head(self.backbone(x, n_support, self.between))

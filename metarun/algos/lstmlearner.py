@@ -15,13 +15,15 @@ Batch norm as in section 3.4: statistics of the support set for the queries at t
 `norm=support`, the default of its YAML.
 
 Differences from the paper and its official code (twitter-research/meta-learning-lstm):
-- The official code normalises the queries of a training task with their own statistics and only those of a test task with
-  the support set's (a running average of weight 0.9 on the last step); here both have the support set's at the last step.
+- The official code normalises the queries of a training task with their own statistics and those of a test task with a
+  running average over the steps (weight 0.9 on the newest, 5-shot 0.95), which ends with theta_T-1; here both have
+  those of the support set at theta_T.
 - It divides the gradient of the mean loss by the size of the batch once more. Here it is the gradient of the mean.
 - It feeds back the gates before their sigmoid; here the gates, as in the paper's equations, with zeros for the first.
 - It draws b_F from [4, 5] and b_I from [-5, -4], for a start near gradient descent at a small rate; here they start at the
   middle, which are settings: a rate of 0.011 grows slowly, and `input_bias=0` (0.5) is better for a training of minutes.
-- `inner_steps` are the 12 passes of its 1-shot runs; its 5-shot runs have 5 or 8. Each step sees the whole support set.
+- `inner_steps` are the 12 passes of its 1-shot config; its 5-shot config has 8. Each step sees the whole support set.
+- theta_0 starts as MAML's does here, with a head near zero; there as torch's layers do.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ class LSTMMetaLearner(MAML):
         self.gates = nn.Linear(hidden + 2, 2)  # forget, input
         for weights in (*self.lstm.parameters(), self.gates.weight):
             nn.init.uniform_(weights, -0.01, 0.01)
-        self.gates.bias.data = torch.tensor([forget_bias, input_bias])
+        self.gates.bias.data = torch.tensor([float(forget_bias), float(input_bias)])
 
     def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
         """One task's parameters after each of the numbers of inner steps in `steps`."""

@@ -15,13 +15,15 @@ MAML with parts that can be switched one by one; with all of them off it is MAML
 - A cosine for the outer rate (CA) is the schedule of conf/algo/mamlplusplus.yaml; schedule=constant switches it off.
 
 Checked against the official code (AntreasAntoniou/HowToTrainYourMAMLPytorch). Its per-step running averages (BNRS) are
-collected, but its batch norm is always called in training mode: they never normalise anything. So `norm=batch`, the set's own
-statistics, is what it does, and there is no switch for them here. As there, queries after step k pass the norms of that step.
+collected, but its batch norm is always called in training mode (issues 3 and 24): they never normalise anything. So
+`norm=batch`, the set's own statistics, is what it does, and there is no switch for them here. As there, queries after
+step k pass the norms of that step, and no loss is taken before the first step, where the paper's sum begins at 0.
 Differences:
 - Its epochs (500 steps) are steps here: v_k moves in every step. Its rate K + 1, which nothing uses, is left out.
 - It takes the test steps that it trains with; here further ones take the rates and norms of the last.
-- Its network, with leaky ReLUs and norms before the convolutions, and wide random heads, is not ours; nor is the end of its cosine
-  at 1e-5 (train.schedule.eta_min). Where the backbone has no norm, `per_step_norm` does nothing.
+- Its network has leaky ReLUs and a Xavier-uniform head, ours ReLUs and a head near zero; its cosine ends at 1e-5, ours
+  at 0 (train.schedule.eta_min); it clips the outer gradients of mini-ImageNet at 10 (train.clip_value).
+- `per_step_norm` knows the norms of `backbone.norm` alone: where a backbone has none, or others, it does nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from metarun import functional
 from metarun.algos.maml import MAML
 from metarun.backbones.norm import Norm
-from metarun.core import Backbone, Episodes, Spec
+from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.functional import Params, call, parameters
 
@@ -79,6 +81,12 @@ class MAMLPlusPlus(MAML):
             self.later_norms.update(
                 {_key(name): nn.Parameter(start[name].detach().repeat(inner_steps - 1, 1)) for name in self.of_norms}
             )
+
+    @torch.no_grad()
+    def inherit(self, earlier: Algorithm) -> None:
+        super().inherit(earlier)
+        for name in self.of_norms if self.later_norms else []:
+            self.later_norms[_key(name)].copy_(self.get_parameter(name))  # alike in every step
 
     def rates_of(self, number: int) -> float | Params:
         """The rates of the inner step `number`, from 0; after the last it is the last that counts."""

@@ -22,47 +22,15 @@ Differences from the official code (yaoyao-liu/meta-transfer-learning, pytorch/)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.algos.anil import ANIL
-from metarun.core import Algorithm, Backbone, Between, Episodes, Spec
+from metarun.backbones.scaled import ScaledBackbone
+from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.functional import precise
-
-
-class ScaledBackbone(Backbone):
-    """A frozen backbone; its kernels are scaled by 1 + rate * phi, its vectors (biases, a norm's scale) shifted by rate * phi."""
-
-    def __init__(self, frozen: Backbone, rate: float) -> None:
-        super().__init__()
-        self.frozen, self.rate = frozen.requires_grad_(False), rate
-        self.features, self.widths, self.norm = frozen.features, frozen.widths, frozen.norm
-        self.channels_last = frozen.channels_last
-        self.phi = nn.ParameterDict()
-        for name, value in frozen.named_parameters():
-            shape = (*value.shape[:2], *(1 for _ in value.shape[2:]))  # a linear layer has 1x1 kernels
-            self.phi[name.replace(".", "_")] = nn.Parameter(value.new_zeros(shape))
-
-    @property
-    def parts(self) -> Sequence[nn.Module]:
-        return self.frozen.parts
-
-    def weights(self) -> dict[str, Tensor]:
-        """The frozen backbone's weights, scaled and shifted."""
-        found = {}
-        for name, value in self.frozen.named_parameters():
-            change = self.rate * self.phi[name.replace(".", "_")]
-            found[name] = value * (1 + change) if value.ndim > 1 else value + change
-        return found
-
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
-        self.frozen.channels_last = self.channels_last
-        return functional_call(self.frozen, self.weights(), (x, n_support, between))
 
 
 class MTL(ANIL):

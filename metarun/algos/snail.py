@@ -17,12 +17,13 @@ and all queries beside one another, each as if it came right after the support a
 
 No official code of the classifier is known to us; compared with those two, sagelywizard/snail, and the blocks in
 google-research/tensor2robot. Differences:
-- Dilations are 1, 2, 4, ..., as in sagelywizard/snail: with kernels of two they cover exactly the sequence. The paper's
-  pseudocode, and the others, begin with 2, which leaves out every other element.
+- Dilations are 1, 2, 4, ..., as in sagelywizard/snail and Michedev/snail: with kernels of two they cover exactly the
+  sequence. The paper's pseudocode, and the other two, begin with 2, which leaves out every other element.
+- The softmax of the attention is over what is read, as in the paper; both classifiers take it over the readers.
 - The backbone's features go in as they are (the two classifiers map them to 64 for Omniglot, 384 for mini-ImageNet).
 - All queries of a training task share one order of the support; there a sequence has one query.
-- The shots are those of the config; the paper draws 1 to 5 for every task. Other shots than `shots` work too: TC blocks
-  then reach less far than the sequence, or further; attention always sees all.
+- The shots are those of the config; the paper draws 1 to 5 for every task. Other shots work at test time: TC blocks then
+  reach less far than the sequence, or further; attention always sees all.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AttentionBlock(nn.Module):
 
 
 class SNAIL(Algorithm):
-    """`keys` and `values` are sizes of the attention blocks, `filters` and `shots` of the TC blocks between them."""
+    """`keys` and `values` are sizes of the attention blocks, `filters` of the TC blocks between them."""
 
     fixed_ways = True
     whole_batch = True  # the orders of all tasks are one draw
@@ -86,19 +87,18 @@ class SNAIL(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        shots: int = 1,
         filters: int = 128,
         keys: list[int] = KEYS,
         values: list[int] = VALUES,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, sizes in {"shots": [shots], "filters": [filters], "keys": keys, "values": values}.items():
+        for name, sizes in {"filters": [filters], "keys": keys, "values": values}.items():
             if not sizes or min(sizes) < 1:
-                shown = sizes[0] if name in ("shots", "filters") else list(sizes)
+                shown = sizes[0] if name == "filters" else list(sizes)
                 raise UserError(f"algo.{name}={shown}: must be positive")
         if len(keys) != len(values):
             raise UserError(f"algo.values={list(values)}: must be {len(keys)} sizes, one for each of algo.keys")
-        dilations = [2**i for i in range(math.ceil(math.log2(spec.outputs * shots + 1)))]
+        dilations = [2**i for i in range(math.ceil(math.log2(spec.outputs * spec.shots + 1)))]
         channels = backbone.features + spec.outputs
         self.blocks = nn.ModuleList()
         for number, (key, value) in enumerate(zip(keys, values, strict=True)):

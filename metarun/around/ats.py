@@ -11,12 +11,16 @@ which tasks to train on: in the paper, to leave out those with wrong labels. `tr
 
 Differences from the paper and its official code (huaxiuyao/ATS):
 - One draw serves both the scheduler's and the learner's step; the official code updates phi first and draws again. The
-  temperature of its second draw, 0.99^step but at least `temperature`, holds for the one draw here.
+  temperature of its second draw, 0.99^step (from where the learner learns) but at least `temperature`, holds for the
+  one draw here; its first draw has 1.
 - The two gradients are those of the method's own loss, on the queries and on the support set in their place, so that any
-  method will do; the official code takes the losses of the network that was not adapted.
+  method will do; the official code takes the losses of the network that was not adapted. Norms and cosines are of
+  matrices and kernels, there of biases too. With `norm=running` the averages see the sets of every candidate.
+- The method's loss is asked of one task at a time, so MTL has no hard tasks here.
 - phi is trained by the run's optimiser, and from the first step; the official code has Adam 1e-3, starts from a learner that
   was trained before, and lets the scheduler alone learn in its first 2,000 steps.
-- Validation tasks are drawn apart from those that select the weights, but from the same classes.
+- Validation tasks are drawn apart from those that select the weights, but from the same classes. R is measured as the
+  method is tested: in evaluation mode, after `test_inner_steps`; there after the inner steps of training.
 """
 
 from __future__ import annotations
@@ -80,6 +84,10 @@ class ATS(Around):
             raise UserError(f"around.chosen={chosen}, around.validation_tasks={validation_tasks}: must be positive")
         if step_size <= 0 or temperature <= 0:
             raise UserError(f"around.step_size={step_size}, around.temperature={temperature}: must be positive")
+        if not method.needs_queries:
+            raise UserError(
+                f"around=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
+            )
         self.whole_batch = True
         self.validation = validation
         self.steps, self.chosen, self.step_size = steps, chosen, step_size
@@ -108,7 +116,8 @@ class ATS(Around):
         percent = min(99, 100 * step // max(1, self.steps))
         with torch.autocast(losses.device.type, enabled=False):
             scores = self.scheduler(precise(losses), precise(norms), precise(cosines), percent)
-        return (scores / max(self.temperature, 0.99**step)).softmax(0)
+        chances = (scores / max(self.temperature, 0.99**step)).softmax(0)
+        return chances.clamp_min(torch.finfo(chances.dtype).eps)  # none so small that it has no logarithm
 
     @torch.no_grad()
     def reward(self, step_along: Params, step: int) -> Tensor:

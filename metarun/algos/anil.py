@@ -10,11 +10,12 @@ head was adapted. Inner steps never run the body: each set goes through it once 
 
 No official code is known to us. Differences from the paper:
 - The outer loss is the mean over the tasks, not their sum; Adam does not feel the difference.
-- Inner steps and rate are MAML's here, where the loss is a mean. (Those of the paper are in an appendix that we have not
-  seen.) learn2learn's example, 5 steps of 0.1, did no better on the built-in glyphs.
+- Inner steps and both rates are MAML's here, where the loss is a mean. (Those of the paper are in an appendix that we
+  have not seen.) learn2learn's example, 5 steps of 0.1, did no better on the built-in glyphs.
 - That example (examples/vision/anil_fc100.py) sends support and query images through the body as one batch, so they share
   the statistics of its norm. Here `norm=batch` takes each set by itself, as MAML does, so that the two methods differ in the
   inner loop alone.
+- The paper's NIL test, the queries' cosines to the support's features with no head, is left out.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ As in the official code (jhoon-oh/BOIL, NIL-testing in its analysis.ipynb): one 
 and a head that starts as torch's linear layers do. (From MAML's, near zero, hardly a gradient reaches the body, and
 nothing else moves.) Differences:
 - Outer steps are our MAML's for Omniglot; the official code takes 4 tasks a step and Adam at 0.001, for other data.
+- The official flags have 0.5 for the head too: BOIL is `--classifier-step-size=0` there.
+- Convolutions start Xavier-uniform here, as torch's do there.
 - The paper's other network, a ResNet-12 without its last skip connection, is not here.
 """
 

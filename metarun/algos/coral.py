@@ -13,7 +13,8 @@ Differences from the paper and its official code (VisionLearningGroup/CORAL; its
 - None in the loss. Other layers can be aligned too: `layers=[features]` is what many re-implementations do.
 - Source and target images go through the backbone as one batch: with `norm=running` the statistics of training are then those that
   are averaged for the test, of both domains mixed. The paper's AlexNet has no such norm.
-- `weight` is lambda, and constant.
+- `weight` is lambda, and constant; it is for the user to balance the losses.
+- The paper fine-tunes AlexNet by SGD at 0.001, its last layer ten times as fast; here all layers have one rate of Adam.
 """
 
 from __future__ import annotations

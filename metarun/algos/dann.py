@@ -12,7 +12,8 @@ prevent it. G_d is the MNIST network's of the paper: one hidden layer of 100.
 
 Differences from the paper and its official code (ddtm/caffe; its gradient scaler layer as a fork has it):
 - Adam at a constant 0.001 (as in the port fungtion/DANN) for SGD at 0.01 / (1 + 10 p)^0.75 with momentum 0.9.
-- The domain loss is the mean over all images of a batch. The port adds the means of the domains, twice as much.
+- The domain loss is the mean over all images of a batch, half of them the target's. The paper of 2016 (equation 10) and
+  the port add the means of the domains, twice as much; the paper of 2015 (equation 1) sums over all images.
 - Source and target images go through the backbone as one batch (as in thuml/Transfer-Learning-Library). So with `norm=running`
   both are normalised with the very statistics, of both domains mixed, whose averages serve at test time; with a call a domain each would
   be trained with statistics of its own, and tested with averages that neither ever met. The paper's networks for digits have no norm.

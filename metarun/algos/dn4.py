@@ -11,12 +11,14 @@ nothing else to train.
 Differences from the official code (WenbinLee/DN4):
 - The backbone ends its blocks as elsewhere here: conv4 with ReLU (there leaky, 0.2). As there the last two blocks do
   not pool (`unpooled`), which gives 21x21 descriptors for 84x84 images, of conv4 and of resnet12.
-- The official code keeps its batch norms' averages fixed, and uses them, in all training after its first 10,000
-  episodes. Here `norm=running` normalises training episodes by their own statistics to the end.
+- The official code of 2019 (DN4_2019_Version) keeps its batch norms' averages fixed, and uses them, in all training
+  after its first 10,000 episodes; that of 2023 does not. Here `norm=running` normalises training episodes by their own
+  statistics to the end, support set and queries together, which there are apart.
 - Features of a backbone without maps (mlp) are taken for one descriptor each.
 - A descriptor of nothing but zeros has cosine 0 with all others (there: not a number), and a class of less than k
   descriptors counts all that it has (there: an error).
-- Its Adam starts at 0.005 with betas 0.5 and 0.9 (1-shot, Conv64F); the YAML has torch's betas.
+- Its Adam of 2019 starts at 0.005, of which each 100,000 episodes leave a twentieth, with betas 0.5 and 0.9; in 2023 it
+  is SGD from 0.05, on a cosine. The YAML has Adam at 0.001 with torch's betas.
 """
 
 from __future__ import annotations

@@ -5,19 +5,20 @@ https://arxiv.org/abs/1909.04630
     phi = argmin_phi' L_support(phi') + lambda/2 |phi' - theta|^2                       (equation 4)
     d L_query / d theta = (I + H / lambda)^-1 grad L_query(phi),  H the Hessian of L_support at phi    (equation 6)
 
-Inner steps are gradient descent on equation 4; conjugate gradients solve the system of equation 6 (algorithm 2). The
-meta-gradient depends on phi and not on the way there, so memory does not grow with the inner steps. `loss` shows the mean query
-loss; its gradient is the implicit one.
+Inner steps are gradient descent on equation 4; conjugate gradients solve the system of equation 6 (algorithm 2).
+Only phi counts, not the way there, so memory does not grow with the inner steps. `loss` shows the mean query loss; its
+gradient is the implicit one.
 
-The defaults are those of the paper's Omniglot runs (table 2), with the inner rate and the damping of the official code
-(aravindr93/imaml_dev). Differences from that code:
-- It takes the inner steps on L_support alone, and one step of the proximal term after the last; here, as in the paper, every step
-  descends on both. It tests without the term, here a test task is learned as a training task is.
-- It solves with 2 I + H / (lambda + 10) where equation 6 has I + H / lambda. Up to a factor of 2, which Adam does not feel, that
-  is the default `damping=22` here; `damping=0` is equation 6, of which five solver steps make a poor gradient in a deep network.
-- Conjugate gradients start from the right-hand side, not from zero, and stop where the curvature is not positive:
-  `solver_steps=0`, or a first direction of that kind, leaves the first-order gradient at phi.
-- The Hessian-free inner solver and a learned lambda are left out. Adam's epsilon is 1e-3 there.
+The defaults are those of the paper's 5-way Omniglot runs (table 2; 20-way: 25 steps), with the rates, the tasks a step
+and the damping of the official code (aravindr93/imaml_dev). Differences from that code:
+- Its inner steps descend on L_support alone, with one step of the proximal term after the last; here, as in the paper,
+  every step descends on both. It tests without the term, here a test task is learned as a training task is.
+- It solves with 2 I + H / (lambda + 10) where equation 6 has I + H / lambda. For lambda = 2, up to a factor of 2, which
+  Adam does not feel, that is `damping=22`; with `damping=0`, equation 6, five solver steps are poor in a deep network.
+- Conjugate gradients start from the right-hand side, not from zero, and stop where the curvature is not positive, not
+  at a small residual: `solver_steps=0`, or such a first direction, leaves the first-order gradient at phi.
+- The Hessian-free inner solver and a learned lambda are left out. There Adam's epsilon is 1e-3, and all layers start
+  Xavier-uniform (gain 1.73); our head starts near zero.
 """
 
 from __future__ import annotations

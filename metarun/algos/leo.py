@@ -11,15 +11,15 @@ https://arxiv.org/abs/1807.05960 (section 2.3)
 z' are the codes after their steps; C correlates the directions into which the decoder g_d takes the latent dimensions.
 Rates are learned: alpha one a latent dimension, eta one a feature. At test time codes and weights are the means.
 
-Settings are those of the official config.py (google-deepmind/leo); tuned ones are in its README (miniImageNet 1-shot:
-dropout 0.31, kl_weight 0.76, encoder_weight 6e-6, l2_weight 4e-10, orthogonality_weight 0.19). As there, x has
-length 1, inner losses are summed over classes, penalties are means, every evaluation draws anew. Differences:
-- x are features of the backbone, trained with all the rest; the paper's are of a fixed, pretrained WRN-28-10. The
-  paper's regression, where a code decodes to a whole network, is left out.
+Settings are of the official config.py (google-deepmind/leo), but for Adam's rate, 0.0001 there; tuned ones are in its
+README (miniImageNet 1-shot: dropout 0.31, kl_weight 0.76, encoder_weight 6e-6, l2_weight 4e-10, orthogonality_weight
+0.19). As there, x has length 1, inner losses sum over classes, penalties are means, evaluations draw anew. Differences:
+- x are of the backbone, trained with all the rest; the paper's of a fixed WRN-28-10. Its regression is left out.
 - With f(u) = softplus(u) / log 2 of the networks' outputs u, sigma = f(u) and s = c f(u), c = sqrt(2 / (N + features)).
   There they are max(exp(u) - 1 + b, 1e-10), b = 0 for sigma and c for s, with which the inner loop blew up here.
-- The KL is in closed form, there estimated from the draw. A class has one code, as in the paper; there it has one for
-  each shot, and what they predict is averaged. There gradients are clipped one by one; here, all together.
+- The KL is in closed form, there estimated from the draw. A class has one code, as in the paper; there one for each
+  shot, whose predictions are averaged. There each gradient is clipped, by value and then by norm, and a step with a NaN
+  only decays the weights; here all are clipped together, by norm.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ Two additions are ours; without them Omniglot stays at chance for minutes: which
 and a key written where it is read hides, by its cosine of 1, the slot it looks for. `queries_apart` trains as is tested.
 `late_write` writes a vector of its own (as ntm-one-shot), which starts as the last step's key, of normalised features.
 Differences (no official code is known to us; compared with tristandeleu/ntm-one-shot):
-- The LSTM sees a backbone's features; there 20x20 pixels (backbone=mlp is nearest), shifted and turned at random.
-- `usage_decay` is 0.95 there, in a summary of the paper 0.99; `key_strength` (1) is ours. Each head writes to one of the
-  n slots, as there (equations: to all n); all n are set to zero, not one. At first nothing is used (there: slot 0, 1e-6).
+- The LSTM sees a backbone's features; there 20x20 pixels (backbone=mlp is nearest), in the paper shifted and turned.
+- `usage_decay` is 0.95 there, in a summary of the paper 0.99; `key_strength` (1) and clipping are ours. A head writes to
+  one of the n slots, as there (equations: all n); all n are zeroed, not one. Nothing is used at first (there: slot 0).
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ Differences:
   training is slow (few-shot reports 92% on Omniglot). CloserLookFewShot takes 100, the default here; it also cuts
   negative cosines off, which is not done here. Found on Omniglot, 60 ways, 300 steps, validation: 91.4% with 100,
   93.4% with 10, 94.8% with 10 and full context.
-- f' and g' are one backbone. K is not in the paper; few-shot takes 2 steps, CloserLookFewShot one for each support
-  image. Both start from h_0 = f'(x) and c_0 = 0, as here. The support set goes through its LSTM in the order of the
-  episode, way by way.
+- f' and g' are one backbone. The paper does not say what K is; few-shot takes 2, CloserLookFewShot one step for each
+  support image. Both start from h_0 = f'(x) and c_0 = 0, as here. The support set goes through its LSTM in the order of
+  the episode, way by way.
 - LSTM(f', [h, r], c) is a cell that reads [f', r] and has the state h: the same sums with the columns in another
   order. (few-shot adds h and r instead.)
 - No fine-tuning on the support set at test time.

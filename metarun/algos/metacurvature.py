@@ -14,7 +14,8 @@ weights.
 The authors' repository (silverbottlep/meta_curvature) refers to code for Omniglot and sinusoids that we have not seen;
 code for mini-ImageNet was not published. The flags of its runs are MAML's. The shapes, and the vectors' numbers, are
 those of learn2learn's `MetaCurvatureTransform`, which says that it follows that code. Differences:
-- Inner rate and outer loss are those of our MAML: the rate of 0.4 there is for a sum over the ways, 0.5 is for a mean.
+- Inner and outer rate, outer loss and the head's start are those of our MAML: the inner rate of 0.4 there is for a sum
+  over the ways, 0.5 is for a mean.
 - learn2learn multiplies from the right along some modes, here every matrix acts from the left: its transpose, as
   learned.
 - The authors take one inner step for Omniglot. With more, all steps share the matrices.

@@ -22,10 +22,12 @@ Differences:
 - Fast weights are those of two fully connected layers, `hidden` wide, on the features of the backbone. Official: of all
   five convolutions too (Full, Omniglot), or of the last two (Partial, mini-ImageNet).
 - b and u share the backbone; there each has its own. Support and queries go through it together.
-- d reads one gradient a class, the mean over its examples, in the order of the labels. At one shot that is the official
-  code, which reads the support set in five parts (Omniglot). The paper samples T examples.
+- d reads one gradient a class, the mean over its examples, in the order of the labels. The official code reads the
+  shuffled support set in five parts (Omniglot; mini-ImageNet: ten, or each example if fewer): at five ways and one shot
+  the same gradients, in a random order. The paper samples T examples.
 - Test tasks have the ways of training. The official mini-ImageNet run has other ways, by an output layer never trained.
-- The loss is the mean over the queries, not their sum, and over several tasks a step, not of one.
+- The loss is the mean over the queries, not their sum, and over several tasks a step, not of one; what is clipped to
+  norm 10 is thus smaller. Full has no batch norm, Partial in its first three convolutions; here it is the backbone's.
 """
 
 from __future__ import annotations

@@ -4,21 +4,24 @@ https://arxiv.org/abs/1904.03758
 
 For each task a linear classifier of the support set's features x_i, without a bias:
 
-    svm:    min_W 1/2 |W|^2 + C sum_i (max_k (w_k.x_i + [k != y_i]) - w_(y_i).x_i)    (Crammer and Singer's)
+    svm:    min_W 1/2 |W|^2 + C sum_i (max_k (w_k.x_i + [k != y_i]) - w_(y_i).x_i)    (equation 4, Crammer and Singer's)
     ridge:  min_W |X W - Y|^2 + lambda |W|^2,  Y the one-hot labels
-    logits = gamma X' W  of the queries X', gamma trained with the backbone
+    logits = gamma X' W  of the queries X', gamma trained with the backbone                   (as in equation 12)
 
 Both are solved in the dual, and differentiated at the solution, by the implicit function theorem for the SVM.
 
-Differences from the official code (kjunelee/MetaOptNet), beside that its solver is qpth's, stopped after 15 iterations, and
-ours (`metarun.solvers`) goes on to double precision:
+Differences from the official code (kjunelee/MetaOptNet), beside that its solver is qpth's, stopped after 15 iterations
+(at test time 3), and ours (`metarun.solvers`) goes on to double precision:
 - As there, where it is to spare qpth singular kernels, `diagonal` is added to the SVM's kernel; 0 is the SVM of the paper.
-- Its ridge head asks the solver for twice the coefficients of the ridge regression; gamma takes the 2 up.
-- It puts the support sets of all tasks of a step through the backbone together, and then the queries; here the support set and
-  queries of one task go together, which with `norm=batch` or `running` are normalised together in training.
-- It trains on 15 shots on miniImageNet whatever the shots of the test, with label smoothing: its 0.1, spread over the wrong
-  classes alone, is `label_smoothing=0.125` here, spread over all of 5 ways.
-- It trains by SGD, its rate falling in steps, with weight decay; so `optimizer=sgd` and its keys, not the default.
+- Its ridge head asks the solver for twice the coefficients of the ridge regression (e = -2 Y); gamma, which starts at 1
+  there too, takes the 2 up.
+- It puts the support sets of all tasks of a step through the backbone together, and then the queries; here the support
+  set and queries of one task go together, which with `norm=batch` or `running` are normalised together in training.
+- It trains on 15 shots on miniImageNet (10 on tieredImageNet, 5 on CIFAR-FS) whatever the shots of the test, on
+  miniImageNet with label smoothing: its 0.1, spread over the wrong classes alone, is `label_smoothing=0.125` here,
+  spread over all of 5 ways.
+- It trains by SGD (0.1, Nesterov momentum 0.9), its rate falling in steps, with weight decay 5e-4; so `optimizer=sgd`
+  and its keys, not the default.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ MAML with a learned rate for every single weight, of either sign: the direction 
 that are all equal and stay so it is MAML. The outer optimiser trains rates and weights alike.
 
 No official code is known to us (foolyc/Meta-SGD is another's, with one rate for all). Differences from the paper:
-- Rates start at `inner_lr`, all alike, so training begins as MAML's. The paper draws them from [0.005, 0.1], which public
-  re-implementations read as one value for all or one for each. Starts from 0.001 to 0.05 ended alike on sinusoids.
+- Rates start at `inner_lr`, all alike, so training begins as MAML's, whose 0.5 and outer rate are the defaults. The
+  paper draws them from [0.005, 0.1], which public re-implementations read as one value for all (63days/Meta-SGD, say)
+  or one for each. Starts from 0.001 to 0.05 ended alike on sinusoids.
 - The outer loss is the mean over the tasks, not their sum; Adam does not feel the difference.
 - The paper takes one inner step. With more, all steps share the rates.
 """

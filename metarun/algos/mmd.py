@@ -14,10 +14,11 @@ The estimate is the biased one (the V-statistic: means over all pairs, an image 
 equal samples, and its gradient is that of the unbiased one but for the weight of the pairs within a domain.
 
 Differences from the paper and its official code (thuml/Xlearn, pytorch/src/loss.py and its Caffe layer):
-- There the estimate is the unbiased one of linear time, which takes each image in two pairs only: all pairs of a batch cost little
-  here, and vary less. (thuml/Transfer-Learning-Library takes all pairs too.)
+- The paper's estimate is the unbiased one of linear time, which takes each image in two pairs only: all pairs cost
+  little here, and vary less. (The later PyTorch code takes all pairs too, unbiased; the Caffe layer draws some.)
 - beta_u = 1, as in the code. The paper finds the betas by a quadratic program.
-- Layers fc6 to fc8 of AlexNet are the features and the logits here; no layer is frozen, and none learns faster.
+- Layers fc6 to fc8 of AlexNet (fc7 and fc8 in the Caffe code, the features alone in PyTorch) are the features and the
+  logits here; no layer is frozen, and none learns faster. lambda is 1, as in the code.
 - The paper's bandwidth is the median; that of its code the mean, as here.
 - Source and target images go through the backbone as one batch: with `norm=running` the statistics of training are then those that
   are averaged for the test, of both domains mixed.

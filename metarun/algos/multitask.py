@@ -6,11 +6,13 @@ https://arxiv.org/abs/1705.07115
     L = sum over tasks i of exp(-s_i) L_i + s_i,  s_i = log sigma_i^2 learned, 0 at first       (`weighting=uncertainty`)
     L = L_source + target_weight L_target                                                       (`weighting=fixed`)
 
-For given losses the least L has sigma_i^2 = L_i: each task weighs as much as it is small, and L is then the sum of log L_i.
+For given losses the least L has sigma_i^2 = L_i: each task weighs as much as it is small, and L is then the sum of
+1 + log L_i.
 
 Differences from the paper and its code (yaringal/multi-task-learning-example):
-- The code's form, exp(-s) L + s, which it has for regression. The paper's for classification (equations 7 to 10) is
-  exp(-s) L + s / 2: half of this one with s + log 2 for s, so the same weights of the tasks against each other.
+- The code's form, exp(-s) L + s, which it has for regression: twice the paper's (equation 7). The paper's for
+  classification (equations 8 to 10) is exp(-s) L + s / 2: but for a constant half of this one with s - log 2 for s, so
+  at the least L the same weights of the tasks against each other.
 - The two tasks are two sets of images, each with its own labels; in the paper each image has the labels of all tasks. Both sets go
   through the backbone as one batch: with `norm=running` the statistics of training are then those that are averaged for the test.
 """

@@ -14,8 +14,10 @@ to the inner loop the head is a parameter like others: its gradient of the body 
 defaults are that code's `maml_init_with_proto_config.gin`: five steps of 0.01, first order. (What it found best for
 Meta-Dataset, 0.005 with 6 steps and 0.02 with 1, 6 at test time, was for a pretrained ResNet.) Differences:
 - There inner steps leave the scales and shifts of the norm alone (`adapt_batch_norm`); here they move them, as in MAML.
-- There queries may be normalised with the support set's statistics, which is `norm=support` here; `batch` is MAML's.
-- One task a step there, with weight decay; here as many as `train.tasks_per_step`, without.
+- There queries are normalised with the support set's statistics (its `transductive_batch_norm` is off), which is
+  `norm=support` here; the default, `batch`, is MAML's.
+- One task a step there, at an outer rate of 1e-4 and with weight decay; here as many as `train.tasks_per_step`, at
+  0.001 and without.
 - Its later code can scale the prototypes (`prototype_multiplier`); here they are the paper's.
 """
 

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/1711.06025
 
     r_ik = g(C(sum of f(x) over the support images of class k, f(x_i)))    (equation 1; C joins the channels)
-    L = mean over i, k of (r_ik - 1[y_i = k])^2                            (equation 2)
+    L = mean over i, k of (r_ik - 1[y_i = k])^2                            (equation 2, there a sum; the code's mean)
 
 f gives feature maps, and g is two blocks of 3x3 convolution, norm, ReLU and 2x2 max-pool, then two linear layers and
 a sigmoid. Logits are g before its sigmoid.
@@ -14,13 +14,13 @@ Differences from the official code (floodsung/LearningToCompare_FSL):
   7x7 and 21x21.
 - g pads maps below 10x10, as there for Omniglot but not for mini-ImageNet; a map of one place is not pooled any more.
   g has the channels of the backbone's last block (there 64).
-- The official batch norms never use averages, so at test time its queries see each other: that is `norm=batch`. Here
-  `running` is the default. With `norm=support` the pairs of the support images with all classes give g its
-  statistics.
+- The official batch norms never use averages, so at test time its queries see each other: that is `norm=batch`, but for
+  f, which there normalises support set and queries apart, and here together. Here `running` is the default. With
+  `norm=support` the pairs of the support images with all classes give g its statistics.
 - The first convolution of g is applied to classes and queries apart and then added for each pair: the same sums, once
   an image instead of once a pair.
-- The official code clips the gradients of f and g to a norm of 0.5 each; `train.clip_norm` in the YAML does so to
-  both at once.
+- The official code clips the gradients of f and g to a norm of 0.5 each; `train.clip_norm` in the YAML does so to both
+  at once. Its rates are halved every 100,000 episodes, and its f starts as its g (here as the backbone does).
 - Features of a backbone without maps (mlp) are taken for maps of one place.
 - As there a class is a sum, not a mean: testing with other shots than in training changes its scale.
 """

@@ -2,17 +2,21 @@
 
 https://arxiv.org/abs/1803.02999
 
-    phi <- phi + epsilon * mean_i (U_i^k(phi) - phi)            (algorithm 2, the batched version)
+    phi <- phi + epsilon * mean_i (U_i^k(phi) - phi)            (the batched version)
 
 U_i^k is k steps of the inner optimiser on mini-batches of task i: Adam with beta1 = 0, as in the paper's experiments.
 The outer optimiser is SGD whose learning rate is epsilon (1, falling linearly to 0), for which `loss` has the gradient
 phi - mean_i U_i^k(phi). A training task has support images only.
 
 As in the official code (openai/supervised-reptile), Adam's second moments are carried from task to task in training, and
-a test task starts from those that training ended with. Differences: the tasks of a meta-batch start from the same moments
-and their results are averaged, where the official code runs the tasks one after the other through one Adam; all tasks
-of a meta-batch draw the same mini-batch positions. At test time `norm=batch` classifies all queries together (the paper's
-"transductive"); for its non-transductive rows, where a query is normalised together with the support set, take `norm=support`.
+a test task starts from those that training ended with (issue 28). The defaults are its 5-way Omniglot flags, but for
+fewer steps. Differences:
+- The tasks of a meta-batch start from the same moments and their results are averaged, where the official code runs the
+  tasks one after the other through one Adam; all tasks of a meta-batch draw the same mini-batch positions.
+- A mini-batch is at most the support set; there it goes on into the next pass and holds images twice.
+- At test time `norm=batch` classifies all queries together (the paper's "transductive"). Its non-transductive rows
+  normalise each query together with the support set; nearest is `norm=support`, the support set's statistics alone.
+- The head starts near zero (there Glorot-uniform); Adam's epsilon is added to the corrected root, as in torch.
 """
 
 from __future__ import annotations

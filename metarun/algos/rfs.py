@@ -13,9 +13,10 @@ Self-distillation (section 3.3): a second classifier, the same in kind, learns f
 
 With `distill=true` the teacher is what an earlier stage trained (`recipe=pretrain_meta`), and the student starts anew.
 
-Differences from the official code (WangYueFt/rfs): its regression is scikit-learn's, by L-BFGS to a tolerance of 1e-4; here it is
-solved for all tasks at once, to convergence, by ridge regressions (see `logistic`). It adds five augmented copies of
-each support image, which we do not. Its alpha and beta are `-r 0.5 -a 0.5` of its scripts.
+Differences from the official code (WangYueFt/rfs): its regression is scikit-learn's, by L-BFGS to a tolerance of 1e-4;
+here it is solved for all tasks at once, to convergence, by ridge regressions (see `logistic`). It puts five augmented
+copies in the place of each support image, which we do not. Its alpha and beta are `-r 0.5 -a 0.5` of its scripts. It
+trains by SGD at 0.05, weight decay 0.0005, 64 images a step, for 100 epochs; the built-in configuration is Baseline's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Differences from the paper and its official code (huaxiuyao/MetaMix):
 - Mixture weight and layer are drawn once for the tasks that are computed together: one task in a loop, all by vmap.
 - The loss is that of mixed labels. The official code mixes two losses instead, which for the cross-entropy is the same.
 - Queries and their partners go through the lower layers as one set, so they share the statistics of `norm=batch` there.
-- The paper's other augmentation, channel shuffle, is not here.
+- `alpha` is the official code's 2 for images; for the regression of poses it has 0.5.
+- The paper's other augmentation, channel shuffle, is not here; the official runs have it in half of the steps.
 """
 
 from __future__ import annotations

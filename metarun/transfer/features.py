@@ -70,7 +70,7 @@ class NearestCentroid(TargetMethod):
     """The nearest class mean of the features, by squared Euclidean distance, or by cosine after centring and scaling.
 
     `normalize` shifts features by the training images' mean and scales each to length 1 first, as SimpleShot's CL2N does
-    (Wang et al. 2019, https://arxiv.org/abs/1911.04623, section 3), there with the mean of the source's classes.
+    (Wang et al. 2019, https://arxiv.org/abs/1911.04623), there with the mean of the source's images.
     """
 
     def __init__(self, learner: Algorithm, source: object = None, *, normalize: bool = True) -> None:

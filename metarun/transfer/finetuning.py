@@ -4,6 +4,12 @@ Layer-wise rates: Howard and Ruder 2018 (https://arxiv.org/abs/1801.06146), sect
 2022 (https://arxiv.org/abs/2202.10054). L2-SP: Li, Grandvalet, Davoine 2018 (https://arxiv.org/abs/1802.01483), equation 3:
 
     Omega(w) = alpha/2 * ||w_S - w_S^0||^2 + beta/2 * ||w_head||^2
+
+Differences from the papers:
+- The rate falls along one cosine. Kumar et al. train the head to its end first, on fixed features, and then all anew;
+  here a norm has its batch's statistics while the head learns alone, and its averages move.
+- Howard and Ruder divide the rate by 2.6 from layer to layer, and thaw the layers one by one; here by 1 unless told.
+- L2-SP draws all parameters of the unfrozen blocks, biases and a norm's too. AdamW scales its gradient like any other.
 """
 
 from __future__ import annotations

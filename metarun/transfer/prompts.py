@@ -6,11 +6,14 @@ what became of the ones before. They start uniform in +-sqrt(6 / (3 P^2 + D)) fo
 SGD with momentum 0.9, linear warm-up over a tenth of the steps, then a cosine to zero. Differences from the official code
 (kmnp/vpt): the prompts stand at the end of the sequence instead of behind the class token, which is the same, for attention
 knows no order and prompts have no positions; the last layer norm does not see them, which is the same for what is read out; the
-head starts at zero; its rate and weight decay are settings, there chosen on validation images from a grid.
+head starts at zero, and weight decay takes in its bias; rate and weight decay are settings, there chosen on validation
+images from a grid; the rate changes with the steps, there with the epochs, of which there are 100, of batches of 128.
 
 LoRA (Hu et al. 2021), https://arxiv.org/abs/2106.09685, equation 3: W becomes W + alpha/r B A, with B [out, r] at zero and A [r, in]
 uniform below 1/sqrt(in) in size at first, as in the official code (microsoft/LoRA). A convolution's W is taken as a matrix
-of its filters, one a row. There is no dropout, as in most of the paper's experiments and in the code by default.
+of its filters, one a row; the code's change of it has rank r times the kernel's size. Without `targets` all such
+weights change, in the paper those of attention alone (mostly queries and values). Queries, keys and values in one
+matrix share A; in the code each has its own. There is no dropout, the code's default; its runs with GPT-2 have 0.1.
 """
 
 from __future__ import annotations

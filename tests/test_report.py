@@ -333,6 +333,24 @@ def test_p_values_are_adjusted_over_the_whole_report(tmp_path: Path) -> None:
     assert sorted(found)[0] == pytest.approx(2 * min(singles))
 
 
+@pytest.mark.parametrize("over", ["repeats", "test images"])
+def test_intervals_of_a_target_say_what_they_are_over(tmp_path: Path, over: str) -> None:
+    for algo in ("maml", "protonet"):
+        found: dict[str, Any] = {"target/acc": 0.5, "target/acc_ci95": 0.1, "target/classes": ["a", "b"]}
+        found |= {"target/data": {"fingerprint": "f"}, **({"target/curve": []} if over == "repeats" else {})}
+        make_run(tmp_path / algo, f"algo={algo}", choices={"algo": algo, "target": "digits"}, result=found)
+    (section,) = sections(tmp_path)
+    table = tables.section_table(section)
+    assert [heading for heading in table.headings if "over" in heading] == [
+        "± over seeds",
+        f"± over {over}",
+        f"minus the best, over {over} (points)",
+    ]
+    assert {cells[-1] for cells in table.rows} == {"the best", f"no common {over}"}
+    assert [term for term in tables.explained([table]) if "±" not in term] == [f"minus the best, over {over}", "p"]
+    assert "episodes" not in str(tables.explained([table]))
+
+
 @pytest.mark.parametrize("why", ["other seeds", "no file", "cut file"])
 def test_without_common_episodes_there_is_no_test(tmp_path: Path, why: str) -> None:
     pair(tmp_path, np.full(9, 0.4), np.full(9, 0.5))

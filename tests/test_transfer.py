@@ -135,7 +135,9 @@ def test_another_way_with_the_target_takes_the_stage_that_is_there(
     assert len(list((tmp_path / "stages").iterdir())) == 5
     report = done("recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}")
     assert "folder as the target, 9 training images, 6 test images" in report.out
-    assert "minus the best" in report.out  # paired, on the repeats
+    for text in ("± over repeats", "minus the best, over repeats"):
+        assert text in " ".join(report.out.split())
+    assert "episodes" not in report.out
 
 
 def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target: Path, tmp_path: Path) -> None:

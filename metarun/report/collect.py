@@ -33,8 +33,13 @@ class Setting(NamedTuple):
     queries: int
     measure: str  # acc or mse; of a run without a test what it would be
     tested: bool
-    target: bool  # whether `data` is a target: `shots` are its training images and `queries` its test images, of all classes
+    over: str  # what its interval is over: `episodes`; of a target `repeats`, or `test images` where there are none
     content: str  # the fingerprint of the images and what else decides on the test episodes
+
+    @property
+    def target(self) -> bool:
+        """Whether `data` is a target: `shots` are its training images and `queries` its test images, of all classes."""
+        return self.over != "episodes"
 
     @property
     def title(self) -> str:
@@ -78,9 +83,9 @@ class Run:
             content = [self.result["target/data"]["fingerprint"], *draws]
             shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
             name = self.choices.get("target", "target")
-            return Setting(
-                name, None, len(self.result["target/classes"]), shots, queries, "acc", True, True, repr(content)
-            )
+            over = "repeats" if "target/curve" in self.result else "test images"
+            ways = len(self.result["target/classes"])
+            return Setting(name, None, ways, shots, queries, "acc", True, over, repr(content))
         task = protocol["test"]
         tested = [measure for measure in MEASURES if f"test/{measure}" in self.result]
         # A data set without classes is one of regression tasks.
@@ -96,7 +101,7 @@ class Run:
             task["queries"],
             measure,
             bool(tested),
-            False,
+            "episodes",
             repr(content),
         )
 

@@ -83,18 +83,21 @@ def _legend(shown: Sequence[tables.Table]) -> list[str]:
     """What the terminal says of the two intervals and of the tests."""
     headings = {heading for table in shown for heading in table.headings}
     lines = []
-    if "± over episodes" in headings:
+    drawn = [over for over in tables.DRAWN if f"± over {over}" in headings]
+    if drawn:
         lines.append(
-            "± over seeds: 95%, of the method with this budget; ± over episodes: 95%, of these trained weights only."
+            f"± over seeds: 95%, of the method with this budget; ± over {' or '.join(drawn)}: 95%, of these trained weights only."
         )
     if any(heading.startswith(tables.MINUS) for heading in headings):
-        lines.append("minus the best: paired, on the episodes (or seeds) that both have; p: Holm-adjusted.")
+        lines.append(
+            f"minus the best: paired, on the {' or '.join([*drawn, 'seeds'])} that both have; p: Holm-adjusted."
+        )
     return lines
 
 
 def _markdown(title: str, every: Sequence[tables.Table], collection: Collection) -> str:
     parts = [f"# {title}\n", *map(tables.markdown, every)]
-    parts.append("".join(f"- *{term}*: {meaning}\n" for term, meaning in tables.EXPLAINED.items()))
+    parts.append("".join(f"- *{term}*: {meaning}\n" for term, meaning in tables.explained(every).items()))
     if collection.unfinished:
         parts.append(
             f"Not finished ({len(collection.unfinished)}):\n\n"
@@ -113,10 +116,6 @@ def _html(
     finished, unfinished = len(collection.runs), len(collection.unfinished)
     counts = f"{finished} finished run{'s' * (finished != 1)} in {len(collection.groups)} group"
     counts += "s" * (len(collection.groups) != 1) + (f", {unfinished} not finished." if unfinished else ".")
-    headings = {heading.removesuffix(" (points)") for table in every for heading in table.headings}
-    explained = [(term, meaning) for term, meaning in tables.EXPLAINED.items() if term in headings]
-    if any(heading.startswith(tables.MINUS) for heading in headings):
-        explained.append(("p", tables.EXPLAINED["p"]))
     return environment.get_template("page.html").render(
         title=title,
         counts=counts,
@@ -125,7 +124,7 @@ def _html(
         facts=_facts(collection.runs),
         tables=every,
         files=["table.csv", "table.md", "table.tex"],
-        explained=explained,
+        explained=tables.explained(every).items(),
         drawings=drawings,
         runs=[
             _run(run, row.label, section, to) for section in sections for row in section.rows for run in row.group.runs

@@ -21,13 +21,24 @@ from metarun.report.summary import Row, Section, apart, shown
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 
 MINUS = "minus the best,"  # begins the headings of paired differences
+DRAWN = {
+    "episodes": "the drawn test episodes (1.96 standard errors)",
+    "repeats": "the repeats, each with other images of the target (Student's t)",
+    "test images": "the test images (1.96 standard errors)",
+}
 EXPLAINED = {
     "± over seeds": "95% interval of the mean over seeds (Student's t): it speaks of the method with this budget, whatever the "
     "seed. One seed cannot have it.",
-    "± over episodes": "95% interval of the same mean over the drawn test episodes (1.96 standard errors): it says how "
-    "well the accuracy or error of these trained weights is known, and nothing of other seeds.",
-    f"{MINUS} over episodes": "paired t test on the test episodes that both were tested on (same seed, same "
-    "episode), with its 95% interval: whether these trained weights differ.",
+    **{
+        f"± over {over}": f"95% interval of the same mean over {what}: it says how well the accuracy or error of these "
+        "trained weights is known, and nothing of other seeds."
+        for over, what in DRAWN.items()
+    },
+    **{
+        f"{MINUS} over {over}": f"paired t test on the {over} that both were tested on (same seed, same "
+        f"{over.removesuffix('s')}), with its 95% interval: whether these trained weights differ."
+        for over in DRAWN
+    },
     f"{MINUS} over seeds": "paired t test with one number for each seed that both have: whether the methods "
     "differ with this budget.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
@@ -45,6 +56,13 @@ class Table:
     numbers_from: int  # the first column that is aligned to the right
     best: set[tuple[int, int]] = field(default_factory=set)
     ranked: bool = False  # whether the best row comes first
+
+
+def explained(shown: Sequence[Table]) -> dict[str, str]:
+    """What the headings of these tables mean."""
+    headings = {heading.removesuffix(" (points)") for table in shown for heading in table.headings}
+    paired = any(heading.startswith(MINUS) for heading in headings)
+    return {term: meaning for term, meaning in EXPLAINED.items() if term in headings or (term == "p" and paired)}
 
 
 def name(column: str) -> str:
@@ -69,7 +87,7 @@ def section_table(section: Section) -> Table:
     rows, measure = section.rows, section.setting.measure
     swept = {name(column): [shown(row.group.values[column]) for row in rows] for column in section.columns}
     swept = swept or {"runs": [row.label for row in rows]}
-    results = _tested(rows, measure) if section.setting.tested else _validated(rows, measure)
+    results = _tested(rows, measure, section.setting.over) if section.setting.tested else _validated(rows, measure)
     columns = swept | {"seeds": [str(row.n) for row in rows]} | results
     columns = {heading: cells for heading, cells in columns.items() if any(cells)}
     best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
@@ -78,12 +96,12 @@ def section_table(section: Section) -> Table:
     return Table(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
 
 
-def _tested(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
+def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]]:
     regression = measure == "mse"
     cells = {
         "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
         "± over seeds": ["one seed" if row.n == 1 else number(row.seeds_half, measure) for row in rows],
-        "± over episodes": [number(row.episodes_half, measure) for row in rows],
+        f"± over {over}": [number(row.episodes_half, measure) for row in rows],
     }
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
@@ -92,9 +110,9 @@ def _tested(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
     if len(rows) > 1:
         points = "" if regression else " (points)"
-        on_episodes = [_against(row, row.on_episodes, "no common episodes", measure) for row in rows]
+        on_episodes = [_against(row, row.on_episodes, f"no common {over}", measure) for row in rows]
         on_seeds = [_against(row, row.on_seeds, "–", measure) for row in rows]
-        cells[f"{MINUS} over episodes{points}"] = on_episodes
+        cells[f"{MINUS} over {over}{points}"] = on_episodes
         cells[f"{MINUS} over seeds{points}"] = on_seeds if any(row.on_seeds for row in rows) else ["" for _ in rows]
     cells["published"] = [str(row.published or "") for row in rows]
     return cells

@@ -5,9 +5,9 @@ https://arxiv.org/abs/1812.02391
 A backbone that was trained as a plain classifier stays as it is (`recipe=pretrain_meta`); what learns from tasks is a scale for
 each of its kernels, a shift for each of its biases, and the start of the head:
 
-    SS(x; W, b) = (W * phi_1) x + (b + phi_2),  phi_1 = 1 [out, in, 1, 1] and phi_2 = 0 at first        (equation 5)
+    SS(x; W, b) = (W * phi_1) x + (b + phi_2),  phi_1 = 1 [out, in, 1, 1] and phi_2 = 0 at first        (equation 6)
     theta' = theta - beta * grad_theta L_support(theta, phi), on the head alone, repeated               (equation 3)
-    (phi, theta) <- (phi, theta) - gamma * grad L_query(theta', phi)                                    (equations 4 and 6)
+    (phi, theta) <- (phi, theta) - gamma * grad L_query(theta', phi)                                    (equations 4 and 5)
 
 Hard-task meta-batch (section 4.3): the classes that a step's tasks fail most on make tasks of their own.
 

@@ -27,17 +27,19 @@ COLUMNS = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained"
 
 
 def paper(group: str, choice: str) -> str:
-    """A choice's name with a link to its paper, and the authors, from the docstring of the module that it names."""
-    config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
+    """A choice's name, as its file begins, with the link to its paper and the authors in the docstring of its module."""
+    file = ROOT / "conf" / group / f"{choice}.yaml"
+    config, called = OmegaConf.load(file), re.search(r"^# ([^@(,:;]+?)(?: \(|,|:|;)", file.read_text(), re.MULTILINE)
     module = (OmegaConf.select(config, group) or config)._target_.rpartition(".")[0]
     about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
     head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
-    named = re.fullmatch(r"(?P<name>[^:(]+)(?:: .*| )\((?P<authors>[^()]+)\)\.", head)
-    if not named or not link:
+    authors = re.fullmatch(r"[^(]+\(([^()]+)\)\.", head)
+    if not called or not authors or not link:
         raise SystemExit(
-            f"methods_table: {module} does not begin with 'Name: title of the paper (authors year).' and a link"
+            f"methods_table: {file} does not begin with a name, or {module} not with 'Name: title of the paper (authors "
+            "year).' and a link"
         )
-    return f"[{named['name']}]({link[0]}) ({named['authors']})"
+    return f"[{called[1]}]({link[0]}) ({authors[1]})"
 
 
 def label(result: dict[str, Any]) -> str:
@@ -45,8 +47,7 @@ def label(result: dict[str, Any]) -> str:
     around = f", trained with {paper('around', choices['around'])}" if choices.get("around") else ""
     noise = result["protocol"].get("train_noise")
     noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
-    first_order = ", first order" if choices["algo"] == "fomaml" else ""
-    return paper("algo", choices["algo"]) + first_order + around + noisy
+    return paper("algo", choices["algo"]) + around + noisy
 
 
 def row(result: dict[str, Any]) -> list[str]:

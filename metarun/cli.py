@@ -92,6 +92,18 @@ def attempt(words: list[str]) -> Outcome:
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:
+        return _told()
+    except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
+        by = f" by {interrupt}" if str(interrupt) else ""
+        return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
+    finally:
+        for number in SIGNALS:  # one that comes while the interpreter ends is no story to tell
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _told() -> Outcome:
+    """Runs; what the user can mend is an outcome."""
+    try:
         _run()
     except BrokenPipeError:
         raise
@@ -106,12 +118,6 @@ def attempt(words: list[str]) -> Outcome:
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
         return Outcome(2, one_line(error))
-    except KeyboardInterrupt as interrupt:
-        by = f" by {interrupt}" if str(interrupt) else ""
-        return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
-    finally:
-        for number in SIGNALS:  # one that comes while the interpreter ends is no story to tell
-            signal.signal(number, signal.SIG_DFL)
     return Outcome()
 
 

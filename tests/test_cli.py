@@ -41,6 +41,23 @@ def test_help_needs_no_torch(word: list[str], expected: list[str]) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2.0  # about half a second
 
 
+TELLING = """
+import os, signal
+from metarun import cli
+tell = cli.one_line
+cli.one_line = lambda error: (os.kill(os.getpid(), signal.SIGTERM), tell(error))[1]
+cli.main()
+"""
+
+
+def test_signal_while_an_error_is_told_is_no_traceback() -> None:
+    """As a launcher sends it when another rank has met the same error a little earlier."""
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING, "train.stesp=6"], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (143, "metarun: interrupted by SIGTERM; the same command goes on\n")
+
+
 GROUPS = ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment")
 
 

@@ -103,11 +103,14 @@ class Hardware:
 
     device: str = "auto"  # auto, cpu or cuda
     autocast: str | None = None  # bfloat16
+    tf32: bool = False  # float32 products with 10 bits of mantissa, on a CUDA device
     channels_last: bool | None = None  # the memory order of images between layers; null: whichever is faster
     processes: int = 1  # that share the tasks of a step, on a CPU
     threads: int | None = None  # of a CPU operation; null: torch's choice, or the cores shared out among the processes
     vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions
-    record: bool | None = None  # the gradient's operations once, then played back; null: on CPUs without convolutions
+    record: bool | None = (
+        None  # the gradient's operations once, then played back (CUDA: as a graph); null: for MLPs on CPUs
+    )
     task_chunk: int | None = None  # tasks whose graph is held at once; null: 1 in a loop, all by vmap
 
 

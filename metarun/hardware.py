@@ -28,6 +28,7 @@ class Hardware:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast_dtype: torch.dtype | None = None
+    tf32: bool = False
     channels_last: bool = False
     vectorize: bool = False
     task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
@@ -90,6 +91,7 @@ class Hardware:
             "device": self.device.type,
             "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
             "precision": str(self.autocast_dtype).removeprefix("torch.") if self.autocast_dtype else "float32",
+            "tf32": self.tf32,
             "channels_last": self.channels_last,
             "processes": self.world.size,
             "threads": self.threads,
@@ -100,7 +102,7 @@ class Hardware:
     def __str__(self) -> str:
         shown = self.describe()
         tasks = "by vmap" if self.vectorize else "in a loop"
-        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}"
+        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}{', TF32' if self.tf32 else ''}"
         return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
 
 
@@ -134,6 +136,12 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
             )
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
+    if settings.tf32 and device.type == "cpu":
+        raise UserError(
+            "hardware.tf32=true: only CUDA devices have TF32, and this run is on the CPU; leave it at false"
+        )
+    # torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     keep_freed_memory()
     threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
     if threads is None and world.local_size > 1:
@@ -159,11 +167,11 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
     if channels_last is None:
         channels_last = device.type == "cpu" and convolves and not vectorize
     threads = torch.get_num_threads()
-    recorded = _recorded(settings, algorithm, small=device.type == "cpu" and not convolves)
-    return Hardware(device, dtype, channels_last, vectorize, task_chunk, threads, recorded, world)
+    recorded = _recorded(settings, algorithm, device, convolves)
+    return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, recorded, world)
 
 
-def _recorded(settings: Any, algorithm: Algorithm, *, small: bool) -> Recorded | None:
+def _recorded(settings: Any, algorithm: Algorithm, device: torch.device, convolves: bool) -> Recorded | None:
     """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
     state = next((name for name, _ in algorithm.named_buffers()), None)
     hindrance = (
@@ -175,8 +183,10 @@ def _recorded(settings: Any, algorithm: Algorithm, *, small: bool) -> Recorded |
         raise UserError(
             f"hardware.record=true: {type(algorithm).__name__} cannot be recorded, since {reason}; leave it at null"
         )
+    small = device.type == "cpu" and not convolves
     if reason or not (small if settings.record is None else settings.record):
         return None
+    from metarun.captured import cuda_graph
     from metarun.recorded import Recorded  # takes a second to import
 
-    return Recorded()
+    return Recorded(cuda_graph if device.type == "cuda" else None)

@@ -2,6 +2,7 @@
 
 Small networks spend their steps in bookkeeping: `vmap`, autograd's graph, its second derivatives, all made anew in every
 step for the same operations on the same shapes. What is played back are those very operations, so the numbers are the same.
+On a CUDA device they become one CUDA graph (`metarun/captured.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metarun.captured import Capture, Captured
 from metarun.core import Algorithm, Episodes
 from metarun.functional import Params
 
@@ -49,10 +51,11 @@ class Recorded:
     """The gradients of an algorithm that is `recordable`: one recording for every shape of a chunk of tasks.
 
     The first chunk of a shape is computed both ways; where they differ by more than float order it says so, and such chunks
-    are never played back.
+    are never played back. With `capture`, recordings are captured by it: by `captured.cuda_graph`, on a CUDA device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capture: Capture | None = None) -> None:
+        self.capture = capture
         self.recordings: dict[Any, _Recording | None] = {}
 
     def __call__(
@@ -63,7 +66,7 @@ class Recorded:
         inputs = (*params.values(), *episodes.tensors)
         key = (*((value.shape, value.dtype) for value in inputs), episodes.ways, weight, algorithm.training)
         if key not in self.recordings:
-            self.recordings[key] = _record(algorithm, episodes, step, weight, params, autocast)
+            self.recordings[key] = _record(algorithm, episodes, step, weight, params, autocast, self.capture)
         recording = self.recordings[key]
         if recording is None:
             return None
@@ -76,7 +79,13 @@ class Recorded:
 
 
 def _record(
-    algorithm: Algorithm, episodes: Episodes, step: int, weight: float, params: Params, autocast: Autocast
+    algorithm: Algorithm,
+    episodes: Episodes,
+    step: int,
+    weight: float,
+    params: Params,
+    autocast: Autocast,
+    capture: Capture | None,
 ) -> _Recording | None:
     learned: list[str] = []
     logged: list[str] = []
@@ -96,8 +105,9 @@ def _record(
     inputs = [*(value.detach().requires_grad_() for value in params.values()), *episodes.tensors]
     plain = compute(*inputs)
     try:
-        play = make_fx(compute)(*inputs)
-        _without_idle(play)
+        play: Callable[..., tuple[Tensor, ...]] = _without_idle(make_fx(compute)(*inputs))
+        if capture:
+            play = Captured(play, inputs, capture)
         with torch.no_grad():
             torch.testing.assert_close(play(*inputs), plain)
     except (AssertionError, RuntimeError) as error:
@@ -109,8 +119,8 @@ def _record(
     return _Recording(play, learned, logged)
 
 
-def _without_idle(recording: fx.GraphModule) -> None:
-    """Leaves out what does not change its tensor: times 1, to the shape it has, out of a graph that is not there."""
+def _without_idle(recording: fx.GraphModule) -> fx.GraphModule:
+    """`recording` without what does not change its tensor: times 1, to the shape it has, out of a graph that is not there."""
     aten = torch.ops.aten
     reshaping = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
     for node in recording.graph.nodes:
@@ -127,3 +137,4 @@ def _without_idle(recording: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
     recording.graph.eliminate_dead_code()
     recording.recompile()
+    return recording

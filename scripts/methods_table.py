@@ -70,10 +70,21 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def table() -> str:
-    """What stands between the markers of README.md, the best first."""
+    """What stands between the markers of README.md: a table for each kind of task, the best first."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     results.sort(key=lambda result: -result["test/acc"])
-    return results_table.markdown(COLUMNS, map(row, results))
+    kinds = sorted({kind(result) for result in results})
+    return "\n\n".join(
+        f"#### {ways}-way {shots}-shot\n\n"
+        + results_table.markdown(COLUMNS, (row(result) for result in results if kind(result) == (ways, shots)))
+        for ways, shots in kinds
+    )
+
+
+def kind(result: dict[str, Any]) -> tuple[int, int]:
+    """Ways and shots of the test tasks."""
+    test = result["protocol"]["test"]
+    return test["ways"], test["shots"]
 
 
 def rewritten(readme: str) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +351,37 @@ def test_each_rank_takes_a_device_of_its_own(two_devices: list[torch.device]) ->
     config.hardware.device = "cpu"
     assert choose(config.hardware, algorithm, World(0, 3, 0, 3)).device == torch.device("cpu")
     assert len(two_devices) == 4
+
+
+@pytest.fixture
+def tf32() -> Iterator[Callable[[], tuple[bool, bool]]]:
+    """Whether products and convolutions may be in TF32; as it was, afterwards."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (products.allow_tf32, convolutions.allow_tf32)
+    yield lambda: (products.allow_tf32, convolutions.allow_tf32)
+    products.allow_tf32, convolutions.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_float32_is_tf32_only_where_the_config_says_so(
+    two_devices: list[torch.device],
+    monkeypatch: pytest.MonkeyPatch,
+    tf32: Callable[[], tuple[bool, bool]],
+    allowed: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a device")
+    config = compose("data=linear", "backbone=mlp", "algo=maml", "hardware.threads=1", f"hardware.tf32={allowed}")
+    algorithm = build(config, Linear())
+    chosen = choose(config.hardware, algorithm, World())
+    assert tf32() == (allowed, allowed)  # torch's own default is (False, True)
+    assert chosen.describe()["tf32"] is allowed
+    assert ("TF32" in str(chosen)) is allowed
+
+
+def test_tf32_is_refused_where_there_is_none() -> None:
+    config = compose("data=linear", "backbone=mlp", "algo=maml", "hardware=cpu", "hardware.tf32=true")
+    with pytest.raises(UserError, match=r"^hardware\.tf32=true: only CUDA devices"):
+        choose(config.hardware, build(config, Linear()), World())
 
 
 def test_messages_go_by_way_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

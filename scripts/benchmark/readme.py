@@ -1,4 +1,4 @@
-"""Rewrites the speed table of README.md from a benchmark's JSON, which is first copied to scripts/results/.
+"""Rewrites the speed tables of README.md from a benchmark's JSON, which is first copied to scripts/results/.
 
 python -m scripts.benchmark.readme [FILE]
 """
@@ -18,18 +18,39 @@ START, END = "<!-- made by scripts/benchmark/readme.py -->", "<!-- end of what s
 
 
 def table(result: dict[str, Any]) -> str:
-    """The lines that are measured in tasks a second, medians with their ranges, and what was measured where."""
-    machine, versions = result["machine"], result["versions"]
-    rows = ["| work | metarun, tasks/s | learn2learn, tasks/s | ratio |", "| --- | --- | --- | --- |"]
-    for line in result["lines"].values():
+    """All that was measured, medians with their ranges, and on what machine."""
+    machine, versions, lines = result["machine"], result["versions"], result["lines"]
+    rows = [
+        "| work | metarun, tasks/s | learn2learn, tasks/s | ratio | of the machine |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for line in lines.values():
         if line.get("unit") == "tasks/s":
-            sides = ["{median:.4g} ({min:.4g}–{max:.4g})".format(**line[side]) for side in ("ours", "peer")]
-            rows.append(f"| {line['title']} | {sides[0]} | {sides[1]} | {line['ratio']:.2f}× |")
+            share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""
+            sides = f"{spread(line['ours'])} | {spread(line['peer'])}"
+            rows.append(f"| {line['title']} | {sides} | {line['ratio']:.2f}× | {share} |")
+    if "peak_memory" in lines:
+        memory = lines["peak_memory"]
+        kinds = {"metarun": memory["ours"]["plain"], "metarun, `algo.recompute=true`": memory["ours"]["recompute"]}
+        kinds["learn2learn"] = memory["peer"]["plain"]
+        rows += ["", f"| {memory['title']}, MB | {' | '.join(f'inner steps: {n}' for n in kinds['metarun'])} |"]
+        rows += [f"| --- |{' --- |' * len(kinds['metarun'])}"]
+        for kind, by_steps in kinds.items():
+            rows.append(f"| {kind} | {' | '.join(spread(found, 1e6) for found in by_steps.values())} |")
+    if "startup" in lines:
+        rows += ["", "| from the start of the process | seconds |", "| --- | --- |"]
+        for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
+            rows.append(f"| {name} | {spread(values)} |")
     where = (
         f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "
         f"{result['rounds']} rounds."
     )
     return "\n".join([*rows, "", where])
+
+
+def spread(values: dict[str, Any], unit: float = 1) -> str:
+    """The median, and the range in brackets."""
+    return "{:.4g} ({:.4g}–{:.4g})".format(*(values[name] / unit for name in ("median", "min", "max")))
 
 
 def rewritten(readme: str, result: dict[str, Any]) -> str:

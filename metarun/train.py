@@ -58,8 +58,18 @@ class Signals:
 def build_optimizer(
     algorithm: Algorithm, settings: Any
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`."""
+    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
+
+    Raises `UserError` where there are steps but nothing to train.
+    """
     parameters = [value for value in algorithm.parameters() if value.requires_grad]
+    if not parameters:
+        if settings.steps:
+            raise UserError(
+                f"train.steps={settings.steps}: there is nothing to train in {type(algorithm).__name__} on this backbone; "
+                "use train.steps=0"
+            )
+        parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
     optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
     return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
 

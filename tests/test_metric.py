@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import double, episodes, hardware, toy_images, with_
+from shell import metarun, result, run_folder
 from torch import Tensor, nn
 
 from metarun.algos.dn4 import DN4
@@ -21,6 +23,7 @@ from metarun.algos.relationnet import RelationNet
 from metarun.backbones import conv4, resnet12
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
+from metarun.backbones.pixels import Pixels
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
@@ -50,6 +53,32 @@ def tiny(kind: type[Method], norm: str = "batch", vectorize: bool = False, **set
         parameter.data += 0.1 * torch.randn_like(parameter)
     algorithm.vectorize = vectorize
     return algorithm.eval()
+
+
+@pytest.mark.parametrize("kind", [ProtoNet, MatchingNet], ids=["euclidean", "cosine"])
+def test_on_pixels_it_is_the_nearest_neighbour(kind: type[Algorithm]) -> None:
+    """Of one shot, by each of the two measures."""
+    algorithm = kind(Pixels(input_shape=SHAPE), SPEC)
+    batch = batch_of(TaskShape(5, 1, 6), tasks=8)
+    for task, scores in enumerate(algorithm.predict(batch)):
+        support, queries = batch.support_x[task].flatten(1), batch.query_x[task].flatten(1)
+        nearest = torch.cdist(queries, support).argmin(1)
+        if kind is MatchingNet:
+            nearest = F.cosine_similarity(queries[:, None], support, dim=-1).argmax(1)
+        assert scores.argmax(-1).tolist() == batch.support_y[task][nearest].tolist()
+
+
+def test_pixels_are_tested_and_not_trained(tmp_path: Path) -> None:
+    words = ["algo=protonet", "data=glyphs", "backbone=pixels", "test.episodes=20", f"outputs={tmp_path}"]
+    refused = metarun(*words, "train.steps=5")
+    assert refused.status == 2
+    assert refused.said == [
+        "metarun: train.steps=5: there is nothing to train in ProtoNet on this backbone; use train.steps=0"
+    ]
+    assert not list(tmp_path.iterdir())
+    assert metarun(*words, "train.steps=0").status == 0
+    found = result(run_folder(tmp_path))
+    assert found["test/acc"] > 0.3  # of five ways
 
 
 TWO_SHOTS = TaskShape(3, 2, 2)

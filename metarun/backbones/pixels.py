@@ -1,0 +1,29 @@
+"""The images themselves: what a method reaches without features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from metarun.core import Backbone, Between
+
+
+class Pixels(Backbone):
+    """`[B, ...]` to `[B, features]`, flattened and otherwise unchanged; nothing to train, and no block that takes a `between`.
+
+    ProtoNet on one shot of them is the nearest neighbour by Euclidean distance, MatchingNet by cosine. `norm`, which methods
+    choose, normalises layers, and there are none.
+    """
+
+    def __init__(self, *, input_shape: tuple[int, ...], norm: str = "none") -> None:
+        super().__init__()
+        self.features, self.widths, self.norm = math.prod(input_shape), [], "none"
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        return []
+
+    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+        return x.flatten(1)

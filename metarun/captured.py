@@ -27,8 +27,11 @@ def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]
 
 
 class Captured:
-    """`play` on tensors of the shapes and types of `inputs`, captured once by `capture`. The memory that it works in is its
-    own: what is given is copied in, and what is returned is a copy that the next call leaves alone."""
+    """`play` on tensors of the shapes and types of `inputs`, captured once by `capture`.
+
+    The memory that it works in is its own: what is given is copied in, and what is returned is a copy that the next call
+    leaves alone.
+    """
 
     def __init__(self, play: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], capture: Capture) -> None:
         self.inputs = [value.detach().clone() for value in inputs]

@@ -108,9 +108,7 @@ class Hardware:
     processes: int = 1  # that share the tasks of a step, on a CPU
     threads: int | None = None  # of a CPU operation; null: torch's choice, or the cores shared out among the processes
     vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions
-    record: bool | None = (
-        None  # the gradient's operations once, then played back (CUDA: as a graph); null: for MLPs on CPUs
-    )
+    record: bool | None = None  # gradients from a recording, on CUDA from a graph of it; null: for MLPs on CPUs
     task_chunk: int | None = None  # tasks whose graph is held at once; null: 1 in a loop, all by vmap
 
 

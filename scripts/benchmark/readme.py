@@ -1,6 +1,8 @@
-"""Rewrites the speed tables of README.md from a benchmark's JSON, which is first copied to scripts/results/.
+"""Rewrites the speed tables of README.md from benchmarks' JSON, tables for each file of scripts/results/speed/.
 
-python -m scripts.benchmark.readme [FILE]
+    python -m scripts.benchmark.readme [FILE ...]
+
+Each FILE is first copied there, in place of one of its name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-RESULT = ROOT / "scripts" / "results" / "speed" / "benchmark.json"
+RESULTS = ROOT / "scripts" / "results" / "speed"
 START, END = "<!-- made by scripts/benchmark/readme.py -->", "<!-- end of what scripts/benchmark/readme.py made -->"
 
 
@@ -53,17 +55,18 @@ def spread(values: dict[str, Any], unit: float = 1) -> str:
     return "{:.4g} ({:.4g}–{:.4g})".format(*(values[name] / unit for name in ("median", "min", "max")))
 
 
-def rewritten(readme: str, result: dict[str, Any]) -> str:
-    """`readme` with the table of `result` between its marks."""
+def rewritten(readme: str) -> str:
+    """`readme` with the tables of today between its marks."""
+    tables = "\n\n".join(table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
     before, rest = readme.split(START)
-    return f"{before}{START}\n{table(result)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{START}\n{tables}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        RESULT.parent.mkdir(exist_ok=True)
-        shutil.copy(sys.argv[1], RESULT)
-    README.write_text(rewritten(README.read_text(), json.loads(RESULT.read_text())))
+    RESULTS.mkdir(exist_ok=True)
+    for file in sys.argv[1:]:
+        shutil.copy(file, RESULTS)
+    README.write_text(rewritten(README.read_text()))
 
 
 if __name__ == "__main__":

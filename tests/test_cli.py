@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from helpers import choices
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from shell import SINUSOID, environment, make_images, metarun, run_folder
 
 from metarun import config as schema
@@ -59,6 +61,15 @@ def test_signal_while_an_error_is_told_is_no_traceback() -> None:
 
 
 GROUPS = ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment")
+
+
+def test_the_store_of_schemas_is_not_copied_and_not_changed() -> None:
+    """Copies of it are most of the time of --help; what is composed from it is a copy."""
+    assert copy.deepcopy(ConfigStore.instance()) is ConfigStore.instance()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        first, second = compose("config"), compose("config")
+        first.train.steps += 1
+        assert compose("config") == second != first
 
 
 def test_help_lists_every_choice() -> None:

@@ -26,12 +26,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402
 from benchmark import measure  # noqa: E402
+from benchmark.device import growth  # noqa: E402
 from benchmark.limit import Convolutions, Layer, needed  # noqa: E402
 from benchmark.lines import LINES, MEMORY, Line  # noqa: E402
-from benchmark.memory import growth  # noqa: E402
 from benchmark.peer import Peer  # noqa: E402
 from benchmark.worker import Worker  # noqa: E402
 
+CPU = torch.device("cpu")
 TINY = {"data": "glyphs", "backbone.channels": 4, "task.ways": 3, "task.queries": 2, "train.tasks_per_step": 2}
 IMAGES = Line("images", "MAML on glyphs", TINY | {"algo.inner_steps": 2, "algo.inner_lr": 0.01}, "once")
 CURVES = dataclasses.replace(next(line for line in LINES if line.name == "sinusoid_maml"), name="curves")
@@ -43,7 +44,7 @@ def works(*lines: Line) -> dict[str, command.Measurement]:
 
 def run(target: Path, measured: dict[str, command.Measurement]) -> tuple[int, dict[str, Any]]:
     """The command's exit status, and the JSON that it wrote."""
-    status = command.main(["--rounds", "3", "--seconds", "0.01", "--json", str(target)], measured)
+    status = command.main(["--rounds", "3", "--seconds", "0.01", "--json", str(target)], lambda hardware: measured)
     return status, json.loads(target.read_text())
 
 
@@ -95,7 +96,7 @@ def test_every_promised_line_is_there() -> None:
         "omniglot_maml_q15", "omniglot_maml_q15_bf16", "omniglot_maml_q1", "omniglot_maml_5steps_q15", "omniglot_fomaml_q15",
         "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup", "peak_memory",
     }  # fmt: skip
-    assert names <= command.WORKS.keys()
+    assert names <= command.works(["cpu"]).keys()
     for line in [*LINES, MEMORY]:
         config = line.config()
         assert config.train.tasks_per_step == line.tasks
@@ -139,7 +140,7 @@ def test_other_gradients_are_noticed(sides: tuple[Worker, Worker], tmp_path: Pat
 
 def test_what_is_missing_is_said_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = dataclasses.replace(IMAGES, words=IMAGES.words | {"task.ways": 10_000})
-    status = command.main(["--json", str(tmp_path / "b.json")], works(line))
+    status = command.main(["--json", str(tmp_path / "b.json")], lambda hardware: works(line))
     assert status == 2
     (said,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("benchmark: ")]
     assert "ways = 10000 is above" in said
@@ -168,7 +169,7 @@ def test_the_convolutions_counted_are_those_that_the_method_needs(words: dict[st
     unneeded = config.algo.inner_steps * Layer(3, 1, 4, 28).operations if second else 0
     found = sum(layer.operations * sum(times) for layer, times in needed(config, line.algo))
     assert found == counter.get_total_flops() - unneeded
-    convolutions = Convolutions(config, line.algo, torch.float32)
+    convolutions = Convolutions(config, line.algo, torch.float32, CPU)
     with FlopCounterMode(display=False) as counter:
         convolutions.run(2)
     assert counter.get_total_flops() == 2 * found
@@ -182,8 +183,8 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
             for _ in range(50):
                 block.write(b"1" * 2**20)
 
-    assert growth(fill) == pytest.approx(size, rel=0.1)
-    assert growth(lambda: None) < size / 10
+    assert growth(fill, CPU) == pytest.approx(size, rel=0.1)
+    assert growth(lambda: None, CPU) < size / 10
 
 
 def test_the_sides_tell_the_memory_of_a_step(sides: tuple[Worker, Worker], tmp_path: Path) -> None:
@@ -222,3 +223,34 @@ def test_the_peer_draws_tasks_from_the_files_of_the_release(tmp_path: Path, monk
     number = round(255 * (1 - peer.drawings("Alphabet/character0007")[0].mean().item()))
     assert number == 7
     assert peer.run(1, threads=1) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cuda"], "--hardware cuda: torch finds no CUDA device here; leave it out"),
+        (["tpu"], "--hardware tpu: the first word is cpu or cuda"),
+        (["cpu", "recrd=true"], "hardware.recrd: there is no such key; did you mean record?"),
+    ],
+)
+def test_hardware_that_is_not_there_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status = command.main(["--hardware", *words, "--json", str(tmp_path / "new" / "b.json")])
+    assert status == 2
+    assert capsys.readouterr().err == f"benchmark: {said}\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_keys_of_the_hardware_reach_our_side() -> None:
+    line = command.on(["cpu", "record=false", "vectorize=false"], CURVES)
+    assert command.on(["cuda", "record=true"], line).config().hardware.device == "cuda"
+    with Worker("ours", line, 1) as ours:
+        described = ours.ask("check", path="/dev/null")
+    assert (described["record"], described["vectorize"]) == (False, False)
+
+
+def test_tf32_has_a_limit_of_its_own() -> None:
+    with pytest.raises(measure.Differ, match=r"tf32, loss difference 0\.02, allowed 0\.01"):
+        measure.verify({"tf32": {"loss_difference": 0.02}})

@@ -2,14 +2,16 @@
 
 Each line of the table: the same model, tasks and optimiser on both sides, and the same cores; tasks a second in the median
 of the rounds, the range in brackets. Ours are processes of one thread that share the tasks of a step; the peer is one
-process, with one thread or one a core, whichever is faster. `machine` is the share of what the machine allows: of
-the tasks a second at which the convolutions alone would run. Before the clock, both compute the loss of the same batch
-from the same weights, which must be the same. Needs scripts/install_learn2learn.sh, and Omniglot for most lines.
+process, with one thread or one a core, whichever is faster. With --hardware cuda each is one process on the same GPU.
+`machine` is the share of what the machine allows: of the tasks a second at which the convolutions alone would run. Before
+the clock, both compute the loss of the same batch from the same weights, which must be the same. Needs
+scripts/install_learn2learn.sh, and Omniglot for most lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import platform
@@ -24,24 +26,47 @@ from rich.console import Console
 from rich.table import Table
 
 from metarun import files, provenance
+from metarun.cli import MENDABLE, one_line
 from metarun.errors import UserError
 
-from .lines import LINES, MEMORY
-from .measure import Differ, cores, memory, startup, summary, throughput
+from .lines import LINES, MEMORY, Line
+from .measure import Differ, cores, memory, spread, startup, throughput
 
 Measurement = Callable[[int, float], dict[str, Any]]  # of the rounds and the seconds of a turn
-
-WORKS: dict[str, Measurement] = {
-    **{line.name: partial(lambda line, rounds, seconds: throughput(line, rounds, seconds), line) for line in LINES},
-    "startup": lambda rounds, seconds: startup(rounds),
-    MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3)),  # it hardly varies
-}
+Works = Callable[[Sequence[str]], dict[str, Measurement]]  # by name, of the hardware
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+def on(hardware: Sequence[str], line: Line) -> Line:
+    """`line` on `hardware`: its choice in the config, and keys of it as KEY=VALUE."""
+    choice, *keys = hardware
+    pairs = (key.partition("=") for key in keys)
+    return dataclasses.replace(
+        line, words=line.words | {"hardware": choice} | {f"hardware.{k}": v for k, _, v in pairs}
+    )
+
+
+def works(hardware: Sequence[str]) -> dict[str, Measurement]:
+    """All that can be measured, by name."""
     return {
+        **{line.name: partial(throughput, on(hardware, line)) for line in LINES},
+        "startup": lambda rounds, seconds: startup(rounds),
+        MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3), on(hardware, MEMORY)),  # it hardly varies
+    }
+
+
+def machine(hardware: Sequence[str]) -> dict[str, Any]:
+    """What it runs on. Raises `UserError` where that is not there, or no key of the config."""
+    on(hardware, MEMORY).config()
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    gpu = None
+    if hardware[0] == "cuda":
+        import torch  # takes seconds
+
+        if not torch.cuda.is_available():
+            raise UserError("--hardware cuda: torch finds no CUDA device here; leave it out")
+        gpu = torch.cuda.get_device_name()
+    return {
+        "gpu": gpu,
         "processor": names[0] if names else platform.processor(),
         "cores": cores(),
         "load_before": os.getloadavg()[0],
@@ -53,18 +78,21 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def run(works: dict[str, Measurement], rounds: int, seconds: float, target: Path) -> dict[str, Any]:
+def run(
+    works: dict[str, Measurement], rounds: int, seconds: float, target: Path, hardware: Sequence[str]
+) -> dict[str, Any]:
     """Measures `works` one after the other; `target` has all that is measured so far at any time."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine(hardware),
+        "hardware": list(hardware),
         "versions": provenance.versions() | {"peer": "learn2learn 0.2.0"},
         "git_commit": provenance.git_commit(),
         "rounds": rounds,
         "seconds_per_turn": seconds,
         "lines": {},
     }
+    target.parent.mkdir(parents=True, exist_ok=True)
     for number, (name, work) in enumerate(works.items(), 1):
         print(f"{number}/{len(works)} {name}", file=sys.stderr, flush=True)
         started = time.perf_counter()
@@ -83,9 +111,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     lines = result["lines"]
     rates = {name: line for name, line in lines.items() if line.get("unit") == "tasks/s"}
     if rates:
-        table = Table(
-            "work", title=f"tasks/s on {result['machine']['cores']} cores, median of {result['rounds']} rounds"
-        )
+        where = result["machine"]["gpu"] or f"{result['machine']['cores']} cores"
+        table = Table("work", title=f"tasks/s on {where}, median of {result['rounds']} rounds")
         for column in ("ours", "learn2learn", "ratio", "machine"):
             table.add_column(column, justify="right")
         for line in rates.values():
@@ -107,35 +134,37 @@ def show(result: dict[str, Any], console: Console) -> None:
         }
         table = Table("MB, by inner steps", *kinds["ours"], title=line["title"])
         for kind, by_steps in kinds.items():
-            table.add_row(
-                kind, *(spread(summary([value / 1e6 for value in found["values"]])) for found in by_steps.values())
-            )
+            table.add_row(kind, *(spread(found, 1e6) for found in by_steps.values()))
         console.print(table)
 
 
-def spread(values: dict[str, Any]) -> str:
-    """The median, and the range in brackets."""
-    return "{median:.4g} [dim]({min:.4g}–{max:.4g})[/dim]".format(**values)
-
-
-def main(words: Sequence[str] | None = None, works: dict[str, Measurement] = WORKS) -> int:
+def main(words: Sequence[str] | None = None, works: Works = works) -> int:
     """The command; its exit status: 1 where a line's sides do not compute the same, 2 for what the user can mend."""
     about, _, more = (__doc__ or "").partition("\n\n")
+    names = list(works(("cpu",)))
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=about, epilog=more)
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=list(works), default=list(works), help=", ".join(works)
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names, help=", ".join(names))
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (4); at least one step of all tasks")
     parser.add_argument("--cores", type=int, help="how many of this machine's cores both sides may use (all)")
+    parser.add_argument(
+        "--hardware",
+        nargs="+",
+        metavar="WORD",
+        default=["cpu"],
+        help="cpu (the default) or cuda, and keys of the config's `hardware` for our side: cuda record=true",
+    )
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark.json"), help="outputs/benchmark.json")
     given = parser.parse_args(words)
     if given.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     try:
-        result = run({name: works[name] for name in given.only}, given.rounds, given.seconds, given.json)
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        if given.hardware[0] not in ("cpu", "cuda"):
+            raise UserError(f"--hardware {given.hardware[0]}: the first word is cpu or cuda")
+        chosen = {name: work for name, work in works(given.hardware).items() if name in given.only}
+        result = run(chosen, given.rounds, given.seconds, given.json, given.hardware)
+    except MENDABLE as error:
+        print(f"benchmark: {one_line(error)}", file=sys.stderr)
         return 2
     show(result, Console())
     print(f"written to {given.json}")

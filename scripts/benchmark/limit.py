@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig
@@ -30,11 +30,11 @@ class Layer:
         """Multiplications and additions of the forward pass; its gradients have as many each."""
         return 2 * 9 * self.images * self.inputs * self.outputs * self.side**2
 
-    def calls(self, dtype: torch.dtype) -> list[Callable[[], object]]:
+    def calls(self, dtype: torch.dtype, device: torch.device) -> list[Callable[[], object]]:
         """The forward pass and its two gradients, on random numbers with a pixel's channels side by side in memory."""
 
         def images(count: int, channels: int, side: int) -> Tensor:
-            return torch.randn(count, side, side, channels).to(dtype).movedim(-1, 1)
+            return torch.randn(count, side, side, channels).to(device, dtype).movedim(-1, 1)
 
         x, y = (images(self.images, channels, self.side) for channels in (self.inputs, self.outputs))
         w = images(self.outputs, self.inputs, 3)
@@ -69,18 +69,25 @@ def needed(config: DictConfig, algo: str) -> list[tuple[Layer, tuple[int, int, i
 
 
 class Convolutions:
-    """The convolutions of tasks of `config`, ready to be timed."""
+    """The convolutions of tasks of `config`, ready to be timed.
 
-    def __init__(self, config: DictConfig, algo: str, dtype: torch.dtype) -> None:
+    On a GPU the images of `at_once` tasks go through together, as if the tasks shared their weights: those of one would
+    leave most of it idle.
+    """
+
+    def __init__(
+        self, config: DictConfig, algo: str, dtype: torch.dtype, device: torch.device, at_once: int = 1
+    ) -> None:
         work = needed(config, algo)
         self.operations = sum(layer.operations * sum(times) for layer, times in work)
-        calls = {layer: layer.calls(dtype) for layer, _ in work}
+        self.at_once = at_once if device.type == "cuda" else 1
+        calls = {layer: replace(layer, images=layer.images * self.at_once).calls(dtype, device) for layer, _ in work}
         self.calls = [
             call for layer, times in work for call, n in zip(calls[layer], times, strict=True) for _ in range(n)
         ]
 
     @torch.no_grad()
     def run(self, tasks: int) -> None:
-        for _ in range(tasks):
+        for _ in range(tasks // self.at_once):
             for call in self.calls:
                 call()

@@ -20,6 +20,7 @@ WORDS: dict[str, Any] = {
 ALLOWED = {
     "float64": {"loss_difference": 1e-9, "gradient_difference": 1e-9},
     "float32": {"loss_difference": 1e-3},
+    "tf32": {"loss_difference": 1e-2},
     "bfloat16": {"loss_difference": 3e-2},
     "images": {"pixel_difference": 2 / 255},  # each side scales the drawings down itself
 }

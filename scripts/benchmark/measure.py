@@ -31,6 +31,12 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
 
 
+def spread(values: Mapping[str, Any], unit: float = 1) -> str:
+    """A summary's median, and its range in brackets, in units of `unit`: four digits, and none after the point beyond 1,000."""
+    shown = (values[name] / unit for name in ("median", "min", "max"))
+    return "{} ({}–{})".format(*(f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in shown))
+
+
 def cores() -> int:
     """Those that this process, and all that it starts, may use."""
     return len(os.sched_getaffinity(0))
@@ -67,14 +73,16 @@ def alternate(sides: Mapping[str, Callable[[int], float]], rounds: int, seconds:
 
 def throughput(line: Line, rounds: int, seconds: float) -> dict[str, Any]:
     """Tasks a second of both sides, the peer with one thread or one a core, whichever is faster; and of the machine."""
-    line = dataclasses.replace(line, processes=min(line.processes or cores(), line.tasks))
+    on_cpu = line.overrides["hardware"] == "cpu"
+    line = dataclasses.replace(line, processes=min(line.processes or cores(), line.tasks) if on_cpu else 1)
+    threads = sorted({cores(), 1}, reverse=True) if on_cpu else [1]  # on a GPU the threads of a CPU do not matter
     with tempfile.TemporaryDirectory() as folder, Worker("ours", line, threads=1) as ours:
         path = str(Path(folder) / "check.pt")
         hardware = ours.ask("check", path=path)  # before the peer starts: it finds the data, if need be on the internet
-        with Worker("peer", line, threads=cores()) as peer:
+        with Worker("peer", line, threads=max(threads)) as peer:
             checked = verify(peer.ask("check", path=path))
             works = {"ours": partial(ours.seconds, "run")}
-            works |= {f"peer {n}": partial(peer.seconds, "run", threads=n) for n in sorted({cores(), 1}, reverse=True)}
+            works |= {f"peer {n}": partial(peer.seconds, "run", threads=n) for n in threads}
             operations = ours.ask("convolutions")
             if operations:
                 works["machine"] = partial(ours.seconds, "convolve")
@@ -157,7 +165,8 @@ def first_step_seconds(*overrides: str) -> float:
 
 def memory(rounds: int, line: Line = MEMORY, steps: Sequence[int] = MEMORY_STEPS) -> dict[str, Any]:
     """Bytes by which a step raises the peak memory of a fresh process of one thread, against the inner steps."""
-    kinds = {"ours": {}, "ours, recompute": {"algo.recompute": "true"}, "peer": {}}
+    recompute = {"algo.recompute": "true", "hardware.vectorize": "false"}  # it has no vectorised form
+    kinds = {"ours": {}, "ours, recompute": recompute, "peer": {}}
     found: dict[str, dict[str, list[int]]] = {kind: {str(n): [] for n in steps} for kind in kinds}
     checks: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,9 @@ from metarun.hardware import choose
 from metarun.learner import build_algorithm
 from metarun.train import build_optimizer, clip, gradient_step, share_gradients
 
+from .device import finish, growth
 from .limit import Convolutions
 from .lines import Line
-from .memory import growth
 
 EXACT_TASKS = 2  # in double precision, which is slow
 
@@ -66,7 +66,7 @@ class Ours:
         torch.manual_seed(1)
         with torch.no_grad():
             for value in self.parameters:
-                value += 0.02 * torch.randn(value.shape)
+                value += 0.02 * torch.randn(value.shape).to(value.device)
 
     def gradients(self, episodes: Episodes) -> dict[str, Tensor]:
         """Fills the gradients of all ranks' tasks, from this rank's `episodes`; what to log."""
@@ -99,6 +99,7 @@ class Ours:
         started = time.perf_counter()
         for _ in range(times):
             work()
+        finish(self.hardware.device)
         self.hardware.world.wait()
         return time.perf_counter() - started
 
@@ -111,8 +112,7 @@ class Ours:
         found: dict[str, Any] = {}
         if self.line.draw != "only":
             sums = self.gradients(self.sampler(self.first, self.end))
-            precision = str(self.hardware.autocast_dtype or torch.float32).removeprefix("torch.")
-            found[precision] = written(self.algorithm, self.sampler(0, self.line.tasks), sums)
+            found[self._precision()] = written(self.algorithm, self.sampler(0, self.line.tasks), sums)
             exact, tasks = copy.deepcopy(self.algorithm).double(), doubled(self.sampler(0, EXACT_TASKS))
             plain = replace(self.hardware, autocast_dtype=None)
             found["float64"] = written(exact, tasks, gradient_step(exact, tasks, 0, 1.0, 0, plain))
@@ -124,6 +124,10 @@ class Ours:
             torch.save(found, path)
         return self.hardware.describe()
 
+    def _precision(self) -> str:
+        precision = str(self.hardware.describe()["precision"])
+        return "tf32" if self.hardware.tf32 and precision == "float32" else precision
+
     def convolutions(self) -> int:
         """Floating-point operations of a task's convolutions; 0 where none are learned."""
         return 0 if self.line.draw == "only" or not self.convolves else self.limit.operations
@@ -134,9 +138,10 @@ class Ours:
 
     @functools.cached_property
     def limit(self) -> Convolutions:
-        return Convolutions(self.config, self.line.algo, self.hardware.autocast_dtype or torch.float32)
+        dtype = self.hardware.autocast_dtype or torch.float32
+        return Convolutions(self.config, self.line.algo, dtype, self.hardware.device, self.end - self.first)
 
     def memory(self) -> int:
         """Bytes by which one step, the first of this process, raises its memory at the peak."""
         self.kept = self.sampler(self.first, self.end)
-        return growth(self.step)
+        return growth(self.step, self.hardware.device)

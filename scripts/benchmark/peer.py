@@ -24,8 +24,8 @@ from metarun import peers
 from metarun.data.table import cache_root, data_root
 from metarun.hardware import keep_freed_memory
 
+from .device import finish, growth
 from .lines import Line
-from .memory import growth
 
 Task = tuple[Tensor, ...]  # support images and labels, query images and labels
 
@@ -50,6 +50,10 @@ class Peer:
     def __init__(self, line: Line) -> None:
         keep_freed_memory()  # as on our side: it is the C library's, not ours
         self.line, self.config = line, line.config()
+        self.device = torch.device(self.config.hardware.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            self.config.hardware.tf32
+        )  # as on our side
         self.library = peers.learn2learn()
         random.seed(0)
         self.drawn = None if line.draw == "once" else self._tasks()
@@ -83,7 +87,7 @@ class Peer:
             model = self.library.vision.models.CNN4(
                 ways, hidden_size=channels, channels=inputs, max_pool=True, embedding_size=features
             )
-        own = dict(model.to(next(iter(weights.values())).dtype).named_parameters())
+        own = dict(model.to(next(iter(weights.values()))).named_parameters())  # to their device and precision
         self.own = {name: own[translated(name)] for name in weights}
         with torch.no_grad():
             for name, value in weights.items():
@@ -105,7 +109,8 @@ class Peer:
         images, labels = self.drawn.sample()
         task = self.config.task
         support = torch.arange(len(labels)) % (task.shots + task.queries) < task.shots
-        return images[support], labels[support], images[~support], labels[~support]
+        found = images[support], labels[support], images[~support], labels[~support]
+        return tuple(value.to(self.device) for value in found)
 
     def error(self, task: Task) -> Tensor:
         """One task's loss on its queries."""
@@ -149,6 +154,7 @@ class Peer:
         started = time.perf_counter()
         for _ in range(steps):
             self.step()
+        finish(self.device)
         return time.perf_counter() - started
 
     def check(self, path: str) -> dict[str, dict[str, float]]:
@@ -157,7 +163,9 @@ class Peer:
         `images` is the largest difference between two pixels, which go from 0 to 1.
         """
         found: dict[str, dict[str, float]] = {}
-        for precision in sorted(torch.load(path), reverse=True):  # float64 before what is measured, which stays
+        for precision in sorted(
+            torch.load(path), key="float64".__ne__
+        ):  # it comes before what is measured, which stays
             if precision == "images":
                 continue
             theirs = self.load(path, precision)
@@ -195,7 +203,7 @@ class Peer:
     def memory(self, path: str) -> int:
         """Bytes by which one step, the first of this process, raises its memory at the peak."""
         self.load(path)
-        return growth(self.step)
+        return growth(self.step, self.device)
 
 
 def translated(name: str) -> str:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .measure import spread
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results" / "speed"
@@ -43,16 +45,12 @@ def table(result: dict[str, Any]) -> str:
         rows += ["", "| from the start of the process | seconds |", "| --- | --- |"]
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
             rows.append(f"| {name} | {spread(values)} |")
+    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""  # files made before it could be one have no such key
     where = (
-        f"{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "
+        f"{gpu}{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "
         f"{result['rounds']} rounds."
     )
     return "\n".join([*rows, "", where])
-
-
-def spread(values: dict[str, Any], unit: float = 1) -> str:
-    """The median, and the range in brackets."""
-    return "{:.4g} ({:.4g}–{:.4g})".format(*(values[name] / unit for name in ("median", "min", "max")))
 
 
 def rewritten(readme: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metarun import config as schema
+from metarun.captured import Compute
 from metarun.cli import CONF
 from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.source import DataSource, ImageSource, Split
@@ -73,6 +75,23 @@ def hardware(*, vectorize: bool = False, task_chunk: int | None = None, bfloat16
     """The CPU, one thread."""
     dtype = torch.bfloat16 if bfloat16 else None
     return Hardware(device=CPU, autocast_dtype=dtype, vectorize=vectorize, task_chunk=task_chunk, threads=1)
+
+
+class Replays:
+    """In place of `captured.cuda_graph`, on any device: the memory of the outputs stays, and each replay fills it anew."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        outputs = compute()
+
+        def replay() -> None:
+            self.count += 1
+            for held, value in zip(outputs, compute(), strict=True):
+                held.copy_(value)
+
+        return outputs, replay
 
 
 def double(episodes: Episodes) -> Episodes:

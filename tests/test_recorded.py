@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers import build, choices, compose, double, episodes, hardware, toy_images
+from helpers import Replays, build, choices, compose, double, episodes, hardware, toy_images
 from torch import Tensor
 
 from metarun.config import task_of
@@ -68,22 +67,11 @@ def test_played_back_it_is_the_plain_gradient(name: str, chunk: int | None) -> N
 
 def test_captured_it_is_the_plain_gradient() -> None:
     """As on a CUDA device, but for the device: the memory of inputs and outputs stays, and each replay fills it anew."""
-    replays: list[Callable[[], None]] = []
-
-    def capture(compute: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        outputs = compute()
-
-        def replay() -> None:
-            replays.append(replay)
-            for held, value in zip(outputs, compute(), strict=True):
-                held.copy_(value)
-
-        return outputs, replay
-
+    replays = Replays()
     algorithm, batches = learner("maml")
     algorithm.double()
     plain = hardware(vectorize=True, task_chunk=2)  # three chunks, whose gradients add up
-    recorded = replace(plain, recorded=Recorded(capture))
+    recorded = replace(plain, recorded=Recorded(replays))
     earlier = None
     for step, batch in enumerate(map(double, batches)):
         expected, found = gradients(algorithm, batch, step, plain), gradients(algorithm, batch, step, recorded)
@@ -92,7 +80,7 @@ def test_captured_it_is_the_plain_gradient() -> None:
         if earlier is not None:  # what was returned does not change with the next replay
             assert all(torch.equal(*pair) for pair in earlier)
         earlier = [(value, value.clone()) for value in found.values() if isinstance(value, Tensor)]
-    assert len(replays) == 1 + 6
+    assert replays.count == 1 + 6
 
 
 def test_one_that_changes_from_step_to_step_is_found_out(caplog: pytest.LogCaptureFixture) -> None:

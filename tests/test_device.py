@@ -1,0 +1,134 @@
+"""What runs on the CPU runs on another device as well, with the same numbers: nothing is left behind, or made in the wrong place."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+import pytest
+import second_device
+import torch
+from helpers import Replays, choices, hardware
+from shell import make_images, metarun, result, run_folder
+from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
+from torch import Tensor
+
+from metarun import hardware as chosen
+from metarun.core import Algorithm, Batch, Episodes
+from metarun.hardware import choose
+from metarun.recorded import Recorded
+from metarun.train import gradient_step
+
+second_device.device()
+
+Tensors = TypeVar("Tensors", Episodes, Batch)
+
+
+def moved(batch: Tensors, device: torch.device) -> Tensors:
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+def test_devices_do_not_mix() -> None:
+    with second_device.present() as device:
+        there, here = torch.ones(2, device=device), torch.ones(2)
+        with pytest.raises(RuntimeError, match="some tensors are on stand_in:0, others on cpu"):
+            there + here
+        with pytest.raises(RuntimeError, match="some tensors are on stand_in:0, others on cpu"):
+            there[:1].lerp_(here[:1], 0.5)
+        total = (there + here.to(device) + torch.tensor(1.0))[[0, 1]]
+        assert total.device == device
+        assert total.cpu().tolist() == [3, 3]
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_every_method_stays_on_its_device(name: str) -> None:
+    """Gradients of the training loss, predictions, and what it measures; in the form of the task axis that a GPU gets."""
+
+    def found(device: torch.device) -> list[dict[str, Tensor]]:
+        torch.manual_seed(0)
+        algorithm, batch = learner(name, 2, vectorize=name in VECTORIZABLE)
+        given = moved(fed(algorithm, batch), device)
+        algorithm.to(device)
+        logged = gradient_step(algorithm.train(), given, 0, 1.0, 0, dataclasses.replace(plain, device=device))
+        slopes = gradients(algorithm)
+        algorithm.eval()
+        with torch.no_grad():
+            predicted = algorithm.predict_after(moved(batch, device), steps_of(algorithm))
+            measured = algorithm.measures(moved(batch, device))
+        values = {"logged": logged, "gradients": slopes, "predicted": {"": predicted}, "measured": measured}
+        assert all(value.device == device for kind in values.values() for value in kind.values())
+        return [{key: value.cpu() for key, value in kind.items()} for kind in values.values()]
+
+    plain = hardware(vectorize=name in VECTORIZABLE, task_chunk=None)
+    expected = found(torch.device("cpu"))
+    with second_device.present() as device:
+        for on_device, on_cpu in zip(found(device), expected, strict=True):
+            assert on_device.keys() == on_cpu.keys()
+            for key, value in on_cpu.items():
+                torch.testing.assert_close(on_device[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_captured_step_stays_on_its_device() -> None:
+    plain = hardware(vectorize=True, task_chunk=None)
+    algorithm, batch = learner("maml", 2, vectorize=True)
+    gradient_step(algorithm.train(), batch, 0, 1.0, 0, plain)
+    expected = gradients(algorithm)
+    with second_device.present() as device:
+        algorithm.to(device)
+        replays = Replays()
+        recorded = dataclasses.replace(plain, device=device, recorded=Recorded(replays))
+        for _ in range(2):
+            gradient_step(algorithm, moved(batch, device), 0, 1.0, 0, recorded)
+        assert replays.count == 3  # and one of the check
+        for key, value in gradients(algorithm).items():
+            torch.testing.assert_close(value.cpu(), expected[key])
+
+
+SMALL = ["data=folder", "data.image_size=16", "task.ways=3", "task.queries=2", "train.steps=2", "train.tasks_per_step=4",
+         "train.validate_every=2", "train.validate_episodes=4", "test.episodes=4", "test.baseline_episodes=4"]  # fmt: skip
+CONV4 = "backbone.channels=4"
+TARGET = ["recipe=transfer", "target=folder", "target.data.image_size=16", "target.train_images=24",
+          "target.test_images=12", "target.repeats=2"]  # fmt: skip
+VIT = ["backbone=vit", "backbone.patch_size=4", "backbone.width=8", "backbone.depth=1"]
+RUNS = [
+    ["algo=maml", "backbone.norm=running", CONV4],
+    ["algo=maml", "around=metamix", CONV4],
+    ["algo=anil", "around=ats", CONV4],
+    ["algo=baseline", "augment=standard", CONV4],
+    ["recipe=pretrain_meta", "pretrain.train.steps=2", CONV4],
+    ["recipe=adapt", "algo=dann", "target=folder", "target.data.image_size=16", "train.tasks_per_step=16", CONV4],
+    *(
+        [*TARGET, f"finetune={name}", *(VIT if name in ("prompts", "lora") else [CONV4])]
+        for name in choices("finetune")
+    ),
+]
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_whole_run_on_a_device(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    images = make_images(tmp_path / "images")
+    roots = [f"data.root={images}", *([f"target.data.root={images}"] if "target=folder" in words else [])]
+
+    def run(outputs: str) -> dict[str, Any]:
+        done = metarun(*SMALL, *words, *roots, f"outputs={tmp_path / outputs}")
+        assert done.status == 0, done.err
+        return result(run_folder(tmp_path / outputs))
+
+    def there(settings: Any, algorithm: Algorithm, world: Any) -> Any:
+        return dataclasses.replace(choose(settings, algorithm, world), device=device)
+
+    expected = run("cpu")
+    with second_device.present() as device, mock.patch.object(chosen, "choose", there):
+        found = run("device")
+    assert found["hardware"]["device"] == second_device.NAME
+    scores = [key for key in expected if key.startswith(("test/", "target/", "train/loss", "val/"))]
+    scores = [key for key in scores if isinstance(expected[key], float) and "second" not in key]
+    assert scores
+    for key in scores:
+        assert found[key] == pytest.approx(expected[key], rel=1e-4, nan_ok=True), key

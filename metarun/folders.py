@@ -119,14 +119,23 @@ def create(folder: Path) -> None:
 
 
 def refuse_other_config(folder: Path, config: DictConfig) -> None:
-    """Raises `UserError` with the keys that differ if the folder was made with another config."""
+    """Raises `UserError` with the keys that differ if the folder was made with another config.
+
+    A key that only one of them knows is of another version of metarun, and makes no difference while it is off.
+    """
     stored = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     asked = flat(to_container(config))
     missing: Any = "absent"
+
+    def differs(key: str) -> bool:
+        if key in stored and key in asked:
+            return bool(stored[key] != asked[key])
+        return bool(stored.get(key) or asked.get(key))
+
     differing = [
         f"{key} {stored.get(key, missing)} -> {asked.get(key, missing)}"
         for key in sorted({*stored, *asked})
-        if key not in FREE and stored.get(key, missing) != asked.get(key, missing)
+        if key not in FREE and differs(key)
     ]
     if differing:
         raise UserError(

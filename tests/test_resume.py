@@ -300,6 +300,22 @@ def test_what_changes_no_number_may_differ_between_sittings(word: str, tmp_path:
     assert "going on at step 6" in done.err
 
 
+def test_run_of_an_older_version_goes_on_while_what_is_new_is_off(tmp_path: Path) -> None:
+    words = [*SINUSOID, f"outputs={tmp_path}", "name=old"]
+    assert metarun(*words, "train.steps=2").status == 0
+    folder = run_folder(tmp_path)
+    stored = OmegaConf.load(folder / "config.yaml")
+    del stored.hardware["tf32"]  # a key that it did not know
+    stored.hardware.gone = None  # one that nobody knows any more
+    OmegaConf.save(stored, folder / "config.yaml")
+    assert "finished before" in metarun(*words, "train.steps=2").out
+    stored.hardware.gone = "on"
+    del stored.train["log_every"]  # one that is on by default
+    OmegaConf.save(stored, folder / "config.yaml")
+    said = metarun(*words, "train.steps=2").said
+    assert re.search(r"another config \(hardware\.gone on -> absent; train\.log_every absent -> \d+\)", said[-1])
+
+
 def test_resume_false_starts_beside(tmp_path: Path) -> None:
     words = [*SINUSOID, f"outputs={tmp_path}"]
     assert metarun(*words).status == 0

@@ -1,7 +1,7 @@
-"""A device beside the CPU, for machines that have none: tensors on it compute what a CPU does, and must not be mixed with the CPU's.
+"""A device beside the CPU, for machines that have none: it computes what a CPU does, and mixes with no tensor of the CPU's.
 
-So what a GPU would refuse is an error here too: a tensor that was left behind, or made on the CPU within a step. `present()`
-adds the device, `DEVICE`, to this process.
+So what a GPU would refuse is an error here too: a tensor that was left behind, or made on the CPU within a step. `device()`
+adds it to this process, and within `present()` it can be computed on.
 """
 
 from __future__ import annotations

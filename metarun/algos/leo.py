@@ -45,7 +45,7 @@ def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
 def overlap(weight: Tensor) -> Tensor:
     """The mean squared difference of the correlations of the columns of `weight` from the identity."""
     columns = F.normalize(weight, dim=0)
-    return (columns.T @ columns - torch.eye(weight.shape[1]).to(weight)).square().mean()
+    return (columns.T @ columns - torch.eye(weight.shape[1], device=weight.device, dtype=weight.dtype)).square().mean()
 
 
 class LEO(Algorithm):

@@ -119,6 +119,14 @@ def keep_freed_memory() -> None:
         mallopt(-2, 64 * 2**20)  # M_TOP_PAD
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA devices may take TF32 for float32, in convolutions and matrix products alike.
+
+    torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
     """The hardware of the config's `hardware` node for `algorithm`, in this rank of `world`.
 
@@ -140,8 +148,7 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
         raise UserError(
             "hardware.tf32=true: only CUDA devices have TF32, and this run is on the CPU; leave it at false"
         )
-    # torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    allow_tf32(settings.tf32)
     keep_freed_memory()
     threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
     if threads is None and world.local_size > 1:

@@ -161,7 +161,8 @@ def main(words: Sequence[str] | None = None, works: Works = works) -> int:
     try:
         if given.hardware[0] not in ("cpu", "cuda"):
             raise UserError(f"--hardware {given.hardware[0]}: the first word is cpu or cuda")
-        chosen = {name: work for name, work in works(given.hardware).items() if name in given.only}
+        measurements = works(given.hardware)
+        chosen = {name: measurements[name] for name in given.only}
         result = run(chosen, given.rounds, given.seconds, given.json, given.hardware)
     except MENDABLE as error:
         print(f"benchmark: {one_line(error)}", file=sys.stderr)

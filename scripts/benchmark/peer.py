@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from metarun import peers
 from metarun.data.table import cache_root, data_root
-from metarun.hardware import keep_freed_memory
+from metarun.hardware import allow_tf32, keep_freed_memory
 
 from .device import finish, growth
 from .lines import Line
@@ -51,9 +51,7 @@ class Peer:
         keep_freed_memory()  # as on our side: it is the C library's, not ours
         self.line, self.config = line, line.config()
         self.device = torch.device(self.config.hardware.device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-            self.config.hardware.tf32
-        )  # as on our side
+        allow_tf32(self.config.hardware.tf32)  # as on our side
         self.library = peers.learn2learn()
         random.seed(0)
         self.drawn = None if line.draw == "once" else self._tasks()

@@ -1,160 +1,22 @@
-"""The schema of a run, its checks, and the construction of what a config names. Imports no torch until something is built."""
+"""The check of a config before anything is built from it. It imports torch only where a `_target_` does."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import operator
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from hydra.utils import get_class, get_method, instantiate
+from hydra.utils import get_class, get_method
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.errors import UserError, nearest
-
-
-@dataclass
-class Task:
-    """Ways, shots and queries per way of every task; `train.task` and `test.task` may differ from it."""
-
-    ways: int = 5
-    shots: int = 1
-    queries: int = 15
-
-
-@dataclass
-class TaskChange:
-    """What differs from `task`; null is the same."""
-
-    ways: int | None = None
-    shots: int | None = None
-    queries: int | None = None
-
-
-@dataclass
-class Noise:
-    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
-
-    tasks: float = 0.0
-    labels: float = 0.8
-
-
-@dataclass
-class Train:
-    """Meta-training: a budget in steps, or in seconds of training if `max_seconds` comes first."""
-
-    steps: int = 1000
-    max_seconds: float | None = None
-    tasks_per_step: int = 1
-    task: TaskChange = field(default_factory=TaskChange)
-    noise: Noise = field(default_factory=Noise)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    validate_every: int = 200
-    validate_episodes: int = 100
-    validate_on: str = "episodes"  # of the validation classes; or images: held out of the classes that it trains on
-    patience: int | None = None  # validations without a better one before training stops
-    log_every: int = 20
-    save_every: int | None = None  # steps
-    save_seconds: float = 60.0
-
-
-@dataclass
-class Test:
-    """Meta-testing, once, of the weights that were best on validation."""
-
-    episodes: int = 1000
-    baseline_episodes: int = 200  # for the same method untrained
-    task: TaskChange = field(default_factory=TaskChange)
-
-
-@dataclass
-class Pretrain:
-    """The method that trains the backbone before the run's own does, in recipes with such a stage."""
-
-    algo: dict[str, Any] = field(default_factory=dict)
-    train: Train = field(default_factory=Train)
-    backbone: dict[str, Any] = field(default_factory=dict)  # what it asks of the run's backbone, which must be so
-
-
-@dataclass
-class Target:
-    """Where what was learned is put to use: small labelled subsets of a data set, and test images apart from them."""
-
-    data: dict[str, Any] = field(default_factory=dict)
-    train_images: Any = None  # a number, or a list of them for a learning curve; null: all
-    test_images: int | None = None  # null: all
-    repeats: int = 10  # subsets drawn
-    subset_seed: int = 0  # of the draw; not the run's seed, so that all runs meet the same subsets
-
-
-@dataclass
-class Hardware:
-    """Where and how it is computed."""
-
-    device: str = "auto"  # auto, cpu or cuda
-    autocast: str | None = None  # bfloat16
-    tf32: bool = False  # float32 products with 10 bits of mantissa, on a CUDA device
-    channels_last: bool | None = None  # the memory order of images between layers; null: whichever is faster
-    processes: int = 1  # that share the tasks of a step, on a CPU
-    threads: int | None = None  # of a CPU operation; null: torch's choice, or the cores shared out among the processes
-    vectorize: bool | None = None  # tasks by vmap; null: on CUDA and for backbones without convolutions
-    record: bool | None = None  # gradients from a recording, on CUDA from a graph of it; null: for MLPs on CPUs
-    task_chunk: int | None = None  # tasks whose graph is held at once; null: 1 in a loop, all by vmap
-
-
-@dataclass
-class Recipe:
-    """The stages of a run, in order: functions of a `metarun.stages.Run`."""
-
-    stages: list[str] = MISSING
-    source: bool = (
-        True  # whether a source (data=) is trained on; without one the backbone starts untrained on the target
-    )
-    run: str = "metarun.recipes.run"  # what carries the config out
-
-
-@dataclass
-class Config:
-    """A run."""
-
-    algo: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(
-        default_factory=lambda: {"from": None}
-    )  # from: a run whose backbone's weights to take
-    around: dict[str, Any] = field(default_factory=dict)
-    augment: dict[str, Any] = field(default_factory=dict)
-    pretrain: Pretrain = field(default_factory=Pretrain)
-    target: Target = field(default_factory=Target)
-    finetune: dict[str, Any] = field(default_factory=dict)
-    task: Task = field(default_factory=Task)
-    train: Train = field(default_factory=Train)
-    test: Test = field(default_factory=Test)
-    hardware: Hardware = field(default_factory=Hardware)
-    recipe: Recipe = field(default_factory=Recipe)
-    name: str | None = None
-    seed: int = 0
-    resume: bool = True
-    checkpoint: str | None = None
-    runs: Any = None  # recipe=report: the folder of runs, or a list of them
-    outputs: str = "outputs"
-
-
-ConfigStore.instance().store(name="schema", node=Config)
-# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
-# the time that --help takes. A copy of the one store is the store.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours
+from metarun.config.schema import Config
+from metarun.config.values import to_container
+from metarun.errors import UserError, nearest, reason
 
 # What the builder hands in, and a config therefore must not name.
 GIVEN = {
@@ -193,22 +55,6 @@ CHOICES: dict[str, list[str | None]] = {
 }
 
 
-def to_container(config: DictConfig) -> dict[str, Any]:
-    """Plain, resolved values."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 100, ...}` of nested mappings."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        key: leaf
-        for name, value in values.items()
-        for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
 def check(config: DictConfig) -> None:
     """Holds every node with a `_target_` against the signature it names, and the rest against its range.
 
@@ -245,7 +91,7 @@ def check(config: DictConfig) -> None:
         try:
             get_method(stage)
         except Exception as error:
-            raise UserError(f"recipe.stages: {stage} cannot be imported ({_reason(error)})") from error
+            raise UserError(f"recipe.stages: {stage} cannot be imported ({reason(error)})") from error
 
 
 def check_sizes(value: Any) -> None:
@@ -256,10 +102,6 @@ def check_sizes(value: Any) -> None:
         raise UserError(
             f"target.train_images={value}: must be a number of images, or a list of different ones, or null"
         )
-
-
-def _reason(error: Exception) -> str:
-    return str(error.__cause__ or error).splitlines()[0]
 
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -280,7 +122,7 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     try:
         cls = get_class(target)
     except Exception as error:
-        raise UserError(f"{path}._target_={target}: cannot be imported ({_reason(error)})") from error
+        raise UserError(f"{path}._target_={target}: cannot be imported ({reason(error)})") from error
     signature = inspect.signature(cls)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return
@@ -328,26 +170,3 @@ def check_value(key: str, value: Any, hint: Any) -> None:
     except OmegaConfBaseException as error:
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise UserError(f"{key}={'null' if plain is None else plain}: must be of type {expected}") from error
-
-
-def task_of(config: DictConfig, split: str) -> Any:
-    """The `TaskShape` of `train` or `test`: `task`, with what that part of the config changes."""
-    from metarun.core import TaskShape
-
-    change = config[split].task
-    return TaskShape(
-        **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
-    )
-
-
-def construct(node: DictConfig, path: str, **given: Any) -> Any:
-    """What `node._target_` names, built from its values and `given`; a value that its constructor refuses is a `UserError`."""
-    try:
-        build = instantiate(node, _partial_=True, _convert_="all")
-        hints = typing.get_type_hints(inspect.unwrap(build.func.__init__))
-        for name, value in build.keywords.items():
-            if type(value) is int and hints.get(name) in (float, float | None):
-                given[name] = float(value)  # `algo.inner_lr=1` means 1.0
-        return build(**given)
-    except (HydraException, ValueError) as error:
-        raise UserError(f"{path}: {_reason(error)}") from error

@@ -1,7 +1,7 @@
 """The config of a run: its schema, its validation, and the construction of what it names.
 
-`schema.py` holds the keys, `types.py` the marks that a type can carry, `validation.py` the check of a composed config,
-`building.py` the construction of its nodes, and `values.py` its plain values. None of them imports torch before a node is
+`schema.py` holds the keys, `types.py` the marks that a type can carry, `ranges.py` reads these marks, `validation.py` checks
+a composed config, `building.py` constructs its nodes, and `values.py` gives its plain values. None of them imports torch before a node is
 looked at.
 """
 

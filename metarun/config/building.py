@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from metarun.config.ranges import check_value
+from metarun.config.validation import hints_of
 from metarun.errors import UserError, reason
 
 
@@ -24,13 +24,21 @@ def task_of(config: DictConfig, split: str) -> Any:
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:
-    """What `node._target_` names, built from its values and `given`; a value that its constructor refuses is a `UserError`."""
+    """Builds what `node._target_` names from the node's values and from `given`.
+
+    Args:
+        node: A node of the config that has a `_target_`.
+        path: The node's dotted key, for messages.
+        given: What the builder hands in; the config does not name it.
+
+    Raises:
+        UserError: A value is of another type, is out of range, or is refused by the constructor.
+    """
     try:
         build = instantiate(node, _partial_=True, _convert_="all")
-        hints = typing.get_type_hints(inspect.unwrap(build.func.__init__))
+        hints = hints_of(build.func)
         for name, value in build.keywords.items():
-            if type(value) is int and hints.get(name) in (float, float | None):
-                given[name] = float(value)  # `algo.inner_lr=1` means 1.0
+            given[name] = check_value(f"{path}.{name}", value, hints.get(name, Any))
         return build(**given)
     except (HydraException, ValueError) as error:
         raise UserError(f"{path}: {reason(error)}") from error

@@ -31,10 +31,9 @@ def complete(config: DictConfig) -> None:
             continue
         if isinstance(config[key], DictConfig):
             complete(config[key])
-    if OmegaConf.is_missing(config, "_target_") or OmegaConf.is_interpolation(config, "_target_"):
+    if "_target_" not in config or OmegaConf.is_interpolation(config, "_target_"):
         return
-    target = config.get("_target_")
-    signature = read(target) if isinstance(target, str) else None
+    signature = read(str(config["_target_"]))
     with open_dict(config):
         for setting in signature.settings if signature else ():
             if setting.name not in config and setting.default is not UNKNOWN:

@@ -66,10 +66,10 @@ class Signature:
     def settings(self) -> tuple[Parameter, ...]:
         """What a config sets: the keyword-only parameters.
 
-        A constructor that has defaults among its positional parameters does not tell settings from what it is handed;
+        A constructor with a default, other than None, of a positional parameter does not tell settings from what it is handed;
         such a one is another library's, and its node holds what the YAML says.
         """
-        if any(not one.keyword_only and one.default is not ABSENT for one in self.parameters):
+        if any(not one.keyword_only and one.default not in (ABSENT, None) for one in self.parameters):
             return ()
         return tuple(one for one in self.parameters if one.keyword_only)
 

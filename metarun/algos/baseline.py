@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
@@ -58,7 +59,17 @@ class Head(nn.Module):
 class Baseline(Algorithm):
     """A classifier of the source's images; on a test task, a new head on frozen features. Test ways may be any.
 
-    `cosine` is Baseline++, to which `scale` and `class_scales` belong; `head_...` are the training of a test task's head.
+    Args:
+        cosine: Whether the classifiers go by cosines (Baseline++).
+        scale: The factor of the cosines; null goes by the number of classes.
+        class_scales: Whether each class of a cosine classifier learns a scale of its own.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
+        head_epochs: The passes over the support set that train a test task's head.
+        head_batch: The support images of a step of a test task's head.
+        head_lr: The learning rate of a test task's head (SGD).
+        head_momentum: The momentum of a test task's head.
+        head_dampening: The dampening of that momentum.
+        head_weight_decay: The weight decay of a test task's head.
     """
 
     trains_on = "batches"
@@ -70,15 +81,15 @@ class Baseline(Algorithm):
         spec: Spec,
         *,
         cosine: bool = False,
-        scale: float | None = None,
+        scale: PositiveFloat | None = None,
         class_scales: bool = True,
-        label_smoothing: float = 0.0,
-        head_epochs: int = 100,
-        head_batch: int = 4,
-        head_lr: float = 0.01,
-        head_momentum: float = 0.9,
-        head_dampening: float = 0.9,
-        head_weight_decay: float = 0.001,
+        label_smoothing: DropRate = 0.0,
+        head_epochs: NonNegativeInt = 100,
+        head_batch: PositiveInt = 4,
+        head_lr: NonNegativeFloat = 0.01,
+        head_momentum: NonNegativeFloat = 0.9,
+        head_dampening: NonNegativeFloat = 0.9,
+        head_weight_decay: NonNegativeFloat = 0.001,
     ) -> None:
         super().__init__(backbone, spec)
         if scale is not None and scale <= 0:

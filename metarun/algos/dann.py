@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
+from metarun.config.types import NonNegativeFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
@@ -66,7 +67,11 @@ def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
 class DANN(Baseline):
     """A classifier of the source on features from which a second classifier cannot tell the domain.
 
-    `reversal` is the most that lambda comes to, after `ramp_steps` steps; `sharpness` is the paper's gamma.
+    Args:
+        domain_hidden: The hidden units of the domain classifier.
+        reversal: The most that lambda, the factor of the reversed gradient, comes to.
+        ramp_steps: The training steps over which lambda rises.
+        sharpness: The paper's gamma, how steeply lambda rises.
     """
 
     uses_target = "images"
@@ -76,10 +81,10 @@ class DANN(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        domain_hidden: int = 100,
-        reversal: float = 1.0,
-        ramp_steps: int = 1500,
-        sharpness: float = 10.0,
+        domain_hidden: PositiveInt = 100,
+        reversal: NonNegativeFloat = 1.0,
+        ramp_steps: PositiveInt = 1500,
+        sharpness: NonNegativeFloat = 10.0,
     ) -> None:
         super().__init__(backbone, spec)
         if domain_hidden < 1:

@@ -28,7 +28,9 @@ from metarun.ops.numerics import one_hot, precise
 class MetaBaseline(ProtoNet):
     """Classifies a query by its cosine to each class mean of an embedding. Train and test ways may differ.
 
-    `temperature` is where tau starts, and stays unless `learn_temperature`.
+    Args:
+        temperature: Where the factor of the cosines, tau, starts.
+        learn_temperature: Whether the factor is learned.
     """
 
     def __init__(

@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
@@ -72,13 +73,17 @@ def attention(queries: Tensor, keys: Tensor) -> Tensor:
 class MetaNet(Algorithm):
     """A classifier whose every query reads fast weights from a memory that the support set's gradients fill.
 
-    `hidden` is the width of the fully connected layers, `meta_hidden` of the functions m and d.
+    Args:
+        hidden: The width of the fully connected layers.
+        meta_hidden: The width of the functions m and d, which make fast weights of gradients.
     """
 
     fixed_ways = True
     key_second: Tensor
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, hidden: int = 64, meta_hidden: int = 20) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 64, meta_hidden: PositiveInt = 20
+    ) -> None:
         super().__init__(backbone, spec)
         for name, value in (("hidden", hidden), ("meta_hidden", meta_hidden)):
             if value < 1:

@@ -26,9 +26,12 @@ Differences from the official code (kjunelee/MetaOptNet), beside that its solver
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.batch_norm import one_of
@@ -39,7 +42,13 @@ from metarun.ops.solvers import ridge, support_vectors
 class MetaOptNet(Algorithm):
     """A support vector machine or ridge regression, solved anew for each task. Train and test ways may differ.
 
-    `cost` is C, `regularization` lambda, each for its `head` alone; `scale` is where gamma starts.
+    Args:
+        head: The learner of a task: a support vector machine or ridge regression.
+        cost: The cost C of the support vector machine.
+        diagonal: What is added to the diagonal of the machine's quadratic program.
+        regularization: The penalty lambda of ridge regression.
+        scale: Where gamma, the factor of the scores, starts.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
     def __init__(
@@ -47,12 +56,12 @@ class MetaOptNet(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        head: str = "svm",
-        cost: float = 0.1,
-        diagonal: float = 1.0,
-        regularization: float = 50.0,
-        scale: float = 1.0,
-        label_smoothing: float = 0.0,
+        head: Literal["svm", "ridge"] = "svm",
+        cost: PositiveFloat = 0.1,
+        diagonal: NonNegativeFloat = 1.0,
+        regularization: PositiveFloat = 50.0,
+        scale: PositiveFloat = 1.0,
+        label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec)
         self.kind = one_of("algo.head", head, ["svm", "ridge"])

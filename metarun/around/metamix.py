@@ -22,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from metarun.around.base import Around
+from metarun.config.types import Len, NonNegativeInt, PositiveFloat
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
@@ -37,12 +38,18 @@ from metarun.ops.numerics import one_hot
 class MetaMix(Around):
     """Trains a method on queries mixed with its support examples.
 
-    `alpha` of the Beta distribution; `layers` are the places to mix at, 0 being the input and i the input of block i of the
-    backbone (null: all of these).
+    Args:
+        alpha: Both parameters of the Beta distribution that the share of the query is drawn from.
+        layers: The places to mix at: 0 is the input and i the input of block i of the backbone; null is all.
     """
 
     def __init__(
-        self, method: Algorithm, validation: EpisodeSampler, *, alpha: float = 2.0, layers: list[int] | None = None
+        self,
+        method: Algorithm,
+        validation: EpisodeSampler,
+        *,
+        alpha: PositiveFloat = 2.0,
+        layers: Annotated[list[NonNegativeInt], Len(1)] | None = None,
     ) -> None:
         super().__init__(method)
         if not method.soft_labels:

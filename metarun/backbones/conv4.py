@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm, one_of
@@ -59,16 +61,22 @@ class Conv4(Backbone):
     over the positions that remain, `channels` features. MAML's mini-ImageNet network is "pool", "flatten" and 32 channels.
     Convolutions start Xavier-uniform with zero biases. Raises `UserError` for vectors, unknown choices, and images of less than 16
     pixels a side with "pool".
+
+    Args:
+        channels: The filters of each block.
+        downsample: How a block halves the image: a max-pool, or the convolution's stride.
+        readout: What becomes of the last map: all its numbers, or the mean over positions.
+        norm: The normalisation: batch (transductive at test), support, running, group or none.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        channels: int = 64,
-        downsample: str = "pool",
-        readout: str = "flatten",
-        norm: str = "batch",
+        *,
+        channels: PositiveInt = 64,
+        downsample: Literal["pool", "stride"] = "pool",
+        readout: Literal["flatten", "mean"] = "flatten",
+        norm: NormKind = "batch",
     ) -> None:
         super().__init__()
         pool = one_of("backbone.downsample", downsample, ["pool", "stride"]) == "pool"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
+from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS, one_of
@@ -66,18 +68,26 @@ class ViT(Backbone):
     There is no norm with statistics across images: `norm` may be any kind that lets no query see another, since many
     methods set one, and changes nothing. `activation_hook` is given the hidden units of each block, `[B, 4 width, tokens]`, before
     their nonlinearity. Raises `UserError` for vectors, sides that patches do not divide, and sizes that do not fit.
+
+    Args:
+        patch_size: The side of a patch in pixels, which must divide the image's.
+        width: The channels of a token, divisible by heads and by 4.
+        depth: The blocks.
+        heads: The heads of each block's attention.
+        readout: What is read: the class token, or the mean over the patches.
+        norm: Nothing: it has layer norms alone; batch and group are refused.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        patch_size: int = 7,
-        width: int = 128,
-        depth: int = 6,
-        heads: int = 4,
-        readout: str = "class",
-        norm: str = "none",
+        *,
+        patch_size: PositiveInt = 7,
+        width: PositiveInt = 128,
+        depth: PositiveInt = 6,
+        heads: PositiveInt = 4,
+        readout: Literal["class", "mean"] = "class",
+        norm: NormKind = "none",
     ) -> None:
         super().__init__()
         channels, *sides = image_shape("vit", input_shape)

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -92,10 +91,6 @@ class Baseline(Algorithm):
         head_weight_decay: NonNegativeFloat = 0.001,
     ) -> None:
         super().__init__(backbone, spec)
-        if scale is not None and scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive, or null to go by the number of classes")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and below 1; try 0.1")
         self.cosine, self.class_scales = cosine, class_scales
         self.label_smoothing, self.head_epochs, self.head_batch = label_smoothing, head_epochs, head_batch
         self.descent: dict[str, Any] = {"lr": head_lr, "momentum": head_momentum, "dampening": head_dampening}

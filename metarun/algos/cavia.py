@@ -67,8 +67,6 @@ class CAVIA(MAML):
             test_inner_steps=test_inner_steps,
             first_order=first_order,
         )
-        if context_size < 1:
-            raise UserError(f"algo.context_size={context_size}: must be positive")
         last = len(backbone.widths) - 1
         self.scales = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
         if blocks is None:

@@ -78,11 +78,6 @@ class CNP(Algorithm):
         orders: PositiveInt = 1,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, value in (("width", width), ("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be positive")
-        if not 0 <= min_sigma < 1:
-            raise UserError(f"algo.min_sigma={min_sigma}: must be at least 0 and below 1; the official code has 0.1")
         self.gaussian = spec.kind == "regression"
         if not 1 <= orders <= (1 if self.gaussian else spec.outputs):
             raise UserError(f"algo.orders={orders}: must be from 1 to the ways of a training task; 1 is the paper's")

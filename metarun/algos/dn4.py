@@ -30,7 +30,6 @@ from torch import Tensor
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -48,8 +47,6 @@ class DN4(Algorithm):
         self, backbone: Backbone, spec: Spec, *, neighbors: PositiveInt = 3, unpooled: NonNegativeInt = 2
     ) -> None:
         super().__init__(backbone, spec)
-        if neighbors < 1:
-            raise UserError(f"algo.neighbors={neighbors}: must be positive; the paper's is 3")
         map_size(backbone, spec.input_shape, unpooled=unpooled)  # or a UserError
         self.neighbors, self.unpooled = neighbors, unpooled
 

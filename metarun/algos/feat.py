@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 
@@ -83,14 +82,6 @@ class FEAT(Algorithm):
         attention_dropout: DropRate = 0.1,
     ) -> None:
         super().__init__(backbone, spec)
-        for key, value in {"temperature": temperature, "contrast_temperature": contrast_temperature}.items():
-            if value <= 0:
-                raise UserError(f"algo.{key}={value}: must be positive; ProtoNet's is 1, FEAT's 16 to 64")
-        if contrast_weight < 0:
-            raise UserError(f"algo.contrast_weight={contrast_weight}: must not be negative; 0 leaves the term out")
-        for key, value in {"dropout": dropout, "attention_dropout": attention_dropout}.items():
-            if not 0 <= value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 0 and below 1; 0 drops nothing")
         self.temperature, self.contrast_temperature = temperature, contrast_temperature
         self.contrast_weight = contrast_weight
         self.adapt = SetToSet(backbone.features, dropout, attention_dropout)

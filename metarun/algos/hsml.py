@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 from metarun.ops.numerics import one_hot, precise
 
@@ -82,9 +81,6 @@ class HSML(MAML):
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, first_order=first_order)
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        if min(leaves, nodes, embedding, spread) <= 0:
-            names = f"embedding={embedding}, leaves={leaves}, nodes={nodes}, spread={spread}"
-            raise UserError(f"algo: {names} must be positive")
         weights = parameters(self)
         numbers = spec.kind == "regression"
         pair = spec.input_shape[0] + spec.outputs if numbers else backbone.features + spec.outputs

@@ -61,15 +61,11 @@ class IMAML(MAML):
         damping: NonNegativeFloat = 22.0,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, test_inner_steps=test_inner_steps)
-        if proximal_weight <= 0:
-            raise UserError(f"algo.proximal_weight={proximal_weight}: must be positive; the paper has 2.0")
         if inner_lr * proximal_weight >= 2:
             raise UserError(
                 f"algo.inner_lr={inner_lr}: inner steps would leap over the initialisation, ever further; with "
                 f"algo.proximal_weight={proximal_weight} it must be below {2 / proximal_weight:g}"
             )
-        if damping < 0:
-            raise UserError(f"algo.damping={damping}: must be 0 or more")
         self.proximal_weight = proximal_weight
         self.solver_steps = solver_steps
         self.damping = damping

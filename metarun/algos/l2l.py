@@ -34,7 +34,7 @@ from metarun.algos.lstmlearner import CoordinateLSTM, State, preprocess, support
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call
 from metarun.ops.numerics import precise
 
@@ -89,11 +89,6 @@ class L2L(MAML):
         rates: dict[Literal["sgd", "adam", "rmsprop"], NonNegativeFloat] | None = None,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, test_inner_steps=test_inner_steps)
-        for key, value in {"inner_steps": inner_steps, "unroll": unroll, "hidden": hidden}.items():
-            if value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 1")
-        for key in (rates or {}).keys() - OPTIMIZERS.keys():
-            raise UserError(f"algo.rates.{key}: is not one of {', '.join(OPTIMIZERS)}{nearest(key, OPTIMIZERS)}")
         if backbone.norm == "running":
             raise UserError("backbone.norm=running: averages over other random networks; use batch, support or none")
         self.requires_grad_(False)

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import adapt
 from metarun.ops.numerics import one_hot, precise
 
@@ -85,8 +84,6 @@ class LEO(Algorithm):
         orthogonality_weight: NonNegativeFloat = 1e-3,
     ) -> None:
         super().__init__(backbone, spec)
-        if not 0 <= dropout < 1:
-            raise UserError(f"algo.dropout={dropout}: must be at least 0 and below 1; try 0")
         linear, pair, features = partial(nn.Linear, bias=False), 2 * latent_size, backbone.features
         self.encoder, self.decoder = linear(features, latent_size), linear(latent_size, 2 * features)
         self.relation = nn.Sequential(linear(pair, pair), nn.ReLU(), linear(pair, pair), nn.ReLU(), linear(pair, pair))

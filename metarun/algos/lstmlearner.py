@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Backbone, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import precise
 
@@ -104,16 +103,13 @@ class LSTMMetaLearner(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: NonNegativeInt = 12,
+        inner_steps: PositiveInt = 12,
         test_inner_steps: NonNegativeInt | None = None,
         hidden: PositiveInt = 20,
         forget_bias: float = 4.5,
         input_bias: float = -4.5,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, test_inner_steps=test_inner_steps, first_order=True)
-        for key, value in {"inner_steps": inner_steps, "hidden": hidden}.items():
-            if value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 1")
         self.lstm = CoordinateLSTM(4, hidden)
         self.gates = nn.Linear(hidden + 2, 2)  # forget, input
         for weights in (*self.lstm.parameters(), self.gates.weight):

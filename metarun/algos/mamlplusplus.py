@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 
@@ -74,9 +73,6 @@ class MAMLPlusPlus(MAML):
         first_order_steps: NonNegativeInt = 0,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, test_inner_steps=test_inner_steps)
-        for name, value in {"inner_steps": inner_steps, "multi_step_loss_steps": multi_step_loss_steps}.items():
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be at least 1")
         self.multi_step_loss_steps = multi_step_loss_steps if multi_step_loss else 0
         self.first_order_steps = first_order_steps
         norms = [name for name, module in self.named_modules() if per_step_norm and isinstance(module, Norm)]

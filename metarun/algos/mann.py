@@ -70,12 +70,8 @@ class MANN(Algorithm):
         queries_apart: bool = False,
     ) -> None:
         super().__init__(backbone, spec)
-        sizes = [("reads", reads, 1), ("memory_slots", memory_slots, reads), ("memory_width", memory_width, 1)]
-        for name, size, least in [*sizes, ("controller", controller, 1), ("key_strength", key_strength, 0)]:
-            if size < least:
-                raise UserError(f"algo.{name}={size}: must be at least {least}")
-        if not 0 <= usage_decay <= 1:
-            raise UserError(f"algo.usage_decay={usage_decay}: must be from 0 to 1")
+        if memory_slots < reads:
+            raise UserError(f"algo.memory_slots={memory_slots}: must be at least algo.reads={reads}")
         self.slots, self.reads, self.usage_decay, self.key_strength = memory_slots, reads, usage_decay, key_strength
         self.queries_apart, words, unit = queries_apart, reads * memory_width, (controller,)
         self.shapes = [(memory_slots, memory_width), unit, unit, (words,), (reads, memory_slots), (memory_slots,)]

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -80,10 +79,6 @@ class MatchingNet(Algorithm):
         processing_steps: PositiveInt = 2,
     ) -> None:
         super().__init__(backbone, spec)
-        if scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive; 1 is the paper's, 100 learns faster")
-        if processing_steps < 1:
-            raise UserError(f"algo.processing_steps={processing_steps}: must be positive; try 2")
         self.scale = scale
         self.context = FullContext(backbone.features, processing_steps) if full_context else None
 

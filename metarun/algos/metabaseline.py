@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.protonet import ProtoNet
+from metarun.config.types import PositiveFloat
 from metarun.core import Backbone, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 
@@ -34,11 +34,9 @@ class MetaBaseline(ProtoNet):
     """
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, temperature: float = 10.0, learn_temperature: bool = True
+        self, backbone: Backbone, spec: Spec, *, temperature: PositiveFloat = 10.0, learn_temperature: bool = True
     ) -> None:
         super().__init__(backbone, spec)
-        if temperature <= 0:
-            raise UserError(f"algo.temperature={temperature}: must be positive; the official code's is 10")
         self.temperature = nn.Parameter(torch.tensor(float(temperature)), learn_temperature)
 
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:

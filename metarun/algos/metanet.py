@@ -40,7 +40,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 SCALE = 7.0  # gradients below e^-7 enter by their value, larger ones by their logarithm
@@ -85,9 +84,6 @@ class MetaNet(Algorithm):
         self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 64, meta_hidden: PositiveInt = 20
     ) -> None:
         super().__init__(backbone, spec)
-        for name, value in (("hidden", hidden), ("meta_hidden", meta_hidden)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be positive")
         self.first = nn.Linear(backbone.features, hidden, bias=False)
         self.second = nn.Linear(hidden, spec.outputs, bias=False)
         self.key = nn.Linear(backbone.features, hidden, bias=False)

@@ -33,8 +33,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.batch_norm import one_of
 from metarun.ops.numerics import one_hot, precise
 from metarun.ops.solvers import ridge, support_vectors
 
@@ -64,14 +62,7 @@ class MetaOptNet(Algorithm):
         label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec)
-        self.kind = one_of("algo.head", head, ["svm", "ridge"])
-        for name, value, paper in (("cost", cost, 0.1), ("regularization", regularization, 50), ("scale", scale, 1)):
-            if value <= 0:
-                raise UserError(f"algo.{name}={value}: must be positive; the paper's is {paper}")
-        if diagonal < 0:
-            raise UserError(f"algo.diagonal={diagonal}: must not be negative; the official code's is 1, the paper's 0")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and less than 1; try 0.1")
+        self.kind = head
         self.cost, self.diagonal, self.regularization = cost, diagonal, regularization
         self.label_smoothing = label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(scale)))

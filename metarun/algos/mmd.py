@@ -33,11 +33,9 @@ import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.coral import check_layers
 from metarun.algos.dann import both_domains
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -87,13 +85,7 @@ class MMD(Baseline):
         factor: PositiveFloat = 2.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if weight < 0:
-            raise UserError(f"algo.weight={weight}: must not be negative; 0 is the source alone")
-        if kernels < 1:
-            raise UserError(f"algo.kernels={kernels}: must be positive; the paper's code has 5")
-        if factor <= 0:
-            raise UserError(f"algo.factor={factor}: must be positive; the paper's code has 2")
-        self.weight, self.layers, self.kernels, self.factor = weight, check_layers(layers), kernels, factor
+        self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         source, target = both_domains(batch)

@@ -30,7 +30,6 @@ from metarun.algos.anil import ANIL
 from metarun.backbones.scaled import ScaledBackbone
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -71,10 +70,6 @@ class MTL(ANIL):
             test_inner_steps=test_inner_steps,
             first_order=first_order,
         )
-        if scale_rate <= 0:
-            raise UserError(f"algo.scale_rate={scale_rate}: must be positive; the official code's is 0.1")
-        if not 0 <= hard_tasks <= 1:
-            raise UserError(f"algo.hard_tasks={hard_tasks}: is to each ordinary task; it must be from 0 to 1; try 0.25")
         nn.init.kaiming_normal_(self.head.weight)
         self.hard_tasks = hard_tasks
 

@@ -29,10 +29,8 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
 from metarun.config.types import NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.ops.numerics import precise
-
-WEIGHTINGS = ("uncertainty", "fixed")
 
 
 def weigh(losses: Tensor, log_variances: Tensor) -> Tensor:
@@ -61,11 +59,6 @@ class MultiTask(Baseline):
         target_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if weighting not in WEIGHTINGS:
-            known = ", ".join(WEIGHTINGS)
-            raise UserError(f"algo.weighting={weighting}: is not one of {known}{nearest(weighting, WEIGHTINGS)}")
-        if target_weight < 0:
-            raise UserError(f"algo.target_weight={target_weight}: must not be negative; 0 is the source alone")
         if spec.target_outputs is None:
             raise UserError(
                 "algo: MultiTask needs a target's labelled images beside the source's; add recipe=adapt target=NAME"

@@ -37,7 +37,7 @@ from metarun.ops.numerics import one_hot, precise
 
 
 class ProtoMAML(Algorithm):
-    """Learns a body from which prototypes and `inner_steps` of gradient descent solve a task; the settings are MAML's.
+    """Learns a body from which prototypes and gradient descent solve a task. Train and test ways may differ.
 
     Args:
         inner_steps: The gradient steps on a task's support set.

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 from metarun.ops.solvers import ridge
 
@@ -55,10 +54,6 @@ class R2D2(Algorithm):
         scale: PositiveFloat = 10.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if regularization <= 0:
-            raise UserError(f"algo.regularization={regularization}: must be positive; the official code's is 50")
-        if scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive, or more would mean less; try 10")
         self.log_regularization = nn.Parameter(torch.tensor(math.log(regularization)), learn_regularization)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.bias = nn.Parameter(torch.tensor(0.0))

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.numerics import one_hot, precise
 
@@ -91,8 +90,6 @@ class RelationNet(Algorithm):
         self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 8, unpooled: NonNegativeInt = 2
     ) -> None:
         super().__init__(backbone, spec)
-        if hidden < 1:
-            raise UserError(f"algo.hidden={hidden}: must be positive; the paper's is 8")
         self.unpooled = unpooled
         self.relation = Relation(map_size(backbone, spec.input_shape, unpooled=unpooled), hidden, backbone.norm)
 

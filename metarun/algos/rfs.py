@@ -91,10 +91,6 @@ class RFS(Baseline):
         distill_temperature: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if cost <= 0:
-            raise UserError(f"algo.cost={cost}: must be positive; the paper's is 1")
-        if distill_temperature <= 0:
-            raise UserError(f"algo.distill_temperature={distill_temperature}: must be positive; the paper's is 4")
         self.cost, self.alpha, self.beta, self.temperature = cost, alpha, beta, distill_temperature
         self.teacher: nn.ModuleDict | None = None
         if distill:

@@ -30,8 +30,6 @@ from torch import Tensor
 from metarun.algos.baseline import Baseline
 from metarun.config.types import DropRate, Le, PositiveFloat
 from metarun.core import Backbone, Batch, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.batch_norm import one_of
 from metarun.ops.numerics import one_hot
 
 TRANSFORMS = ["un", "l2n", "cl2n"]
@@ -59,9 +57,7 @@ class SimpleShot(Baseline):
         label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec, label_smoothing=label_smoothing)
-        if not 0 < mean_momentum <= 1:
-            raise UserError(f"algo.mean_momentum={mean_momentum}: must be above 0 and at most 1; try 0.01")
-        self.transform = one_of("algo.transform", transform, TRANSFORMS)
+        self.transform = transform
         self.mean_momentum = mean_momentum
         self.register_buffer("mean", torch.zeros(backbone.features))
         self.register_buffer("batches", torch.tensor(0.0))

@@ -100,10 +100,6 @@ class SNAIL(Algorithm):
         values: Annotated[list[PositiveInt], Len(1)] = VALUES,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, sizes in {"filters": [filters], "keys": keys, "values": values}.items():
-            if not sizes or min(sizes) < 1:
-                shown = sizes[0] if name == "filters" else list(sizes)
-                raise UserError(f"algo.{name}={shown}: must be positive")
         if len(keys) != len(values):
             raise UserError(f"algo.values={list(values)}: must be {len(keys)} sizes, one for each of algo.keys")
         dilations = [2**i for i in range(math.ceil(math.log2(spec.outputs * spec.shots + 1)))]

@@ -86,10 +86,6 @@ class ATS(Around):
         validation_tasks: PositiveInt = 2,
     ) -> None:
         super().__init__(method)
-        if chosen < 1 or validation_tasks < 1:
-            raise UserError(f"around.chosen={chosen}, around.validation_tasks={validation_tasks}: must be positive")
-        if step_size <= 0 or temperature <= 0:
-            raise UserError(f"around.step_size={step_size}, around.temperature={temperature}: must be positive")
         if not method.needs_queries:
             raise UserError(
                 f"around=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"

@@ -56,8 +56,6 @@ class MetaMix(Around):
             raise UserError(
                 f"around=metamix: {type(method).__name__} takes no mixed labels of queries; leave out around="
             )
-        if alpha <= 0:
-            raise UserError(f"around.alpha={alpha}: must be positive")
         known = list(range(len(method.backbone.blocks)))
         self.layers = known if layers is None else list(layers)
         if not self.layers or not set(self.layers) <= set(known):

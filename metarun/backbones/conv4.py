@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
-from metarun.ops.batch_norm import Norm, one_of
+from metarun.ops.batch_norm import Norm
 
 
 def image_shape(
@@ -79,13 +79,11 @@ class Conv4(Backbone):
         norm: NormKind = "batch",
     ) -> None:
         super().__init__()
-        pool = one_of("backbone.downsample", downsample, ["pool", "stride"]) == "pool"
-        self.readout = one_of("backbone.readout", readout, ["flatten", "mean"])
+        pool = downsample == "pool"
+        self.readout = readout
         inputs, height, width = image_shape(
             "conv4", input_shape, smallest=16 if pool else 1, instead="backbone.downsample=stride"
         )
-        if channels < 1:
-            raise UserError(f"backbone.channels={channels}: must be positive")
         self.norm = norm
         self.blocks = nn.ModuleList(
             Block(inputs if i == 0 else channels, channels, pool=pool, norm=norm) for i in range(4)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from metarun.config.types import Len, NormKind, PositiveFloat, PositiveInt
 from metarun.core import ActivationHook, Backbone
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 
 SINUSOID_HIDDEN = [40, 40]
@@ -41,10 +40,6 @@ class MLP(Backbone):
         init_std: PositiveFloat | None = 0.01,
     ) -> None:
         super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise UserError(f"backbone.hidden={list(hidden)}: needs at least one width, all of them positive")
-        if init_std is not None and init_std <= 0:
-            raise UserError(f"backbone.init_std={init_std}: must be positive, or null for torch's initialisation")
         self.norm = norm
         widths = [math.prod(input_shape), *hidden]
         layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]

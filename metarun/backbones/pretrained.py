@@ -24,7 +24,6 @@ from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError, nearest
-from metarun.ops.batch_norm import check_kind
 from metarun.ops.tasks import vectorized
 
 IMAGENET = (
@@ -84,8 +83,6 @@ class Pretrained(Backbone):
         channels = image_shape("pretrained", input_shape)[0]
         if channels not in (1, 3):
             raise UserError(f"backbone: {name} takes images of 1 or 3 channels, but the data have {channels}")
-        if image_size is not None and image_size < 1:
-            raise UserError(f"backbone.image_size={image_size}: must be positive")
         library, _, model = name.partition(":")
         if library not in LIBRARIES or not model:
             raise UserError(
@@ -99,7 +96,7 @@ class Pretrained(Backbone):
         self.image_size = image_size or size
         batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         self.norm = "running" if batch_norm else "none"
-        if check_kind(norm) != "running" and norm != self.norm:
+        if norm != "running" and norm != self.norm:
             raise UserError(
                 f"backbone.norm={norm}: {name} has the normalisation that it was made with; use backbone.norm={self.norm}"
             )

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from metarun.backbones.conv4 import image_shape
 from metarun.config.types import DropRate, Len, NonNegativeInt, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
-from metarun.errors import UserError
-from metarun.ops.batch_norm import Norm, one_of
+from metarun.ops.batch_norm import Norm
 
 SLOPE = 0.1  # of the leaky ReLU below zero
 WIDTHS = [64, 160, 320, 640]
@@ -102,16 +101,8 @@ class ResNet12(Backbone):
         drop_ramp: NonNegativeInt = 40_000,
     ) -> None:
         super().__init__()
-        self.readout = one_of("backbone.readout", readout, ["flatten", "mean"])
+        self.readout = readout
         channels, height, width = image_shape("resnet12", input_shape, smallest=16)
-        if len(widths) != 4 or min(widths) < 1:
-            raise UserError(f"backbone.widths={list(widths)}: resnet12 has four blocks, each of a positive width")
-        if not 0 <= drop_rate < 1:
-            raise UserError(f"backbone.drop_rate={drop_rate}: must be at least 0 and below 1")
-        if block_size < 1:
-            raise UserError(f"backbone.block_size={block_size}: must be positive")
-        if drop_ramp < 0:
-            raise UserError(f"backbone.drop_ramp={drop_ramp}: must not be negative")
         self.norm = norm
         self.drop_rate = drop_rate
         self.block_size = block_size

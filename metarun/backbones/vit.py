@@ -15,7 +15,6 @@ from metarun.backbones.conv4 import image_shape
 from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
-from metarun.ops.batch_norm import KINDS, one_of
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import vectorized
 
@@ -91,9 +90,6 @@ class ViT(Backbone):
     ) -> None:
         super().__init__()
         channels, *sides = image_shape("vit", input_shape)
-        for name, value in (("patch_size", patch_size), ("width", width), ("depth", depth), ("heads", heads)):
-            if value < 1:
-                raise UserError(f"backbone.{name}={value}: must be positive")
         if any(side % patch_size for side in sides):
             whole = [str(size) for size in range(2, min(sides)) if not any(side % size for side in sides)]
             hint = f"; try {', '.join(whole)}" if whole else ""
@@ -102,9 +98,9 @@ class ViT(Backbone):
             raise UserError(
                 f"backbone.width={width}: must be divisible by backbone.heads={heads}, and by 4 for the positions"
             )
-        if one_of("backbone.norm", norm, KINDS) in ("batch", "group"):
+        if norm in ("batch", "group"):
             raise UserError(f"backbone.norm={norm}: a vision transformer has layer norms alone; use backbone.norm=none")
-        self.readout = one_of("backbone.readout", readout, ["class", "mean"])
+        self.readout = readout
         self.norm = "none"
         self.patch_size = patch_size
         self.embed = nn.Linear(channels * patch_size**2, width)

@@ -30,10 +30,6 @@ class Augment:
     """
 
     def __init__(self, *, crop: NonNegativeInt = 0, flip: bool = False, jitter: DropRate = 0.0) -> None:
-        if crop < 0:
-            raise UserError(f"augment.crop={crop}: is below 0 pixels")
-        if not 0 <= jitter < 1:
-            raise UserError(f"augment.jitter={jitter}: is not in [0, 1)")
         self.crop = crop
         self._crops: dict[tuple[int, int], Any] = {}
         self._others: list[Any] = []

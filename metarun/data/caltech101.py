@@ -17,7 +17,6 @@ import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
@@ -72,7 +71,6 @@ class Caltech101(ImageSource):
         rotations: bool = False,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "caltech101"
         source = _find(folder, download)
         key = {"files": listing(inside(source)), "image_size": image_size, "channels": channels}

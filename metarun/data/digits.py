@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from metarun.config.types import Len, PositiveFloat, PositiveInt, Seed
-from metarun.data.folder import check_images
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.splits import RATIOS
@@ -46,7 +45,6 @@ class Digits(ImageSource):
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         key = {"image_size": image_size, "channels": channels}
 
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:

@@ -22,7 +22,7 @@ from metarun.data.fewshot_files import (
     opened,
     rows_by_name,
 )
-from metarun.data.folder import THREADS, check_images
+from metarun.data.folder import THREADS
 from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS
@@ -126,7 +126,6 @@ class FewShot(ImageSource):
         rotations: bool = False,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         if dataset not in RELEASES:
             hint = nearest(dataset, RELEASES) or f"; there are {', '.join(RELEASES)}"
             raise UserError(f"data.dataset={dataset}: is no few-shot benchmark that metarun knows{hint}")

@@ -86,7 +86,6 @@ class Folder(ImageSource):
         normalize: bool = True,
         skip_bad: bool = False,
     ) -> None:
-        check_images(image_size, channels)
         shares = check_ratios(ratios)
         folder = Path(root).expanduser().absolute()
         classes = _list(folder)
@@ -237,14 +236,6 @@ def _decode(path: Path, size: int, channels: int, skip_bad: bool) -> np.ndarray 
         raise UserError(
             f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
         ) from error
-
-
-def check_images(size: int | None, channels: int | None) -> None:
-    """Raises `UserError` for settings of `square` that it cannot take; None are those of the images."""
-    if channels not in (None, 1, 3):
-        raise UserError(f"data.channels: {channels} is not 1, 3 or null")
-    if size is not None and size < 1:
-        raise UserError(f"data.image_size: {size} is not a positive number of pixels")
 
 
 def square(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -97,8 +97,6 @@ class Glyphs(ImageSource):
     def __init__(
         self, *, image_size: Annotated[int, Ge(8)] = 28, rotations: bool = False, within_script: bool = False
     ) -> None:
-        if image_size < 8:
-            raise UserError(f"data.image_size: {image_size} is too small to read a character; the least is 8")
         fonts = font_files()
         table = cached("glyphs", cache_key(fonts, image_size), lambda metadata: build(fonts, image_size))
         splits: dict[Split, Sequence[int]] = {

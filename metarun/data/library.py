@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
-from metarun.data.folder import GREY, check_images, square
+from metarun.data.folder import GREY, square
 from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS, check_ratios, divide
@@ -85,7 +85,6 @@ class Library(ImageSource):
         if dataset not in known:
             hint = nearest(dataset, known) or f"; there are {', '.join(known)}"
             raise UserError(f"data.dataset={dataset}: is no data set of {library} that metarun knows{hint}")
-        check_images(image_size, channels)
         release = known[dataset]
         lists = (train_classes, val_classes, test_classes)
         listed = any(names is not None for names in lists)

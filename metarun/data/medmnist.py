@@ -17,7 +17,6 @@ import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS
@@ -117,10 +116,7 @@ class MedMnist(ImageSource):
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         release = _release(flag)
-        if resolution not in RESOLUTIONS:
-            raise UserError(f"data.resolution={resolution}: MedMNIST has {', '.join(map(str, RESOLUTIONS))} pixels")
         name = f"{flag}.npz" if resolution == RESOLUTIONS[0] else f"{flag}_{resolution}.npz"
         checksum = release.checksums[RESOLUTIONS.index(resolution)]
         path = (Path(root).expanduser().absolute() if root else data_root() / "medmnist") / name

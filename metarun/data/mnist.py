@@ -15,7 +15,6 @@ import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
@@ -64,7 +63,6 @@ class Mnist(ImageSource):
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "mnist"
         paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
         key = {"files": listing(inside(*paths)), "image_size": image_size, "channels": channels}

@@ -20,7 +20,7 @@ from metarun.data.download import download
 from metarun.data.sampler import uniforms
 from metarun.data.source import ImageSource, Split
 from metarun.data.table import ClassImages, cached, data_root
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 CHECKSUMS = {"background": "68d2efa1b9178cc56df9314c21c6e718", "evaluation": "6b91aef0f799c5bb55b94e3f2daec811"}
@@ -88,10 +88,6 @@ class Omniglot(ImageSource):
         image_size: PositiveInt = 28,
         download: bool = True,
     ) -> None:
-        if split not in SPLITS:
-            raise UserError(f"data.split: {split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-        if image_size < 1:
-            raise UserError(f"data.image_size: {image_size} is not a positive number of pixels")
         folder = Path(root).expanduser().absolute() if root else data_root() / "omniglot"
         characters = _characters()
         # The release is frozen, so its table serves wherever the archives lie; a folder that is named stands for itself.

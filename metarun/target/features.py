@@ -8,7 +8,6 @@ from torch import Tensor
 
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Batch
-from metarun.errors import UserError
 from metarun.target.base import TargetMethod, features
 
 
@@ -23,8 +22,6 @@ class LogisticRegression(TargetMethod):
 
     def __init__(self, learner: Algorithm, source: object = None, *, inverse_penalty: PositiveFloat = 0.01) -> None:
         super().__init__(learner)
-        if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive")
         self.inverse_penalty = inverse_penalty
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
@@ -57,8 +54,6 @@ class LinearProbe(TargetMethod):
         weight_decay: NonNegativeFloat = 0.1,
     ) -> None:
         super().__init__(learner)
-        if steps < 1:
-            raise UserError(f"finetune.steps={steps}: must be at least 1")
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:

@@ -112,7 +112,7 @@ class TrainingSet:
 
 
 class InstanceTransfer(TargetMethod):
-    """What both methods share. `source_images` are drawn from the source; `inverse_penalty` is scikit-learn's C.
+    """What both methods share: source images that are drawn once and weighted.
 
     Args:
         source_images: The source images that are drawn.
@@ -132,12 +132,6 @@ class InstanceTransfer(TargetMethod):
         inverse_penalty: PositiveFloat = 0.01,
     ) -> None:
         super().__init__(learner, source)
-        if source_images < 2:
-            raise UserError(f"finetune.source_images={source_images}: must be at least 2; try 2000")
-        if not 0 < target_share < 1:
-            raise UserError(f"finetune.target_share={target_share}: must be above 0 and below 1; try 0.5")
-        if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive; try 0.01")
         self.source_images, self.target_share, self.inverse_penalty = source_images, target_share, inverse_penalty
 
     def check(self, classes: int) -> None:
@@ -192,8 +186,6 @@ class TrAdaBoost(InstanceTransfer):
         super().__init__(
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
-        if rounds < 1:
-            raise UserError(f"finetune.rounds={rounds}: must be positive; try 20")
         self.rounds = rounds
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
@@ -233,8 +225,6 @@ class DensityRatio(InstanceTransfer):
         super().__init__(
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
-        if highest_ratio <= 0:
-            raise UserError(f"finetune.highest_ratio={highest_ratio}: must be positive; try 10")
         self.highest_ratio = highest_ratio
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:

@@ -68,10 +68,6 @@ class Prompts(TargetMethod):
         warm_up: DropRate = 0.1,
     ) -> None:
         super().__init__(learner)
-        if prompts < 1:
-            raise UserError(
-                f"finetune.prompts={prompts}: must be at least 1; without any there is finetune=linear_probe"
-            )
         token_blocks(learner.backbone)
         self.prompts, self.deep = prompts, deep
         self.training = Training(optimizer, steps, batch_size, warm_up)
@@ -113,8 +109,6 @@ class LoRA(TargetMethod):
         warm_up: DropRate = 0.1,
     ) -> None:
         super().__init__(learner)
-        if rank < 1 or alpha <= 0:
-            raise UserError(f"finetune.rank={rank}, finetune.alpha={alpha}: must be at least 1, and positive")
         matrices(learner.backbone, targets)
         self.rank, self.alpha, self.targets = rank, alpha, targets
         self.training = Training(optimizer, steps, batch_size, warm_up)
@@ -133,10 +127,6 @@ class Training:
     """
 
     def __init__(self, optimizer: Callable[..., Any], steps: int, batch_size: int, warm_up: float) -> None:
-        if steps < 1 or batch_size < 1:
-            raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1")
-        if not 0 <= warm_up < 1:
-            raise UserError(f"finetune.warm_up={warm_up}: is a share of the steps; must be at least 0 and below 1")
         self.optimizer, self.steps, self.batch_size, self.warm_up = optimizer, steps, batch_size, warm_up
 
     def rate(self, step: int) -> float:

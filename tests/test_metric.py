@@ -273,9 +273,9 @@ def test_full_context_can_be_recorded() -> None:
 
 def test_matching_settings() -> None:
     assert tiny(MatchingNet).context is None
-    with pytest.raises(UserError, match=r"^algo.scale=0: must be positive"):
+    with pytest.raises(UserError, match=r"^algo.scale=0: must be above 0"):
         tiny(MatchingNet, scale=0)
-    with pytest.raises(UserError, match=r"^algo.processing_steps=0: must be positive"):
+    with pytest.raises(UserError, match=r"^algo.processing_steps=0: must be at least 1"):
         tiny(MatchingNet, processing_steps=0)
 
 
@@ -344,7 +344,7 @@ def test_sizes_are_the_official_ones() -> None:
     assert sizes(28) == (1, 64)
     assert sizes(84) == (0, 64 * 3 * 3)
     assert sizes(28, unpooled=0) == (1, 64)
-    with pytest.raises(UserError, match=r"^algo.hidden=0: must be positive"):
+    with pytest.raises(UserError, match=r"^algo.hidden=0: must be at least 1"):
         sizes(28, hidden=0)
 
 
@@ -469,7 +469,7 @@ def test_descriptors_of_zeros_have_finite_gradients() -> None:
 
 
 def test_dn4_settings() -> None:
-    with pytest.raises(UserError, match=r"^algo.neighbors=0: must be positive"):
+    with pytest.raises(UserError, match=r"^algo.neighbors=0: must be at least 1"):
         tiny(DN4, neighbors=0)
 
 

@@ -15,6 +15,8 @@ class Around(Algorithm):
     Built from the config's `around`, with `method` and `validation`, the sampler of validation tasks, handed in.
     """
 
+    configured_by = "around"
+
     def __init__(self, method: Algorithm) -> None:
         nn.Module.__init__(self)
         self.method = method

@@ -24,6 +24,7 @@ from metarun.errors import Pruned, UserError
 from metarun.folders import choose_folder, create, default_name, refuse_other_config
 from metarun.learner import Learner, augmented, build_learner, check_tasks
 from metarun.records import Records, logging_to, start_logging
+from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
@@ -227,7 +228,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    older = OmegaConf.load(stored_file)
+    assert isinstance(older, DictConfig)
+    refuse_old_words(older, stored_file)
+    own = OmegaConf.merge(OmegaConf.structured(Config), older)
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue

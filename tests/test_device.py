@@ -108,8 +108,8 @@ def finetuned(name: str) -> list[str]:
 
 RUNS = [
     ["algo=maml", "backbone.norm=running", CONV4],
-    ["algo=maml", "around=metamix", CONV4],
-    ["algo=anil", "around=ats", CONV4],
+    ["algo=maml", "wrapper=metamix", CONV4],
+    ["algo=anil", "wrapper=ats", CONV4],
     ["algo=baseline", "augment=standard", CONV4],
     ["recipe=pretrain_meta", "pretrain.train.steps=2", CONV4],
     ["recipe=adapt", "algo=dann", "target=folder", "target.data.image_size=16", "train.tasks_per_step=16", CONV4],

@@ -269,7 +269,7 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
         (["recipe=meta_transfer", "algo=maml", "finetune=own", *command[1:], "train.task.ways=4", "test.task.ways=4"],
          "finetune=own: MAML's head has 4 outputs, and the target 3 classes"),
-        ([*command, "around=metamix"], "around: is of training tasks, but Baseline trains on batches of images"),
+        ([*command, "wrapper=metamix"], "wrapper: is of training tasks, but Baseline trains on batches of images"),
         ([*command, "train.noise.tasks=0.5"], "train.noise.tasks: is of training tasks, but Baseline trains on batches"),
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),

@@ -137,7 +137,7 @@ class Config:
     augment: dict[str, Any] = field(default_factory=dict)
     pretrain: Pretrain = field(default_factory=Pretrain)
     target: Target = field(default_factory=Target)
-    finetune: dict[str, Any] = field(default_factory=dict)
+    transfer: dict[str, Any] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
@@ -170,7 +170,7 @@ GIVEN = {
     "pretrain.train.optimizer": {"params"},
     "pretrain.train.schedule": {"optimizer"},
     "target.data": set(),
-    "finetune": {"learner", "source"},
+    "transfer": {"learner", "source"},
 }
 
 

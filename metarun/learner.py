@@ -71,7 +71,7 @@ def build_learner(
         if seen and target is None:
             raise UserError(
                 f"{prefix}algo: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
-                "use recipe=adapt target=digits, say"
+                "use recipe=domain_adaptation target=digits, say"
             )
         images = training_images(data, settings.validate_on)
         labels = algorithm.uses_target == "labels"

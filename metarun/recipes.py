@@ -197,10 +197,10 @@ def build_target(config: DictConfig) -> Target | None:
 
 def build_method(config: DictConfig, data: DataSource, learner: Learner, target: Target, augment: Any) -> TargetMethod:
     """What puts the learner to use on the target; raises `UserError` if it cannot."""
-    if not config.finetune:
-        raise UserError("finetune: must be given; add finetune=all, say")
+    if not config.transfer:
+        raise UserError("transfer: must be given; add transfer=all, say")
     source = SourceImages(data, config.seed, learner.hardware.device) if config.recipe.source else None
-    method: TargetMethod = construct(config.finetune, "finetune", learner=learner.algorithm, source=source)
+    method: TargetMethod = construct(config.transfer, "transfer", learner=learner.algorithm, source=source)
     if augment is not None:
         method.augment = augment
     method.check(len(target.names))

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from metarun.errors import UserError
 
-GROUPS = {"around": "wrapper"}  # and the keys of these names
-CHOICES: dict[str, dict[str, str]] = {}  # by group
+GROUPS = {"around": "wrapper", "finetune": "transfer"}  # and the keys of these names
+CHOICES = {"recipe": {"adapt": "domain_adaptation", "finetune": "target_only"}}
 
 
 def renamed_key(key: str) -> str | None:

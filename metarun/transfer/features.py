@@ -20,7 +20,7 @@ class LogisticRegression(TargetMethod):
     def __init__(self, learner: Algorithm, source: object = None, *, inverse_penalty: float = 0.01) -> None:
         super().__init__(learner)
         if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive")
+            raise UserError(f"transfer.inverse_penalty={inverse_penalty}: must be positive")
         self.inverse_penalty = inverse_penalty
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
@@ -51,7 +51,7 @@ class LinearProbe(TargetMethod):
     ) -> None:
         super().__init__(learner)
         if steps < 1:
-            raise UserError(f"finetune.steps={steps}: must be at least 1")
+            raise UserError(f"transfer.steps={steps}: must be at least 1")
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:

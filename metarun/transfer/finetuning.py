@@ -52,15 +52,15 @@ class FineTuning(TargetMethod):
         super().__init__(learner)
         blocks = len(learner.backbone.parts)
         if steps < 1 or batch_size < 2:
-            raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1 and 2")
+            raise UserError(f"transfer.steps={steps}, transfer.batch_size={batch_size}: must be at least 1 and 2")
         if not 0 <= from_layer <= blocks:
             raise UserError(
-                f"finetune.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
+                f"transfer.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
             )
         if not 0 <= head_steps <= steps:
-            raise UserError(f"finetune.head_steps={head_steps}: must be from 0 to finetune.steps={steps}")
+            raise UserError(f"transfer.head_steps={head_steps}: must be from 0 to transfer.steps={steps}")
         if layer_decay <= 0 or min(l2_sp, l2_head) < 0:
-            raise UserError("finetune: layer_decay must be positive, l2_sp and l2_head at least 0")
+            raise UserError("transfer: layer_decay must be positive, l2_sp and l2_head at least 0")
         self.optimizer, self.steps, self.batch_size = optimizer, steps, batch_size
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay
         self.l2_sp, self.l2_head = l2_sp, l2_head
@@ -142,5 +142,5 @@ class Shuffled:
 def _rate(optimizer: Callable[..., Any]) -> float:
     rate = getattr(optimizer, "keywords", {}).get("lr")
     if rate is None:
-        raise UserError("finetune.optimizer.lr: must be given")
+        raise UserError("transfer.optimizer.lr: must be given")
     return float(rate)

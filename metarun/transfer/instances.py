@@ -126,19 +126,19 @@ class InstanceTransfer(TargetMethod):
     ) -> None:
         super().__init__(learner, source)
         if source_images < 2:
-            raise UserError(f"finetune.source_images={source_images}: must be at least 2; try 2000")
+            raise UserError(f"transfer.source_images={source_images}: must be at least 2; try 2000")
         if not 0 < target_share < 1:
-            raise UserError(f"finetune.target_share={target_share}: must be above 0 and below 1; try 0.5")
+            raise UserError(f"transfer.target_share={target_share}: must be above 0 and below 1; try 0.5")
         if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive; try 0.01")
+            raise UserError(f"transfer.inverse_penalty={inverse_penalty}: must be positive; try 0.01")
         self.source_images, self.target_share, self.inverse_penalty = source_images, target_share, inverse_penalty
 
     def check(self, classes: int) -> None:
         assert self.source is not None  # `needs_source`
         if self.source.classes != classes:
             raise UserError(
-                f"finetune: {type(self).__name__} needs source and target to have the same classes, but the source has "
-                f"{self.source.classes} and the target {classes}; try finetune=logistic_regression"
+                f"transfer: {type(self).__name__} needs source and target to have the same classes, but the source has "
+                f"{self.source.classes} and the target {classes}; try transfer=logistic_regression"
             )
 
     @cached_property
@@ -179,7 +179,7 @@ class TrAdaBoost(InstanceTransfer):
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
         if rounds < 1:
-            raise UserError(f"finetune.rounds={rounds}: must be positive; try 20")
+            raise UserError(f"transfer.rounds={rounds}: must be positive; try 20")
         self.rounds = rounds
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
@@ -213,7 +213,7 @@ class DensityRatio(InstanceTransfer):
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
         if highest_ratio <= 0:
-            raise UserError(f"finetune.highest_ratio={highest_ratio}: must be positive; try 10")
+            raise UserError(f"transfer.highest_ratio={highest_ratio}: must be positive; try 10")
         self.highest_ratio = highest_ratio
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:

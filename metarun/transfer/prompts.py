@@ -61,7 +61,7 @@ class Prompts(TargetMethod):
         super().__init__(learner)
         if prompts < 1:
             raise UserError(
-                f"finetune.prompts={prompts}: must be at least 1; without any there is finetune=linear_probe"
+                f"transfer.prompts={prompts}: must be at least 1; without any there is transfer=linear_probe"
             )
         token_blocks(learner.backbone)
         self.prompts, self.deep = prompts, deep
@@ -95,7 +95,7 @@ class LoRA(TargetMethod):
     ) -> None:
         super().__init__(learner)
         if rank < 1 or alpha <= 0:
-            raise UserError(f"finetune.rank={rank}, finetune.alpha={alpha}: must be at least 1, and positive")
+            raise UserError(f"transfer.rank={rank}, transfer.alpha={alpha}: must be at least 1, and positive")
         matrices(learner.backbone, targets)
         self.rank, self.alpha, self.targets = rank, alpha, targets
         self.training = Training(optimizer, steps, batch_size, warm_up)
@@ -115,9 +115,9 @@ class Training:
 
     def __init__(self, optimizer: Callable[..., Any], steps: int, batch_size: int, warm_up: float) -> None:
         if steps < 1 or batch_size < 1:
-            raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1")
+            raise UserError(f"transfer.steps={steps}, transfer.batch_size={batch_size}: must be at least 1")
         if not 0 <= warm_up < 1:
-            raise UserError(f"finetune.warm_up={warm_up}: is a share of the steps; must be at least 0 and below 1")
+            raise UserError(f"transfer.warm_up={warm_up}: is a share of the steps; must be at least 0 and below 1")
         self.optimizer, self.steps, self.batch_size, self.warm_up = optimizer, steps, batch_size, warm_up
 
     def rate(self, step: int) -> float:
@@ -166,7 +166,7 @@ def token_blocks(backbone: Backbone) -> list[nn.Module]:
     blocks = getattr(backbone, "token_blocks", None)
     if not blocks:
         raise UserError(
-            f"finetune=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
+            f"transfer=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
             "backbone=pretrained backbone.name=timm:vit_small_patch16_224"
         )
     return list(blocks)
@@ -230,7 +230,7 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
     if not chosen:
         names = ", ".join(f"{path}.{name}" for path, _, name in found[:6])
         raise UserError(
-            f"finetune.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
+            f"transfer.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
         )
     return chosen
 

@@ -20,8 +20,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import config as schema
 from metarun.errors import Pruned, UserError, nearest
-from metarun.folders import listed, quoted
 from metarun.renamed import renamed_choice, renamed_key
+from metarun.runs.folder import listed, quoted
 from metarun.sweeps.jobs import PRUNED, Outcome
 from metarun.sweeps.plan import JobsFailed
 

@@ -135,7 +135,7 @@ def test_a_range_is_said_as_it_is_checked() -> None:
         ("train.steps=18446744073709551616", r"train.steps=18446744073709551616: must be below 2\*\*63"),
         ("data=mnist data.channels=2", "data.channels=2: is not one of 1, 3"),
         ("backbone.norm=btch", r"backbone.norm=btch: is not one of .*; did you mean batch\?"),
-        ("recipe=transfer target=digits finetune.layer_decay=0", "finetune.layer_decay=0: must be above 0"),
+        ("recipe=transfer target=digits transfer.layer_decay=0", "transfer.layer_decay=0: must be above 0"),
     ],
 )
 def test_the_config_is_refused_in_one_line(words: str, message: str) -> None:
@@ -259,7 +259,7 @@ def test_numbers_have_ranges() -> None:
 @pytest.mark.parametrize(
     "words",
     [f"{group}={path.relative_to(CONF / group).with_suffix('').as_posix()}"
-     for group in ("algo", "backbone", "data", "around", "augment", "finetune")
+     for group in ("algo", "backbone", "data", "wrapper", "augment", "transfer")
      for path in sorted((CONF / group).rglob("*.yaml"))],
 )  # fmt: skip
 def test_a_composed_config_holds_every_setting(words: str) -> None:
@@ -302,7 +302,7 @@ def test_what_a_builder_hands_in_stands_with_its_key() -> None:
     """Every node that names a class says in the schema what its builder hands in, and each class takes that by position."""
     given = {key: mark.names for key, hint in settings(Config) if (mark := given_to(hint)) is not None}
     assert given["algo"] == given["pretrain.algo"] == ("backbone", "spec")
-    for group in ("algo", "backbone", "data", "finetune"):
+    for group in ("algo", "backbone", "data", "transfer"):
         for path in (CONF / group).rglob("*.yaml"):
             for node_path, node in nodes(yaml.safe_load(path.read_text())):
                 if not node["_target_"].startswith("metarun.") or "optimizer" in node_path:

@@ -59,7 +59,7 @@ def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
     if not source.any() or not target.any():
         raise UserError(
             f"algo: needs images of a source and of a target in every step, not {len(batch.x)} of one alone; "
-            "add recipe=adapt target=NAME, or raise train.tasks_per_step"
+            "add recipe=domain_adaptation target=NAME, or raise train.tasks_per_step"
         )
     return source, target
 

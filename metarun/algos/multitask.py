@@ -61,7 +61,7 @@ class MultiTask(Baseline):
         super().__init__(backbone, spec)
         if spec.target_outputs is None:
             raise UserError(
-                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=adapt target=NAME"
+                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=domain_adaptation target=NAME"
             )
         self.target_weight = target_weight
         self.target_head = self.new_head(spec.target_outputs)

@@ -216,7 +216,7 @@ class Config:
         Given(("input_shape",), {"from": BACKBONE_FROM}),
         Doc("The network that the method trains; `backbone=` chooses one."),
     ] = field(default_factory=lambda: {"from": None})
-    around: Annotated[
+    wrapper: Annotated[
         dict[str, Any], Given(("method", "validation")), Doc("What changes the training of the method, if anything.")
     ] = field(default_factory=dict)
     augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
@@ -224,8 +224,8 @@ class Config:
     )
     pretrain: Pretrain = field(default_factory=Pretrain)
     target: Target = field(default_factory=Target)
-    finetune: Annotated[
-        dict[str, Any], Given(("learner", "source")), Doc("How the target is learned; `finetune=` chooses a way.")
+    transfer: Annotated[
+        dict[str, Any], Given(("learner", "source")), Doc("How the target is learned; `transfer=` chooses a way.")
     ] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)

@@ -16,6 +16,7 @@ from metarun.config.schema import Config
 from metarun.config.types import Given
 from metarun.config.values import to_container
 from metarun.errors import UserError, nearest, reason
+from metarun.renamed import renamed_key
 
 
 def check(config: DictConfig) -> None:
@@ -84,7 +85,9 @@ def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
     known: dict[str, Any] = {item.name: item.default_factory for item in fields(schema)}
     for key in map(str, node):
         if key not in known:
-            raise UserError(f"{prefix}{key}: there is no such key{nearest(key, known)}")
+            raise UserError(
+                renamed_key(f"{prefix}{key}") or f"{prefix}{key}: there is no such key{nearest(key, known)}"
+            )
         if is_dataclass(known[key]):
             check_keys(node[key], known[key], f"{prefix}{key}.")
 

@@ -65,10 +65,10 @@ class FineTuning(TargetMethod):
         blocks = len(learner.backbone.blocks)
         if not 0 <= from_layer <= blocks:
             raise UserError(
-                f"finetune.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
+                f"transfer.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
             )
         if not 0 <= head_steps <= steps:
-            raise UserError(f"finetune.head_steps={head_steps}: must be from 0 to finetune.steps={steps}")
+            raise UserError(f"transfer.head_steps={head_steps}: must be from 0 to transfer.steps={steps}")
         self.optimizer, self.steps, self.batch_size = optimizer, steps, batch_size
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay
         self.l2_sp, self.l2_head = l2_sp, l2_head
@@ -150,5 +150,5 @@ class Shuffled:
 def _rate(optimizer: Callable[..., Any]) -> float:
     rate = getattr(optimizer, "keywords", {}).get("lr")
     if rate is None:
-        raise UserError("finetune.optimizer.lr: must be given")
+        raise UserError("transfer.optimizer.lr: must be given")
     return float(rate)

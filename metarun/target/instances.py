@@ -138,8 +138,8 @@ class InstanceTransfer(TargetMethod):
         assert self.source is not None  # `needs_source`
         if self.source.classes != classes:
             raise UserError(
-                f"finetune: {type(self).__name__} needs source and target to have the same classes, but the source has "
-                f"{self.source.classes} and the target {classes}; try finetune=logistic_regression"
+                f"transfer: {type(self).__name__} needs source and target to have the same classes, but the source has "
+                f"{self.source.classes} and the target {classes}; try transfer=logistic_regression"
             )
 
     @cached_property

@@ -175,7 +175,7 @@ def token_blocks(backbone: Backbone) -> list[nn.Module]:
     blocks = getattr(backbone, "token_blocks", None)
     if not blocks:
         raise UserError(
-            f"finetune=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
+            f"transfer=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
             "backbone=pretrained backbone.name=timm:vit_small_patch16_224"
         )
     return list(blocks)
@@ -239,7 +239,7 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
     if not chosen:
         names = ", ".join(f"{path}.{name}" for path, _, name in found[:6])
         raise UserError(
-            f"finetune.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
+            f"transfer.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
         )
     return chosen
 

@@ -28,13 +28,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.around.base import Around
 from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params
 from metarun.ops.numerics import precise
+from metarun.wrappers.base import Wrapper
 
 APART = 10**6  # the first validation task of the scheduler; those before select the weights
 
@@ -61,7 +61,7 @@ class Scheduler(nn.Module):
         return self.score(torch.cat([x, self.others(others)], dim=1))[:, 0]
 
 
-class ATS(Around):
+class ATS(Wrapper):
     """Trains a method on `chosen` of the tasks of a step.
 
     Args:
@@ -88,7 +88,7 @@ class ATS(Around):
         super().__init__(method)
         if not method.needs_queries:
             raise UserError(
-                f"around=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
+                f"wrapper=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
             )
         self.whole_batch = True
         self.validation = validation
@@ -142,7 +142,7 @@ class ATS(Around):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if episodes.n_tasks <= self.chosen:
             raise UserError(
-                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that around=ats chooses {self.chosen} from; "
+                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that wrapper=ats chooses {self.chosen} from; "
                 "each process needs more than that"
             )
         found = [self.gradients(task, step) for task in episodes.split(1)]

@@ -85,9 +85,8 @@ def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
     known: dict[str, Any] = {item.name: item.default_factory for item in fields(schema)}
     for key in map(str, node):
         if key not in known:
-            raise UserError(
-                renamed_key(f"{prefix}{key}") or f"{prefix}{key}: there is no such key{nearest(key, known)}"
-            )
+            path = f"{prefix}{key}"
+            raise UserError(renamed_key(path) or f"{path}: there is no such key{nearest(key, known)}")
         if is_dataclass(known[key]):
             check_keys(node[key], known[key], f"{prefix}{key}.")
 

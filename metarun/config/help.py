@@ -10,6 +10,7 @@ from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section
 from metarun.config.signature import ABSENT
 from metarun.errors import UserError, nearest
+from metarun.renamed import renamed_choice, renamed_key
 
 WIDTH = 80
 
@@ -44,7 +45,7 @@ def overview(reference: Reference) -> Iterator[str]:
     yield "Keys (KEY=VALUE on the command line)"
     yield ""
     for key, entry in reference.keys.items():
-        if not key.startswith("pretrain.train."):
+        if not key.startswith("pretrain.train.") and key not in reference.groups:
             yield from _item(key, entry.meaning)
     yield ""
     yield from _wrapped("The settings of a method, data set or backbone are the keys below its group, such as "
@@ -59,10 +60,12 @@ def _about(word: str, reference: Reference) -> list[str]:
         if group not in reference.groups:
             if group in reference.keys or reference.explained(group):
                 return _about(group, reference)  # key=value asks for the key
-            raise UserError(f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
+            old = renamed_choice(group, name)
+            raise UserError(old or f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
         choices = reference.groups[group]
         if name not in choices:
-            raise UserError(f"help {word}: there is no such choice{nearest(name, choices) or _list(choices)}")
+            old = renamed_choice(group, name)
+            raise UserError(old or f"help {word}: there is no such choice{nearest(name, choices) or _list(choices)}")
         return list(_choice(choices[name]))
     lines: list[str] = []
     if word in reference.groups:
@@ -73,11 +76,12 @@ def _about(word: str, reference: Reference) -> list[str]:
         for entry in inside:
             lines += _short(entry)
     if not lines and word in reference.keys:
-        lines = list(_entry(reference.keys[word]))
+        lines = list(_entry(reference.keys[word], reference.group_of(word)))
     if not lines and (found := reference.explained(word)):
         lines = list(_settings(word, found))
     if not lines:
-        raise UserError(f"help {word}: there is no such key or group{nearest(word, reference.words)}")
+        hint = renamed_key(word) or f"there is no such key or group{nearest(word, reference.words)}"
+        raise UserError(f"help {hint}" if hint.startswith(word) else f"help {word}: {hint}")
     return lines
 
 
@@ -141,9 +145,12 @@ def _chosen(choice: Choice, key: str) -> str:
     return f"{sweeps}{choice.group}={choice.name} "
 
 
-def _entry(entry: Entry) -> Iterator[str]:
+def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
     yield entry.key
     yield from _wrapped(entry.meaning)
+    if home:  # a node that names a class
+        yield from _wrapped(f"It has the settings of one of the choices of {home[0]}: metarun help {home[0]}.")
+        return
     yield from _item("Type", entry.type)
     if entry.range:
         yield from _item("Range", entry.range)

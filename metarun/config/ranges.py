@@ -15,6 +15,7 @@ import annotated_types as marks
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config.types import PathLike
 from metarun.errors import UserError, nearest
 
 LARGEST = 2**63  # no integer of torch's or NumPy's reaches it
@@ -216,8 +217,8 @@ def number(value: Any) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """The type without its marks: `int`, `float or null`, `list of int`."""
-    base, _ = parts(hint)
+    """The type in words: `int`, `float or null`, `list of int`, `path`."""
+    base, found = parts(hint)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if base is type(None):
         return "null"
@@ -229,6 +230,8 @@ def type_name(hint: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin in (dict, Mapping) and arguments:
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
+    if any(isinstance(mark, PathLike) for mark in found):
+        return "path"
     return base.__name__ if isinstance(base, type) else str(base).replace("typing.", "")
 
 
@@ -259,6 +262,8 @@ def shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))  # -1 is what was typed, even where a float is asked for
     return str(value)

@@ -5,23 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml  # type: ignore[import-untyped]
-from annotated_types import Unit
+from annotated_types import MinLen, Unit
 
+from metarun.config.ranges import check_value, limits, options, parts, shown, type_name
 from metarun.config.ranges import choices as literals
-from metarun.config.ranges import limits, options, parts, shown, type_name
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, Signature, read
 from metarun.config.types import Doc, PathLike
 from metarun.config.validation import given_to, settings
+from metarun.errors import UserError
 
 # The groups that are no key of the schema.
 GROUPS = {
@@ -70,13 +72,17 @@ class Entry:
     @property
     def example(self) -> str:
         """A value that it may have, as the command line writes it."""
-        value = self.default if self.default not in (ABSENT, None) and self.default != {} else _example(self.hint)
-        return shown(value) if not isinstance(value, dict) else str(value)
+        value = _example(self.hint, self.default)
+        return (
+            shown(value)
+            if not isinstance(value, dict)
+            else "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+        )
 
     @property
     def about(self) -> str:
         """Type, range, unit and default in a few words."""
-        default = "must be given" if self.default is ABSENT else f"default {_brief(self.default)}"
+        default = "must be given" if self.default is ABSENT else f"default {shown(self.default)}"
         kind = self.range if self.range.startswith("one of") else ", ".join(filter(None, [self.type, self.range]))
         nullable = " or null" if kind == self.range and type(None) in options(parts(self.hint)[0]) else ""
         return ", ".join(filter(None, [kind + nullable, f"in {self.unit}" if self.unit else "", default]))
@@ -170,7 +176,7 @@ class Choice:
 
     def _comment(self, name: str) -> str:
         found = re.search(rf"^\s*{re.escape(name)}:[^#\n]*#\s*(.*)$", self.text, re.M)
-        return found[1] if found else ""
+        return f"{found[1][0].upper()}{found[1][1:]}." if found else ""
 
     @property
     def sets(self) -> dict[str, Any]:
@@ -314,36 +320,36 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _brief(value: Any) -> str:
-    return "{}" if value == {} else shown(value)
-
-
-def _example(hint: Any) -> Any:
-    """A value that the hint allows."""
+def _example(hint: Any, default: Any = None) -> Any:
+    """A value that the hint allows, another than the default where there is one."""
     if isinstance(hint, str):
-        return "NAME"
+        return "NAME" if default in (ABSENT, None) else default
     base, found = parts(hint)
     if allowed := literals(hint):
-        return allowed[0]
+        return next((value for value in allowed if value != default), allowed[0])
     members = [part for part in options(base) if part is not type(None)]
-    if len(members) == 1 and members[0] is not base:
-        return _example(members[0])
+    if members != [base]:
+        return _example(Annotated[members[0], *found] if found else members[0], default)
     if any(isinstance(mark, PathLike) for mark in found):
         return "/path/to/it"
     origin, arguments = typing.get_origin(base), typing.get_args(base)
-    if origin is not None and arguments and origin is not dict:
-        least = next((getattr(mark, "min_length", 0) for mark in found if getattr(mark, "min_length", 0)), 1)
+    if origin in (dict, Mapping):
+        return {_example(arguments[0]): 1}
+    if isinstance(default, list) and default:
+        return default
+    if origin is not None and arguments:
+        least = max([1, *(mark.min_length for mark in found if isinstance(mark, MinLen))])
         return [_example(arguments[0])] * least
     if base is bool:
-        return True
-    if base is int:
-        return max(
-            [
-                1,
-                *(mark.ge for mark in found if hasattr(mark, "ge")),
-                *(mark.gt + 1 for mark in found if hasattr(mark, "gt")),
-            ]
-        )
-    if base is float:
-        return 0.5
-    return {"NAME": 1} if origin is dict else "NAME"
+        return not default
+    for value in (*(_near(base, default)), 1, 0.5, 10, 2):
+        with contextlib.suppress(UserError):
+            return check_value("", value, hint)
+    return default if isinstance(default, str) else "NAME"
+
+
+def _near(base: type, default: Any) -> list[Any]:
+    """Numbers in the neighbourhood of a default."""
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return []
+    return [2 * default or 1, default] if base is int else [default / 2 or 0.1, default]

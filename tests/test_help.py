@@ -58,7 +58,7 @@ def test_no_key_of_the_schema_is_missing() -> None:
     assert {key for key, _ in settings(Config)} <= set(REFERENCE.keys)
     for key in REFERENCE.keys:
         parent, _, name = key.rpartition(".")
-        assert name in (OmegaConf.select(composed, parent) if parent else composed)
+        assert name in list(OmegaConf.select(composed, parent) if parent else composed)
 
 
 @pytest.mark.parametrize("group", REFERENCE.groups)
@@ -75,7 +75,7 @@ def test_every_choice_is_explained_with_every_setting(choice: Choice) -> None:
     text = answer([f"{choice.group}={choice.name}"], [CONF])
     fits(text)
     assert choice.meaning
-    assert choice.command.startswith("metarun ")
+    assert choice.command.startswith("metarun")
     words = text.split()
     for key, node, signature in choice.nodes:
         assert signature is not None
@@ -151,7 +151,7 @@ def test_the_overview_names_every_group_and_key() -> None:
         ("inner_lr", "help inner_lr: there is no such key or group; did you mean algo.inner_lr?"),
         ("algo=mmal", "help algo=mmal: there is no such choice; did you mean maml"),
         ("algos=maml", "help algos=maml: there is no group algos; did you mean algo?"),
-        ("wraper", "help wraper: there is no such key or group; did you mean wrapper?"),
+        ("wraper", "help wraper: there is no such key or group; did you mean wrapper"),
         ("finetune", "help finetune: is called transfer now"),
         ("recipe=adapt", "recipe=adapt: is called recipe=domain_adaptation now"),
         ("zzz", "help zzz: there is no such key or group"),
@@ -205,3 +205,13 @@ def test_help_imports_no_torch_and_works_in_a_pipe() -> None:
         ["metarun help GROUP           what a group chooses, and its choices"],
         "",
     )
+
+
+def test_the_page_of_the_configs_is_current() -> None:
+    """`python -m scripts.config_reference` writes it; every group and key stands in it."""
+    from scripts.config_reference import PAGE, page
+
+    assert PAGE.read_text() == page(), "conf/README.md is not current: python -m scripts.config_reference"
+    text = PAGE.read_text()
+    assert all(f"`{key}`" in text for key in REFERENCE.keys if not key.startswith("pretrain.train."))
+    assert all(f"| `{entry.key}` |" in text for _, entry in entries() if not entry.key.startswith("pretrain.train."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,7 +112,9 @@ def _choice(choice: Choice) -> Iterator[str]:
             yield from _short(entry)
     if choice.sets:
         yield ""
-        yield from _wrapped("It sets " + ", ".join(f"{key}={shown(value)}" for key, value in choice.sets.items()) + ".")
+        # A sweep's values are one word, which may be longer than a line.
+        pairs = [f"{key}={re.sub(',(?=[^ ])', ', ', shown(value))}" for key, value in choice.sets.items()]
+        yield from _wrapped(f"It sets {', '.join(pairs)}.")
     if choice.brings:
         yield ""
         yield from _wrapped("It brings " + ", ".join(choice.brings) + ".")

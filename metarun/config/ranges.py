@@ -222,6 +222,8 @@ def type_name(hint: Any) -> str:
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if base is type(None):
         return "null"
+    if base is Any:
+        return "any value"
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):

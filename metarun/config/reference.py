@@ -216,8 +216,9 @@ class Reference:
         defaults = dict(_defaults(Config()))
         for key, hint in settings(Config):
             meaning = next((mark.documentation for mark in _marks(hint) if isinstance(mark, Doc)), "")
-            found[key] = Entry(key, meaning, hint, defaults[key])
-            if given := given_to(hint):
+            given = given_to(hint)
+            found[key] = Entry(key, meaning, "a class and its settings" if given else hint, defaults[key])
+            if given:
                 for name, beside in given.beside.items():
                     meaning = next((mark.documentation for mark in _marks(beside) if isinstance(mark, Doc)), "")
                     found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, None)
@@ -342,10 +343,12 @@ def _example(hint: Any, default: Any = None) -> Any:
         return [_example(arguments[0])] * least
     if base is bool:
         return not default
+    if base in (str, Any):
+        return default if isinstance(default, str) else "NAME"
     for value in (*(_near(base, default)), 1, 0.5, 10, 2):
         with contextlib.suppress(UserError):
             return check_value("", value, hint)
-    return default if isinstance(default, str) else "NAME"
+    return default
 
 
 def _near(base: type, default: Any) -> list[Any]:

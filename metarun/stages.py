@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 import metarun
-from metarun import checkpoint, files, metrics
+from metarun import checkpoint, files, metrics, provenance
 from metarun.config import flat, to_container
 from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
@@ -152,18 +152,21 @@ def train_apart(run: Run, learner: Learner) -> dict[str, Any]:
         if done:
             log.info("stage %s: trained before, in %s", learner.name, folder)
             take_best(run, learner, folder)
-            numbers = world.tell(json.loads((folder / "stage.json").read_text()) if world.main else {})
+            kept = world.tell(json.loads((folder / "stage.json").read_text()) if world.main else {})
         else:
             log.info("stage %s: training in %s", learner.name, folder)
+            commit = provenance.git_commit() if world.main else None
             records = Records(folder if world.main else None)
             try:
                 numbers = fit_learner(run, learner, folder, records, run.watch)
             finally:
                 records.close()
+            kept = {"git_commit": commit, **numbers}
             if world.main:
-                files.save_json(folder / "stage.json", numbers)
-    run.result.setdefault("stages", {})[learner.name] = {"folder": str(folder), "reused": done}
-    return numbers
+                files.save_json(folder / "stage.json", kept)
+    commit = kept.pop("git_commit", None)  # stages of older versions have none
+    run.result.setdefault("stages", {})[learner.name] = {"folder": str(folder), "reused": done, "git_commit": commit}
+    return kept
 
 
 def content_of(run: Run, learner: Learner) -> dict[str, Any]:

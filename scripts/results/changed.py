@@ -14,10 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 # They report and launch, and compute no number of a run.
-UNRELATED = (
-    *("metarun.cli", "metarun.report", "metarun.sweeps", "metarun.plugins"),
-    *("metarun.runs", "metarun.folders", "metarun.records", "metarun.provenance"),
-)
+UNRELATED = ("metarun.cli", "metarun.report", "metarun.sweeps", "metarun.plugins", "metarun.runs")
 
 
 class Checkout:

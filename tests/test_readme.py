@@ -167,7 +167,7 @@ def test_picture_is_of_the_result_in_the_table() -> None:
 
     drawn = words(picture.PICTURE.read_text())
     assert drawn == words(picture.svg())
-    assert re.search(r"^\| ProtoNet \| glyphs.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn
+    assert re.search(r"^\| Prototypical networks \| glyphs.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn
 
 
 def test_speed_tables_are_those_of_the_benchmarks_kept() -> None:

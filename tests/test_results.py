@@ -235,19 +235,32 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
                                    "target/classes": ["a", "b"], "train/steps": 10 + seed})  # fmt: skip
         (tmp_path / "t").mkdir(exist_ok=True)
         (tmp_path / "t" / f"scratch.seed{seed}.json").write_text(json.dumps(made))
-    table = rows.Table("t", "approaches", [rows.row("t", "scratch", {"command": "metarun algo=a", "label": "L"}, (0, 1))], {})
+    table = rows.Table(
+        "t", "approaches", [rows.row("t", "scratch", {"command": "metarun algo=a", "label": "L"}, (0, 1))], {}
+    )
     text = tables.approaches(table, tables.marks(None), tmp_path)
     assert "70.0% ± 0.0%" in text
     assert "| the commonest class |  | 60.0% | 50.0% |" in text
     assert "train: 10, 11 steps, 2 seeds" in text
 
 
-def test_a_run_that_fails_is_named_and_stores_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_named_and_stores_nothing(tmp_path: Path) -> None:
     run = rows.Run(rows.Row("t", "r", ("algo=nothing",)), None)
-    monkeypatch.setattr(rows, "DATA", tmp_path / "data")
     with pytest.raises(SystemExit, match="t/r ended with exit status"):
-        command.make(run, tmp_path / "out")
+        command.make(run, tmp_path / "out", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_run_is_made_once_and_stored_as_its_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "metarun algo=maml data=sinusoid backbone=mlp train.steps=2 train.validate_episodes=2 test.episodes=2 test.baseline_episodes=0"
+    run = rows.row("t", "r", words, (3,)).runs[0]
+    first = command.make(run, tmp_path / "out", tmp_path / "data")
+    assert store.is_of(first, run.arguments)
+    assert first["command"].split() == run.command.split()
+    assert str(tmp_path) not in run.stored(tmp_path / "data").read_text()
+    capfd.readouterr()
+    assert command.make(run, tmp_path / "out", tmp_path / "data") == first
+    assert "finished before" in capfd.readouterr().out
 
 
 def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

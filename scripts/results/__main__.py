@@ -21,7 +21,7 @@ from typing import Any
 
 from . import picture, store
 from .changed import ROOT, Checkout
-from .rows import HERE, Run, load, selected
+from .rows import DATA, HERE, Run, load, selected
 from .tables import commits_of, marks, rewritten
 
 TEXTS = (HERE / "README.md", ROOT / "README.md")
@@ -42,12 +42,13 @@ def state(run: Run, checkout: Checkout) -> str:
     return ""
 
 
-def make(run: Run, outputs: Path) -> dict[str, Any]:
+def make(run: Run, outputs: Path, data: Path = DATA) -> dict[str, Any]:
     """Runs a row's command, or goes on with it, and stores the result.
 
     Args:
         run: What to run.
         outputs: The folder for run folders of today's code.
+        data: The folder of stored results.
 
     Returns:
         The stored result.
@@ -62,8 +63,10 @@ def make(run: Run, outputs: Path) -> dict[str, Any]:
         raise SystemExit(f"results: {run.id} ended with exit status {done.returncode}; the same line goes on there")
     results = sorted((outputs / run.name).glob("*/result.json"))
     if len(results) != 1:
-        raise SystemExit(f"results: {outputs / run.name} has {len(results)} results, not one; remove what is not wanted")
-    return store.keep(results[0].parent, run.stored())
+        raise SystemExit(
+            f"results: {outputs / run.name} has {len(results)} results, not one; remove what is not wanted"
+        )
+    return store.keep(results[0].parent, run.stored(data))
 
 
 def write(checkout: Checkout) -> None:
@@ -106,7 +109,8 @@ def main(words: list[str] | None = None) -> int:
             print(f"{run.id}  {run.command}  [{states[run] or 'up to date'}]")
         return 0
     if dirty := checkout.dirty():
-        print(f"results: uncommitted changes ({', '.join(dirty[:3])}); commit them first, so that a row has a commit", file=sys.stderr)  # fmt: skip
+        shown = ", ".join(dirty[:3])
+        print(f"results: uncommitted changes ({shown}); commit them first, so that a row has a commit", file=sys.stderr)
         return 2
     outputs = asked.outputs.absolute() / checkout.code()
     for number, run in enumerate(wanted, 1):

@@ -122,7 +122,7 @@ def load(path: Path = HERE / "rows.yaml") -> dict[str, Table]:
 
 def row(table: str, name: str, entry: str | dict[str, Any], seeds: tuple[int, ...]) -> Row:
     """A row from its entry, which is a command or a mapping with one; `seeds` are those of the table."""
-    settings = {"command": entry} if isinstance(entry, str) else dict(entry)
+    settings: dict[str, Any] = {"command": entry} if isinstance(entry, str) else dict(entry)
     program, *words = shlex.split(settings.pop("command"))
     if program != "metarun":
         raise SystemExit(f"results: the command of {table}/{name} begins with {program}, not with metarun")

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-UNSHOWN = ("outputs", "resume", "name", "seed", "hardware.processes")  # overrides that say where or how, or that rows add
+UNSHOWN = (
+    "outputs",
+    "resume",
+    "name",
+    "seed",
+    "hardware.processes",
+)  # overrides that say where or how, or that rows add
 DROPPED = ("untrained/after_inner_steps", "test/curves", "peak_memory")
 
 

@@ -87,7 +87,17 @@ def mark_of_all(runs: list[Made], mark: Marks) -> str:
 
 def tasks(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
     """A row for each run: accuracy or error on test tasks, with its interval and what was published."""
-    columns = ("Method", "Test tasks", "Ours", "Published", "Test episodes", "Transductive", "Trained", "Command", "Made at")
+    columns = (
+        "Method",
+        "Test tasks",
+        "Ours",
+        "Published",
+        "Test episodes",
+        "Transductive",
+        "Trained",
+        "Command",
+        "Made at",
+    )
     runs = [made for row in table.rows if not only or row.name in only for made in stored(row, data)]
     return markdown(columns, ([*task_cells(made), mark(made)] for made in runs))
 
@@ -246,7 +256,9 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
                 row.label,
                 f"**{np.mean(values):.1%}**{half(over_seeds(values))}",
                 str(len(values)),
-                "" if found is None else f"{found.mean * 100:+.1f} ± {found.half * 100:.1f} points ({found.pairs} pairs)",
+                ""
+                if found is None
+                else f"{found.mean * 100:+.1f} ± {found.half * 100:.1f} points ({found.pairs} pairs)",
                 f"`{row.command}`",
                 mark_of_all(runs, mark),
             ]
@@ -270,11 +282,12 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
         return "No run of this table has been stored yet."
     first = next(iter(rows.values()))[0].result
     sizes = [point["train_images"] for point in first["target/curve"]]
-    means = {row: [np.mean([m.result["target/curve"][k]["acc"] for m in runs]) for k in range(len(sizes))] for row, runs in rows.items()}  # fmt: skip
+    means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
     best = [max(column) for column in zip(*means.values(), strict=True)]
     majority, classes = first["target/chance"], len(first["target/classes"])
     last = f"{sizes[-1]} images: "
-    columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes), f"{last}balanced accuracy", f"{last}AUROC", f"{last}difference from scratch", "Made at"]  # fmt: skip
+    columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes)]
+    columns += [f"{last}{what}" for what in ("balanced accuracy", "AUROC", "difference from scratch")] + ["Made at"]
     lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), f"{1 / classes:.1%}", "50.0%", "", ""]]
     scratch = next((runs for row, runs in rows.items() if row.name == "scratch"), [])
     for row, runs in rows.items():
@@ -287,12 +300,16 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     return markdown(columns, lines)
 
 
+def mean_of(runs: list[Made], place: int, name: str) -> float:
+    """The mean of a score over the source seeds, with the number of training images at `place`."""
+    return float(np.mean([made.result["target/curve"][place][name] for made in runs]))
+
+
 def over_draws(runs: list[Made], place: int, name: str) -> str:
     """The mean over source seeds and draws; half its 95% interval is over the draws (Student's t), seeds averaged first."""
-    points = [made.result["target/curve"][place] for made in runs]
-    mean = float(np.mean([point[name] for point in points]))
+    mean = mean_of(runs, place, name)
     if len(runs) == 1:
-        return f"{mean:.1%} ± {points[0][f'{name}_ci95']:.1%}"
+        return f"{mean:.1%} ± {runs[0].result['target/curve'][place][f'{name}_ci95']:.1%}"
     if name == "acc" and all("target/values" in made.result for made in runs):
         draws = np.mean([made.result["target/values"][place] for made in runs], axis=0)
         return f"{mean:.1%} ± {over_seeds(list(draws)) or 0:.1%}"

@@ -117,7 +117,7 @@ def test_files_exist(file: str) -> None:
     text = (ROOT / file).read_text()
     paths = [ROOT / path for path in re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]*)`", text)]
     paths += [(ROOT / file).parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
-    assert len(paths) > 4
+    assert len(paths) > 3
     assert [path for path in paths if not path.exists()] == []
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from metarun.renamed import current_choices
+
 UNSHOWN = (
     "outputs",
     "resume",
@@ -21,8 +23,11 @@ DROPPED = ("untrained/after_inner_steps", "test/curves", "peak_memory")
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A stored result; None if there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """A stored result, with the choices of an older one under today's names; None if there is none."""
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result | {"choices": current_choices(result["choices"])}
 
 
 def keep(folder: Path, path: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from .changed import ROOT, Checkout
 from .rows import DATA, Row, Run, Table
 
 STEPS = ("1", "5", "10")  # inner steps whose errors are shown, as in the MAML paper
-WRAPPERS = ("wrapper", "around")  # the group's name, and that in older results
 CHANGED = "; code changed since"
 UNCOMMITTED = " with uncommitted changes"
 OTHER_COMMAND = "; settings changed since"
@@ -178,7 +177,7 @@ def method_cells(made: Made) -> list[str]:
     result = made.result
     choices = result["choices"]
     # The published values are of plain methods, trained on right labels.
-    plain = not (wrapper(choices) or result["protocol"].get("train_noise"))
+    plain = not (choices.get("wrapper") or result["protocol"].get("train_noise"))
     published = find(choices, *kind(result)) if plain else None
     return [
         label(result),
@@ -191,23 +190,13 @@ def method_cells(made: Made) -> list[str]:
     ]
 
 
-def wrapper(choices: dict[str, Any]) -> str:
-    """The choice of the group of wrappers; empty for none."""
-    return next((choices[group] for group in WRAPPERS if choices.get(group)), "")
-
-
 def label(result: dict[str, Any]) -> str:
     """A method with its paper, its wrapper, and the noise of its training tasks."""
     choices = result["choices"]
-    around = f", trained with {paper(wrapper_group(), wrapper(choices))}" if wrapper(choices) else ""
+    wrapper = f", trained with {paper('wrapper', choices['wrapper'])}" if choices.get("wrapper") else ""
     noise = result["protocol"].get("train_noise")
     noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
-    return paper("algo", choices["algo"]) + around + noisy
-
-
-def wrapper_group() -> str:
-    """The folder of `conf/` that has the wrappers."""
-    return next(group for group in WRAPPERS if (ROOT / "conf" / group).is_dir())
+    return paper("algo", choices["algo"]) + wrapper + noisy
 
 
 def name_of(group: str, choice: str) -> str:

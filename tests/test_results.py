@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metarun.report.published import find
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from results import __main__ as command  # noqa: E402
@@ -185,6 +187,23 @@ def test_marks_name_commits_of_stages_and_of_uncommitted_trees(clone: tuple[Path
     assert tables.unmarked(mark(changed)) == tables.marks(None)(changed)
 
 
+def test_published_values_are_found_by_choices_and_tasks_or_said_to_be_missing() -> None:
+    omniglot = {"data": "omniglot", "backbone": "conv4"}
+    assert str(find({"algo": "snail", **omniglot}, 5, 1)).startswith("99.07 ± 0.16 % (Mishra et al. 2018, table 1")
+    assert find({"algo": "snail", **omniglot}, 5, 5) != find({"algo": "snail", **omniglot}, 20, 5)
+    assert find({"algo": "snail", **omniglot}, 7, 1) is None
+    assert find({"algo": "snail", "data": "omniglot", "backbone": "resnet12"}, 5, 1) is None
+    missing = find({"algo": "leo", **omniglot}, 5, 1)
+    assert missing is not None
+    assert (missing.value, str(missing)) == (None, f"none: {missing.source}")
+
+
+def test_of_every_row_of_test_tasks_it_was_looked_up_what_is_published() -> None:
+    for table in rows.load().values():
+        if table.kind in ("tasks", "methods"):
+            assert "none collected" not in tables.KINDS[table.kind](table, tables.marks(None))
+
+
 def test_rows_have_a_run_for_each_seed_and_patterns_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "rows.yaml"
     file.write_text(
@@ -240,7 +259,11 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
     )
     text = tables.approaches(table, tables.marks(None), tmp_path)
     assert "70.0% ± 0.0%" in text
-    assert "| the commonest class |  | 60.0% | 50.0% |" in text
+    assert "| the commonest class |  | 60.0% | 50.0% | 50.0% |" in text
+    made.pop("target/values")
+    del made["target/curve"][0]["auroc"]  # as of three classes
+    (tmp_path / "t" / "scratch.seed1.json").write_text(json.dumps(made))
+    assert "AUROC" not in tables.approaches(table, tables.marks(None), tmp_path)
     assert "train: 10, 11 steps, 2 seeds" in text
 
 
@@ -249,6 +272,17 @@ def test_a_run_that_fails_is_named_and_stores_nothing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="t/r ended with exit status"):
         command.make(run, tmp_path / "out", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_path_of_this_machine_is_stored_as_the_row_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/home/me")
+    run = rows.row("t", "r", "metarun algo=a x.root=$HERE/y", ()).runs[0]
+    (tmp_path / "result.json").write_text(json.dumps(result("algo=a x.root=/home/me/y", data={"root": "/home/me/y"})))
+    kept = store.keep(tmp_path, run.stored(tmp_path), run.places)
+    assert kept["data"] == {"root": "$HERE/y"}
+    monkeypatch.setenv("HERE", "/elsewhere")
+    assert store.is_of(kept, run.words)
+    assert "/home" not in run.stored(tmp_path).read_text()
 
 
 def test_a_run_is_made_once_and_stored_as_its_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def state(run: Run, checkout: Checkout) -> str:
         return "missing"
     if any(commit.endswith("+") for commit in commits_of(result)):
         return "made with uncommitted changes"
-    if not store.is_of(result, run.arguments):
+    if not store.is_of(result, run.words):
         return "made by another command"
     for commit in commits_of(result):
         if changed := checkout.since(commit, result["choices"]):
@@ -66,7 +66,7 @@ def make(run: Run, outputs: Path, data: Path = DATA) -> dict[str, Any]:
         raise SystemExit(
             f"results: {outputs / run.name} has {len(results)} results, not one; remove what is not wanted"
         )
-    return store.keep(results[0].parent, run.stored(data))
+    return store.keep(results[0].parent, run.stored(data), run.places)
 
 
 def write(checkout: Checkout) -> None:

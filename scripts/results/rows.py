@@ -77,6 +77,12 @@ class Run:
         return [os.path.expandvars(word) for word in self.words]
 
     @property
+    def places(self) -> dict[str, str]:
+        """The values that the environment's variables made of this machine, and how the row writes them."""
+        pairs = zip(self.arguments, self.words, strict=True)
+        return {here.partition("=")[2]: typed.partition("=")[2] for here, typed in pairs if here != typed}
+
+    @property
     def name(self) -> str:
         """The name of the run, below which its folder lies."""
         return self.id.replace("/", "-")

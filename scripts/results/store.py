@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,21 @@ def load(path: Path) -> dict[str, Any] | None:
     return result | {"choices": current_choices(result["choices"])}
 
 
-def keep(folder: Path, path: Path) -> dict[str, Any]:
+def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Stores the result of a finished run.
 
     Args:
         folder: The run's folder, with `result.json`.
         path: The file to write.
+        places: What is written for a path of this machine, `/home/me/data/x` -> `$METARUN_DATA/x`.
 
     Returns:
         What was stored.
     """
-    result = trimmed(json.loads((folder / "result.json").read_text()))
+    read = (folder / "result.json").read_text()
+    for place, written in (places or {}).items():
+        read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
+    result = trimmed(json.loads(read))
     scores = folder / "test_scores.npz"
     if "target/curve" in result and scores.is_file():  # [sizes, repeats], for paired differences
         with np.load(scores) as arrays:

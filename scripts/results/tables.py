@@ -61,7 +61,7 @@ def marks(checkout: Checkout | None) -> Marks:
 
 def settings_mark(made: Made) -> str:
     """Nothing, or that the row's command is another one by now."""
-    return "" if store.is_of(made.result, made.run.arguments) else OTHER_COMMAND
+    return "" if store.is_of(made.result, made.run.words) else OTHER_COMMAND
 
 
 def commits_of(result: dict[str, Any]) -> list[str]:
@@ -276,15 +276,19 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     majority, classes = first["target/chance"], len(first["target/classes"])
     last = f"{sizes[-1]} images: "
     columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes)]
-    columns += [f"{last}{what}" for what in ("balanced accuracy", "AUROC", "difference from scratch")] + ["Made at"]
-    lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), f"{1 / classes:.1%}", "50.0%", "", ""]]
+    scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
+    if all("auroc" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+        scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
+    columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
+    of_majority = [value for _, value in scores.values()]
+    lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, "", ""]]
     scratch = next((runs for row, runs in rows.items() if row.name == "scratch"), [])
     for row, runs in rows.items():
         cells = []
         for place, mean in enumerate(means[row]):
             cell = over_draws(runs, place, "acc")
             cells.append(f"**{cell}**" if mean == best[place] else cell)
-        cells += [over_draws(runs, len(sizes) - 1, name) for name in ("balanced_acc", "auroc")]
+        cells += [over_draws(runs, len(sizes) - 1, name) for name in scores]
         lines.append([row.label, source_training(runs), *cells, against(runs, scratch), mark_of_all(runs, mark)])
     return markdown(columns, lines)
 

@@ -127,7 +127,7 @@ def test_nearest_pixels_are_no_solution_but_no_chance_either(source: Glyphs) -> 
 
 
 def test_user_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.image_size: 4 is too small"):
+    with pytest.raises(UserError, match=r"data\.image_size=4: must be at least 8"):
         Glyphs(image_size=4)
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     with pytest.raises(UserError, match=r"DejaVuSans\.ttf of matplotlib is missing"):

@@ -79,7 +79,7 @@ def test_table_holds_what_was_built(root: Path) -> None:
         assert one.images[3].ravel().tolist() == [100, 101, 102, 103]
         assert one.offsets.tolist() == [0, 3, 5]
         assert one.sizes.tolist() == [3, 2]
-        assert (one.names, one.groups, one.notes) == (["a", "b"], ["left", "right"], {"skipped": 4})
+        assert (one.names, one.groups, one.metadata) == (["a", "b"], ["left", "right"], {"skipped": 4})
     assert built.fingerprint == found.fingerprint
 
 
@@ -248,7 +248,7 @@ def flip(folder: Path, at: int, *, keep_time: bool = False) -> None:
         lambda folder: edit_json(folder, lambda description: description.pop("checksum")),
         lambda folder: edit_json(folder, lambda description: description["names"].reverse()),
         lambda folder: edit_json(folder, lambda description: description.update(offsets=[0, 2, 5])),
-        lambda folder: edit_json(folder, lambda description: description["notes"].update(parts=None)),
+        lambda folder: edit_json(folder, lambda description: description["metadata"].update(parts=None)),
     ],
 )
 def test_damaged_table_is_named(root: Path, damage: Callable[[Path], object]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from metarun.core import Episodes
-from metarun.data.labelled import generator
+from metarun.data.image_batches import generator
 from metarun.data.sampler import uniforms
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import SourceImages, TargetMethod, features
+from metarun.target.base import SourceImages, TargetMethod, features
 
 HIGHEST_ERROR = 0.49
 

@@ -58,7 +58,7 @@ class Labelled:
     """n images of a table, with their labels in [0, len(names))."""
 
     rows: np.ndarray  # int64 [n]
-    turns: np.ndarray  # int64 [n], quarter turns
+    rotations: np.ndarray  # int64 [n], quarter turns
     labels: np.ndarray  # int64 [n]
     names: list[str]  # of the classes
     reader: Callable[[torch.device], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
@@ -75,7 +75,7 @@ class Labelled:
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
         """The images `which` (positions, int64 [B]) with their labels."""
         read = self.reader(device)
-        x = self.change(read(self.rows[which, None], self.turns[which])[:, 0])
+        x = self.change(read(self.rows[which, None], self.rotations[which])[:, 0])
         y = torch.from_numpy(self.labels[which]).to(device)
         return Batch(x, y, torch.full_like(y, domain))
 
@@ -120,7 +120,7 @@ class Labelled:
             order = generator("subset", seed, repeat, label).permutation(len(members))
             chosen.append(members[order[:n]])
         kept = np.concatenate(chosen)
-        return replace(self, rows=self.rows[kept], turns=self.turns[kept], labels=self.labels[kept])
+        return replace(self, rows=self.rows[kept], rotations=self.rotations[kept], labels=self.labels[kept])
 
 
 def batches(

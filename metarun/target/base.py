@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch, Episodes
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun import metrics
 from metarun.core import Algorithm
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
-from metarun.hardware import Hardware
+from metarun.engine.hardware import Hardware
+from metarun.ops import metrics
 
 IMAGES = 256  # classified together
 
@@ -79,7 +79,7 @@ def evaluate(
     if measure and first == end:  # this rank has no episode, but must know what the others add up
         shapes = algorithm.measures(sampler(0, 1))
         measures = {name: torch.zeros(episodes, *v.shape[1:], dtype=torch.float64) for name, v in shapes.items()}
-    hardware.world.sum([values, power, loss, *measures.values()])
+    hardware.world.all_reduce([values, power, loss, *measures.values()])
     algorithm.train(training)
     return Scores(steps, values, power.item(), loss.item(), measures)
 
@@ -101,5 +101,5 @@ def classified(algorithm: Algorithm, images: Labelled, hardware: Hardware) -> Te
         return known
     whole = torch.zeros(len(images), known.shape[1], dtype=torch.float64)
     whole[first:end] = known
-    world.sum([whole])
+    world.all_reduce([whole])
     return whole

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import TargetMethod, features
+from metarun.target.base import TargetMethod, features
 
 
 class LogisticRegression(TargetMethod):

@@ -13,15 +13,16 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun import files, metrics
-from metarun.data.labelled import Labelled, generator
+from metarun import files
+from metarun.data.image_batches import Labelled, generator
 from metarun.data.source import DataSource
 from metarun.errors import UserError
+from metarun.ops import metrics
 
 if TYPE_CHECKING:
-    from metarun.hardware import Hardware
-    from metarun.records import Records
-    from metarun.transfer.base import TargetMethod
+    from metarun.engine.hardware import Hardware
+    from metarun.runs.logger import RunLogger
+    from metarun.target.base import TargetMethod
 
 log = logging.getLogger("metarun")
 
@@ -74,7 +75,7 @@ class Target:
         )
 
     def measure(
-        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, records: Records
+        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, logger: RunLogger
     ) -> dict[str, Any]:
         """Scores of `method` on every size and repeat, shared out among the ranks: numbers for `result.json`.
 
@@ -84,9 +85,9 @@ class Target:
         jobs = [(size, repeat) for size in self.sizes for repeat in range(settings.repeats)]
         if world.main:
             folder.mkdir(exist_ok=True)
-        world.wait()
+        world.barrier()
         began = time.perf_counter()
-        with records.progress("target", len(jobs)) as advance:
+        with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
                 if number % world.size != world.rank:
                     continue
@@ -105,7 +106,7 @@ class Target:
                     found = metrics.classification(scores.double().cpu().numpy(), test.labels)
                     files.save_json(path, {"train_images": len(train), "test_images": len(test), **found})
                 advance(number + 1)
-        world.wait()
+        world.barrier()
         curve: list[dict[str, Any]] = []
         values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
@@ -115,7 +116,7 @@ class Target:
             ]
             curve.append(metrics.over_repeats(repeats))
             values.append([repeat["acc"] for repeat in repeats])
-            records.curve("target/acc_of_train_images", curve[-1]["acc"], curve[-1]["train_images"])
+            logger.curve("target/acc_of_train_images", curve[-1]["acc"], curve[-1]["train_images"])
             log.info(
                 "target: %d images, accuracy %.4f +- %.4f", *(curve[-1][k] for k in ("train_images", "acc", "acc_ci95"))
             )

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from metarun.data.decoding import check_images
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.data.folder import check_images
+from metarun.data.decoding import check_images
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.splits import RATIOS

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.data.decoding import THREADS, check_images
 from metarun.data.fewshot_files import (
     Layout,
     Pictures,
@@ -21,7 +22,6 @@ from metarun.data.fewshot_files import (
     opened,
     rows_by_name,
 )
-from metarun.data.folder import THREADS, check_images
 from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS

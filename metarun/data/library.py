@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metarun.data.folder import GREY, check_images, square
+from metarun.data.decoding import GREY, check_images, square
 from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS, check_ratios, divide

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.data.decoding import check_images
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS

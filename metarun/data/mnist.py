@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from metarun.data.decoding import check_images
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.data.cifar100 import official
 from metarun.data.decoding import THREADS, check_images
 from metarun.data.fewshot_files import (
     Layout,
@@ -40,26 +41,34 @@ class Release(NamedTuple):
 
 
 ZENODO = "https://zenodo.org/records/7978538"  # where learn2learn's authors keep them
+TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"  # where CIFAR-100 is published
+OFFICIAL_CIFAR100 = (
+    Layout((".", "cifar-100-python"), ("train", "test", "meta"), official),
+    Layout((".",), ("cifar-100-python.tar.gz",), official),
+)
 RELEASES = {
     "cifar_fs": Release(
         (64, 16, 20),
         32,
         "Bertinetto and others 2019",
-        f"cifar100.zip of {ZENODO}, unpacked, or MetaOptNet's CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle",
+        f"cifar-100-python.tar.gz of {TORONTO}, or cifar100.zip of {ZENODO}, unpacked, or MetaOptNet's "
+        "CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle",
         (
             Layout((".", "cifar100", "cifarfs/cifar100"), ("data", "splits/bertinetto/{}.txt"), listed_folders),
             Layout((".", "CIFAR-FS"), ("CIFAR_FS_{}.pickle",), data_and_labels),
             Layout((".", "cifar100"), ("data.hdf5", "cifar-fs/{}_labels.json"), hdf5),
+            *OFFICIAL_CIFAR100,
         ),
     ),
     "fc100": Release(
         (60, 20, 20),
         32,
         "Oreshkin and others 2018",
-        f"FC100_train.pickle, FC100_val.pickle and FC100_test.pickle from fc100.zip of {ZENODO}",
+        f"cifar-100-python.tar.gz of {TORONTO}, or FC100_train.pickle, FC100_val.pickle and FC100_test.pickle from fc100.zip of {ZENODO}",
         (
             Layout((".", "FC100"), ("FC100_{}.pickle",), data_and_labels),
             Layout((".", "cifar100"), ("data.hdf5", "fc100/{}_labels.json"), hdf5),
+            *OFFICIAL_CIFAR100,
         ),
     ),
     "mini_imagenet": Release(

@@ -26,14 +26,6 @@ class Decoded(NamedTuple):
     used: Range | None  # the smallest and the largest
 
 
-def check_images(size: int | None, channels: int | None) -> None:
-    """Raises `UserError` for settings of `square` that it cannot take; None are those of the images."""
-    if channels not in (None, 1, 3):
-        raise UserError(f"data.channels: {channels} is not 1, 3 or null")
-    if size is not None and size < 1:
-        raise UserError(f"data.image_size: {size} is not a positive number of pixels")
-
-
 def check_range(values: Sequence[float] | str | None) -> Range | str | None:
     """Checks the setting `data.value_range`.
 

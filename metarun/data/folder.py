@@ -7,17 +7,17 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels, named
 from metarun.data.decoding import (
     SIXTEEN_BITS,
     THREADS,
     Range,
     all_grey,
-    check_images,
     check_range,
     decode,
     too_small_a_part,
@@ -62,18 +62,33 @@ class Folder(ImageSource):
     The table is cached under the root, the names, sizes and times of all files, their labels and the settings: a change
     of a file makes a new table. Raises `UserError` for a folder, file, table, list, range or ratio that does not fit the
     above.
+
+    Args:
+        root: The folder of class folders, or of train, val (optional) and test folders that hold them.
+        labels: A table of file and label in the root, or a list of them called train, val and test; null: class folders.
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; null is 1 if all images are grey, 3 otherwise.
+        value_range: The values [low, high] that become black and white; auto: those of the training images; null: of the depth.
+        split_seed: The seed of the division of the classes.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        train_classes: The names of the training classes, for example [cat, dog]; null draws them.
+        val_classes: The names of the validation classes; null draws them.
+        test_classes: The names of the test classes; null draws them.
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
+        skip_bad: Whether files that are no whole images are left out and counted; otherwise they are errors.
     """
 
     def __init__(
         self,
         *,
-        root: str,
+        root: FilePath,
         labels: str | list[str] | None = None,
-        image_size: int = 84,
-        channels: int | None = None,
+        image_size: PositiveInt = 84,
+        channels: Literal[1, 3] | None = None,
         value_range: list[float] | str | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         train_classes: list[str] | None = None,
         val_classes: list[str] | None = None,
         test_classes: list[str] | None = None,
@@ -81,7 +96,6 @@ class Folder(ImageSource):
         normalize: bool = True,
         skip_bad: bool = False,
     ) -> None:
-        check_images(image_size, channels)
         shares = check_ratios(ratios)
         values = check_range(value_range)
         folder = Path(root).expanduser().absolute()

@@ -100,8 +100,8 @@ class Target:
                         scores = method.predict(known, asked.x, len(self.names))
                     if not scores.isfinite().any(1).all():
                         raise UserError(
-                            f"finetune: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
-                            "finetune.optimizer.lr"
+                            f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
+                            "transfer.optimizer.lr"
                         )
                     found = metrics.classification(scores.double().cpu().numpy(), test.labels)
                     files.save_json(path, {"train_images": len(train), "test_images": len(test), **found})

@@ -209,7 +209,7 @@ def test_a_run_says_how_its_values_were_mapped(tmp_path: Path) -> None:
             assert outcome.status == 0, outcome.err
         outcome = metarun(*words, "data.value_range=[7,2]")
         assert outcome.said == [
-            "metarun: data.value_range=[7, 2]: is not auto, nor two numbers [low,high] of which the second is larger"
+            "metarun: data.value_range=[7,2]: is not auto, nor two numbers [low,high] of which the second is larger"
         ]
         folders = sorted(Path(f"{root}-runs").glob("*/*/result.json"))
         found[depth] = [

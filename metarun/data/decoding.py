@@ -43,8 +43,9 @@ def check_range(values: Sequence[float] | str | None) -> Range | str | None:
     numbers = [] if isinstance(values, str) else list(values)
     right = len(numbers) == 2 and all(isinstance(value, int | float) and np.isfinite(value) for value in numbers)
     if not right or numbers[0] >= numbers[1]:
+        shown = f"[{','.join(f'{value:g}' for value in numbers)}]" if right else values
         raise UserError(
-            f"data.value_range={values}: is not auto, nor two numbers [low,high] of which the second is larger"
+            f"data.value_range={shown}: is not auto, nor two numbers [low,high] of which the second is larger"
         )
     return float(numbers[0]), float(numbers[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import sys
 import tarfile
 from collections.abc import Callable
@@ -382,3 +383,79 @@ def test_broken_archives_of_cifar(tmp_path: Path) -> None:
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("run",)
+
+
+# Images beside lists of classes
+
+
+def images_and_tables(root: Path, flat: bool, suffix: str = ".jpg") -> None:
+    """`images/` with tables of file and label, as Ravi and Larochelle's; two images of each class are in no table."""
+    for split, count in FEW.items():
+        lines = ["filename,label"]
+        for number in range(count):
+            kind = f"{split}{number:02}"
+            for image, value in enumerate((*files.pair(number), 250, 251)):
+                name = f"{kind}{image:08}{suffix}"
+                files.write(root / "images" / ("" if flat else kind) / name, files.encoded(value))
+                lines += [f"{name},{kind}"] * (image < 2)
+        files.write(root / f"{split}.csv", "\n".join(lines) + "\n")
+
+
+def class_folders(root: Path, kind: str, place: str = "") -> None:
+    """Folders of classes, the images of each in two places, and lists of the classes of each split."""
+    for split, count in FEW.items():
+        names = [f"n{split}{number}" for number in range(count)]
+        for number, name in enumerate(names):
+            for part, value in zip(("a", "b"), files.pair(number), strict=True):
+                files.write(root / part / name / f"{value}.png", files.encoded(value))
+        if kind == "csv":  # of files that are not there
+            text = "filename,label\n" + "".join(
+                f"{name}0000{image}.jpg,{name}\n" for name in names for image in range(3)
+            )
+        else:
+            text = "\n".join(names) + "\n"
+        files.write(root / place / f"{split}.{kind}", text)
+
+
+LISTED: dict[str, Callable[[Path], None]] = {
+    "flat images and tables": lambda root: images_and_tables(root, True),
+    "images in folders and tables": lambda root: images_and_tables(root, False),
+    "class folders and tables": lambda root: class_folders(root, "csv"),
+    "class folders and texts": lambda root: class_folders(root, "txt"),
+    "class folders and texts in a folder": lambda root: class_folders(root, "txt", "splits"),
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("dataset", ["mini_imagenet", "tiered_imagenet", "cub"])
+@pytest.mark.parametrize("form", LISTED)
+def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
+    LISTED[form](tmp_path / "data")
+    source = FewShot(dataset=dataset, root=str(tmp_path / "data"), image_size=files.SIDE, normalize=False)
+    assert source.describe()["classes"] == FEW
+    assert source.table.sizes.tolist() == [2] * 9
+    expected = [value for split in FEW for number in range(FEW[split]) for value in files.pair(number)]
+    assert source.table.images.max((1, 2, 3)).tolist() == expected
+    assert re.fullmatch(r"classes as in train\.\w+, val\.\w+, test\.\w+", source.describe()["split"])
+    before = source.describe()["fingerprint"]
+    image = sorted(path for path in (tmp_path / "data").rglob("*") if path.suffix in (".png", ".jpg"))[0]
+    image.write_bytes(files.encoded(99))
+    changed = FewShot(dataset=dataset, root=str(tmp_path / "data"), image_size=files.SIDE, normalize=False)
+    assert changed.describe()["fingerprint"] != before
+
+
+@pytest.mark.usefixtures("few")
+def test_lists_that_do_not_fit(tmp_path: Path) -> None:
+    images_and_tables(tmp_path / "mini", True)
+    (tmp_path / "mini" / "images" / "val0100000001.jpg").unlink()
+    message = error(lambda: FewShot(dataset="mini_imagenet", root=str(tmp_path / "mini")))
+    assert message.startswith(
+        f"data mini_imagenet: {tmp_path}/mini/val.csv: val01: there is no image val0100000001.jpg in "
+    )
+    class_folders(tmp_path / "tiered", "txt")
+    files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\nnone\n")
+    message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
+    assert "test.txt names class none, but below" in message
+    files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\n")
+    message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
+    assert "gives 2 classes for test, published are 3" in message

@@ -19,6 +19,7 @@ from metarun.data.fewshot_files import (
     data_and_labels,
     encoded_and_labels,
     hdf5,
+    listed,
     listed_folders,
     numbered_folders,
     opened,
@@ -46,6 +47,9 @@ TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"  # where CIFAR-100 is pu
 OFFICIAL_CIFAR100 = (
     Layout((".", "cifar-100-python"), ("train", "test", "meta"), official),
     Layout((".",), ("cifar-100-python.tar.gz",), official),
+)
+LISTS = tuple(  # of classes, beside the images
+    Layout((".", "splits", "split", "lists"), (pattern,), listed, lists=True) for pattern in ("{}.csv", "{}.txt")
 )
 RELEASES = {
     "cifar_fs": Release(
@@ -80,6 +84,7 @@ RELEASES = {
         (
             Layout((".", "miniimagenet"), ("mini-imagenet-cache-{}.pkl",), rows_by_name),
             Layout((".", "miniimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+            *LISTS,
         ),
     ),
     "tiered_imagenet": Release(
@@ -90,6 +95,7 @@ RELEASES = {
         (
             Layout((".", "tiered-imagenet"), ("*{}_images_png.pkl", "*{}_labels.pkl"), encoded_and_labels),
             Layout((".", "tieredimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+            *LISTS,
         ),
     ),
     "cub": Release(
@@ -98,6 +104,7 @@ RELEASES = {
         "Chen and others 2019: of the classes in order every other, the rest in turns",
         "CUB_200_2011.tgz of https://data.caltech.edu/records/65de6-vp158, unpacked",
         (
+            *LISTS,
             Layout((".", "CUB_200_2011", "cubirds200/CUB_200_2011"), ("images",), numbered_folders),
             Layout((".", "cub"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
         ),
@@ -142,11 +149,13 @@ class FewShot(ImageSource):
         folder = Path(root).expanduser().absolute() if root else data_root() / dataset
         layout, files = _find(dataset, folder)
         size, depth = image_size or release.side, channels or 3
-        paths = sorted({path for found in files.values() for path in found})
+        paths = [folder] if layout.lists else sorted({path for found in files.values() for path in found})
         key = {"files": listing(inside(*paths)), "image_size": size, "channels": depth}
 
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             metadata["split"] = f"classes as published ({release.split})"
+            if layout.lists:
+                metadata["split"] = f"classes as in {', '.join(files[split][0].name for split in SPLITS)}"
             for split, published in zip(SPLITS, release.classes, strict=True):
                 names = []
                 for name, pictures in layout.read(files[split], split, dataset):

@@ -46,12 +46,13 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in LITTER
 
 
-def labelled_files(root: Path, tables: list[str]) -> list[LabelledFile]:
+def labelled_files(root: Path, tables: list[str], key: str = "data.labels") -> list[LabelledFile]:
     """Reads which image is of which class.
 
     Args:
         root: The folder with the images, at any depth.
         tables: Tables of file and label, in the root or anywhere. Several are the parts that their names say.
+        key: What errors are about.
 
     Returns:
         The rows in their order.
@@ -59,18 +60,16 @@ def labelled_files(root: Path, tables: list[str]) -> list[LabelledFile]:
     Raises:
         UserError: A table cannot be read, names no such columns, or does not fit the images; the line says which row.
     """
-    images = _Images(root)
+    images = ImageIndex(root)
     found: list[LabelledFile] = []
     homes: dict[Path, str] = {}
     for table in tables:
-        path = _find(root, table)
+        path = _find(root, table, key)
         part = part_of(path.stem) if len(tables) > 1 else ""
         if len(tables) > 1 and not part:
-            raise UserError(
-                f"data.labels: of several tables each must be called train, val or test, and {path.name} is not"
-            )
-        for number, (file, label, own) in _rows(path):
-            where = f"data.labels: {path}, line {number}"
+            raise UserError(f"{key}: of several tables each must be called train, val or test, and {path.name} is not")
+        for number, (file, label, own) in rows_of(path, key):
+            where = f"{key}: {path}, line {number}"
             image = images.find(file, path, where)
             if image in homes:
                 raise UserError(f"{where}: {file} has a label already, in {homes[image]}")
@@ -79,13 +78,11 @@ def labelled_files(root: Path, tables: list[str]) -> list[LabelledFile]:
                 raise UserError(f"{where}: {own!r} is not train, val or test")
             found.append(LabelledFile(label, part_of(own) or part, image))
     if any(entry.part for entry in found) and (bare := next((entry for entry in found if not entry.part), None)):
-        raise UserError(
-            f"data.labels: {bare.path.name} is in no part, but other files are; fill the column or leave it out"
-        )
+        raise UserError(f"{key}: {bare.path.name} is in no part, but other files are; fill the column or leave it out")
     return found
 
 
-class _Images:
+class ImageIndex:
     """All files below a folder, by what a table may call them: a path or a name, with or without its extension."""
 
     def __init__(self, root: Path) -> None:
@@ -131,7 +128,7 @@ class _Images:
         return self.root / found[0]
 
 
-def _find(root: Path, table: str) -> Path:
+def _find(root: Path, table: str, key: str) -> Path:
     path = Path(table).expanduser()
     places = [path] if path.is_absolute() else [root / path, Path.cwd() / path]
     for place in places:
@@ -139,13 +136,24 @@ def _find(root: Path, table: str) -> Path:
             return place
     there = tables_in(root) if root.is_dir() else []
     raise UserError(
-        f"data.labels: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + ', '.join(there)) or ''}"
+        f"{key}: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + ', '.join(there)) or ''}"
     )
 
 
-def _rows(path: Path) -> list[tuple[int, tuple[str, str, str]]]:
-    """The number of each line of a table, and its file, label and part."""
-    text = _text(path)
+def rows_of(path: Path, key: str) -> list[tuple[int, tuple[str, str, str]]]:
+    """Reads a table of labels.
+
+    Args:
+        path: The table.
+        key: What errors are about.
+
+    Returns:
+        The number of each line, and its file, label and part; the part is empty where no column names it.
+
+    Raises:
+        UserError: The table cannot be read.
+    """
+    text = text_of(path, key)
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -158,40 +166,41 @@ def _rows(path: Path) -> list[tuple[int, tuple[str, str, str]]]:
                 continue
             if not header:
                 header = [name.lower() for name in row]
-                file, label = (_column(header, row, names, path) for names in (FILE_COLUMNS, LABEL_COLUMNS))
+                file, label = (_column(header, row, names, path, key) for names in (FILE_COLUMNS, LABEL_COLUMNS))
                 part = next((header.index(name) for name in PART_COLUMNS if name in header), None)
                 continue
-            where = f"data.labels: {path}, line {reader.line_num}"
+            where = f"{key}: {path}, line {reader.line_num}"
             if len(row) != len(header):
                 raise UserError(f"{where}: has {len(row)} columns, the first line {len(header)}")
             if not row[file] or not row[label]:
                 raise UserError(f"{where}: has no {'label' if row[file] else 'file'}")
             rows.append((reader.line_num, (row[file], row[label], "" if part is None else row[part])))
     except csv.Error as error:
-        raise UserError(f"data.labels: {path}, line {reader.line_num}: cannot be read ({error})") from error
+        raise UserError(f"{key}: {path}, line {reader.line_num}: cannot be read ({error})") from error
     if not rows:
-        raise UserError(f"data.labels: {path} has no rows")
+        raise UserError(f"{key}: {path} has no rows")
     return rows
 
 
-def _column(header: list[str], shown: list[str], names: tuple[str, ...], path: Path) -> int:
+def _column(header: list[str], shown: list[str], names: tuple[str, ...], path: Path, key: str) -> int:
     for name in names:
         if name in header:
             if header.count(name) > 1:
-                raise UserError(f"data.labels: {path} has several columns {name}")
+                raise UserError(f"{key}: {path} has several columns {name}")
             return header.index(name)
     what = "file" if names is FILE_COLUMNS else "label"
     raise UserError(
-        f"data.labels: {path} has the columns {', '.join(shown)}; the one of the {what} must be called "
+        f"{key}: {path} has the columns {', '.join(shown)}; the one of the {what} must be called "
         f"{', '.join(names[:-1])} or {names[-1]}"
     )
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path, key: str) -> str:
+    """The text of a file in UTF-8 or UTF-16; `UserError` for any other file."""
     try:
         raw = path.read_bytes()
         return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"data.labels: {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise UserError(f"{key}: {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     except OSError as error:
-        raise UserError(f"data.labels: {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error

@@ -200,7 +200,7 @@ def test_a_changed_target_is_noticed(tmp_path: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (16, 16), (20 * number, 100 * (name == "b"), 0)).save(path)
     words = [*command(source, tmp_path / "runs"), "recipe=transfer", "target=folder", f"target.data.root={target}",
-             "target.data.image_size=16", "finetune=nearest_centroid", "target.repeats=2"]  # fmt: skip
+             "target.data.image_size=16", "transfer=nearest_centroid", "target.repeats=2"]  # fmt: skip
     first = metarun(*words)
     assert first.status == 0, first.err
     assert "nothing was computed" in metarun(*words).out

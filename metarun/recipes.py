@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun import files
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import TaskShape
+from metarun.data.download import without_downloads
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
 from metarun.engine import checkpoint, distributed
@@ -27,6 +28,7 @@ from metarun.learner import Learner, augmented, build_learner, check_tasks
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance
+from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
 from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
@@ -59,13 +61,19 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if (folder / "result.json").is_file():
             if config.checkpoint:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            return show_stored(folder)
+            return show_stored(folder, unchecked_data(config, folder))
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
+        described = descriptions(shared.data, shared.target.source if shared.target else None)
+        refuse_other_data(folder, described)
+        if config.checkpoint:
+            origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
+            shared.result |= tested_on_others(origin, described, overrides)
         shared.watch = watcher(folder)
         create(folder)
         try:
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", folder)
@@ -119,8 +127,7 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
     stages, samplers = config.recipe.stages, dict[str, EpisodeSampler]()
-    target = build_target(config)
-    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    data, target = build_data(config)
     if target is not None:
         target.fit_to(data)
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
@@ -185,6 +192,31 @@ def load_checkpoint(path: str, learner: Learner) -> dict[str, Any]:
     checkpoint.load_weights(learner.algorithm, state["model"], weights)
     step = state["step"] if "step" in state else state["state"]["step"]
     return {"checkpoint/step": step, "checkpoint/sha256": checkpoint.digest(weights)}
+
+
+def build_data(config: DictConfig) -> tuple[DataSource, Target | None]:
+    """Builds the source and the target; a recipe without a source takes the target for it."""
+    target = build_target(config)
+    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    return data, target
+
+
+def unchecked_data(config: DictConfig, folder: Path) -> str:
+    """Compares the data that are there with those of a finished run, and downloads nothing for it.
+
+    Returns:
+        Why they could not be compared; an empty string where they are the same.
+
+    Raises:
+        UserError: They are other data.
+    """
+    try:
+        with without_downloads():
+            data, target = build_data(config)
+    except (UserError, OSError) as error:
+        return str(error)
+    refuse_other_data(folder, descriptions(data, target.source if target else None))
+    return ""
 
 
 def build_target(config: DictConfig) -> Target | None:

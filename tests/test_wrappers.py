@@ -317,20 +317,61 @@ def test_ats_says_what_it_needs() -> None:
 # Wrong labels
 
 
-def test_in_noisy_tasks_support_examples_change_places() -> None:
-    task = TaskShape(5, 3, 2)
-    plain = IMAGES.sampler("train", task, 0, CPU)
+@pytest.mark.parametrize("labels", [0.1, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize(("ways", "shots"), [(2, 1), (2, 5), (3, 1), (3, 2), (5, 1), (5, 3), (20, 1)])
+def test_a_label_turns_into_each_other_class_with_its_probability(ways: int, shots: int, labels: float) -> None:
+    """The pixels of an image are its class, so that what a label says can be held against what the image is."""
+    tasks = 2000
+    shape = TaskShape(ways, shots, 2)
+
+    def sampler(start: int, stop: int) -> Episodes:
+        y = torch.arange(ways).repeat_interleave(shots).expand(stop - start, -1)
+        x = (torch.arange(ways * shots).expand(stop - start, -1)).float()[..., None]
+        return Episodes(x, y, x[:, :2], y[:, :2], ways=ways)
+
+    noisy = with_noise(sampler, 3, tasks=1.0, labels=labels)(0, tasks)
+    assert torch.equal(noisy.support_y, sampler(0, tasks).support_y)
+    images = noisy.support_x[..., 0]
+    assert torch.equal(images.sort(1).values, sampler(0, tasks).support_x[..., 0])  # no image is lost or doubled
+    truth, told = images.long() // shape.shots, noisy.support_y
+    wrong = truth != told
+    per_place = wrong.double().mean(0)
+    deviation = (labels * (1 - labels) / tasks) ** 0.5
+    assert (per_place - labels).abs().max() <= 4.5 * deviation
+    assert (
+        abs(wrong.double().mean().item() - labels)
+        <= 4.5 * (labels * (1 - labels) / (tasks * ways * shots)) ** 0.5 + 4 / tasks
+    )
+    if ways > 2:  # among the wrong ones each class that it is not is as frequent: chi-square against equal counts
+        counts = torch.zeros(ways, ways).index_put((told[wrong], truth[wrong]), torch.tensor(1.0), accumulate=True)
+        others = counts[~torch.eye(ways, dtype=torch.bool)]
+        chi2 = ((others - others.mean()) ** 2 / others.mean()).sum().item()
+        freedom = len(others) - 1
+        assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_noise_of_a_task_depends_on_the_task_alone() -> None:
+    plain = IMAGES.sampler("train", TaskShape(5, 3, 2), 0, CPU)
     noisy = with_noise(plain, 7, tasks=0.4, labels=0.8)
     before, after = plain(0, 200), noisy(0, 200)
     wrong = torch.from_numpy(noisy_tasks(7, 0, 200, 0.4))
     assert 0.3 < wrong.double().mean() < 0.5
     moved = (before.support_x != after.support_x).flatten(2).any(-1)
     assert not moved[~wrong].any()
-    assert 0.6 < moved[wrong].double().mean() < 0.85  # some of the chosen fall back on their own place
-    sorted_before = before.support_x.flatten(2).sum(-1).sort().values
-    torch.testing.assert_close(after.support_x.flatten(2).sum(-1).sort().values, sorted_before)
+    assert moved[wrong].any(1).all()  # no noisy task is without a wrong label
     for name in ("support_y", "query_x", "query_y"):
         assert torch.equal(getattr(before, name), getattr(after, name))
     assert torch.equal(noisy(150, 160).support_x, after.support_x[150:160])
-    with pytest.raises(UserError, match="are shares"):
+    unchanged = with_noise(plain, 7, tasks=1.0, labels=0.0)(0, 20)
+    assert torch.equal(unchanged.support_x, before.support_x[:20])
+
+
+def test_noise_that_cannot_be() -> None:
+    plain = IMAGES.sampler("train", TaskShape(5, 3, 2), 0, CPU)
+    with pytest.raises(UserError, match=r"^train\.noise\.tasks=1\.5: is a share; it must be from 0 to 1$"):
         with_noise(plain, 0, tasks=1.5, labels=0.5)
+    with pytest.raises(UserError, match=r"^train\.noise\.labels=-0\.1: is a share"):
+        with_noise(plain, 0, tasks=1.0, labels=-0.1)
+    one_way = IMAGES.sampler("train", TaskShape(1, 3, 2), 0, CPU)
+    with pytest.raises(UserError, match=r"^train\.noise: .* one way alone$"):
+        with_noise(one_way, 0, tasks=1.0, labels=0.5)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.draws import of_the_step
 from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
 
@@ -107,7 +108,9 @@ class Reptile(Algorithm):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         steps = self.inner_steps
-        positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps).to(episodes.support_x.device)
+        with of_the_step():
+            positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps)
+        positions = positions.to(episodes.support_x.device)
 
         def task(support_x: Tensor, support_y: Tensor) -> tuple[Params, Params, Tensor]:
             (adapted,), moments, loss = self.descend(support_x, support_y, positions, [steps])

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
+from metarun.ops.draws import rand
 from metarun.ops.numerics import precise
 
 KEYS, VALUES = [64, 256, 512], [32, 128, 256]  # of the attention blocks
@@ -80,7 +81,7 @@ class SNAIL(Algorithm):
     """`keys` and `values` are sizes of the attention blocks, `filters` of the TC blocks between them."""
 
     fixed_ways = True
-    whole_batch = True  # the orders of all tasks are one draw
+    whole_batch = True  # the sequences of all tasks are one batch
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class SNAIL(Algorithm):
         return self.read(torch.cat([support, queries], 1), episodes.support_y.take_along_dim(order, 1))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        order = torch.rand(episodes.support_y.shape, device=episodes.support_y.device).argsort(1)
+        order = rand(*episodes.support_y.shape, device=episodes.support_y.device).argsort(1)
         logits = self.logits(episodes, order)
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 

@@ -22,7 +22,13 @@ class Backbone(nn.Module):
     widths: list[int]  # the channels of each block
     blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
     norm: str  # a kind of `metarun.ops.batch_norm`
+    draws: bool = False  # whether it draws random numbers in training
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether, in training, the features of an image depend on the other images of the batch."""
+        return self.norm in ("batch", "running")
 
     def to_memory_order(self, images: Tensor) -> Tensor:
         """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.

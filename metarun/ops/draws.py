@@ -133,7 +133,7 @@ def rand(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) 
         dtype: Of the result.
     """
     share = _share.get()
-    return share.draw(_uniform, shape, device, dtype) if share else torch.rand(shape, device=device, dtype=dtype)
+    return share.draw(_uniform, shape, device, dtype) if share else torch.rand(*shape, device=device).to(dtype)
 
 
 def randn(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Batch, Episodes
 from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
 from metarun.engine.train import gradient_step, share_gradients
 from metarun.errors import UserError
 from metarun.ops import draws
@@ -267,6 +268,17 @@ def test_modules_that_draw_from_the_global_generator_do_so_by_task() -> None:
     alone = step_by(lambda: copy.deepcopy(foreign), batch_of, 1)
     assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 2), alone)
     assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 1, task_chunk=5), alone)
+
+
+def test_modules_that_draw_are_not_vectorised() -> None:
+    config, method = compose("algo=protonet"), made("protonet")[0]()
+    assert isinstance(method, Algorithm)
+    foreign = Foreign(method.backbone, method.spec)
+    config.hardware.vectorize = True
+    with pytest.raises(UserError, match=r"^hardware\.vectorize=true: Dropout draws from torch's global generator"):
+        choose(config.hardware, foreign, World())
+    config.hardware.vectorize = None
+    assert not choose(config.hardware, foreign, World()).vectorize
 
 
 def test_draws_are_of_seed_step_and_task() -> None:

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 class Head(nn.Module):
@@ -58,10 +58,21 @@ class Head(nn.Module):
 class Baseline(Algorithm):
     """A classifier of the source's images; on a test task, a new head on frozen features. Test ways may be any.
 
-    `cosine` is Baseline++, to which `scale` and `class_scales` belong; `head_...` are the training of a test task's head.
+    Args:
+        cosine: Whether the classifiers go by cosines (Baseline++).
+        scale: The factor of the cosines; null goes by the number of classes.
+        class_scales: Whether each class of a cosine classifier learns a scale of its own.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
+        head_epochs: The passes over the support set that train a test task's head.
+        head_batch: The support images of a step of a test task's head.
+        head_lr: The learning rate of a test task's head (SGD).
+        head_momentum: The momentum of a test task's head.
+        head_dampening: The dampening of that momentum.
+        head_weight_decay: The weight decay of a test task's head.
     """
 
     trains_on = "batches"
+    shared_batch = False
     whole_batch = True
 
     def __init__(
@@ -70,21 +81,17 @@ class Baseline(Algorithm):
         spec: Spec,
         *,
         cosine: bool = False,
-        scale: float | None = None,
+        scale: PositiveFloat | None = None,
         class_scales: bool = True,
-        label_smoothing: float = 0.0,
-        head_epochs: int = 100,
-        head_batch: int = 4,
-        head_lr: float = 0.01,
-        head_momentum: float = 0.9,
-        head_dampening: float = 0.9,
-        head_weight_decay: float = 0.001,
+        label_smoothing: DropRate = 0.0,
+        head_epochs: NonNegativeInt = 100,
+        head_batch: PositiveInt = 4,
+        head_lr: NonNegativeFloat = 0.01,
+        head_momentum: NonNegativeFloat = 0.9,
+        head_dampening: NonNegativeFloat = 0.9,
+        head_weight_decay: NonNegativeFloat = 0.001,
     ) -> None:
         super().__init__(backbone, spec)
-        if scale is not None and scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive, or null to go by the number of classes")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and below 1; try 0.1")
         self.cosine, self.class_scales = cosine, class_scales
         self.label_smoothing, self.head_epochs, self.head_batch = label_smoothing, head_epochs, head_batch
         self.descent: dict[str, Any] = {"lr": head_lr, "momentum": head_momentum, "dampening": head_dampening}
@@ -114,16 +121,14 @@ class Baseline(Algorithm):
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.classification_loss(self.classify(batch.x), batch)
 
-    def embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[T, S, D]` and `[T, Q, D]` of the tasks' sets; all at once, unless the norm's statistics are a set's."""
-        if self.backbone.norm == "batch":
-            return self.over_tasks(self.features, support_x), self.over_tasks(self.features, query_x)
-        both, size = torch.cat([support_x, query_x], dim=1), support_x.shape[1]
-        if self.backbone.norm == "support":
-            found = self.over_tasks(lambda images: self.features(images, size), both)
-        else:
-            found = self.features(both.flatten(0, 1)).unflatten(0, both.shape[:2])
-        return found[:, :size], found[:, size:]
+    def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Features of all tasks' sets at once, unless the norm's statistics are a set's."""
+        if self.backbone.norm in ("batch", "support"):
+            return super().embed(episodes)
+        sets = [episodes.support_x, episodes.query_x]
+        found = self.features(torch.cat([x.flatten(0, 1) for x in sets]))
+        support, queries = found.split([x.shape[0] * x.shape[1] for x in sets])
+        return support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])
 
     def fit_head(self, features: Tensor, labels: Tensor, classes: int) -> Head:
         """Heads trained on the features `[T, S, D]` and labels `[T, S]` of T tasks, with parameters `[T, ...]`."""
@@ -144,7 +149,7 @@ class Baseline(Algorithm):
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        support, query = self.embed(episodes.support_x, episodes.query_x)
-        with torch.autocast(support.device.type, enabled=False):
+        support, query = self.embed(episodes)
+        with full_precision(support):
             head = self.fit_head(support.detach(), episodes.support_y, episodes.ways)
             return head(query)

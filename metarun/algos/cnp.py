@@ -32,9 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import precise
+from metarun.ops.prototypes import class_means
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
@@ -51,8 +53,13 @@ def log_density(y: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 class CNP(Algorithm):
     """Predicts from one summary of the support set, the mean of its encoded pairs.
 
-    `width` is that of r_i and of all hidden layers, `min_sigma` the least sigma of a regression, `product` adds a product
-    of x and r to the first layer of g, `orders` (1 to the ways) is the number of orders of a training task's classes.
+    Args:
+        width: The width of a pair's code r_i and of all hidden layers.
+        encoder_layers: The layers of the encoder h.
+        decoder_layers: The layers of the decoder g.
+        min_sigma: The least sigma of a regression.
+        product: Whether a product of x and r is added to the first layer of g.
+        orders: The orders of a training task's classes that are trained on, at most its ways.
     """
 
     regression = True
@@ -64,19 +71,14 @@ class CNP(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        width: int = 128,
-        encoder_layers: int = 3,
-        decoder_layers: int = 3,
-        min_sigma: float = 0.1,
+        width: PositiveInt = 128,
+        encoder_layers: PositiveInt = 3,
+        decoder_layers: PositiveInt = 3,
+        min_sigma: DropRate = 0.1,
         product: bool = False,
-        orders: int = 1,
+        orders: PositiveInt = 1,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, value in (("width", width), ("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be positive")
-        if not 0 <= min_sigma < 1:
-            raise UserError(f"algo.min_sigma={min_sigma}: must be at least 0 and below 1; the official code has 0.1")
         self.gaussian = spec.kind == "regression"
         if not 1 <= orders <= (1 if self.gaussian else spec.outputs):
             raise UserError(f"algo.orders={orders}: must be from 1 to the ways of a training task; 1 is the paper's")
@@ -89,23 +91,12 @@ class CNP(Algorithm):
         sizes = (backbone.features, summary) if product else ()
         self.factors = nn.ModuleList(nn.Linear(size, first, bias=False) for size in sizes)
 
-    def features(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Of the support points `[T, S, F]` and of the queries `[T, M, F]`."""
-        size = episodes.support_x.shape[1]
-        both = self.over_tasks(
-            lambda support_x, query_x: self.backbone(torch.cat([support_x, query_x]), size),
-            episodes.support_x,
-            episodes.query_x,
-        )
-        return both[:, :size], both[:, size:]
-
     def summary(self, features: Tensor, y: Tensor) -> Tensor:
         """r of the support sets, `[T, width]`; of classes `[T, N * width]`."""
         if self.gaussian:
             return precise(self.encoder(torch.cat([features, y.to(features.dtype)], dim=-1))).mean(1)
         encoded = precise(self.encoder(features))
-        members = one_hot(y, self.spec.outputs, encoded.dtype)
-        return (members.mT @ encoded / members.sum(1)[..., None]).flatten(1)
+        return class_means(encoded, y, self.spec.outputs).flatten(1)
 
     def decode(self, features: Tensor, summary: Tensor) -> Tensor:
         """phi of `features` `[T, M, F]` and `summary` `[..., T, R]`, which the first layer takes one by one."""
@@ -123,7 +114,7 @@ class CNP(Algorithm):
         return log_density(y, mean, self.min_sigma + (1 - self.min_sigma) * F.softplus(raw)).sum(-1)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         if self.gaussian:
             phi = self.decode(torch.cat([support, queries], dim=1), self.summary(support, episodes.support_y))
             return -self.log_likelihood(phi, torch.cat([episodes.support_y, episodes.query_y], dim=1)).mean(), {}
@@ -135,7 +126,7 @@ class CNP(Algorithm):
         return self.task_loss(logits, target), self.scores(logits[0], episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         phi = self.decode(queries, self.summary(support, episodes.support_y))
         return phi.chunk(2, dim=-1)[0] if self.gaussian else phi
 
@@ -143,6 +134,6 @@ class CNP(Algorithm):
         """The mean log likelihood of the queries of a regression task."""
         if not self.gaussian:
             return {}
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         phi = self.decode(queries, self.summary(support, episodes.support_y))
         return {"log_likelihood": self.log_likelihood(phi, episodes.query_y).mean(1)}

@@ -28,23 +28,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.backbones.spatial import feature_maps, map_size
+from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 class DN4(Algorithm):
     """Classifies a query by how near its local descriptors are to those of each class. Train and test ways may differ.
 
-    `neighbors` is k; the last `unpooled` blocks of the backbone do not pool.
+    Args:
+        neighbors: The nearest descriptors of a class that count, k.
+        unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
     """
 
     recordable = True
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, neighbors: int = 3, unpooled: int = 2) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, neighbors: PositiveInt = 3, unpooled: NonNegativeInt = 2
+    ) -> None:
         super().__init__(backbone, spec)
-        if neighbors < 1:
-            raise UserError(f"algo.neighbors={neighbors}: must be positive; the paper's is 3")
         map_size(backbone, spec.input_shape, unpooled=unpooled)  # or a UserError
         self.neighbors, self.unpooled = neighbors, unpooled
 
@@ -52,7 +54,7 @@ class DN4(Algorithm):
         """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task."""
         n_support = len(support_x)
         maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        with torch.autocast(maps.device.type, enabled=False):
+        with full_precision(maps):
             descriptors = F.normalize(precise(maps).flatten(2).mT, dim=-1)  # [images, places, channels]
             support = descriptors[:n_support][support_y.argsort()]  # class by class
             classes = support.reshape(ways, -1, support.shape[-1])

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 
@@ -43,7 +43,17 @@ from metarun.ops.inner_loop import Params, adapt, call, parameters
 class MAMLPlusPlus(MAML):
     """MAML with the weighted loss of every inner step, learned inner rates and norms for each step, first order to begin with.
 
-    `inner_lr` is where the rates start, or what they stay at; `multi_step_loss_steps` and `first_order_steps` count training steps.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: Where the learned rates start, or what the rate stays at.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        multi_step_loss: Whether the query losses after all inner steps are weighted and summed, at the start of
+            training.
+        multi_step_loss_steps: The training steps over which the weight moves to the last inner step; the
+            official settings have 5,000 of 50,000.
+        learned_rates: Whether each tensor learns a rate for each inner step.
+        per_step_norm: Whether each inner step has a norm's scales and shifts of its own.
+        first_order_steps: The training steps without second derivatives at the start.
     """
 
     recordable = False  # the loss depends on the step
@@ -53,19 +63,16 @@ class MAMLPlusPlus(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 5,
-        inner_lr: float = 0.1,
-        test_inner_steps: int | None = None,
+        inner_steps: PositiveInt = 5,
+        inner_lr: NonNegativeFloat = 0.1,
+        test_inner_steps: NonNegativeInt | None = None,
         multi_step_loss: bool = True,
-        multi_step_loss_steps: int = 5000,
+        multi_step_loss_steps: PositiveInt = 5000,
         learned_rates: bool = True,
         per_step_norm: bool = True,
-        first_order_steps: int = 0,
+        first_order_steps: NonNegativeInt = 0,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, test_inner_steps=test_inner_steps)
-        for name, value in {"inner_steps": inner_steps, "multi_step_loss_steps": multi_step_loss_steps}.items():
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be at least 1")
         self.multi_step_loss_steps = multi_step_loss_steps if multi_step_loss else 0
         self.first_order_steps = first_order_steps
         norms = [name for name, module in self.named_modules() if per_step_norm and isinstance(module, Norm)]
@@ -90,12 +97,12 @@ class MAMLPlusPlus(MAML):
     def rates_of(self, number: int) -> float | Params:
         """The rates of the inner step `number`, from 0; after the last it is the last that counts."""
         if not self.rates:
-            return self.inner_lr
-        return {name: self.rates[_key(name)][min(number, self.inner_steps - 1)] for name in self.adapted}
+            return self.inner.lr
+        return {name: self.rates[_key(name)][min(number, self.inner.steps - 1)] for name in self.adapted}
 
     def norms_of(self, number: int) -> Params:
         """The scales and shifts of the inner step `number`, from 0."""
-        number = min(number, self.inner_steps - 1)
+        number = min(number, self.inner.steps - 1)
         own = parameters(self)
         return {name: self.later_norms[_key(name)][number - 1] if number else own[name] for name in self.of_norms}
 
@@ -122,10 +129,10 @@ class MAMLPlusPlus(MAML):
     def step_weights(self, step: int) -> dict[int, float]:
         """What the query loss after each inner step counts in training step `step`: 1 in all."""
         if step >= self.multi_step_loss_steps:
-            return {self.inner_steps: 1.0}
-        earlier = max(1 - step / self.multi_step_loss_steps, 0.03) / self.inner_steps
-        counts = dict.fromkeys(range(1, self.inner_steps), earlier)
-        return counts | {self.inner_steps: 1 - earlier * (self.inner_steps - 1)}
+            return {self.inner.steps: 1.0}
+        earlier = max(1 - step / self.multi_step_loss_steps, 0.03) / self.inner.steps
+        counts = dict.fromkeys(range(1, self.inner.steps), earlier)
+        return counts | {self.inner.steps: 1 - earlier * (self.inner.steps - 1)}
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         counts = self.step_weights(step)

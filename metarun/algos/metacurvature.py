@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Spec
 from metarun.ops.inner_loop import Params, call, gradient, parameters
+from metarun.ops.numerics import full_precision
 
 
 def identities(weight: Tensor) -> list[Tensor]:
@@ -46,7 +48,7 @@ def curved(gradient: Tensor, factors: Sequence[Tensor]) -> Tensor:
     if gradient.ndim == 1:
         return factors[0] * gradient
     result = gradient.flatten(2) if gradient.ndim > 2 else gradient
-    with torch.autocast(gradient.device.type, enabled=False):  # a step of the weights needs single precision
+    with full_precision(gradient):  # a step of the weights needs single precision
         for mode, matrix in enumerate(factors):
             result = torch.tensordot(matrix, result, dims=([1], [mode])).movedim(0, mode)
     return result.reshape(gradient.shape)
@@ -55,7 +57,11 @@ def curved(gradient: Tensor, factors: Sequence[Tensor]) -> Tensor:
 class MetaCurvature(MAML):
     """Learns an initialisation, and matrices that turn and scale the inner gradients of each of its tensors.
 
-    The settings are MAML's. `first_order` takes the inner gradients as constants; the matrices still learn.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether inner gradients are constants; the matrices still learn.
     """
 
     def __init__(
@@ -63,9 +69,9 @@ class MetaCurvature(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
     ) -> None:
         super().__init__(
@@ -88,10 +94,10 @@ class MetaCurvature(MAML):
             gradients = gradient(
                 lambda params: self.task_loss(call(self, params, support_x), support_y),
                 kept[-1],
-                create_graph=torch.is_grad_enabled() and not self.first_order,
+                create_graph=torch.is_grad_enabled() and not self.inner.first_order,
             )
             kept.append({
-                name: value - self.inner_lr * curved(gradients[name], self.factors(name))
+                name: value - self.inner.lr * curved(gradients[name], self.factors(name))
                 for name, value in kept[-1].items()
             })  # fmt: skip
         return [kept[step] for step in steps]

@@ -32,10 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.spatial import feature_maps, map_size
+from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.numerics import one_hot, precise
+from metarun.ops.prototypes import class_sums
 
 
 class Relation(nn.Module):
@@ -79,15 +80,17 @@ class Relation(nn.Module):
 class RelationNet(Algorithm):
     """Classifies a query by a learned comparison of its feature map with each class's. Train and test ways may differ.
 
-    `hidden` units of g's first linear layer; the last `unpooled` blocks of the backbone do not pool.
+    Args:
+        hidden: The units of the first linear layer of the comparison g.
+        unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
     """
 
     recordable = True
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, hidden: int = 8, unpooled: int = 2) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 8, unpooled: NonNegativeInt = 2
+    ) -> None:
         super().__init__(backbone, spec)
-        if hidden < 1:
-            raise UserError(f"algo.hidden={hidden}: must be positive; the paper's is 8")
         self.unpooled = unpooled
         self.relation = Relation(map_size(backbone, spec.input_shape, unpooled=unpooled), hidden, backbone.norm)
 
@@ -95,17 +98,16 @@ class RelationNet(Algorithm):
         """Relation scores before the sigmoid, `[N*Q, N]`, of one task."""
         n_support = len(support_x)
         maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        members = one_hot(support_y, ways, maps.dtype)
-        classes = (members.T @ maps[:n_support].flatten(1)).unflatten(1, maps.shape[1:]).to(maps.dtype)
+        classes = class_sums(maps[:n_support].flatten(1), support_y, ways).unflatten(1, maps.shape[1:]).to(maps.dtype)
         if self.backbone.norm == "support":
             return self.relation(classes, maps, n_support)[n_support:]
         return self.relation(classes, maps[n_support:], 0)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits, target = precise(self.predict(episodes)), episodes.query_y
-        if not target.is_floating_point():
-            target = (target[..., None] == torch.arange(episodes.ways, device=target.device)).to(logits.dtype)
-        return F.mse_loss(logits.sigmoid(), target), self.scores(logits, episodes.query_y)
+        return F.mse_loss(logits.sigmoid(), one_hot(target, episodes.ways, logits.dtype)), self.scores(
+            logits, episodes.query_y
+        )
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.over_tasks(

@@ -26,19 +26,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.draws import of_the_step
-from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
+from metarun.ops.inner_loop import InnerLoop, Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
 
 
 class Reptile(Algorithm):
     """Moves the initialisation towards the weights that `inner_steps` of Adam reach on each task.
 
-    `inner_batch` images a step (at most the whole support set); `test_*` are the values of a test task (None: as in training).
+    Args:
+        inner_steps: The steps of Adam on a task's support set.
+        inner_lr: The learning rate of Adam.
+        inner_batch: The support images of a step, at most the whole support set.
+        inner_beta2: The decay of Adam's second moments.
+        test_inner_steps: The steps at test time; null is as in training.
+        test_inner_batch: The support images of a step at test time; null is as in training.
     """
 
     regression = True
+    inner: InnerLoop
     fixed_ways = True
     taken: Tensor  # Adam steps so far
 
@@ -51,18 +59,17 @@ class Reptile(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 5,
-        inner_lr: float = 0.001,
-        inner_batch: int = 10,
-        inner_beta2: float = 0.999,
-        test_inner_steps: int | None = 50,
-        test_inner_batch: int | None = 5,
+        inner_steps: NonNegativeInt = 5,
+        inner_lr: NonNegativeFloat = 0.001,
+        inner_batch: PositiveInt = 10,
+        inner_beta2: DropRate = 0.999,
+        test_inner_steps: NonNegativeInt | None = 50,
+        test_inner_batch: PositiveInt | None = 5,
     ) -> None:
         super().__init__(backbone, spec)
         self.head = linear_head(backbone.features, spec.outputs)
-        self.inner_steps, self.inner_batch = inner_steps, inner_batch
-        self.inner_lr, self.inner_beta2 = inner_lr, inner_beta2
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.inner = InnerLoop(inner_steps, inner_lr, test_inner_steps)
+        self.inner_batch, self.inner_beta2 = inner_batch, inner_beta2
         self.test_inner_batch = inner_batch if test_inner_batch is None else test_inner_batch
         self.moments = nn.Module()  # Adam's second moments, one buffer a parameter
         for name, value in parameters(self).items():
@@ -100,14 +107,14 @@ class Reptile(Algorithm):
                 for name, moment in moments.items()
             }
             params = {
-                name: value - self.inner_lr * gradients[name] / ((moments[name] / correction).sqrt() + 1e-8)
+                name: value - self.inner.lr * gradients[name] / ((moments[name] / correction).sqrt() + 1e-8)
                 for name, value in params.items()
             }
             kept[step] = params
         return [kept[step] for step in keep], moments, loss
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        steps = self.inner_steps
+        steps = self.inner.steps
         with of_the_step():
             positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps)
         positions = positions.to(episodes.support_x.device)
@@ -125,13 +132,6 @@ class Reptile(Algorithm):
         ]).sum()  # fmt: skip
         # The value shown is the inner loss; the gradient is the pull towards the adapted weights.
         return pull - pull.detach() + losses.mean(), {}
-
-    @property
-    def test_steps(self) -> int:
-        return self.test_inner_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.core import Algorithm, Episodes
 from metarun.engine.distributed import World
@@ -161,12 +162,18 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
             f"hardware.vectorize=true: {type(algorithm).__module__}.{type(algorithm).__name__} takes its tasks one by one; "
             "leave it at null, or set it false"
         )
+    drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
+    if vectorize and drops:
+        raise UserError(
+            f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
+            "task by task; leave it at null"
+        )
     convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
     if vectorize is None:
         # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
         # are one state for all tasks, which vmap cannot keep.
         vectorize = (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running"
-        vectorize = vectorize and algorithm.vectorizable
+        vectorize = vectorize and algorithm.vectorizable and not drops
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if settings.autocast else None

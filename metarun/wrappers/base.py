@@ -24,6 +24,7 @@ class Wrapper(nn.Module, ABC):
         method: The method that is trained.
     """
 
+    configured_by = "wrapper"
     recordable = False  # whether `loss` does the same operations in every step, none of them random
 
     def __init__(self, method: Algorithm) -> None:

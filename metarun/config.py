@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
 import logging
@@ -9,7 +10,8 @@ import operator
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -18,6 +20,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.errors import UserError, nearest
+from metarun.text import has_control, printable
 
 
 @dataclass
@@ -91,7 +94,9 @@ class Target:
     """Where what was learned is put to use: small labelled subsets of a data set, and test images apart from them."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    train_images: Any = None  # a number, or a list of them for a learning curve; null: all
+    train_images: Annotated[Any, int | list[int] | None] = (
+        None  # a number, or a list of them for a learning curve; null: all
+    )
     test_images: int | None = None  # null: all
     repeats: int = 10  # subsets drawn
     subset_seed: int = 0  # of the draw; not the run's seed, so that all runs meet the same subsets
@@ -145,9 +150,9 @@ class Config:
     name: str | None = None
     seed: int = 0
     resume: bool = True
-    checkpoint: str | None = None
-    runs: Any = None  # recipe=report: the folder of runs, or a list of them
-    outputs: str = "outputs"
+    checkpoint: Annotated[str | None, Path | None] = None
+    runs: Annotated[Any, Path | list[Path] | None] = None  # recipe=report: the folder of runs, or a list of them
+    outputs: Annotated[str, Path] = "outputs"
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -239,13 +244,24 @@ def check(config: DictConfig) -> None:
                 f"backbone.{name}={config.backbone.get(name)}: the pretraining asks for {value} on the same backbone; set one "
                 f"like the other (backbone.{name}={value}, or pretrain.backbone.{name}={config.backbone.get(name)})"
             )
-    if "/" in (config.name or ""):
-        raise UserError(f"name={config.name}: must be a name without /; outputs= is the folder that runs lie in")
+    check_name(config.name)
     for stage in config.recipe.stages:
         try:
             get_method(stage)
         except Exception as error:
             raise UserError(f"recipe.stages: {stage} cannot be imported ({_reason(error)})") from error
+
+
+def check_name(name: str | None) -> None:
+    """That `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey."""
+    if name is None:
+        return
+    if "/" in name:
+        raise UserError(f"name={printable(name)}: must be a name without /; outputs= is the folder that runs lie in")
+    if not name.strip() or name.startswith((".", "-")) or has_control(name):
+        raise UserError(
+            f"name={printable(name)}: must be the name of a folder, without control characters and beginning with neither . nor -"
+        )
 
 
 def check_sizes(value: Any) -> None:
@@ -282,11 +298,12 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
     except Exception as error:
         raise UserError(f"{path}._target_={target}: cannot be imported ({_reason(error)})") from error
     signature = inspect.signature(cls)
+    check_nested(node, path, typing.get_type_hints(inspect.unwrap(cls.__init__)))  # type: ignore[misc]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return
     hints = typing.get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
     known = [name for name in signature.parameters if name not in given and name != "self"]
-    apart = {"_target_", "from"} if path == "backbone" else {"_target_"}
+    apart = {"_target_", "_partial_", *(["from"] if path == "backbone" else [])}
     values: dict[str, Any] = {str(key): node._get_node(key) for key in node if key not in apart}
     for name in values:
         if name not in known:
@@ -294,13 +311,61 @@ def check_target(node: DictConfig, path: str, given: set[str]) -> None:
                 f"{path}.{name}: {cls.__name__} has no such setting"
                 f"{nearest(name, known) or '; it has ' + (', '.join(known) or 'none')}"
             )
-    for name in known:
+    for name in () if node.get("_partial_") else known:
         if signature.parameters[name].default is inspect.Parameter.empty and (
             name not in values or values[name]._is_missing()
         ):
             raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
     for name, value in values.items():
         check_value(f"{path}.{name}", value, hints.get(name, Any))
+
+
+def check_nested(node: DictConfig, path: str, hints: dict[str, Any]) -> None:
+    """That objects are named only where the signature with these hints asks for one.
+
+    Elsewhere a mapping is data, from wherever it comes, and a class named in it would be code.
+    """
+    for name in map(str, node):
+        key = f"{path}.{name}"
+        if name.startswith("_") and name != "_target_":
+            raise UserError(f"{key}: is a word of Hydra's that no class here takes; give the settings by their names")
+        if node._is_missing() or node._get_node(name)._is_missing():  # type: ignore[union-attr]
+            continue
+        value = node._get_node(name)
+        items = value if isinstance(value, ListConfig) else [value]
+        for item in items:
+            if isinstance(item, DictConfig) and "_target_" in item and asks_for_object(hints.get(name)):
+                check_target(item, key, set())
+            elif _names_class(item):
+                raise UserError(f"{key}: holds a _target_, but this setting of {node._target_} takes no object")
+
+
+def _names_class(value: Any) -> bool:
+    """Whether a mapping with a `_target_` lies anywhere in a value."""
+    if isinstance(value, ListConfig):
+        return any(map(_names_class, value._iter_ex(resolve=False)))
+    if not isinstance(value, DictConfig) or value._is_none() or value._is_missing():
+        return False
+    return "_target_" in value or any(_names_class(value._get_node(key)) for key in value)
+
+
+DATA = {str, int, float, bool, bytes, dict, list, tuple, set, object, Path, None, type(None), Any}
+
+
+def asks_for_object(hint: Any) -> bool:
+    """Whether a type hint is of objects that a config has to name a class for: any class but those of plain data."""
+    if hint is None:
+        return False
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return asks_for_object(arguments[0])
+    if origin is collections.abc.Callable:
+        return True
+    if origin in (typing.Union, types.UnionType) or (
+        isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
+    ):
+        return any(map(asks_for_object, arguments))
+    return isinstance(hint, type) and hint not in DATA
 
 
 def check_value(key: str, value: Any, hint: Any) -> None:
@@ -343,11 +408,27 @@ def task_of(config: DictConfig, split: str) -> Any:
 def construct(node: DictConfig, path: str, **given: Any) -> Any:
     """What `node._target_` names, built from its values and `given`; a value that its constructor refuses is a `UserError`."""
     try:
-        build = instantiate(node, _partial_=True, _convert_="all")
+        build = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
         hints = typing.get_type_hints(inspect.unwrap(build.func.__init__))
         for name, value in build.keywords.items():
-            if type(value) is int and hints.get(name) in (float, float | None):
+            hint = hints.get(name)
+            if type(value) is int and hint in (float, float | None):
                 given[name] = float(value)  # `algo.inner_lr=1` means 1.0
+            elif isinstance(value, str) and hint in (Path, Path | None):
+                given[name] = Path(value)
+            elif asks_for_object(hint):
+                given[name] = _objects(node[name], f"{path}.{name}")
         return build(**given)
     except (HydraException, ValueError) as error:
         raise UserError(f"{path}: {_reason(error)}") from error
+
+
+def _objects(value: Any, path: str) -> Any:
+    """What a setting that takes objects names, built; whatever else it is stays."""
+    if isinstance(value, ListConfig):
+        return [_objects(item, path) for item in value]
+    if isinstance(value, DictConfig):
+        if value.get("_partial_"):  # for what has the rest of the arguments
+            return instantiate(value, _recursive_=False, _convert_="all")
+        return construct(value, path) if "_target_" in value else to_container(value)
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,16 @@ from metarun.distributed import Lost, World
 from metarun.errors import Pruned, UserError
 from metarun.folders import choose_folder, create, default_name, refuse_other_config
 from metarun.learner import Learner, augmented, build_learner, check_tasks
+from metarun.overrides import key_of, make_literal
 from metarun.records import Records, logging_to, start_logging
 from metarun.report.run import show, show_stored, stored
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
+from metarun.text import shell_path, shown_path
 from metarun.train import Interrupted
 from metarun.transfer.base import SourceImages, TargetMethod
 from metarun.transfer.target import Target
+from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
@@ -43,6 +47,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     started = time.perf_counter()
     check(config)
+    make_literal(config)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -65,14 +70,14 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
-                log.info("run folder: %s", folder)
+                log.info("run folder: %s", shell_path(folder))
                 with distributed.meeting(world, command) as world:
                     world.tell(folder)
                     carry_out(shared, world)
-                finish(shared, overrides, choices, time.perf_counter() - started)
+                finish(shared, overrides, choices, command, time.perf_counter() - started)
         except Timeout:
             raise UserError(
-                f"{folder}: another process is running this; wait for it, or give this one another name="
+                f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
             shared.records.close()
@@ -222,13 +227,19 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
-    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
+    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
+    folder = Path(config.checkpoint)
+    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
     if not stored_file.is_file():
         raise UserError(
-            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
     own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
-    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+    for key in ("target", "finetune"):  # a test of what was learned on the source has no use for them
+        OmegaConf.update(own, key, config[key], merge=False)
+    assert isinstance(own, DictConfig)
+    check_classes(own, stored_file, config)
+    for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         if key in ("experiment", "preset", "algo"):
@@ -239,7 +250,6 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in ("recipe", "checkpoint", "outputs", "resume"):
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
-    assert isinstance(own, DictConfig)
     return own
 
 
@@ -251,8 +261,8 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
         )
 
 
-def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run."""
+def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
@@ -275,7 +285,8 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
-        "command": " ".join(["metarun", *overrides]),
+        "command": shlex.join(["metarun", *command[3:]]),
+        "overrides": overrides,
         "choices": {group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
         "seconds": seconds,
         "peak_memory": run.hardware.peak_memory(),

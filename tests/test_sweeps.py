@@ -71,7 +71,7 @@ def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:
     made = runs(tmp_path)
     assert len(made) == 4
     assert {folder.parent.name for folder in made.values()} == {"sinusoid-sweep"}
-    assert all(name.startswith(("algo=maml,", "algo=fomaml,")) and ",seed=" in name for name in made)
+    assert all(name.startswith(("algo-maml__", "algo-fomaml__")) and "__seed-" in name for name in made)
     before = {name: (folder / "result.json").read_bytes() for name, folder in made.items()}
     gone = sorted(made)[2]
     (made[gone] / "result.json").unlink()
@@ -107,7 +107,7 @@ def test_failed_jobs_are_listed_and_the_others_run(launcher: str, tmp_path: Path
         assert f"  algo=protonet seed={seed}\n    {reason}\n" in listed
     assert listed.endswith("metarun: 2 of 4 jobs failed, listed above; the same command runs them again\n")
     assert "Traceback" not in done.err
-    assert all(name.startswith("algo=maml") for name in runs(tmp_path))
+    assert all(name.startswith("algo-maml__") for name in runs(tmp_path))
     assert len(runs(tmp_path)) == 2
 
 

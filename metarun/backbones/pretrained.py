@@ -61,7 +61,7 @@ class Pretrained(Backbone):
         *,
         input_shape: tuple[int, ...],
         name: str,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         checksum: str | None = None,
         image_size: int | None = None,
         standardized: bool = False,
@@ -82,7 +82,9 @@ class Pretrained(Backbone):
         if checksum is not None and (len(checksum) != 64 or set(checksum.lower()) - set("0123456789abcdef")):
             raise UserError(f"backbone.checksum={checksum}: must be the 64 hexadecimal digits of a SHA-256")
         self.name, self.standardized = name, standardized
-        self.network, size, (mean, deviation) = LIBRARIES[library](name, model, weights, checksum, image_size)
+        self.network, size, (mean, deviation) = LIBRARIES[library](
+            name, model, None if weights is None else str(weights), checksum, image_size
+        )
         self.image_size = image_size or size
         batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         self.norm = "running" if batch_norm else "none"

@@ -51,7 +51,7 @@ class Caltech101(ImageSource):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Path | None = None,
         download: bool = True,
         image_size: int = 84,
         channels: int | None = 3,

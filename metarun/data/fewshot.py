@@ -111,7 +111,7 @@ class FewShot(ImageSource):
         self,
         *,
         dataset: str,
-        root: str | None = None,
+        root: Path | None = None,
         image_size: int | None = None,
         channels: int | None = None,
         rotations: bool = False,

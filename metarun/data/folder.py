@@ -60,7 +60,7 @@ class Folder(ImageSource):
     def __init__(
         self,
         *,
-        root: str,
+        root: Path,
         image_size: int = 84,
         channels: int | None = None,
         split_seed: int = 0,

@@ -49,7 +49,7 @@ class Library(ImageSource):
         *,
         library: Literal["learn2learn", "torchvision"],
         dataset: str,
-        root: str | None = None,
+        root: Path | None = None,
         download: bool = False,
         options: dict[str, Any] | None = None,
         image_size: int | None = None,

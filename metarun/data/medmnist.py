@@ -95,7 +95,7 @@ class MedMnist(ImageSource):
         self,
         *,
         flag: str,
-        root: str | None = None,
+        root: Path | None = None,
         download: bool = True,
         resolution: int = 28,
         image_size: int | None = None,

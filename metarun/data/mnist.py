@@ -46,7 +46,7 @@ class Mnist(ImageSource):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Path | None = None,
         download: bool = True,
         image_size: int = SIDE,
         channels: int | None = None,

@@ -69,7 +69,7 @@ class Omniglot(ImageSource):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Path | None = None,
         split: str = "vinyals",
         split_seed: int = 0,
         rotations: bool = True,

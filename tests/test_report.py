@@ -71,7 +71,7 @@ def make_run(
     found: dict[str, Any] = {
         "train/steps": 100, "train/seconds": 60.0, "val/score": 0.5 if measure == "acc" else -0.5,
         "protocol": {"norm": "batch", "transductive": False, "test": task, "split": None},
-        "data": data, "command": " ".join(["metarun", *words, f"seed={seed}"]), "choices": chosen | (choices or {}),
+        "data": data, "command": "metarun", "overrides": [*words, f"seed={seed}"], "choices": chosen | (choices or {}),
         "versions": {"torch": "2.9.0", "python": "3.11.7"}, "git_commit": "0123456789abcdef", "peak_memory": {"host": 2**30},
         "hardware": {"device": "cpu", "gpu": None, "precision": "float32"},
     }  # fmt: skip
@@ -121,7 +121,7 @@ def test_groups_are_what_was_swept_except_the_seed(tmp_path: Path) -> None:
         "name=made",
         "hardware.threads=1",
         "experiment=table",
-        "'+train.clip_norm=1'",
+        "+train.clip_norm=1",
     ]
     for algo in ("maml", "protonet"):
         for rate in (0.1, 0.5):

@@ -32,6 +32,7 @@ MEASURED = (
     "git_commit",
     "stages",
     "command",
+    "overrides",
 )
 
 

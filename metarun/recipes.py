@@ -15,24 +15,27 @@ from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, distributed, files, provenance
+from metarun import files
 from metarun.config import Config, check, construct, flat, task_of, to_container
+from metarun.config.overrides import key_of, make_literal
 from metarun.core import TaskShape
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
-from metarun.distributed import Lost, World
+from metarun.engine import checkpoint, distributed
+from metarun.engine.distributed import PeerLost, World
+from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError
-from metarun.folders import choose_folder, create, default_name, refuse_other_config
 from metarun.learner import Learner, augmented, build_learner, check_tasks
-from metarun.overrides import key_of, make_literal
-from metarun.records import Records, logging_to, start_logging
+from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
+from metarun.runs import provenance
+from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
+from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
+from metarun.target.base import SourceImages, TargetMethod
+from metarun.target.target import Target
 from metarun.text import shell_path, shown_path
-from metarun.train import Interrupted
-from metarun.transfer.base import SourceImages, TargetMethod
-from metarun.transfer.target import Target
 from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
@@ -54,7 +57,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     if not world.main:
         follow(config, world)
         return 0.0
-    with distributed.meeting(world) if world.launched else contextlib.nullcontext(world) as world:
+    with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
@@ -71,8 +74,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", shell_path(folder))
-                with distributed.meeting(world, command) as world:
-                    world.tell(folder)
+                with distributed.process_group(world, command) as world:
+                    world.broadcast(folder)
                     carry_out(shared, world)
                 finish(shared, overrides, choices, command, time.perf_counter() - started)
         except Timeout:
@@ -80,22 +83,24 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
-            shared.records.close()
+            shared.logger.close()
     show(folder, shared.result)
     return float(shared.result.get("val/score", 0.0))
 
 
 def follow(config: DictConfig, world: World) -> None:
     """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
-    with contextlib.suppress(Lost, Interrupted, Pruned), distributed.meeting(world) as world:
-        folder = world.tell(Path())
+    with contextlib.suppress(PeerLost, Interrupted, Pruned), distributed.process_group(world) as world:
+        folder = world.broadcast(Path())
         try:
             carry_out(prepare(config, folder, world), world)
-        except Lost:
+        except PeerLost:
             raise
         except Exception as error:
             told = isinstance(error, UserError)
-            world.complain(str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            world.report_failure(
+                str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            )
             if not told:
                 raise
 
@@ -159,7 +164,7 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
         target=target,
         method=build_method(config, data, learner, target, augment) if FINETUNE in stages and target else None,
         result=load_checkpoint(config.checkpoint, learner) if config.checkpoint else {},
-        records=Records(folder if world.main else None),  # last: all is well
+        logger=RunLogger(folder if world.main else None),  # last: all is well
     )
 
 
@@ -201,10 +206,10 @@ def build_target(config: DictConfig) -> Target | None:
 
 def build_method(config: DictConfig, data: DataSource, learner: Learner, target: Target, augment: Any) -> TargetMethod:
     """What puts the learner to use on the target; raises `UserError` if it cannot."""
-    if not config.finetune:
-        raise UserError("finetune: must be given; add finetune=all, say")
+    if not config.transfer:
+        raise UserError("transfer: must be given; add transfer=all, say")
     source = SourceImages(data, config.seed, learner.hardware.device) if config.recipe.source else None
-    method: TargetMethod = construct(config.finetune, "finetune", learner=learner.algorithm, source=source)
+    method: TargetMethod = construct(config.transfer, "transfer", learner=learner.algorithm, source=source)
     if augment is not None:
         method.augment = augment
     method.check(len(target.names))
@@ -213,7 +218,7 @@ def build_method(config: DictConfig, data: DataSource, learner: Learner, target:
 
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
-    world = world.on(run.hardware.device)
+    world = world.to(run.hardware.device)
     for learner in filter(None, (run.learner, run.pretraining)):
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
@@ -234,8 +239,11 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
-    for key in ("target", "finetune"):  # a test of what was learned on the source has no use for them
+    older = OmegaConf.load(stored_file)
+    assert isinstance(older, DictConfig)
+    refuse_old_words(older, stored_file)
+    own = OmegaConf.merge(OmegaConf.structured(Config), older)
+    for key in ("target", "transfer"):  # a test of what was learned on the source has no use for them
         OmegaConf.update(own, key, config[key], merge=False)
     assert isinstance(own, DictConfig)
     check_classes(own, stored_file, config)
@@ -265,7 +273,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
-    run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
+    run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
     data = run.data.describe()
     run.result |= {
         "interval": "95%, over episodes, normal approximation",

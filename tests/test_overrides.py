@@ -11,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 
-from metarun.overrides import (
+from metarun.config.overrides import (
     GRAMMAR,
     Reading,
     fixed,
@@ -26,6 +26,7 @@ from metarun.overrides import (
     varies,
     written,
 )
+from metarun.config.types import FilePath, NameOrPath
 
 TEXT, PATH = Reading(text=True), Reading(text=True, path=True)
 NAMES = ["résultats", "run=1", "out#1", "my results (1)", "日本語", "it's", 'say "hi"', "a b", " x", "01", "1e3", "true", "null",
@@ -81,7 +82,7 @@ def test_null_is_text_where_the_key_must_be_given() -> None:
 def test_a_name_or_address_stays_and_a_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.pth").touch()
-    how = reading(str | Path | None)
+    how = reading(NameOrPath | None)
     assert how == Reading(text=True, path=True, name=True, optional=True)
     for typed, expected in {
         "IMAGENET1K_V2": "IMAGENET1K_V2",
@@ -119,7 +120,7 @@ def test_a_comma_separates_in_a_sweep_unless_the_path_is_there_or_quoted(
 
 def test_lists_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names, roots = reading(list[str] | None), reading(Annotated[Any, list[Path] | Path])
+    names, roots = reading(list[str] | None), reading(Annotated[Any, list[FilePath] | FilePath])
     assert value(read("k=[日本語,true,01, a b,'x,y']", names)) == ["日本語", "true", "01", "a b", "x,y"]
     assert value(read("k=cat,dog", names)) == ["cat", "dog"]
     assert value(read("k=[]", names)) == []
@@ -135,7 +136,8 @@ def test_lists_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_readings_of_hints() -> None:
     assert reading(str) == TEXT
     assert reading(Path) == PATH
-    assert reading(Annotated[str, Path]) == PATH
+    assert reading(FilePath) == reading(Annotated[FilePath, "a comment"]) == PATH
+    assert reading(Annotated[FilePath | None, "a comment"]) == Reading(text=True, path=True, optional=True)
     assert reading(Annotated[str, "a comment"]) == TEXT
     for hint in (int, float | None, int | str, bool, Any, Literal["a", "b"], dict[str, str], tuple[str, str]):
         assert reading(hint) == GRAMMAR
@@ -152,7 +154,7 @@ class Inner:
 class Outer:
     inner: Inner = field(default_factory=Inner)
     data: dict[str, Any] = field(default_factory=dict)
-    outputs: Annotated[str, Path] = "outputs"
+    outputs: FilePath = "outputs"
 
 
 class Mine:
@@ -173,19 +175,19 @@ def test_hints_come_from_the_schema_and_from_signatures() -> None:
         return node
 
     hints = {
-        key: hint_of(key, Outer, nodes)
+        key: hint_of(key, nodes, Outer)
         for key in ("outputs", "inner.name", "nowhere", "inner.nowhere", "a.b.c", "data.x.y")
     }
-    assert hints == {"outputs": Annotated[str, Path], "inner.name": str, **dict.fromkeys(list(hints)[2:], Any)}
+    assert hints == {"outputs": FilePath, "inner.name": str, **dict.fromkeys(list(hints)[2:], Any)}
     assert asked == []
-    assert hint_of("data.photos", Outer, nodes) is Path
-    assert hint_of("inner.own.side", Outer, nodes) is int
+    assert hint_of("data.photos", nodes, Outer) is Path
+    assert hint_of("inner.own.side", nodes, Outer) is int
     assert asked == ["data", "inner.own"]
     assert [is_free(key, Outer) for key in ("data.x", "inner.own.x", "outputs", "inner.name", "data.x.y", "data")] == [
         True, True, False, False, False, False,
     ]  # fmt: skip
     node._target_ = "nowhere.Mine"
-    assert hint_of("data.photos", Outer, nodes) is Any
+    assert hint_of("data.photos", nodes, Outer) is Any
 
 
 @pytest.mark.parametrize(

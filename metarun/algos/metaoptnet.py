@@ -11,7 +11,7 @@ For each task a linear classifier of the support set's features x_i, without a b
 Both are solved in the dual, and differentiated at the solution, by the implicit function theorem for the SVM.
 
 Differences from the official code (kjunelee/MetaOptNet), beside that its solver is qpth's, stopped after 15 iterations
-(at test time 3), and ours (`metarun.solvers`) goes on to double precision:
+(at test time 3), and ours (`metarun.ops.solvers`) goes on to double precision:
 - As there, where it is to spare qpth singular kernels, `diagonal` is added to the SVM's kernel; 0 is the SVM of the paper.
 - Its ridge head asks the solver for twice the coefficients of the ridge regression (e = -2 Y); gamma, which starts at 1
   there too, takes the 2 up.
@@ -26,20 +26,27 @@ Differences from the official code (kjunelee/MetaOptNet), beside that its solver
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.norm import one_of
+from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.functional import one_hot, precise
-from metarun.solvers import ridge, support_vectors
+from metarun.ops.numerics import one_hot, precise
+from metarun.ops.solvers import ridge, support_vectors
 
 
 class MetaOptNet(Algorithm):
     """A support vector machine or ridge regression, solved anew for each task. Train and test ways may differ.
 
-    `cost` is C, `regularization` lambda, each for its `head` alone; `scale` is where gamma starts.
+    Args:
+        head: The learner of a task: a support vector machine or ridge regression.
+        cost: The cost C of the support vector machine.
+        diagonal: What is added to the diagonal of the machine's quadratic program.
+        regularization: The penalty lambda of ridge regression.
+        scale: Where gamma, the factor of the scores, starts.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
     def __init__(
@@ -47,22 +54,15 @@ class MetaOptNet(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        head: str = "svm",
-        cost: float = 0.1,
-        diagonal: float = 1.0,
-        regularization: float = 50.0,
-        scale: float = 1.0,
-        label_smoothing: float = 0.0,
+        head: Literal["svm", "ridge"] = "svm",
+        cost: PositiveFloat = 0.1,
+        diagonal: NonNegativeFloat = 1.0,
+        regularization: PositiveFloat = 50.0,
+        scale: PositiveFloat = 1.0,
+        label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec)
-        self.kind = one_of("algo.head", head, ["svm", "ridge"])
-        for name, value, paper in (("cost", cost, 0.1), ("regularization", regularization, 50), ("scale", scale, 1)):
-            if value <= 0:
-                raise UserError(f"algo.{name}={value}: must be positive; the paper's is {paper}")
-        if diagonal < 0:
-            raise UserError(f"algo.diagonal={diagonal}: must not be negative; the official code's is 1, the paper's 0")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and less than 1; try 0.1")
+        self.kind = head
         self.cost, self.diagonal, self.regularization = cost, diagonal, regularization
         self.label_smoothing = label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(scale)))

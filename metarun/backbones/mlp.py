@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import Norm
-from metarun.core import Backbone, Between
-from metarun.errors import UserError
+from metarun.config.types import Len, NormKind, PositiveFloat, PositiveInt
+from metarun.core import ActivationHook, Backbone
+from metarun.ops.batch_norm import Norm
 
 SINUSOID_HIDDEN = [40, 40]
 
@@ -22,21 +23,23 @@ class MLP(Backbone):
     Images are flattened. The defaults are the network of MAML's sinusoid regression (Finn et al. 2017, section 5.1): two layers
     of 40. `init_std` is the standard deviation of truncated-normal weights (cut at two standard deviations) with zero biases, as in its
     official code; null leaves torch's initialisation. Raises `UserError` for no or non-positive widths.
+
+    Args:
+        hidden: The widths of the layers.
+        norm: The normalisation: batch (transductive at test), support, running, group or none.
+        init_std: The standard deviation of truncated-normal weights, with zero biases; null is torch's
+            initialisation.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        hidden: list[int] = SINUSOID_HIDDEN,
-        norm: str = "none",
-        init_std: float | None = 0.01,
+        *,
+        hidden: Annotated[list[PositiveInt], Len(1)] = SINUSOID_HIDDEN,
+        norm: NormKind = "none",
+        init_std: PositiveFloat | None = 0.01,
     ) -> None:
         super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise UserError(f"backbone.hidden={list(hidden)}: needs at least one width, all of them positive")
-        if init_std is not None and init_std <= 0:
-            raise UserError(f"backbone.init_std={init_std}: must be positive, or null for torch's initialisation")
         self.norm = norm
         widths = [math.prod(input_shape), *hidden]
         layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
@@ -50,13 +53,13 @@ class MLP(Backbone):
                 nn.init.zeros_(layer.bias)
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         x = x.flatten(1)
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = norm(layer(x), n_support)
-            x = F.relu(x if between is None else between(number, x))
+            x = F.relu(x if activation_hook is None else activation_hook(number, x))
         return x

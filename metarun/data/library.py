@@ -11,14 +11,15 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metarun.data.division import SPLITS, check_ratios, divide
-from metarun.data.folder import GREY, check_images, square
-from metarun.data.releases import RELEASES, Files
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.data.folder import GREY, square
+from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
+from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, cache_root, cached, data_root
 from metarun.errors import UserError, nearest
 
@@ -42,6 +43,24 @@ class Library(ImageSource):
     make it and not to use it. A class's images are ordered by their content and named classes by their names, for the
     libraries take both as the file system lists them. Raises `UserError` for an unknown data set, a library that is
     not installed, files that are missing or cannot be read, and a number of classes other than the published one.
+
+    Args:
+        library: The library.
+        dataset: The class of torchvision.datasets or learn2learn.vision.datasets: CIFAR100, MiniImagenet, ...
+        root: The library's own root; null is <METARUN_DATA>/ and the name of the library.
+        download: Whether the library downloads what is not there.
+        options: Further arguments of the library's class: {split: letters} for EMNIST.
+        image_size: The side of an image in pixels; null is the first image's, if that is a square of at most 84
+            pixels, otherwise 84.
+        channels: The channels of an image; null is 1 if all images are grey, 3 otherwise.
+        split_seed: The seed of the division of the classes, where the library does not divide them.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2], of
+            Omniglot 1100, 100 and 423 classes.
+        train_classes: The names of the training classes; null draws them.
+        val_classes: The names of the validation classes; null draws them.
+        test_classes: The names of the test classes; null draws them.
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
@@ -49,13 +68,13 @@ class Library(ImageSource):
         *,
         library: Literal["learn2learn", "torchvision"],
         dataset: str,
-        root: Path | None = None,
+        root: FilePath | None = None,
         download: bool = False,
         options: dict[str, Any] | None = None,
-        image_size: int | None = None,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         train_classes: list[str] | None = None,
         val_classes: list[str] | None = None,
         test_classes: list[str] | None = None,
@@ -66,7 +85,6 @@ class Library(ImageSource):
         if dataset not in known:
             hint = nearest(dataset, known) or f"; there are {', '.join(known)}"
             raise UserError(f"data.dataset={dataset}: is no data set of {library} that metarun knows{hint}")
-        check_images(image_size, channels)
         release = known[dataset]
         lists = (train_classes, val_classes, test_classes)
         listed = any(names is not None for names in lists)
@@ -88,7 +106,7 @@ class Library(ImageSource):
             "root": str(folder), "listing": files.listing(), "options": files.options, "image_size": image_size,
             "channels": channels,
         }  # fmt: skip
-        table = cached(f"{library}-{dataset}", key, lambda notes: _build(files, image_size, channels, notes))
+        table = cached(f"{library}-{dataset}", key, lambda metadata: _build(files, image_size, channels, metadata))
         if release.divided:
             groups = np.array(table.groups)
             splits: dict[Split, Any] = {split: np.flatnonzero(groups == split) for split in SPLITS}
@@ -102,7 +120,7 @@ class Library(ImageSource):
         return {**super().describe(), "split": self.split}
 
 
-def _build(files: Files, size: int | None, channels: int | None, notes: dict[str, Any]) -> Iterator[ClassImages]:
+def _build(files: Files, size: int | None, channels: int | None, metadata: dict[str, Any]) -> Iterator[ClassImages]:
     """The classes of all parts, through a file on disk: libraries yield images in any order, and once is slow enough."""
     release = files.release
     rows: dict[tuple[str, str | int], list[int]] = {}
@@ -128,7 +146,7 @@ def _build(files: Files, size: int | None, channels: int | None, notes: dict[str
         for split, name in sorted(rows, key=lambda key: ([*SPLITS, ""].index(key[0]), key[1])):
             members = sorted(rows[split, name], key=digests.__getitem__)
             yield ClassImages(str(name), split, table[members, :depth])
-    notes["dataset"] = f"{files.library} {files.dataset}"
+    metadata["dataset"] = f"{files.library} {files.dataset}"
 
 
 def _check(files: Files, rows: dict[tuple[str, str | int], list[int]]) -> None:

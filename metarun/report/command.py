@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from metarun.config import Config, check_keys
+from metarun.config.overrides import make_literal
 from metarun.errors import UserError, nearest
-from metarun.overrides import make_literal
 from metarun.text import shell_path, shown_path
 
 

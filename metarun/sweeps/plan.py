@@ -14,15 +14,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import Config, check
+from metarun.config import check
+from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.errors import UserError
-from metarun.folders import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.overrides import canonical, hint_of, make_literal, read, reading, varies
+from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
 from metarun.text import printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
-CHOSEN_BY = {"approach": ("algo", "finetune"), "recipe": ("algo",)}  # what else differs where these are swept
+CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
 def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | None:
@@ -75,7 +75,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
 def read_params(params: Mapping[str, str], master: DictConfig) -> list[str]:
     """The words of a sweeper's `params`, which stand in a file, read as those of the command line are."""
     words = {key: f"{key}={value}" for key, value in params.items()}
-    hints = {key: hint_of(key, Config, lambda path: OmegaConf.select(master, path)) for key in words}
+    hints = {key: hint_of(key, lambda path: OmegaConf.select(master, path)) for key in words}
     return [read(word, reading(hints[key]), sweep=True) for key, word in words.items()]
 
 

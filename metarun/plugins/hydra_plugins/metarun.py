@@ -17,8 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from metarun.config.overrides import quoted, varies
 from metarun.errors import UserError
-from metarun.overrides import quoted, varies
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, Outcome
 from metarun.text import shell_path

@@ -335,7 +335,7 @@ def test_resume_false_starts_beside(tmp_path: Path) -> None:
         assert "going on" not in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert_same(comparable(folder), comparable(folder.with_name(f"{folder.name}__3")))
-    assert f"results  {folder}~3\n" in metarun(*words).out  # the newest is the one that is gone on with
+    assert f"results  {folder}__3\n" in metarun(*words).out  # the newest is the one that is gone on with
 
 
 def test_second_process_in_a_folder_is_refused(tmp_path: Path) -> None:

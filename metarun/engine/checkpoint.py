@@ -69,9 +69,9 @@ def _instead(path: Path) -> str:
     if not runs:
         runs = sorted(found.parent for found in path.glob("*/*/config.yaml"))
     if not runs:
-        return "has no weights and no run in it"
+        return "there is no such run folder or file; this folder has neither weights nor a run in it"
     more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
-    return f"is a folder of runs; give one of them: {', '.join(map(shell_path, runs[:NAMED]))}{more}"
+    return f"there is no such run folder or file, but a folder of runs; give one of them: {', '.join(map(shell_path, runs[:NAMED]))}{more}"
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -185,7 +185,7 @@ def asks_for_object(hint: Any) -> bool:
         isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
     ):
         return any(map(asks_for_object, arguments))
-    return isinstance(base, type) and base not in DATA
+    return isinstance(base, type) and base is not Any and base not in DATA
 
 
 def hints_of(cls: Any) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import files
 from metarun.config import Config, check, construct, flat, task_of, to_container
+from metarun.config.overrides import key_of, make_literal
 from metarun.core import TaskShape
 from metarun.data.download import without_downloads
 from metarun.data.noise import with_noise
@@ -35,6 +37,8 @@ from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
 from metarun.target.base import SourceImages, TargetMethod
 from metarun.target.target import Target
+from metarun.text import shell_path, shown_path
+from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
@@ -48,6 +52,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     started = time.perf_counter()
     check(config)
+    make_literal(config)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -76,14 +81,14 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
-                log.info("run folder: %s", folder)
+                log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(world, command) as world:
                     world.broadcast(folder)
                     carry_out(shared, world)
-                finish(shared, overrides, choices, time.perf_counter() - started)
+                finish(shared, overrides, choices, command, time.perf_counter() - started)
         except Timeout:
             raise UserError(
-                f"{folder}: another process is running this; wait for it, or give this one another name="
+                f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
             shared.logger.close()
@@ -259,16 +264,22 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
-    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
+    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
+    folder = Path(config.checkpoint)
+    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
     if not stored_file.is_file():
         raise UserError(
-            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
     older = OmegaConf.load(stored_file)
     assert isinstance(older, DictConfig)
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+    for key in ("target", "transfer"):  # a test of what was learned on the source has no use for them
+        OmegaConf.update(own, key, config[key], merge=False)
+    assert isinstance(own, DictConfig)
+    check_classes(own, stored_file, config)
+    for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         if key in ("experiment", "preset", "algo"):
@@ -279,7 +290,6 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in ("recipe", "checkpoint", "outputs", "resume"):
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
-    assert isinstance(own, DictConfig)
     return own
 
 
@@ -291,8 +301,8 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
         )
 
 
-def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run."""
+def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
@@ -315,7 +325,8 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
-        "command": " ".join(["metarun", *overrides]),
+        "command": shlex.join(["metarun", *command[3:]]),
+        "overrides": overrides,
         "choices": {group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
         "seconds": seconds,
         "peak_memory": run.hardware.peak_memory(),

@@ -59,12 +59,17 @@ class Table:
 
 def data_root() -> Path:
     """Where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
-    return Path(os.environ.get("METARUN_DATA") or user_cache_path("metarun") / "data")
+    return _folder("METARUN_DATA", "data")
 
 
 def cache_root() -> Path:
     """Where tables are kept: `METARUN_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("METARUN_CACHE") or user_cache_path("metarun") / "tables")
+    return _folder("METARUN_CACHE", "tables")
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    """The folder that an environment variable names, taken literally but for `~`, or one of the user's cache folder."""
+    return Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser().absolute()
 
 
 def cached(name: str, key: dict[str, Any], build: Build) -> Table:

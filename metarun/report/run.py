@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metarun.report import target
+from metarun.text import shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
 
@@ -58,7 +59,7 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} "
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
-    print(f"results  {folder}\ncurves   tensorboard --logdir {folder}")
+    print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:

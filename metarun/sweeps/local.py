@@ -18,11 +18,32 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
 
+from omegaconf import DictConfig
+
+from metarun.config.types import PositiveInt
 from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
+from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 
 PRELOADED = ["metarun.cli", "metarun.recipes", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
+
+
+class Local(Launcher):
+    """Processes on this machine, side by side.
+
+    Args:
+        at_once: The jobs at once; null is one a GPU, else as many as there are cores for hardware.processes times
+            hardware.threads.
+    """
+
+    def __init__(self, *, at_once: PositiveInt | None = None) -> None:
+        self.at_once = at_once
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        """Runs the jobs, `at_once` at a time, each on cores (and a GPU) of its own where there are enough."""
+        cores = config.hardware.processes * (config.hardware.threads or 1)
+        return carry_out(jobs, self.at_once, cores, use_gpus=config.hardware.device != "cpu")
 
 
 def gpus() -> list[str]:
@@ -41,7 +62,8 @@ def places(at_once: int | None, cores_per_job: int, devices: Sequence[str]) -> l
     `at_once` places; None: one a GPU, or as many as there are times `cores_per_job` cores. The cores are shared out, and
     where there are more places than cores they are used by several.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    pinned = hasattr(os, "sched_getaffinity")  # Linux alone lets a process choose its cores
+    cores = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
     count = at_once or len(devices) or max(1, len(cores) // cores_per_job)
     return [
         (
@@ -96,7 +118,8 @@ def _in_child(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    os.sched_setaffinity(0, cores)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
     torch.set_num_threads(min(len(cores), int(environment.get("OMP_NUM_THREADS", len(cores)))))
     if output is not None:
         os.makedirs(os.path.dirname(output), exist_ok=True)

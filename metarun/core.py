@@ -97,6 +97,7 @@ class Backbone(nn.Module):
     features: int
     widths: list[int]  # the channels of each block
     norm: str  # a kind of `metarun.backbones.norm`
+    pretrained: bool = False  # whether it brings weights from elsewhere: of a file, a library or an earlier run
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
 
     @property

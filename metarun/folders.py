@@ -44,12 +44,13 @@ FREE = (
 )
 
 
-def folder_name(overrides: list[str], named: bool) -> str:
+def folder_name(overrides: list[str], named: bool, source: bool = True) -> str:
     """The overrides in alphabetical order, made safe for a file system; `default` without any.
 
-    `named` tells that the run's name does not have the data and the algorithm in it.
+    `named` tells that the run's name does not have the data and the algorithm in it, and `source` whether the recipe uses
+    these.
     """
-    left_out = UNNAMED if named else (*UNNAMED, "data", "algo", "target", "finetune")
+    left_out = UNNAMED if named else (*UNNAMED, *name_parts(source))
     kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept).replace("'", "")) or "default"
     if len(text) > LONGEST:
@@ -73,20 +74,22 @@ def listed(word: str) -> str:
     return re.sub(r"^(target\.train_images)=(\d+(?:,\d+)+)$", r"\1=[\2]", word)
 
 
-def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> str:
-    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one."""
+def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | None = None) -> str:
+    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one.
+
+    `source` tells whether the recipe uses a source.
+    """
     if checkpoint:
         path = Path(checkpoint)
         stored = (path if path.is_dir() else path.parent) / "config.yaml"
         if stored.is_file():
             return str(OmegaConf.load(stored).name)
-    return named_after(["experiment"] if choices.get("experiment") else name_parts(choices), choices)
+    return named_after(["experiment"] if choices.get("experiment") else name_parts(source), choices)
 
 
-def name_parts(choices: Mapping[str, str]) -> list[str]:
-    """The groups that a run is named after: of the source, and of the target; a recipe without a source leaves its part out."""
-    source = [] if choices.get("recipe") == "finetune" else ["data", "algo"]
-    return [*source, "target", "finetune"]
+def name_parts(source: bool) -> list[str]:
+    """The groups that a run is named after: of the source, if the recipe uses one, and of the target."""
+    return [*(["data", "algo"] if source else []), "target", "finetune"]
 
 
 def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
@@ -97,7 +100,9 @@ def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...~2`, `...~3`, and later commands go on there."""
     named = any(override.split("=")[0] in ("name", "experiment", "checkpoint") for override in overrides)
-    base = Path(config.outputs) / config.name / folder_name(overrides, named)
+    base = (
+        Path(config.outputs) / config.name / folder_name(overrides, named, config.get("recipe", {}).get("source", True))
+    )
     last = 1
     while _attempt(base, last + 1).is_dir():
         last += 1
@@ -128,6 +133,10 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
     missing: Any = "absent"
 
     def differs(key: str) -> bool:
+        if stored.get("recipe.source") is False and not any(
+            name.startswith(f"{key.partition('.')[0]}.") for name in stored
+        ):
+            return False  # a part of the config that only a recipe with a source uses
         if key in stored and key in asked:
             return bool(stored[key] != asked[key])
         return bool(stored.get(key) or asked.get(key))

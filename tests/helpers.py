@@ -20,7 +20,7 @@ from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.source import DataSource, ImageSource, Split
 from metarun.data.table import Table
 from metarun.hardware import Hardware
-from metarun.learner import build_algorithm
+from metarun.stages.learning import build_algorithm
 from metarun.transfer.target import Target
 
 CPU = torch.device("cpu")

@@ -25,8 +25,8 @@ from metarun.core import Batch, Spec
 from metarun.data.labelled import Labelled, allot, batches, divide_images
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
-from metarun.learner import augmented
 from metarun.records import Records
+from metarun.stages.learning import augmented
 from metarun.transfer.base import Own, features
 from metarun.transfer.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.transfer.finetuning import FineTuning, Shuffled

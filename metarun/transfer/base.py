@@ -47,6 +47,7 @@ class TargetMethod(ABC):
     """
 
     needs_source: bool = False
+    uses_method: bool = False  # whether it predicts by the learner's own method, and does not take its backbone alone
 
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
@@ -73,6 +74,8 @@ class TargetMethod(ABC):
 
 class Own(TargetMethod):
     """The learner's own way: the training images are the support set of one large episode, the test images its queries."""
+
+    uses_method = True
 
     def check(self, classes: int) -> None:
         learner = self.learner

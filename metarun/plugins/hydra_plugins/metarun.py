@@ -179,7 +179,7 @@ class Search(Sweeper):
         space = {item.key_or_group: search.distribution(item) for item in overrides if item.is_sweep_override()}
         if not space:
             raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
-        name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices))
+        name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices), self.master.recipe.source)
         fixed = [str(item.input_line) for item in overrides if not item.is_sweep_override()]
         if not any(item.key_or_group == "recipe" for item in overrides):
             fixed.append("recipe=train")
@@ -231,7 +231,7 @@ class Grid(BasicSweeper):
         assert self.launcher is not None
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices))
+        name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices), self.config.recipe.source)
         (batch,) = self.split_arguments(overrides, None)
         named = [[*words, f"name={name}"] if name else words for words in batch]
         jobs = plan.jobs_of(loader, self.config, named)

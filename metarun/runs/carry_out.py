@@ -1,0 +1,274 @@
+"""A run from its config to its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import checkpoint, distributed, files, provenance, stages
+from metarun.config import Config, check, check_target, construct, flat, to_container
+from metarun.distributed import Lost, World
+from metarun.errors import Pruned, UserError, nearest
+from metarun.folders import choose_folder, create, default_name, refuse_other_config
+from metarun.records import Records, logging_to, start_logging
+from metarun.report.run import show, show_stored, stored
+from metarun.runs import result
+from metarun.runs.run import Run
+from metarun.stages.base import Stage, check_order
+from metarun.stages.transfer import uses_method
+from metarun.sweeps.search import watcher
+from metarun.train import Interrupted
+from metarun.transfer.target import Target
+
+log = logging.getLogger("metarun")
+
+LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
+
+
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
+    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score.
+
+    `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
+    """
+    started = time.perf_counter()
+    check(config)
+    world = distributed.place(config.hardware.processes)
+    start_logging(quiet=not world.main)
+    config = complete(config, overrides, choices)
+    if not world.main:
+        follow(config, world)
+        return 0.0
+    with distributed.meeting(world) if world.launched else contextlib.nullcontext(world) as world:
+        folder = choose_folder(config, overrides)
+        if (folder / "config.yaml").is_file():
+            refuse_other_config(folder, config)
+        if (folder / result.FILE).is_file():
+            if config.checkpoint:
+                refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
+            return show_stored(folder)
+        # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
+        shared = prepare(config, folder, world)
+        shared.watch = watcher(folder)
+        create(folder)
+        try:
+            with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
+                files.save_bytes(folder / "config.yaml", text.encode())
+                log.info("run folder: %s", folder)
+                with distributed.meeting(world, command) as world:
+                    world.tell(folder)
+                    carry_out(shared, world)
+                finish(shared, overrides, choices, time.perf_counter() - started)
+        except Timeout:
+            raise UserError(
+                f"{folder}: another process is running this; wait for it, or give this one another name="
+            ) from None
+        finally:
+            shared.records.close()
+    show(folder, shared.result)
+    return float(shared.result.get(result.SCORE, 0.0))
+
+
+def follow(config: DictConfig, world: World) -> None:
+    """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
+    with contextlib.suppress(Lost, Interrupted, Pruned), distributed.meeting(world) as world:
+        folder = world.tell(Path())
+        try:
+            carry_out(prepare(config, folder, world), world)
+        except Lost:
+            raise
+        except Exception as error:
+            told = isinstance(error, UserError)
+            world.complain(str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            if not told:
+                raise
+
+
+def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
+    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint."""
+    built = build_stages(config)
+    loads = any(stage.needs_checkpoint for stage in built)
+    if loads != bool(config.checkpoint):
+        raise UserError(
+            "recipe=test: needs the run to test; add checkpoint=outputs/RUN"
+            if loads
+            else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
+        )
+    check_order(built)
+    if config.checkpoint:
+        config = with_checkpoint(config, overrides)
+        check(config)
+    OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
+    return config
+
+
+def build_stages(config: DictConfig) -> list[Stage]:
+    """The stages of the recipe, not yet prepared.
+
+    Each entry of `recipe.stages` is a node with a `_target_`, or the dotted path of a class without settings.
+
+    Raises:
+        UserError: An entry is no stage, or has a setting that the stage does not know.
+    """
+    built: list[Stage] = []
+    for place, entry in enumerate(config.recipe.stages):
+        node = OmegaConf.create({"_target_": entry}) if isinstance(entry, str) else entry
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if not target:
+            raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
+        known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
+        hint = nearest(target, known) or f"; there are {', '.join(known)}"
+        try:
+            cls = get_class(target)
+        except Exception as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"recipe.stages: {target} cannot be imported ({reason}){hint}") from error
+        if not issubclass(cls, Stage):
+            raise UserError(f"recipe.stages: {target} is no stage (no subclass of metarun.stages.Stage){hint}")
+        check_target(node, f"recipe.stages[{place}]", set())
+        built.append(construct(node, f"recipe.stages[{place}]"))
+    return built
+
+
+def prepare(config: DictConfig, folder: Path, world: World) -> Run:
+    """The run with its stages prepared in this rank; raises `UserError` and writes nothing to `folder`."""
+    built = build_stages(config)
+    target = build_target(config, built)
+    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    if target is not None:
+        target.fit_to(data)
+    run = Run(config, built, world, folder, data, target)
+    for stage in built:
+        stage.prepare(run)
+    if not run.learners:
+        raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
+    run.records = Records(folder if world.main else None)  # last: all is well
+    return run
+
+
+def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
+    """The target, if the recipe has a use for one."""
+    wanted = [stage for stage in built if stage.needs_target]
+    if wanted and not config.target.data:
+        raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
+    if config.target.data and not wanted:
+        raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
+    return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
+
+
+def carry_out(run: Run, world: World) -> None:
+    """The stages, one after the other, in this rank."""
+    world = world.on(run.hardware.device)
+    run.world = world
+    for learner in run.learners.values():
+        learner.hardware = replace(learner.hardware, world=world)
+    log.info("hardware: %s", run.hardware)
+    for stage in run.stages:
+        stage.execute(run)
+
+
+def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config that the checkpoint's run had, with this command line's overrides on it.
+
+    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
+    the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
+    """
+    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
+    if not stored_file.is_file():
+        raise UserError(
+            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+        )
+    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+        if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
+            continue
+        if key in ("experiment", "preset", "algo"):
+            raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
+        target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
+        goal = f"test.{target}" if target.startswith("task.") else target
+        OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
+    for key in ("recipe", "checkpoint", "outputs", "resume"):
+        OmegaConf.update(own, key, config[key], merge=False)
+    own.name = config.name or own.name
+    assert isinstance(own, DictConfig)
+    return own
+
+
+def refuse_other_weights(folder: Path, weights: Path) -> None:
+    """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
+    if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+        raise UserError(
+            f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
+        )
+
+
+def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run."""
+    algorithm, config = run.algorithm, run.config
+    main = result.tested(run.result)
+    run.records.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
+    data = run.data.describe()
+    run.result |= {
+        "interval": "95%, over episodes, normal approximation",
+        result.PROTOCOL: protocol(run, data),
+        **({result.DATA: data} if config.recipe.source else {}),
+        **({result.CONTENT: run.target.describe()} if run.target else {}),
+        "parameters": sum(value.numel() for value in algorithm.parameters()),
+        "hardware": run.hardware.describe(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+        result.COMMAND: " ".join(["metarun", *overrides]),
+        result.CHOICES: {
+            group: choice
+            for group, choice in choices.items()
+            if not group.startswith("hydra/") and group.partition("@")[0] not in unused(config)
+        },
+        "seconds": seconds,
+        "peak_memory": run.hardware.peak_memory(),
+    }
+    files.save_json(run.folder / result.FILE, run.result)
+
+
+def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
+    """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
+    algorithm = run.algorithm
+    found: dict[str, Any] = {
+        "norm": getattr(algorithm.backbone, "norm", None),
+        "transductive": algorithm.transductive,
+    }
+    if run.config.recipe.source:
+        found |= {
+            "test_inner_steps": algorithm.test_steps,
+            "split": data.get("split", run.config.data.get("split")),
+        }
+    found[result.SELECTED_BY] = run.learner.selected_by
+    seen: dict[str, str] = {}
+    for stage in run.stages:
+        said = stage.protocol(run)
+        seen |= said.get(result.SEEN, {})
+        found |= said
+    return {**found, result.SEEN: seen}
+
+
+def unused(config: DictConfig) -> tuple[str, ...]:
+    """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
+    if config.recipe.source:
+        return ()
+    source = ("data", "pretrain", "around", "test")
+    method = ("algo", "task", "train", "optimizer", "schedule", "preset")
+    gives = any(stage.gives_weights for stage in build_stages(config))
+    return source if gives or uses_method(config) else (*source, *method)
+
+
+def recorded(config: DictConfig) -> dict[str, Any]:
+    """The plain values of the config, without what the recipe does not use."""
+    left_out = unused(config)
+    return {key: value for key, value in to_container(config).items() if key not in left_out}

@@ -33,7 +33,7 @@ from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.metrics import accuracy
 from metarun.records import Records
-from metarun.train import Interrupted, build_optimizer, fit, gradient_step
+from metarun.train import Interrupted, Learner, build_optimizer, fit, gradient_step
 
 SEPARABLE = toy_images()
 NOISE = toy_images(signal=0.0, per_class=30)
@@ -377,17 +377,9 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
 
         records = Records(folder)
         try:
-            fit(
-                algorithm,
-                sampler,
-                validate,
-                *build_optimizer(algorithm, config.train),
-                config.train,
-                config.seed,
-                hardware(),
-                folder,
-                records,
-            )
+            built = build_optimizer(algorithm, config.train)
+            learner = Learner("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
+            fit(learner, validate, folder, records)
         finally:
             records.close()
         saved = {key: checkpoint.load(folder / f"{key}.pt") for key in ("last", "best")}

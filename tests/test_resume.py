@@ -17,7 +17,8 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from shell import SINUSOID, events, lines, make_images, metarun, result, run_folder, start
 
-from metarun import recipes, records
+from metarun import records
+from metarun.runs import carry_out
 from metarun.core import Algorithm
 from metarun.folders import UNNAMED, choose_folder
 
@@ -121,7 +122,7 @@ def test_finished_run_is_shown_and_not_computed(tmp_path: Path, monkeypatch: pyt
     first = metarun(*words)
     folder = run_folder(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(recipes, "prepare", pytest.fail)
+    monkeypatch.setattr(carry_out, "prepare", pytest.fail)
     started = time.perf_counter()
     again = metarun(*words)
     assert time.perf_counter() - started < 2  # about 0.2 s
@@ -210,7 +211,7 @@ def test_signal_while_testing_is_one_line(
     )  # ignored where a shell runs this in the background
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("metarun.stages.meta_test", interrupted)
+            patch.setattr("metarun.stages.MetaTest.execute", interrupted)
             done = metarun(*words)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -222,14 +223,14 @@ def test_signal_while_testing_is_one_line(
 
 def test_checkpoint_on_an_interval_of_steps_and_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: dict[str, set[int]] = {}
-    save = recipes.checkpoint.save
+    save = carry_out.checkpoint.save
 
     def noting(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
             saved.setdefault(path.parent.parent.name, set()).add(state["state"]["step"])
         save(path, state)
 
-    monkeypatch.setattr(recipes.checkpoint, "save", noting)
+    monkeypatch.setattr(carry_out.checkpoint, "save", noting)
     interval = {"steps": ["train.save_every=4"], "time": ["train.save_seconds=0"], "neither": []}
     for name, words in interval.items():
         assert metarun(*SINUSOID, f"name={name}", *words, f"outputs={tmp_path}").status == 0

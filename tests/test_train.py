@@ -24,6 +24,7 @@ from metarun.records import Records
 from metarun.train import (
     SIGNALS,
     Interrupted,
+    Learner,
     Signals,
     advance_schedule,
     build_optimizer,
@@ -92,19 +93,10 @@ class Fit:
         folder.mkdir(exist_ok=True)
         records = Records(folder)
         try:
-            return fit(
-                self.algorithm,
-                self.sampler,
-                self.validate,
-                self.optimizer,
-                self.schedule,
-                self.config.train,
-                7,
-                hardware(),
-                folder,
-                records,
-                self.watch,
+            learner = Learner(
+                "train", self.algorithm, self.config.train, 7, hardware(), self.optimizer, self.schedule, self.sampler
             )
+            return fit(learner, self.validate, folder, records, self.watch)
         finally:
             records.close()
 
@@ -494,8 +486,8 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     """So that they load without running code: `checkpoint.load` uses `weights_only`."""
     run = Fit(tmp_path, None, *RESUMED)
     run.run()
-    assert set(run.last) == {"model", "optimizer", "schedule", "state"}
-    assert set(run.best) == {"model", "step", "score"}
+    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen"}
+    assert set(run.best) == {"model", "step", "score", "seen"}
     config: DictConfig = OmegaConf.create({"state": run.last["state"]})
     assert config.state.step == 11
 

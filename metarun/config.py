@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.errors import UserError, nearest
+from metarun.renamed import renamed_key
 
 
 @dataclass
@@ -132,11 +133,11 @@ class Config:
     backbone: dict[str, Any] = field(
         default_factory=lambda: {"from": None}
     )  # from: a run whose backbone's weights to take
-    around: dict[str, Any] = field(default_factory=dict)
+    wrapper: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     pretrain: Pretrain = field(default_factory=Pretrain)
     target: Target = field(default_factory=Target)
-    finetune: dict[str, Any] = field(default_factory=dict)
+    transfer: dict[str, Any] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
@@ -161,7 +162,7 @@ GIVEN = {
     "data": set(),
     "backbone": {"input_shape"},
     "algo": {"backbone", "spec"},
-    "around": {"method", "validation"},
+    "wrapper": {"method", "validation"},
     "train.optimizer": {"params"},
     "train.schedule": {"optimizer"},
     "augment": set(),
@@ -169,7 +170,7 @@ GIVEN = {
     "pretrain.train.optimizer": {"params"},
     "pretrain.train.schedule": {"optimizer"},
     "target.data": set(),
-    "finetune": {"learner", "source"},
+    "transfer": {"learner", "source"},
 }
 
 
@@ -262,7 +263,9 @@ def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
     known: dict[str, Any] = {item.name: item.default_factory for item in fields(schema)}
     for key in map(str, node):
         if key not in known:
-            raise UserError(f"{prefix}{key}: there is no such key{nearest(key, known)}")
+            raise UserError(
+                renamed_key(f"{prefix}{key}") or f"{prefix}{key}: there is no such key{nearest(key, known)}"
+            )
         if is_dataclass(known[key]):
             check_keys(node[key], known[key], f"{prefix}{key}.")
 

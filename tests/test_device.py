@@ -16,11 +16,11 @@ from shell import make_images, metarun, result, run_folder
 from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from torch import Tensor
 
-from metarun import hardware as chosen
 from metarun.core import Algorithm, Batch, Episodes
-from metarun.hardware import choose
-from metarun.recorded import Recorded
-from metarun.train import gradient_step
+from metarun.engine import hardware as chosen
+from metarun.engine.hardware import choose
+from metarun.engine.traced_step import TracedStep
+from metarun.engine.train import gradient_step
 
 second_device.device()
 
@@ -82,7 +82,7 @@ def test_a_captured_step_stays_on_its_device() -> None:
     with second_device.present() as device:
         algorithm.to(device)
         replays = Replays()
-        recorded = dataclasses.replace(plain, device=device, recorded=Recorded(replays))
+        recorded = dataclasses.replace(plain, device=device, traced=TracedStep(replays))
         for _ in range(2):
             gradient_step(algorithm, moved(batch, device), 0, 1.0, 0, recorded)
         assert replays.count == 3  # and one of the check
@@ -98,22 +98,29 @@ TARGET = ["recipe=transfer", "target=folder", "target.data.image_size=16", "targ
 VIT = ["backbone=vit", "backbone.patch_size=4", "backbone.width=8", "backbone.depth=1"]
 
 
-def finetuned(name: str) -> list[str]:
+def few_steps(name: str) -> list[str]:
     """A network that this kind of fine-tuning takes, and few steps of it."""
-    settings = OmegaConf.load(Path(CONF) / "finetune" / f"{name}.yaml")
+    settings = OmegaConf.load(Path(CONF) / "transfer" / f"{name}.yaml")
     few = {"steps": 20, "head_steps": 10 if settings.get("head_steps") else 0}
-    steps = [f"finetune.{key}={number}" for key, number in few.items() if key in settings]
+    steps = [f"transfer.{key}={number}" for key, number in few.items() if key in settings]
     return [*steps, *(VIT if name in ("prompts", "lora") else [CONV4])]
 
 
 RUNS = [
     ["algo=maml", "backbone.norm=running", CONV4],
-    ["algo=maml", "around=metamix", CONV4],
-    ["algo=anil", "around=ats", CONV4],
+    ["algo=maml", "wrapper=metamix", CONV4],
+    ["algo=anil", "wrapper=ats", CONV4],
     ["algo=baseline", "augment=standard", CONV4],
     ["recipe=pretrain_meta", "pretrain.train.steps=2", CONV4],
-    ["recipe=adapt", "algo=dann", "target=folder", "target.data.image_size=16", "train.tasks_per_step=16", CONV4],
-    *([*TARGET, f"finetune={name}", *finetuned(name)] for name in choices("finetune")),
+    [
+        "recipe=domain_adaptation",
+        "algo=dann",
+        "target=folder",
+        "target.data.image_size=16",
+        "train.tasks_per_step=16",
+        CONV4,
+    ],
+    *([*TARGET, f"transfer={name}", *few_steps(name)] for name in choices("transfer")),
 ]
 
 

@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from metarun.algos.protonet import ProtoNet
-from metarun.core import Backbone, Batch, Between, Spec
+from metarun.core import ActivationHook, Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.transfer.base import SourceImages
-from metarun.transfer.instances import (
+from metarun.target.base import SourceImages
+from metarun.target.instances import (
     DensityRatio,
     InstanceTransfer,
     TrAdaBoost,
@@ -44,7 +44,7 @@ class Flat(Backbone):
     features = 2
     norm = "none"
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         return x.flatten(1)
 
 
@@ -153,7 +153,7 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
         fitted.append(weights)
         return Model(len(fitted) - 1)
 
-    monkeypatch.setattr("metarun.transfer.instances.regression", fake)
+    monkeypatch.setattr("metarun.target.instances.regression", fake)
     four = Batch(torch.randn(4, 2), torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64))
     method = TrAdaBoost(learner(), Given(lambda count: four), rounds=5, target_share=0.5)
     scores = method.predict(four, torch.randn(3, 2), 2)
@@ -218,7 +218,7 @@ def test_density_ratio_beats_equal_weights_and_the_source_alone_on_a_shifted_tar
 
 def test_the_ratio_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = np.array([0.1, 5.0, 40.0, 1.0])
-    monkeypatch.setattr("metarun.transfer.instances.density_ratio", lambda *_: ratios)
+    monkeypatch.setattr("metarun.target.instances.density_ratio", lambda *_: ratios)
     given: list[np.ndarray] = []
     real = LogisticRegression.fit
 
@@ -258,7 +258,7 @@ def test_repeats_agree_and_the_learner_stays(kind: type[InstanceTransfer]) -> No
 @KINDS
 def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
     method = kind(learner(), Given(lambda count: concept(False, count)))
-    with pytest.raises(UserError, match=r"^finetune: .* source has 5 and the target 2"):
+    with pytest.raises(UserError, match=r"^transfer: .* source has 5 and the target 2"):
         method.check(2)
 
 
@@ -267,14 +267,14 @@ def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
     ("setting", "value"), [("source_images", 1), ("target_share", 0.0), ("target_share", 1.0), ("inverse_penalty", 0.0)]
 )
 def test_settings_out_of_range_are_named(kind: type[InstanceTransfer], setting: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^finetune\.{setting}="):
+    with pytest.raises(UserError, match=rf"^transfer\.{setting}="):
         kind(learner(), Given(lambda count: covariate(False, count)), **{setting: value})
 
 
 def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
-    with pytest.raises(UserError, match=r"^finetune\.rounds=0"):
+    with pytest.raises(UserError, match=r"^transfer\.rounds=0"):
         TrAdaBoost(learner(), Given(lambda count: covariate(False, count)), rounds=0)
-    with pytest.raises(UserError, match=r"^finetune\.highest_ratio=0"):
+    with pytest.raises(UserError, match=r"^transfer\.highest_ratio=0"):
         DensityRatio(learner(), Given(lambda count: covariate(False, count)), highest_ratio=0)
     for kind in (TrAdaBoost, DensityRatio):
         with pytest.raises(UserError, match="source"):
@@ -283,6 +283,6 @@ def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
 
 @pytest.mark.parametrize("name", ["tradaboost", "density_ratio"])
 def test_configs_build_them(name: str) -> None:
-    node = OmegaConf.load(Path(CONF) / "finetune" / f"{name}.yaml")
+    node = OmegaConf.load(Path(CONF) / "transfer" / f"{name}.yaml")
     method = instantiate(node, learner=learner(), source=Given(lambda count: turned(False, count)))
     assert method.predict(turned(True, 10), torch.randn(4, 2), 2).isfinite().all()

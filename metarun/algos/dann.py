@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from metarun.algos.baseline import Baseline
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class Reversal(torch.autograd.Function):
@@ -58,7 +58,7 @@ def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
     if not source.any() or not target.any():
         raise UserError(
             f"algo: needs images of a source and of a target in every step, not {len(batch.x)} of one alone; "
-            "add recipe=adapt target=NAME, or raise train.tasks_per_step"
+            "add recipe=domain_adaptation target=NAME, or raise train.tasks_per_step"
         )
     return source, target
 

@@ -27,7 +27,7 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError, nearest
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 WEIGHTINGS = ("uncertainty", "fixed")
 
@@ -56,7 +56,7 @@ class MultiTask(Baseline):
             raise UserError(f"algo.target_weight={target_weight}: must not be negative; 0 is the source alone")
         if spec.target_outputs is None:
             raise UserError(
-                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=adapt target=NAME"
+                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=domain_adaptation target=NAME"
             )
         self.target_weight = target_weight
         self.target_head = self.new_head(spec.target_outputs)

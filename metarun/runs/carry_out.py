@@ -13,20 +13,22 @@ from filelock import FileLock, Timeout
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, distributed, files, provenance, stages
+from metarun import files, stages
 from metarun.config import Config, check, check_target, construct, flat, to_container
-from metarun.distributed import Lost, World
+from metarun.engine import checkpoint, distributed
+from metarun.engine.distributed import PeerLost, World
+from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError, nearest
-from metarun.folders import choose_folder, create, default_name, refuse_other_config
-from metarun.records import Records, logging_to, start_logging
+from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
-from metarun.runs import result
+from metarun.runs import provenance, result
+from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
+from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.runs.run import Run
 from metarun.stages.base import Stage, check_order
 from metarun.stages.transfer import uses_method
 from metarun.sweeps.search import watcher
-from metarun.train import Interrupted
-from metarun.transfer.target import Target
+from metarun.target.target import Target
 
 log = logging.getLogger("metarun")
 
@@ -46,7 +48,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     if not world.main:
         follow(config, world)
         return 0.0
-    with distributed.meeting(world) if world.launched else contextlib.nullcontext(world) as world:
+    with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
@@ -63,8 +65,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", folder)
-                with distributed.meeting(world, command) as world:
-                    world.tell(folder)
+                with distributed.process_group(world, command) as world:
+                    world.broadcast(folder)
                     carry_out(shared, world)
                 finish(shared, overrides, choices, time.perf_counter() - started)
         except Timeout:
@@ -72,22 +74,24 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 f"{folder}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
-            shared.records.close()
+            shared.logger.close()
     show(folder, shared.result)
     return float(shared.result.get(result.SCORE, 0.0))
 
 
 def follow(config: DictConfig, world: World) -> None:
     """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
-    with contextlib.suppress(Lost, Interrupted, Pruned), distributed.meeting(world) as world:
-        folder = world.tell(Path())
+    with contextlib.suppress(PeerLost, Interrupted, Pruned), distributed.process_group(world) as world:
+        folder = world.broadcast(Path())
         try:
             carry_out(prepare(config, folder, world), world)
-        except Lost:
+        except PeerLost:
             raise
         except Exception as error:
             told = isinstance(error, UserError)
-            world.complain(str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            world.report_failure(
+                str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            )
             if not told:
                 raise
 
@@ -150,7 +154,7 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
         stage.prepare(run)
     if not run.learners:
         raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
-    run.records = Records(folder if world.main else None)  # last: all is well
+    run.logger = RunLogger(folder if world.main else None)  # last: all is well
     return run
 
 
@@ -166,7 +170,7 @@ def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
 
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
-    world = world.on(run.hardware.device)
+    world = world.to(run.hardware.device)
     run.world = world
     for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
@@ -186,7 +190,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    older = OmegaConf.load(stored_file)
+    assert isinstance(older, DictConfig)
+    refuse_old_words(older, stored_file)
+    own = OmegaConf.merge(OmegaConf.structured(Config), older)
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
@@ -214,7 +221,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
     main = result.tested(run.result)
-    run.records.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
+    run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data = run.data.describe()
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
@@ -262,7 +269,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
     if config.recipe.source:
         return ()
-    source = ("data", "pretrain", "around", "test")
+    source = ("data", "pretrain", "wrapper", "test")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
     gives = any(stage.gives_weights for stage in build_stages(config))
     return source if gives or uses_method(config) else (*source, *method)

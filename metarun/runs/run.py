@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
-from metarun.distributed import World
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import Learner, Watch
 from metarun.errors import UserError
-from metarun.hardware import Hardware
-from metarun.records import Records
 from metarun.runs import seen
-from metarun.train import Learner, Watch
-from metarun.transfer.target import Target
+from metarun.runs.logger import RunLogger
+from metarun.target.target import Target
 
 if TYPE_CHECKING:
     from metarun.stages.base import Stage
@@ -42,7 +42,7 @@ class Run:
         target: The target, where a stage needs one.
         learners: The learner of each stage that trains or loads one, by the stage's name, in order.
         result: What `result.json` will hold.
-        records: Curves and lines of the run's folder.
+        logger: Curves and lines of the run's folder.
         watch: Is asked after each validation whether to give up.
     """
 
@@ -54,7 +54,7 @@ class Run:
     target: Target | None
     learners: dict[str, Learner] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
-    records: Records = field(default_factory=lambda: Records(None))
+    logger: RunLogger = field(default_factory=lambda: RunLogger(None))
     watch: Watch | None = None
     _samplers: dict[tuple[Split, TaskShape], EpisodeSampler] = field(default_factory=dict)
 

@@ -11,21 +11,21 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint
-from metarun import hardware as hardware_module
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape
-from metarun.data.labelled import Labelled, batches
+from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, Split
-from metarun.distributed import World
+from metarun.engine import checkpoint
+from metarun.engine import hardware as hardware_module
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import Learner, Sampler, build_optimizer
 from metarun.errors import UserError
-from metarun.hardware import Hardware
 from metarun.runs import seen
 from metarun.runs.run import Run
-from metarun.train import Learner, Sampler, build_optimizer
-from metarun.transfer.target import Target
+from metarun.target.target import Target
 
 
 def build_learner(
@@ -52,15 +52,15 @@ def build_learner(
         return build_algorithm(config, data, task, target, algo, train, split)
 
     algorithm = fresh()
-    around = OmegaConf.select(config, wrapper) if wrapper else None
+    around_it = OmegaConf.select(config, wrapper) if wrapper else None
     if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if around else None)
-    if around and wrapper:
+        check_training(config, algorithm, settings, run.world, train, wrapper if around_it else None)
+    if around_it and wrapper:
 
         def validation(start: int, stop: int) -> Any:
             return run.episodes("val", run.test_task, hardware.device)(start, stop)
 
-        algorithm = construct(around, wrapper, method=algorithm, validation=validation)
+        algorithm = construct(around_it, wrapper, method=algorithm, validation=validation)
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)
     learner = Learner(
@@ -100,7 +100,7 @@ def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) ->
     if reads and target is None:
         raise UserError(
             f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
-            "use recipe=adapt target=digits, say"
+            "use recipe=domain_adaptation target=digits, say"
         )
     images = training_images(run.data, learner.settings.validate_on, split)
     second = target.train if reads and target else None

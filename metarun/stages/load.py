@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from metarun import checkpoint
+from metarun.engine import checkpoint
 from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -27,7 +27,7 @@ class Load(Stage):
             known = self._assumed(run)
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
-        learner = build_learner(run, "load", "algo", "train", "around")
+        learner = build_learner(run, "load", "algo", "train", "wrapper")
         checkpoint.load_weights(learner.algorithm, state["model"], weights)
         learner.seen = seen.merged(learner.seen, known)
         learner.selected_by = "the checkpoint that was given"

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from metarun import files, metrics
-from metarun.evaluate import Scores, evaluate
+from metarun import files
+from metarun.engine.evaluate import Scores, evaluate
+from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -28,7 +29,7 @@ class MetaTest(Stage):
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
-        with run.records.progress("testing", settings.episodes) as advance:
+        with run.logger.progress("testing", settings.episodes) as advance:
             scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True)
         run.result |= summary(scores, result.TEST) | own_measures(scores)
         self._record(run, scores)
@@ -46,11 +47,11 @@ class MetaTest(Stage):
         curves = run.result.get(result.key(result.TEST, result.CURVES), {})
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):
-                run.records.curve(result.key(result.TEST, name), value, point)
+                run.logger.curve(result.key(result.TEST, name), value, point)
         name = "mse_median" if scores.power else result.ACCURACY
         for step, values in zip(scores.steps, scores.values, strict=True):
             value = metrics.median(values) if scores.power else values.mean().item()
-            run.records.curve(f"{result.TEST}/{name}_{result.AFTER_INNER_STEPS}", value, step)
+            run.logger.curve(f"{result.TEST}/{name}_{result.AFTER_INNER_STEPS}", value, step)
 
     def _baseline(self, run: Run, steps: list[int]) -> dict[str, Any]:
         """The numbers of the same method with the weights that it had before any training of this run."""

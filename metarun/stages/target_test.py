@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from metarun import metrics
+from metarun.engine.evaluate import classified
 from metarun.errors import UserError
-from metarun.evaluate import classified
+from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage

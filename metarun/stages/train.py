@@ -13,18 +13,20 @@ import torch
 from omegaconf import OmegaConf
 
 import metarun
-from metarun import checkpoint, files, metrics
+from metarun import files
 from metarun.config import flat
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
+from metarun.engine import checkpoint
+from metarun.engine.evaluate import classified, evaluate
+from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
-from metarun.evaluate import classified, evaluate
-from metarun.folders import FREE, create
-from metarun.records import Records
+from metarun.ops import metrics
 from metarun.runs import result, seen
+from metarun.runs.folder import FREE, create
+from metarun.runs.logger import RunLogger
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, check_test_task, held_out_images, training_protocol
-from metarun.train import Validate, fit
 
 log = logging.getLogger("metarun")
 
@@ -47,7 +49,7 @@ class Train(Stage):
         name: str = "train",
         algo: str = "algo",
         train: str = "train",
-        wrapper: str | None = "around",
+        wrapper: str | None = "wrapper",
         start_from: str | None = None,
     ) -> None:
         """Names the parts of the config that the stage uses.
@@ -104,17 +106,17 @@ class Train(Stage):
             numbers = self._train_apart(run)
         else:
             if self.held_out is None and not (run.folder / "last.pt").exists():
-                run.records.tasks(self.validation(0, 1))
-            numbers = self._train_in(run, run.folder, run.records)
+                run.logger.tasks(self.validation(0, 1))
+            numbers = self._train_in(run, run.folder, run.logger)
         if not self.last:
             own = f"{result.TRAIN}/"
             numbers = {result.key(self.name, key.removeprefix(own)): value for key, value in numbers.items()}
         run.result |= numbers
 
-    def _train_in(self, run: Run, folder: Path, records: Records) -> dict[str, Any]:
+    def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
         """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
         validate = self._validation(run) if self.chooses else None
-        numbers = fit(self.learner, validate, folder, records, run.watch)
+        numbers = fit(self.learner, validate, folder, logger, run.watch)
         return {**numbers, **self._take_best(folder)}
 
     def _validation(self, run: Run) -> Validate:
@@ -145,7 +147,7 @@ class Train(Stage):
     def _take_best(self, folder: Path) -> dict[str, Any]:
         """Takes the weights of `best.pt`; returns their step, and their score if they have one."""
         learner, world = self.learner, self.learner.hardware.world
-        best = world.tell(checkpoint.load(folder / "best.pt") if world.main else {})
+        best = world.broadcast(checkpoint.load(folder / "best.pt") if world.main else {})
         checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
         scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
         return {"train/selected_step": best["step"], **scored}
@@ -164,18 +166,18 @@ class Train(Stage):
         with files.locked(folder / ".lock", waiting) if world.main else contextlib.nullcontext():
             if world.main and not (folder / CONTENT).is_file():
                 files.save_json(folder / CONTENT, content)
-            done = world.tell((folder / NUMBERS).is_file() if world.main else False)
+            done = world.broadcast((folder / NUMBERS).is_file() if world.main else False)
             if done:
                 log.info("stage %s: trained before, in %s", self.name, folder)
                 self._take_best(folder)
-                numbers = world.tell(json.loads((folder / NUMBERS).read_text()) if world.main else {})
+                numbers = world.broadcast(json.loads((folder / NUMBERS).read_text()) if world.main else {})
             else:
                 log.info("stage %s: training in %s", self.name, folder)
-                records = Records(folder if world.main else None)
+                logger = RunLogger(folder if world.main else None)
                 try:
-                    numbers = self._train_in(run, folder, records)
+                    numbers = self._train_in(run, folder, logger)
                 finally:
-                    records.close()
+                    logger.close()
                 if world.main:
                     files.save_json(folder / NUMBERS, numbers)
         run.result.setdefault(result.STAGES, {})[self.name] = {"folder": str(folder), "reused": done}

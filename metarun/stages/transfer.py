@@ -10,21 +10,21 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metarun import files
-from metarun import hardware as hardware_module
 from metarun.config import construct
 from metarun.core import Algorithm, Episodes, Spec
+from metarun.engine import hardware as hardware_module
+from metarun.engine.train import Learner
 from metarun.errors import UserError
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.train import Learner
-from metarun.transfer.base import SourceImages, TargetMethod
+from metarun.target.base import SourceImages, TargetMethod
 
 
 class Transfer(Stage):
-    """Puts the learner to use on subsets of the target's images by `finetune=`, and tests it on the target's test images.
+    """Puts the learner to use on subsets of the target's images by `transfer=`, and tests it on the target's test images.
 
     Without a learner of an earlier stage it starts from the backbone as it is: untrained, or with the weights that it brings.
     """
@@ -35,8 +35,8 @@ class Transfer(Stage):
     def prepare(self, run: Run) -> None:
         config, target = run.config, run.target
         assert target is not None
-        if not config.finetune:
-            raise UserError("finetune: must be given; add finetune=all, say")
+        if not config.transfer:
+            raise UserError("transfer: must be given; add transfer=all, say")
         if not run.learners:
             if later := next((stage for stage in run.later(self) if stage.gives_weights), None):
                 raise UserError(
@@ -44,7 +44,7 @@ class Transfer(Stage):
                 )
             run.add("untrained", untrained(run))
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
-        self.method: TargetMethod = construct(config.finetune, "finetune", learner=run.algorithm, source=source)
+        self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
         if run.augment is not None:
             self.method.augment = run.augment
         self.method.check(len(target.names))
@@ -52,13 +52,13 @@ class Transfer(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         run.algorithm.eval()
-        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.records)
+        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.logger)
         curve = run.result[result.key(result.TARGET, "curve")]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.key(result.TARGET, "chance")]
             picture = learning_curve({"": curve}, chance=chance)
             files.save_bytes(run.folder / "learning_curve.png", picture)
-            run.records.picture("target/learning_curve", picture)
+            run.logger.picture("target/learning_curve", picture)
 
     def protocol(self, run: Run) -> dict[str, Any]:
         fixed = "the last weights of a fixed number of steps"
@@ -79,7 +79,7 @@ class Bare(Algorithm):
 
 def uses_method(config: DictConfig) -> bool:
     """Whether the way with the target predicts by the learner's own method, and does not take its backbone alone."""
-    return bool(config.finetune) and getattr(get_class(config.finetune._target_), "uses_method", False)
+    return bool(config.transfer) and getattr(get_class(config.transfer._target_), "uses_method", False)
 
 
 def untrained(run: Run) -> Learner:

@@ -12,11 +12,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from metarun.errors import UserError
-from metarun.folders import choose_folder, default_name, name_parts, named_after, refuse_other_config
+from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
-CHOSEN_BY = {"approach": ("algo", "finetune"), "recipe": ("algo",)}  # what else differs where these are swept
+CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
 
 

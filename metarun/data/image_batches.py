@@ -1,0 +1,150 @@
+"""Labelled images as ordinary classification has them: parts of each class, shuffled batches, stratified subsets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from metarun.core import Batch
+from metarun.errors import UserError
+
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of each class's images, where the data set has no parts of its own
+
+BatchSampler = Callable[[int, int], Batch]  # the images from `start` to `stop` of an endless shuffled stream
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | None) -> dict[str, np.ndarray]:
+    """The table rows of class `number`: `train`, `val`, `test` and `all`, each int64.
+
+    `own` holds the number of images of each class in each part, in this order in the table; without it the parts are a
+    fixed draw of `SHARES`, of which every part gets one image at least where there are three.
+    """
+    rows = np.arange(offsets[number], offsets[number + 1])
+    if own:
+        counts = [own[part][number] for part in SHARES]
+        drawn = rows
+    else:
+        drawn = rows[generator("parts", number).permutation(len(rows))]
+        counts = allot(len(rows), np.array(list(SHARES.values())), least=min(1, len(rows) // len(SHARES))).tolist()
+    stops = np.cumsum(counts)
+    parts = {part: np.sort(drawn[stop - n : stop]) for part, n, stop in zip(SHARES, counts, stops, strict=True)}
+    return {**parts, "all": rows}
+
+
+def allot(total: int, shares: np.ndarray, least: int = 0) -> np.ndarray:
+    """`total` things by their shares (largest remainders), then each brought up to `least` at the cost of the largest."""
+    exact = shares / shares.sum() * total
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    while counts.min() < least:
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return counts
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A generator that depends on `key` alone."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """n images of a table, with their labels in [0, len(names))."""
+
+    rows: np.ndarray  # int64 [n]
+    rotations: np.ndarray  # int64 [n], quarter turns
+    labels: np.ndarray  # int64 [n]
+    names: list[str]  # of the classes
+    reader: Callable[[torch.device], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
+    change: Change = lambda x: x  # what is done to all images: another size, say
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Images of each class, int64 [classes]."""
+        return np.bincount(self.labels, minlength=len(self.names))
+
+    def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
+        """The images `which` (positions, int64 [B]) with their labels."""
+        read = self.reader(device)
+        x = self.change(read(self.rows[which, None], self.rotations[which])[:, 0])
+        y = torch.from_numpy(self.labels[which]).to(device)
+        return Batch(x, y, torch.full_like(y, domain))
+
+    def whole(self, device: torch.device, domain: int = 0) -> Batch:
+        """All images."""
+        return self.batch(np.arange(len(self)), device, domain)
+
+    def stream(self, seed: int, name: str) -> Callable[[int, int], np.ndarray]:
+        """Positions from `start` to `stop` of an endless stream of shuffled epochs; place i is a function of (seed, name, i)."""
+        epochs: dict[int, np.ndarray] = {}
+
+        def epoch(number: int) -> np.ndarray:
+            if number not in epochs:
+                epochs.clear() if len(epochs) > 1 else None
+                epochs[number] = generator(seed, name, "epoch", number).permutation(len(self))
+            return epochs[number]
+
+        def positions(start: int, stop: int) -> np.ndarray:
+            first, last = start // len(self), (stop - 1) // len(self)
+            whole = np.concatenate([epoch(number) for number in range(first, last + 1)])
+            return whole[start - first * len(self) : stop - first * len(self)]
+
+        return positions
+
+    def subset(self, count: int | None, key: str, seed: int, repeat: int) -> Labelled:
+        """`count` images (None: all), each class by its share but at least one; grows with `count` by adding images.
+
+        It depends on (seed, repeat) and the images alone: every method meets the same. `key` is what `UserError`s name.
+        """
+        missing = [name for name, n in zip(self.names, self.counts, strict=True) if not n]
+        if missing:
+            raise UserError(f"{key}: there is no image of class {missing[0]} to draw from")
+        if count is None:
+            return self
+        if count > len(self):
+            raise UserError(f"{key}={count}: there are only {len(self)} images to draw from")
+        if count < len(self.names):
+            raise UserError(f"{key}={count}: is below the {len(self.names)} classes, and each needs an image")
+        chosen = []
+        for label, n in enumerate(allot(count, self.counts, least=1)):
+            members = np.flatnonzero(self.labels == label)
+            order = generator("subset", seed, repeat, label).permutation(len(members))
+            chosen.append(members[order[:n]])
+        kept = np.concatenate(chosen)
+        return replace(self, rows=self.rows[kept], rotations=self.rotations[kept], labels=self.labels[kept])
+
+
+def batches(
+    source: Labelled,
+    seed: int,
+    device: torch.device,
+    target: Labelled | None = None,
+    *,
+    target_labels: bool = False,
+) -> BatchSampler:
+    """Shuffled batches of the source; with a target every other image is one of the target's, its label -1 unless wanted."""
+    from_source = source.stream(seed, "source")
+    if target is None:
+        return lambda start, stop: source.batch(from_source(start, stop), device)
+    from_target = target.stream(seed, "target")
+
+    def mixed(start: int, stop: int) -> Batch:
+        parts = []
+        for domain, (images, stream) in enumerate(((source, from_source), (target, from_target))):
+            # Of places start to stop the even ones are the source's, the odd ones the target's.
+            first, end = (start + 1 - domain) // 2, (stop + 1 - domain) // 2
+            if end > first:
+                parts.append(images.batch(stream(first, end), device, domain))
+        y = [part.y if target_labels or not part.domain[0] else torch.full_like(part.y, -1) for part in parts]
+        return Batch(torch.cat([part.x for part in parts]), torch.cat(y), torch.cat([part.domain for part in parts]))
+
+    return mixed

@@ -1,0 +1,240 @@
+"""Processes that share the tasks of a step: one rank each, equal weights, and sums over all of them.
+
+A launcher starts all ranks of a run with the same command and says by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT who is who: `torchrun`, a batch script, or, for `hardware.processes=N` on one machine, rank 0 itself. Rank 0
+decides, reads and writes checkpoints, and prints. The others do the same run on their share of the tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from metarun.errors import UserError
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
+CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
+START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
+PEER_TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
+BLAME_SECONDS = 3.0  # seconds in which the rank that ended a run early is looked for
+
+T = TypeVar("T")
+_numbers = itertools.count()  # of the process groups of this process: one launcher may carry out several runs
+
+
+class PeerLost(UserError):
+    """Another rank ended early, or never came."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, seen by one of them. In a world of one all methods return at once."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among the ranks of this machine
+    local_size: int = 1
+    launched: bool = False  # by a launcher; else rank 0 starts the others when it has found nothing wrong
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where messages between ranks lie
+    group: Any = None  # of `device`, where it is no CPU
+    store: Any = None  # what ranks tell each other while they meet, and when they fail
+    blame: Callable[[], str] = lambda: ""  # which rank ended early, where it can be known
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that decides, writes and prints."""
+        return self.rank == 0
+
+    def share(self, count: int) -> tuple[int, int]:
+        """The start and stop of this rank's part of `count` things."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor, of any device and floating type, by its sum over the ranks, in one message of float64."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.detach().reshape(-1).to(self.device, torch.float64) for tensor in tensors])
+        with self._together():
+            if self.group is not None:
+                # NCCL would wait for a rank that is gone, gloo does not: ask whether all are here.
+                torch.distributed.all_reduce(torch.zeros(1))
+            torch.distributed.all_reduce(flat, group=self.group)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        if self.size > 1:
+            with self._together():
+                torch.distributed.all_reduce(torch.zeros(1))
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, in every rank. Tensors must be on the CPU."""
+        if self.size == 1:
+            return value
+        message = [value]
+        with self._together():
+            torch.distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        return message[0]
+
+    def to(self, device: torch.device) -> World:
+        """This world with messages that lie on `device`, which must be of one type in all ranks. Every rank calls it."""
+        if self.size == 1:
+            return self
+        count = torch.tensor([float(device.type == "cuda")])
+        self.all_reduce([count])
+        if 0 < count < self.size:
+            raise UserError(
+                f"hardware.device: {int(count)} of the {self.size} processes found a CUDA device; use hardware=cpu, or as many "
+                "processes as devices on each machine"
+            )
+        if device.type != "cuda":
+            return self
+        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PEER_TIMEOUT))
+
+    def report_failure(self, message: str) -> None:
+        """Leaves for rank 0, which does not meet the same error, what ends this rank."""
+        with contextlib.suppress(RuntimeError):  # rank 0 may be gone
+            self.store.set(f"failed {self.rank}", message)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Something that all ranks do; raises `PeerLost` if one of them does not."""
+        try:
+            yield
+        except RuntimeError as error:
+            which = self.blame() or (
+                f"one of the {self.size} processes ended early or did not answer within {PEER_TIMEOUT}"
+                if not self.launched
+                else f"another of the {self.size} processes ended early; its launcher names it"
+            )
+            raise PeerLost(f"hardware.processes: {which}; the same command goes on") from error
+
+
+def place(processes: int) -> World:
+    """This process's place: in a launcher's world, or as rank 0 of `processes`, the config's `hardware.processes`."""
+    if not all(name in os.environ for name in LAUNCHED):
+        return World(0, processes, 0, processes)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if processes not in (1, size):
+        raise UserError(
+            f"hardware.processes={processes}: this command was launched as one of {size} (WORLD_SIZE); "
+            "leave hardware.processes out"
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    return World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)), launched=size > 1)
+
+
+@contextmanager
+def process_group(world: World, command: Sequence[str] = ()) -> Iterator[World]:
+    """The world of `place`, in which the ranks can talk. Without a launcher rank 0 starts the others by `command`.
+
+    Raises `PeerLost` if a rank does not come. Who has joined stays together; at the end no rank that was started here is left.
+    """
+    if world.size == 1 or world.store is not None:
+        yield world
+        return
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        if world.launched:
+            if CHILD in os.environ:
+                threading.Thread(target=_end_with_rank_0, daemon=True).start()
+            base = _launchers_store()
+        else:
+            base = torch.distributed.TCPStore("127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False)
+            children = [_start(command, number, world.size, base.port) for number in range(1, world.size)]
+        store = torch.distributed.PrefixStore(f"metarun {next(_numbers) if world.launched else 0}", base)
+        joined = replace(world, store=store, blame=functools.partial(_blame, store, world.size, children))
+        _meet(joined, children)
+        torch.distributed.init_process_group(
+            "gloo", store=store, rank=world.rank, world_size=world.size, timeout=PEER_TIMEOUT
+        )
+        joined.barrier()  # so that none leaves before all are here
+        yield joined
+    finally:
+        if sys.exc_info()[0] is not None:
+            for child in children:
+                child.kill()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for child in children:
+            child.communicate()
+
+
+def _start(command: Sequence[str], number: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    """Rank `number` on this machine, as a launcher would start it."""
+    ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, CHILD: "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+
+@functools.cache  # a second server on its port would not find all ranks gone from the first
+def _launchers_store() -> Any:
+    """Where the ranks of a launcher meet: its own server, or one that rank 0 keeps while it lives."""
+    try:
+        return next(torch.distributed.rendezvous("env://", timeout=START_TIMEOUT))[0]
+    except (RuntimeError, ValueError) as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise PeerLost(f"{where}: the processes cannot meet there ({str(error).splitlines()[0]})") from error
+
+
+def _meet(world: World, children: list[subprocess.Popen[bytes]]) -> None:
+    """Returns when all ranks are there; raises `PeerLost` as soon as a child has ended, or after `START_TIMEOUT`."""
+    world.store.set(f"here {world.rank}", "")
+    names = [f"here {rank}" for rank in range(world.size)]
+    deadline = time.monotonic() + START_TIMEOUT.total_seconds()
+    while not world.store.check(names):
+        if any(child.poll() is not None for child in children):
+            raise PeerLost(f"hardware.processes: {world.blame()}; the same command goes on")
+        if time.monotonic() > deadline:
+            raise PeerLost(f"hardware.processes: the {world.size} processes did not meet within {START_TIMEOUT}")
+        time.sleep(0.02)
+
+
+def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> str:
+    """Which rank ended early and how: by its own words, or by its exit status if it is a child. Empty if that is not known."""
+    deadline = time.monotonic() + (BLAME_SECONDS if children else 0)
+    while True:
+        for rank in range(1, size):
+            with contextlib.suppress(RuntimeError):  # the store may have gone with its process
+                if store.check([f"failed {rank}"]):
+                    return f"rank {rank} of {size} ended early ({store.get(f'failed {rank}').decode()})"
+        codes = {rank: code for rank, child in enumerate(children, 1) if (code := child.poll()) is not None}
+        # One that ended by itself may have missed another, which ended in a worse way: it is looked for a while.
+        last = time.monotonic() >= deadline
+        for rank, code in codes.items():
+            if code or last:
+                how = (
+                    f"killed by {signal.Signals(-code).name}"
+                    if code < 0
+                    else f"exit status {code}; its message stands above"
+                )
+                return f"rank {rank} of {size} ended early ({how})"
+        if last:
+            return ""
+        time.sleep(0.02)
+
+
+def _end_with_rank_0() -> None:
+    """Ends this process when rank 0, which holds the other end of its input, is gone: killed, perhaps, before they joined."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

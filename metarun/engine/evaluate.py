@@ -1,0 +1,105 @@
+"""The one evaluator: any algorithm, on a fixed range of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.core import Algorithm
+from metarun.data.image_batches import Labelled
+from metarun.data.source import EpisodeSampler
+from metarun.engine.hardware import Hardware
+from metarun.ops import metrics
+
+IMAGES = 256  # classified together
+
+
+@dataclass
+class Scores:
+    """Per-episode scores after each number of inner steps: accuracies in [0, 1], or mean squared errors."""
+
+    steps: list[int]
+    values: Tensor  # [len(steps), episodes] float64
+    power: float  # the mean squared target of regression tasks; 0 for classification
+    loss: float  # the mean loss on the queries after the last of `steps`
+    measures: dict[
+        str, Tensor
+    ]  # the method's own, `[episodes]` or `[episodes, points]` float64; empty unless asked for
+
+    @property
+    def final(self) -> Tensor:
+        """The scores after the last of `steps`, `[episodes]`."""
+        return self.values[-1]
+
+
+@torch.no_grad()
+def evaluate(
+    algorithm: Algorithm,
+    sampler: EpisodeSampler,
+    episodes: int,
+    hardware: Hardware,
+    steps: Sequence[int] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    measure: bool = False,
+) -> Scores:
+    """Scores of the episodes 0 to `episodes`, in evaluation mode, after each of `steps` inner steps (default: the last).
+
+    With `measure` the algorithm's own `measures` as well.
+    """
+    steps = [algorithm.test_steps] if steps is None else list(steps)
+    regression = algorithm.spec.kind == "regression"
+    training = algorithm.training
+    algorithm.eval()
+    values = torch.zeros(len(steps), episodes, dtype=torch.float64)
+    power = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64)
+    measures: dict[str, Tensor] = {}
+    first, end = hardware.world.share(episodes)
+    for start in range(first, end, hardware.test_chunk):
+        stop = min(start + hardware.test_chunk, end)
+        batch = sampler(start, stop)
+        with hardware.autocast():
+            predictions = algorithm.predict_after(batch, steps)
+            found = algorithm.measures(batch) if measure else {}
+        for name, value in found.items():
+            whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
+            whole[start:stop] = value.double().cpu()
+        share = (stop - start) / episodes
+        loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
+        if regression:
+            values[:, start:stop] = metrics.squared_error(predictions, batch.query_y).cpu()
+            power += batch.query_y.double().square().mean().cpu() * share
+        else:
+            values[:, start:stop] = metrics.accuracy(predictions, batch.query_y).cpu()
+        progress(stop * hardware.world.size)
+    if measure and first == end:  # this rank has no episode, but must know what the others add up
+        shapes = algorithm.measures(sampler(0, 1))
+        measures = {name: torch.zeros(episodes, *v.shape[1:], dtype=torch.float64) for name, v in shapes.items()}
+    hardware.world.all_reduce([values, power, loss, *measures.values()])
+    algorithm.train(training)
+    return Scores(steps, values, power.item(), loss.item(), measures)
+
+
+@torch.no_grad()
+def classified(algorithm: Algorithm, images: Labelled, hardware: Hardware) -> Tensor:
+    """The logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU."""
+    training = algorithm.training
+    algorithm.eval()
+    world, parts = hardware.world, []
+    first, end = world.share(len(images))
+    for start in range(first, end, IMAGES):
+        batch = images.batch(np.arange(start, min(start + IMAGES, end)), hardware.device)
+        with hardware.autocast():
+            parts.append(algorithm.classify(batch.x).double().cpu())
+    algorithm.train(training)
+    known = torch.cat(parts) if parts else torch.zeros(0, algorithm.spec.outputs, dtype=torch.float64)
+    if world.size == 1:
+        return known
+    whole = torch.zeros(len(images), known.shape[1], dtype=torch.float64)
+    whole[first:end] = known
+    world.all_reduce([whole])
+    return whole

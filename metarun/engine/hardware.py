@@ -1,0 +1,199 @@
+"""Device, precision, memory order and the form of the task axis, as the config's `hardware` names them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Episodes
+from metarun.engine.distributed import World
+from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.engine.traced_step import TracedStep
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the run computes on."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast_dtype: torch.dtype | None = None
+    tf32: bool = False
+    channels_last: bool = False
+    vectorize: bool = False
+    task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
+    threads: int = 1
+    traced: TracedStep | None = None  # takes the gradients of `backward` from a recording
+    world: World = field(default_factory=World)
+
+    @property
+    def test_chunk(self) -> int:
+        """Tasks that are evaluated together."""
+        return self.task_chunk if self.task_chunk and self.vectorize else 32
+
+    def autocast(self, *, of_training: bool = False) -> AbstractContextManager[Any]:
+        """The autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use.
+
+        One that is `of_training` may have optimiser steps inside: it casts weights anew for every pass. (Otherwise torch
+        keeps the first cast of a parameter until the context ends, and would not see the steps.)
+        """
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=not of_training)
+
+    def seed(self, number: int) -> None:
+        """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
+    def backward(
+        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
+        if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
+            return done
+        with self.autocast():
+            loss, shown = algorithm.loss(episodes, step)
+        (loss * weight).backward()
+        return loss.detach(), shown
+
+    def place(self, algorithm: Algorithm) -> Algorithm:
+        """Moves an algorithm to the device, in the memory order and with the form of the task axis chosen here."""
+        algorithm.vectorize = self.vectorize
+        algorithm.to(self.device)
+        if self.channels_last:
+            algorithm.backbone.channels_last = True
+            algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return algorithm
+
+    def peak_memory(self) -> dict[str, int]:
+        """The most bytes that this process has held so far: of the host's memory, and of the GPU's if there is one."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        if self.device.type == "cuda":
+            peak["cuda"] = torch.cuda.max_memory_allocated(self.device)
+        return peak
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for `result.json`."""
+        return {
+            "device": self.device.type,
+            "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
+            "precision": str(self.autocast_dtype).removeprefix("torch.") if self.autocast_dtype else "float32",
+            "tf32": self.tf32,
+            "channels_last": self.channels_last,
+            "processes": self.world.size,
+            "threads": self.threads,
+            "vectorize": self.vectorize,
+            "record": self.traced is not None,
+        }
+
+    def __str__(self) -> str:
+        shown = self.describe()
+        tasks = "by vmap" if self.vectorize else "in a loop"
+        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}{', TF32' if self.tf32 else ''}"
+        return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for the next use, instead of giving large blocks back and fetching zeroed pages anew.
+
+    Every layer frees and takes some megabytes, which on CPUs costs nearly as much time as the arithmetic. Other C
+    libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest that is allowed
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-2, 64 * 2**20)  # M_TOP_PAD
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA devices may take TF32 for float32, in convolutions and matrix products alike.
+
+    torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
+    """The hardware of the config's `hardware` node for `algorithm`, in this rank of `world`.
+
+    Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
+    """
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
+        raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
+    device = torch.device("cpu")
+    if settings.device != "cpu" and found:
+        if world.local_size > (count := torch.cuda.device_count()):
+            raise UserError(
+                f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "
+                f"{count}; use hardware.processes={count}, or hardware=cpu"
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    if settings.tf32 and device.type == "cpu":
+        raise UserError(
+            "hardware.tf32=true: only CUDA devices have TF32, and this run is on the CPU; leave it at false"
+        )
+    allow_tf32(settings.tf32)
+    keep_freed_memory()
+    threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
+    if threads is None and world.local_size > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    if threads:
+        torch.set_num_threads(threads)
+    if vectorize and not algorithm.vectorizable:
+        raise UserError(
+            f"hardware.vectorize=true: {type(algorithm).__module__}.{type(algorithm).__name__} takes its tasks one by one; "
+            "leave it at null, or set it false"
+        )
+    convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
+    if vectorize is None:
+        # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
+        # are one state for all tasks, which vmap cannot keep.
+        vectorize = (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running"
+        vectorize = vectorize and algorithm.vectorizable
+    if task_chunk is None and not vectorize:
+        task_chunk = 1
+    dtype = torch.bfloat16 if settings.autocast else None
+    # On a CPU it saves a third to a half of the time; vmap folds the task axis into the channels, where it is in the way.
+    channels_last = settings.channels_last
+    if channels_last is None:
+        channels_last = device.type == "cpu" and convolves and not vectorize
+    threads = torch.get_num_threads()
+    traced = _traced(settings, algorithm, device, convolves)
+    return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, traced, world)
+
+
+def _traced(settings: Any, algorithm: Algorithm, device: torch.device, convolves: bool) -> TracedStep | None:
+    """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
+    state = next((name for name, _ in algorithm.named_buffers()), None)
+    hindrance = (
+        None if algorithm.recordable else "its operations change from step to step",
+        f"it keeps state ({state})" if state else None,
+    )
+    reason = next(filter(None, hindrance), None)
+    if settings.record and reason:
+        raise UserError(
+            f"hardware.record=true: {type(algorithm).__name__} cannot be recorded, since {reason}; leave it at null"
+        )
+    small = device.type == "cpu" and not convolves
+    if reason or not (small if settings.record is None else settings.record):
+        return None
+    from metarun.engine.cuda_graph import cuda_graph
+    from metarun.engine.traced_step import TracedStep  # takes a second to import
+
+    return TracedStep(cuda_graph if device.type == "cuda" else None)

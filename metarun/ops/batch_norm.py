@@ -1,0 +1,136 @@
+"""Normalisation by name: `norm` is a setting of every backbone, because it decides what a test query may know of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.errors import UserError, nearest
+from metarun.ops.numerics import precise
+from metarun.ops.second_order import batch_norm
+from metarun.ops.tasks import vectorized
+
+EPSILON = 1e-5  # added to the variance
+MOMENTUM = 0.1  # weight of the newest batch in the running averages
+
+KINDS = {
+    "batch": "statistics of the current set, in training and at test alike (transductive)",
+    "support": "statistics of the support rows, applied to all rows (inductive)",
+    "running": "statistics of the batch while training, running averages afterwards (inductive)",
+    "group": "statistics of each example's channel groups (inductive)",
+    "none": "no normalisation, no parameters",
+}
+
+
+def one_of(key: str, word: str, known: Iterable[str]) -> str:
+    """`word` if it is known, else a `UserError` that lists the known ones and the nearest."""
+    known = list(known)
+    if word not in known:
+        raise UserError(f"{key}={word}: not one of {', '.join(known)}{nearest(word, known)}")
+    return word
+
+
+def check_kind(kind: str) -> str:
+    """`kind` if `Norm` knows it, else a `UserError`."""
+    return one_of("backbone.norm", kind, KINDS)
+
+
+def transductive(kind: str) -> bool:
+    """Whether a test query's features depend on the other queries of its set."""
+    return check_kind(kind) == "batch"
+
+
+def group_count(channels: int) -> int:
+    """Groups of `group`: the largest divisor of `channels` up to 8 that leaves at least 4 channels a group, else 1."""
+    return max(groups for groups in range(1, 9) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
+
+
+class Norm(nn.Module):
+    """Normalises each channel of `[B, C]` or `[B, C, H, W]`, then scales and shifts it by learned numbers (1 and 0 at first).
+
+    The variance is the biased one, plus 1e-5. Kinds (`KINDS`):
+
+    - `batch`: mean and variance over all B rows (and positions) of the very call, in training and at test alike, as in the
+      official code of MAML (Finn et al. 2017): transductive wherever the rows are queries.
+    - `support`: mean and variance over the first `n_support` rows (None: all rows), applied to every row. A query's
+      features then do not depend on the other queries.
+    - `running`: `torch.nn.BatchNorm2d` (Ioffe and Szegedy 2015): as `batch` while training, and running averages
+      (momentum 0.1, unbiased variance) in evaluation mode.
+    - `group`: group normalisation (Wu and He 2018) in `group_count(channels)` groups; no statistics across rows.
+    - `none`: the identity.
+
+    Raises `UserError` for an unknown kind, for `running` under `vmap` (whose running averages would need one copy a
+    task), and where fewer than two values per channel are left to take a mean over.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.channels = channels
+        self.kind = check_kind(kind)
+        if kind != "none":
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        if kind == "running":
+            self.register_buffer("running_mean", torch.zeros(channels))
+            self.register_buffer("running_var", torch.ones(channels))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.kind}"
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Shape and dtype of `x`; `n_support` is the number of leading rows that are reference, for `support` only."""
+        if self.kind == "none":
+            return x
+        if self.kind == "group":
+            return self._group(x)
+        if self.kind == "running":
+            return self._running(x)
+        reference = n_support if self.kind == "support" and n_support is not None else len(x)
+        self._check(reference, x)
+        if reference >= len(x) and not vectorized():
+            return batch_norm(x, self.weight, self.bias, EPSILON)[0]
+        # Plain operations: the fused batch norm has wrong second derivatives under vmap, and fails there under autocast.
+        values = precise(x)
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        centred = values - values[:reference].mean(axes, keepdim=True)
+        variance = centred[:reference].square().mean(axes, keepdim=True)
+        scale = self.weight.view(shape) * torch.rsqrt(variance + EPSILON)
+        return (centred * scale + self.bias.view(shape)).to(x.dtype)
+
+    def _check(self, rows: int, x: Tensor) -> None:
+        if rows * x[0, 0].numel() < 2:
+            raise UserError(
+                f"backbone.norm={self.kind}: {rows} row(s) of one value per channel have no statistics; try backbone.norm=group"
+            )
+
+    def _running(self, x: Tensor) -> Tensor:
+        if vectorized():
+            raise UserError(
+                "backbone.norm=running: cannot keep running averages with tasks vectorised; set hardware.vectorize=false"
+            )
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
+        self._check(len(x), x)
+        normalised, mean, variance = batch_norm(x, self.weight, self.bias, EPSILON)
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+            self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)
+        return normalised
+
+    def _group(self, x: Tensor) -> Tensor:
+        groups = group_count(self.channels)
+        if not vectorized():
+            return F.group_norm(x, groups, self.weight, self.bias, EPSILON).to(x.dtype)
+        values = precise(x).reshape(len(x), groups, -1)
+        centred = values - values.mean(-1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        return ((centred * scale).reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)

@@ -1,0 +1,174 @@
+"""Inner steps: gradient descent on a support loss, of first or second order, with or without recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from metarun.errors import UserError
+from metarun.ops.tasks import vectorized
+
+Params = dict[str, Tensor]
+
+
+def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
+    """d loss / d params. With `create_graph` the result can be differentiated again; without, no such graph is built."""
+    return gradient_and_value(loss, params, create_graph=create_graph)[0]
+
+
+def gradient_and_value(
+    loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool
+) -> tuple[Params, Tensor]:
+    """`gradient`, and the detached loss itself."""
+    if vectorized():
+        with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+            gradients, value = torch.func.grad_and_value(loss)(params)
+        return dict(gradients), value.detach()
+    with torch.enable_grad():
+        if not create_graph:
+            params = {name: value.detach().requires_grad_() for name, value in params.items()}
+        value = loss(params)
+        gradients = torch.autograd.grad(value, list(params.values()), create_graph=create_graph)
+    return dict(zip(params, gradients, strict=True)), value.detach()
+
+
+def adapt(
+    loss: Callable[[Params], Tensor],
+    params: Params,
+    *,
+    steps: Sequence[int],
+    learning_rate: float | Tensor | Mapping[str, Tensor],
+    first_order: bool = False,
+    recompute: bool = False,
+) -> list[Params]:
+    """Gradient descent from `params` on `loss`: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
+
+    Second order: the result is differentiable through every step (MAML). First order: the inner gradients are constants, so
+    the result's derivative with respect to `params` is the identity (FOMAML, section 5.2 of the MAML paper). Either way it is
+    differentiable with respect to a learning rate that is a tensor. With `recompute` the graphs of the inner steps are not
+    kept but made again, one at a time, on the way back: the same derivative, in memory that hardly grows with the steps, for
+    about a sixth more time; `loss` must then depend on nothing that is trained but its argument. Under `torch.no_grad()`
+    nothing keeps a graph. Returns the parameters after each of the numbers of steps in `steps`, of which the largest is the
+    number of steps taken.
+    """
+    second_order = torch.is_grad_enabled() and not first_order
+    if second_order and recompute:
+        return _recomputed(loss, params, steps, learning_rate)
+    kept = [params]
+    for _ in range(max(steps)):
+        gradients = gradient(loss, kept[-1], create_graph=second_order)
+        kept.append(_descend(kept[-1], gradients, learning_rate))
+        if len(kept) - 2 not in steps:
+            kept[-2] = {}
+    return [kept[step] for step in steps]
+
+
+def _descend(params: Params, gradients: Params, learning_rate: float | Tensor | Mapping[str, Tensor]) -> Params:
+    return {name: value - rate(learning_rate, name) * gradients[name] for name, value in params.items()}
+
+
+def _recomputed(
+    loss: Callable[[Params], Tensor],
+    params: Params,
+    steps: Sequence[int],
+    learning_rate: float | Tensor | Mapping[str, Tensor],
+) -> list[Params]:
+    if vectorized():
+        raise UserError("algo.recompute=true: needs the tasks in a loop; add hardware.vectorize=false")
+    rates = [rate(learning_rate, name) for name in params]
+    learned = [value for value in rates if isinstance(value, Tensor)]
+    flat = _Recomputed.apply(loss, list(params), list(steps), rates, *params.values(), *learned)
+    return [dict(zip(params, flat[i : i + len(params)], strict=True)) for i in range(0, len(flat), len(params))]
+
+
+class _Recomputed(torch.autograd.Function):
+    """Inner steps of which only the parameters theta_0 ... theta_K are kept.
+
+    From v_K = d L / d theta_K back: v_k = v_k+1 - H_k (alpha v_k+1), with H_k the Hessian of the inner loss at theta_k.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Any, names: list[str], steps: list[int], rates: list[Any], *tensors: Tensor) -> Any:
+        params = dict(zip(names, tensors, strict=False))
+        device = tensors[0].device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.trajectory = [params]
+        ctx.random = []  # a dropout has to drop the same again
+        for _ in range(max(steps)):
+            ctx.random.append(_random_states(tensors[0].device))
+            gradients = gradient(loss, ctx.trajectory[-1], create_graph=False)
+            ctx.trajectory.append(_descend(ctx.trajectory[-1], gradients, dict(zip(names, rates, strict=True))))
+        ctx.loss, ctx.steps, ctx.rates = loss, steps, rates
+        # Not the very tensors that are kept: an output that its own node holds is never freed.
+        return tuple(value.clone() for step in steps for value in ctx.trajectory[step].values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        count = len(ctx.rates)
+        device, dtype, enabled = ctx.autocast
+        arriving = {step: gradients[i * count : (i + 1) * count] for i, step in enumerate(ctx.steps)}
+        v = [torch.zeros_like(value) for value in gradients[:count]]
+        of_rates = [torch.zeros_like(value) if isinstance(value, Tensor) else None for value in ctx.rates]
+        for step in range(len(ctx.trajectory) - 1, -1, -1):
+            v = [a + b for a, b in zip(v, arriving[step], strict=True)] if step in arriving else v
+            if step == 0:
+                break
+            current = {name: value.detach().requires_grad_() for name, value in ctx.trajectory[step - 1].items()}
+            with _same_random(ctx.random[step - 1], v[0].device), torch.enable_grad():
+                with torch.autocast(device, dtype=dtype, enabled=enabled):
+                    value = ctx.loss(current)
+                inner = torch.autograd.grad(value, list(current.values()), create_graph=True)
+            curved = torch.autograd.grad(
+                inner,
+                list(current.values()),
+                [alpha * a for alpha, a in zip(ctx.rates, v, strict=True)],
+                materialize_grads=True,
+            )
+            of_rates = [
+                None if old is None else old - (a * g.detach()).sum_to_size(old.shape)
+                for old, a, g in zip(of_rates, v, inner, strict=True)
+            ]
+            v = [a - b for a, b in zip(v, curved, strict=True)]
+        return None, None, None, None, *v, *(value for value in of_rates if value is not None)
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+@contextmanager
+def _same_random(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Random numbers begin as they did at `states`; what they are afterwards is not touched."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
+def rate(learning_rate: float | Tensor | Mapping[str, Tensor], name: str) -> float | Tensor:
+    """The inner learning rate of one parameter."""
+    return learning_rate[name] if isinstance(learning_rate, Mapping) else learning_rate
+
+
+def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None = None) -> Tensor:
+    """`module(x)` with `params` in place of its own, for a module with a `backbone`.
+
+    Where the backbone's norm is `support`, the queries `x` are normalised with the statistics of `support_x`, for which
+    both sets go through together. Every other norm sees `x` alone.
+    """
+    if support_x is None or getattr(module.backbone, "norm", None) != "support":
+        return torch.func.functional_call(module, params, (x,))
+    return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
+
+
+def parameters(module: nn.Module) -> Params:
+    """The trainable parameters of a module by name, as `torch.func.functional_call` takes them."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}

@@ -1,0 +1,166 @@
+"""ATS: Meta-learning with an Adaptive Task Scheduler (Yao et al. 2021).
+
+https://arxiv.org/abs/2110.14057
+
+    eta_i = g(loss of task i, similarity of its support and query gradients; phi)    (section 4.1)
+    choose B of the candidate tasks by softmax(eta), and train on these              (equation 3)
+    phi <- phi - gamma * grad_phi log P(chosen) * (b - R)                            (equation 6, REINFORCE)
+
+R is the performance on validation tasks after one step on the chosen tasks, b its mean so far. A small network phi thus learns
+which tasks to train on: in the paper, to leave out those with wrong labels. `train.tasks_per_step` is the size of the pool.
+
+Differences from the paper and its official code (huaxiuyao/ATS):
+- One draw serves both the scheduler's and the learner's step; the official code updates phi first and draws again. The
+  temperature of its second draw, 0.99^step (from where the learner learns) but at least `temperature`, holds for the
+  one draw here; its first draw has 1.
+- The two gradients are those of the method's own loss, on the queries and on the support set in their place, so that any
+  method will do; the official code takes the losses of the network that was not adapted. Norms and cosines are of
+  matrices and kernels, there of biases too. With `norm=running` the averages see the sets of every candidate.
+- The method's loss is asked of one task at a time, so MTL has no hard tasks here.
+- phi is trained by the run's optimiser, and from the first step; the official code has Adam 1e-3, starts from a learner that
+  was trained before, and lets the scheduler alone learn in its first 2,000 steps.
+- Validation tasks are drawn apart from those that select the weights, but from the same classes. R is measured as the
+  method is tested: in evaluation mode, after `test_inner_steps`; there after the inner steps of training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metarun.core import Algorithm, Episodes
+from metarun.data.source import EpisodeSampler
+from metarun.errors import UserError
+from metarun.ops.inner_loop import Params
+from metarun.ops.numerics import precise
+from metarun.wrappers.base import Wrapper
+
+APART = 10**6  # the first validation task of the scheduler; those before select the weights
+
+
+class Scheduler(nn.Module):
+    """A score for each of P candidate tasks, with the sizes of the official code (Miniimagenet/scheduler.py)."""
+
+    def __init__(self, tensors: int) -> None:
+        super().__init__()
+        self.progress = nn.Embedding(100, 5)
+        self.norms, self.cosines, self.losses = (
+            nn.LSTM(size, 10, bidirectional=True) for size in (tensors, tensors, 1)
+        )
+        self.others = nn.Sequential(nn.Linear(65, 20), nn.Tanh(), nn.Linear(20, 10))
+        self.score = nn.Sequential(nn.Linear(75, 20), nn.Tanh(), nn.Linear(20, 1))
+
+    def forward(self, losses: Tensor, norms: Tensor, cosines: Tensor, percent: int) -> Tensor:
+        """Scores `[P]` of losses `[P]` and of norms and cosines of gradients `[P, tensors]`; `percent` of training done."""
+        pairs = ((self.norms, norms), (self.cosines, cosines), (self.losses, losses[:, None]))
+        found = [module(values[None])[0][0] for module, values in pairs]
+        progress = self.progress(torch.full((len(losses),), percent, device=losses.device))
+        x = torch.cat([progress, *found], dim=1)
+        others = (x.sum(1, keepdim=True) - x) / max(1, len(x) - 1)  # as in the official code
+        return self.score(torch.cat([x, self.others(others)], dim=1))[:, 0]
+
+
+class ATS(Wrapper):
+    """Trains a method on `chosen` of the tasks of a step.
+
+    `steps` of the whole training (the scheduler is told how far it is), `step_size` of the step that is tried out,
+    `temperature` the lowest of the draw, `validation_tasks` that R is measured on.
+    """
+
+    average: Tensor
+
+    def __init__(
+        self,
+        method: Algorithm,
+        validation: EpisodeSampler,
+        *,
+        steps: int,
+        chosen: int = 2,
+        step_size: float = 0.01,
+        temperature: float = 0.1,
+        validation_tasks: int = 2,
+    ) -> None:
+        super().__init__(method)
+        if chosen < 1 or validation_tasks < 1:
+            raise UserError(f"wrapper.chosen={chosen}, wrapper.validation_tasks={validation_tasks}: must be positive")
+        if step_size <= 0 or temperature <= 0:
+            raise UserError(f"wrapper.step_size={step_size}, wrapper.temperature={temperature}: must be positive")
+        if not method.needs_queries:
+            raise UserError(
+                f"wrapper=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
+            )
+        self.whole_batch = True
+        self.validation = validation
+        self.steps, self.chosen, self.step_size = steps, chosen, step_size
+        self.temperature, self.validation_tasks = temperature, validation_tasks
+        self.scheduler = Scheduler(sum(value.ndim > 1 for value in self._learned().values()))
+        self.register_buffer("average", torch.zeros(()))
+
+    def _learned(self) -> Params:
+        return {name: value for name, value in self.method.named_parameters() if value.requires_grad}
+
+    def gradients(self, task: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor], Params]:
+        """The method's loss on one task, what it logs, and its gradients."""
+        params = self._learned()
+        loss, shown = self.method.loss(task, step)
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), shown, dict(zip(params, found, strict=True))
+
+    def probabilities(self, losses: Tensor, query: list[Params], support: list[Params], step: int) -> Tensor:
+        """Those with which tasks of such query losses `[P]`, query and support gradients are drawn, `[P]`."""
+        pairs = [
+            [(q[name].flatten(), s[name].flatten()) for name in q if q[name].ndim > 1]
+            for q, s in zip(query, support, strict=True)
+        ]
+        norms = torch.stack([torch.stack([q.norm() for q, _ in task]) for task in pairs])
+        cosines = torch.stack([torch.stack([torch.cosine_similarity(q, s, dim=0) for q, s in task]) for task in pairs])
+        percent = min(99, 100 * step // max(1, self.steps))
+        with torch.autocast(losses.device.type, enabled=False):
+            scores = self.scheduler(precise(losses), precise(norms), precise(cosines), percent)
+        chances = (scores / max(self.temperature, 0.99**step)).softmax(0)
+        return chances.clamp_min(torch.finfo(chances.dtype).eps)  # none so small that it has no logarithm
+
+    @torch.no_grad()
+    def reward(self, step_along: Params, step: int) -> Tensor:
+        """The accuracy (regression: minus the squared error) on validation tasks, one step against the gradient away."""
+        params = self._learned()
+        before = {name: value.detach().clone() for name, value in params.items()}
+        for name, value in params.items():
+            value -= self.step_size * step_along[name]
+        start = APART + step * self.validation_tasks
+        tasks = self.validation(start, start + self.validation_tasks)
+        training = self.method.training
+        prediction = self.method.eval().predict(tasks)
+        self.method.train(training)
+        for name, value in params.items():
+            value.copy_(before[name])
+        if self.spec.kind == "regression":
+            return -(precise(prediction) - tasks.query_y).square().mean()
+        return (prediction.argmax(-1) == tasks.query_y).float().mean()
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if episodes.n_tasks <= self.chosen:
+            raise UserError(
+                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that wrapper=ats chooses {self.chosen} from; "
+                "each process needs more than that"
+            )
+        found = [self.gradients(task, step) for task in episodes.split(1)]
+        swapped = [
+            Episodes(task.support_x, task.support_y, task.support_x, task.support_y, task.ways)
+            for task in episodes.split(1)
+        ]
+        losses = torch.stack([loss for loss, _, _ in found])
+        query = [gradients for _, _, gradients in found]
+        support = [self.gradients(task, step)[2] for task in swapped]
+        probabilities = self.probabilities(losses, query, support, step)
+        chosen = torch.multinomial(probabilities.detach(), self.chosen).tolist()
+        mean = {name: sum(query[i][name] for i in chosen) / self.chosen for name in query[0]}
+        reward = self.reward(mean, step)
+        advantage = reward - self.average
+        self.average += (reward - self.average) / (step + 1)
+        # What is trained on is known by its gradient; this has that gradient, and the scheduler's.
+        along = sum((value * mean[name]).sum() for name, value in self._learned().items())
+        surrogate = along - advantage * probabilities[chosen].log().sum()
+        shown = {name: torch.stack([found[i][1][name] for i in chosen]).mean() for name in found[0][1]}
+        shown |= {"reward": reward, "largest_probability": probabilities.detach().max()}
+        return losses[chosen].mean() + surrogate - surrogate.detach(), shown

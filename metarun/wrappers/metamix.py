@@ -1,0 +1,101 @@
+"""MetaMix: Improving Generalization in Meta-learning via Task Augmentation (Yao et al. 2021).
+
+https://arxiv.org/abs/2007.13040
+
+    X_mix = lambda X_query + (1 - lambda) X_support, at the input or at a hidden layer drawn anew each time
+    L = L(X_mix, lambda Y_query + (1 - lambda) Y_support),   lambda ~ Beta(alpha, alpha)    (section 4.1)
+
+The inner loop is left alone; the outer loss is that of mixed queries, at the layers below the mixture with the adapted weights.
+
+Differences from the paper and its official code (huaxiuyao/MetaMix):
+- Each query is mixed with any support example, drawn with replacement. The official code permutes the support set, which
+  there is as large as the query set.
+- Mixture weight and layer are drawn once for the tasks that are computed together: one task in a loop, all by vmap.
+- The loss is that of mixed labels. The official code mixes two losses instead, which for the cross-entropy is the same.
+- Queries and their partners go through the lower layers as one set, so they share the statistics of `norm=batch` there.
+- `alpha` is the official code's 2 for images; for the regression of poses it has 0.5.
+- The paper's other augmentation, channel shuffle, is not here; the official runs have it in half of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.core import Algorithm, Episodes
+from metarun.data.source import EpisodeSampler
+from metarun.errors import UserError
+from metarun.ops.numerics import one_hot
+from metarun.wrappers.base import Wrapper
+
+
+class MetaMix(Wrapper):
+    """Trains a method on queries mixed with its support examples.
+
+    `alpha` of the Beta distribution; `layers` are the places to mix at, 0 being the input and i the input of block i of the
+    backbone (null: all of these).
+    """
+
+    def __init__(
+        self, method: Algorithm, validation: EpisodeSampler, *, alpha: float = 2.0, layers: list[int] | None = None
+    ) -> None:
+        super().__init__(method)
+        if not method.soft_labels:
+            raise UserError(
+                f"wrapper=metamix: {type(method).__name__} takes no mixed labels of queries; leave out wrapper="
+            )
+        if alpha <= 0:
+            raise UserError(f"wrapper.alpha={alpha}: must be positive")
+        known = list(range(len(method.backbone.blocks)))
+        self.layers = known if layers is None else list(layers)
+        if not self.layers or not set(self.layers) <= set(known):
+            raise UserError(
+                f"wrapper.layers={layers}: the backbone has {', '.join(map(str, known))}; null is all of them"
+            )
+        self.alpha = alpha
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        share = torch.distributions.Beta(self.alpha, self.alpha).sample().item()
+        layer = self.layers[int(torch.randint(len(self.layers), ()))]
+        n_support, n_query = episodes.support_x.shape[1], episodes.query_x.shape[1]
+        partner = torch.randint(n_support, (n_query,)).to(episodes.query_x.device)
+        support_x = episodes.support_x[:, partner]
+        labels = [self.soft(y, episodes.ways) for y in (episodes.query_y, episodes.support_y[:, partner])]
+        query_y = share * labels[0] + (1 - share) * labels[1]
+        if layer == 0:
+            query_x = share * episodes.query_x + (1 - share) * support_x
+            return self.method.loss(replace(episodes, query_x=query_x, query_y=query_y), step)
+        if n_support == 2 * n_query:
+            raise UserError(
+                "wrapper=metamix: cannot tell a support set from a query set with its partners, which is as large here; "
+                "choose another train.task.queries, or wrapper.layers=[0]"
+            )
+        query_x = torch.cat([episodes.query_x, support_x], dim=1)
+        with self._mixing(layer, n_query, {2 * n_query, n_support + 2 * n_query}, share):
+            return self.method.loss(replace(episodes, query_x=query_x, query_y=query_y), step)
+
+    def soft(self, y: Tensor, ways: int) -> Tensor:
+        """Labels as probabilities; the targets of a regression as they are."""
+        return y if self.spec.kind == "regression" else one_hot(y, ways)
+
+    @contextmanager
+    def _mixing(self, layer: int, queries: int, sizes: set[int], share: float) -> Iterator[None]:
+        """Mixes, before block `layer`, the last `queries` rows into as many before them, in batches of one of the `sizes`."""
+
+        def mix(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            x, *more = inputs
+            if len(x) not in sizes:
+                return None
+            other, query, support = x.split([len(x) - 2 * queries, queries, queries])
+            return torch.cat([other, share * query + (1 - share) * support]), *more
+
+        handle = self.backbone.blocks[layer].register_forward_pre_hook(mix)
+        try:
+            yield
+        finally:
+            handle.remove()

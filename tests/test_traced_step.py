@@ -1,0 +1,123 @@
+"""A recorded gradient is the plain one, and is there only where it can be."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import Replays, build, choices, compose, double, episodes, hardware, toy_images
+from torch import Tensor
+
+from metarun.config import task_of
+from metarun.core import Algorithm, Episodes
+from metarun.data.regression import Sinusoid
+from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
+from metarun.engine.traced_step import TracedStep
+from metarun.engine.train import gradient_step
+from metarun.errors import UserError
+
+IMAGES = toy_images()
+MLP = ["backbone=mlp", "backbone.hidden=[16]", "backbone.init_std=null", "task.queries=4"]
+
+
+def learner(name: str, *words: str, source: object = IMAGES, tasks: int = 6) -> tuple[Algorithm, list[Episodes]]:
+    """An untrained algorithm, and two batches of its training tasks."""
+    config = compose(f"algo={name}", *MLP, "backbone.norm=batch", "train.task.ways=5", "train.task.queries=4", *words)
+    task = task_of(config, "train")
+    return build(config, source, vectorize=True), [episodes(source, task, tasks, start=start) for start in (0, 100)]
+
+
+def gradients(algorithm: Algorithm, batch: Episodes, step: int, chosen: object) -> dict[str, Tensor]:
+    logged = gradient_step(algorithm.train(), batch, step, 1.0, 0, chosen)
+    found = {name: value.grad for name, value in algorithm.named_parameters() if value.grad is not None}
+    return {**logged, **found}
+
+
+RECORDABLE = [name for name in choices("algo") if learner(name)[0].recordable]
+
+
+def test_some_are_recordable() -> None:
+    assert {"maml", "fomaml", "protonet"} <= set(RECORDABLE)
+
+
+@pytest.mark.parametrize("name", RECORDABLE)
+@pytest.mark.parametrize("chunk", [None, 4], ids=["all tasks", "chunks"])
+def test_played_back_it_is_the_plain_gradient(name: str, chunk: int | None) -> None:
+    """On other tasks than it was recorded on, at another step, with other weights, and added up over unequal chunks."""
+    algorithm, batches = learner(name)
+    algorithm.double()
+    plain = hardware(vectorize=True, task_chunk=chunk)
+    recorded = replace(plain, traced=TracedStep())
+    for step, batch in zip((0, 10**6), map(double, batches), strict=True):
+        expected = gradients(algorithm, batch, step, plain)
+        found = gradients(algorithm, batch, step, recorded)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+        with torch.no_grad():
+            for value in algorithm.parameters():
+                value += 0.1 * torch.randn_like(value)
+    assert recorded.traced is not None
+    assert len(recorded.traced.recordings) == (1 if chunk is None else 2)
+    assert None not in recorded.traced.recordings.values()
+
+
+def test_captured_it_is_the_plain_gradient() -> None:
+    """As on a CUDA device, but for the device: the memory of inputs and outputs stays, and each replay fills it anew."""
+    replays = Replays()
+    algorithm, batches = learner("maml")
+    algorithm.double()
+    plain = hardware(vectorize=True, task_chunk=2)  # three chunks, whose gradients add up
+    recorded = replace(plain, traced=TracedStep(replays))
+    earlier = None
+    for step, batch in enumerate(map(double, batches)):
+        expected, found = gradients(algorithm, batch, step, plain), gradients(algorithm, batch, step, recorded)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+        if earlier is not None:  # what was returned does not change with the next replay
+            assert all(torch.equal(*pair) for pair in earlier)
+        earlier = [(value, value.clone()) for value in found.values() if isinstance(value, Tensor)]
+    assert replays.count == 1 + 6
+
+
+def test_one_that_changes_from_step_to_step_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    algorithm, batches = learner("protonet")
+    honest = type(algorithm).loss
+
+    class Fickle(type(algorithm)):  # type: ignore[misc]
+        calls = 0
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            self.calls += 1
+            loss, shown = honest(self, episodes, step)
+            return loss * self.calls, shown
+
+    algorithm.__class__ = Fickle
+    with caplog.at_level(logging.WARNING, logger="metarun"):
+        gradients(algorithm, batches[0], 0, replace(hardware(vectorize=True), traced=TracedStep()))
+    assert "it does not give the same gradient" in caplog.text
+
+
+def chosen(*words: str, name: str = "maml") -> object:
+    config = compose(f"algo={name}", "hardware=cpu", *words)
+    source = Sinusoid() if "data=sinusoid" in words else IMAGES
+    return choose(config.hardware, build(config, source), World())
+
+
+def test_it_is_chosen_for_small_networks_alone() -> None:
+    sinusoids = ["data=sinusoid", "backbone=mlp", "task.ways=1"]
+    assert chosen(*sinusoids).describe()["record"]
+    assert not chosen(*sinusoids, name="reptile").describe()["record"]
+    assert not chosen(*sinusoids, "hardware.record=false").describe()["record"]
+    assert not chosen("backbone.norm=batch").describe()["record"]
+    assert chosen("backbone.norm=batch", "hardware.record=true").describe()["record"]
+
+
+def test_where_it_cannot_be_it_is_refused() -> None:
+    with pytest.raises(UserError, match=r"hardware\.record=true: .*it keeps state"):
+        chosen("hardware.record=true", "backbone.norm=running", "hardware.vectorize=false")
+    with pytest.raises(UserError, match="its operations change"):
+        chosen("hardware.record=true", name="reptile")

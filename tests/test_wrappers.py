@@ -1,0 +1,336 @@
+"""What wraps a method: mixed queries, chosen tasks, and the tasks with wrong labels that are shown to both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CONF, CPU, build, choices, compose, double, episodes, hardware, toy_images
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from metarun.config import construct, task_of
+from metarun.core import Algorithm, Episodes, TaskShape
+from metarun.data.noise import noisy_tasks, with_noise
+from metarun.data.regression import Sinusoid
+from metarun.data.source import DataSource
+from metarun.engine.train import build_optimizer, gradient_step
+from metarun.errors import UserError
+from metarun.wrappers.ats import Scheduler
+from metarun.wrappers.base import Wrapper
+from metarun.wrappers.metamix import MetaMix
+
+IMAGES = toy_images()
+TASK = TaskShape(5, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def config_of(*words: str, algo: str = "protonet", backbone: str = "mlp") -> DictConfig:
+    small = {
+        "mlp": ["backbone=mlp", "backbone.hidden=[16,16]", "backbone.init_std=null"],
+        "conv4": ["backbone=conv4", "backbone.channels=4"],
+    }
+    task = ["task.ways=5", "task.shots=1", "task.queries=4", "train.task.ways=null", "train.task.queries=null"]
+    return compose(f"algo={algo}", *small[backbone], "backbone.norm=batch", *task, *words)
+
+
+def wrap(config: DictConfig, source: DataSource = IMAGES) -> Wrapper:
+    method = build(config, source)
+    validation = source.sampler("val", task_of(config, "test"), 0, CPU)
+    wrapper = construct(config.wrapper, "wrapper", method=method, validation=validation)
+    assert isinstance(wrapper, Wrapper)
+    return wrapper
+
+
+class Listener(Algorithm):
+    """Keeps the episodes that it is given, and predicts from features alone."""
+
+    def __init__(self, method: Algorithm) -> None:
+        super().__init__(method.backbone, method.spec)
+        self.heard: list[Episodes] = []
+        self.features: list[Tensor] = []
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.heard.append(episodes)
+        self.backbone(episodes.support_x[0])
+        self.features = [self.backbone(episodes.query_x[0])]
+        return self.features[0].sum(), {}
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        raise AssertionError
+
+
+def batch_of(tasks: int, start: int = 0, source: DataSource = IMAGES) -> Episodes:
+    return episodes(source, TASK, tasks, start=start)
+
+
+# The base: at test time the method is alone.
+
+
+@pytest.mark.parametrize("words", [["wrapper=metamix"], ["wrapper=ats"]])
+def test_at_test_time_it_is_the_method(words: list[str]) -> None:
+    config = config_of(*words, algo="maml", backbone="conv4")
+    wrapper, alone = wrap(config).eval(), build(config, IMAGES).eval()
+    batch = batch_of(2)
+    assert wrapper.test_steps == alone.test_steps
+    assert wrapper.transductive == alone.transductive
+    assert (wrapper.fixed_ways, wrapper.regression) == (alone.fixed_ways, alone.regression)
+    assert torch.equal(wrapper.predict_after(batch, [0, 1]), alone.predict_after(batch, [0, 1]))
+    names = [name.removeprefix("method.") for name in wrapper.state_dict() if name.startswith("method.")]
+    assert names == list(alone.state_dict())
+
+
+# MetaMix
+
+
+def on_episodes(algo: str) -> bool:
+    """Methods on batches have no queries; a run refuses to wrap them (tests/test_transfer.py)."""
+    return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
+
+
+@pytest.mark.parametrize("algo", list(filter(on_episodes, choices("algo"))))
+def test_probabilities_of_one_class_are_that_class(algo: str) -> None:
+    """Methods that say so learn from labels of queries that are probabilities; MetaMix refuses the others."""
+    config = config_of("wrapper=metamix", algo=algo, backbone="conv4")
+    method = build(config, IMAGES).train()
+    batch = batch_of(2)
+    if not method.soft_labels:
+        with pytest.raises(UserError, match="takes no mixed labels"):
+            wrap(config)
+        return
+    soft = replace(batch, query_y=F.one_hot(batch.query_y, 5).float())
+    found = []
+    for each in (batch, soft):
+        torch.manual_seed(1)
+        loss, shown = method.loss(each, 0)
+        found.append((loss.item(), {name: value.item() for name, value in shown.items()}))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
+
+
+def test_queries_are_mixed_with_support_examples_and_so_are_their_labels() -> None:
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[0]"))
+    wrapper.method = listener = Listener(wrapper.method)
+    batch = double(batch_of(1))
+    wrapper.double().loss(batch, 0)
+    (mixed,) = listener.heard
+    torch.testing.assert_close(mixed.query_y.sum(-1), torch.ones(1, 20))
+    assert torch.equal(mixed.support_x, batch.support_x)
+    for row in range(20):
+        own = int(batch.query_y[0, row])
+        share = mixed.query_y[0, row, own].item()
+        other = int(mixed.query_y[0, row].clone().index_fill(0, torch.tensor(own), 0).argmax())
+        partner = own if math.isclose(share, 1) else other
+        weight = share if partner != own else None
+        if weight is not None:
+            expected = weight * batch.query_x[0, row] + (1 - weight) * batch.support_x[0, partner]
+            torch.testing.assert_close(mixed.query_x[0, row], expected, rtol=1e-5, atol=1e-6)
+    assert len({round(value, 5) for value in mixed.query_y.max(-1).values.flatten().tolist()}) > 1
+
+
+@pytest.mark.parametrize("backbone", ["conv4", "mlp"])
+def test_at_a_hidden_layer_it_is_the_activations_that_are_mixed(backbone: str) -> None:
+    """One share for all, so from the listened labels the mixture before the last block is computed again by hand."""
+    config = config_of("wrapper=metamix", backbone=backbone, algo="protonet")
+    method = build(config, IMAGES).double()
+    last = len(method.backbone.blocks) - 1
+    listener = Listener(method)
+    wrapper = MetaMix(listener, None, layers=[last])  # type: ignore[arg-type]
+    batch = double(batch_of(1))
+    torch.manual_seed(3)
+    wrapper.loss(batch, 0)
+    torch.manual_seed(3)
+    share = torch.distributions.Beta(2.0, 2.0).sample().item()
+    torch.randint(1, ())
+    partner = torch.randint(5, (20,))
+    seen: list[Tensor] = []
+    handle = method.backbone.blocks[last].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    method.backbone(torch.cat([batch.query_x[0], batch.support_x[0, partner]]))
+    handle.remove()
+    mixed = share * seen[0][:20] + (1 - share) * seen[0][20:]
+    replaced = method.backbone.blocks[last].register_forward_pre_hook(lambda module, inputs: (mixed, *inputs[1:]))
+    expected = method.backbone(batch.query_x[0])
+    replaced.remove()
+    torch.testing.assert_close(listener.features[0], expected)
+    assert not method.backbone.blocks[last]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+@pytest.mark.parametrize("norm", ["batch", "support", "group"])
+@pytest.mark.parametrize("vectorize", [False, True], ids=["loop", "vmap"])
+def test_it_trains_methods_of_any_kind_at_any_layer(algo: str, norm: str, vectorize: bool) -> None:
+    wrapper = wrap(config_of("wrapper=metamix", f"backbone.norm={norm}", algo=algo, backbone="conv4"))
+    wrapper.vectorize = vectorize
+    for step in range(6):
+        logged = gradient_step(wrapper.train(), batch_of(2), step, 1.0, 0, hardware())
+        assert logged["loss"].isfinite()
+        assert all(value.grad is not None and value.grad.isfinite().all() for value in wrapper.parameters())
+
+
+def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
+    for words, line in (
+        (["wrapper.alpha=0"], r"wrapper\.alpha=0\.0: must be positive"),
+        (["wrapper.layers=[7]"], r"wrapper\.layers=\[7\]: the backbone has 0, 1"),
+    ):
+        with pytest.raises(UserError, match=line):
+            wrap(config_of("wrapper=metamix", *words))
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]"))
+    with pytest.raises(UserError, match="cannot tell a support set"):
+        wrapper.loss(episodes(IMAGES, TaskShape(5, 4, 2), 1), 0)
+
+
+def test_sinusoids_are_mixed_too() -> None:
+    config = config_of("wrapper=metamix", "data=sinusoid", "task.ways=1", "task.shots=5", algo="maml")
+    wrapper = wrap(config, Sinusoid())
+    assert wrapper.loss(episodes(Sinusoid(), TaskShape(1, 5, 4), 2), 0)[0].isfinite()
+
+
+# ATS
+
+
+def test_the_gradient_is_that_of_the_chosen_tasks() -> None:
+    config = config_of("wrapper=ats", algo="maml", backbone="conv4")
+    wrapper = wrap(config).double()
+    batch = double(batch_of(6))
+    found: dict[str, Tensor] = {}
+    chosen: list[int] = []
+    draw = torch.multinomial
+
+    def multinomial(probabilities: Tensor, count: int) -> Tensor:
+        picked = draw(probabilities, count)
+        chosen.extend(picked.tolist())
+        return picked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "multinomial", multinomial)
+        wrapper.validation = lambda start, stop: double(episodes(IMAGES, TASK, stop - start, "val", start))
+        before = {name: value.clone() for name, value in wrapper.method.state_dict().items()}
+        loss, _ = wrapper.train().loss(batch, 0)
+    for name, value in wrapper.method.state_dict().items():  # the step that was tried out is taken back
+        assert torch.equal(value, before[name])
+    loss.backward()
+    found = {name: value.grad.clone() for name, value in wrapper.method.named_parameters()}
+    wrapper.zero_grad()
+    parts = list(batch.split(1))
+    expected = torch.stack([wrapper.method.loss(parts[i], 0)[0] for i in chosen]).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item())
+    for name, value in wrapper.method.named_parameters():
+        torch.testing.assert_close(found[name], value.grad)
+
+
+@pytest.mark.parametrize("reward", [1.0, -1.0, 0.0])
+def test_what_paid_is_drawn_more_often(reward: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REINFORCE: the scheduler's gradient is that of the log-probability of the draw, times what the reward fell short by."""
+    wrapper = wrap(config_of("wrapper=ats", "wrapper.chosen=1"))
+    heard: list[Tensor] = []
+    probabilities = wrapper.probabilities
+
+    def listen(*arguments: Any) -> Tensor:
+        heard.append(probabilities(*arguments))
+        return heard[-1]
+
+    monkeypatch.setattr(wrapper, "probabilities", listen)
+    monkeypatch.setattr(wrapper, "reward", lambda along, step: torch.tensor(reward))
+    monkeypatch.setattr(torch, "multinomial", lambda p, count: torch.tensor([2]))
+    loss, shown = wrapper.loss(batch_of(4), 0)
+    parameters = list(wrapper.scheduler.parameters())
+    of_draw = torch.autograd.grad(heard[0][2].log(), parameters, retain_graph=True, materialize_grads=True)
+    loss.backward()
+    for value, gradient in zip(parameters, of_draw, strict=True):
+        torch.testing.assert_close(value.grad, -reward * gradient)
+    assert any(gradient.abs().max() > 0 for gradient in of_draw)
+    assert wrapper.average.item() == pytest.approx(reward)
+    assert shown["reward"].item() == reward
+
+
+@pytest.mark.parametrize("tensors", [1, 6])
+def test_scheduler_scores_follow_their_tasks(tensors: int) -> None:
+    scheduler = Scheduler(tensors).double()
+    losses, norms, cosines = torch.rand(7).double(), torch.rand(7, tensors).double(), torch.rand(7, tensors).double()
+    scores = scheduler(losses, norms, cosines, 3)
+    order = torch.randperm(7)
+    torch.testing.assert_close(scheduler(losses[order], norms[order], cosines[order], 3), scores[order])
+    assert scores.shape == (7,)
+    assert scores.std() > 0
+
+
+def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pool half have wrong labels: after some training they are hardly drawn any more."""
+    learning = ["train.optimizer.lr=0.01", "wrapper.step_size=1", "wrapper.validation_tasks=8"]
+    config = config_of("wrapper=ats", *learning, "train.steps=80")
+    wrapper = wrap(config)
+    train = with_noise(IMAGES.sampler("train", TASK, 0, CPU), 0, 0.5, 1.0)
+    optimizer, _ = build_optimizer(wrapper, config.train)
+    odds: list[float] = []  # of a noisy task against another
+    probabilities = wrapper.probabilities
+
+    def listen(losses: Tensor, query: Any, support: Any, step: int) -> Tensor:
+        found = probabilities(losses, query, support, step)
+        wrong = torch.from_numpy(noisy_tasks(0, 8 * step, 8 * step + 8, 0.5))
+        if 0 < wrong.sum() < 8:
+            odds.append((found[wrong].mean() / found[~wrong].mean()).item())
+        return found
+
+    monkeypatch.setattr(wrapper, "probabilities", listen)
+    wrapper.train()
+    for step in range(80):
+        gradient_step(wrapper, train(8 * step, 8 * step + 8), step, 1.0, 0, hardware())
+        optimizer.step()
+    assert sum(odds[:5]) / 5 > 0.7
+    assert sum(odds[-20:]) / 20 < 0.2
+
+
+def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two draws one must be of it; its probability, 0 in single precision, would have no logarithm."""
+    wrapper = wrap(config_of("wrapper=ats", "wrapper.chosen=2"))
+    certain = torch.nn.Parameter(torch.tensor([20.0, 0.0, 0.0, 0.0]))
+    monkeypatch.setattr(wrapper.scheduler, "forward", lambda *_: certain)
+    loss, _ = wrapper.loss(batch_of(4), 500)
+    loss.backward()
+    assert loss.isfinite()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_ats_says_what_it_needs() -> None:
+    with pytest.raises(UserError, match=r"^wrapper=ats: .* Reptile learns from no queries$"):
+        wrap(config_of("wrapper=ats", algo="reptile"))
+    with pytest.raises(UserError, match=r"train\.tasks_per_step=2"):
+        wrap(config_of("wrapper=ats")).loss(batch_of(2), 0)
+    with pytest.raises(UserError, match=r"wrapper\.chosen=0"):
+        wrap(config_of("wrapper=ats", "wrapper.chosen=0"))
+    with pytest.raises(UserError, match=r"wrapper\.temperature=0"):
+        wrap(config_of("wrapper=ats", "wrapper.temperature=0"))
+
+
+# Wrong labels
+
+
+def test_in_noisy_tasks_support_examples_change_places() -> None:
+    task = TaskShape(5, 3, 2)
+    plain = IMAGES.sampler("train", task, 0, CPU)
+    noisy = with_noise(plain, 7, tasks=0.4, labels=0.8)
+    before, after = plain(0, 200), noisy(0, 200)
+    wrong = torch.from_numpy(noisy_tasks(7, 0, 200, 0.4))
+    assert 0.3 < wrong.double().mean() < 0.5
+    moved = (before.support_x != after.support_x).flatten(2).any(-1)
+    assert not moved[~wrong].any()
+    assert 0.6 < moved[wrong].double().mean() < 0.85  # some of the chosen fall back on their own place
+    sorted_before = before.support_x.flatten(2).sum(-1).sort().values
+    torch.testing.assert_close(after.support_x.flatten(2).sum(-1).sort().values, sorted_before)
+    for name in ("support_y", "query_x", "query_y"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    assert torch.equal(noisy(150, 160).support_x, after.support_x[150:160])
+    with pytest.raises(UserError, match="are shares"):
+        with_noise(plain, 0, tasks=1.5, labels=0.5)

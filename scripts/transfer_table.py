@@ -93,7 +93,7 @@ def adaptation_table(results: list[dict[str, Any]]) -> str:
 def method(result: dict[str, Any]) -> str:
     """What a run of adaptation is called."""
     choices = result["choices"]
-    if choices["data"] == choices["target"]:
+    if choices.get("data") == choices["target"]:
         return "trained on the target's labels (upper line)"
     return "source alone (lower line)" if choices["algo"] == "baseline" else choices["algo"].upper()
 

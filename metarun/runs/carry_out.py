@@ -163,7 +163,7 @@ def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
     wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
-    if config.target.data and not wanted:
+    if config.target.data and not wanted and not config.checkpoint:  # whose run may have had one
         raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
     return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
 

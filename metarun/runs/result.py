@@ -14,12 +14,14 @@ TRAIN = "train"  # the last training stage; an earlier one has its name in this 
 VALIDATION = "val"  # the validation tasks or images, on which weights are chosen
 TEST = "test"  # episodes of the test classes
 UNTRAINED = "untrained"  # the same episodes, with the weights drawn from the seed
-BEFORE_TRAINING = "before_training"  # the same, with the pretrained weights that the backbone brings
+BEFORE_TRAINING = (
+    "before_training"  # the same, before any training of this run, with the pretrained weights that the backbone brings
+)
 CHANCE = "chance"  # a guess
 TARGET = "target"  # the target's test images
 CHECKPOINT = "checkpoint"  # the weights that were given
 
-BASELINES = {UNTRAINED: "untrained", BEFORE_TRAINING: "before training"}  # as tables name them
+BASELINES = {UNTRAINED: "untrained", BEFORE_TRAINING: "before meta-training"}  # as tables name them
 
 # Measures.
 ACCURACY, ERROR = "acc", "mse"

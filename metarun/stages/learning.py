@@ -51,6 +51,7 @@ def build_learner(
     def fresh() -> Algorithm:
         return build_algorithm(config, data, task, target, algo, train, split)
 
+    brought = seen_before(run)
     algorithm = fresh()
     around_it = OmegaConf.select(config, wrapper) if wrapper else None
     if trains:
@@ -64,11 +65,15 @@ def build_learner(
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)
     learner = Learner(
-        name, algorithm, settings, config.seed, hardware, *build_optimizer(algorithm, settings), fresh=fresh
+        name,
+        algorithm,
+        settings,
+        config.seed,
+        hardware,
+        *build_optimizer(algorithm, settings),
+        fresh=fresh,
+        seen=brought,
     )
-    if origin := config.backbone.get("from"):
-        file = checkpoint.weights_file("backbone.from", origin)
-        learner.seen = seen.merged(learner.seen, checkpoint.load(file).get(seen.KEY, {}))
     if trains and algorithm.trains_on == "batches":
         learner.sampler = image_batches(run, learner, algo, split)
     elif trains:
@@ -81,6 +86,21 @@ def build_learner(
     elif algorithm.trains_on == "episodes":
         learner.task = task
     return learner
+
+
+def seen_before(run: Run) -> seen.Seen:
+    """What the weights of `backbone.from` were trained on.
+
+    Raises:
+        UserError: These are images of classes that the run meta-tests on.
+    """
+    origin = run.config.backbone.get("from")
+    if not origin:
+        return {}
+    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
+    if any(stage.meta_tests for stage in run.stages):
+        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
+    return known
 
 
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:

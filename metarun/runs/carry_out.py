@@ -14,11 +14,13 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import files, stages
-from metarun.config import Config, check, check_target, construct, flat, to_container
+from metarun.config import Config, check, construct, flat, to_container
+from metarun.config.types import Given
+from metarun.config.validation import check_target
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.train import Interrupted
-from metarun.errors import Pruned, UserError, nearest
+from metarun.errors import Pruned, UserError, nearest, reason
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
@@ -133,11 +135,10 @@ def build_stages(config: DictConfig) -> list[Stage]:
         try:
             cls = get_class(target)
         except Exception as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"recipe.stages: {target} cannot be imported ({reason}){hint}") from error
+            raise UserError(f"recipe.stages: {target} cannot be imported ({reason(error)}){hint}") from error
         if not issubclass(cls, Stage):
             raise UserError(f"recipe.stages: {target} is no stage (no subclass of metarun.stages.Stage){hint}")
-        check_target(node, f"recipe.stages[{place}]", set())
+        check_target(node, f"recipe.stages[{place}]", Given())
         built.append(construct(node, f"recipe.stages[{place}]"))
     return built
 

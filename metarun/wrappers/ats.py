@@ -28,6 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
@@ -63,8 +64,12 @@ class Scheduler(nn.Module):
 class ATS(Wrapper):
     """Trains a method on `chosen` of the tasks of a step.
 
-    `steps` of the whole training (the scheduler is told how far it is), `step_size` of the step that is tried out,
-    `temperature` the lowest of the draw, `validation_tasks` that R is measured on.
+    Args:
+        steps: The length of training, since the scheduler is told how far it is.
+        chosen: The tasks of a step that are trained on.
+        step_size: The size of the step that is tried out.
+        temperature: The lowest temperature of the draw.
+        validation_tasks: The validation tasks that the reward is measured on.
     """
 
     average: Tensor
@@ -74,17 +79,13 @@ class ATS(Wrapper):
         method: Algorithm,
         validation: EpisodeSampler,
         *,
-        steps: int,
-        chosen: int = 2,
-        step_size: float = 0.01,
-        temperature: float = 0.1,
-        validation_tasks: int = 2,
+        steps: PositiveInt,
+        chosen: PositiveInt = 2,
+        step_size: PositiveFloat = 0.01,
+        temperature: PositiveFloat = 0.1,
+        validation_tasks: PositiveInt = 2,
     ) -> None:
         super().__init__(method)
-        if chosen < 1 or validation_tasks < 1:
-            raise UserError(f"wrapper.chosen={chosen}, wrapper.validation_tasks={validation_tasks}: must be positive")
-        if step_size <= 0 or temperature <= 0:
-            raise UserError(f"wrapper.step_size={step_size}, wrapper.temperature={temperature}: must be positive")
         if not method.needs_queries:
             raise UserError(
                 f"wrapper=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"

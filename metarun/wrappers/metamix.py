@@ -22,11 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from metarun.config.types import Len, NonNegativeInt, PositiveFloat
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
@@ -37,20 +38,24 @@ from metarun.wrappers.base import Wrapper
 class MetaMix(Wrapper):
     """Trains a method on queries mixed with its support examples.
 
-    `alpha` of the Beta distribution; `layers` are the places to mix at, 0 being the input and i the input of block i of the
-    backbone (null: all of these).
+    Args:
+        alpha: Both parameters of the Beta distribution that the share of the query is drawn from.
+        layers: The places to mix at: 0 is the input and i the input of block i of the backbone; null is all.
     """
 
     def __init__(
-        self, method: Algorithm, validation: EpisodeSampler, *, alpha: float = 2.0, layers: list[int] | None = None
+        self,
+        method: Algorithm,
+        validation: EpisodeSampler,
+        *,
+        alpha: PositiveFloat = 2.0,
+        layers: Annotated[list[NonNegativeInt], Len(1)] | None = None,
     ) -> None:
         super().__init__(method)
         if not method.soft_labels:
             raise UserError(
                 f"wrapper=metamix: {type(method).__name__} takes no mixed labels of queries; leave out wrapper="
             )
-        if alpha <= 0:
-            raise UserError(f"wrapper.alpha={alpha}: must be positive")
         known = list(range(len(method.backbone.blocks)))
         self.layers = known if layers is None else list(layers)
         if not self.layers or not set(self.layers) <= set(known):

@@ -24,6 +24,7 @@ from metarun.ops import metrics
 from metarun.runs import result, seen
 from metarun.runs.folder import FREE, create
 from metarun.runs.logger import RunLogger
+from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, check_test_task, held_out_images, training_protocol
@@ -170,7 +171,7 @@ class Train(Stage):
             if done:
                 log.info("stage %s: trained before, in %s", self.name, folder)
                 self._take_best(folder)
-                numbers = world.broadcast(json.loads((folder / NUMBERS).read_text()) if world.main else {})
+                kept = world.broadcast(json.loads((folder / NUMBERS).read_text()) if world.main else {})
             else:
                 log.info("stage %s: training in %s", self.name, folder)
                 logger = RunLogger(folder if world.main else None)
@@ -178,10 +179,14 @@ class Train(Stage):
                     numbers = self._train_in(run, folder, logger)
                 finally:
                     logger.close()
+                commit = git_commit() if world.main else None
+                kept = {"git_commit": commit, **numbers}
                 if world.main:
-                    files.save_json(folder / NUMBERS, numbers)
-        run.result.setdefault(result.STAGES, {})[self.name] = {"folder": str(folder), "reused": done}
-        return dict(numbers)
+                    files.save_json(folder / NUMBERS, kept)
+        commit = kept.pop("git_commit", None)  # stages of older versions have none
+        record = {"folder": str(folder), "reused": done, "git_commit": commit}
+        run.result.setdefault(result.STAGES, {})[self.name] = record
+        return dict(kept)
 
     def depends_on(self, run: Run) -> dict[str, Any]:
         """Everything that the weights depend on: the stage's own part of the config, the images, and the stage before."""

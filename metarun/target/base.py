@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from metarun.config.checked import Checked
 from metarun.core import Algorithm, Backbone, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
@@ -39,13 +40,14 @@ class SourceImages:
         return self.images.batch(which, self.device)
 
 
-class TargetMethod(ABC):
+class TargetMethod(Checked, ABC):
     """From a learner and the labelled training images of a target to scores of its test images.
 
     Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
     left as it is.
     """
 
+    configured_by = "transfer"
     needs_source: bool = False
     uses_method: bool = False  # whether it predicts by the learner's own method, and does not take its backbone alone
 
@@ -63,7 +65,7 @@ class TargetMethod(ABC):
         `train.y` is in [0, classes). Random draws come from the global generator, which the caller seeds.
         """
 
-    def check(self, classes: int) -> None:  # noqa: B027 - most can serve any number
+    def check(self, classes: int) -> None:
         """Raises `UserError` if it cannot serve a target of so many classes: before anything is trained."""
 
     @property

@@ -96,7 +96,7 @@ class Target:
                     train, test = self.subset(size, repeat)
                     hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
                     known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
-                    with hardware.autocast(of_training=True):
+                    with hardware.autocast():
                         scores = method.predict(known, asked.x, len(self.names))
                     if not scores.isfinite().any(1).all():
                         raise UserError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,17 +23,11 @@ KINDS = {
 }
 
 
-def one_of(key: str, word: str, known: Iterable[str]) -> str:
-    """`word` if it is known, else a `UserError` that lists the known ones and the nearest."""
-    known = list(known)
-    if word not in known:
-        raise UserError(f"{key}={word}: not one of {', '.join(known)}{nearest(word, known)}")
-    return word
-
-
 def check_kind(kind: str) -> str:
     """`kind` if `Norm` knows it, else a `UserError`."""
-    return one_of("backbone.norm", kind, KINDS)
+    if kind not in KINDS:
+        raise UserError(f"backbone.norm={kind}: is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    return kind
 
 
 def transductive(kind: str) -> bool:

@@ -15,6 +15,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import checkpoint, distributed, files, provenance
+from metarun.backbones import norm
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import TaskShape
 from metarun.data.noise import with_noise
@@ -256,12 +257,13 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
-    data = run.data.describe()
+    data, kind = run.data.describe(), algorithm.backbone.norm
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
-            "norm": getattr(algorithm.backbone, "norm", None),
-            "transductive": run.method.transductive if run.method else algorithm.transductive,
+            "norm": kind,
+            "transductive": transductive(run),
+            **({"labelled_images": norm.labelled_rule(kind)} if run.target or run.learner.held_out else {}),
             "train": vars(run.train_task),
             "test": vars(run.test_task),
             **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),
@@ -281,6 +283,13 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "peak_memory": run.hardware.peak_memory(),
     }
     files.save_json(run.folder / "result.json", run.result)
+
+
+def transductive(run: Run) -> bool:
+    """Whether the tested predictions depend on other test images: `classified` never does so."""
+    if run.method:
+        return run.method.transductive
+    return TARGET_TEST not in run.config.recipe.stages and run.algorithm.transductive
 
 
 def selected_by(run: Run) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from metarun.errors import UserError
 from metarun.folders import choose_folder, default_name, name_parts, named_after, refuse_other_config
+from metarun.report.text import half
 from metarun.sweeps.jobs import Job, Outcome
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
@@ -95,11 +96,11 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     found = job.result if outcome.status == 0 and job.finished else {}
     if "test/acc" in found:
-        told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+        told = f"test {found['test/acc']:.2%} {half(found['test/acc_ci95'], '.2%')}"
     elif "target/acc" in found:
-        told = f"target {found['target/acc']:.2%} ± {found['target/acc_ci95']:.2%}"
+        told = f"target {found['target/acc']:.2%} {half(found['target/acc_ci95'], '.2%')}"
     elif "test/mse" in found:
-        told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
+        told = f"test {found['test/mse']:.4g} {half(found['test/mse_ci95'], '.2g')}"
     else:
         told = f"validation {found['val/score']:.4g}" if found else outcome.message
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"

@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import config as schema
 from metarun.errors import Pruned, UserError, nearest
-from metarun.folders import listed, quoted
+from metarun.runs.folder import listed, quoted
 from metarun.sweeps.jobs import PRUNED, Outcome
 from metarun.sweeps.plan import JobsFailed
 

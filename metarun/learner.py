@@ -11,17 +11,17 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import hardware as hardware_module
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct
 from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape
-from metarun.data.labelled import Labelled, batches
+from metarun.data.image_batches import Labelled, batches
 from metarun.data.source import DataSource
-from metarun.distributed import World
+from metarun.engine import hardware as hardware_module
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import build_optimizer
 from metarun.errors import UserError
-from metarun.hardware import Hardware
-from metarun.train import build_optimizer
-from metarun.transfer.target import Target
+from metarun.target.target import Target
 
 Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`
 

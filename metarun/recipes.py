@@ -14,23 +14,25 @@ from filelock import FileLock, Timeout
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, distributed, files, provenance
-from metarun.backbones import norm
+from metarun import files
 from metarun.config import Config, check, construct, flat, task_of, to_container
 from metarun.core import TaskShape
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
-from metarun.distributed import Lost, World
+from metarun.engine import checkpoint, distributed
+from metarun.engine.distributed import PeerLost, World
+from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError
-from metarun.folders import choose_folder, create, default_name, refuse_other_config
 from metarun.learner import Learner, augmented, build_learner, check_tasks
-from metarun.records import Records, logging_to, start_logging
+from metarun.ops import batch_norm
 from metarun.report.run import show, show_stored, stored
+from metarun.runs import provenance
+from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
+from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
-from metarun.train import Interrupted
-from metarun.transfer.base import SourceImages, TargetMethod
-from metarun.transfer.target import Target
+from metarun.target.base import SourceImages, TargetMethod
+from metarun.target.target import Target
 
 log = logging.getLogger("metarun")
 
@@ -50,7 +52,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     if not world.main:
         follow(config, world)
         return 0.0
-    with distributed.meeting(world) if world.launched else contextlib.nullcontext(world) as world:
+    with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
@@ -67,8 +69,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", folder)
-                with distributed.meeting(world, command) as world:
-                    world.tell(folder)
+                with distributed.process_group(world, command) as world:
+                    world.broadcast(folder)
                     carry_out(shared, world)
                 finish(shared, overrides, choices, time.perf_counter() - started)
         except Timeout:
@@ -76,22 +78,24 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 f"{folder}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
-            shared.records.close()
+            shared.logger.close()
     show(folder, shared.result)
     return float(shared.result.get("val/score", 0.0))
 
 
 def follow(config: DictConfig, world: World) -> None:
     """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
-    with contextlib.suppress(Lost, Interrupted, Pruned), distributed.meeting(world) as world:
-        folder = world.tell(Path())
+    with contextlib.suppress(PeerLost, Interrupted, Pruned), distributed.process_group(world) as world:
+        folder = world.broadcast(Path())
         try:
             carry_out(prepare(config, folder, world), world)
-        except Lost:
+        except PeerLost:
             raise
         except Exception as error:
             told = isinstance(error, UserError)
-            world.complain(str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            world.report_failure(
+                str(error) if told else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            )
             if not told:
                 raise
 
@@ -155,7 +159,7 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
         target=target,
         method=build_method(config, data, learner, target, augment) if FINETUNE in stages and target else None,
         result=load_checkpoint(config.checkpoint, learner) if config.checkpoint else {},
-        records=Records(folder if world.main else None),  # last: all is well
+        logger=RunLogger(folder if world.main else None),  # last: all is well
     )
 
 
@@ -209,7 +213,7 @@ def build_method(config: DictConfig, data: DataSource, learner: Learner, target:
 
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
-    world = world.on(run.hardware.device)
+    world = world.to(run.hardware.device)
     for learner in filter(None, (run.learner, run.pretraining)):
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
@@ -256,14 +260,14 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
     """Writes `result.json`, the mark of a finished run."""
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
-    run.records.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
+    run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
     data, kind = run.data.describe(), algorithm.backbone.norm
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
             "norm": kind,
             "transductive": transductive(run),
-            **({"labelled_images": norm.labelled_rule(kind)} if run.target or run.learner.held_out else {}),
+            **({"labelled_images": batch_norm.labelled_rule(kind)} if run.target or run.learner.held_out else {}),
             "train": vars(run.train_task),
             "test": vars(run.test_task),
             **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),

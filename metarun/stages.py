@@ -16,22 +16,24 @@ import torch
 from omegaconf import DictConfig
 
 import metarun
-from metarun import checkpoint, files, metrics
+from metarun import files
 from metarun.config import flat, to_container
 from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler
+from metarun.engine import checkpoint
+from metarun.engine.evaluate import Scores, classified, evaluate
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import fit
 from metarun.errors import UserError
-from metarun.evaluate import Scores, classified, evaluate
-from metarun.folders import FREE, create
-from metarun.hardware import Hardware
 from metarun.learner import Learner, build_algorithm
-from metarun.records import Records
+from metarun.ops import metrics
 from metarun.report.target import learning_curve
-from metarun.train import fit
-from metarun.transfer import predictions
-from metarun.transfer.base import TargetMethod
-from metarun.transfer.predictions import Predicted
-from metarun.transfer.target import Target
+from metarun.runs.folder import FREE, create
+from metarun.runs.logger import RunLogger
+from metarun.target import predictions
+from metarun.target.base import TargetMethod
+from metarun.target.predictions import Predicted
+from metarun.target.target import Target
 
 log = logging.getLogger("metarun")
 
@@ -49,7 +51,7 @@ class Run:
     data: DataSource
     learner: Learner
     folder: Path
-    records: Records
+    logger: RunLogger
     train_task: TaskShape
     test_task: TaskShape
     samplers: dict[str, EpisodeSampler]  # of episodes, by split
@@ -87,12 +89,12 @@ def train(run: Run) -> None:
         run.result |= train_apart(run, run.learner)
         return
     if run.samplers and not (run.folder / "last.pt").exists():
-        run.records.tasks(run.samplers["val"](0, 1))
-    run.result |= fit_learner(run, run.learner, run.folder, run.records, run.watch)
+        run.logger.tasks(run.samplers["val"](0, 1))
+    run.result |= fit_learner(run, run.learner, run.folder, run.logger, run.watch)
 
 
 def fit_learner(
-    run: Run, learner: Learner, folder: Path, records: Records, watch: Callable[[int, float], bool] | None = None
+    run: Run, learner: Learner, folder: Path, logger: RunLogger, watch: Callable[[int, float], bool] | None = None
 ) -> dict[str, Any]:
     """Trains `learner` in `folder`, takes the weights that were best on validation, and returns numbers for `result.json`."""
     algorithm, settings = learner.algorithm, learner.settings
@@ -125,7 +127,7 @@ def fit_learner(
         run.config.seed,
         learner.hardware,
         folder,
-        records,
+        logger,
         watch,
     )
     return {**numbers, **take_best(run, learner, folder)}
@@ -134,7 +136,7 @@ def fit_learner(
 def take_best(run: Run, learner: Learner, folder: Path) -> dict[str, Any]:
     """The weights of `best.pt` into the learner; their step and score."""
     world = learner.hardware.world
-    best = world.tell(checkpoint.load(folder / "best.pt") if world.main else {})
+    best = world.broadcast(checkpoint.load(folder / "best.pt") if world.main else {})
     checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
     return {"train/selected_step": best["step"], "val/score": best["score"]}
 
@@ -155,18 +157,18 @@ def train_apart(run: Run, learner: Learner) -> dict[str, Any]:
     with files.locked(folder / ".lock", waiting) if world.main else contextlib.nullcontext():
         if world.main and not (folder / "content.json").is_file():
             files.save_json(folder / "content.json", content)
-        done = world.tell((folder / "stage.json").is_file() if world.main else False)
+        done = world.broadcast((folder / "stage.json").is_file() if world.main else False)
         if done:
             log.info("stage %s: trained before, in %s", learner.name, folder)
             take_best(run, learner, folder)
-            numbers = world.tell(json.loads((folder / "stage.json").read_text()) if world.main else {})
+            numbers = world.broadcast(json.loads((folder / "stage.json").read_text()) if world.main else {})
         else:
             log.info("stage %s: training in %s", learner.name, folder)
-            records = Records(folder if world.main else None)
+            logger = RunLogger(folder if world.main else None)
             try:
-                numbers = fit_learner(run, learner, folder, records, run.watch)
+                numbers = fit_learner(run, learner, folder, logger, run.watch)
             finally:
-                records.close()
+                logger.close()
             if world.main:
                 files.save_json(folder / "stage.json", numbers)
     run.result.setdefault("stages", {})[learner.name] = {"folder": str(folder), "reused": done}
@@ -204,11 +206,11 @@ def finetune(run: Run) -> None:
     assert run.target is not None
     assert run.method is not None
     run.learner.algorithm.eval()
-    run.result |= run.target.measure(run.method, config.seed, run.hardware, run.folder / "target", run.records)
+    run.result |= run.target.measure(run.method, config.seed, run.hardware, run.folder / "target", run.logger)
     if run.hardware.world.main and len(run.result["target/curve"]) > 1:
         picture = learning_curve({"": run.result["target/curve"]}, chance=run.result["target/chance"])
         files.save_bytes(run.folder / "learning_curve.png", picture)
-        run.records.picture("target/learning_curve", picture)
+        run.logger.picture("target/learning_curve", picture)
 
 
 def target_test(run: Run) -> None:
@@ -243,7 +245,7 @@ def meta_test(run: Run) -> None:
     algorithm, settings = run.algorithm, run.config.test
     last = algorithm.test_steps
     steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
-    with run.records.progress("testing", settings.episodes) as advance:
+    with run.logger.progress("testing", settings.episodes) as advance:
         scores = evaluate(algorithm, run.samplers["test"], settings.episodes, run.hardware, steps, advance, True)
     run.result |= summary(scores, "test") | own_measures(scores)
     if run.hardware.world.main:
@@ -252,11 +254,11 @@ def meta_test(run: Run) -> None:
         files.save_arrays(run.folder / "test_scores.npz", steps=np.array(scores.steps), values=values)
     for name, curve in run.result.get("test/curves", {}).items():
         for point, value in enumerate(curve["mean"]):
-            run.records.curve(f"test/{name}", value, point)
+            run.logger.curve(f"test/{name}", value, point)
     curve = "mse_median" if scores.power else "acc"
     for step, values in zip(scores.steps, scores.values, strict=True):
         value = metrics.median(values) if scores.power else values.mean().item()
-        run.records.curve(f"test/{curve}_after_inner_steps", value, step)
+        run.logger.curve(f"test/{curve}_after_inner_steps", value, step)
     if settings.baseline_episodes:
         untrained = build_algorithm(run.config, run.data, run.train_task, run.target)
         untrained.to(run.hardware.device)

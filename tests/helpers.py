@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metarun import config as schema
-from metarun.captured import Compute
 from metarun.cli import CONF
 from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.source import DataSource, ImageSource, Split
 from metarun.data.table import Table
-from metarun.hardware import Hardware
+from metarun.engine.cuda_graph import Compute
+from metarun.engine.hardware import Hardware
 from metarun.learner import build_algorithm
-from metarun.transfer.target import Target
+from metarun.target.target import Target
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def hardware(*, vectorize: bool = False, task_chunk: int | None = None, bfloat16
 
 
 class Replays:
-    """In place of `captured.cuda_graph`, on any device: the memory of the outputs stays, and each replay fills it anew."""
+    """In place of `metarun.engine.cuda_graph.cuda_graph`, on any device: the memory of the outputs stays, and each replay fills it anew."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -18,22 +18,22 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from metarun import checkpoint
 from metarun.algos.maml import MAML
 from metarun.algos.protonet import ProtoNet
 from metarun.algos.reptile import Reptile
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.backbones.norm import KINDS
 from metarun.config import task_of
 from metarun.core import Algorithm, Batch, Episodes, Spec, TaskShape
-from metarun.data.labelled import BatchSampler, batches
+from metarun.data.image_batches import BatchSampler, batches
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
+from metarun.engine import checkpoint
+from metarun.engine.train import Interrupted, build_optimizer, fit, gradient_step
 from metarun.errors import UserError
-from metarun.metrics import accuracy
-from metarun.records import Records
-from metarun.train import Interrupted, build_optimizer, fit, gradient_step
+from metarun.ops.batch_norm import KINDS
+from metarun.ops.metrics import accuracy
+from metarun.runs.logger import RunLogger
 
 SEPARABLE = toy_images()
 NOISE = toy_images(signal=0.0, per_class=30)
@@ -375,7 +375,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
             algorithm.train()
             return score, {"val/score": score}
 
-        records = Records(folder)
+        logger = RunLogger(folder)
         try:
             fit(
                 algorithm,
@@ -386,10 +386,10 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
                 config.seed,
                 hardware(),
                 folder,
-                records,
+                logger,
             )
         finally:
-            records.close()
+            logger.close()
         saved = {key: checkpoint.load(folder / f"{key}.pt") for key in ("last", "best")}
         saved["last"]["state"].pop("seconds")
         return saved

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from helpers import build, compose, double, episodes, hardware, toy_images
 from torch import Tensor, nn
 
-from metarun import checkpoint
 from metarun.algos.anil import ANIL
 from metarun.algos.maml import MAML
 from metarun.algos.metasgd import MetaSGD
 from metarun.backbones.conv4 import Conv4
-from metarun.backbones.norm import KINDS
 from metarun.core import Algorithm, Episodes, Spec, TaskShape
-from metarun.metrics import accuracy
-from metarun.train import build_optimizer, gradient_step
+from metarun.engine import checkpoint
+from metarun.engine.train import build_optimizer, gradient_step
+from metarun.ops.batch_norm import KINDS
+from metarun.ops.metrics import accuracy
 
 Method = TypeVar("Method", bound=MAML)
 

@@ -23,8 +23,8 @@ from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.noise import noisy_tasks, with_noise
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
+from metarun.engine.train import build_optimizer, gradient_step
 from metarun.errors import UserError
-from metarun.train import build_optimizer, gradient_step
 
 IMAGES = toy_images()
 TASK = TaskShape(5, 1, 4)
@@ -143,7 +143,7 @@ def test_at_a_hidden_layer_it_is_the_activations_that_are_mixed(backbone: str) -
     """One share for all, so from the listened labels the mixture before the last block is computed again by hand."""
     config = config_of("around=metamix", backbone=backbone, algo="protonet")
     method = build(config, IMAGES).double()
-    last = len(method.backbone.parts) - 1
+    last = len(method.backbone.blocks) - 1
     listener = Listener(method)
     around = MetaMix(listener, None, layers=[last])  # type: ignore[arg-type]
     batch = double(batch_of(1))
@@ -154,15 +154,15 @@ def test_at_a_hidden_layer_it_is_the_activations_that_are_mixed(backbone: str) -
     torch.randint(1, ())
     partner = torch.randint(5, (20,))
     seen: list[Tensor] = []
-    handle = method.backbone.parts[last].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    handle = method.backbone.blocks[last].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     method.backbone(torch.cat([batch.query_x[0], batch.support_x[0, partner]]))
     handle.remove()
     mixed = share * seen[0][:20] + (1 - share) * seen[0][20:]
-    replaced = method.backbone.parts[last].register_forward_pre_hook(lambda module, inputs: (mixed, *inputs[1:]))
+    replaced = method.backbone.blocks[last].register_forward_pre_hook(lambda module, inputs: (mixed, *inputs[1:]))
     expected = method.backbone(batch.query_x[0])
     replaced.remove()
     torch.testing.assert_close(listener.features[0], expected)
-    assert not method.backbone.parts[last]._forward_pre_hooks
+    assert not method.backbone.blocks[last]._forward_pre_hooks
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])

@@ -14,13 +14,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import functional
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.backbones.norm import KINDS, Norm, group_count, transductive
 from metarun.backbones.resnet12 import ResNet12, drop_block
-from metarun.backbones.second_order import batch_norm
 from metarun.errors import UserError
+from metarun.ops.batch_norm import KINDS, Norm, group_count, transductive
+from metarun.ops.inner_loop import Params, gradient, parameters
+from metarun.ops.numerics import linear_head
+from metarun.ops.second_order import batch_norm
+from metarun.ops.tasks import over_tasks
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
 
@@ -117,7 +119,7 @@ def test_yaml_has_every_setting_with_its_default(name: str) -> None:
         (lambda: Norm(4, "support")(torch.rand(3, 4), n_support=1), "backbone.norm=support: 1 row"),
         (lambda: Norm(4, "running")(torch.rand(1, 4)), "backbone.norm=running: 1 row"),
         (
-            lambda: functional.over_tasks(Norm(4, "running"), torch.rand(2, 3, 4), vectorize=True),
+            lambda: over_tasks(Norm(4, "running"), torch.rand(2, 3, 4), vectorize=True),
             "set hardware.vectorize=false",
         ),
     ],
@@ -254,7 +256,7 @@ def test_vectorised_form_equals_fused_form(kind: str, shape: tuple[int, ...]) ->
     x = 1 + torch.randn(3, *shape, dtype=torch.float64)
     for n_support in (2, None):
         loop, vmapped = (
-            functional.over_tasks(lambda x: norm(x, n_support), x, vectorize=vectorize)  # noqa: B023
+            over_tasks(lambda x: norm(x, n_support), x, vectorize=vectorize)  # noqa: B023
             for vectorize in (False, True)
         )
         torch.testing.assert_close(loop, vmapped, rtol=1e-12, atol=1e-12)
@@ -277,24 +279,24 @@ def test_first_and_second_derivatives(kind: str, training: bool, n_support: int 
 # The gradient of MAML through a backbone
 
 
-def maml_loss(model: nn.Module, params: functional.Params, x: Tensor, y: Tensor, *, vectorize: bool) -> Tensor:
+def maml_loss(model: nn.Module, params: Params, x: Tensor, y: Tensor, *, vectorize: bool) -> Tensor:
     """The mean query loss after one inner step; the first half of each task's rows is the support set."""
     half = x.shape[1] // 2
 
     def task(x: Tensor, y: Tensor) -> Tensor:
-        def loss(params: functional.Params, x: Tensor, y: Tensor) -> Tensor:
+        def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
             out = functional_call(model, params, (x,))
             return F.cross_entropy(out.float() if out.dtype == torch.bfloat16 else out, y)
 
-        gradients = functional.gradient(lambda params: loss(params, x[:half], y[:half]), params, create_graph=True)
+        gradients = gradient(lambda params: loss(params, x[:half], y[:half]), params, create_graph=True)
         fast = {name: value - 0.1 * gradients[name] for name, value in params.items()}
         return loss(fast, x[half:], y[half:])
 
-    return functional.over_tasks(task, x, y, vectorize=vectorize).mean()
+    return over_tasks(task, x, y, vectorize=vectorize).mean()
 
 
 def classifier(backbone: Conv4 | ResNet12) -> nn.Module:
-    return nn.Sequential(backbone, functional.linear_head(backbone.features, 2, std=0.1))
+    return nn.Sequential(backbone, linear_head(backbone.features, 2, std=0.1))
 
 
 def episodes(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -312,7 +314,7 @@ LOOP_AND_VMAP = [
 @pytest.mark.parametrize("settings", [{"downsample": "pool"}, {"downsample": "stride", "readout": "mean"}])
 def test_second_order_gradient_against_finite_differences(norm: str, vectorize: bool, settings: dict[str, str]) -> None:
     model = classifier(Conv4(input_shape=(1, 16, 16), channels=4, norm=norm, **settings)).double()
-    params = functional.parameters(model)
+    params = parameters(model)
     x, y = episodes(8, torch.float64)
     loss = maml_loss(model, params, x, y, vectorize=vectorize)
     gradients = torch.autograd.grad(loss, list(params.values()))
@@ -332,7 +334,7 @@ def test_second_order_gradient_against_finite_differences(norm: str, vectorize: 
 @pytest.mark.parametrize(("norm", "vectorize"), LOOP_AND_VMAP)
 def test_second_order_gradient_under_bfloat16_autocast(norm: str, vectorize: bool) -> None:
     model = classifier(Conv4(input_shape=(1, 16, 16), channels=16, downsample="stride", readout="mean", norm=norm))
-    params = functional.parameters(model)
+    params = parameters(model)
     x, y = episodes(20)
     gradients = []
     for autocast in (False, True):
@@ -349,8 +351,8 @@ def test_statistics_are_single_precision(kind: str) -> None:
     norm = Norm(8, kind)
     x = (100 + torch.randn(2, 6, 8, 5, 5)).bfloat16()
     for vectorize in (False, True):
-        out = functional.over_tasks(lambda x: norm(x, 4), x, vectorize=vectorize)
-        exact = functional.over_tasks(lambda x: norm(x, 4), x.float())
+        out = over_tasks(lambda x: norm(x, 4), x, vectorize=vectorize)
+        exact = over_tasks(lambda x: norm(x, 4), x.float())
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out.float(), exact, rtol=0.01, atol=0.01)
 
@@ -421,13 +423,13 @@ def test_ramp_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dropping_within_an_inner_loop(vectorize: bool) -> None:
     backbone = ResNet12(input_shape=(1, 16, 16), widths=[4, 4, 8, 8], drop_rate=0.3, drop_ramp=0)
     model = classifier(backbone)
-    params = functional.parameters(model)
+    params = parameters(model)
     loss = maml_loss(model, params, *episodes(8), vectorize=vectorize)
     gradients = torch.autograd.grad(loss, list(params.values()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert backbone.passes == (2 if vectorize else 4)
     x = torch.ones(1, 4, 8, 10, 10).expand(2, -1, -1, -1, -1)
-    first, second = functional.over_tasks(lambda x: drop_block(x, 0.3, 3), x, vectorize=vectorize)
+    first, second = over_tasks(lambda x: drop_block(x, 0.3, 3), x, vectorize=vectorize)
     assert not torch.equal(first, second)  # each task has squares of its own
 
 
@@ -440,13 +442,13 @@ def test_one_channel_says_its_order_by_its_strides() -> None:
     images = torch.rand(3, 1, 28, 28)
     plain = backbone(images)
     backbone.channels_last = True
-    assert backbone.ordered(images).stride() == (784, 1, 28, 1)
-    assert backbone.blocks[0].conv(backbone.ordered(images)).is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(backbone.ordered(images), images)
+    assert backbone.to_memory_order(images).stride() == (784, 1, 28, 1)
+    assert backbone.blocks[0].conv(backbone.to_memory_order(images)).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(backbone.to_memory_order(images), images)
     torch.testing.assert_close(backbone(images), plain, rtol=1e-4, atol=1e-5)
     coloured = torch.rand(3, 3, 28, 28)
-    assert backbone.ordered(coloured).is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(backbone.ordered(coloured), coloured)
+    assert backbone.to_memory_order(coloured).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(backbone.to_memory_order(coloured), coloured)
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (4, 3, 5, 6)])

@@ -14,7 +14,8 @@ import torch
 from shell import SINUSOID, metarun, result, run_folder
 from torch import nn
 
-from metarun import checkpoint, files
+from metarun import files
+from metarun.engine import checkpoint
 from metarun.errors import UserError
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "step": 3}

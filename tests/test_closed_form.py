@@ -1,4 +1,4 @@
-"""R2-D2, MetaOptNet and `metarun.solvers`, beside the same problems solved in other ways."""
+"""R2-D2, MetaOptNet and `metarun.ops.solvers`, beside the same problems solved in other ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metarun.algos.r2d2 import R2D2
 from metarun.backbones.conv4 import Conv4
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.errors import UserError
-from metarun.solvers import ridge, support_vectors
+from metarun.ops.solvers import ridge, support_vectors
 
 SEPARABLE = toy_images()
 METHODS = {"r2d2": (R2D2, {}), "svm": (MetaOptNet, {"head": "svm"}), "ridge": (MetaOptNet, {"head": "ridge"})}
@@ -40,7 +40,7 @@ class Flat(Backbone):
         super().__init__()
         self.features, self.widths = features, []
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: object = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: object = None) -> Tensor:
         return x.flatten(1)
 
 

@@ -16,11 +16,11 @@ from shell import make_images, metarun, result, run_folder
 from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from torch import Tensor
 
-from metarun import hardware as chosen
 from metarun.core import Algorithm, Batch, Episodes
-from metarun.hardware import choose
-from metarun.recorded import Recorded
-from metarun.train import gradient_step
+from metarun.engine import hardware as chosen
+from metarun.engine.hardware import choose
+from metarun.engine.traced_step import TracedStep
+from metarun.engine.train import gradient_step
 
 second_device.device()
 
@@ -82,7 +82,7 @@ def test_a_captured_step_stays_on_its_device() -> None:
     with second_device.present() as device:
         algorithm.to(device)
         replays = Replays()
-        recorded = dataclasses.replace(plain, device=device, recorded=Recorded(replays))
+        recorded = dataclasses.replace(plain, device=device, traced=TracedStep(replays))
         for _ in range(2):
             gradient_step(algorithm, moved(batch, device), 0, 1.0, 0, recorded)
         assert replays.count == 3  # and one of the check

@@ -18,10 +18,10 @@ from helpers import build, compose
 from shell import SINUSOID, environment, lines, metarun, result, run_folder
 
 from metarun.data.regression import Linear
-from metarun.distributed import LAUNCHED, World, place
+from metarun.engine.distributed import LAUNCHED, World, place
+from metarun.engine.hardware import choose
 from metarun.errors import UserError
-from metarun.folders import folder_name
-from metarun.hardware import choose
+from metarun.runs.folder import folder_name
 
 # Five tasks cannot be halved: the shares differ in size.
 SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]
@@ -279,7 +279,7 @@ def test_rank_that_dies_before_they_meet_is_named(fault: str, how: str, tmp_path
     started = time.monotonic()
     process = start(*SHORT, "hardware.processes=2", f"outputs={tmp_path / 'out'}", PYTHONPATH=path)
     printed = said(process)
-    assert time.monotonic() - started < 30  # `MEETING` is longer
+    assert time.monotonic() - started < 30  # `START_TIMEOUT` is longer
     assert printed == [f"metarun: hardware.processes: rank 1 of 2 ended early ({how}); the same command goes on"]
     assert process.returncode == 2
 
@@ -410,13 +410,13 @@ def test_ranks_must_have_found_devices_of_one_type(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: groups.append(backend) or backend)
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     world = World(0, 2, launched=True)
-    assert world.on(cpu) is world
+    assert world.to(cpu) is world
     with pytest.raises(UserError, match=r"^hardware.device: 1 of the 2 processes found a CUDA device"):
-        world.on(cuda)
+        world.to(cuda)
     others = 1.0
     with pytest.raises(UserError, match=r"^hardware.device: 1 of the 2"):
-        world.on(cpu)
-    met = world.on(cuda)
+        world.to(cpu)
+    met = world.to(cuda)
     assert (met.device, met.group, groups) == (cuda, "nccl", ["nccl"])
 
 

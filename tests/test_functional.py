@@ -14,16 +14,9 @@ from metarun.algos.maml import MAML
 from metarun.backbones.conv4 import Conv4
 from metarun.core import Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import (
-    adapt,
-    call,
-    gradient,
-    linear_head,
-    over_tasks,
-    parameters,
-    rate,
-    vectorized,
-)
+from metarun.ops.inner_loop import adapt, call, gradient, parameters, rate
+from metarun.ops.numerics import linear_head
+from metarun.ops.tasks import over_tasks, vectorized
 
 BOTH = pytest.mark.parametrize("vectorize", [False, True], ids=["loop", "vmap"])
 SIZE, TASKS, RATE = 4, 3, 0.07

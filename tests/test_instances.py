@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from metarun.algos.protonet import ProtoNet
-from metarun.core import Backbone, Batch, Between, Spec
+from metarun.core import ActivationHook, Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.transfer.base import SourceImages
-from metarun.transfer.instances import (
+from metarun.target.base import SourceImages
+from metarun.target.instances import (
     DensityRatio,
     InstanceTransfer,
     TrAdaBoost,
@@ -44,7 +44,7 @@ class Flat(Backbone):
     features = 2
     norm = "none"
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         return x.flatten(1)
 
 
@@ -148,7 +148,7 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
         fitted.append(weights)
         return Model(len(fitted) - 1)
 
-    monkeypatch.setattr("metarun.transfer.instances.regression", fake)
+    monkeypatch.setattr("metarun.target.instances.regression", fake)
     four = Batch(torch.randn(4, 2), torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64))
     method = TrAdaBoost(learner(), Given(lambda count: four), rounds=5, target_share=0.5)
     models, chosen = method.models(method.training_set(method.learner.backbone, four))
@@ -229,7 +229,7 @@ def test_density_ratio_beats_equal_weights_and_the_source_alone_on_a_shifted_tar
 
 def test_the_ratio_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = np.array([0.1, 5.0, 40.0, 1.0])
-    monkeypatch.setattr("metarun.transfer.instances.density_ratio", lambda *_: ratios)
+    monkeypatch.setattr("metarun.target.instances.density_ratio", lambda *_: ratios)
     given: list[np.ndarray] = []
     real = LogisticRegression.fit
 

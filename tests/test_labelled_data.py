@@ -17,9 +17,9 @@ from metarun.data import mnist
 from metarun.data.augment import Augment
 from metarun.data.caltech101 import Caltech101
 from metarun.data.digits import Digits
+from metarun.data.image_ops import drawn
 from metarun.data.medmnist import RELEASES, MedMnist
 from metarun.data.mnist import Mnist
-from metarun.data.parts import drawn
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
 
@@ -60,7 +60,7 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_mnist_keeps_its_test_images_and_holds_out_a_tenth_of_the_others(small_mnist: Path) -> None:
     source = Mnist(download=False, normalize=False)
-    assert source.table.notes["parts"] == {"train": [18] * 10, "val": [2] * 10, "test": [3] * 10}
+    assert source.table.metadata["parts"] == {"train": [18] * 10, "val": [2] * 10, "test": [3] * 10}
     assert values(source, "test") == set(range(30))
     assert values(source, "train") | values(source, "val") == set(range(200))
     assert not values(source, "train") & values(source, "val")
@@ -134,7 +134,7 @@ def test_digits_are_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
     source = Digits(image_size=8, normalize=False)
-    parts = source.table.notes["parts"]
+    parts = source.table.metadata["parts"]
     assert np.sum(list(parts.values()), axis=0).tolist() == np.bincount(load_digits().target).tolist()
     assert [sum(parts[split]) for split in ("train", "val", "test")] == [1151, 287, 359]
     assert min(parts["test"]) >= 34
@@ -163,7 +163,7 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_medmnist_keeps_its_parts(tmp_path: Path) -> None:
     files.medmnist(tmp_path / "medmnist" / "breastmnist.npz", BREASTS, 2)
     source = MedMnist(flag="breastmnist", download=False, normalize=False)
-    assert source.table.notes["parts"] == {"train": [273, 273], "val": [39, 39], "test": [78, 78]}
+    assert source.table.metadata["parts"] == {"train": [273, 273], "val": [39, 39], "test": [78, 78]}
     assert source.table.names == ["malignant", "normal or benign"]
     assert [values(source, part) for part in ("train", "val", "test")] == [{0, 10}, {1, 11}, {2, 12}]
     assert "not the published file" in source.describe()["file"]

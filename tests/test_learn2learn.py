@@ -15,7 +15,7 @@ from helpers import CONF, double, episodes, toy_images
 from shell import SINUSOID, environment, metarun, result, run_folder
 from torch import Tensor, nn
 
-from metarun import peers
+from metarun import optional as peers
 from metarun.algos import learn2learn
 from metarun.algos.anil import ANIL
 from metarun.algos.maml import MAML
@@ -23,13 +23,13 @@ from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.backbones.norm import KINDS
 from metarun.config import Hardware, to_container
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
-from metarun.distributed import World
+from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
 from metarun.errors import UserError
-from metarun.hardware import choose
+from metarun.ops.batch_norm import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAIRS = {
@@ -191,7 +191,7 @@ def test_it_is_imported_where_it_is_asked_for_and_says_nothing() -> None:
     modules = "metarun.cli, metarun.recipes, metarun.algos.maml, metarun.algos.learn2learn, metarun.backbones.conv4"
     code = f"""import sys, {modules}
 print({{'learn2learn', 'torchvision', 'gym'}} & set(sys.modules))
-print(metarun.peers.learn2learn().__version__)"""
+print(metarun.optional.learn2learn().__version__)"""
     done = run(sys.executable, "-W", "error", "-c", code)
     assert done.stdout == "set()\n0.2.0\n"
     assert done.stderr == ""

@@ -21,10 +21,10 @@ from library_files import WRITERS, cifarfs, draw, emnist, mini_imagenet, mnist
 from PIL import Image
 from shell import metarun, result, run_folder
 
-from metarun import peers
+from metarun import optional as peers
 from metarun.core import TaskShape
 from metarun.data.library import Library
-from metarun.data.releases import RELEASES
+from metarun.data.library_catalog import RELEASES
 from metarun.errors import UserError
 
 MODES = {"train": "train", "validation": "val", "test": "test"}

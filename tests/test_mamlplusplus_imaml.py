@@ -16,11 +16,11 @@ from metarun.algos.imaml import IMAML, conjugate_gradients
 from metarun.algos.maml import MAML
 from metarun.algos.mamlplusplus import MAMLPlusPlus
 from metarun.backbones.conv4 import Conv4
-from metarun.backbones.norm import KINDS, Norm
-from metarun.core import Algorithm, Backbone, Between, Episodes, Spec, TaskShape
+from metarun.core import ActivationHook, Algorithm, Backbone, Episodes, Spec, TaskShape
+from metarun.engine.train import build_optimizer, gradient_step
 from metarun.errors import UserError
-from metarun.metrics import accuracy
-from metarun.train import build_optimizer, gradient_step
+from metarun.ops.batch_norm import KINDS, Norm
+from metarun.ops.metrics import accuracy
 
 Method = TypeVar("Method", bound=MAML)
 
@@ -279,7 +279,7 @@ class Identity(Backbone):
         super().__init__()
         self.features, self.widths = width, []
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         return x
 
 
@@ -348,7 +348,7 @@ class Smooth(Backbone):
         self.norm, self.features, self.widths = norm, 5, [5]
         self.layer, self.normalise = nn.Linear(3, 5), Norm(5, norm)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         return torch.tanh(self.normalise(self.layer(x), n_support))
 
 

@@ -18,9 +18,9 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.core import Algorithm, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
+from metarun.engine.hardware import Hardware
+from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
-from metarun.hardware import Hardware
-from metarun.recorded import Recorded
 
 SEPARABLE = toy_images()
 IMAGES = Spec((1, 16, 16), "classification", 3)
@@ -324,7 +324,7 @@ def test_the_recording_is_the_loss(name: str) -> None:
     task = TaskShape(5 if kind == "classification" else 1, 1, 3)
     config = compose(f"algo={name}", "backbone=mlp", "backbone.norm=none", f"task.ways={task.ways}")
     algorithm = build(config, source).train()
-    recorded, plain = Hardware(device=CPU, recorded=Recorded()), Hardware(device=CPU)
+    recorded, plain = Hardware(device=CPU, traced=TracedStep()), Hardware(device=CPU)
     for start in (0, 2):
         results = []
         for hardware in (recorded, plain):
@@ -335,7 +335,7 @@ def test_the_recording_is_the_loss(name: str) -> None:
             torch.testing.assert_close(one, other)
         for value in algorithm.parameters():
             value.data += 0.01 * torch.randn_like(value)
-    assert any(recorded.recorded.recordings.values())
+    assert any(recorded.traced.recordings.values())
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from metarun.backbones.pixels import Pixels
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
+from metarun.engine.traced_step import TracedStep
+from metarun.engine.train import gradient_step
 from metarun.errors import UserError
-from metarun.recorded import Recorded
-from metarun.train import gradient_step
 
 Method = TypeVar("Method", bound=Algorithm)
 
@@ -261,8 +261,8 @@ def test_context_is_the_support_set() -> None:
 def test_full_context_can_be_recorded() -> None:
     algorithm = tiny(MatchingNet, vectorize=True, full_context=True, processing_steps=1).train()
     batch, found = batch_of(TaskShape(2, 1, 1)), []
-    for recorded in (None, Recorded()):
-        chosen = replace(hardware(vectorize=True), recorded=recorded)
+    for recorded in (None, TracedStep()):
+        chosen = replace(hardware(vectorize=True), traced=recorded)
         gradient_step(algorithm, batch, 0, 1.0, 0, chosen)
         found.append({name: value.grad for name, value in algorithm.named_parameters()})
     assert recorded is not None

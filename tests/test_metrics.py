@@ -15,8 +15,8 @@ from torch import Tensor
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
-from metarun.evaluate import evaluate
-from metarun.metrics import accuracy, interval, median, regression_summary, squared_error
+from metarun.engine.evaluate import evaluate
+from metarun.ops.metrics import accuracy, interval, median, regression_summary, squared_error
 
 
 @pytest.mark.parametrize("n", [2, 3, 1000])

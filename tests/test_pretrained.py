@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from metarun import checkpoint, functional, peers
+from metarun import optional as peers
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.resnet12 import ResNet12
@@ -29,7 +29,9 @@ from metarun.backbones.vit import ViT
 from metarun.backbones.weights import load_backbone
 from metarun.cli import CONF
 from metarun.config import check, task_of
+from metarun.engine import checkpoint
 from metarun.errors import UserError
+from metarun.ops.tasks import over_tasks
 
 GREY, COLOUR = (1, 28, 28), (3, 20, 24)
 SMALL = "torchvision:shufflenet_v2_x0_5"
@@ -83,12 +85,17 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 )
 def test_features_of_any_image(name: str, features: int, norm: str, parts: int, size: int) -> None:
     backbone = Pretrained(input_shape=GREY, name=name)
-    assert (backbone.features, backbone.norm, len(backbone.parts), backbone.image_size) == (features, norm, parts, size)
+    assert (backbone.features, backbone.norm, len(backbone.blocks), backbone.image_size) == (
+        features,
+        norm,
+        parts,
+        size,
+    )
     assert backbone.training
     for training in (True, False):
         backbone.train(training)
         assert backbone(torch.rand(2, *GREY), n_support=1).shape == (2, features)
-    owned = {id(value) for part in backbone.parts for value in part.parameters()}
+    owned = {id(value) for part in backbone.blocks for value in part.parameters()}
     free = [path for path, value in backbone.named_parameters() if id(value) not in owned]
     assert all(path.endswith(("cls_token", "pos_embed")) for path in free)
     x = torch.rand(3, *GREY)
@@ -391,7 +398,7 @@ def test_a_library_that_is_not_there(name: str, missing: str, monkeypatch: pytes
 
 def test_methods_that_reach_into_blocks_are_refused() -> None:
     backbone = Pretrained(input_shape=GREY, name="timm:test_resnet", image_size=32)
-    for ask in (lambda: backbone.widths, lambda: backbone(torch.rand(1, *GREY), between=lambda number, x: x)):
+    for ask in (lambda: backbone.widths, lambda: backbone(torch.rand(1, *GREY), activation_hook=lambda number, x: x)):
         with pytest.raises(
             UserError, match=r"changes activations within blocks.*; use backbone=conv4, resnet12 or vit$"
         ):
@@ -400,7 +407,7 @@ def test_methods_that_reach_into_blocks_are_refused() -> None:
     with pytest.raises(UserError, match="changes activations within blocks"):
         build(config, toy_images())
     with pytest.raises(UserError, match=r"set hardware.vectorize=false$"):
-        functional.over_tasks(backbone, torch.rand(2, 3, *GREY), vectorize=True)
+        over_tasks(backbone, torch.rand(2, 3, *GREY), vectorize=True)
 
 
 # Weights of metarun's own runs
@@ -541,10 +548,10 @@ def test_methods_change_the_hidden_units_of_its_blocks() -> None:
         return x
 
     x = torch.rand(2, *GREY)
-    assert torch.equal(vit(x, between=record), vit(x))
+    assert torch.equal(vit(x, activation_hook=record), vit(x))
     assert shapes == [(number, 2, vit.widths[number], 17) for number in range(3)]
     assert vit.widths == [64, 64, 64]
-    assert not torch.equal(vit(x, between=lambda number, x: x + 1), vit(x))
+    assert not torch.equal(vit(x, activation_hook=lambda number, x: x + 1), vit(x))
 
 
 def test_second_order_through_attention() -> None:

@@ -22,9 +22,9 @@ from metarun.cli import CONF
 from metarun.config import check, construct
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.transfer import prompts as module
-from metarun.transfer.base import TargetMethod
-from metarun.transfer.prompts import LoRA, Prompts, Training, add_low_rank, add_prompts, frozen, matrices
+from metarun.target import prompts as module
+from metarun.target.base import TargetMethod
+from metarun.target.prompts import LoRA, Prompts, Training, add_low_rank, add_prompts, frozen, matrices
 
 SHAPE = (1, 16, 16)
 
@@ -296,7 +296,7 @@ class Attention(Backbone):
         super().__init__()
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: object = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: object = None) -> Tensor:
         return self.attention(x[:, 0], x[:, 0], x[:, 0], need_weights=False)[0].mean(1)
 
 

@@ -20,9 +20,9 @@ from shell import SINUSOID, Outcome, environment, events, lines, make_images, me
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarun import config as schema
-from metarun import provenance
 from metarun.core import Episodes
-from metarun.records import Records
+from metarun.runs import provenance
+from metarun.runs.logger import RunLogger
 
 WORDS = ["data=folder", "data.image_size=16", "algo=maml", "backbone.channels=4", "task.ways=3", "task.queries=3",
          "algo.test_inner_steps=2", "train.steps=6", "train.tasks_per_step=2", "train.log_every=2", "train.validate_every=3",
@@ -178,9 +178,9 @@ def test_picture_is_class_major_with_support_before_query(tmp_path: Path) -> Non
     squares = values[..., None, None, None].expand(2, 7, 1, 3, 3)
     support, query = squares[:, :5].flatten(0, 1)[None], squares[:, 5:].flatten(0, 1)[None]
     labels = torch.zeros(1, 1, dtype=torch.int64)
-    records = Records(tmp_path)
-    records.tasks(Episodes(support, labels, query, labels, ways=2))
-    records.close()
+    logger = RunLogger(tmp_path)
+    logger.tasks(Episodes(support, labels, query, labels, ways=2))
+    logger.close()
     (event,) = events(tmp_path).Images("task")
     with Image.open(io.BytesIO(event.encoded_image_string)) as file:
         picture = np.asarray(file.convert("L"))
@@ -278,7 +278,7 @@ def test_progress_bar_with_the_time_left_on_a_terminal(tmp_path: Path) -> None:
 
 def test_rewind_forgets_what_will_be_recorded_again(tmp_path: Path) -> None:
     """Also the half line that a killed process left, and the points that TensorBoard has already."""
-    killed = Records(tmp_path)
+    killed = RunLogger(tmp_path)
     killed.rewind(0)
     for step in (1, 2, 3, 4):
         killed.scalars(step, {"train/loss": float(step)})
@@ -286,11 +286,11 @@ def test_rewind_forgets_what_will_be_recorded_again(tmp_path: Path) -> None:
         file.write('{"step": 5, "train/lo')
     shown = [event.step for event in events(tmp_path).Scalars("train/loss")]
     assert shown == [1, 2, 3, 4]  # flushed: a kill loses none
-    records = Records(tmp_path)
-    records.rewind(2)
+    logger = RunLogger(tmp_path)
+    logger.rewind(2)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
-    records.scalars(3, {"train/loss": 30.0})
-    records.close()
+    logger.scalars(3, {"train/loss": 30.0})
+    logger.close()
     killed.close()
     assert [line["train/loss"] for line in lines(tmp_path)] == [1, 2, 30]
     points = [(event.step, event.value) for event in events(tmp_path).Scalars("train/loss")]
@@ -299,12 +299,12 @@ def test_rewind_forgets_what_will_be_recorded_again(tmp_path: Path) -> None:
 
 def test_records_without_a_folder_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    records = Records(None)
-    records.rewind(3)
-    records.scalars(4, {"train/loss": 1.0})
-    records.curve("test/acc", 1.0, 0)
-    records.hparams({"seed": 0}, 1.0)
-    with records.progress("training", 10) as advance:
+    logger = RunLogger(None)
+    logger.rewind(3)
+    logger.scalars(4, {"train/loss": 1.0})
+    logger.curve("test/acc", 1.0, 0)
+    logger.hparams({"seed": 0}, 1.0)
+    with logger.progress("training", 10) as advance:
         advance(3)
-    records.close()
+    logger.close()
     assert not list(tmp_path.iterdir())

@@ -30,10 +30,10 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from metarun import report
-from metarun.records import Records
 from metarun.report import figures, published, statistics, tables
 from metarun.report.collect import collect
 from metarun.report.summary import Section, summarise
+from metarun.runs.logger import RunLogger
 
 GENERATOR = np.random.default_rng(0)
 
@@ -864,9 +864,9 @@ def test_tensorboard_shows_runs_of_different_kinds(tmp_path: Path) -> None:
         ("a", {"seed": 1, "algo.distance": "cosine", "train.patience": None, "resume": True}, None, 0.75),
         ("b", {"seed": 2, "algo.inner_lr": 0.5, "train.patience": 3, "resume": True}, 0.5, 0.625),
     ):
-        records = Records(tmp_path / name)
-        records.hparams(settings, test, validation)
-        records.close()
+        logger = RunLogger(tmp_path / name)
+        logger.hparams(settings, test, validation)
+        logger.close()
         assert len(list((tmp_path / name).iterdir())) == 1
     first, second = sorted(session_groups(tmp_path), key=lambda group: str(group.name))
     assert first.hparams["algo.distance"].string_value == "cosine"

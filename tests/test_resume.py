@@ -17,9 +17,10 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from shell import SINUSOID, events, lines, make_images, metarun, result, run_folder, start
 
-from metarun import recipes, records
+from metarun import recipes
 from metarun.core import Algorithm
-from metarun.folders import UNNAMED, choose_folder
+from metarun.runs import logger
+from metarun.runs.folder import UNNAMED, choose_folder
 
 # What was measured of the machine, not computed, may differ between two equal runs.
 MEASURED = ("seconds", "train/seconds", "train/tasks_per_second", "peak_memory", "git_commit")
@@ -136,14 +137,14 @@ class Sent:
     """Sends this process a signal when the run's records reach a step, as somebody else would."""
 
     def __init__(self, number: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        scalars = records.Records.scalars
+        scalars = logger.RunLogger.scalars
 
-        def wrapped(self: records.Records, at: int, *arguments: Any, **options: Any) -> None:
+        def wrapped(self: logger.RunLogger, at: int, *arguments: Any, **options: Any) -> None:
             scalars(self, at, *arguments, **options)
             if at == step:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(records.Records, "scalars", wrapped)
+        monkeypatch.setattr(logger.RunLogger, "scalars", wrapped)
 
 
 REPTILE = ["algo=reptile", "data=sinusoid", "backbone=mlp", "train.steps=20", "train.tasks_per_step=3", "train.log_every=4",

@@ -78,7 +78,7 @@ def test_table_holds_what_was_built(root: Path) -> None:
         assert one.images[3].ravel().tolist() == [100, 101, 102, 103]
         assert one.offsets.tolist() == [0, 3, 5]
         assert one.sizes.tolist() == [3, 2]
-        assert (one.names, one.groups, one.notes) == (["a", "b"], ["left", "right"], {"skipped": 4})
+        assert (one.names, one.groups, one.metadata) == (["a", "b"], ["left", "right"], {"skipped": 4})
     assert built.fingerprint == found.fingerprint
 
 

@@ -17,20 +17,20 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
-from metarun import metrics
 from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
 from metarun.config import Target as Settings
 from metarun.core import Batch, Spec
-from metarun.data.labelled import Labelled, allot, batches, divide_images
+from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
 from metarun.learner import augmented
-from metarun.records import Records
-from metarun.transfer.base import Own, features
-from metarun.transfer.features import LinearProbe, LogisticRegression, NearestCentroid
-from metarun.transfer.finetuning import FineTuning, Shuffled
-from metarun.transfer.target import Target
+from metarun.ops import metrics
+from metarun.runs.logger import RunLogger
+from metarun.target.base import Own, features
+from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
+from metarun.target.finetuning import FineTuning, Shuffled
+from metarun.target.target import Target
 
 SOURCE = toy_images(classes=4, per_class=40)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -70,7 +70,7 @@ def test_parts_of_a_class_are_apart_and_all_of_it() -> None:
 def test_subsets_are_stratified_grow_and_are_the_same_for_all() -> None:
     uneven = SOURCE.labelled("train")
     kept = np.flatnonzero((uneven.labels > 0) | (np.cumsum(uneven.labels == 0) <= 8))
-    uneven = Labelled(uneven.rows[kept], uneven.turns[kept], uneven.labels[kept], uneven.names, uneven.reader)
+    uneven = Labelled(uneven.rows[kept], uneven.rotations[kept], uneven.labels[kept], uneven.names, uneven.reader)
     assert uneven.counts.tolist() == [8, 32, 32, 32]
     sizes = [4, 5, 13, 26, 52, 104]
     drawn = [uneven.subset(size, "n", 0, 3) for size in sizes]
@@ -223,8 +223,8 @@ def test_what_is_learned_is_seen_in_either_precision(
 ) -> None:
     """Under autocast torch keeps the first cast of a weight, before any step: all images would get the scores of the start."""
     target = Target(SOURCE, Settings(train_images=60, repeats=2))
-    records = Records(None)
-    found = target.measure(make(learner), 0, hardware(bfloat16=bfloat16), tmp_path / "target", records)
+    logger = RunLogger(None)
+    found = target.measure(make(learner), 0, hardware(bfloat16=bfloat16), tmp_path / "target", logger)
     assert found["target/acc"] > 0.8
 
 
@@ -274,7 +274,7 @@ def test_layer_wise_rates(learner: Baseline) -> None:
     groups = method.groups(copy.deepcopy(learner.backbone), torch.nn.Linear(4, 2))
     assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
     counted = sum(value.numel() for group in groups[1:] for value in group["params"])
-    blocks = learner.backbone.parts
+    blocks = learner.backbone.blocks
     assert counted == sum(value.numel() for block in blocks[1:] for value in block.parameters())
 
 

@@ -16,12 +16,10 @@ from helpers import CPU, choices, compose, episodes, hardware
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from metarun import checkpoint
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
-from metarun.errors import Pruned, UserError
-from metarun.records import Records
-from metarun.train import (
+from metarun.engine import checkpoint
+from metarun.engine.train import (
     SIGNALS,
     Interrupted,
     Signals,
@@ -31,6 +29,8 @@ from metarun.train import (
     fit,
     gradient_step,
 )
+from metarun.errors import Pruned, UserError
+from metarun.runs.logger import RunLogger
 
 SLOPE = torch.tensor([3.0, -4.0])  # the constant gradient of `Ramp`: its norm is 5
 TASK = TaskShape(1, 1, 1)
@@ -90,7 +90,7 @@ class Fit:
     def run(self) -> dict[str, Any]:
         folder = self.folder
         folder.mkdir(exist_ok=True)
-        records = Records(folder)
+        logger = RunLogger(folder)
         try:
             return fit(
                 self.algorithm,
@@ -102,11 +102,11 @@ class Fit:
                 7,
                 hardware(),
                 folder,
-                records,
+                logger,
                 self.watch,
             )
         finally:
-            records.close()
+            logger.close()
 
     @property
     def last(self) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def test_signal_is_not_lost_to_a_watch_that_gives_up(tmp_path: Path) -> None:
         run.run()
 
 
-# Records
+# RunLogger
 
 
 def test_curves_are_means_since_the_last_line(tmp_path: Path) -> None:

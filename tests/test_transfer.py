@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from shell import Outcome, events, make_images, metarun, result, start
 
-from metarun import train
-from metarun.folders import listed
+from metarun.engine import train
+from metarun.runs.folder import listed
 
 SMALL = [
     "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",

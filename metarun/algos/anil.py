@@ -28,7 +28,7 @@ from torch import Tensor
 
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Episodes, Spec
-from metarun.functional import Params, adapt, parameters
+from metarun.ops.inner_loop import Params, adapt, parameters
 
 
 class ANIL(MAML):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class Head(nn.Module):

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Episodes, Spec
-from metarun.functional import Params, adapt, call, parameters, precise
+from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.numerics import precise
 
 
 class BOIL(MAML):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, adapt, call
+from metarun.ops.inner_loop import Params, adapt, call
 
 
 class CAVIA(MAML):

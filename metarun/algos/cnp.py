@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 
 def mlp(widths: list[int]) -> nn.Sequential:

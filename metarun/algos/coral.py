@@ -28,7 +28,7 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 LAYERS = ("features", "logits")
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from metarun.algos.baseline import Baseline
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class Reversal(torch.autograd.Function):

@@ -32,7 +32,7 @@ from torch import Tensor
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class DN4(Algorithm):

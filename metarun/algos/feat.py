@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 
 class SetToSet(nn.Module):

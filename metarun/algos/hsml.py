@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, adapt, call, one_hot, parameters, precise
+from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.numerics import one_hot, precise
 
 POINTS = 20  # the width to which pairs of numbers are brought first, as in the official code
 OPEN = 4.0  # added to the gates' scores

@@ -28,11 +28,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from metarun import functional
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, call, gradient, parameters
+from metarun.ops.inner_loop import Params, adapt, call, gradient, parameters
+from metarun.ops.tasks import vectorized
 
 
 class IMAML(MAML):
@@ -75,7 +75,7 @@ class IMAML(MAML):
             distance = (flat(params) - flat(start)).square().sum()
             return self.task_loss(call(self, params, support_x), support_y) + self.proximal_weight / 2 * distance
 
-        return functional.adapt(regularised, start, steps=steps, learning_rate=self.inner_lr, first_order=True)
+        return adapt(regularised, start, steps=steps, learning_rate=self.inner_lr, first_order=True)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         strength = self.proximal_weight + self.damping
@@ -119,7 +119,7 @@ def pullback(
 
     The graph of `function` is built once, however many the products.
     """
-    if functional.vectorized():
+    if vectorized():
         value, pull, other = torch.func.vjp(function, params, has_aux=True)  # type: ignore[misc]
         return value.detach(), other.detach(), lambda vector: flat(pull(vector)[0])
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}

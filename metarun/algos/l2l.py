@@ -34,7 +34,8 @@ from metarun.algos.lstmlearner import CoordinateLSTM, State, preprocess, support
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError, nearest
-from metarun.functional import Params, call, precise
+from metarun.ops.inner_loop import Params, call
+from metarun.ops.numerics import precise
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
@@ -77,10 +78,10 @@ class L2L(MAML):
         self.requires_grad_(False)
         self.optimizer = LearnedOptimizer(hidden, output_scale)
         self.unroll, self.objective, self.rates = unroll, objective, rates or {}
-        self.between = (lambda number, x: x.sigmoid()) if activation == "sigmoid" else None  # ReLUs change none
+        self.activation_hook = (lambda number, x: x.sigmoid()) if activation == "sigmoid" else None  # ReLUs change none
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        return self.head(self.backbone(x, n_support, self.between))
+        return self.head(self.backbone(x, n_support, self.activation_hook))
 
     def draw(self, episodes: Episodes) -> tuple[Tensor, Params]:
         """Random weights for each task `[T, n]`, and tensors of the shapes that they have with these tasks' ways."""

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import peers
+from metarun import optional as peers
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.functional import linear_head, precise
+from metarun.ops.numerics import linear_head, precise
 
 
 def features(body: nn.Module, x: Tensor, support_x: Tensor | None = None) -> Tensor:

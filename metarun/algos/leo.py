@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import adapt, one_hot, precise
+from metarun.ops.inner_loop import adapt
+from metarun.ops.numerics import one_hot, precise
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, call, gradient_and_value, parameters, precise
+from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
+from metarun.ops.numerics import precise
 
 LOG_RANGE = 10.0  # p
 State = tuple[Tensor, Tensor]

@@ -30,14 +30,15 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, adapt, call, linear_head, parameters
+from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.numerics import linear_head
 
 
 class MAML(Algorithm):
     """Learns an initialisation from which `inner_steps` of gradient descent solve a task.
 
     `inner_lr` is alpha, for a mean-reduced loss; `test_inner_steps` is the number of steps at test time (None: as in
-    training); `first_order` drops the second derivatives; `recompute` trades time for memory (`functional.adapt`).
+    training); `first_order` drops the second derivatives; `recompute` trades time for memory (`metarun.ops.inner_loop.adapt`).
     """
 
     regression = True

@@ -33,12 +33,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metarun import functional
 from metarun.algos.maml import MAML
-from metarun.backbones.norm import Norm
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, call, parameters
+from metarun.ops.batch_norm import Norm
+from metarun.ops.inner_loop import Params, adapt, call, parameters
 
 
 class MAMLPlusPlus(MAML):
@@ -113,7 +112,7 @@ class MAMLPlusPlus(MAML):
             def support_loss(params: Params, norms: Params = norms) -> Tensor:
                 return self.task_loss(call(self, params | norms, support_x), support_y)
 
-            (weights,) = functional.adapt(
+            (weights,) = adapt(
                 support_loss, weights, steps=[1], learning_rate=self.rates_of(number), first_order=first_order
             )
             if number + 1 in steps:

@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import Norm
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.batch_norm import Norm
+from metarun.ops.numerics import precise
 
 State = tuple[Tensor, ...]  # memory, cell, hidden, what was read, read weights and usage, each [B, ...]
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class FullContext(nn.Module):

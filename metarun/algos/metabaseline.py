@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from metarun.algos.protonet import ProtoNet
 from metarun.core import Backbone, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 
 class MetaBaseline(ProtoNet):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Spec
-from metarun.functional import Params, call, gradient, parameters
+from metarun.ops.inner_loop import Params, call, gradient, parameters
 
 
 def identities(weight: Tensor) -> list[Tensor]:

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 SCALE = 7.0  # gradients below e^-7 enter by their value, larger ones by their logarithm
 

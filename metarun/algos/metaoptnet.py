@@ -11,7 +11,7 @@ For each task a linear classifier of the support set's features x_i, without a b
 Both are solved in the dual, and differentiated at the solution, by the implicit function theorem for the SVM.
 
 Differences from the official code (kjunelee/MetaOptNet), beside that its solver is qpth's, stopped after 15 iterations
-(at test time 3), and ours (`metarun.solvers`) goes on to double precision:
+(at test time 3), and ours (`metarun.ops.solvers`) goes on to double precision:
 - As there, where it is to spare qpth singular kernels, `diagonal` is added to the SVM's kernel; 0 is the SVM of the paper.
 - Its ridge head asks the solver for twice the coefficients of the ridge regression (e = -2 Y); gamma, which starts at 1
   there too, takes the 2 up.
@@ -29,11 +29,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.norm import one_of
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
-from metarun.solvers import ridge, support_vectors
+from metarun.ops.batch_norm import one_of
+from metarun.ops.numerics import one_hot, precise
+from metarun.ops.solvers import ridge, support_vectors
 
 
 class MetaOptNet(Algorithm):

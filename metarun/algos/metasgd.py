@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
 from metarun.core import Backbone, Spec
-from metarun.functional import Params, adapt, call, parameters
+from metarun.ops.inner_loop import Params, adapt, call, parameters
 
 
 class MetaSGD(MAML):

@@ -36,7 +36,7 @@ from metarun.algos.coral import check_layers
 from metarun.algos.dann import both_domains
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 def squared_distances(x: Tensor) -> Tensor:

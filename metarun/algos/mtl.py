@@ -30,7 +30,7 @@ from metarun.algos.anil import ANIL
 from metarun.backbones.scaled import ScaledBackbone
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 
 class MTL(ANIL):

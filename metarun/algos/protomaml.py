@@ -31,7 +31,8 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import Params, adapt, call, one_hot, parameters, precise
+from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.numerics import one_hot, precise
 
 
 class ProtoMAML(Algorithm):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metarun.core import Algorithm, Episodes
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 
 class ProtoNet(Algorithm):

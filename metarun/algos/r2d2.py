@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
-from metarun.solvers import ridge
+from metarun.ops.numerics import one_hot, precise
+from metarun.ops.solvers import ridge
 
 
 class R2D2(Algorithm):

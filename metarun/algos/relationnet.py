@@ -31,11 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import Norm
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.batch_norm import Norm
+from metarun.ops.numerics import one_hot, precise
 
 
 class Relation(nn.Module):

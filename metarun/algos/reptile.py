@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.functional import Params, call, gradient_and_value, linear_head, parameters
+from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
+from metarun.ops.numerics import linear_head
 
 
 class Reptile(Algorithm):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from metarun.algos.baseline import Baseline
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot, precise
+from metarun.ops.numerics import one_hot, precise
 
 ITERATIONS = 2000  # at most; some dozens are usual
 TOLERANCE = 1e-12  # of the largest logit

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.backbones.norm import one_of
 from metarun.core import Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import one_hot
+from metarun.ops.batch_norm import one_of
+from metarun.ops.numerics import one_hot
 
 TRANSFORMS = ["un", "l2n", "cl2n"]
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.functional import precise
+from metarun.ops.numerics import precise
 
 KEYS, VALUES = [64, 256, 512], [32, 128, 256]  # of the attention blocks
 

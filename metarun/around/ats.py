@@ -32,7 +32,8 @@ from metarun.around.base import Around
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
-from metarun.functional import Params, precise
+from metarun.ops.inner_loop import Params
+from metarun.ops.numerics import precise
 
 APART = 10**6  # the first validation task of the scheduler; those before select the weights
 

@@ -31,7 +31,7 @@ from metarun.around.base import Around
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
-from metarun.functional import one_hot
+from metarun.ops.numerics import one_hot
 
 
 class MetaMix(Around):
@@ -51,7 +51,7 @@ class MetaMix(Around):
             )
         if alpha <= 0:
             raise UserError(f"around.alpha={alpha}: must be positive")
-        known = list(range(len(method.backbone.parts)))
+        known = list(range(len(method.backbone.blocks)))
         self.layers = known if layers is None else list(layers)
         if not self.layers or not set(self.layers) <= set(known):
             raise UserError(
@@ -94,7 +94,7 @@ class MetaMix(Around):
             other, query, support = x.split([len(x) - 2 * queries, queries, queries])
             return torch.cat([other, share * query + (1 - share) * support]), *more
 
-        handle = self.backbone.parts[layer].register_forward_pre_hook(mix)
+        handle = self.backbone.blocks[layer].register_forward_pre_hook(mix)
         try:
             yield
         finally:

@@ -9,9 +9,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import Norm, one_of
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
+from metarun.ops.batch_norm import Norm, one_of
 
 
 def image_shape(
@@ -86,9 +86,9 @@ class Conv4(Backbone):
         self.features = channels * (math.prod(sides) if self.readout == "flatten" else 1)
         self.widths = [channels] * 4
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
-        x = self.ordered(x)
+        x = self.to_memory_order(x)
         for number, block in enumerate(self.blocks):
-            x = block(x, n_support, between and partial(between, number))
+            x = block(x, n_support, activation_hook and partial(activation_hook, number))
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

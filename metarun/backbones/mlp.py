@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import Norm
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
+from metarun.ops.batch_norm import Norm
 
 SINUSOID_HIDDEN = [40, 40]
 
@@ -50,13 +50,13 @@ class MLP(Backbone):
                 nn.init.zeros_(layer.bias)
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         x = x.flatten(1)
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = norm(layer(x), n_support)
-            x = F.relu(x if between is None else between(number, x))
+            x = F.relu(x if activation_hook is None else activation_hook(number, x))
         return x

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 
 
 class Pixels(Backbone):
-    """`[B, ...]` to `[B, features]`, flattened and otherwise unchanged; nothing to train, and no block that takes a `between`.
+    """`[B, ...]` to `[B, features]`, flattened and otherwise unchanged; nothing to train, and no block that takes a `activation_hook`.
 
     ProtoNet on one shot of them is the nearest neighbour by Euclidean distance, MatchingNet by cosine. `norm`, which methods
     choose, normalises layers, and there are none.
@@ -22,8 +22,8 @@ class Pixels(Backbone):
         self.features, self.widths, self.norm = math.prod(input_shape), [], "none"
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         return []
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         return x.flatten(1)

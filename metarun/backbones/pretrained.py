@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import checkpoint, functional, peers
+from metarun import optional as peers
 from metarun.backbones.conv4 import image_shape
-from metarun.backbones.norm import check_kind
 from metarun.backbones.weights import load_tensors, read_tensors
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 from metarun.data.download import download
 from metarun.data.table import data_root
+from metarun.engine import checkpoint
 from metarun.errors import UserError, nearest
+from metarun.ops.batch_norm import check_kind
+from metarun.ops.tasks import vectorized
 
 IMAGENET = (
     (0.485, 0.456, 0.406),
@@ -124,7 +126,7 @@ class Pretrained(Backbone):
         )
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         return _parts(self.network)
 
     @property
@@ -135,11 +137,11 @@ class Pretrained(Backbone):
         path = "encoder.layers" if self.name.startswith("torchvision:") else "blocks"
         return list(self.network.get_submodule(path).children())
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` changes nothing, for no norm here looks at the support rows."""
-        if between is not None:
+        if activation_hook is not None:
             _ = self.widths  # raises
-        if self.norm == "running" and functional.vectorized():
+        if self.norm == "running" and vectorized():
             raise UserError(
                 f"backbone.name={self.name}: cannot keep running averages with tasks vectorised; set hardware.vectorize=false"
             )
@@ -148,7 +150,7 @@ class Pretrained(Backbone):
             x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
         if not self.standardized:
             x = (x - self.mean) / self.deviation
-        features: Tensor = self.network(self.ordered(x))
+        features: Tensor = self.network(self.to_memory_order(x))
         return features
 
 

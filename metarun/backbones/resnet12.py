@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
-from metarun.backbones.norm import Norm, one_of
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
+from metarun.ops.batch_norm import Norm, one_of
 
 SLOPE = 0.1  # of the leaky ReLU below zero
 WIDTHS = [64, 160, 320, 640]
@@ -124,15 +124,15 @@ class ResNet12(Backbone):
     def set_extra_state(self, state: Tensor) -> None:
         self.passes = int(state)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         dropping = self.training and self.drop_rate > 0
         if dropping:
             self.passes += 1
         rate = self.drop_rate * (min(1.0, self.passes / self.drop_ramp) if self.drop_ramp else 1.0)
-        x = self.ordered(x)
+        x = self.to_memory_order(x)
         for place, block in enumerate(self.blocks):
-            x = block(x, n_support, between and partial(between, place))
+            x = block(x, n_support, activation_hook and partial(activation_hook, place))
             if dropping:
                 x = F.dropout(x, self.drop_rate) if place < 2 else drop_block(x, rate, self.block_size)
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

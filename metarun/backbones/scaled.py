@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 
 
 class ScaledBackbone(Backbone):
@@ -24,8 +24,8 @@ class ScaledBackbone(Backbone):
             self.phi[name.replace(".", "_")] = nn.Parameter(value.new_zeros(shape))
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
-        return self.frozen.parts
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.frozen.blocks
 
     @property
     def token_blocks(self) -> Sequence[nn.Module] | None:
@@ -44,6 +44,6 @@ class ScaledBackbone(Backbone):
             found[name] = value * (1 + change) if value.ndim > 1 else value + change
         return found
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         self.frozen.channels_last = self.channels_last
-        return functional_call(self.frozen, self.weights(), (x, n_support, between))
+        return functional_call(self.frozen, self.weights(), (x, n_support, activation_hook))

@@ -21,7 +21,7 @@ def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = Non
     last = len(backbone.widths) - 1
     size = (0, 0)  # of the last block's map before its pool
 
-    def between(number: int, activations: Tensor) -> Tensor:
+    def activation_hook(number: int, activations: Tensor) -> Tensor:
         nonlocal size
         if activations.ndim == 4:
             if number > last - unpooled:
@@ -30,7 +30,7 @@ def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = Non
             size = (activations.shape[2], activations.shape[3])
         return activations
 
-    features = backbone(images, n_support, between)
+    features = backbone(images, n_support, activation_hook)
     if size == (0, 0):
         return features[:, :, None, None]
     if not 0 <= unpooled <= last + 1:

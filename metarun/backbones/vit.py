@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import functional
 from metarun.backbones.conv4 import image_shape
-from metarun.backbones.norm import KINDS, one_of
-from metarun.core import Backbone, Between
+from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
+from metarun.ops.batch_norm import KINDS, one_of
+from metarun.ops.numerics import precise
+from metarun.ops.tasks import vectorized
 
 EPSILON = 1e-6  # added to the variance
 MLP_RATIO = 4  # hidden units of a block for each of its channels
@@ -24,9 +25,9 @@ class LayerNorm(nn.LayerNorm):
     """Torch's, but for `vmap`, under which its second derivatives are off by 1e-4: plain operations there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not functional.vectorized():
+        if not vectorized():
             return super().forward(x)
-        centred = functional.precise(x)
+        centred = precise(x)
         centred = centred - centred.mean(-1, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
         return centred * scale * self.weight + self.bias
@@ -63,7 +64,7 @@ class ViT(Backbone):
     (arXiv 2205.01580), so that weights serve images of any size. Weights start truncated-normal (0.02), biases at zero.
 
     There is no norm with statistics across images: `norm` may be any kind that lets no query see another, since many
-    methods set one, and changes nothing. `between` is given the hidden units of each block, `[B, 4 width, tokens]`, before
+    methods set one, and changes nothing. `activation_hook` is given the hidden units of each block, `[B, 4 width, tokens]`, before
     their nonlinearity. Raises `UserError` for vectors, sides that patches do not divide, and sizes that do not fit.
     """
 
@@ -124,12 +125,12 @@ class ViT(Backbone):
         cut = x.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # [B, C, H/P, P, W/P, P]
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
 
-    def forward(self, x: Tensor, n_support: int | None = None, between: Between | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` changes nothing, for no norm here looks at the support rows."""
         tokens = self.embed(self.patches(x)) + self.places
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         for number, block in enumerate(self.blocks):
-            tokens = block(tokens, between and partial(between, number))
+            tokens = block(tokens, activation_hook and partial(activation_hook, number))
         tokens = self.last_norm(tokens)
         return tokens[:, 0] if self.readout == "class" else tokens[:, 1:].mean(1)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
 from metarun.core import Backbone
+from metarun.engine import checkpoint
 from metarun.errors import UserError
 
 SHOWN = 6  # names of tensors in a line

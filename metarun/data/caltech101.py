@@ -17,7 +17,7 @@ import numpy as np
 
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import for_episodes, picture
+from metarun.data.image_ops import for_episodes, picture
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
@@ -65,7 +65,7 @@ class Caltech101(ImageSource):
         source = _find(folder, download)
         key = {"files": listing(inside(source)), "image_size": image_size, "channels": channels}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             classes: dict[str, dict[str, np.ndarray]] = {}
             for kind, file, raw in pictures(source):
                 if kind not in LEFT_OUT:
@@ -76,7 +76,7 @@ class Caltech101(ImageSource):
                     f"data caltech101: {source} holds {len(classes)} classes besides {' and '.join(LEFT_OUT)}, published are "
                     f"{CLASSES}; get it again from {ADDRESS}"
                 )
-            notes["files"] = source.name
+            metadata["files"] = source.name
             for kind, images in sorted(classes.items()):
                 yield ClassImages(kind, "", np.stack([images[file] for file in sorted(images)]))
 

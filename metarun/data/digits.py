@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from metarun.data.division import RATIOS
 from metarun.data.folder import check_images
-from metarun.data.parts import by_class, drawn, for_episodes
+from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
+from metarun.data.splits import RATIOS
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError
 
@@ -41,7 +41,7 @@ class Digits(ImageSource):
         check_images(image_size, channels)
         key = {"image_size": image_size, "channels": channels}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             try:
                 bunch = import_module("sklearn.datasets").load_digits()
             except ModuleNotFoundError as error:
@@ -55,7 +55,7 @@ class Digits(ImageSource):
             val[~test] = drawn(labels[~test], RATIOS[1] / (RATIOS[0] + RATIOS[1]), "digits val")
             masks = {"train": ~test & ~val, "val": val, "test": test}
             parts = {split: (images[mask], labels[mask]) for split, mask in masks.items()}
-            return by_class([str(digit) for digit in range(10)], parts, notes, size=image_size, channels=channels)  # type: ignore[arg-type]
+            return by_class([str(digit) for digit in range(10)], parts, metadata, size=image_size, channels=channels)  # type: ignore[arg-type]
 
         table, splits = for_episodes(cached("digits", key, build), ratios, split_seed, "digits")
         super().__init__(table, splits, normalize=normalize)

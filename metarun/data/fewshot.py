@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.data.division import SPLITS
 from metarun.data.fewshot_files import (
     Layout,
     Pictures,
@@ -23,8 +22,9 @@ from metarun.data.fewshot_files import (
     rows_by_name,
 )
 from metarun.data.folder import THREADS, check_images
-from metarun.data.parts import picture, resized
+from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
+from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
 
@@ -128,8 +128,8 @@ class FewShot(ImageSource):
         paths = sorted({path for found in files.values() for path in found})
         key = {"files": listing(inside(*paths)), "image_size": size, "channels": depth}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
-            notes["split"] = f"classes as published ({release.split})"
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
+            metadata["split"] = f"classes as published ({release.split})"
             for split, published in zip(SPLITS, release.classes, strict=True):
                 names = []
                 for name, pictures in layout.read(files[split], split, dataset):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metarun.data.division import SPLITS, check_ratios, divide, with_validation
 from metarun.data.source import ImageSource, Split
+from metarun.data.splits import SPLITS, check_ratios, divide, with_validation
 from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError, nearest
 
@@ -99,7 +99,7 @@ class Folder(ImageSource):
             "root": str(folder), "listing": listing(_files(classes)), "image_size": image_size, "channels": channels, "skip_bad": skip_bad,
         }  # fmt: skip
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             depth = channels or (1 if _all_grey(classes) else 3)
             skipped = 0
             counts = {str(split): [0] * len(names) for split in SPLITS}
@@ -117,9 +117,9 @@ class Folder(ImageSource):
                         images += whole
                     yield ClassImages(name, "" if ordinary else entry.part, np.stack(images))
             if skip_bad:
-                notes["skipped"] = skipped
+                metadata["skipped"] = skipped
             if ordinary:
-                notes["parts"] = counts
+                metadata["parts"] = counts
 
         super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
 

@@ -92,7 +92,7 @@ class Glyphs(ImageSource):
         if image_size < 8:
             raise UserError(f"data.image_size: {image_size} is too small to read a character; the least is 8")
         fonts = font_files()
-        table = cached("glyphs", cache_key(fonts, image_size), lambda notes: build(fonts, image_size))
+        table = cached("glyphs", cache_key(fonts, image_size), lambda metadata: build(fonts, image_size))
         splits: dict[Split, Sequence[int]] = {
             split: [c for c, group in enumerate(table.groups) if group in scripts] for split, scripts in SCRIPTS.items()
         }

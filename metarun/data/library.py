@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metarun.data.division import SPLITS, check_ratios, divide
 from metarun.data.folder import GREY, check_images, square
-from metarun.data.releases import RELEASES, Files
+from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
+from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, cache_root, cached, data_root
 from metarun.errors import UserError, nearest
 
@@ -88,7 +88,7 @@ class Library(ImageSource):
             "root": str(folder), "listing": files.listing(), "options": files.options, "image_size": image_size,
             "channels": channels,
         }  # fmt: skip
-        table = cached(f"{library}-{dataset}", key, lambda notes: _build(files, image_size, channels, notes))
+        table = cached(f"{library}-{dataset}", key, lambda metadata: _build(files, image_size, channels, metadata))
         if release.divided:
             groups = np.array(table.groups)
             splits: dict[Split, Any] = {split: np.flatnonzero(groups == split) for split in SPLITS}
@@ -102,7 +102,7 @@ class Library(ImageSource):
         return {**super().describe(), "split": self.split}
 
 
-def _build(files: Files, size: int | None, channels: int | None, notes: dict[str, Any]) -> Iterator[ClassImages]:
+def _build(files: Files, size: int | None, channels: int | None, metadata: dict[str, Any]) -> Iterator[ClassImages]:
     """The classes of all parts, through a file on disk: libraries yield images in any order, and once is slow enough."""
     release = files.release
     rows: dict[tuple[str, str | int], list[int]] = {}
@@ -128,7 +128,7 @@ def _build(files: Files, size: int | None, channels: int | None, notes: dict[str
         for split, name in sorted(rows, key=lambda key: ([*SPLITS, ""].index(key[0]), key[1])):
             members = sorted(rows[split, name], key=digests.__getitem__)
             yield ClassImages(str(name), split, table[members, :depth])
-    notes["dataset"] = f"{files.library} {files.dataset}"
+    metadata["dataset"] = f"{files.library} {files.dataset}"
 
 
 def _check(files: Files, rows: dict[tuple[str, str | int], list[int]]) -> None:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.data.division import SPLITS
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import Labelled, by_class, for_episodes
+from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.source import ImageSource, Split
+from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
 
@@ -119,14 +119,14 @@ class MedMnist(ImageSource):
             fetch(f"{ADDRESS}{name}?download=1", path, checksum=checksum)
         key = {"files": listing(inside(path)), "image_size": image_size, "channels": channels}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             parts = _read(path, flag, release, resolution)
             if _md5(path) != checksum:
-                notes["file"] = (
+                metadata["file"] = (
                     f"{name} is not the published file (other MD5), its numbers of images are the published ones"
                 )
             names = NAMES.get(flag) or [str(number) for number in range(release.classes)]
-            return by_class(names, parts, notes, size=image_size, channels=channels)
+            return by_class(names, parts, metadata, size=image_size, channels=channels)
 
         table, splits = for_episodes(cached(flag, key, build), ratios, split_seed, flag)
         super().__init__(table, splits, normalize=normalize)

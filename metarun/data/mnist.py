@@ -15,7 +15,7 @@ import numpy as np
 
 from metarun.data.download import download as fetch
 from metarun.data.folder import check_images
-from metarun.data.parts import by_class, drawn, for_episodes
+from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
@@ -59,7 +59,7 @@ class Mnist(ImageSource):
         paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
         key = {"files": listing(inside(*paths)), "image_size": image_size, "channels": channels}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             images, labels = (np.array(part) for part in _read(folder, "train"))
             held_out = drawn(labels, HELD_OUT, "mnist")
             parts = {
@@ -67,7 +67,7 @@ class Mnist(ImageSource):
                 "val": (images[held_out], labels[held_out]),
                 "test": _read(folder, "t10k"),
             }
-            return by_class([str(digit) for digit in range(10)], parts, notes, size=image_size, channels=channels)  # type: ignore[arg-type]
+            return by_class([str(digit) for digit in range(10)], parts, metadata, size=image_size, channels=channels)  # type: ignore[arg-type]
 
         table, splits = for_episodes(cached("mnist", key, build), ratios, split_seed, "mnist")
         super().__init__(table, splits, normalize=normalize)

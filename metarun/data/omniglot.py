@@ -86,7 +86,7 @@ class Omniglot(ImageSource):
         # The release is frozen, so its table serves wherever the archives lie; a folder that is named stands for itself.
         key = {"image_size": image_size, **({"root": str(folder)} if root else {})}
 
-        def build(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             for part, checksum in CHECKSUMS.items():
                 expected = [character for character in characters if character.part == part]
                 yield from _read(_find(folder, f"images_{part}", checksum, download), expected, image_size)

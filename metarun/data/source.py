@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from metarun.core import Episodes, TaskShape
-from metarun.data.labelled import Labelled, divide_images
+from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import Table
 from metarun.errors import UserError
@@ -83,7 +83,7 @@ class ImageSource(DataSource):
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
-        own = self.table.notes.get("parts")  # images for testing are left out, where the data set names such
+        own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
         part = "train" if own else "all"
         rows = np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
         rows = rows[:: -(-len(rows) // 2000)]
@@ -143,13 +143,13 @@ class ImageSource(DataSource):
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
         classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
         turns = 4 if self.rotations else 1
-        own = self.table.notes.get("parts")
+        own = self.table.metadata.get("parts")
         rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
         sizes = [len(members) for members in rows for _ in range(turns)]
         quarter = np.tile(np.arange(turns), len(classes))
         return Labelled(
             rows=np.concatenate([members for members in rows for _ in range(turns)]),
-            turns=np.repeat(quarter, sizes),
+            rotations=np.repeat(quarter, sizes),
             labels=np.repeat(np.arange(len(sizes)), sizes),
             names=[self.table.names[number] for number in classes for _ in range(turns)],
             reader=self.reader,
@@ -158,7 +158,7 @@ class ImageSource(DataSource):
 
     @property
     def has_test_part(self) -> bool:
-        return bool(self.table.notes.get("parts", {}).get("test"))
+        return bool(self.table.metadata.get("parts", {}).get("test"))
 
     def identities(self, rows: np.ndarray) -> list[str]:
         """For each row of the table its class and its place in the class, from 0, as `CLASS/PLACE`."""
@@ -184,5 +184,5 @@ class ImageSource(DataSource):
             "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
             "input_shape": list(self.input_shape),
-            **{name: value for name, value in self.table.notes.items() if name != "parts"},
+            **{name: value for name, value in self.table.metadata.items() if name != "parts"},
         }

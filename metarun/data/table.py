@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 from metarun import files
 from metarun.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Build = Callable[[dict[str, Any]], Iterable["ClassImages"]]
 
 log = logging.getLogger("metarun")
@@ -46,7 +46,7 @@ class Table:
     names: list[str]
     groups: list[str]
     fingerprint: str  # SHA-256 of the images and offsets
-    notes: dict[str, Any] = field(default_factory=dict)  # what the builder wants to be remembered
+    metadata: dict[str, Any] = field(default_factory=dict)  # what the builder wants to be remembered
 
     @property
     def sizes(self) -> np.ndarray:
@@ -65,9 +65,9 @@ def cache_root() -> Path:
 
 
 def cached(name: str, key: dict[str, Any], build: Build) -> Table:
-    """The table of `name` made with the settings `key` (JSON values); built with `build(notes)` if it is not there yet.
+    """The table of `name` made with the settings `key` (JSON values); built with `build(metadata)` if it is not there yet.
 
-    `build` yields the classes in their final order, all images of one shape, and may put JSON values into `notes`.
+    `build` yields the classes in their final order, all images of one shape, and may put JSON values into `metadata`.
     Of several processes that want the same table one builds it and the others wait. A failed or killed build leaves
     nothing behind that could be taken for a table. Raises `UserError` where the source cannot be read (an `OSError` of
     `build`), where the cache cannot be written, and where a table was damaged afterwards.
@@ -116,14 +116,14 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
     log.info("data %s: building its table in %s", key["name"], folder)
     began = time.monotonic()
     try:
-        notes: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         names: list[str] = []
         groups: list[str] = []
         counts = [0]
         shape: tuple[int, ...] | None = None
         digest = hashlib.sha256()
         with open(unfinished / "images.u8", "wb") as file:
-            for name, group, images in _read(key["name"], build, notes):
+            for name, group, images in _read(key["name"], build, metadata):
                 shape = shape or images.shape[1:]
                 if images.dtype != np.uint8 or images.shape[1:] != shape:
                     raise ValueError(f"class {name}: {images.dtype} {images.shape[1:]}, expected uint8 {shape}")
@@ -140,7 +140,7 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
         digest.update(json.dumps(offsets).encode())
         description = {
             "key": key, "shape": shape, "offsets": offsets, "names": names, "groups": groups,
-            "fingerprint": digest.hexdigest(), "notes": notes,
+            "fingerprint": digest.hexdigest(), "metadata": metadata,
         }  # fmt: skip
         with open(unfinished / "table.json", "w") as file:
             json.dump(description, file)
@@ -158,10 +158,10 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
     )
 
 
-def _read(name: str, build: Build, notes: dict[str, Any]) -> Iterator[ClassImages]:
+def _read(name: str, build: Build, metadata: dict[str, Any]) -> Iterator[ClassImages]:
     """What `build` yields. Its own `OSError`s concern the source: they must not pass for those of writing the cache."""
     try:
-        yield from build(notes)
+        yield from build(metadata)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"data {name}: {where}cannot be read ({error.strerror or error})") from error
@@ -184,5 +184,10 @@ def _open(folder: Path) -> Table:
             f"data cache {folder}: the table cannot be read ({error}); delete this folder to have it built again"
         ) from error
     return Table(
-        images, offsets, description["names"], description["groups"], description["fingerprint"], description["notes"]
+        images,
+        offsets,
+        description["names"],
+        description["groups"],
+        description["fingerprint"],
+        description["metadata"],
     )

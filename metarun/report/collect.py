@@ -15,7 +15,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from metarun.config import flat
-from metarun.folders import FREE
+from metarun.runs.folder import FREE
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}

@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from metarun.errors import UserError
-from metarun.folders import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.report.text import half
+from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome
 
 Ended = tuple[Job, Outcome, float]  # the seconds too

@@ -25,9 +25,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from metarun import files, provenance
+from metarun import files
 from metarun.cli import MENDABLE, one_line
 from metarun.errors import UserError
+from metarun.runs import provenance
 
 from .lines import LINES, MEMORY, Line
 from .measure import Differ, cores, memory, spread, startup, throughput

@@ -119,7 +119,7 @@ def startup(rounds: int) -> dict[str, Any]:
         "metarun --help": lambda: command_seconds("-m", "metarun", "--help"),
         "metarun --cfg job": lambda: command_seconds("-m", "metarun", "--cfg", "job"),
         "metarun: first training step": first_step_seconds,
-        "import learn2learn": lambda: command_seconds("-c", "from metarun import peers; peers.learn2learn()"),
+        "import learn2learn": lambda: command_seconds("-c", "from metarun import optional; optional.learn2learn()"),
     }
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):

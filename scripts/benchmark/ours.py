@@ -13,10 +13,10 @@ from torch import Tensor
 
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Episodes
-from metarun.distributed import World
-from metarun.hardware import choose
+from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
+from metarun.engine.train import build_optimizer, clip, gradient_step, share_gradients
 from metarun.learner import build_algorithm
-from metarun.train import build_optimizer, clip, gradient_step, share_gradients
 
 from .device import finish, growth
 from .limit import Convolutions
@@ -54,7 +54,7 @@ class Ours:
         self.algorithm = build_algorithm(config, self.data, task)
         hardware = choose(config.hardware, self.algorithm, world)
         hardware.place(self.algorithm).train()
-        self.hardware = replace(hardware, world=world.on(hardware.device))
+        self.hardware = replace(hardware, world=world.to(hardware.device))
         self.sampler = self.data.sampler("train", task, config.seed, hardware.device)
         self.optimizer, _ = build_optimizer(self.algorithm, config.train)
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
@@ -77,7 +77,7 @@ class Ours:
         return sums
 
     def step(self) -> None:
-        """A step as `metarun.train.fit` takes it, but for its signals and records."""
+        """A step as `metarun.engine.train.fit` takes it, but for its signals and run logger."""
         start = self.steps * self.line.tasks if self.line.draw != "once" else 0
         episodes = self.kept or self.sampler(start + self.first, start + self.end)
         if self.line.draw == "once":
@@ -95,12 +95,12 @@ class Ours:
         return self._timed(self.step, steps)
 
     def _timed(self, work: Any, times: int) -> float:
-        self.hardware.world.wait()
+        self.hardware.world.barrier()
         started = time.perf_counter()
         for _ in range(times):
             work()
         finish(self.hardware.device)
-        self.hardware.world.wait()
+        self.hardware.world.barrier()
         return time.perf_counter() - started
 
     def check(self, path: str) -> dict[str, Any]:

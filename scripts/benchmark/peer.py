@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from metarun import peers
+from metarun import optional as peers
 from metarun.data.table import cache_root, data_root
-from metarun.hardware import allow_tf32, keep_freed_memory
+from metarun.engine.hardware import allow_tf32, keep_freed_memory
 
 from .device import finish, growth
 from .lines import Line

@@ -78,14 +78,14 @@ def main() -> None:
 
 def serve_ours(line: Line, reply: IO[str]) -> None:
     """All ranks do what rank 0 is asked."""
-    from metarun import distributed
+    from metarun.engine import distributed
 
     from .ours import Ours
 
     world = distributed.place(line.processes or 1)
-    with distributed.meeting(world, [sys.executable, "-m", f"{__package__}.worker", *sys.argv[1:]]) as world:
+    with distributed.process_group(world, [sys.executable, "-m", f"{__package__}.worker", *sys.argv[1:]]) as world:
         ours = Ours(line, world)
-        while request := world.tell(sys.stdin.readline() if world.main else ""):
+        while request := world.broadcast(sys.stdin.readline() if world.main else ""):
             answer = carry_out(ours, request)
             if world.main:
                 print(json.dumps({"answer": answer}), file=reply)

@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from metarun.errors import UserError
-from metarun.folders import quoted
+from metarun.runs.folder import quoted
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, Outcome
 

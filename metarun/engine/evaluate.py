@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun import metrics
-from metarun.backbones import norm
 from metarun.core import Algorithm, Batch
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
+from metarun.engine.hardware import Hardware
 from metarun.errors import UserError
-from metarun.hardware import Hardware
+from metarun.ops import batch_norm, metrics
 
 IMAGES = 256  # classified together
 
@@ -82,7 +81,7 @@ def evaluate(
     if measure and first == end:  # this rank has no episode, but must know what the others add up
         shapes = algorithm.measures(sampler(0, 1))
         measures = {name: torch.zeros(episodes, *v.shape[1:], dtype=torch.float64) for name, v in shapes.items()}
-    hardware.world.sum([values, power, loss, *measures.values()])
+    hardware.world.all_reduce([values, power, loss, *measures.values()])
     algorithm.train(training)
     return Scores(steps, values, power.item(), loss.item(), measures)
 
@@ -106,16 +105,16 @@ def classified(
         UserError: for a norm whose statistics are of a set, without training images to take them from.
     """
     kind = algorithm.backbone.norm
-    if norm.needs_reference(kind):
+    if batch_norm.needs_reference(kind):
         if trained_on is None:
             raise UserError(
                 f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
                 "are at hand; use backbone.norm=running, or group"
             )
         algorithm = copy.deepcopy(algorithm).eval()
-        reference = trained_on(0, norm.REFERENCE_IMAGES).x
+        reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
         with hardware.autocast():
-            norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
+            batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
     training = algorithm.training
     algorithm.eval()
     world, parts = hardware.world, []
@@ -130,5 +129,5 @@ def classified(
         return known
     whole = torch.zeros(len(images), known.shape[1], dtype=torch.float64)
     whole[first:end] = known
-    world.sum([whole])
+    world.all_reduce([whole])
     return whole

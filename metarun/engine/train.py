@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint
 from metarun.config import construct
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
-from metarun.distributed import World
+from metarun.engine import checkpoint
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
 from metarun.errors import Pruned, UserError
-from metarun.hardware import Hardware
-from metarun.records import Records
+from metarun.runs.logger import RunLogger
 
 log = logging.getLogger("metarun")
 
@@ -84,7 +84,7 @@ def fit(
     seed: int,
     hardware: Hardware,
     folder: Path,
-    records: Records,
+    logger: RunLogger,
     watch: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains `algorithm` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
@@ -103,14 +103,14 @@ def fit(
     }  # fmt: skip
     last = folder / "last.pt"
     # Rank 0 reads for all, so that all go on from the same state; loading copies it to each rank's device.
-    saved = world.tell(checkpoint.load(last) if world.main and last.is_file() else None)
+    saved = world.broadcast(checkpoint.load(last) if world.main and last.is_file() else None)
     if saved is not None:
         checkpoint.load_weights(algorithm, saved["model"], last)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         state = saved["state"]
         log.info("going on at step %d", state["step"])
-    records.rewind(state["step"], state["validated"])
+    logger.rewind(state["step"], state["validated"])
     started = saved_at = time.perf_counter()
     before, first_step = state["seconds"], state["step"]
 
@@ -129,7 +129,7 @@ def fit(
     def select() -> bool:
         """Validates, and keeps the weights if they are the best so far; whether `watch` gives up."""
         score, shown = validate()
-        records.scalars(state["step"], shown, always=True)
+        logger.scalars(state["step"], shown, always=True)
         score = -math.inf if math.isnan(score) else score
         better = score > state["best_score"] or state["validated"] < 0  # the first, however bad
         state["worse"] = 0 if better else state["worse"] + 1
@@ -140,7 +140,7 @@ def fit(
                 best = {"model": algorithm.state_dict(), "step": state["step"], "score": score}
                 checkpoint.save(folder / "best.pt", best)
         save()
-        return world.tell(watch is not None and world.main and watch(state["step"], score))
+        return world.broadcast(watch is not None and world.main and watch(state["step"], score))
 
     def over() -> bool:
         patience, limit = settings.patience, settings.max_seconds
@@ -151,8 +151,8 @@ def fit(
         )
 
     algorithm.train()
-    world.wait()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
-    with Signals() as signals, records.progress("training", settings.steps, state["step"]) as advance:
+    world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
+    with Signals() as signals, logger.progress("training", settings.steps, state["step"]) as advance:
         while not over():
             step = state["step"]
             batch = sampler(step * tasks + first_task, step * tasks + end_task)
@@ -182,7 +182,7 @@ def fit(
                 shown = {f"train/{name}": value / state["summed"] for name, value in state["sums"].items()}
                 shown["train/learning_rate"] = optimizer.param_groups[0]["lr"]
                 shown["train/tasks_per_second"] = (step - first_step) * tasks / (time.perf_counter() - started)
-                records.scalars(step, shown)
+                logger.scalars(step, shown)
                 state["sums"], state["summed"] = {}, 0
             pruned = step % settings.validate_every == 0 and select()
             due = settings.save_every is not None and step % settings.save_every == 0
@@ -196,7 +196,7 @@ def fit(
             if pruned:
                 raise Pruned(step)
         pruned = state["validated"] != state["step"] and select()
-        if stopped := world.tell(signals.received):  # during the last validation
+        if stopped := world.broadcast(signals.received):  # during the last validation
             raise Interrupted(stopped, state["step"])
         if pruned:
             raise Pruned(state["step"])
@@ -258,7 +258,7 @@ def share_gradients(
     buffers = [buffer for buffer in algorithm.buffers() if buffer.is_floating_point()]
     for buffer in buffers:
         buffer.mul_(weight)
-    world.sum(
+    world.all_reduce(
         [*(parameter.grad for parameter in parameters if parameter.grad is not None), *buffers, *sums.values(), clock]
     )
 

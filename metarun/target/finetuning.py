@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
 
 
 class FineTuning(TargetMethod):
@@ -50,7 +50,7 @@ class FineTuning(TargetMethod):
         l2_head: float = 0.0,
     ) -> None:
         super().__init__(learner)
-        blocks = len(learner.backbone.parts)
+        blocks = len(learner.backbone.blocks)
         if steps < 1 or batch_size < 2:
             raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1 and 2")
         if not 0 <= from_layer <= blocks:
@@ -80,7 +80,7 @@ class FineTuning(TargetMethod):
         body = [value for group in groups[1:] for value in group["params"]]
         start = [value.detach().clone() for value in body]
         backbone.train()
-        for block in backbone.parts[: self.from_layer]:
+        for block in backbone.blocks[: self.from_layer]:
             block.eval()
         draws = Shuffled(len(train.x), self.batch_size)
         for step in range(self.steps):
@@ -104,7 +104,7 @@ class FineTuning(TargetMethod):
         """The parameter groups: the head, then each unfrozen block from the last to the first, each with its rate."""
         rate = _rate(self.optimizer)
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": rate}]
-        blocks = list(backbone.parts)
+        blocks = list(backbone.blocks)
         for number in reversed(range(len(blocks))):
             if number < self.from_layer:
                 blocks[number].requires_grad_(False)

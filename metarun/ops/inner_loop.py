@@ -1,10 +1,9 @@
-"""Tasks and inner steps: the only place that knows a loop from `vmap`, and a first-order from a second-order step."""
+"""Inner steps: gradient descent on a support loss, of first or second order, with or without recomputation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,46 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metarun.errors import UserError
+from metarun.ops.tasks import vectorized
 
 Params = dict[str, Tensor]
-
-_vectorized: ContextVar[bool] = ContextVar("vectorized", default=False)
-
-
-def vectorized() -> bool:
-    """Whether the caller runs under `over_tasks(..., vectorize=True)`, where tensors carry a hidden task axis."""
-    return _vectorized.get()
-
-
-@contextmanager
-def _inside_vmap() -> Iterator[None]:
-    token = _vectorized.set(True)
-    try:
-        yield
-    finally:
-        _vectorized.reset(token)
-
-
-def _stack(results: list[Any]) -> Any:
-    first = results[0]
-    if isinstance(first, Tensor):
-        return torch.stack(results)
-    if isinstance(first, Mapping):
-        return {key: _stack([result[key] for result in results]) for key in first}
-    return type(first)(_stack(list(items)) for items in zip(*results, strict=True))
-
-
-def over_tasks(function: Callable[..., Any], *tensors: Tensor, vectorize: bool = False) -> Any:
-    """`function(*(tensor[t] for tensor in tensors))` for every task t, its results stacked along a new first axis.
-
-    A Python loop, or one `vmap`: the same values up to float order. On a CPU the loop is faster for convolutions and
-    `vmap` for small MLPs; on a GPU the loop is bound by kernel launches. `function` returns a tensor, or a dict or
-    tuple of tensors. Random numbers differ between tasks in both forms.
-    """
-    if vectorize:
-        with _inside_vmap():
-            return torch.func.vmap(function, randomness="different")(*tensors)
-    return _stack([function(*task) for task in zip(*tensors, strict=True)])
 
 
 def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
@@ -207,29 +169,6 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
 
 
-def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Labels `[...]` as probabilities `[..., classes]`; what is in that form already stays as it is.
-
-    (`F.one_hot` looks at the values, for which a GPU must be waited for, and which no recording can do.)
-    """
-    if labels.is_floating_point():
-        return labels.to(dtype)
-    return (labels[..., None] == torch.arange(classes, device=labels.device)).to(dtype)
-
-
-def precise(x: Tensor) -> Tensor:
-    """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def parameters(module: nn.Module) -> Params:
     """The trainable parameters of a module by name, as `torch.func.functional_call` takes them."""
     return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-
-def linear_head(features: int, outputs: int, std: float = 0.01) -> nn.Linear:
-    """A linear layer with truncated-normal weights (two standard deviations) and zero bias, as the MAML code's for regression."""
-    head = nn.Linear(features, outputs)
-    nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(head.bias)
-    return head

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from metarun.data.division import SPLITS, check_ratios, divide
 from metarun.data.folder import square
-from metarun.data.labelled import generator
+from metarun.data.image_batches import generator
 from metarun.data.source import Split
+from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, Table
 from metarun.errors import UserError
 
@@ -23,16 +23,18 @@ Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W] or [n, H, W, 
 def by_class(
     names: Sequence[str],
     parts: Mapping[Split, Labelled],
-    notes: dict[str, Any],
+    metadata: dict[str, Any],
     *,
     size: int | None,
     channels: int | None,
 ) -> Iterator[ClassImages]:
     """The classes of a table, labels being places in `names`; the images of each are ordered train, val, test.
 
-    Their numbers go into `notes["parts"]`. `size` and `channels` are those of `resized`.
+    Their numbers go into `metadata["parts"]`. `size` and `channels` are those of `resized`.
     """
-    notes["parts"] = {split: np.bincount(labels, minlength=len(names)).tolist() for split, (_, labels) in parts.items()}
+    metadata["parts"] = {
+        split: np.bincount(labels, minlength=len(names)).tolist() for split, (_, labels) in parts.items()
+    }
     for number, name in enumerate(names):
         images = np.concatenate([images[labels == number] for images, labels in (parts[split] for split in SPLITS)])
         yield ClassImages(name, "", resized(images, size, channels))
@@ -78,7 +80,7 @@ def drawn(labels: np.ndarray, share: float, name: str) -> np.ndarray:
 def for_episodes(
     table: Table, ratios: list[float] | None, seed: int, name: str
 ) -> tuple[Table, dict[Split, Sequence[int]]]:
-    """The table with `notes["split"]`, and its classes divided by `ratios`, drawn by `seed`.
+    """The table with `metadata["split"]`, and its classes divided by `ratios`, drawn by `seed`.
 
     Fewer than three classes cannot be divided and are in every split, as a target of transfer needs them.
     """
@@ -89,4 +91,4 @@ def for_episodes(
     else:
         splits = divide(table.names, (None, None, None), shares, seed, key=f"data {name}", where="it")
         told = f"classes drawn by split_seed {seed}"
-    return replace(table, notes={**table.notes, "split": told}), splits
+    return replace(table, metadata={**table.metadata, "split": told}), splits

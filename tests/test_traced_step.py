@@ -13,11 +13,11 @@ from torch import Tensor
 from metarun.config import task_of
 from metarun.core import Algorithm, Episodes
 from metarun.data.regression import Sinusoid
-from metarun.distributed import World
+from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
+from metarun.engine.traced_step import TracedStep
+from metarun.engine.train import gradient_step
 from metarun.errors import UserError
-from metarun.hardware import choose
-from metarun.recorded import Recorded
-from metarun.train import gradient_step
 
 IMAGES = toy_images()
 MLP = ["backbone=mlp", "backbone.hidden=[16]", "backbone.init_std=null", "task.queries=4"]
@@ -50,7 +50,7 @@ def test_played_back_it_is_the_plain_gradient(name: str, chunk: int | None) -> N
     algorithm, batches = learner(name)
     algorithm.double()
     plain = hardware(vectorize=True, task_chunk=chunk)
-    recorded = replace(plain, recorded=Recorded())
+    recorded = replace(plain, traced=TracedStep())
     for step, batch in zip((0, 10**6), map(double, batches), strict=True):
         expected = gradients(algorithm, batch, step, plain)
         found = gradients(algorithm, batch, step, recorded)
@@ -60,9 +60,9 @@ def test_played_back_it_is_the_plain_gradient(name: str, chunk: int | None) -> N
         with torch.no_grad():
             for value in algorithm.parameters():
                 value += 0.1 * torch.randn_like(value)
-    assert recorded.recorded is not None
-    assert len(recorded.recorded.recordings) == (1 if chunk is None else 2)
-    assert None not in recorded.recorded.recordings.values()
+    assert recorded.traced is not None
+    assert len(recorded.traced.recordings) == (1 if chunk is None else 2)
+    assert None not in recorded.traced.recordings.values()
 
 
 def test_captured_it_is_the_plain_gradient() -> None:
@@ -71,7 +71,7 @@ def test_captured_it_is_the_plain_gradient() -> None:
     algorithm, batches = learner("maml")
     algorithm.double()
     plain = hardware(vectorize=True, task_chunk=2)  # three chunks, whose gradients add up
-    recorded = replace(plain, recorded=Recorded(replays))
+    recorded = replace(plain, traced=TracedStep(replays))
     earlier = None
     for step, batch in enumerate(map(double, batches)):
         expected, found = gradients(algorithm, batch, step, plain), gradients(algorithm, batch, step, recorded)
@@ -97,7 +97,7 @@ def test_one_that_changes_from_step_to_step_is_found_out(caplog: pytest.LogCaptu
 
     algorithm.__class__ = Fickle
     with caplog.at_level(logging.WARNING, logger="metarun"):
-        gradients(algorithm, batches[0], 0, replace(hardware(vectorize=True), recorded=Recorded()))
+        gradients(algorithm, batches[0], 0, replace(hardware(vectorize=True), traced=TracedStep()))
     assert "it does not give the same gradient" in caplog.text
 
 

@@ -29,15 +29,15 @@ from metarun.errors import UserError
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
-MEETING = timedelta(minutes=3)  # within which all ranks must have started
-PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
-NAMING = 3.0  # seconds in which the rank that ended a run early is looked for
+START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
+PEER_TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
+BLAME_SECONDS = 3.0  # seconds in which the rank that ended a run early is looked for
 
 T = TypeVar("T")
-_numbers = itertools.count()  # of the meetings of this process: one launcher may carry out several runs
+_numbers = itertools.count()  # of the process groups of this process: one launcher may carry out several runs
 
 
-class Lost(UserError):
+class PeerLost(UserError):
     """Another rank ended early, or never came."""
 
 
@@ -64,7 +64,7 @@ class World:
         """The start and stop of this rank's part of `count` things."""
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor, of any device and floating type, by its sum over the ranks, in one message of float64."""
         if self.size == 1 or not tensors:
             return
@@ -77,27 +77,27 @@ class World:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when every rank has come here."""
         if self.size > 1:
             with self._together():
                 torch.distributed.all_reduce(torch.zeros(1))
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's `value`, in every rank. Tensors must be on the CPU."""
         if self.size == 1:
             return value
-        said = [value]
+        message = [value]
         with self._together():
-            torch.distributed.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-        return said[0]
+            torch.distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        return message[0]
 
-    def on(self, device: torch.device) -> World:
+    def to(self, device: torch.device) -> World:
         """This world with messages that lie on `device`, which must be of one type in all ranks. Every rank calls it."""
         if self.size == 1:
             return self
         count = torch.tensor([float(device.type == "cuda")])
-        self.sum([count])
+        self.all_reduce([count])
         if 0 < count < self.size:
             raise UserError(
                 f"hardware.device: {int(count)} of the {self.size} processes found a CUDA device; use hardware=cpu, or as many "
@@ -105,25 +105,25 @@ class World:
             )
         if device.type != "cuda":
             return self
-        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PATIENCE))
+        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PEER_TIMEOUT))
 
-    def complain(self, message: str) -> None:
+    def report_failure(self, message: str) -> None:
         """Leaves for rank 0, which does not meet the same error, what ends this rank."""
         with contextlib.suppress(RuntimeError):  # rank 0 may be gone
             self.store.set(f"failed {self.rank}", message)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Something that all ranks do; raises `Lost` if one of them does not."""
+        """Something that all ranks do; raises `PeerLost` if one of them does not."""
         try:
             yield
         except RuntimeError as error:
             which = self.blame() or (
-                f"one of the {self.size} processes ended early or did not answer within {PATIENCE}"
+                f"one of the {self.size} processes ended early or did not answer within {PEER_TIMEOUT}"
                 if not self.launched
                 else f"another of the {self.size} processes ended early; its launcher names it"
             )
-            raise Lost(f"hardware.processes: {which}; the same command goes on") from error
+            raise PeerLost(f"hardware.processes: {which}; the same command goes on") from error
 
 
 def place(processes: int) -> World:
@@ -141,10 +141,10 @@ def place(processes: int) -> World:
 
 
 @contextmanager
-def meeting(world: World, command: Sequence[str] = ()) -> Iterator[World]:
+def process_group(world: World, command: Sequence[str] = ()) -> Iterator[World]:
     """The world of `place`, in which the ranks can talk. Without a launcher rank 0 starts the others by `command`.
 
-    Raises `Lost` if a rank does not come. Who has met stays together; at the end no rank that was started here is left.
+    Raises `PeerLost` if a rank does not come. Who has joined stays together; at the end no rank that was started here is left.
     """
     if world.size == 1 or world.store is not None:
         yield world
@@ -159,13 +159,13 @@ def meeting(world: World, command: Sequence[str] = ()) -> Iterator[World]:
             base = torch.distributed.TCPStore("127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False)
             children = [_start(command, number, world.size, base.port) for number in range(1, world.size)]
         store = torch.distributed.PrefixStore(f"metarun {next(_numbers) if world.launched else 0}", base)
-        met = replace(world, store=store, blame=functools.partial(_blame, store, world.size, children))
-        _meet(met, children)
+        joined = replace(world, store=store, blame=functools.partial(_blame, store, world.size, children))
+        _meet(joined, children)
         torch.distributed.init_process_group(
-            "gloo", store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
+            "gloo", store=store, rank=world.rank, world_size=world.size, timeout=PEER_TIMEOUT
         )
-        met.wait()  # so that none leaves before all are here
-        yield met
+        joined.barrier()  # so that none leaves before all are here
+        yield joined
     finally:
         if sys.exc_info()[0] is not None:
             for child in children:
@@ -190,28 +190,28 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
 def _launchers_store() -> Any:
     """Where the ranks of a launcher meet: its own server, or one that rank 0 keeps while it lives."""
     try:
-        return next(torch.distributed.rendezvous("env://", timeout=MEETING))[0]
+        return next(torch.distributed.rendezvous("env://", timeout=START_TIMEOUT))[0]
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
-        raise Lost(f"{where}: the processes cannot meet there ({str(error).splitlines()[0]})") from error
+        raise PeerLost(f"{where}: the processes cannot meet there ({str(error).splitlines()[0]})") from error
 
 
 def _meet(world: World, children: list[subprocess.Popen[bytes]]) -> None:
-    """Returns when all ranks are there; raises `Lost` as soon as a child has ended, or after `MEETING`."""
+    """Returns when all ranks are there; raises `PeerLost` as soon as a child has ended, or after `START_TIMEOUT`."""
     world.store.set(f"here {world.rank}", "")
     names = [f"here {rank}" for rank in range(world.size)]
-    deadline = time.monotonic() + MEETING.total_seconds()
+    deadline = time.monotonic() + START_TIMEOUT.total_seconds()
     while not world.store.check(names):
         if any(child.poll() is not None for child in children):
-            raise Lost(f"hardware.processes: {world.blame()}; the same command goes on")
+            raise PeerLost(f"hardware.processes: {world.blame()}; the same command goes on")
         if time.monotonic() > deadline:
-            raise Lost(f"hardware.processes: the {world.size} processes did not meet within {MEETING}")
+            raise PeerLost(f"hardware.processes: the {world.size} processes did not meet within {START_TIMEOUT}")
         time.sleep(0.02)
 
 
 def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> str:
     """Which rank ended early and how: by its own words, or by its exit status if it is a child. Empty if that is not known."""
-    deadline = time.monotonic() + (NAMING if children else 0)
+    deadline = time.monotonic() + (BLAME_SECONDS if children else 0)
     while True:
         for rank in range(1, size):
             with contextlib.suppress(RuntimeError):  # the store may have gone with its process
@@ -234,7 +234,7 @@ def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> st
 
 
 def _end_with_rank_0() -> None:
-    """Ends this process when rank 0, which holds the other end of its input, is gone: killed, perhaps, before they met."""
+    """Ends this process when rank 0, which holds the other end of its input, is gone: killed, perhaps, before they joined."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -41,8 +41,8 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
-from metarun.transfer.features import restored_regression
+from metarun.target.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
+from metarun.target.features import restored_regression
 
 HIGHEST_ERROR = 0.49
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metarun import files
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
 
 LIMIT = 200_000  # rows, at most, beyond those of the first repeat
 

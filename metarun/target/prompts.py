@@ -30,8 +30,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
-from metarun.transfer.finetuning import Shuffled
+from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
+from metarun.target.finetuning import Shuffled
 
 MATRICES: list[tuple[type[nn.Module], str]] = [
     (nn.Linear, "weight"),

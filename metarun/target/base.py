@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones import norm
 from metarun.core import Algorithm, Backbone, Batch, Episodes
-from metarun.data.labelled import Labelled
+from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
+from metarun.ops import batch_norm
 
 CHUNK = 256  # images, at most, whose features are computed together
 
@@ -63,7 +63,7 @@ class TargetMethod(ABC):
 
     Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
     left as it is. Whatever the backbone's norm, the statistics of a classifier are those of training images: a prediction
-    depends on no other test image (see `metarun.backbones.norm.keep_statistics`).
+    depends on no other test image (see `metarun.ops.batch_norm.keep_statistics`).
     """
 
     needs_source: bool = False
@@ -117,10 +117,10 @@ class Own(TargetMethod):
     @cached_property
     def inductive(self) -> Algorithm:
         """The learner with a norm that looks at no query."""
-        if not norm.transductive(self.learner.backbone.norm):
+        if not batch_norm.transductive(self.learner.backbone.norm):
             return self.learner
         learner = copy.deepcopy(self.learner)
-        norm.change_kind(learner, {"batch": "support"})
+        batch_norm.change_kind(learner, {"batch": "support"})
         return learner
 
     def check(self, classes: int) -> None:
@@ -201,7 +201,7 @@ ClassifierT = TypeVar("ClassifierT", bound=Classifier)
 def loaded(classifier: ClassifierT, state: Mapping[str, Tensor]) -> ClassifierT:
     """`classifier` with the weights `state`, in evaluation mode; norms that kept statistics when they were fitted do so again."""
     if any(name.endswith("running_mean") for name in state):
-        norm.change_kind(classifier, dict.fromkeys(norm.OF_A_SET, "running"))
+        batch_norm.change_kind(classifier, dict.fromkeys(batch_norm.OF_A_SET, "running"))
     classifier.load_state_dict(dict(state))
     classifier.eval()
     return classifier
@@ -212,15 +212,15 @@ def keep_statistics(backbone: Backbone, x: Tensor) -> None:
 
     The images are taken evenly from `x`, which is class-major: each class has its share.
     """
-    if norm.needs_reference(backbone.norm):
-        places = torch.linspace(0, len(x) - 1, min(len(x), norm.REFERENCE_IMAGES), device=x.device)
+    if batch_norm.needs_reference(backbone.norm):
+        places = torch.linspace(0, len(x) - 1, min(len(x), batch_norm.REFERENCE_IMAGES), device=x.device)
         backbone.eval()
-        norm.keep_statistics(backbone, lambda: backbone(x[places.round().long()]))
+        batch_norm.keep_statistics(backbone, lambda: backbone(x[places.round().long()]))
 
 
 def with_statistics(backbone: Backbone, x: Tensor) -> Backbone:
     """`backbone` itself where an image's features are its own affair, else a copy that keeps the statistics of `x`."""
-    if norm.needs_reference(backbone.norm):
+    if batch_norm.needs_reference(backbone.norm):
         backbone = copy.deepcopy(backbone)
         keep_statistics(backbone, x)
     return backbone

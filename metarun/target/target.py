@@ -14,17 +14,18 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun import files, metrics
-from metarun.data.labelled import Labelled, generator
+from metarun import files
+from metarun.data.image_batches import Labelled, generator
 from metarun.data.source import DataSource
 from metarun.errors import UserError
-from metarun.transfer import predictions
-from metarun.transfer.predictions import Predicted
+from metarun.ops import metrics
+from metarun.target import predictions
+from metarun.target.predictions import Predicted
 
 if TYPE_CHECKING:
-    from metarun.hardware import Hardware
-    from metarun.records import Records
-    from metarun.transfer.base import TargetMethod
+    from metarun.engine.hardware import Hardware
+    from metarun.runs.logger import RunLogger
+    from metarun.target.base import TargetMethod
 
 log = logging.getLogger("metarun")
 
@@ -102,7 +103,7 @@ class Target:
         return found
 
     def measure(
-        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, records: Records
+        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, logger: RunLogger
     ) -> dict[str, Any]:
         """Scores of `method` on every size and repeat, shared out among the ranks.
 
@@ -114,7 +115,7 @@ class Target:
             seed: of the run; the draws of a repeat depend on it, the size and the repeat.
             hardware: where it is computed.
             folder: of the numbers of each repeat.
-            records: where the learning curve goes.
+            logger: where the learning curve goes.
 
         Returns:
             Numbers for `result.json`.
@@ -127,14 +128,14 @@ class Target:
         if world.main:
             folder.mkdir(exist_ok=True)
             (folder.parent / PREDICTIONS).mkdir(exist_ok=True)
-        world.wait()
+        world.barrier()
         began = time.perf_counter()
-        with records.progress("target", len(jobs)) as advance:
+        with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
                 if number % world.size == world.rank:
                     self._measure_one(method, seed, hardware, folder, size, repeat)
                 advance(number + 1)
-        world.wait()
+        world.barrier()
         curve: list[dict[str, Any]] = []
         values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
@@ -144,7 +145,7 @@ class Target:
             curve.append(metrics.over_repeats(repeats, same_images=not self.varied(size)))
             values.append([repeat["acc"] for repeat in repeats])
             point = curve[-1]
-            records.curve("target/acc_of_train_images", point["acc"], point["train_images"])
+            logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
             half = point["acc_ci95"]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
             log.info("target: %d images, accuracy %.4f, %s", point["train_images"], point["acc"], width)

@@ -64,7 +64,7 @@ class Labelled:
     """n images of a table, with their labels in [0, len(names))."""
 
     rows: np.ndarray  # int64 [n]
-    turns: np.ndarray  # int64 [n], quarter turns
+    rotations: np.ndarray  # int64 [n], quarter turns
     labels: np.ndarray  # int64 [n]
     names: list[str]  # of the classes
     reader: Callable[[torch.device], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
@@ -88,12 +88,12 @@ class Labelled:
 
     def take(self, which: np.ndarray) -> Labelled:
         """The images `which` (positions, int64) alone."""
-        return replace(self, rows=self.rows[which], turns=self.turns[which], labels=self.labels[which])
+        return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
 
     def divide(self, seed: int, repeat: int) -> tuple[Labelled, Labelled]:
         """Training and test images: a stratified draw of `SHARES`, where the share of validation goes to the test images.
 
-        It depends on (seed, repeat) and the images alone. All turns of an image go to the same side.
+        It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side.
         """
         sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for label in range(len(self.names)):
@@ -108,7 +108,7 @@ class Labelled:
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
         """The images `which` (positions, int64 [B]) with their labels."""
         read = self.reader(device)
-        x = self.change(read(self.rows[which, None], self.turns[which])[:, 0])
+        x = self.change(read(self.rows[which, None], self.rotations[which])[:, 0])
         y = torch.from_numpy(self.labels[which]).to(device)
         return Batch(x, y, torch.full_like(y, domain))
 

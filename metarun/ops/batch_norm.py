@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import functional
-from metarun.backbones.second_order import batch_norm
 from metarun.errors import UserError, nearest
+from metarun.ops.numerics import precise
+from metarun.ops.second_order import batch_norm
+from metarun.ops.tasks import vectorized
 
 EPSILON = 1e-5  # added to the variance
 MOMENTUM = 0.1  # weight of the newest batch in the running averages
@@ -83,7 +84,7 @@ def keep_statistics(module: nn.Module, forward: Callable[[], object]) -> None:
 
     def note(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(part, Norm)
-        values = functional.precise(inputs[0])
+        values = precise(inputs[0])
         axes = [0, *range(2, values.ndim)]
         met[part] = values.mean(axes), values.var(axes, correction=0)
 
@@ -156,10 +157,10 @@ class Norm(nn.Module):
             return self._running(x)
         reference = n_support if self.kind == "support" and n_support is not None else len(x)
         self._check(reference, x)
-        if reference >= len(x) and not functional.vectorized():
+        if reference >= len(x) and not vectorized():
             return batch_norm(x, self.weight, self.bias, EPSILON)[0]
         # Plain operations: the fused batch norm has wrong second derivatives under vmap, and fails there under autocast.
-        values = functional.precise(x)
+        values = precise(x)
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         centred = values - values[:reference].mean(axes, keepdim=True)
@@ -174,7 +175,7 @@ class Norm(nn.Module):
             )
 
     def _running(self, x: Tensor) -> Tensor:
-        if functional.vectorized():
+        if vectorized():
             raise UserError(
                 "backbone.norm=running: cannot keep running averages with tasks vectorised; set hardware.vectorize=false"
             )
@@ -190,9 +191,9 @@ class Norm(nn.Module):
 
     def _group(self, x: Tensor) -> Tensor:
         groups = group_count(self.channels)
-        if not functional.vectorized():
+        if not vectorized():
             return F.group_norm(x, groups, self.weight, self.bias, EPSILON).to(x.dtype)
-        values = functional.precise(x).reshape(len(x), groups, -1)
+        values = precise(x).reshape(len(x), groups, -1)
         centred = values - values.mean(-1, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
         shape = [1, -1] + [1] * (x.ndim - 2)

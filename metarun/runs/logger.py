@@ -53,7 +53,7 @@ def start_logging(quiet: bool = False) -> None:
         log.propagate = False
 
 
-class Records:
+class RunLogger:
     """The curves of one run folder; without a folder (a process that does not write) nothing is recorded."""
 
     def __init__(self, folder: Path | None) -> None:

@@ -26,7 +26,7 @@ def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]
     return outputs, graph.replay
 
 
-class Captured:
+class CudaGraph:
     """`play` on tensors of the shapes and types of `inputs`, captured once by `capture`.
 
     The memory that it works in is its own: what is given is copied in, and what is returned is a copy that the next call

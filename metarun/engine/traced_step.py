@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metarun.captured import Capture, Captured
 from metarun.core import Algorithm, Episodes
-from metarun.functional import Params
+from metarun.engine.cuda_graph import Capture, CudaGraph
+from metarun.ops.inner_loop import Params
 
 log = logging.getLogger("metarun")
 
@@ -47,7 +47,7 @@ class _Recording:
     shown: list[str]
 
 
-class Recorded:
+class TracedStep:
     """The gradients of an algorithm that is `recordable`: one recording for every shape of a chunk of tasks.
 
     The first chunk of a shape is computed both ways; where they differ by more than float order it says so, and such chunks
@@ -107,7 +107,7 @@ def _record(
     try:
         play: Callable[..., tuple[Tensor, ...]] = _without_idle(make_fx(compute)(*inputs))
         if capture:
-            play = Captured(play, inputs, capture)
+            play = CudaGraph(play, inputs, capture)
         with torch.no_grad():
             torch.testing.assert_close(play(*inputs), plain)
     except (AssertionError, RuntimeError) as error:

@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from metarun import peers
-from metarun.data.division import RATIOS, Shares
+from metarun import optional as peers
+from metarun.data.splits import RATIOS, Shares
 from metarun.data.table import listing
 from metarun.errors import UserError, nearest
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Episodes
-from metarun.distributed import World
+from metarun.engine.distributed import World
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.recorded import Recorded
+    from metarun.engine.traced_step import TracedStep
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Hardware:
     vectorize: bool = False
     task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
     threads: int = 1
-    recorded: Recorded | None = None  # takes the gradients of `backward` from a recording
+    traced: TracedStep | None = None  # takes the gradients of `backward` from a recording
     world: World = field(default_factory=World)
 
     @property
@@ -61,7 +61,7 @@ class Hardware:
         self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
-        if self.recorded and (done := self.recorded(algorithm, episodes, step, weight, self.autocast)):
+        if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
             return done
         with self.autocast():
             loss, shown = algorithm.loss(episodes, step)
@@ -96,7 +96,7 @@ class Hardware:
             "processes": self.world.size,
             "threads": self.threads,
             "vectorize": self.vectorize,
-            "record": self.recorded is not None,
+            "record": self.traced is not None,
         }
 
     def __str__(self) -> str:
@@ -174,11 +174,11 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
     if channels_last is None:
         channels_last = device.type == "cpu" and convolves and not vectorize
     threads = torch.get_num_threads()
-    recorded = _recorded(settings, algorithm, device, convolves)
-    return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, recorded, world)
+    traced = _traced(settings, algorithm, device, convolves)
+    return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, traced, world)
 
 
-def _recorded(settings: Any, algorithm: Algorithm, device: torch.device, convolves: bool) -> Recorded | None:
+def _traced(settings: Any, algorithm: Algorithm, device: torch.device, convolves: bool) -> TracedStep | None:
     """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
     state = next((name for name, _ in algorithm.named_buffers()), None)
     hindrance = (
@@ -193,7 +193,7 @@ def _recorded(settings: Any, algorithm: Algorithm, device: torch.device, convolv
     small = device.type == "cpu" and not convolves
     if reason or not (small if settings.record is None else settings.record):
         return None
-    from metarun.captured import cuda_graph
-    from metarun.recorded import Recorded  # takes a second to import
+    from metarun.engine.cuda_graph import cuda_graph
+    from metarun.engine.traced_step import TracedStep  # takes a second to import
 
-    return Recorded(cuda_graph if device.type == "cuda" else None)
+    return TracedStep(cuda_graph if device.type == "cuda" else None)

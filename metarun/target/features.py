@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.transfer.base import Frozen, TargetMethod, features, loaded, with_statistics
+from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 
 class LogisticRegression(TargetMethod):

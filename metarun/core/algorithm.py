@@ -1,0 +1,107 @@
+"""The contract that a method fulfils."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.core.backbone import Backbone
+from metarun.core.episodes import Episodes, Spec
+from metarun.errors import UserError
+from metarun.ops import batch_norm
+from metarun.ops.numerics import precise
+from metarun.ops.tasks import over_tasks
+
+
+class Algorithm(nn.Module, ABC):
+    """A method: a batch of episodes (or of labelled images) in, a loss out; a batch of test episodes in, predictions out.
+
+    It owns no optimiser, no device and no loop. Its keyword-only `__init__` arguments are its configuration:
+    typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
+    """
+
+    trains_on: Literal["episodes", "batches"] = "episodes"  # what `loss` is given: `Episodes`, or a `Batch`
+    uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
+    regression: bool = False  # whether it can learn regression tasks
+    fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
+    whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
+    needs_queries: bool = True  # whether training tasks need a query set
+    vectorizable: bool = True  # whether its tasks can run by vmap
+    soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
+    recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
+    vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
+
+    def __init__(self, backbone: Backbone, spec: Spec) -> None:
+        super().__init__()
+        if spec.kind == "regression" and not self.regression:
+            raise UserError(
+                f"algo: {type(self).__name__} only classifies, but the data are regression tasks; try algo=maml"
+            )
+        self.backbone = backbone
+        self.spec = spec
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the prediction for a query depends on the other queries."""
+        return batch_norm.transductive(self.backbone.norm)
+
+    @abstractmethod
+    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the tasks (scalar), and detached scalars to log (`acc`, say), for step `step` of training.
+
+        Of `Episodes`, or of a `Batch` where `trains_on` says so.
+        """
+
+    @abstractmethod
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`."""
+
+    def inherit(self, earlier: Algorithm) -> None:
+        """Takes over what an earlier stage learned: the weights of its backbone, which is built as this one is."""
+        self.backbone.load_state_dict(earlier.backbone.state_dict())
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits `[B, classes]` of images for the classes that it was trained with: the target's, if it saw their labels."""
+        raise NotImplementedError(f"{type(self).__name__} has no classes of its own")
+
+    @property
+    def test_steps(self) -> int:
+        """Inner steps that `predict` takes at test time; 0 for a method without an inner loop."""
+        return 0
+
+    def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Predictions after each of the given numbers of inner steps, `[len(steps), T, N*Q, N]`.
+
+        The base class serves methods without an inner loop, for which `steps` is `[0]`.
+        """
+        return self.predict(episodes)[None]
+
+    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
+        """What the method's paper reports beside the score of `predict`: values `[T]`, or curves `[T, points]`.
+
+        Asked at meta-testing alone; the means over the episodes go to `result.json` under `test/`, with their intervals.
+        """
+        return {}
+
+    def over_tasks(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """`function` of one task's tensors, for every task along the first axis; results are stacked."""
+        return over_tasks(function, *tensors, vectorize=self.vectorize)
+
+    def task_loss(self, prediction: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy, with `smoothing` of the labels over all classes, or mean squared error for regression."""
+        if self.spec.kind == "regression":
+            return F.mse_loss(precise(prediction), target)
+        labels = target.flatten(0, -2) if target.is_floating_point() else target.flatten()  # probabilities, or classes
+        return F.cross_entropy(precise(prediction).flatten(0, -2), labels, label_smoothing=smoothing)
+
+    def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What to log beside the loss: the query accuracy of a classification step."""
+        if self.spec.kind == "regression":
+            return {}
+        target = target.argmax(-1) if target.is_floating_point() else target
+        right = prediction.detach().argmax(-1) == target
+        return {"acc": right.to(precise(prediction).dtype).mean()}

@@ -1,0 +1,36 @@
+"""The contract of a backbone: items in, features out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
+
+
+class Backbone(nn.Module):
+    """Images `[B, C, H, W]` (or vectors `[B, D]`) to features `[B, features]`.
+
+    `forward(x, n_support=None, activation_hook=None)`: with the norm `support`, the statistics of the first `n_support` rows
+    normalise all. `activation_hook(number, activations)` may change the activations of each block, `[B, widths[number], ...]`, where
+    they have been normalised and have not yet gone through the nonlinearity that ends the block.
+    """
+
+    features: int
+    widths: list[int]  # the channels of each block
+    blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
+    norm: str  # a kind of `metarun.ops.batch_norm`
+    channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    def to_memory_order(self, images: Tensor) -> Tensor:
+        """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.
+
+        An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
+        here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)
+        """
+        if not self.channels_last:
+            return images
+        pixels = images.movedim(1, -1)
+        return pixels.flatten(1).unflatten(1, pixels.shape[1:]).movedim(-1, 1)

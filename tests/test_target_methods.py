@@ -250,7 +250,7 @@ def test_frozen_blocks_stay_bit_for_bit_and_the_rest_moves(learner: Baseline) ->
         torch.manual_seed(0)
         tuned = FineTuning(learner, optimizer=ADAM, steps=3, from_layer=layer).fit(images("train", 40), 4)
         backbone, head = tuned.backbone, tuned.head
-        for number, (new, old) in enumerate(zip(backbone.parts, learner.backbone.parts, strict=True)):
+        for number, (new, old) in enumerate(zip(backbone.blocks, learner.backbone.blocks, strict=True)):
             same = [
                 torch.equal(a, b) for a, b in zip(new.state_dict().values(), old.state_dict().values(), strict=True)
             ]

@@ -122,6 +122,19 @@ class Folder(ImageSource):
                 metadata["parts"] = counts
 
         super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
+        files = [
+            os.path.relpath(entry.path / file, folder)
+            for name in names
+            for entry in classes
+            if entry.name == name
+            for file in entry.files
+        ]
+        # Where bad files were left out, it is not known which: places in the classes are told instead.
+        self.files = files if len(files) == len(self.table.images) else None
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """The file of each row of the table, below the root."""
+        return super().identities(rows) if self.files is None else [self.files[row] for row in rows]
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import config as schema
 from metarun.errors import Pruned, UserError, nearest
+from metarun.renamed import renamed_choice, renamed_key
 from metarun.runs.folder import listed, quoted
 from metarun.sweeps.jobs import PRUNED, Outcome
 from metarun.sweeps.plan import JobsFailed
@@ -141,7 +142,12 @@ def one_line(error: BaseException) -> str:
                 return where + _unknown_key(cause.full_key, cause.parent_node)
             return f"{where}{cause.full_key}: {_first_line(cause)}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
+        old = renamed_key(found[1].partition("@")[0])
+        return (
+            where + old
+            if old
+            else f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
+        )
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -164,6 +170,8 @@ def _groups() -> list[str]:
 def _unknown_choice(name: str, choices: list[str]) -> str:
     """`algo/mmal` is no file of that group, nor `algo/peer/mmal` one of a folder in it."""
     group, _, choice = name.rpartition("/")
+    if old := renamed_choice(group, choice):
+        return old
     if not group.startswith("hydra/"):
         group, _, choice = name.partition("/")
         folders = (CONF / group).glob("*/*.yaml")
@@ -176,6 +184,8 @@ def _unknown_key(key: str, parent: Any) -> str:
     """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
     if key in ("experiment", "preset"):  # the file's keys went below its group
         return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
+    if old := renamed_key(key):
+        return old
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]

@@ -20,6 +20,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(found)}?" if found else ""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what caused `error`, or of `error` itself."""
+    return str(error.__cause__ or error).splitlines()[0]
+
+
 class Pruned(BaseException):
     """A search ended this trial after a validation, since other settings promise more; its checkpoint was saved.
 

@@ -51,7 +51,7 @@ def build_learner(
 ) -> Learner:
     """The learner of the config's `algo` and `train`, or of those below `prefix` (`pretrain.`).
 
-    `validation` yields the validation episodes to what goes around the method. Raises `UserError` where the parts do not
+    `validation` yields the validation episodes to the wrapper. Raises `UserError` where the parts do not
     go together.
     """
     settings = OmegaConf.select(config, f"{prefix}train")
@@ -59,8 +59,8 @@ def build_learner(
     trains = config.recipe.source and not config.checkpoint
     if trains:
         check_training(config, algorithm, settings, world, prefix)
-    if config.around and not prefix:
-        algorithm = construct(config.around, "around", method=algorithm, validation=validation)
+    if config.wrapper and not prefix:
+        algorithm = construct(config.wrapper, "wrapper", method=algorithm, validation=validation)
     hardware = hardware_module.choose(config.hardware, algorithm, world)
     hardware.place(algorithm)
     learner = Learner(
@@ -71,7 +71,7 @@ def build_learner(
         if seen and target is None:
             raise UserError(
                 f"{prefix}algo: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
-                "use recipe=adapt target=digits, say"
+                "use recipe=domain_adaptation target=digits, say"
             )
         images = training_images(data, settings.validate_on)
         labels = algorithm.uses_target == "labels"
@@ -98,7 +98,7 @@ def check_training(config: DictConfig, algorithm: Algorithm, settings: Any, worl
             )
         return
     for key, asked in {
-        "around": config.around and not prefix,
+        "wrapper": config.wrapper and not prefix,
         f"{prefix}train.noise.tasks": settings.noise.tasks,
     }.items():
         if asked:

@@ -25,6 +25,7 @@ from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError
 from metarun.learner import Learner, augmented, build_learner, check_tasks
 from metarun.ops import batch_norm
+from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance
 from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
@@ -201,10 +202,10 @@ def build_target(config: DictConfig) -> Target | None:
 
 def build_method(config: DictConfig, data: DataSource, learner: Learner, target: Target, augment: Any) -> TargetMethod:
     """What puts the learner to use on the target; raises `UserError` if it cannot."""
-    if not config.finetune:
-        raise UserError("finetune: must be given; add finetune=all, say")
+    if not config.transfer:
+        raise UserError("transfer: must be given; add transfer=all, say")
     source = SourceImages(data, config.seed, learner.hardware.device) if config.recipe.source else None
-    method: TargetMethod = construct(config.finetune, "finetune", learner=learner.algorithm, source=source)
+    method: TargetMethod = construct(config.transfer, "transfer", learner=learner.algorithm, source=source)
     if augment is not None:
         method.augment = augment
     method.check(len(target.names))
@@ -232,7 +233,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    own = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored_file))
+    older = OmegaConf.load(stored_file)
+    assert isinstance(older, DictConfig)
+    refuse_old_words(older, stored_file)
+    own = OmegaConf.merge(OmegaConf.structured(Config), older)
     for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue

@@ -181,7 +181,7 @@ def content_of(run: Run, learner: Learner) -> dict[str, Any]:
     prefix = "pretrain." if learner is run.pretraining else ""
     whole = flat(to_container(config))
     own = ("algo.", "train.") if not prefix else ("pretrain.",)
-    wanted = (*own, "task.", "test.task.", "backbone.", "around.", "augment.")
+    wanted = (*own, "task.", "test.task.", "backbone.", "wrapper.", "augment.")
     kept = {key: value for key, value in whole.items() if key.startswith(wanted) and key not in FREE}
     if learner.algorithm.uses_target != "no" and run.target:
         kept["target"] = run.target.source.describe()["fingerprint"]

@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import results_table
+from metarun.renamed import current_choices
 from metarun.report.published import find
 
 ROOT = Path(__file__).parents[1]
@@ -43,19 +44,19 @@ def paper(group: str, choice: str) -> str:
 
 
 def label(result: dict[str, Any]) -> str:
-    choices = result["choices"]
-    around = f", trained with {paper('around', choices['around'])}" if choices.get("around") else ""
+    choices = current_choices(result["choices"])
+    wrapper = f", trained with {paper('wrapper', choices['wrapper'])}" if choices.get("wrapper") else ""
     noise = result["protocol"].get("train_noise")
     noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
-    return paper("algo", choices["algo"]) + around + noisy
+    return paper("algo", choices["algo"]) + wrapper + noisy
 
 
 def row(result: dict[str, Any]) -> list[str]:
     """One row, in the order of COLUMNS."""
-    choices, protocol = result["choices"], result["protocol"]
+    choices, protocol = current_choices(result["choices"]), result["protocol"]
     test = protocol["test"]
     # The published values are of plain methods.
-    published = None if choices.get("around") else find(choices, test["ways"], test["shots"])
+    published = None if choices.get("wrapper") else find(choices, test["ways"], test["shots"])
     seconds, hardware = result["train/seconds"], result["hardware"]
     untrained = f"{result['untrained/acc']:.1%}" if "untrained/acc" in result else ""
     return [

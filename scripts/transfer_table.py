@@ -3,7 +3,7 @@
     python scripts/transfer_table.py [RUN_FOLDER ...]
 
 Each run folder's result.json is first copied to scripts/results/transfer/, in place of an earlier one of the same run. Runs
-with a learning curve go to the table of approaches and the picture, runs tested on a target as they are (recipe=adapt) to
+with a learning curve go to the table of approaches and the picture, runs tested on a target as they are (recipe=domain_adaptation) to
 the table of adaptation, where runs that differ in their seed alone make a row.
 """
 

@@ -120,7 +120,7 @@ def test_the_order_of_a_batch_does_not_matter_and_logs_are_detached(kind: type[B
 
 @pytest.mark.parametrize("kind", [*ADAPTED.values(), MultiTask])
 def test_images_of_one_domain_alone_are_one_clear_line(kind: type[Baseline]) -> None:
-    with pytest.raises(UserError, match=r"(?=.*recipe=adapt)(?!.*\n)"):
+    with pytest.raises(UserError, match=r"(?=.*recipe=domain_adaptation)(?!.*\n)"):
         kind(body(), SPEC).loss(domain(False), 0)
 
 
@@ -337,5 +337,5 @@ def test_each_task_has_its_head_and_labels() -> None:
 
 
 def test_without_a_targets_labels_one_line_says_what_to_add() -> None:
-    with pytest.raises(UserError, match=r"^algo: .*recipe=adapt"):
+    with pytest.raises(UserError, match=r"^algo: .*recipe=domain_adaptation"):
         MultiTask(body(), Spec((2,), "classification", 2))

@@ -147,7 +147,7 @@ def test_every_composition_is_sound(algo: str) -> None:
 @pytest.mark.usefixtures("composer")
 @pytest.mark.parametrize(
     "choice",
-    [f"{group}={name}" for group in ("experiment", "hardware", "optimizer", "schedule", "recipe", "finetune", "target")
+    [f"{group}={name}" for group in ("experiment", "hardware", "optimizer", "schedule", "recipe", "transfer", "target")
      for name in choices(group)],
 )  # fmt: skip
 def test_every_other_choice_is_sound(choice: str) -> None:
@@ -169,12 +169,20 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("hardware=tpu", ["hardware=tpu: there is no such choice; did you mean cpu?"]),
     ("recipe=zzz", ["recipe=zzz: there is no such choice; there are "]),
     ("dta=omniglot", ["dta: " + unknown_key("data?")]),
+    ("around=ats", ["around: is called wrapper now"]),
+    ("wrapper=atz", ["wrapper=atz: there is no such choice; did you mean ats"]),
+    ("around.chosen=3", ["around: is called wrapper now"]),
+    ("+around.chosen=3", ["around: is called wrapper now"]),
+    ("finetune=all", ["finetune: is called transfer now"]),
+    ("finetune.steps=3", ["finetune: is called transfer now"]),
+    ("recipe=adapt", ["recipe=adapt: is called recipe=domain_adaptation now"]),
+    ("recipe=finetune", ["recipe=finetune: is called recipe=target_only now"]),
     ("algo@other=maml", ["algo@other", "did you mean algo?"]),
     ("data=3", ["a group", "was given a number"]),
     ("algo=maml,reptile", ["algo=maml,reptile", "-m"]),
     ("algo=[maml,reptile]", ["-m algo=a,b"]),
     # keys
-    ("trian.steps=3", ["trian: " + unknown_key("train, pretrain?")]),
+    ("trian.steps=3", ["trian: " + unknown_key("train, transfer, pretrain?")]),
     ("train.step=3", ["train.step: " + unknown_key("steps")]),
     ("+train.step=3", ["train.step: " + unknown_key("steps")]),
     ("lr=0.1", ["lr: " + unknown_key("train.optimizer.lr?")]),
@@ -263,9 +271,15 @@ YAML_MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["algo.inner_stepz: MAML has no such setting; did you mean inner_steps"],
     ),
     "typo in data": ("data:\n  image_sise: 3", ["data.image_sise: Glyphs has no such setting; did you mean image_size"]),
-    "unknown root": ("trian:\n  steps: 3", ["experiment/mine: trian: " + unknown_key("train, pretrain?")]),
+    "unknown root": ("trian:\n  steps: 3", ["experiment/mine: trian: " + unknown_key("train, transfer, pretrain?")]),
     "wrong type": ("train:\n  steps: many", ["experiment/mine: train.steps: ", "'many'", "Integer"]),
     "value for a node": ("train: 5", ["experiment/mine: ", "5"]),
+    "a renamed group": ("defaults:\n  - override /around: ats", ["around: is called wrapper now"]),
+    "a renamed key": ("around:\n  chosen: 2", ["around: is called wrapper now"]),
+    "a renamed recipe": (
+        "defaults:\n  - override /recipe: adapt",
+        ["recipe=adapt: is called recipe=domain_adaptation now"],
+    ),
     "a list": ("- train", ["experiment/mine: "]),
     "unknown choice": ("defaults:\n  - override /algo: mmal", ["algo=mmal: there is no such choice; did you mean maml"]),
     "unknown group": ("defaults:\n  - override /algoo: maml", ["experiment/mine: algoo: ", "did you mean algo?"]),

@@ -98,22 +98,29 @@ TARGET = ["recipe=transfer", "target=folder", "target.data.image_size=16", "targ
 VIT = ["backbone=vit", "backbone.patch_size=4", "backbone.width=8", "backbone.depth=1"]
 
 
-def finetuned(name: str) -> list[str]:
+def few_steps(name: str) -> list[str]:
     """A network that this kind of fine-tuning takes, and few steps of it."""
-    settings = OmegaConf.load(Path(CONF) / "finetune" / f"{name}.yaml")
+    settings = OmegaConf.load(Path(CONF) / "transfer" / f"{name}.yaml")
     few = {"steps": 20, "head_steps": 10 if settings.get("head_steps") else 0}
-    steps = [f"finetune.{key}={number}" for key, number in few.items() if key in settings]
+    steps = [f"transfer.{key}={number}" for key, number in few.items() if key in settings]
     return [*steps, *(VIT if name in ("prompts", "lora") else [CONV4])]
 
 
 RUNS = [
     ["algo=maml", "backbone.norm=running", CONV4],
-    ["algo=maml", "around=metamix", CONV4],
-    ["algo=anil", "around=ats", CONV4],
+    ["algo=maml", "wrapper=metamix", CONV4],
+    ["algo=anil", "wrapper=ats", CONV4],
     ["algo=baseline", "augment=standard", CONV4],
     ["recipe=pretrain_meta", "pretrain.train.steps=2", CONV4],
-    ["recipe=adapt", "algo=dann", "target=folder", "target.data.image_size=16", "train.tasks_per_step=16", CONV4],
-    *([*TARGET, f"finetune={name}", *finetuned(name)] for name in choices("finetune")),
+    [
+        "recipe=domain_adaptation",
+        "algo=dann",
+        "target=folder",
+        "target.data.image_size=16",
+        "train.tasks_per_step=16",
+        CONV4,
+    ],
+    *([*TARGET, f"transfer={name}", *few_steps(name)] for name in choices("transfer")),
 ]
 
 

@@ -269,7 +269,7 @@ def test_repeats_agree_and_the_learner_stays(kind: type[InstanceTransfer]) -> No
 @KINDS
 def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
     method = kind(learner(), Given(lambda count: concept(False, count)))
-    with pytest.raises(UserError, match=r"^finetune: .* source has 5 and the target 2"):
+    with pytest.raises(UserError, match=r"^transfer: .* source has 5 and the target 2"):
         method.check(2)
 
 
@@ -278,14 +278,14 @@ def test_other_classes_are_one_clear_line(kind: type[InstanceTransfer]) -> None:
     ("setting", "value"), [("source_images", 1), ("target_share", 0.0), ("target_share", 1.0), ("inverse_penalty", 0.0)]
 )
 def test_settings_out_of_range_are_named(kind: type[InstanceTransfer], setting: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^finetune\.{setting}="):
+    with pytest.raises(UserError, match=rf"^transfer\.{setting}="):
         kind(learner(), Given(lambda count: covariate(False, count)), **{setting: value})
 
 
 def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
-    with pytest.raises(UserError, match=r"^finetune\.rounds=0"):
+    with pytest.raises(UserError, match=r"^transfer\.rounds=0"):
         TrAdaBoost(learner(), Given(lambda count: covariate(False, count)), rounds=0)
-    with pytest.raises(UserError, match=r"^finetune\.highest_ratio=0"):
+    with pytest.raises(UserError, match=r"^transfer\.highest_ratio=0"):
         DensityRatio(learner(), Given(lambda count: covariate(False, count)), highest_ratio=0)
     for kind in (TrAdaBoost, DensityRatio):
         with pytest.raises(UserError, match="source"):
@@ -294,6 +294,6 @@ def test_their_own_settings_are_named_and_a_source_is_needed() -> None:
 
 @pytest.mark.parametrize("name", ["tradaboost", "density_ratio"])
 def test_configs_build_them(name: str) -> None:
-    node = OmegaConf.load(Path(CONF) / "finetune" / f"{name}.yaml")
+    node = OmegaConf.load(Path(CONF) / "transfer" / f"{name}.yaml")
     method = instantiate(node, learner=learner(), source=Given(lambda count: turned(False, count)))
     assert method.predict(turned(True, 10), torch.randn(4, 2), 2).isfinite().all()

@@ -303,7 +303,7 @@ def test_ones_own_photos(norm: str, tmp_path: Path) -> None:
     outcome = metarun(
         "recipe=transfer", "data=folder", f"data.root={images}", "data.image_size=16", "backbone.channels=4", "task.ways=3",
         "task.queries=2", "train.steps=2", "train.tasks_per_step=4", "train.validate_episodes=4", "target=folder",
-        f"target.data.root={target}", "target.data.image_size=16", "finetune=nearest_centroid", f"backbone.norm={norm}",
+        f"target.data.root={target}", "target.data.image_size=16", "transfer=nearest_centroid", f"backbone.norm={norm}",
         f"outputs={tmp_path / 'out'}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
@@ -326,10 +326,10 @@ def test_ones_own_photos(norm: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "support"])
-def test_recipe_adapt_is_inductive_with_any_norm(norm: str, tmp_path: Path) -> None:
+def test_domain_adaptation_is_inductive_with_any_norm(norm: str, tmp_path: Path) -> None:
     target = photos(tmp_path / "photos")
     outcome = metarun(
-        "recipe=adapt", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16", "backbone.channels=4",
+        "recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16", "backbone.channels=4",
         "train.steps=4", "train.tasks_per_step=8", "train.validate_every=2", "target=folder", f"target.data.root={target}",
         "target.data.image_size=16", f"backbone.norm={norm}", f"outputs={tmp_path / 'out'}",
     )  # fmt: skip

@@ -64,10 +64,10 @@ def target(n: int = 24, classes: int = 3) -> Batch:
 
 def method(kind: str, backbone: Backbone, **settings: Any) -> TargetMethod:
     """As the YAML has it, with these settings changed."""
-    changed = [f"finetune.{name}={value}" for name, value in settings.items()]
-    config = compose("recipe=transfer", "target=digits", f"finetune={kind}", *changed)
+    changed = [f"transfer.{name}={value}" for name, value in settings.items()]
+    config = compose("recipe=transfer", "target=digits", f"transfer={kind}", *changed)
     check(config)
-    built: TargetMethod = construct(config.finetune, "finetune", learner=learner(backbone), source=None)
+    built: TargetMethod = construct(config.transfer, "transfer", learner=learner(backbone), source=None)
     return built
 
 
@@ -347,11 +347,11 @@ def test_targets_choose_matrices() -> None:
 
 
 def test_the_yamls_say_what_they_are() -> None:
-    assert {"prompts", "lora"} <= set(choices("finetune"))
+    assert {"prompts", "lora"} <= set(choices("transfer"))
     for name in ("prompts", "lora"):
-        first = (Path(CONF) / "finetune" / f"{name}.yaml").read_text().splitlines()[0]
+        first = (Path(CONF) / "transfer" / f"{name}.yaml").read_text().splitlines()[0]
         assert first.startswith("# ")
-        assert first.endswith(f"finetune={name}")
+        assert first.endswith(f"transfer={name}")
 
 
 @pytest.mark.parametrize(
@@ -359,19 +359,19 @@ def test_the_yamls_say_what_they_are() -> None:
     [
         (
             lambda: method("prompts", conv4()),
-            r"^finetune=prompts: needs a plain vision transformer, and Conv4 is none; use backbone=vit, or backbone=pretrained",
+            r"^transfer=prompts: needs a plain vision transformer, and Conv4 is none; use backbone=vit, or backbone=pretrained",
         ),
         (lambda: method("prompts", library("timm:test_resnet")), "Pretrained is none"),
         (
             lambda: method("prompts", vit(), prompts=0),
-            "finetune.prompts=0: must be at least 1; .* finetune=linear_probe",
+            "transfer.prompts=0: must be at least 1; .* transfer=linear_probe",
         ),
-        (lambda: method("prompts", vit(), steps=0), "finetune.steps=0, finetune.batch_size=32"),
-        (lambda: method("lora", vit(), warm_up=1.0), "finetune.warm_up=1.0: is a share"),
-        (lambda: method("lora", vit(), rank=0), "finetune.rank=0"),
+        (lambda: method("prompts", vit(), steps=0), "transfer.steps=0, transfer.batch_size=32"),
+        (lambda: method("lora", vit(), warm_up=1.0), "transfer.warm_up=1.0: is a share"),
+        (lambda: method("lora", vit(), rank=0), "transfer.rank=0"),
         (
             lambda: method("lora", vit(), targets="[query]"),
-            r"finetune.targets=\['query'\]: are in no .* begin embed.weight, blocks.0",
+            r"transfer.targets=\['query'\]: are in no .* begin embed.weight, blocks.0",
         ),
     ],
 )

@@ -74,6 +74,27 @@ def test_a_run_leaves_what_a_comparison_needs(made: Made) -> None:
         assert found["peak_memory"]["host"] > 50e6  # an interpreter with torch
 
 
+@pytest.mark.parametrize("old", ["around", "finetune"])
+def test_a_run_of_before_keys_were_renamed(old: str, made: Made, tmp_path: Path) -> None:
+    """It is tested while what was renamed is off, and refused in a line where it is set."""
+    new = {"around": "wrapper", "finetune": "transfer"}[old]
+    run = tmp_path / "run"
+    shutil.copytree(made.protonet, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config[old] = config.pop(new)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = metarun("recipe=test", f"checkpoint={run}", f"outputs={tmp_path / 'off'}")
+    assert done.status == 0, done.err
+    config[old] = {"_target_": "somewhere.Old"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = metarun("recipe=test", f"checkpoint={run}", f"outputs={tmp_path / 'set'}")
+    assert done.status == 2
+    assert done.said == [
+        f"metarun: {run / 'config.yaml'}: is of an older version of metarun: its key {old} is called {new} now"
+    ]
+    assert not (tmp_path / "set").exists()
+
+
 def test_testing_weights_by_file(made: Made, tmp_path: Path) -> None:
     """`last.pt` is another checkpoint than `best.pt`, in a folder of its own."""
     for name in ("best.pt", "last.pt"):

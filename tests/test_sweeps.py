@@ -46,19 +46,19 @@ def same(one: Path, other: Path) -> bool:
         (["seed=0,1"], None),
         (["name=mine", "algo=maml,protonet"], None),
         (["experiment=a,b"], "sweep"),
-        (["target=digits", "finetune=all,prompts"], "glyphs-maml-digits-sweep"),
+        (["target=digits", "transfer=all,prompts"], "glyphs-maml-digits-sweep"),
         (["target=digits", "algo=maml,protonet"], "glyphs-digits-all-sweep"),
         (["target=digits,mnist"], "glyphs-maml-all-sweep"),
         (["target=digits", "approach=scratch,mtl"], "glyphs-digits-sweep"),
         (["target=digits", "recipe=transfer,meta_transfer"], "glyphs-digits-all-sweep"),
-        (["recipe=finetune", "target=digits", "finetune=all,l2_sp"], "digits-sweep"),
+        (["recipe=target_only", "target=digits", "transfer=all,l2_sp"], "digits-sweep"),
     ],
 )
 def test_runs_of_a_sweep_share_a_folder_named_after_what_is_the_same(words: list[str], name: str | None) -> None:
     overrides = OverridesParser.create().parse_overrides(words)
     choices = {"data": "glyphs", "algo": "maml"}
     if any("target" in word for word in words):
-        choices |= {"target": "digits", "finetune": "all", "recipe": "transfer"}
+        choices |= {"target": "digits", "transfer": "all", "recipe": "transfer"}
     choices |= {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
     assert sweep_name(overrides, choices) == name
 

@@ -26,7 +26,7 @@ from metarun.target.base import Own, SourceImages, TargetMethod
 CLASSES = 4
 SOURCE = toy_images(classes=CLASSES, per_class=40)
 SHAPE = (1, 16, 16)
-GROUP = "finetune"  # of target methods
+GROUP = "transfer"  # of target methods
 CONVOLUTIONAL = [name for name in choices(GROUP) if name != "prompts"]
 CLASSIFIERS = [
     name for name in choices("algo") if get_class(compose(f"algo={name}").algo._target_).trains_on == "batches"
@@ -164,7 +164,7 @@ def test_of_many_training_images_a_share_of_each_class_gives_the_statistics(monk
 @pytest.mark.parametrize("norm", KINDS)
 @pytest.mark.parametrize("algo", CLASSIFIERS)
 def test_classified_images_do_not_see_each_other(algo: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of held-out validation, and of the test of `recipe=adapt`."""
+    """Those of held-out validation, and of the test of `recipe=domain_adaptation`."""
     algorithm, images = learner(norm, algo), SOURCE.labelled("test")
     uses = algorithm.uses_target != "no"
     own = SOURCE.labelled("train")

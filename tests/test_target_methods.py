@@ -305,9 +305,9 @@ def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"from_layer": 5}, r"finetune.from_layer=5: must be from 0 \(all\) to 4"),
-        ({"head_steps": 900}, "finetune.head_steps=900: must be from 0 to finetune.steps=100"),
-        ({"steps": 0}, "finetune.steps=0"),
+        ({"from_layer": 5}, r"transfer.from_layer=5: must be from 0 \(all\) to 4"),
+        ({"head_steps": 900}, "transfer.head_steps=900: must be from 0 to transfer.steps=100"),
+        ({"steps": 0}, "transfer.steps=0"),
         ({"layer_decay": 0.0}, "layer_decay must be positive"),
     ],
 )

@@ -22,7 +22,7 @@ SMALL = [
     "train.tasks_per_step=4", "train.validate_every=2", "train.validate_episodes=4", "target=folder",
     "target.data.image_size=12", "target.repeats=3", "target.train_images=[4,9]", "target.test_images=6",
 ]  # fmt: skip
-QUICK = ["finetune.steps=3"]
+QUICK = ["transfer.steps=3"]
 MEASURED = (
     "seconds",
     "train/seconds",
@@ -78,13 +78,13 @@ def runs(outputs: Path) -> Path:
     ("recipe", "more"),
     [
         ("transfer", QUICK),
-        ("transfer", ["algo=simpleshot", "finetune=linear_probe", "finetune.steps=5"]),
-        ("transfer", ["finetune=logistic_regression"]),
+        ("transfer", ["algo=simpleshot", "transfer=linear_probe", "transfer.steps=5"]),
+        ("transfer", ["transfer=logistic_regression"]),
         ("meta_transfer", ["algo=maml", "train.task.ways=3", *QUICK]),
-        ("meta_transfer", ["algo=protonet", "train.task.ways=3", "finetune=own"]),
+        ("meta_transfer", ["algo=protonet", "train.task.ways=3", "transfer=own"]),
         ("transfer", ["augment=standard", "augment.crop=2", *QUICK]),
-        ("finetune", [*QUICK, "target.data.image_size=16"]),
-        ("finetune", ["finetune=nearest_centroid", "target.data.image_size=16"]),
+        ("target_only", [*QUICK, "target.data.image_size=16"]),
+        ("target_only", ["transfer=nearest_centroid", "target.data.image_size=16"]),
     ],
 )
 def test_a_target_is_measured(recipe: str, more: list[str], images: Path, target: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_target_is_measured(recipe: str, more: list[str], images: Path, target
     assert "target/learning_curve" in events(folder).Tags()["images"]
     assert "9 images, 6 to test" in outcome.out
     stages = list((tmp_path / "stages").glob("*/best.pt"))
-    assert len(stages) == (recipe != "finetune")
+    assert len(stages) == (recipe != "target_only")
     shown = done(*words(recipe, images, target, tmp_path), *more)
     assert "nothing was computed" in shown.out
 
@@ -123,14 +123,14 @@ def test_another_way_with_the_target_takes_the_stage_that_is_there(
     monkeypatch.setattr(train, "gradient_step", counted)
     command = words("pretrain_meta_transfer", images, target, tmp_path)
     more = ["algo=protonet", "pretrain.train.steps=3", "pretrain.train.tasks_per_step=8", "train.task.ways=3"]
-    done(*command, *more, "finetune=nearest_centroid")
+    done(*command, *more, "transfer=nearest_centroid")
     assert steps == [0, 1, 2, 0, 1, 2, 3]
-    done(*command, *more, "finetune=all", "finetune.steps=3")
-    done(*command, *more, "finetune=all", "finetune.steps=2", "target.repeats=2")
+    done(*command, *more, "transfer=all", "transfer.steps=3")
+    done(*command, *more, "transfer=all", "transfer.steps=2", "target.repeats=2")
     assert steps == [0, 1, 2, 0, 1, 2, 3]
-    done(*command, *more, "finetune=all", "finetune.steps=2", "train.steps=2")  # the first stage is the same yet
+    done(*command, *more, "transfer=all", "transfer.steps=2", "train.steps=2")  # the first stage is the same yet
     assert steps == [0, 1, 2, 0, 1, 2, 3, 0, 1]
-    done(*command, *more, "finetune=all", "finetune.steps=2", "pretrain.train.steps=2")  # both are others
+    done(*command, *more, "transfer=all", "transfer.steps=2", "pretrain.train.steps=2")  # both are others
     assert steps == [0, 1, 2, 0, 1, 2, 3, 0, 1, 0, 1, 0, 1, 2, 3]
     assert len(list((tmp_path / "stages").iterdir())) == 5
     report = done("recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}")
@@ -141,7 +141,7 @@ def test_another_way_with_the_target_takes_the_stage_that_is_there(
 
 
 def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target: Path, tmp_path: Path) -> None:
-    more = ["algo=protonet", "finetune=all", "finetune.steps=30", "train.task.ways=3", "train.steps=40", "target.repeats=4",
+    more = ["algo=protonet", "transfer=all", "transfer.steps=30", "train.task.ways=3", "train.steps=40", "target.repeats=4",
             "pretrain.train.steps=40", "pretrain.train.tasks_per_step=8", "train.save_every=4", "pretrain.train.save_every=4"]  # fmt: skip
     done(*words("pretrain_meta_transfer", images, target, tmp_path / "whole"), *more)
     whole = runs(tmp_path / "whole")
@@ -175,7 +175,7 @@ def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target:
 
 
 def test_two_processes_share_the_training_and_the_repeats(images: Path, target: Path, tmp_path: Path) -> None:
-    more = ["algo=protonet", "finetune=nearest_centroid", "train.task.ways=3", "backbone.norm=group"]
+    more = ["algo=protonet", "transfer=nearest_centroid", "train.task.ways=3", "backbone.norm=group"]
     one, two = (words("meta_transfer", images, target, tmp_path / name) for name in ("one", "two"))
     done(*one, *more)
     process = start(*two, *more, "hardware.processes=2")
@@ -222,7 +222,7 @@ def test_what_begins_from_a_pretrained_stage(words: list[str], images: Path, tmp
 @pytest.mark.parametrize("algo", ["baseline", "dann", "multitask"])
 def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     """The target is its own source, with other subsets; its labels are seen by the one that says so alone."""
-    command = ["recipe=adapt", f"algo={algo}", "data=folder", f"data.root={target}", "data.image_size=16", *SMALL[2:3],
+    command = ["recipe=domain_adaptation", f"algo={algo}", "data=folder", f"data.root={target}", "data.image_size=16", *SMALL[2:3],
                "train.steps=80", "train.tasks_per_step=24", "train.validate_every=20", "target=folder", f"outputs={tmp_path}",
                f"target.data.root={target}", "target.data.image_size=16"]  # fmt: skip
     done(*command)
@@ -263,13 +263,13 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "target.test_images=999"], "target.test_images=999: there are only"),
         ([*without("target.data.root"), f"target.data.root={few}"], "target: class two has no (val|test) images"),
         ([*without("target.data.root"), f"target.data.root={alone}"], "target|data.root"),
-        ([*command, "finetune.from_layer=9"], "finetune.from_layer=9: must be from 0"),
-        ([*command, "finetune.setps=9"], "finetune.setps: there is no such key; did you mean steps"),
+        ([*command, "transfer.from_layer=9"], "transfer.from_layer=9: must be from 0"),
+        ([*command, "transfer.setps=9"], "transfer.setps: there is no such key; did you mean steps"),
         ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
-        (["recipe=meta_transfer", "algo=maml", "finetune=own", *command[1:], "train.task.ways=4", "test.task.ways=4"],
-         "finetune=own: MAML's head has 4 outputs, and the target 3 classes"),
-        ([*command, "around=metamix"], "around: is of training tasks, but Baseline trains on batches of images"),
+        (["recipe=meta_transfer", "algo=maml", "transfer=own", *command[1:], "train.task.ways=4", "test.task.ways=4"],
+         "transfer=own: MAML's head has 4 outputs, and the target 3 classes"),
+        ([*command, "wrapper=metamix"], "wrapper: is of training tasks, but Baseline trains on batches of images"),
         ([*command, "train.noise.tasks=0.5"], "train.noise.tasks: is of training tasks, but Baseline trains on batches"),
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),

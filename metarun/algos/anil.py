@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
 from metarun.ops.inner_loop import Params, adapt, parameters
 
@@ -34,7 +35,12 @@ from metarun.ops.inner_loop import Params, adapt, parameters
 class ANIL(MAML):
     """MAML with an inner loop for the linear head alone; the settings are MAML's.
 
-    `first_order` takes the inner gradients as constants, so the body learns nothing through the support's features.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate of the head, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether inner gradients are constants; the body then learns nothing through the support's
+            features.
     """
 
     def __init__(
@@ -42,9 +48,9 @@ class ANIL(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
     ) -> None:
         super().__init__(

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -58,7 +58,17 @@ class Head(nn.Module):
 class Baseline(Algorithm):
     """A classifier of the source's images; on a test task, a new head on frozen features. Test ways may be any.
 
-    `cosine` is Baseline++, to which `scale` and `class_scales` belong; `head_...` are the training of a test task's head.
+    Args:
+        cosine: Whether the classifiers go by cosines (Baseline++).
+        scale: The factor of the cosines; null goes by the number of classes.
+        class_scales: Whether each class of a cosine classifier learns a scale of its own.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
+        head_epochs: The passes over the support set that train a test task's head.
+        head_batch: The support images of a step of a test task's head.
+        head_lr: The learning rate of a test task's head (SGD).
+        head_momentum: The momentum of a test task's head.
+        head_dampening: The dampening of that momentum.
+        head_weight_decay: The weight decay of a test task's head.
     """
 
     trains_on = "batches"
@@ -70,21 +80,17 @@ class Baseline(Algorithm):
         spec: Spec,
         *,
         cosine: bool = False,
-        scale: float | None = None,
+        scale: PositiveFloat | None = None,
         class_scales: bool = True,
-        label_smoothing: float = 0.0,
-        head_epochs: int = 100,
-        head_batch: int = 4,
-        head_lr: float = 0.01,
-        head_momentum: float = 0.9,
-        head_dampening: float = 0.9,
-        head_weight_decay: float = 0.001,
+        label_smoothing: DropRate = 0.0,
+        head_epochs: NonNegativeInt = 100,
+        head_batch: PositiveInt = 4,
+        head_lr: NonNegativeFloat = 0.01,
+        head_momentum: NonNegativeFloat = 0.9,
+        head_dampening: NonNegativeFloat = 0.9,
+        head_weight_decay: NonNegativeFloat = 0.001,
     ) -> None:
         super().__init__(backbone, spec)
-        if scale is not None and scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive, or null to go by the number of classes")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and below 1; try 0.1")
         self.cosine, self.class_scales = cosine, class_scales
         self.label_smoothing, self.head_epochs, self.head_batch = label_smoothing, head_epochs, head_batch
         self.descent: dict[str, Any] = {"lr": head_lr, "momentum": head_momentum, "dampening": head_dampening}

@@ -31,22 +31,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 from metarun.ops.numerics import precise
 
 
 class BOIL(MAML):
-    """MAML with an inner loop for the body alone; the settings are MAML's, and `inner_lr` is the body's rate."""
+    """MAML with an inner loop for the body alone; the settings are MAML's, and `inner_lr` is the body's rate.
+
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate of the body, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+        recompute: Whether inner steps are computed again on the way back, which trades time for memory.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
         recompute: bool = False,
     ) -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Backbone, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call
@@ -36,8 +37,14 @@ from metarun.ops.inner_loop import Params, adapt, call
 class CAVIA(MAML):
     """MAML with an inner loop for `context_size` inputs of the blocks with the numbers `blocks`.
 
-    `blocks` None is the paper's: the third for images, the first for vectors. The other settings are MAML's; for
-    sinusoids the official code has a `context_size` of 5 and one inner step.
+    Args:
+        inner_steps: The gradient steps of the context on a task's support set.
+        inner_lr: The inner learning rate of the context, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+        context_size: The numbers of the context; the official code has 5 for sinusoids, with one inner step.
+        blocks: The blocks that the context modulates; null is the paper's, the third for images, the first for
+            vectors.
     """
 
     def __init__(
@@ -45,12 +52,12 @@ class CAVIA(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 2,
-        inner_lr: float = 1.0,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 2,
+        inner_lr: NonNegativeFloat = 1.0,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
-        context_size: int = 100,
-        blocks: list[int] | None = None,
+        context_size: PositiveInt = 100,
+        blocks: list[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -60,8 +67,6 @@ class CAVIA(MAML):
             test_inner_steps=test_inner_steps,
             first_order=first_order,
         )
-        if context_size < 1:
-            raise UserError(f"algo.context_size={context_size}: must be positive")
         last = len(backbone.widths) - 1
         self.scales = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
         if blocks is None:

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
@@ -51,8 +52,13 @@ def log_density(y: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 class CNP(Algorithm):
     """Predicts from one summary of the support set, the mean of its encoded pairs.
 
-    `width` is that of r_i and of all hidden layers, `min_sigma` the least sigma of a regression, `product` adds a product
-    of x and r to the first layer of g, `orders` (1 to the ways) is the number of orders of a training task's classes.
+    Args:
+        width: The width of a pair's code r_i and of all hidden layers.
+        encoder_layers: The layers of the encoder h.
+        decoder_layers: The layers of the decoder g.
+        min_sigma: The least sigma of a regression.
+        product: Whether a product of x and r is added to the first layer of g.
+        orders: The orders of a training task's classes that are trained on, at most its ways.
     """
 
     regression = True
@@ -64,19 +70,14 @@ class CNP(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        width: int = 128,
-        encoder_layers: int = 3,
-        decoder_layers: int = 3,
-        min_sigma: float = 0.1,
+        width: PositiveInt = 128,
+        encoder_layers: PositiveInt = 3,
+        decoder_layers: PositiveInt = 3,
+        min_sigma: DropRate = 0.1,
         product: bool = False,
-        orders: int = 1,
+        orders: PositiveInt = 1,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, value in (("width", width), ("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be positive")
-        if not 0 <= min_sigma < 1:
-            raise UserError(f"algo.min_sigma={min_sigma}: must be at least 0 and below 1; the official code has 0.1")
         self.gaussian = spec.kind == "regression"
         if not 1 <= orders <= (1 if self.gaussian else spec.outputs):
             raise UserError(f"algo.orders={orders}: must be from 1 to the ways of a training task; 1 is the paper's")

@@ -20,24 +20,17 @@ Differences from the paper and its official code (VisionLearningGroup/CORAL; its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
+from metarun.config.types import Len, NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
-
-LAYERS = ("features", "logits")
-
-
-def check_layers(layers: Sequence[str]) -> list[str]:
-    """`layers` if each is known and there is one; else a `UserError`."""
-    if not layers or any(layer not in LAYERS for layer in layers):
-        raise UserError(f"algo.layers={list(layers)}: must be of {', '.join(LAYERS)}; try algo.layers=[logits]")
-    return list(layers)
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -54,17 +47,25 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
 
 
 class CORAL(Baseline):
-    """A classifier of the source whose activations vary together on the target as they do on the source."""
+    """A classifier of the source whose activations vary together on the target as they do on the source.
+
+    Args:
+        weight: The weight of the distance of the covariances; 0 trains on the source alone.
+        layers: The layers whose covariances are compared.
+    """
 
     uses_target = "images"
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, weight: float = 1.0, layers: Sequence[str] = ("logits",)
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        weight: NonNegativeFloat = 1.0,
+        layers: Annotated[Sequence[Literal["features", "logits"]], Len(1)] = ("logits",),
     ) -> None:
         super().__init__(backbone, spec)
-        if weight < 0:
-            raise UserError(f"algo.weight={weight}: must not be negative; 0 is the source alone")
-        self.weight, self.layers = weight, check_layers(layers)
+        self.weight, self.layers = weight, list(layers)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         source, target = both_domains(batch)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
+from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
@@ -58,7 +59,7 @@ def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
     if not source.any() or not target.any():
         raise UserError(
             f"algo: needs images of a source and of a target in every step, not {len(batch.x)} of one alone; "
-            "add recipe=adapt target=NAME, or raise train.tasks_per_step"
+            "add recipe=domain_adaptation target=NAME, or raise train.tasks_per_step"
         )
     return source, target
 
@@ -66,7 +67,11 @@ def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
 class DANN(Baseline):
     """A classifier of the source on features from which a second classifier cannot tell the domain.
 
-    `reversal` is the most that lambda comes to, after `ramp_steps` steps; `sharpness` is the paper's gamma.
+    Args:
+        domain_hidden: The hidden units of the domain classifier.
+        reversal: The most that lambda, the factor of the reversed gradient, comes to.
+        ramp_steps: The training steps over which lambda rises.
+        sharpness: The paper's gamma, how steeply lambda rises.
     """
 
     uses_target = "images"
@@ -76,20 +81,12 @@ class DANN(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        domain_hidden: int = 100,
-        reversal: float = 1.0,
-        ramp_steps: int = 1500,
-        sharpness: float = 10.0,
+        domain_hidden: PositiveInt = 100,
+        reversal: NonNegativeFloat = 1.0,
+        ramp_steps: PositiveInt = 1500,
+        sharpness: PositiveFloat = 10.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if domain_hidden < 1:
-            raise UserError(f"algo.domain_hidden={domain_hidden}: must be positive; the paper has 100")
-        if reversal < 0:
-            raise UserError(f"algo.reversal={reversal}: must not be negative; the paper has 1")
-        if ramp_steps < 1:
-            raise UserError(f"algo.ramp_steps={ramp_steps}: must be positive; the paper has the steps of training")
-        if sharpness <= 0:
-            raise UserError(f"algo.sharpness={sharpness}: must be positive; the paper has 10")
         self.reversal, self.ramp_steps, self.sharpness = reversal, ramp_steps, sharpness
         self.domain = nn.Sequential(nn.Linear(backbone.features, domain_hidden), nn.ReLU(), nn.Linear(domain_hidden, 1))
 

@@ -30,23 +30,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.backbones.spatial import feature_maps, map_size
+from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
 class DN4(Algorithm):
     """Classifies a query by how near its local descriptors are to those of each class. Train and test ways may differ.
 
-    `neighbors` is k; the last `unpooled` blocks of the backbone do not pool.
+    Args:
+        neighbors: The nearest descriptors of a class that count, k.
+        unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
     """
 
     recordable = True
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, neighbors: int = 3, unpooled: int = 2) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, neighbors: PositiveInt = 3, unpooled: NonNegativeInt = 2
+    ) -> None:
         super().__init__(backbone, spec)
-        if neighbors < 1:
-            raise UserError(f"algo.neighbors={neighbors}: must be positive; the paper's is 3")
         map_size(backbone, spec.input_shape, unpooled=unpooled)  # or a UserError
         self.neighbors, self.unpooled = neighbors, unpooled
 

@@ -28,8 +28,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 
@@ -59,8 +59,12 @@ def distances(points: Tensor, centres: Tensor) -> Tensor:
 class FEAT(Algorithm):
     """Classifies a query by the nearest class mean, after attention among these means. Train and test ways may differ.
 
-    Distances are divided by `temperature`, in the contrastive term by `contrast_temperature`; with `contrast_weight` 0
-    there is no such term.
+    Args:
+        temperature: What distances are divided by; ProtoNet's is 1.
+        contrast_temperature: What distances are divided by in the contrastive term.
+        contrast_weight: The weight of the contrastive term; 0 leaves it out.
+        dropout: The share of the attention's output that is dropped.
+        attention_dropout: The share of the attention's weights that is dropped.
     """
 
     whole_batch = True  # what dropout drops is drawn for all tasks of a step together
@@ -71,21 +75,13 @@ class FEAT(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        temperature: float = 64.0,
-        contrast_temperature: float = 16.0,
-        contrast_weight: float = 1.0,
-        dropout: float = 0.5,
-        attention_dropout: float = 0.1,
+        temperature: PositiveFloat = 64.0,
+        contrast_temperature: PositiveFloat = 16.0,
+        contrast_weight: NonNegativeFloat = 1.0,
+        dropout: DropRate = 0.5,
+        attention_dropout: DropRate = 0.1,
     ) -> None:
         super().__init__(backbone, spec)
-        for key, value in {"temperature": temperature, "contrast_temperature": contrast_temperature}.items():
-            if value <= 0:
-                raise UserError(f"algo.{key}={value}: must be positive; ProtoNet's is 1, FEAT's 16 to 64")
-        if contrast_weight < 0:
-            raise UserError(f"algo.contrast_weight={contrast_weight}: must not be negative; 0 leaves the term out")
-        for key, value in {"dropout": dropout, "attention_dropout": attention_dropout}.items():
-            if not 0 <= value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 0 and below 1; 0 drops nothing")
         self.temperature, self.contrast_temperature = temperature, contrast_temperature
         self.contrast_weight = contrast_weight
         self.adapt = SetToSet(backbone.features, dropout, attention_dropout)

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 from metarun.ops.numerics import one_hot, precise
 
@@ -49,28 +49,38 @@ def recur(cell: nn.GRUCell, x: Tensor, h: Tensor) -> Tensor:
 
 
 class HSML(MAML):
-    """MAML with gates for its initialisation; `embedding` is the width of g and h, `leaves` and `nodes` count the clusters."""
+    """MAML with gates for its initialisation; `embedding` is the width of g and h, `leaves` and `nodes` count the clusters.
+
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+        embedding: The width of g and h; the official code has 40 for functions, 128 for images.
+        leaves: The clusters of the first level.
+        nodes: The clusters of the second level.
+        spread: What squared distances to a centre are divided by; the official code has 10 for images, 2 for
+            functions.
+        embedding_weight: The weight of the loss of reconstruction.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
-        embedding: int = 40,
-        leaves: int = 4,
-        nodes: int = 2,
-        spread: float = 10.0,
-        embedding_weight: float = 0.01,
+        embedding: PositiveInt = 40,
+        leaves: PositiveInt = 4,
+        nodes: PositiveInt = 2,
+        spread: PositiveFloat = 10.0,
+        embedding_weight: NonNegativeFloat = 0.01,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, first_order=first_order)
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        if min(leaves, nodes, embedding, spread) <= 0:
-            names = f"embedding={embedding}, leaves={leaves}, nodes={nodes}, spread={spread}"
-            raise UserError(f"algo: {names} must be positive")
         weights = parameters(self)
         numbers = spec.kind == "regression"
         pair = spec.input_shape[0] + spec.outputs if numbers else backbone.features + spec.outputs

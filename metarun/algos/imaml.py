@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call, gradient, parameters
@@ -38,7 +39,13 @@ from metarun.ops.tasks import vectorized
 class IMAML(MAML):
     """Learns an initialisation to which `inner_steps` of gradient descent are drawn, with an implicit meta-gradient.
 
-    `proximal_weight` is lambda; `solver_steps` of conjugate gradients solve for the meta-gradient, with lambda + `damping` for lambda.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        proximal_weight: The weight of the proximal term, lambda.
+        solver_steps: The steps of conjugate gradients that solve for the meta-gradient.
+        damping: What is added to lambda in the solver.
     """
 
     def __init__(
@@ -46,23 +53,19 @@ class IMAML(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 16,
-        inner_lr: float = 0.1,
-        test_inner_steps: int | None = None,
-        proximal_weight: float = 2.0,
-        solver_steps: int = 5,
-        damping: float = 22.0,
+        inner_steps: NonNegativeInt = 16,
+        inner_lr: NonNegativeFloat = 0.1,
+        test_inner_steps: NonNegativeInt | None = None,
+        proximal_weight: PositiveFloat = 2.0,
+        solver_steps: NonNegativeInt = 5,
+        damping: NonNegativeFloat = 22.0,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, test_inner_steps=test_inner_steps)
-        if proximal_weight <= 0:
-            raise UserError(f"algo.proximal_weight={proximal_weight}: must be positive; the paper has 2.0")
         if inner_lr * proximal_weight >= 2:
             raise UserError(
                 f"algo.inner_lr={inner_lr}: inner steps would leap over the initialisation, ever further; with "
                 f"algo.proximal_weight={proximal_weight} it must be below {2 / proximal_weight:g}"
             )
-        if damping < 0:
-            raise UserError(f"algo.damping={damping}: must be 0 or more")
         self.proximal_weight = proximal_weight
         self.solver_steps = solver_steps
         self.damping = damping

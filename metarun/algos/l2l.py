@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from metarun.algos.lstmlearner import CoordinateLSTM, State, preprocess, support_gradient, unflatten
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call
 from metarun.ops.numerics import precise
 
@@ -57,22 +58,37 @@ class LearnedOptimizer(nn.Module):
 
 
 class L2L(MAML):
-    """Learns an optimiser with two layers of `hidden` units; `rates` are those of the ones that `measures` compares it with."""
+    """Learns an optimiser with two layers of `hidden` units; `rates` are those of the ones that `measures` compares it with.
+
+    Args:
+        inner_steps: The steps of the learned optimiser on a training task.
+        test_inner_steps: The steps at test time; null is as in training.
+        unroll: The inner steps through which a gradient flows.
+        hidden: The units of each layer of the LSTM.
+        output_scale: What the LSTM's output is multiplied by.
+        objective: The set whose loss the optimiser is trained to lower.
+        activation: The activation of the network that is optimised.
+        rates: The learning rates of the optimisers that it is compared with; null compares with none.
+    """
 
     fixed_ways = False
     recordable = False
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, inner_steps: int = 10, test_inner_steps: int | None = None,
-        unroll: int = 20, hidden: int = 20, output_scale: float = 0.1, objective: Literal["support", "query"] = "support",
-        activation: Literal["relu", "sigmoid"] = "relu", rates: dict[str, float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        inner_steps: PositiveInt = 10,
+        test_inner_steps: NonNegativeInt | None = None,
+        unroll: PositiveInt = 20,
+        hidden: PositiveInt = 20,
+        output_scale: PositiveFloat = 0.1,
+        objective: Literal["support", "query"] = "support",
+        activation: Literal["relu", "sigmoid"] = "relu",
+        rates: dict[Literal["sgd", "adam", "rmsprop"], NonNegativeFloat] | None = None,
+    ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, test_inner_steps=test_inner_steps)
-        for key, value in {"inner_steps": inner_steps, "unroll": unroll, "hidden": hidden}.items():
-            if value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 1")
-        for key in (rates or {}).keys() - OPTIMIZERS.keys():
-            raise UserError(f"algo.rates.{key}: is not one of {', '.join(OPTIMIZERS)}{nearest(key, OPTIMIZERS)}")
         if backbone.norm == "running":
             raise UserError("backbone.norm=running: averages over other random networks; use batch, support or none")
         self.requires_grad_(False)

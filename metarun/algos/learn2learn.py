@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun import optional as peers
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import linear_head, precise
 
@@ -43,7 +44,14 @@ class Network(nn.Module):
 
 
 class MAML(Algorithm):
-    """`learn2learn.algorithms.MAML`, with the settings of `metarun.algos.maml.MAML`."""
+    """`learn2learn.algorithms.MAML`, with the settings of `metarun.algos.maml.MAML`.
+
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+    """
 
     regression = True
     fixed_ways = True
@@ -54,9 +62,9 @@ class MAML(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
     ) -> None:
         super().__init__(backbone, spec)

@@ -32,8 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import adapt
 from metarun.ops.numerics import one_hot, precise
 
@@ -52,7 +52,17 @@ def overlap(weight: Tensor) -> Tensor:
 class LEO(Algorithm):
     """Descends in the space of codes, one a class, that decode to a linear classifier. Train and test ways may differ.
 
-    `inner_lr` and `finetune_lr` are where the learned rates start; `dropout` is of the features, in training.
+    Args:
+        latent_size: The numbers of a class's code.
+        inner_steps: The gradient steps in the space of codes.
+        inner_lr: Where the learned rate of these steps starts.
+        finetune_steps: The gradient steps of the decoded classifier.
+        finetune_lr: Where the learned rate of these steps starts.
+        dropout: The share of the features that is dropped, in training.
+        kl_weight: The weight of the codes' divergence from a standard normal.
+        encoder_weight: The weight of the distance between the codes before and after adaptation.
+        l2_weight: The weight of the squares of the weights.
+        orthogonality_weight: The weight of the correlation of the decoder's rows.
     """
 
     whole_batch = True  # random numbers are drawn for all tasks of a step together
@@ -62,20 +72,18 @@ class LEO(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        latent_size: int = 64,
-        inner_steps: int = 5,
-        inner_lr: float = 1.0,
-        finetune_steps: int = 5,
-        finetune_lr: float = 0.001,
-        dropout: float = 0.5,
-        kl_weight: float = 1e-3,
-        encoder_weight: float = 1e-9,
-        l2_weight: float = 1e-8,
-        orthogonality_weight: float = 1e-3,
+        latent_size: PositiveInt = 64,
+        inner_steps: NonNegativeInt = 5,
+        inner_lr: NonNegativeFloat = 1.0,
+        finetune_steps: NonNegativeInt = 5,
+        finetune_lr: NonNegativeFloat = 0.001,
+        dropout: DropRate = 0.5,
+        kl_weight: NonNegativeFloat = 1e-3,
+        encoder_weight: NonNegativeFloat = 1e-9,
+        l2_weight: NonNegativeFloat = 1e-8,
+        orthogonality_weight: NonNegativeFloat = 1e-3,
     ) -> None:
         super().__init__(backbone, spec)
-        if not 0 <= dropout < 1:
-            raise UserError(f"algo.dropout={dropout}: must be at least 0 and below 1; try 0")
         linear, pair, features = partial(nn.Linear, bias=False), 2 * latent_size, backbone.features
         self.encoder, self.decoder = linear(features, latent_size), linear(latent_size, 2 * features)
         self.relation = nn.Sequential(linear(pair, pair), nn.ReLU(), linear(pair, pair), nn.ReLU(), linear(pair, pair))

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Backbone, Spec
-from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import precise
 
@@ -87,7 +87,13 @@ class CoordinateLSTM(nn.Module):
 class LSTMMetaLearner(MAML):
     """Learns an initialisation and, as the gates of an LSTM, how far each weight moves in each of `inner_steps`.
 
-    `hidden` units in the LSTM before the gates; `forget_bias` and `input_bias` are where the gates' biases start.
+    Args:
+        inner_steps: The updates on a task's support set; the official config has 12 for 1-shot and 8 for 5-shot
+            tasks.
+        test_inner_steps: The updates at test time; null is as in training.
+        hidden: The units of the LSTM before the gates.
+        forget_bias: Where the bias of the forget gate starts.
+        input_bias: Where the bias of the input gate starts.
     """
 
     recordable = False
@@ -97,16 +103,13 @@ class LSTMMetaLearner(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 12,
-        test_inner_steps: int | None = None,
-        hidden: int = 20,
+        inner_steps: PositiveInt = 12,
+        test_inner_steps: NonNegativeInt | None = None,
+        hidden: PositiveInt = 20,
         forget_bias: float = 4.5,
         input_bias: float = -4.5,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, test_inner_steps=test_inner_steps, first_order=True)
-        for key, value in {"inner_steps": inner_steps, "hidden": hidden}.items():
-            if value < 1:
-                raise UserError(f"algo.{key}={value}: must be at least 1")
         self.lstm = CoordinateLSTM(4, hidden)
         self.gates = nn.Linear(hidden + 2, 2)  # forget, input
         for weights in (*self.lstm.parameters(), self.gates.weight):

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call, parameters
@@ -37,8 +38,12 @@ from metarun.ops.numerics import linear_head
 class MAML(Algorithm):
     """Learns an initialisation from which `inner_steps` of gradient descent solve a task.
 
-    `inner_lr` is alpha, for a mean-reduced loss; `test_inner_steps` is the number of steps at test time (None: as in
-    training); `first_order` drops the second derivatives; `recompute` trades time for memory (`metarun.ops.inner_loop.adapt`).
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, alpha, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+        recompute: Whether inner steps are computed again on the way back, which trades time for memory.
     """
 
     regression = True
@@ -50,9 +55,9 @@ class MAML(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
         recompute: bool = False,
     ) -> None:

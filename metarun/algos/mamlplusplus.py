@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 
@@ -43,7 +43,17 @@ from metarun.ops.inner_loop import Params, adapt, call, parameters
 class MAMLPlusPlus(MAML):
     """MAML with the weighted loss of every inner step, learned inner rates and norms for each step, first order to begin with.
 
-    `inner_lr` is where the rates start, or what they stay at; `multi_step_loss_steps` and `first_order_steps` count training steps.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: Where the learned rates start, or what the rate stays at.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        multi_step_loss: Whether the query losses after all inner steps are weighted and summed, at the start of
+            training.
+        multi_step_loss_steps: The training steps over which the weight moves to the last inner step; the
+            official settings have 5,000 of 50,000.
+        learned_rates: Whether each tensor learns a rate for each inner step.
+        per_step_norm: Whether each inner step has a norm's scales and shifts of its own.
+        first_order_steps: The training steps without second derivatives at the start.
     """
 
     recordable = False  # the loss depends on the step
@@ -53,19 +63,16 @@ class MAMLPlusPlus(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 5,
-        inner_lr: float = 0.1,
-        test_inner_steps: int | None = None,
+        inner_steps: PositiveInt = 5,
+        inner_lr: NonNegativeFloat = 0.1,
+        test_inner_steps: NonNegativeInt | None = None,
         multi_step_loss: bool = True,
-        multi_step_loss_steps: int = 5000,
+        multi_step_loss_steps: PositiveInt = 5000,
         learned_rates: bool = True,
         per_step_norm: bool = True,
-        first_order_steps: int = 0,
+        first_order_steps: NonNegativeInt = 0,
     ) -> None:
         super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, test_inner_steps=test_inner_steps)
-        for name, value in {"inner_steps": inner_steps, "multi_step_loss_steps": multi_step_loss_steps}.items():
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be at least 1")
         self.multi_step_loss_steps = multi_step_loss_steps if multi_step_loss else 0
         self.first_order_steps = first_order_steps
         norms = [name for name, module in self.named_modules() if per_step_norm and isinstance(module, Norm)]

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import NonNegativeFloat, PositiveInt, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
@@ -38,23 +39,39 @@ State = tuple[Tensor, ...]  # memory, cell, hidden, what was read, read weights 
 
 
 class MANN(Algorithm):
-    """An LSTM of `controller` units with `reads` heads on a memory of `memory_slots` rows of `memory_width` numbers."""
+    """An LSTM of `controller` units with `reads` heads on a memory of `memory_slots` rows of `memory_width` numbers.
+
+    Args:
+        memory_slots: The rows of the memory, at least as many as `reads`.
+        memory_width: The numbers of a row.
+        controller: The units of the LSTM.
+        reads: The heads that read and write.
+        usage_decay: What the usage of a row is multiplied by at each step.
+        key_strength: The factor of the cosines between a key and the rows.
+        late_write: Whether an item is written one step late, together with its label.
+        queries_apart: Whether each query is asked alone after the support set.
+    """
 
     fixed_ways = whole_batch = True  # the orders of all tasks are one draw, and their sequences one batch
     needs_queries = soft_labels = False  # labels are inputs, too
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, memory_slots: int = 128, memory_width: int = 40, controller: int = 200,
-        reads: int = 4, usage_decay: float = 0.95, key_strength: float = 1.0, late_write: bool = False,
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        memory_slots: PositiveInt = 128,
+        memory_width: PositiveInt = 40,
+        controller: PositiveInt = 200,
+        reads: PositiveInt = 4,
+        usage_decay: Share = 0.95,
+        key_strength: NonNegativeFloat = 1.0,
+        late_write: bool = False,
         queries_apart: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(backbone, spec)
-        sizes = [("reads", reads, 1), ("memory_slots", memory_slots, reads), ("memory_width", memory_width, 1)]
-        for name, size, least in [*sizes, ("controller", controller, 1), ("key_strength", key_strength, 0)]:
-            if size < least:
-                raise UserError(f"algo.{name}={size}: must be at least {least}")
-        if not 0 <= usage_decay <= 1:
-            raise UserError(f"algo.usage_decay={usage_decay}: must be from 0 to 1")
+        if memory_slots < reads:
+            raise UserError(f"algo.memory_slots={memory_slots}: must be at least algo.reads={reads}")
         self.slots, self.reads, self.usage_decay, self.key_strength = memory_slots, reads, usage_decay, key_strength
         self.queries_apart, words, unit = queries_apart, reads * memory_width, (controller,)
         self.shapes = [(memory_slots, memory_width), unit, unit, (words,), (reads, memory_slots), (memory_slots,)]

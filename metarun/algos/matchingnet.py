@@ -33,8 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -61,7 +61,10 @@ class FullContext(nn.Module):
 class MatchingNet(Algorithm):
     """Classifies a query by attention over the support images. Train and test ways may differ.
 
-    `scale` of the cosines; `full_context` lets the support set change the embeddings, a query's in `processing_steps`.
+    Args:
+        scale: The factor of the cosines; 1 is the paper's, 100 learns faster.
+        full_context: Whether the support set changes the embeddings.
+        processing_steps: The steps of attention that embed a query, with full_context.
     """
 
     recordable = True
@@ -71,15 +74,11 @@ class MatchingNet(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        scale: float = 100.0,
+        scale: PositiveFloat = 100.0,
         full_context: bool = False,
-        processing_steps: int = 2,
+        processing_steps: PositiveInt = 2,
     ) -> None:
         super().__init__(backbone, spec)
-        if scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive; 1 is the paper's, 100 learns faster")
-        if processing_steps < 1:
-            raise UserError(f"algo.processing_steps={processing_steps}: must be positive; try 2")
         self.scale = scale
         self.context = FullContext(backbone.features, processing_steps) if full_context else None
 

@@ -20,23 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.protonet import ProtoNet
+from metarun.config.types import PositiveFloat
 from metarun.core import Backbone, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 
 class MetaBaseline(ProtoNet):
     """Classifies a query by its cosine to each class mean of an embedding. Train and test ways may differ.
 
-    `temperature` is where tau starts, and stays unless `learn_temperature`.
+    Args:
+        temperature: Where the factor of the cosines, tau, starts.
+        learn_temperature: Whether the factor is learned.
     """
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, temperature: float = 10.0, learn_temperature: bool = True
+        self, backbone: Backbone, spec: Spec, *, temperature: PositiveFloat = 10.0, learn_temperature: bool = True
     ) -> None:
         super().__init__(backbone, spec)
-        if temperature <= 0:
-            raise UserError(f"algo.temperature={temperature}: must be positive; the official code's is 10")
         self.temperature = nn.Parameter(torch.tensor(float(temperature)), learn_temperature)
 
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Spec
 from metarun.ops.inner_loop import Params, call, gradient, parameters
 
@@ -55,7 +56,11 @@ def curved(gradient: Tensor, factors: Sequence[Tensor]) -> Tensor:
 class MetaCurvature(MAML):
     """Learns an initialisation, and matrices that turn and scale the inner gradients of each of its tensors.
 
-    The settings are MAML's. `first_order` takes the inner gradients as constants; the matrices still learn.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether inner gradients are constants; the matrices still learn.
     """
 
     def __init__(
@@ -63,9 +68,9 @@ class MetaCurvature(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
     ) -> None:
         super().__init__(

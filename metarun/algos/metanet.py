@@ -38,8 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 
 SCALE = 7.0  # gradients below e^-7 enter by their value, larger ones by their logarithm
@@ -72,17 +72,18 @@ def attention(queries: Tensor, keys: Tensor) -> Tensor:
 class MetaNet(Algorithm):
     """A classifier whose every query reads fast weights from a memory that the support set's gradients fill.
 
-    `hidden` is the width of the fully connected layers, `meta_hidden` of the functions m and d.
+    Args:
+        hidden: The width of the fully connected layers.
+        meta_hidden: The width of the functions m and d, which make fast weights of gradients.
     """
 
     fixed_ways = True
     key_second: Tensor
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, hidden: int = 64, meta_hidden: int = 20) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 64, meta_hidden: PositiveInt = 20
+    ) -> None:
         super().__init__(backbone, spec)
-        for name, value in (("hidden", hidden), ("meta_hidden", meta_hidden)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: must be positive")
         self.first = nn.Linear(backbone.features, hidden, bias=False)
         self.second = nn.Linear(hidden, spec.outputs, bias=False)
         self.key = nn.Linear(backbone.features, hidden, bias=False)

@@ -26,12 +26,13 @@ Differences from the official code (kjunelee/MetaOptNet), beside that its solver
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.batch_norm import one_of
 from metarun.ops.numerics import one_hot, precise
 from metarun.ops.solvers import ridge, support_vectors
 
@@ -39,7 +40,13 @@ from metarun.ops.solvers import ridge, support_vectors
 class MetaOptNet(Algorithm):
     """A support vector machine or ridge regression, solved anew for each task. Train and test ways may differ.
 
-    `cost` is C, `regularization` lambda, each for its `head` alone; `scale` is where gamma starts.
+    Args:
+        head: The learner of a task: a support vector machine or ridge regression.
+        cost: The cost C of the support vector machine.
+        diagonal: What is added to the diagonal of the machine's quadratic program.
+        regularization: The penalty lambda of ridge regression.
+        scale: Where gamma, the factor of the scores, starts.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
     def __init__(
@@ -47,22 +54,15 @@ class MetaOptNet(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        head: str = "svm",
-        cost: float = 0.1,
-        diagonal: float = 1.0,
-        regularization: float = 50.0,
-        scale: float = 1.0,
-        label_smoothing: float = 0.0,
+        head: Literal["svm", "ridge"] = "svm",
+        cost: PositiveFloat = 0.1,
+        diagonal: NonNegativeFloat = 1.0,
+        regularization: PositiveFloat = 50.0,
+        scale: PositiveFloat = 1.0,
+        label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec)
-        self.kind = one_of("algo.head", head, ["svm", "ridge"])
-        for name, value, paper in (("cost", cost, 0.1), ("regularization", regularization, 50), ("scale", scale, 1)):
-            if value <= 0:
-                raise UserError(f"algo.{name}={value}: must be positive; the paper's is {paper}")
-        if diagonal < 0:
-            raise UserError(f"algo.diagonal={diagonal}: must not be negative; the official code's is 1, the paper's 0")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"algo.label_smoothing={label_smoothing}: must be at least 0 and less than 1; try 0.1")
+        self.kind = head
         self.cost, self.diagonal, self.regularization = cost, diagonal, regularization
         self.label_smoothing = label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(scale)))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.maml import MAML
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Spec
 from metarun.ops.inner_loop import Params, adapt, call, parameters
 
@@ -31,7 +32,12 @@ from metarun.ops.inner_loop import Params, adapt, call, parameters
 class MetaSGD(MAML):
     """Learns an initialisation and the rate of each of its weights; `inner_lr` is where all rates start.
 
-    The other settings are MAML's. `first_order` takes the inner gradients as constants; the rates still learn.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: Where the learned rate of every weight starts.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether inner gradients are constants; the rates still learn.
+        recompute: Whether inner steps are computed again on the way back, which trades time for memory.
     """
 
     def __init__(
@@ -39,9 +45,9 @@ class MetaSGD(MAML):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 1,
-        inner_lr: float = 0.5,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 1,
+        inner_lr: NonNegativeFloat = 0.5,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = False,
         recompute: bool = False,
     ) -> None:

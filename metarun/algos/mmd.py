@@ -27,15 +27,15 @@ Differences from the paper and its official code (thuml/Xlearn, pytorch/src/loss
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.coral import check_layers
 from metarun.algos.dann import both_domains
+from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
@@ -63,7 +63,14 @@ def mmd(source: Tensor, target: Tensor, kernels: int = 5, factor: float = 2.0) -
 
 
 class MMD(Baseline):
-    """A classifier of the source whose activations have the same distribution on the target, as kernels see it."""
+    """A classifier of the source whose activations have the same distribution on the target, as kernels see it.
+
+    Args:
+        weight: The weight of the discrepancy; 0 trains on the source alone.
+        layers: The layers whose distributions are compared together.
+        kernels: The Gaussian kernels that are summed.
+        factor: The factor from the width of one kernel to that of the next.
+    """
 
     uses_target = "images"
 
@@ -72,19 +79,13 @@ class MMD(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        weight: float = 1.0,
-        layers: Sequence[str] = ("features", "logits"),
-        kernels: int = 5,
-        factor: float = 2.0,
+        weight: NonNegativeFloat = 1.0,
+        layers: Annotated[Sequence[Literal["features", "logits"]], Len(1)] = ("features", "logits"),
+        kernels: PositiveInt = 5,
+        factor: PositiveFloat = 2.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if weight < 0:
-            raise UserError(f"algo.weight={weight}: must not be negative; 0 is the source alone")
-        if kernels < 1:
-            raise UserError(f"algo.kernels={kernels}: must be positive; the paper's code has 5")
-        if factor <= 0:
-            raise UserError(f"algo.factor={factor}: must be positive; the paper's code has 2")
-        self.weight, self.layers, self.kernels, self.factor = weight, check_layers(layers), kernels, factor
+        self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         source, target = both_domains(batch)

@@ -28,15 +28,21 @@ from torch import Tensor, nn
 
 from metarun.algos.anil import ANIL
 from metarun.backbones.scaled import ScaledBackbone
+from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
 
 class MTL(ANIL):
     """Learns to scale and shift a frozen backbone, and the start of the head, which alone has an inner loop as in ANIL.
 
-    `scale_rate` is how fast the scales learn beside the head. Each step has `hard_tasks` times its tasks more, rounded down.
+    Args:
+        inner_steps: The gradient steps of the head on a task's support set.
+        inner_lr: The inner learning rate of the head.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether second derivatives are dropped.
+        scale_rate: How fast the scales learn beside the head.
+        hard_tasks: The hard tasks that each step has more, as a share of its tasks, rounded down.
     """
 
     regression = False
@@ -49,12 +55,12 @@ class MTL(ANIL):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 100,
-        inner_lr: float = 0.01,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 100,
+        inner_lr: NonNegativeFloat = 0.01,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = True,
-        scale_rate: float = 0.1,
-        hard_tasks: float = 0.25,
+        scale_rate: PositiveFloat = 0.1,
+        hard_tasks: Share = 0.25,
     ) -> None:
         super().__init__(
             ScaledBackbone(backbone, scale_rate),
@@ -64,10 +70,6 @@ class MTL(ANIL):
             test_inner_steps=test_inner_steps,
             first_order=first_order,
         )
-        if scale_rate <= 0:
-            raise UserError(f"algo.scale_rate={scale_rate}: must be positive; the official code's is 0.1")
-        if not 0 <= hard_tasks <= 1:
-            raise UserError(f"algo.hard_tasks={hard_tasks}: is to each ordinary task; it must be from 0 to 1; try 0.25")
         nn.init.kaiming_normal_(self.head.weight)
         self.hard_tasks = hard_tasks
 

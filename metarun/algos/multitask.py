@@ -19,17 +19,18 @@ Differences from the paper and its code (yaringal/multi-task-learning-example):
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
+from metarun.config.types import NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.ops.numerics import precise
-
-WEIGHTINGS = ("uncertainty", "fixed")
 
 
 def weigh(losses: Tensor, log_variances: Tensor) -> Tensor:
@@ -41,22 +42,26 @@ class MultiTask(Baseline):
     """A classifier of the source and one of the target, trained together on a shared backbone; it classifies the target.
 
     `target_weight` belongs to `weighting=fixed`. A test task's head is a new one, as in Baseline.
+
+    Args:
+        weighting: How the two losses are weighted: by learned uncertainties, or by target_weight.
+        target_weight: The weight of the target's loss, with weighting=fixed.
     """
 
     uses_target = "labels"
 
     def __init__(
-        self, backbone: Backbone, spec: Spec, *, weighting: str = "uncertainty", target_weight: float = 1.0
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        weighting: Literal["uncertainty", "fixed"] = "uncertainty",
+        target_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if weighting not in WEIGHTINGS:
-            known = ", ".join(WEIGHTINGS)
-            raise UserError(f"algo.weighting={weighting}: is not one of {known}{nearest(weighting, WEIGHTINGS)}")
-        if target_weight < 0:
-            raise UserError(f"algo.target_weight={target_weight}: must not be negative; 0 is the source alone")
         if spec.target_outputs is None:
             raise UserError(
-                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=adapt target=NAME"
+                "algo: MultiTask needs a target's labelled images beside the source's; add recipe=domain_adaptation target=NAME"
             )
         self.target_weight = target_weight
         self.target_head = self.new_head(spec.target_outputs)

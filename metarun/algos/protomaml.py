@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, adapt, call, parameters
@@ -36,9 +37,14 @@ from metarun.ops.numerics import one_hot, precise
 
 
 class ProtoMAML(Algorithm):
-    """Learns a body from which prototypes and `inner_steps` of gradient descent solve a task; the settings are MAML's.
+    """Learns a body from which prototypes and gradient descent solve a task. Train and test ways may differ.
 
-    Train and test ways may differ. `first_order` takes the inner gradients as constants, but not the prototypes.
+    Args:
+        inner_steps: The gradient steps on a task's support set.
+        inner_lr: The inner learning rate, for a mean-reduced loss.
+        test_inner_steps: The gradient steps at test time; null is as in training.
+        first_order: Whether inner gradients are constants; the prototypes are not.
+        recompute: Whether inner steps are computed again on the way back, which trades time for memory.
     """
 
     recordable = True
@@ -48,9 +54,9 @@ class ProtoMAML(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 5,
-        inner_lr: float = 0.01,
-        test_inner_steps: int | None = None,
+        inner_steps: NonNegativeInt = 5,
+        inner_lr: NonNegativeFloat = 0.01,
+        test_inner_steps: NonNegativeInt | None = None,
         first_order: bool = True,
         recompute: bool = False,
     ) -> None:

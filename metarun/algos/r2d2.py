@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
 from metarun.ops.solvers import ridge
 
@@ -38,7 +38,10 @@ from metarun.ops.solvers import ridge
 class R2D2(Algorithm):
     """Ridge regression from features to one-hot labels, solved anew for each task. Train and test ways may differ.
 
-    `regularization` and `scale` are where lambda and alpha start; beta starts at 0.
+    Args:
+        regularization: Where the penalty lambda starts.
+        learn_regularization: Whether the penalty is learned.
+        scale: Where alpha, the factor of the scores, starts.
     """
 
     def __init__(
@@ -46,15 +49,11 @@ class R2D2(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        regularization: float = 50.0,
+        regularization: PositiveFloat = 50.0,
         learn_regularization: bool = True,
-        scale: float = 10.0,
+        scale: PositiveFloat = 10.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if regularization <= 0:
-            raise UserError(f"algo.regularization={regularization}: must be positive; the official code's is 50")
-        if scale <= 0:
-            raise UserError(f"algo.scale={scale}: must be positive, or more would mean less; try 10")
         self.log_regularization = nn.Parameter(torch.tensor(math.log(regularization)), learn_regularization)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.bias = nn.Parameter(torch.tensor(0.0))

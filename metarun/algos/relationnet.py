@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.spatial import feature_maps, map_size
+from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.ops.numerics import one_hot, precise
 
@@ -79,15 +79,17 @@ class Relation(nn.Module):
 class RelationNet(Algorithm):
     """Classifies a query by a learned comparison of its feature map with each class's. Train and test ways may differ.
 
-    `hidden` units of g's first linear layer; the last `unpooled` blocks of the backbone do not pool.
+    Args:
+        hidden: The units of the first linear layer of the comparison g.
+        unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
     """
 
     recordable = True
 
-    def __init__(self, backbone: Backbone, spec: Spec, *, hidden: int = 8, unpooled: int = 2) -> None:
+    def __init__(
+        self, backbone: Backbone, spec: Spec, *, hidden: PositiveInt = 8, unpooled: NonNegativeInt = 2
+    ) -> None:
         super().__init__(backbone, spec)
-        if hidden < 1:
-            raise UserError(f"algo.hidden={hidden}: must be positive; the paper's is 8")
         self.unpooled = unpooled
         self.relation = Relation(map_size(backbone, spec.input_shape, unpooled=unpooled), hidden, backbone.norm)
 

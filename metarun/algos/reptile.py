@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
@@ -34,7 +35,13 @@ from metarun.ops.numerics import linear_head
 class Reptile(Algorithm):
     """Moves the initialisation towards the weights that `inner_steps` of Adam reach on each task.
 
-    `inner_batch` images a step (at most the whole support set); `test_*` are the values of a test task (None: as in training).
+    Args:
+        inner_steps: The steps of Adam on a task's support set.
+        inner_lr: The learning rate of Adam.
+        inner_batch: The support images of a step, at most the whole support set.
+        inner_beta2: The decay of Adam's second moments.
+        test_inner_steps: The steps at test time; null is as in training.
+        test_inner_batch: The support images of a step at test time; null is as in training.
     """
 
     regression = True
@@ -50,12 +57,12 @@ class Reptile(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        inner_steps: int = 5,
-        inner_lr: float = 0.001,
-        inner_batch: int = 10,
-        inner_beta2: float = 0.999,
-        test_inner_steps: int | None = 50,
-        test_inner_batch: int | None = 5,
+        inner_steps: NonNegativeInt = 5,
+        inner_lr: NonNegativeFloat = 0.001,
+        inner_batch: PositiveInt = 10,
+        inner_beta2: DropRate = 0.999,
+        test_inner_steps: NonNegativeInt | None = 50,
+        test_inner_batch: PositiveInt | None = 5,
     ) -> None:
         super().__init__(backbone, spec)
         self.head = linear_head(backbone.features, spec.outputs)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
+from metarun.config.types import NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import one_hot, precise
@@ -68,8 +69,12 @@ def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Te
 class RFS(Baseline):
     """A classifier of the source's images; on a test task, logistic regression on unit features. Test ways may be any.
 
-    `cost` is C. With `distill` the loss is `alpha` * cross-entropy + `beta` * the divergence from the teacher at
-    `distill_temperature`; the teacher is set by `inherit` or `teach`.
+    Args:
+        cost: The inverse penalty C of the logistic regression.
+        distill: Whether a teacher, the classifier of an earlier stage, is distilled.
+        alpha: The weight of the cross-entropy, with distill.
+        beta: The weight of the divergence from the teacher, with distill.
+        distill_temperature: The temperature at which the teacher is imitated.
     """
 
     taught: Tensor
@@ -79,17 +84,13 @@ class RFS(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        cost: float = 1.0,
+        cost: PositiveFloat = 1.0,
         distill: bool = False,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        distill_temperature: float = 4.0,
+        alpha: NonNegativeFloat = 0.5,
+        beta: NonNegativeFloat = 0.5,
+        distill_temperature: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(backbone, spec)
-        if cost <= 0:
-            raise UserError(f"algo.cost={cost}: must be positive; the paper's is 1")
-        if distill_temperature <= 0:
-            raise UserError(f"algo.distill_temperature={distill_temperature}: must be positive; the paper's is 4")
         self.cost, self.alpha, self.beta, self.temperature = cost, alpha, beta, distill_temperature
         self.teacher: nn.ModuleDict | None = None
         if distill:

@@ -21,21 +21,28 @@ Differences from the official code (mileyan/simple_shot, src/train.py):
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
+from metarun.config.types import DropRate, Le, PositiveFloat
 from metarun.core import Backbone, Batch, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.batch_norm import one_of
 from metarun.ops.numerics import one_hot
 
 TRANSFORMS = ["un", "l2n", "cl2n"]
 
 
 class SimpleShot(Baseline):
-    """A classifier of the source's images whose features, transformed, go to the nearest class mean. Test ways may be any."""
+    """A classifier of the source's images whose features, transformed, go to the nearest class mean. Test ways may be any.
+
+    Args:
+        transform: What is done to features: nothing, unit length, or centring and unit length.
+        mean_momentum: The momentum of the mean that features are centred by.
+        label_smoothing: The share of the target distribution that goes to all classes alike, in training.
+    """
 
     mean: Tensor
     batches: Tensor
@@ -45,14 +52,12 @@ class SimpleShot(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        transform: str = "cl2n",
-        mean_momentum: float = 0.01,
-        label_smoothing: float = 0.0,
+        transform: Literal["un", "l2n", "cl2n"] = "cl2n",
+        mean_momentum: Annotated[PositiveFloat, Le(1)] = 0.01,
+        label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec, label_smoothing=label_smoothing)
-        if not 0 < mean_momentum <= 1:
-            raise UserError(f"algo.mean_momentum={mean_momentum}: must be above 0 and at most 1; try 0.01")
-        self.transform = one_of("algo.transform", transform, TRANSFORMS)
+        self.transform = transform
         self.mean_momentum = mean_momentum
         self.register_buffer("mean", torch.zeros(backbone.features))
         self.register_buffer("batches", torch.tensor(0.0))

@@ -29,11 +29,13 @@ google-research/tensor2robot. Differences:
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import Len, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
@@ -77,7 +79,13 @@ class AttentionBlock(nn.Module):
 
 
 class SNAIL(Algorithm):
-    """`keys` and `values` are sizes of the attention blocks, `filters` of the TC blocks between them."""
+    """`keys` and `values` are sizes of the attention blocks, `filters` of the TC blocks between them.
+
+    Args:
+        filters: The filters of the temporal convolutions between the attention blocks.
+        keys: The sizes of the attention blocks' keys.
+        values: The sizes of the attention blocks' values, as many as keys.
+    """
 
     fixed_ways = True
     whole_batch = True  # the orders of all tasks are one draw
@@ -87,15 +95,11 @@ class SNAIL(Algorithm):
         backbone: Backbone,
         spec: Spec,
         *,
-        filters: int = 128,
-        keys: list[int] = KEYS,
-        values: list[int] = VALUES,
+        filters: PositiveInt = 128,
+        keys: Annotated[list[PositiveInt], Len(1)] = KEYS,
+        values: Annotated[list[PositiveInt], Len(1)] = VALUES,
     ) -> None:
         super().__init__(backbone, spec)
-        for name, sizes in {"filters": [filters], "keys": keys, "values": values}.items():
-            if not sizes or min(sizes) < 1:
-                shown = sizes[0] if name == "filters" else list(sizes)
-                raise UserError(f"algo.{name}={shown}: must be positive")
         if len(keys) != len(values):
             raise UserError(f"algo.values={list(values)}: must be {len(keys)} sizes, one for each of algo.keys")
         dilations = [2**i for i in range(math.ceil(math.log2(spec.outputs * spec.shots + 1)))]

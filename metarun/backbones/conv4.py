@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
-from metarun.ops.batch_norm import Norm, one_of
+from metarun.ops.batch_norm import Norm
 
 
 def image_shape(
@@ -59,25 +61,29 @@ class Conv4(Backbone):
     over the positions that remain, `channels` features. MAML's mini-ImageNet network is "pool", "flatten" and 32 channels.
     Convolutions start Xavier-uniform with zero biases. Raises `UserError` for vectors, unknown choices, and images of less than 16
     pixels a side with "pool".
+
+    Args:
+        channels: The filters of each block.
+        downsample: How a block halves the image: a max-pool, or the convolution's stride.
+        readout: What becomes of the last map: all its numbers, or the mean over positions.
+        norm: The normalisation: batch (transductive at test), support, running, group or none.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        channels: int = 64,
-        downsample: str = "pool",
-        readout: str = "flatten",
-        norm: str = "batch",
+        *,
+        channels: PositiveInt = 64,
+        downsample: Literal["pool", "stride"] = "pool",
+        readout: Literal["flatten", "mean"] = "flatten",
+        norm: NormKind = "batch",
     ) -> None:
         super().__init__()
-        pool = one_of("backbone.downsample", downsample, ["pool", "stride"]) == "pool"
-        self.readout = one_of("backbone.readout", readout, ["flatten", "mean"])
+        pool = downsample == "pool"
+        self.readout = readout
         inputs, height, width = image_shape(
             "conv4", input_shape, smallest=16 if pool else 1, instead="backbone.downsample=stride"
         )
-        if channels < 1:
-            raise UserError(f"backbone.channels={channels}: must be positive")
         self.norm = norm
         self.blocks = nn.ModuleList(
             Block(inputs if i == 0 else channels, channels, pool=pool, norm=norm) for i in range(4)

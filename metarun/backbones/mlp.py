@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import Len, NormKind, PositiveFloat, PositiveInt
 from metarun.core import ActivationHook, Backbone
-from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 
 SINUSOID_HIDDEN = [40, 40]
@@ -22,21 +23,23 @@ class MLP(Backbone):
     Images are flattened. The defaults are the network of MAML's sinusoid regression (Finn et al. 2017, section 5.1): two layers
     of 40. `init_std` is the standard deviation of truncated-normal weights (cut at two standard deviations) with zero biases, as in its
     official code; null leaves torch's initialisation. Raises `UserError` for no or non-positive widths.
+
+    Args:
+        hidden: The widths of the layers.
+        norm: The normalisation: batch (transductive at test), support, running, group or none.
+        init_std: The standard deviation of truncated-normal weights, with zero biases; null is torch's
+            initialisation.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        hidden: list[int] = SINUSOID_HIDDEN,
-        norm: str = "none",
-        init_std: float | None = 0.01,
+        *,
+        hidden: Annotated[list[PositiveInt], Len(1)] = SINUSOID_HIDDEN,
+        norm: NormKind = "none",
+        init_std: PositiveFloat | None = 0.01,
     ) -> None:
         super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise UserError(f"backbone.hidden={list(hidden)}: needs at least one width, all of them positive")
-        if init_std is not None and init_std <= 0:
-            raise UserError(f"backbone.init_std={init_std}: must be positive, or null for torch's initialisation")
         self.norm = norm
         widths = [math.prod(input_shape), *hidden]
         layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from metarun.config.types import NormKind
 from metarun.core import ActivationHook, Backbone
 
 
@@ -15,9 +16,12 @@ class Pixels(Backbone):
 
     ProtoNet on one shot of them is the nearest neighbour by Euclidean distance, MatchingNet by cosine. `norm`, which methods
     choose, normalises layers, and there are none.
+
+    Args:
+        norm: Nothing: there are no layers to normalise, whatever a method sets here.
     """
 
-    def __init__(self, *, input_shape: tuple[int, ...], norm: str = "none") -> None:
+    def __init__(self, input_shape: tuple[int, ...], *, norm: NormKind = "none") -> None:
         super().__init__()
         self.features, self.widths, self.norm = math.prod(input_shape), [], "none"
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from metarun import optional as peers
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.weights import load_tensors, read_tensors
+from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError, nearest
-from metarun.ops.batch_norm import check_kind
 from metarun.ops.tasks import vectorized
 
 IMAGENET = (
@@ -56,25 +56,33 @@ class Pretrained(Backbone):
     and `none` for others, as the setting may say, but it changes nothing. Methods that change the blocks' activations
     are refused. `parts` are the stages: parameters outside of all parts are class tokens and positions. Raises `UserError`
     for all of this that cannot be had.
+
+    Args:
+        name: The network: torchvision:resnet50, timm:vit_small_patch16_224, ...
+        weights: Its weights: null draws them, pretrained or a name has the library fetch them, else an address
+            or a file.
+        checksum: The SHA-256 of the file of weights; an address needs it.
+        image_size: The side in pixels that images are resized to; null is what the library's weights expect.
+        standardized: Whether pixels come with mean 0 and deviation 1; otherwise the network's own normalisation
+            is applied.
+        norm: Nothing: a network with batch normalisation is `running`, any other has none.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
+        *,
         name: str,
         weights: str | None = None,
         checksum: str | None = None,
-        image_size: int | None = None,
+        image_size: PositiveInt | None = None,
         standardized: bool = False,
-        norm: str = "running",
+        norm: NormKind = "running",
     ) -> None:
         super().__init__()
         channels = image_shape("pretrained", input_shape)[0]
         if channels not in (1, 3):
             raise UserError(f"backbone: {name} takes images of 1 or 3 channels, but the data have {channels}")
-        if image_size is not None and image_size < 1:
-            raise UserError(f"backbone.image_size={image_size}: must be positive")
         library, _, model = name.partition(":")
         if library not in LIBRARIES or not model:
             raise UserError(
@@ -88,7 +96,7 @@ class Pretrained(Backbone):
         self.image_size = image_size or size
         batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         self.norm = "running" if batch_norm else "none"
-        if check_kind(norm) != "running" and norm != self.norm:
+        if norm != "running" and norm != self.norm:
             raise UserError(
                 f"backbone.norm={norm}: {name} has the normalisation that it was made with; use backbone.norm={self.norm}"
             )

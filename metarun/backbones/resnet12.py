@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
+from metarun.config.types import DropRate, Len, NonNegativeInt, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
-from metarun.errors import UserError
-from metarun.ops.batch_norm import Norm, one_of
+from metarun.ops.batch_norm import Norm
 
 SLOPE = 0.1  # of the leaky ReLU below zero
 WIDTHS = [64, 160, 320, 640]
@@ -78,30 +79,30 @@ class ResNet12(Backbone):
     random numbers are torch's global ones. In evaluation mode nothing is dropped, or counted.
 
     Raises `UserError` for vectors, images that are too small, and values out of range.
+
+    Args:
+        widths: The channels of the four blocks; [64, 128, 256, 512] is the narrower network.
+        readout: What becomes of the last map: all its numbers, or the mean over positions.
+        norm: The normalisation: batch (transductive at test), support, running, group or none.
+        drop_rate: The share that is dropped at the end of each block while training; 0 drops nothing.
+        block_size: The side of DropBlock's squares in the last two blocks.
+        drop_ramp: The training passes over which DropBlock's rate rises to drop_rate; 0 is at once.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        widths: list[int] = WIDTHS,
-        readout: str = "mean",
-        norm: str = "batch",
-        drop_rate: float = 0.1,
-        block_size: int = 5,
-        drop_ramp: int = 40_000,
+        *,
+        widths: Annotated[list[PositiveInt], Len(4, 4)] = WIDTHS,
+        readout: Literal["flatten", "mean"] = "mean",
+        norm: NormKind = "batch",
+        drop_rate: DropRate = 0.1,
+        block_size: PositiveInt = 5,
+        drop_ramp: NonNegativeInt = 40_000,
     ) -> None:
         super().__init__()
-        self.readout = one_of("backbone.readout", readout, ["flatten", "mean"])
+        self.readout = readout
         channels, height, width = image_shape("resnet12", input_shape, smallest=16)
-        if len(widths) != 4 or min(widths) < 1:
-            raise UserError(f"backbone.widths={list(widths)}: resnet12 has four blocks, each of a positive width")
-        if not 0 <= drop_rate < 1:
-            raise UserError(f"backbone.drop_rate={drop_rate}: must be at least 0 and below 1")
-        if block_size < 1:
-            raise UserError(f"backbone.block_size={block_size}: must be positive")
-        if drop_ramp < 0:
-            raise UserError(f"backbone.drop_ramp={drop_ramp}: must not be negative")
         self.norm = norm
         self.drop_rate = drop_rate
         self.block_size = block_size

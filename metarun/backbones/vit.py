@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
+from metarun.config.types import NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError
-from metarun.ops.batch_norm import KINDS, one_of
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import vectorized
 
@@ -66,24 +67,29 @@ class ViT(Backbone):
     There is no norm with statistics across images: `norm` may be any kind that lets no query see another, since many
     methods set one, and changes nothing. `activation_hook` is given the hidden units of each block, `[B, 4 width, tokens]`, before
     their nonlinearity. Raises `UserError` for vectors, sides that patches do not divide, and sizes that do not fit.
+
+    Args:
+        patch_size: The side of a patch in pixels, which must divide the image's.
+        width: The channels of a token, divisible by heads and by 4.
+        depth: The blocks.
+        heads: The heads of each block's attention.
+        readout: What is read: the class token, or the mean over the patches.
+        norm: Nothing: it has layer norms alone; batch and group are refused.
     """
 
     def __init__(
         self,
-        *,
         input_shape: tuple[int, ...],
-        patch_size: int = 7,
-        width: int = 128,
-        depth: int = 6,
-        heads: int = 4,
-        readout: str = "class",
-        norm: str = "none",
+        *,
+        patch_size: PositiveInt = 7,
+        width: PositiveInt = 128,
+        depth: PositiveInt = 6,
+        heads: PositiveInt = 4,
+        readout: Literal["class", "mean"] = "class",
+        norm: NormKind = "none",
     ) -> None:
         super().__init__()
         channels, *sides = image_shape("vit", input_shape)
-        for name, value in (("patch_size", patch_size), ("width", width), ("depth", depth), ("heads", heads)):
-            if value < 1:
-                raise UserError(f"backbone.{name}={value}: must be positive")
         if any(side % patch_size for side in sides):
             whole = [str(size) for size in range(2, min(sides)) if not any(side % size for side in sides)]
             hint = f"; try {', '.join(whole)}" if whole else ""
@@ -92,9 +98,9 @@ class ViT(Backbone):
             raise UserError(
                 f"backbone.width={width}: must be divisible by backbone.heads={heads}, and by 4 for the positions"
             )
-        if one_of("backbone.norm", norm, KINDS) in ("batch", "group"):
+        if norm in ("batch", "group"):
             raise UserError(f"backbone.norm={norm}: a vision transformer has layer norms alone; use backbone.norm=none")
-        self.readout = one_of("backbone.readout", readout, ["class", "mean"])
+        self.readout = readout
         self.norm = "none"
         self.patch_size = patch_size
         self.embed = nn.Linear(channels * patch_size**2, width)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from metarun.config.types import DropRate, NonNegativeInt
 from metarun.errors import UserError
 
 
@@ -21,13 +22,14 @@ class Augment:
 
     Draws come from torch's global generator of the CPU, so a seed repeats them on any device. Raises `UserError` for
     settings beyond these ranges, for a crop that pads by more than the image, and where kornia is missing.
+
+    Args:
+        crop: The pixels that every side is padded by before a random crop of the former size.
+        flip: Whether half of the images are mirrored left to right.
+        jitter: The most that contrast and brightness change by.
     """
 
-    def __init__(self, *, crop: int = 0, flip: bool = False, jitter: float = 0.0) -> None:
-        if crop < 0:
-            raise UserError(f"augment.crop={crop}: is below 0 pixels")
-        if not 0 <= jitter < 1:
-            raise UserError(f"augment.jitter={jitter}: is not in [0, 1)")
+    def __init__(self, *, crop: NonNegativeInt = 0, flip: bool = False, jitter: DropRate = 0.0) -> None:
         self.crop = crop
         self._crops: dict[tuple[int, int], Any] = {}
         self._others: list[Any] = []

@@ -11,12 +11,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PurePosixPath
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
@@ -46,21 +46,31 @@ class Caltech101(ImageSource):
     taken. If there is none, the official archive (131 MB) is downloaded if `download` is true. `channels` null is 3.
     `rotations` and `normalize` are those of `ImageSource`. Raises `UserError` for files that are missing or broken, and for
     another number of classes.
+
+    Args:
+        root: The folder with caltech-101.zip, 101_ObjectCategories or caltech101_84.zip; null is
+            <METARUN_DATA>/caltech101.
+        download: Whether the official archive (131 MB) is downloaded where there is none.
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; null is 3.
+        split_seed: The seed of the division of the classes for episodes.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: FilePath | None = None,
         download: bool = True,
-        image_size: int = 84,
-        channels: int | None = 3,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        image_size: PositiveInt = 84,
+        channels: Literal[1, 3] | None = 3,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         rotations: bool = False,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "caltech101"
         source = _find(folder, download)
         key = {"files": listing(inside(source)), "image_size": image_size, "channels": channels}

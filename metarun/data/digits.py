@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metarun.data.folder import check_images
+from metarun.config.types import Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.splits import RATIOS
@@ -27,18 +27,24 @@ class Digits(ImageSource):
     Ordinary training, validation and testing take 64, 16 and 20% of each digit, a fixed draw. For episodes the digits are
     divided by `ratios` and `split_seed`. `channels` null is 1. `normalize` is that of `ImageSource`. Raises `UserError`
     where scikit-learn is missing.
+
+    Args:
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; null is 1.
+        split_seed: The seed of the division of the digits for episodes.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
         self,
         *,
-        image_size: int = 28,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        image_size: PositiveInt = 28,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         key = {"image_size": image_size, "channels": channels}
 
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metarun.config.types import FilePath, PositiveInt
 from metarun.data.fewshot_files import (
     Layout,
     Pictures,
@@ -21,7 +22,7 @@ from metarun.data.fewshot_files import (
     opened,
     rows_by_name,
 )
-from metarun.data.folder import THREADS, check_images
+from metarun.data.folder import THREADS
 from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS
@@ -105,19 +106,26 @@ class FewShot(ImageSource):
     are those of `ImageSource`. Ordinary training takes 80% of each class's images, see `ImageSource.labelled`.
 
     Raises `UserError` for an unknown data set, for files that are missing or broken, and for other numbers of classes.
+
+    Args:
+        dataset: The benchmark: mini_imagenet, tiered_imagenet, cifar_fs, fc100 or cub.
+        root: The folder with its files; null is <METARUN_DATA>/ and the name of the benchmark.
+        image_size: The side of an image in pixels; null is 84, of CIFAR-FS and FC100 32.
+        channels: The channels of an image; null is 3.
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
         self,
         *,
         dataset: str,
-        root: str | None = None,
-        image_size: int | None = None,
-        channels: int | None = None,
+        root: FilePath | None = None,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
         rotations: bool = False,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         if dataset not in RELEASES:
             hint = nearest(dataset, RELEASES) or f"; there are {', '.join(RELEASES)}"
             raise UserError(f"data.dataset={dataset}: is no few-shot benchmark that metarun knows{hint}")

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS, check_ratios, divide, with_validation
 from metarun.data.table import ClassImages, cached, listing
@@ -55,16 +56,29 @@ class Folder(ImageSource):
 
     The table is cached under the root, the names, sizes and times of all files and the settings: a change of a file
     makes a new table. Raises `UserError` for a folder, file, list or ratio that does not fit the above.
+
+    Args:
+        root: The folder of class folders, or of train, val (optional) and test folders that hold them.
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; null is 1 if all images are grey, 3 otherwise.
+        split_seed: The seed of the division of the classes.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        train_classes: The names of the training classes, for example [cat, dog]; null draws them.
+        val_classes: The names of the validation classes; null draws them.
+        test_classes: The names of the test classes; null draws them.
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
+        skip_bad: Whether files that are no whole images are left out and counted; otherwise they are errors.
     """
 
     def __init__(
         self,
         *,
-        root: str,
-        image_size: int = 84,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        root: FilePath,
+        image_size: PositiveInt = 84,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         train_classes: list[str] | None = None,
         val_classes: list[str] | None = None,
         test_classes: list[str] | None = None,
@@ -72,7 +86,6 @@ class Folder(ImageSource):
         normalize: bool = True,
         skip_bad: bool = False,
     ) -> None:
-        check_images(image_size, channels)
         shares = check_ratios(ratios)
         folder = Path(root).expanduser().absolute()
         classes = _list(folder)
@@ -236,14 +249,6 @@ def _decode(path: Path, size: int, channels: int, skip_bad: bool) -> np.ndarray 
         raise UserError(
             f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
         ) from error
-
-
-def check_images(size: int | None, channels: int | None) -> None:
-    """Raises `UserError` for settings of `square` that it cannot take; None are those of the images."""
-    if channels not in (None, 1, 3):
-        raise UserError(f"data.channels: {channels} is not 1, 3 or null")
-    if size is not None and size < 1:
-        raise UserError(f"data.image_size: {size} is not a positive number of pixels")
 
 
 def square(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -11,10 +11,11 @@ import hashlib
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from metarun.config.types import Ge
 from metarun.data.source import ImageSource, Split
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError
@@ -86,11 +87,16 @@ class Glyphs(ImageSource):
     `rotations` counts each character turned by 90, 180 and 270 degrees as further classes (some of which are other
     characters: Canadian syllables are told apart by how they are turned); `within_script` draws all ways
     of an episode from one script. Raises `UserError` if `image_size` is below 8 or the fonts are missing.
+
+    Args:
+        image_size: The side of an image in pixels.
+        rotations: Whether each character turned by 90, 180 and 270 degrees counts as further classes.
+        within_script: Whether all ways of an episode come from one script.
     """
 
-    def __init__(self, *, image_size: int = 28, rotations: bool = False, within_script: bool = False) -> None:
-        if image_size < 8:
-            raise UserError(f"data.image_size: {image_size} is too small to read a character; the least is 8")
+    def __init__(
+        self, *, image_size: Annotated[int, Ge(8)] = 28, rotations: bool = False, within_script: bool = False
+    ) -> None:
         fonts = font_files()
         table = cached("glyphs", cache_key(fonts, image_size), lambda metadata: build(fonts, image_size))
         splits: dict[Split, Sequence[int]] = {

@@ -11,11 +11,12 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metarun.data.folder import GREY, check_images, square
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.data.folder import GREY, square
 from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS, check_ratios, divide
@@ -42,6 +43,24 @@ class Library(ImageSource):
     make it and not to use it. A class's images are ordered by their content and named classes by their names, for the
     libraries take both as the file system lists them. Raises `UserError` for an unknown data set, a library that is
     not installed, files that are missing or cannot be read, and a number of classes other than the published one.
+
+    Args:
+        library: The library.
+        dataset: The class of torchvision.datasets or learn2learn.vision.datasets: CIFAR100, MiniImagenet, ...
+        root: The library's own root; null is <METARUN_DATA>/ and the name of the library.
+        download: Whether the library downloads what is not there.
+        options: Further arguments of the library's class: {split: letters} for EMNIST.
+        image_size: The side of an image in pixels; null is the first image's, if that is a square of at most 84
+            pixels, otherwise 84.
+        channels: The channels of an image; null is 1 if all images are grey, 3 otherwise.
+        split_seed: The seed of the division of the classes, where the library does not divide them.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2], of
+            Omniglot 1100, 100 and 423 classes.
+        train_classes: The names of the training classes; null draws them.
+        val_classes: The names of the validation classes; null draws them.
+        test_classes: The names of the test classes; null draws them.
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as further classes.
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
@@ -49,13 +68,13 @@ class Library(ImageSource):
         *,
         library: Literal["learn2learn", "torchvision"],
         dataset: str,
-        root: str | None = None,
+        root: FilePath | None = None,
         download: bool = False,
         options: dict[str, Any] | None = None,
-        image_size: int | None = None,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         train_classes: list[str] | None = None,
         val_classes: list[str] | None = None,
         test_classes: list[str] | None = None,
@@ -66,7 +85,6 @@ class Library(ImageSource):
         if dataset not in known:
             hint = nearest(dataset, known) or f"; there are {', '.join(known)}"
             raise UserError(f"data.dataset={dataset}: is no data set of {library} that metarun knows{hint}")
-        check_images(image_size, channels)
         release = known[dataset]
         lists = (train_classes, val_classes, test_classes)
         listed = any(names is not None for names in lists)

@@ -11,12 +11,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS
@@ -89,25 +89,34 @@ class MedMnist(ImageSource):
 
     Raises `UserError` for an unknown, a three-dimensional and a multi-label flag, and for a file that is missing, broken or
     of other numbers of images.
+
+    Args:
+        flag: The data set: bloodmnist, pathmnist, dermamnist, octmnist, pneumoniamnist, retinamnist,
+            breastmnist, tissuemnist, organamnist, organcmnist or organsmnist.
+        root: The folder with <flag>.npz; null is <METARUN_DATA>/medmnist.
+        download: Whether a file that is not there is downloaded from https://zenodo.org/records/10519652.
+        resolution: The side in pixels of the published images, in <flag>.npz, <flag>_64.npz and so on.
+        image_size: The side of an image in pixels; null is the resolution.
+        channels: The channels of an image; null is the file's.
+        split_seed: The seed of the division of the classes for episodes; two classes are in every split.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
         self,
         *,
         flag: str,
-        root: str | None = None,
+        root: FilePath | None = None,
         download: bool = True,
-        resolution: int = 28,
-        image_size: int | None = None,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        resolution: Literal[28, 64, 128, 224] = 28,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         release = _release(flag)
-        if resolution not in RESOLUTIONS:
-            raise UserError(f"data.resolution={resolution}: MedMNIST has {', '.join(map(str, RESOLUTIONS))} pixels")
         name = f"{flag}.npz" if resolution == RESOLUTIONS[0] else f"{flag}_{resolution}.npz"
         checksum = release.checksums[RESOLUTIONS.index(resolution)]
         path = (Path(root).expanduser().absolute() if root else data_root() / "medmnist") / name

@@ -9,12 +9,12 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
-from metarun.data.folder import check_images
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
@@ -41,20 +41,28 @@ class Mnist(ImageSource):
     The four IDX `.gz` files are looked for in `root` (default: `METARUN_DATA`/mnist) and downloaded there if `download` is
     true. `channels` null is 1. `normalize` is that of `ImageSource`. Raises `UserError` for files that are missing or
     broken, and for other numbers of images.
+
+    Args:
+        root: The folder with the four IDX .gz files; null is <METARUN_DATA>/mnist.
+        download: Whether files that are not there are downloaded.
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; null is 1.
+        split_seed: The seed of the division of the digits for episodes.
+        ratios: The shares of train, val and test classes, which sum to 1; null is [0.64, 0.16, 0.2].
+        normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: FilePath | None = None,
         download: bool = True,
-        image_size: int = SIDE,
-        channels: int | None = None,
-        split_seed: int = 0,
-        ratios: list[float] | None = None,
+        image_size: PositiveInt = SIDE,
+        channels: Literal[1, 3] | None = None,
+        split_seed: Seed = 0,
+        ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        check_images(image_size, channels)
         folder = Path(root).expanduser().absolute() if root else data_root() / "mnist"
         paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
         key = {"files": listing(inside(*paths)), "image_size": image_size, "channels": channels}

@@ -10,16 +10,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops
 
+from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.download import download
 from metarun.data.sampler import uniforms
 from metarun.data.source import ImageSource, Split
 from metarun.data.table import ClassImages, cached, data_root
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 CHECKSUMS = {"background": "68d2efa1b9178cc56df9314c21c6e718", "evaluation": "6b91aef0f799c5bb55b94e3f2daec811"}
@@ -64,23 +65,29 @@ class Omniglot(ImageSource):
     the archives are not touched again.
 
     Raises `UserError` for an unknown split, and for archives that are missing, broken, or short of a drawing.
+
+    Args:
+        root: The folder with images_background.zip and images_evaluation.zip; null is <METARUN_DATA>/omniglot.
+        split: How the characters are divided.
+        split_seed: The seed of split=random.
+        rotations: Whether each character turned by 90, 180 and 270 degrees counts as further characters of its
+            split.
+        within_alphabet: Whether all ways of an episode come from one alphabet.
+        image_size: The side of an image in pixels.
+        download: Whether archives that are not there are downloaded.
     """
 
     def __init__(
         self,
         *,
-        root: str | None = None,
-        split: str = "vinyals",
-        split_seed: int = 0,
+        root: FilePath | None = None,
+        split: Literal["vinyals", "lake", "random"] = "vinyals",
+        split_seed: Seed = 0,
         rotations: bool = True,
         within_alphabet: bool = False,
-        image_size: int = 28,
+        image_size: PositiveInt = 28,
         download: bool = True,
     ) -> None:
-        if split not in SPLITS:
-            raise UserError(f"data.split: {split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-        if image_size < 1:
-            raise UserError(f"data.image_size: {image_size} is not a positive number of pixels")
         folder = Path(root).expanduser().absolute() if root else data_root() / "omniglot"
         characters = _characters()
         # The release is frozen, so its table serves wherever the archives lie; a folder that is named stands for itself.

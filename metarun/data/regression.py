@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
+from metarun.config.types import Len
 from metarun.core import Episodes, TaskShape
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 
 Range = tuple[float, float]
 
@@ -88,15 +89,15 @@ class Mixed(RegressionSource):
     """Sinusoids, lines, quadratic and cubic functions, each task from a family drawn at random (Yao et al. 2019, HSML, section 5.1).
 
     `families` are those to draw from. Raises `UserError` for an unknown family, or none.
+
+    Args:
+        families: The families of functions to draw tasks from; null is all of them.
     """
 
-    def __init__(self, *, families: list[str] | None = None) -> None:
+    def __init__(
+        self, *, families: Annotated[list[Literal["sinusoid", "line", "quadratic", "cubic"]], Len(1)] | None = None
+    ) -> None:
         self.families = list(FAMILIES) if families is None else list(families)
-        for name in self.families:
-            if name not in FAMILIES:
-                raise UserError(f"data.families: {name} is not one of {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
-        if not self.families:
-            raise UserError(f"data.families=[]: needs at least one of {', '.join(FAMILIES)}; null is all of them")
         # The family, and four numbers that each family scales to its own ranges.
         self.parameters = ((0.0, float(len(self.families))), *(((0.0, 1.0),) * 4))
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from metarun.config import flat
+from metarun.renamed import current_choices
 from metarun.runs.folder import FREE
 
 # Overrides that say where, how often or from what, but not what was compared.
@@ -215,7 +216,8 @@ def read(folder: Path) -> Run:
         config = flat(yaml.load(path.read_text(), _Loader))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise Unreadable(f"{path}: cannot be used ({_first_line(error)})") from error
-    chosen = {group: choice for group, choice in result.get("choices", {}).items() if choice is not None}
+    stored = current_choices(result.get("choices", {}))
+    chosen = {group: choice for group, choice in stored.items() if choice is not None}
     choices = {**_classes(config), **chosen}
     typed = overridden(result["command"], config, choices)
     if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with

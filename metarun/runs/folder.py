@@ -49,7 +49,7 @@ def folder_name(overrides: list[str], named: bool) -> str:
 
     `named` tells that the run's name does not have the data and the algorithm in it.
     """
-    left_out = UNNAMED if named else (*UNNAMED, "data", "algo", "target", "finetune")
+    left_out = UNNAMED if named else (*UNNAMED, "data", "algo", "target", "transfer")
     kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept).replace("'", "")) or "default"
     if len(text) > LONGEST:
@@ -85,12 +85,12 @@ def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> s
 
 def name_parts(choices: Mapping[str, str]) -> list[str]:
     """The groups that a run is named after: of the source, and of the target; a recipe without a source leaves its part out."""
-    source = [] if choices.get("recipe") == "finetune" else ["data", "algo"]
-    return [*source, "target", "finetune"]
+    source = [] if choices.get("recipe") == "target_only" else ["data", "algo"]
+    return [*source, "target", "transfer"]
 
 
 def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
-    """The choices of these groups, where there is one: `<data>-<algo>`, and with a target `<data>-<algo>-<target>-<finetune>`."""
+    """The choices of these groups, where there is one: `<data>-<algo>`, and with a target `<data>-<algo>-<target>-<transfer>`."""
     return "-".join(choices[group].replace("/", "-") for group in groups if choices.get(group))
 
 

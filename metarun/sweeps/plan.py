@@ -17,7 +17,7 @@ from metarun.runs.folder import choose_folder, default_name, name_parts, named_a
 from metarun.sweeps.jobs import Job, Outcome
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
-CHOSEN_BY = {"approach": ("algo", "finetune"), "recipe": ("algo",)}  # what else differs where these are swept
+CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
 
 

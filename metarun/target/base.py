@@ -1,4 +1,4 @@
-"""The contract of what puts a learner to use on a small labelled target; one of `conf/finetune` each."""
+"""The contract of what puts a learner to use on a small labelled target; one of `conf/transfer` each."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TargetMethod(ABC):
         self.source = source
         self.augment: Callable[[Tensor], Tensor] = lambda x: x  # of training images
         if self.needs_source and source is None:
-            raise UserError(f"finetune: {type(self).__name__} goes on using the source, but this recipe trains on none")
+            raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
 
     @abstractmethod
     def fit(self, train: Batch, classes: int) -> Classifier:
@@ -127,8 +127,8 @@ class Own(TargetMethod):
         learner = self.learner
         if learner.fixed_ways and learner.spec.outputs != classes:
             raise UserError(
-                f"finetune=own: {type(learner).__name__}'s head has {learner.spec.outputs} outputs, and the target "
-                f"{classes} classes; train with task.ways={classes}, or choose another finetune="
+                f"transfer=own: {type(learner).__name__}'s head has {learner.spec.outputs} outputs, and the target "
+                f"{classes} classes; train with task.ways={classes}, or choose another transfer="
             )
 
     def fit(self, train: Batch, classes: int) -> OwnClassifier:

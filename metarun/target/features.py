@@ -10,21 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
-from metarun.errors import UserError
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 
 class LogisticRegression(TargetMethod):
     """Multinomial logistic regression on standardised features, to the optimum (scikit-learn's L-BFGS).
 
-    `inverse_penalty` is scikit-learn's C. Features are shifted and scaled by the training images' mean and deviation.
+    Features are shifted and scaled by the training images' mean and deviation.
+
+    Args:
+        inverse_penalty: The inverse penalty, scikit-learn's C.
     """
 
-    def __init__(self, learner: Algorithm, source: object = None, *, inverse_penalty: float = 0.01) -> None:
+    def __init__(self, learner: Algorithm, source: object = None, *, inverse_penalty: PositiveFloat = 0.01) -> None:
         super().__init__(learner)
-        if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive")
         self.inverse_penalty = inverse_penalty
 
     def fit(self, train: Batch, classes: int) -> LogisticScores:
@@ -46,7 +47,10 @@ class LogisticRegression(TargetMethod):
 class LinearProbe(TargetMethod):
     """A linear head trained with Adam on standardised frozen features, full batches.
 
-    `weight_decay` is decoupled from the gradient (AdamW).
+    Args:
+        steps: The steps of training, full batches.
+        learning_rate: The learning rate of Adam.
+        weight_decay: The weight decay, decoupled from the gradient (AdamW).
     """
 
     def __init__(
@@ -54,13 +58,11 @@ class LinearProbe(TargetMethod):
         learner: Algorithm,
         source: object = None,
         *,
-        steps: int = 200,
-        learning_rate: float = 0.01,
-        weight_decay: float = 0.1,
+        steps: PositiveInt = 200,
+        learning_rate: NonNegativeFloat = 0.01,
+        weight_decay: NonNegativeFloat = 0.1,
     ) -> None:
         super().__init__(learner)
-        if steps < 1:
-            raise UserError(f"finetune.steps={steps}: must be at least 1")
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
 
     def fit(self, train: Batch, classes: int) -> LinearScores:
@@ -89,6 +91,10 @@ class NearestCentroid(TargetMethod):
 
     `normalize` shifts features by the training images' mean and scales each to length 1 first, as SimpleShot's CL2N does
     (Wang et al. 2019, https://arxiv.org/abs/1911.04623), there with the mean of the source's images.
+
+    Args:
+        normalize: Whether features are centred and scaled to length 1, so that cosines count instead of
+            distances.
     """
 
     def __init__(self, learner: Algorithm, source: object = None, *, normalize: bool = True) -> None:

@@ -15,12 +15,13 @@ Differences from the papers:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.types import Ge, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
@@ -33,6 +34,17 @@ class FineTuning(TargetMethod):
     `from_layer` stay frozen, running averages too. For the first `head_steps` the head learns alone. The rate of each block
     is `layer_decay` times that of the one after it, that of the last block `layer_decay` times the head's. `l2_sp` (alpha)
     draws the backbone to its weights at the start, `l2_head` (beta) the head to zero.
+
+    Args:
+        optimizer: The optimiser of the head and of the blocks that are not frozen.
+        steps: The steps of training.
+        batch_size: The images of a step.
+        from_layer: The first block that is trained; those before it stay frozen. 0 trains all.
+        head_steps: The steps at the start in which the head learns alone.
+        layer_decay: The factor of the learning rate from each block to the one before it; 1 is the same rate
+            for all.
+        l2_sp: The weight of the distance to the backbone's weights at the start (alpha of L2-SP).
+        l2_head: The weight of the squares of the head's weights (beta of L2-SP).
     """
 
     def __init__(
@@ -41,26 +53,22 @@ class FineTuning(TargetMethod):
         source: object = None,
         *,
         optimizer: Callable[..., Any],
-        steps: int = 100,
-        batch_size: int = 32,
-        from_layer: int = 0,
-        head_steps: int = 0,
-        layer_decay: float = 1.0,
-        l2_sp: float = 0.0,
-        l2_head: float = 0.0,
+        steps: PositiveInt = 100,
+        batch_size: Annotated[int, Ge(2)] = 32,
+        from_layer: NonNegativeInt = 0,
+        head_steps: NonNegativeInt = 0,
+        layer_decay: PositiveFloat = 1.0,
+        l2_sp: NonNegativeFloat = 0.0,
+        l2_head: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(learner)
         blocks = len(learner.backbone.blocks)
-        if steps < 1 or batch_size < 2:
-            raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1 and 2")
         if not 0 <= from_layer <= blocks:
             raise UserError(
-                f"finetune.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
+                f"transfer.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
             )
         if not 0 <= head_steps <= steps:
-            raise UserError(f"finetune.head_steps={head_steps}: must be from 0 to finetune.steps={steps}")
-        if layer_decay <= 0 or min(l2_sp, l2_head) < 0:
-            raise UserError("finetune: layer_decay must be positive, l2_sp and l2_head at least 0")
+            raise UserError(f"transfer.head_steps={head_steps}: must be from 0 to transfer.steps={steps}")
         self.optimizer, self.steps, self.batch_size = optimizer, steps, batch_size
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay
         self.l2_sp, self.l2_head = l2_sp, l2_head
@@ -141,5 +149,5 @@ class Shuffled:
 def _rate(optimizer: Callable[..., Any]) -> float:
     rate = getattr(optimizer, "keywords", {}).get("lr")
     if rate is None:
-        raise UserError("finetune.optimizer.lr: must be given")
+        raise UserError("transfer.optimizer.lr: must be given")
     return float(rate)

@@ -33,12 +33,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.config.types import Ge, Interval, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.target.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
@@ -121,7 +122,13 @@ class TrainingSet:
 
 
 class InstanceTransfer(TargetMethod):
-    """What both methods share. `source_images` are drawn from the source; `inverse_penalty` is scikit-learn's C."""
+    """What both methods share: source images that are drawn once and weighted.
+
+    Args:
+        source_images: The source images that are drawn.
+        target_share: The share of the total weight that the target's images have.
+        inverse_penalty: The inverse penalty of the logistic regression, scikit-learn's C.
+    """
 
     needs_source = True
 
@@ -130,25 +137,19 @@ class InstanceTransfer(TargetMethod):
         learner: Algorithm,
         source: SourceImages | None = None,
         *,
-        source_images: int = 2000,
-        target_share: float = 0.5,
-        inverse_penalty: float = 0.01,
+        source_images: Annotated[int, Ge(2)] = 2000,
+        target_share: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+        inverse_penalty: PositiveFloat = 0.01,
     ) -> None:
         super().__init__(learner, source)
-        if source_images < 2:
-            raise UserError(f"finetune.source_images={source_images}: must be at least 2; try 2000")
-        if not 0 < target_share < 1:
-            raise UserError(f"finetune.target_share={target_share}: must be above 0 and below 1; try 0.5")
-        if inverse_penalty <= 0:
-            raise UserError(f"finetune.inverse_penalty={inverse_penalty}: must be positive; try 0.01")
         self.source_images, self.target_share, self.inverse_penalty = source_images, target_share, inverse_penalty
 
     def check(self, classes: int) -> None:
         assert self.source is not None  # `needs_source`
         if self.source.classes != classes:
             raise UserError(
-                f"finetune: {type(self).__name__} needs source and target to have the same classes, but the source has "
-                f"{self.source.classes} and the target {classes}; try finetune=logistic_regression"
+                f"transfer: {type(self).__name__} needs source and target to have the same classes, but the source has "
+                f"{self.source.classes} and the target {classes}; try transfer=logistic_regression"
             )
 
     @cached_property
@@ -188,23 +189,28 @@ class InstanceTransfer(TargetMethod):
 
 
 class TrAdaBoost(InstanceTransfer):
-    """Boosting that raises the weight of target images it is wrong of, and lowers that of such source images."""
+    """Boosting that raises the weight of target images it is wrong of, and lowers that of such source images.
+
+    Args:
+        rounds: The rounds of boosting.
+        source_images: The source images that are drawn.
+        target_share: The share of the total weight that the target's images have at first.
+        inverse_penalty: The inverse penalty of each round's logistic regression, scikit-learn's C.
+    """
 
     def __init__(
         self,
         learner: Algorithm,
         source: SourceImages | None = None,
         *,
-        rounds: int = 20,
-        source_images: int = 2000,
-        target_share: float = 0.5,
-        inverse_penalty: float = 0.1,
+        rounds: PositiveInt = 20,
+        source_images: Annotated[int, Ge(2)] = 2000,
+        target_share: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+        inverse_penalty: PositiveFloat = 0.1,
     ) -> None:
         super().__init__(
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
-        if rounds < 1:
-            raise UserError(f"finetune.rounds={rounds}: must be positive; try 20")
         self.rounds = rounds
 
     def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:
@@ -222,23 +228,28 @@ class TrAdaBoost(InstanceTransfer):
 
 
 class DensityRatio(InstanceTransfer):
-    """A logistic regression on source images weighted by the density ratio, at most `highest_ratio`, and on the target's."""
+    """A logistic regression on source images weighted by the density ratio, at most `highest_ratio`, and on the target's.
+
+    Args:
+        highest_ratio: The most that the density ratio of a source image counts as.
+        source_images: The source images that are drawn.
+        target_share: The share of the total weight that the target's images have.
+        inverse_penalty: The inverse penalty of the logistic regression, scikit-learn's C.
+    """
 
     def __init__(
         self,
         learner: Algorithm,
         source: SourceImages | None = None,
         *,
-        highest_ratio: float = 10.0,
-        source_images: int = 2000,
-        target_share: float = 0.5,
-        inverse_penalty: float = 0.01,
+        highest_ratio: PositiveFloat = 10.0,
+        source_images: Annotated[int, Ge(2)] = 2000,
+        target_share: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+        inverse_penalty: PositiveFloat = 0.01,
     ) -> None:
         super().__init__(
             learner, source, source_images=source_images, target_share=target_share, inverse_penalty=inverse_penalty
         )
-        if highest_ratio <= 0:
-            raise UserError(f"finetune.highest_ratio={highest_ratio}: must be positive; try 10")
         self.highest_ratio = highest_ratio
 
     def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:

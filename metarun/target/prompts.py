@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from metarun.config.types import DropRate, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
@@ -44,6 +45,14 @@ class Prompts(TargetMethod):
     """`prompts` learned tokens, at the input or (`deep`) at every block of a frozen vision transformer, and a new linear head.
 
     For the backbone vit, and the plain vision transformers of torchvision and timm. The backbone stays in evaluation mode.
+
+    Args:
+        optimizer: The optimiser of the prompts and of the head.
+        prompts: The learned tokens.
+        deep: Whether every block has tokens of its own; otherwise the input alone has them.
+        steps: The steps of training.
+        batch_size: The images of a step.
+        warm_up: The share of the steps over which the rate rises from zero.
     """
 
     def __init__(
@@ -52,17 +61,13 @@ class Prompts(TargetMethod):
         source: object = None,
         *,
         optimizer: Callable[..., Any],
-        prompts: int = 10,
+        prompts: PositiveInt = 10,
         deep: bool = True,
-        steps: int = 200,
-        batch_size: int = 32,
-        warm_up: float = 0.1,
+        steps: PositiveInt = 200,
+        batch_size: PositiveInt = 32,
+        warm_up: DropRate = 0.1,
     ) -> None:
         super().__init__(learner)
-        if prompts < 1:
-            raise UserError(
-                f"finetune.prompts={prompts}: must be at least 1; without any there is finetune=linear_probe"
-            )
         token_blocks(learner.backbone)
         self.prompts, self.deep = prompts, deep
         self.training = Training(optimizer, steps, batch_size, warm_up)
@@ -85,6 +90,16 @@ class LoRA(TargetMethod):
 
     Any backbone; it stays in evaluation mode. `targets`: the matrices whose names contain one of these words (`[qkv]`, the
     projections of attention, say); null is all linear and convolution weights.
+
+    Args:
+        optimizer: The optimiser of the low-rank changes and of the head.
+        rank: The rank of the change of a weight matrix.
+        alpha: The change is multiplied by alpha / rank.
+        targets: Words, one of which the name of a matrix must contain to be changed ([qkv]); null is all linear
+            and convolution weights.
+        steps: The steps of training.
+        batch_size: The images of a step.
+        warm_up: The share of the steps over which the rate rises from zero.
     """
 
     def __init__(
@@ -93,16 +108,14 @@ class LoRA(TargetMethod):
         source: object = None,
         *,
         optimizer: Callable[..., Any],
-        rank: int = 4,
-        alpha: float = 8.0,
+        rank: PositiveInt = 4,
+        alpha: PositiveFloat = 8.0,
         targets: list[str] | None = None,
-        steps: int = 200,
-        batch_size: int = 32,
-        warm_up: float = 0.1,
+        steps: PositiveInt = 200,
+        batch_size: PositiveInt = 32,
+        warm_up: DropRate = 0.1,
     ) -> None:
         super().__init__(learner)
-        if rank < 1 or alpha <= 0:
-            raise UserError(f"finetune.rank={rank}, finetune.alpha={alpha}: must be at least 1, and positive")
         matrices(learner.backbone, targets)
         self.rank, self.alpha, self.targets = rank, alpha, targets
         self.training = Training(optimizer, steps, batch_size, warm_up)
@@ -128,10 +141,6 @@ class Training:
     """
 
     def __init__(self, optimizer: Callable[..., Any], steps: int, batch_size: int, warm_up: float) -> None:
-        if steps < 1 or batch_size < 1:
-            raise UserError(f"finetune.steps={steps}, finetune.batch_size={batch_size}: must be at least 1")
-        if not 0 <= warm_up < 1:
-            raise UserError(f"finetune.warm_up={warm_up}: is a share of the steps; must be at least 0 and below 1")
         self.optimizer, self.steps, self.batch_size, self.warm_up = optimizer, steps, batch_size, warm_up
 
     def rate(self, step: int) -> float:
@@ -182,7 +191,7 @@ def token_blocks(backbone: Backbone) -> list[nn.Module]:
     blocks = getattr(backbone, "token_blocks", None)
     if not blocks:
         raise UserError(
-            f"finetune=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
+            f"transfer=prompts: needs a plain vision transformer, and {type(backbone).__name__} is none; use backbone=vit, or "
             "backbone=pretrained backbone.name=timm:vit_small_patch16_224"
         )
     return list(blocks)
@@ -246,7 +255,7 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
     if not chosen:
         names = ", ".join(f"{path}.{name}" for path, _, name in found[:6])
         raise UserError(
-            f"finetune.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
+            f"transfer.targets={targets}: are in no name of the backbone's weight matrices, which begin {names}"
         )
     return chosen
 

@@ -187,8 +187,8 @@ class Target:
             scores = classifier(asked.x)
         if not scores.isfinite().any(1).all():
             raise UserError(
-                f"finetune: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
-                "finetune.optimizer.lr"
+                f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
+                "transfer.optimizer.lr"
             )
         shares = classifier.probabilities(scores).float().cpu().numpy()
         values = scores.double().cpu().numpy()

@@ -22,40 +22,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from metarun.around.base import Around
+from metarun.config.types import Len, NonNegativeInt, PositiveFloat
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.numerics import one_hot
+from metarun.wrappers.base import Wrapper
 
 
-class MetaMix(Around):
+class MetaMix(Wrapper):
     """Trains a method on queries mixed with its support examples.
 
-    `alpha` of the Beta distribution; `layers` are the places to mix at, 0 being the input and i the input of block i of the
-    backbone (null: all of these).
+    Args:
+        alpha: Both parameters of the Beta distribution that the share of the query is drawn from.
+        layers: The places to mix at: 0 is the input and i the input of block i of the backbone; null is all.
     """
 
     def __init__(
-        self, method: Algorithm, validation: EpisodeSampler, *, alpha: float = 2.0, layers: list[int] | None = None
+        self,
+        method: Algorithm,
+        validation: EpisodeSampler,
+        *,
+        alpha: PositiveFloat = 2.0,
+        layers: Annotated[list[NonNegativeInt], Len(1)] | None = None,
     ) -> None:
         super().__init__(method)
         if not method.soft_labels:
             raise UserError(
-                f"around=metamix: {type(method).__name__} takes no mixed labels of queries; leave out around="
+                f"wrapper=metamix: {type(method).__name__} takes no mixed labels of queries; leave out wrapper="
             )
-        if alpha <= 0:
-            raise UserError(f"around.alpha={alpha}: must be positive")
         known = list(range(len(method.backbone.blocks)))
         self.layers = known if layers is None else list(layers)
         if not self.layers or not set(self.layers) <= set(known):
             raise UserError(
-                f"around.layers={layers}: the backbone has {', '.join(map(str, known))}; null is all of them"
+                f"wrapper.layers={layers}: the backbone has {', '.join(map(str, known))}; null is all of them"
             )
         self.alpha = alpha
 
@@ -72,8 +77,8 @@ class MetaMix(Around):
             return self.method.loss(replace(episodes, query_x=query_x, query_y=query_y), step)
         if n_support == 2 * n_query:
             raise UserError(
-                "around=metamix: cannot tell a support set from a query set with its partners, which is as large here; "
-                "choose another train.task.queries, or around.layers=[0]"
+                "wrapper=metamix: cannot tell a support set from a query set with its partners, which is as large here; "
+                "choose another train.task.queries, or wrapper.layers=[0]"
             )
         query_x = torch.cat([episodes.query_x, support_x], dim=1)
         with self._mixing(layer, n_query, {2 * n_query, n_support + 2 * n_query}, share):

@@ -1,4 +1,4 @@
-"""What goes around any method while it is trained; at test time the method is alone."""
+"""What wraps any method while it is trained; at test time the method is alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 
 
-class Around(Algorithm):
+class Wrapper(Algorithm):
     """An algorithm that is another one, `method`, but for its training loss. Subclasses define `loss`.
 
-    Built from the config's `around`, with `method` and `validation`, the sampler of validation tasks, handed in.
+    Built from the config's `wrapper`, with `method` and `validation`, the sampler of validation tasks, handed in.
     """
 
     def __init__(self, method: Algorithm) -> None:

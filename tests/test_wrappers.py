@@ -1,4 +1,4 @@
-"""What goes around a method: mixed queries, chosen tasks, and the tasks with wrong labels that are shown to both."""
+"""What wraps a method: mixed queries, chosen tasks, and the tasks with wrong labels that are shown to both."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from metarun.around.ats import Scheduler
-from metarun.around.base import Around
-from metarun.around.metamix import MetaMix
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.noise import noisy_tasks, with_noise
@@ -25,6 +22,9 @@ from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine.train import build_optimizer, gradient_step
 from metarun.errors import UserError
+from metarun.wrappers.ats import Scheduler
+from metarun.wrappers.base import Wrapper
+from metarun.wrappers.metamix import MetaMix
 
 IMAGES = toy_images()
 TASK = TaskShape(5, 1, 4)
@@ -44,12 +44,12 @@ def config_of(*words: str, algo: str = "protonet", backbone: str = "mlp") -> Dic
     return compose(f"algo={algo}", *small[backbone], "backbone.norm=batch", *task, *words)
 
 
-def surrounded(config: DictConfig, source: DataSource = IMAGES) -> Around:
+def wrap(config: DictConfig, source: DataSource = IMAGES) -> Wrapper:
     method = build(config, source)
     validation = source.sampler("val", task_of(config, "test"), 0, CPU)
-    around = construct(config.around, "around", method=method, validation=validation)
-    assert isinstance(around, Around)
-    return around
+    wrapper = construct(config.wrapper, "wrapper", method=method, validation=validation)
+    assert isinstance(wrapper, Wrapper)
+    return wrapper
 
 
 class Listener(Algorithm):
@@ -77,16 +77,16 @@ def batch_of(tasks: int, start: int = 0, source: DataSource = IMAGES) -> Episode
 # The base: at test time the method is alone.
 
 
-@pytest.mark.parametrize("words", [["around=metamix"], ["around=ats"]])
+@pytest.mark.parametrize("words", [["wrapper=metamix"], ["wrapper=ats"]])
 def test_at_test_time_it_is_the_method(words: list[str]) -> None:
     config = config_of(*words, algo="maml", backbone="conv4")
-    around, alone = surrounded(config).eval(), build(config, IMAGES).eval()
+    wrapper, alone = wrap(config).eval(), build(config, IMAGES).eval()
     batch = batch_of(2)
-    assert around.test_steps == alone.test_steps
-    assert around.transductive == alone.transductive
-    assert (around.fixed_ways, around.regression) == (alone.fixed_ways, alone.regression)
-    assert torch.equal(around.predict_after(batch, [0, 1]), alone.predict_after(batch, [0, 1]))
-    names = [name.removeprefix("method.") for name in around.state_dict() if name.startswith("method.")]
+    assert wrapper.test_steps == alone.test_steps
+    assert wrapper.transductive == alone.transductive
+    assert (wrapper.fixed_ways, wrapper.regression) == (alone.fixed_ways, alone.regression)
+    assert torch.equal(wrapper.predict_after(batch, [0, 1]), alone.predict_after(batch, [0, 1]))
+    names = [name.removeprefix("method.") for name in wrapper.state_dict() if name.startswith("method.")]
     assert names == list(alone.state_dict())
 
 
@@ -94,19 +94,19 @@ def test_at_test_time_it_is_the_method(words: list[str]) -> None:
 
 
 def on_episodes(algo: str) -> bool:
-    """Methods on batches have no queries; a run refuses to put anything around them (tests/test_transfer.py)."""
+    """Methods on batches have no queries; a run refuses to wrap them (tests/test_transfer.py)."""
     return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
 
 
 @pytest.mark.parametrize("algo", list(filter(on_episodes, choices("algo"))))
 def test_probabilities_of_one_class_are_that_class(algo: str) -> None:
     """Methods that say so learn from labels of queries that are probabilities; MetaMix refuses the others."""
-    config = config_of("around=metamix", algo=algo, backbone="conv4")
+    config = config_of("wrapper=metamix", algo=algo, backbone="conv4")
     method = build(config, IMAGES).train()
     batch = batch_of(2)
     if not method.soft_labels:
         with pytest.raises(UserError, match="takes no mixed labels"):
-            surrounded(config)
+            wrap(config)
         return
     soft = replace(batch, query_y=F.one_hot(batch.query_y, 5).float())
     found = []
@@ -119,10 +119,10 @@ def test_probabilities_of_one_class_are_that_class(algo: str) -> None:
 
 
 def test_queries_are_mixed_with_support_examples_and_so_are_their_labels() -> None:
-    around = surrounded(config_of("around=metamix", "around.layers=[0]"))
-    around.method = listener = Listener(around.method)
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[0]"))
+    wrapper.method = listener = Listener(wrapper.method)
     batch = double(batch_of(1))
-    around.double().loss(batch, 0)
+    wrapper.double().loss(batch, 0)
     (mixed,) = listener.heard
     torch.testing.assert_close(mixed.query_y.sum(-1), torch.ones(1, 20))
     assert torch.equal(mixed.support_x, batch.support_x)
@@ -141,14 +141,14 @@ def test_queries_are_mixed_with_support_examples_and_so_are_their_labels() -> No
 @pytest.mark.parametrize("backbone", ["conv4", "mlp"])
 def test_at_a_hidden_layer_it_is_the_activations_that_are_mixed(backbone: str) -> None:
     """One share for all, so from the listened labels the mixture before the last block is computed again by hand."""
-    config = config_of("around=metamix", backbone=backbone, algo="protonet")
+    config = config_of("wrapper=metamix", backbone=backbone, algo="protonet")
     method = build(config, IMAGES).double()
     last = len(method.backbone.blocks) - 1
     listener = Listener(method)
-    around = MetaMix(listener, None, layers=[last])  # type: ignore[arg-type]
+    wrapper = MetaMix(listener, None, layers=[last])  # type: ignore[arg-type]
     batch = double(batch_of(1))
     torch.manual_seed(3)
-    around.loss(batch, 0)
+    wrapper.loss(batch, 0)
     torch.manual_seed(3)
     share = torch.distributions.Beta(2.0, 2.0).sample().item()
     torch.randint(1, ())
@@ -169,38 +169,38 @@ def test_at_a_hidden_layer_it_is_the_activations_that_are_mixed(backbone: str) -
 @pytest.mark.parametrize("norm", ["batch", "support", "group"])
 @pytest.mark.parametrize("vectorize", [False, True], ids=["loop", "vmap"])
 def test_it_trains_methods_of_any_kind_at_any_layer(algo: str, norm: str, vectorize: bool) -> None:
-    around = surrounded(config_of("around=metamix", f"backbone.norm={norm}", algo=algo, backbone="conv4"))
-    around.vectorize = vectorize
+    wrapper = wrap(config_of("wrapper=metamix", f"backbone.norm={norm}", algo=algo, backbone="conv4"))
+    wrapper.vectorize = vectorize
     for step in range(6):
-        logged = gradient_step(around.train(), batch_of(2), step, 1.0, 0, hardware())
+        logged = gradient_step(wrapper.train(), batch_of(2), step, 1.0, 0, hardware())
         assert logged["loss"].isfinite()
-        assert all(value.grad is not None and value.grad.isfinite().all() for value in around.parameters())
+        assert all(value.grad is not None and value.grad.isfinite().all() for value in wrapper.parameters())
 
 
 def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
     for words, line in (
-        (["around.alpha=0"], r"around\.alpha=0\.0: must be positive"),
-        (["around.layers=[7]"], r"around\.layers=\[7\]: the backbone has 0, 1"),
+        (["wrapper.alpha=0"], r"wrapper\.alpha=0\.0: must be positive"),
+        (["wrapper.layers=[7]"], r"wrapper\.layers=\[7\]: the backbone has 0, 1"),
     ):
         with pytest.raises(UserError, match=line):
-            surrounded(config_of("around=metamix", *words))
-    around = surrounded(config_of("around=metamix", "around.layers=[1]"))
+            wrap(config_of("wrapper=metamix", *words))
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]"))
     with pytest.raises(UserError, match="cannot tell a support set"):
-        around.loss(episodes(IMAGES, TaskShape(5, 4, 2), 1), 0)
+        wrapper.loss(episodes(IMAGES, TaskShape(5, 4, 2), 1), 0)
 
 
 def test_sinusoids_are_mixed_too() -> None:
-    config = config_of("around=metamix", "data=sinusoid", "task.ways=1", "task.shots=5", algo="maml")
-    around = surrounded(config, Sinusoid())
-    assert around.loss(episodes(Sinusoid(), TaskShape(1, 5, 4), 2), 0)[0].isfinite()
+    config = config_of("wrapper=metamix", "data=sinusoid", "task.ways=1", "task.shots=5", algo="maml")
+    wrapper = wrap(config, Sinusoid())
+    assert wrapper.loss(episodes(Sinusoid(), TaskShape(1, 5, 4), 2), 0)[0].isfinite()
 
 
 # ATS
 
 
 def test_the_gradient_is_that_of_the_chosen_tasks() -> None:
-    config = config_of("around=ats", algo="maml", backbone="conv4")
-    around = surrounded(config).double()
+    config = config_of("wrapper=ats", algo="maml", backbone="conv4")
+    wrapper = wrap(config).double()
     batch = double(batch_of(6))
     found: dict[str, Tensor] = {}
     chosen: list[int] = []
@@ -213,44 +213,44 @@ def test_the_gradient_is_that_of_the_chosen_tasks() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "multinomial", multinomial)
-        around.validation = lambda start, stop: double(episodes(IMAGES, TASK, stop - start, "val", start))
-        before = {name: value.clone() for name, value in around.method.state_dict().items()}
-        loss, _ = around.train().loss(batch, 0)
-    for name, value in around.method.state_dict().items():  # the step that was tried out is taken back
+        wrapper.validation = lambda start, stop: double(episodes(IMAGES, TASK, stop - start, "val", start))
+        before = {name: value.clone() for name, value in wrapper.method.state_dict().items()}
+        loss, _ = wrapper.train().loss(batch, 0)
+    for name, value in wrapper.method.state_dict().items():  # the step that was tried out is taken back
         assert torch.equal(value, before[name])
     loss.backward()
-    found = {name: value.grad.clone() for name, value in around.method.named_parameters()}
-    around.zero_grad()
+    found = {name: value.grad.clone() for name, value in wrapper.method.named_parameters()}
+    wrapper.zero_grad()
     parts = list(batch.split(1))
-    expected = torch.stack([around.method.loss(parts[i], 0)[0] for i in chosen]).mean()
+    expected = torch.stack([wrapper.method.loss(parts[i], 0)[0] for i in chosen]).mean()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item())
-    for name, value in around.method.named_parameters():
+    for name, value in wrapper.method.named_parameters():
         torch.testing.assert_close(found[name], value.grad)
 
 
 @pytest.mark.parametrize("reward", [1.0, -1.0, 0.0])
 def test_what_paid_is_drawn_more_often(reward: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """REINFORCE: the scheduler's gradient is that of the log-probability of the draw, times what the reward fell short by."""
-    around = surrounded(config_of("around=ats", "around.chosen=1"))
+    wrapper = wrap(config_of("wrapper=ats", "wrapper.chosen=1"))
     heard: list[Tensor] = []
-    probabilities = around.probabilities
+    probabilities = wrapper.probabilities
 
     def listen(*arguments: Any) -> Tensor:
         heard.append(probabilities(*arguments))
         return heard[-1]
 
-    monkeypatch.setattr(around, "probabilities", listen)
-    monkeypatch.setattr(around, "reward", lambda along, step: torch.tensor(reward))
+    monkeypatch.setattr(wrapper, "probabilities", listen)
+    monkeypatch.setattr(wrapper, "reward", lambda along, step: torch.tensor(reward))
     monkeypatch.setattr(torch, "multinomial", lambda p, count: torch.tensor([2]))
-    loss, shown = around.loss(batch_of(4), 0)
-    parameters = list(around.scheduler.parameters())
+    loss, shown = wrapper.loss(batch_of(4), 0)
+    parameters = list(wrapper.scheduler.parameters())
     of_draw = torch.autograd.grad(heard[0][2].log(), parameters, retain_graph=True, materialize_grads=True)
     loss.backward()
     for value, gradient in zip(parameters, of_draw, strict=True):
         torch.testing.assert_close(value.grad, -reward * gradient)
     assert any(gradient.abs().max() > 0 for gradient in of_draw)
-    assert around.average.item() == pytest.approx(reward)
+    assert wrapper.average.item() == pytest.approx(reward)
     assert shown["reward"].item() == reward
 
 
@@ -267,13 +267,13 @@ def test_scheduler_scores_follow_their_tasks(tensors: int) -> None:
 
 def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the pool half have wrong labels: after some training they are hardly drawn any more."""
-    learning = ["train.optimizer.lr=0.01", "around.step_size=1", "around.validation_tasks=8"]
-    config = config_of("around=ats", *learning, "train.steps=80")
-    around = surrounded(config)
+    learning = ["train.optimizer.lr=0.01", "wrapper.step_size=1", "wrapper.validation_tasks=8"]
+    config = config_of("wrapper=ats", *learning, "train.steps=80")
+    wrapper = wrap(config)
     train = with_noise(IMAGES.sampler("train", TASK, 0, CPU), 0, 0.5, 1.0)
-    optimizer, _ = build_optimizer(around, config.train)
+    optimizer, _ = build_optimizer(wrapper, config.train)
     odds: list[float] = []  # of a noisy task against another
-    probabilities = around.probabilities
+    probabilities = wrapper.probabilities
 
     def listen(losses: Tensor, query: Any, support: Any, step: int) -> Tensor:
         found = probabilities(losses, query, support, step)
@@ -282,10 +282,10 @@ def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
             odds.append((found[wrong].mean() / found[~wrong].mean()).item())
         return found
 
-    monkeypatch.setattr(around, "probabilities", listen)
-    around.train()
+    monkeypatch.setattr(wrapper, "probabilities", listen)
+    wrapper.train()
     for step in range(80):
-        gradient_step(around, train(8 * step, 8 * step + 8), step, 1.0, 0, hardware())
+        gradient_step(wrapper, train(8 * step, 8 * step + 8), step, 1.0, 0, hardware())
         optimizer.step()
     assert sum(odds[:5]) / 5 > 0.7
     assert sum(odds[-20:]) / 20 < 0.2
@@ -293,10 +293,10 @@ def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two draws one must be of it; its probability, 0 in single precision, would have no logarithm."""
-    around = surrounded(config_of("around=ats", "around.chosen=2"))
+    wrapper = wrap(config_of("wrapper=ats", "wrapper.chosen=2"))
     certain = torch.nn.Parameter(torch.tensor([20.0, 0.0, 0.0, 0.0]))
-    monkeypatch.setattr(around.scheduler, "forward", lambda *_: certain)
-    loss, _ = around.loss(batch_of(4), 500)
+    monkeypatch.setattr(wrapper.scheduler, "forward", lambda *_: certain)
+    loss, _ = wrapper.loss(batch_of(4), 500)
     loss.backward()
     assert loss.isfinite()
     assert certain.grad is not None
@@ -304,14 +304,14 @@ def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.Monk
 
 
 def test_ats_says_what_it_needs() -> None:
-    with pytest.raises(UserError, match=r"^around=ats: .* Reptile learns from no queries$"):
-        surrounded(config_of("around=ats", algo="reptile"))
+    with pytest.raises(UserError, match=r"^wrapper=ats: .* Reptile learns from no queries$"):
+        wrap(config_of("wrapper=ats", algo="reptile"))
     with pytest.raises(UserError, match=r"train\.tasks_per_step=2"):
-        surrounded(config_of("around=ats")).loss(batch_of(2), 0)
-    with pytest.raises(UserError, match=r"around\.chosen=0"):
-        surrounded(config_of("around=ats", "around.chosen=0"))
-    with pytest.raises(UserError, match=r"around\.temperature=0"):
-        surrounded(config_of("around=ats", "around.temperature=0"))
+        wrap(config_of("wrapper=ats")).loss(batch_of(2), 0)
+    with pytest.raises(UserError, match=r"wrapper\.chosen=0"):
+        wrap(config_of("wrapper=ats", "wrapper.chosen=0"))
+    with pytest.raises(UserError, match=r"wrapper\.temperature=0"):
+        wrap(config_of("wrapper=ats", "wrapper.temperature=0"))
 
 
 # Wrong labels

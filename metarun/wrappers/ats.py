@@ -28,12 +28,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metarun.around.base import Around
+from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params
 from metarun.ops.numerics import precise
+from metarun.wrappers.base import Wrapper
 
 APART = 10**6  # the first validation task of the scheduler; those before select the weights
 
@@ -60,11 +61,15 @@ class Scheduler(nn.Module):
         return self.score(torch.cat([x, self.others(others)], dim=1))[:, 0]
 
 
-class ATS(Around):
+class ATS(Wrapper):
     """Trains a method on `chosen` of the tasks of a step.
 
-    `steps` of the whole training (the scheduler is told how far it is), `step_size` of the step that is tried out,
-    `temperature` the lowest of the draw, `validation_tasks` that R is measured on.
+    Args:
+        steps: The length of training, since the scheduler is told how far it is.
+        chosen: The tasks of a step that are trained on.
+        step_size: The size of the step that is tried out.
+        temperature: The lowest temperature of the draw.
+        validation_tasks: The validation tasks that the reward is measured on.
     """
 
     average: Tensor
@@ -74,20 +79,16 @@ class ATS(Around):
         method: Algorithm,
         validation: EpisodeSampler,
         *,
-        steps: int,
-        chosen: int = 2,
-        step_size: float = 0.01,
-        temperature: float = 0.1,
-        validation_tasks: int = 2,
+        steps: PositiveInt,
+        chosen: PositiveInt = 2,
+        step_size: PositiveFloat = 0.01,
+        temperature: PositiveFloat = 0.1,
+        validation_tasks: PositiveInt = 2,
     ) -> None:
         super().__init__(method)
-        if chosen < 1 or validation_tasks < 1:
-            raise UserError(f"around.chosen={chosen}, around.validation_tasks={validation_tasks}: must be positive")
-        if step_size <= 0 or temperature <= 0:
-            raise UserError(f"around.step_size={step_size}, around.temperature={temperature}: must be positive")
         if not method.needs_queries:
             raise UserError(
-                f"around=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
+                f"wrapper=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
             )
         self.whole_batch = True
         self.validation = validation
@@ -141,7 +142,7 @@ class ATS(Around):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if episodes.n_tasks <= self.chosen:
             raise UserError(
-                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that around=ats chooses {self.chosen} from; "
+                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that wrapper=ats chooses {self.chosen} from; "
                 "each process needs more than that"
             )
         found = [self.gradients(task, step) for task in episodes.split(1)]

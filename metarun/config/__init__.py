@@ -1,0 +1,43 @@
+"""The config of a run: its schema, its validation, and the construction of what it names.
+
+`schema.py` holds the keys, `types.py` the marks that a type can carry, `ranges.py` reads these marks, `validation.py` checks
+a composed config, `building.py` constructs its nodes, and `values.py` gives its plain values. None of them imports torch before a node is
+looked at.
+"""
+
+from metarun.config.building import construct, task_of
+from metarun.config.schema import (
+    Config,
+    Hardware,
+    Noise,
+    Pretrain,
+    Recipe,
+    Target,
+    Task,
+    TaskChange,
+    Test,
+    Train,
+)
+from metarun.config.validation import check, check_keys
+from metarun.config.values import flat, to_container
+from metarun.errors import UserError
+
+__all__ = [
+    "Config",
+    "Hardware",
+    "Noise",
+    "Pretrain",
+    "Recipe",
+    "Target",
+    "Task",
+    "TaskChange",
+    "Test",
+    "Train",
+    "UserError",
+    "check",
+    "check_keys",
+    "construct",
+    "flat",
+    "task_of",
+    "to_container",
+]

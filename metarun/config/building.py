@@ -1,0 +1,44 @@
+"""What a config names is constructed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from metarun.config.ranges import check_value
+from metarun.config.validation import hints_of
+from metarun.errors import UserError, reason
+
+
+def task_of(config: DictConfig, split: str) -> Any:
+    """The `TaskShape` of `train` or `test`: `task`, with what that part of the config changes."""
+    from metarun.core import TaskShape
+
+    change = config[split].task
+    return TaskShape(
+        **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
+    )
+
+
+def construct(node: DictConfig, path: str, **given: Any) -> Any:
+    """Builds what `node._target_` names from the node's values and from `given`.
+
+    Args:
+        node: A node of the config that has a `_target_`.
+        path: The node's dotted key, for messages.
+        given: What the builder hands in; the config does not name it.
+
+    Raises:
+        UserError: A value is of another type, is out of range, or is refused by the constructor.
+    """
+    try:
+        build = instantiate(node, _partial_=True, _convert_="all")
+        hints = hints_of(build.func)
+        for name, value in build.keywords.items():
+            given[name] = check_value(f"{path}.{name}", value, hints.get(name, Any))
+        return build(**given)
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{path}: {reason(error)}") from error

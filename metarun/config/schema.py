@@ -1,0 +1,252 @@
+"""The schema of a run: every key that a config can have, its type, its range and its meaning. It imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from metarun.config import completion
+from metarun.config.types import Doc, FilePath, Ge, Given, Interval, Seed, Unit
+
+
+@dataclass
+class Task:
+    """The size of every task; `train.task` and `test.task` may differ from it."""
+
+    ways: Annotated[int, Ge(1), Unit("classes"), Doc("The classes of a task; 1 for regression.")] = 5
+    shots: Annotated[int, Ge(1), Unit("items a class"), Doc("The support examples of each class.")] = 1
+    queries: Annotated[int, Ge(1), Unit("items a class"), Doc("The query examples of each class.")] = 15
+
+
+@dataclass
+class TaskChange:
+    """What differs from `task`; null is the same."""
+
+    ways: Annotated[int, Ge(1), Unit("classes"), Doc("The classes of a task; null is those of `task`.")] | None = None
+    shots: (
+        Annotated[int, Ge(1), Unit("items a class"), Doc("The support examples of each class; null as in `task`.")]
+        | None
+    ) = None
+    queries: (
+        Annotated[int, Ge(1), Unit("items a class"), Doc("The query examples of each class; null as in `task`.")] | None
+    ) = None
+
+
+@dataclass
+class TrainTaskChange(TaskChange):
+    """What differs from `task` while training; null is the same. Some methods train on support examples alone."""
+
+    queries: (
+        Annotated[int, Ge(0), Unit("items a class"), Doc("The query examples of each class; null as in `task`.")] | None
+    ) = None
+
+
+@dataclass
+class Noise:
+    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+
+    tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
+    labels: Annotated[
+        float, Interval(ge=0, le=1), Doc("The share of wrong labels among the support examples of such a task.")
+    ] = 0.8
+
+
+@dataclass
+class Train:
+    """Meta-training: a budget in steps, or in seconds of training if `max_seconds` comes first."""
+
+    steps: Annotated[int, Ge(0), Unit("steps"), Doc("The length of training; 0 tests the method untrained.")] = 1000
+    max_seconds: (
+        Annotated[float, Ge(0), Unit("seconds"), Doc("The time after which training ends early; null is no limit.")]
+        | None
+    ) = None
+    tasks_per_step: Annotated[
+        int, Ge(1), Unit("tasks, or images"), Doc("The batch of a step: tasks, of a method on ordinary batches images.")
+    ] = 1
+    task: TrainTaskChange = field(default_factory=TrainTaskChange)
+    noise: Noise = field(default_factory=Noise)
+    optimizer: Annotated[
+        dict[str, Any], Given(("params",)), Doc("The optimiser of the outer loop; `optimizer=` chooses one.")
+    ] = field(default_factory=dict)
+    schedule: Annotated[
+        dict[str, Any], Given(("optimizer",)), Doc("The course of the learning rate; `schedule=` chooses one.")
+    ] = field(default_factory=dict)
+    clip_norm: (
+        Annotated[float, Ge(0), Doc("The largest norm of all gradients together; null clips no norm.")] | None
+    ) = None
+    clip_value: Annotated[float, Ge(0), Doc("The largest size of each gradient; null clips no value.")] | None = None
+    validate_every: Annotated[int, Ge(1), Unit("steps"), Doc("The steps from one validation to the next.")] = 200
+    validate_episodes: Annotated[int, Ge(1), Unit("episodes"), Doc("The episodes of a validation.")] = 100
+    validate_on: Annotated[
+        str,
+        Literal["episodes", "images"],
+        Doc("Validation by episodes of the validation classes, or by held-out images of the training classes."),
+    ] = "episodes"
+    patience: (
+        Annotated[
+            int,
+            Ge(1),
+            Unit("validations"),
+            Doc("Early stopping: training ends after so many validations without a better one; null never."),
+        ]
+        | None
+    ) = None
+    log_every: Annotated[int, Ge(1), Unit("steps"), Doc("The steps from one line of metrics to the next.")] = 20
+    save_every: (
+        Annotated[int, Ge(1), Unit("steps"), Doc("The steps from one checkpoint to the next; null goes by time.")]
+        | None
+    ) = None
+    save_seconds: Annotated[
+        float, Ge(0), Unit("seconds"), Doc("The time from one checkpoint to the next, where steps do not say it.")
+    ] = 60.0
+
+
+@dataclass
+class Test:
+    """Meta-testing, once, of the weights that were best on validation."""
+
+    episodes: Annotated[int, Ge(2), Unit("episodes"), Doc("The test episodes that the result is a mean over.")] = 1000
+    baseline_episodes: Annotated[
+        int, Ge(0), Unit("episodes"), Doc("The test episodes of the same method untrained; 0 leaves it out.")
+    ] = 200
+    task: TaskChange = field(default_factory=TaskChange)
+
+
+@dataclass
+class Pretrain:
+    """The method that trains the backbone before the run's own does, in recipes with such a stage."""
+
+    algo: Annotated[dict[str, Any], Given(("backbone", "spec")), Doc("The method of the pretraining.")] = field(
+        default_factory=dict
+    )
+    train: Train = field(default_factory=Train)
+    backbone: Annotated[dict[str, Any], Doc("The settings that the pretraining requires of the run's backbone.")] = (
+        field(default_factory=dict)
+    )
+
+
+@dataclass
+class Target:
+    """Where what was learned is put to use: small labelled subsets of a data set, and test images apart from them."""
+
+    data: Annotated[dict[str, Any], Given(), Doc("The target's data set; `target=` chooses one.")] = field(
+        default_factory=dict
+    )
+    train_images: Annotated[
+        Any,
+        Unit("images"),
+        Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
+    ] = None
+    test_images: (
+        Annotated[int, Ge(1), Unit("images"), Doc("The test images, the same for all subsets; null is all.")] | None
+    ) = None
+    repeats: Annotated[int, Ge(0), Unit("subsets"), Doc("The subsets that are drawn of each size.")] = 10
+    subset_seed: Annotated[
+        int,
+        Interval(ge=0, lt=2**63),
+        Doc("The seed of the subsets. It is not the run's, so that all runs meet the same subsets."),
+    ] = 0
+
+
+@dataclass
+class Hardware:
+    """Where and how it is computed."""
+
+    device: Annotated[
+        str, Literal["auto", "cpu", "cuda"], Doc("The device; auto takes CUDA where there is one, else the CPU.")
+    ] = "auto"
+    autocast: (
+        Annotated[str, Literal["bfloat16"], Doc("The type of mixed precision; null computes in float32.")] | None
+    ) = None
+    tf32: Annotated[bool, Doc("Whether float32 products on CUDA may round to 10 bits of mantissa.")] = False
+    channels_last: (
+        Annotated[bool, Doc("The memory order of images between layers; null takes the one that is faster.")] | None
+    ) = None
+    processes: Annotated[int, Ge(1), Doc("The processes that share the tasks of a step, on a CPU.")] = 1
+    threads: (
+        Annotated[int, Ge(1), Doc("The threads of a CPU operation; null shares the cores out among the processes.")]
+        | None
+    ) = None
+    vectorize: (
+        Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
+    ) = None
+    record: (
+        Annotated[bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null does so for MLPs on CPUs.")]
+        | None
+    ) = None
+    task_chunk: (
+        Annotated[
+            int, Ge(1), Unit("tasks"), Doc("The tasks whose graph is held at once; null is 1 in a loop, all by vmap.")
+        ]
+        | None
+    ) = None
+
+
+@dataclass
+class Recipe:
+    """The stages of a run, in order: functions of a `metarun.stages.Run`."""
+
+    stages: Annotated[list[str], Doc("The stages, in order.")] = MISSING
+    source: Annotated[
+        bool,
+        Doc("Whether a source (`data=`) is trained on; without one the backbone starts untrained on the target."),
+    ] = True
+    run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.recipes.run"
+
+
+BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    algo: Annotated[dict[str, Any], Given(("backbone", "spec")), Doc("The method; `algo=` chooses one.")] = field(
+        default_factory=dict
+    )
+    data: Annotated[dict[str, Any], Given(), Doc("The data set that is trained on; `data=` chooses one.")] = field(
+        default_factory=dict
+    )
+    backbone: Annotated[
+        dict[str, Any],
+        Given(("input_shape",), {"from": BACKBONE_FROM}),
+        Doc("The network that the method trains; `backbone=` chooses one."),
+    ] = field(default_factory=lambda: {"from": None})
+    wrapper: Annotated[
+        dict[str, Any], Given(("method", "validation")), Doc("What changes the training of the method, if anything.")
+    ] = field(default_factory=dict)
+    augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
+        field(default_factory=dict)
+    )
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    target: Target = field(default_factory=Target)
+    transfer: Annotated[
+        dict[str, Any], Given(("learner", "source")), Doc("How the target is learned; `transfer=` chooses a way.")
+    ] = field(default_factory=dict)
+    task: Task = field(default_factory=Task)
+    train: Train = field(default_factory=Train)
+    test: Test = field(default_factory=Test)
+    hardware: Hardware = field(default_factory=Hardware)
+    recipe: Recipe = field(default_factory=Recipe)
+    name: (
+        Annotated[str, Doc("The folder below `outputs` that the run lies in, without /; null is <data>-<algo>.")] | None
+    ) = None
+    seed: Annotated[Seed, Doc("The seed of weights, tasks and every other draw.")] = 0
+    resume: Annotated[
+        bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
+    ] = True
+    checkpoint: Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests.")] | None = None
+    runs: Annotated[Any, Doc("The folder of runs, or a list of folders, that `recipe=report` reports on.")] = None
+    outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
+# the time that --help takes. A copy of the one store is the store.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+completion.install()
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

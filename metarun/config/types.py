@@ -1,0 +1,66 @@
+"""The marks that the type of a setting can carry, in the schema and in the signature of any constructor.
+
+`Annotated[int, Ge(1)]` and the other bounds of annotated-types are ranges, `Literal["pool", "stride"]` is a choice. In the
+schema, whose types omegaconf reads, a choice is a mark too: `Annotated[str, Literal["cpu", "cuda"]]`. One checker,
+`metarun.config.ranges`, reads them all, and `metarun help` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Unit
+from annotated_types import doc as Doc
+
+__all__ = [
+    "Doc",
+    "DropRate",
+    "FilePath",
+    "Ge",
+    "Given",
+    "Gt",
+    "Interval",
+    "Le",
+    "Len",
+    "Lt",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "NormKind",
+    "PathLike",
+    "PositiveFloat",
+    "PositiveInt",
+    "Seed",
+    "Share",
+    "Unit",
+]
+
+
+@dataclass(frozen=True)
+class PathLike:
+    """The value names a file or a folder; it is taken literally, whatever characters it has."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The node names a class, to which its builder hands `names`; a config must not set them.
+
+    Args:
+        names: Parameters of the class's constructor.
+        beside: Keys of the node that its builder reads itself, with their types.
+    """
+
+    names: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]  # a part of a whole
+DropRate = Annotated[float, Interval(ge=0, lt=1)]  # the share that dropout leaves out
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]  # what torch and NumPy take
+FilePath = Annotated[str, PathLike()]
+NormKind = Literal["batch", "support", "running", "group", "none"]

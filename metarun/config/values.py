@@ -1,0 +1,24 @@
+"""The plain values of a config."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def to_container(config: DictConfig) -> dict[str, Any]:
+    """Plain, resolved values."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 100, ...}` of nested mappings."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: leaf
+        for name, value in values.items()
+        for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

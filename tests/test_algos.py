@@ -638,7 +638,7 @@ def inner_adam(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The adapted copy and Adam's second moments, by torch's own Adam that goes on from `moments` after `taken` steps."""
     fast = copy.deepcopy(algorithm)
-    adam = torch.optim.Adam(fast.parameters(), lr=algorithm.inner_lr, betas=(0.0, algorithm.inner_beta2), eps=1e-8)
+    adam = torch.optim.Adam(fast.parameters(), lr=algorithm.inner.lr, betas=(0.0, algorithm.inner_beta2), eps=1e-8)
     names = [name for name, _ in fast.named_parameters()]
     blank = adam.state_dict()
     blank["state"] = {

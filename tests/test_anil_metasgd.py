@@ -145,7 +145,7 @@ def test_only_the_head_adapts(first_order: bool, vectorize: bool) -> None:
 
 def test_the_head_alone_comes_back_adapted() -> None:
     algorithm, batch = tiny(ANIL), batch_of()
-    support, query = algorithm.features(batch.support_x[0], batch.query_x[0])
+    support, query = algorithm.backbone.embed_sets(batch.support_x[0], batch.query_x[0], shared_batch=False)
     assert support.shape == query.shape == (6, algorithm.backbone.features)
     start, end = algorithm.adapt_head(support, batch.support_y[0], [0, 1])
     assert start.keys() == end.keys() == {"weight", "bias"}

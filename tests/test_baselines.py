@@ -147,7 +147,7 @@ def test_a_cosine_heads_scale_goes_by_the_number_of_classes() -> None:
 @pytest.mark.parametrize("norm", ["batch", "support", "group", "none"])
 def test_features_of_all_tasks_at_once_are_those_of_each(norm: str) -> None:
     algorithm, batch = built(Baseline, norm), tasks()
-    support, query = algorithm.embed(batch.support_x, batch.query_x)
+    support, query = algorithm.embed(batch)
     for task in range(3):
         apart = algorithm.backbone(batch.support_x[task]), algorithm.backbone(batch.query_x[task])
         both = algorithm.backbone(torch.cat([batch.support_x[task], batch.query_x[task]]), 6).split([6, 12])
@@ -177,7 +177,7 @@ def test_simpleshots_other_transforms() -> None:
     for transform in ("un", "l2n"):
         algorithm = built(SimpleShot, transform=transform)
         algorithm.mean += 1
-        support, query = algorithm.embed(batch.support_x, batch.query_x)
+        support, query = algorithm.embed(batch)
         if transform == "l2n":
             support, query = (x / x.norm(dim=2, keepdim=True) for x in (support, query))
         centroids = support.unflatten(1, (3, 2)).mean(2)

@@ -171,7 +171,7 @@ def test_recomputed_steps_keep_no_graph() -> None:
             kept.add(box := Kept(tensor))
             return box
 
-        learner.inner_steps, learner.recompute = steps, recompute
+        learner.inner.steps, learner.inner.recompute = steps, recompute
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box.tensor):
             loss, _ = learner.loss(Episodes(x[None], y[None], x[None], y[None], 5), 0)
         assert loss.requires_grad  # and so holds its graph

@@ -71,7 +71,7 @@ def test_with_open_gates_it_is_maml() -> None:
         for gate in hsml.gates.values():
             gate.weight.zero_()
             gate.bias.fill_(50.0)
-    maml = MAML(hsml.backbone, Spec((1,), "regression", 1), inner_steps=2, inner_lr=hsml.inner_lr).double()
+    maml = MAML(hsml.backbone, Spec((1,), "regression", 1), inner_steps=2, inner_lr=hsml.inner.lr).double()
     maml.head.load_state_dict(hsml.head.state_dict())
     losses = [algorithm.loss(batch, 0)[0] for algorithm in (hsml, maml)]
     torch.testing.assert_close(losses[0], losses[1])
@@ -98,7 +98,7 @@ def test_the_embedding_learns_to_give_back_the_task() -> None:
     optimizer = torch.optim.Adam(algorithm.parameters(), 0.01)
     errors = []
     for _ in range(60):
-        error = torch.stack([algorithm.embed(batch.support_x[t], batch.support_y[t])[1] for t in range(3)]).mean()
+        error = torch.stack([algorithm.represent(batch.support_x[t], batch.support_y[t])[1] for t in range(3)]).mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -111,7 +111,7 @@ def test_the_embedding_reads_the_labels_of_images() -> None:
     algorithm = build(config, IMAGES)
     batch = episodes(IMAGES, TaskShape(5, 1, 2), 1)
     y = batch.support_y[0]
-    one, other = (algorithm.embed(batch.support_x[0], labels)[0] for labels in (y, y.flip(0)))
+    one, other = (algorithm.represent(batch.support_x[0], labels)[0] for labels in (y, y.flip(0)))
     assert not torch.allclose(one, other)
 
 

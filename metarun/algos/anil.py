@@ -29,7 +29,7 @@ from torch import Tensor
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.ops.inner_loop import Params, adapt, parameters
+from metarun.ops.inner_loop import Params, parameters
 
 
 class ANIL(MAML):
@@ -42,6 +42,8 @@ class ANIL(MAML):
         first_order: Whether inner gradients are constants; the body then learns nothing through the support's
             features.
     """
+
+    shared_batch = False  # each set has statistics of its own, as in MAML
 
     def __init__(
         self,
@@ -62,27 +64,18 @@ class ANIL(MAML):
             first_order=first_order,
         )
 
-    def features(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """One task's features of the support set `[N*K, features]` and of the queries `[N*Q, features]`."""
-        if self.backbone.norm in ("batch", "running"):  # each set has statistics of its own
-            return self.backbone(support_x), self.backbone(query_x)
-        both = self.backbone(torch.cat([support_x, query_x]), len(support_x))
-        return both[: len(support_x)], both[len(support_x) :]
-
     def adapt_head(self, features: Tensor, y: Tensor, steps: Sequence[int]) -> list[Params]:
         """One task's `weight` and `bias` of the head after each of the numbers of inner steps in `steps`."""
-        return adapt(
+        return self.inner.adapt(
             lambda head: self.task_loss(F.linear(features, **head), y),
             parameters(self.head),
-            steps=steps,
-            learning_rate=self.inner_lr,
-            first_order=self.first_order,
+            steps,
         )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
-            support, query = self.features(support_x, query_x)
-            (head,) = self.adapt_head(support, support_y, [self.inner_steps])
+            support, query = self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)
+            (head,) = self.adapt_head(support, support_y, [self.inner.steps])
             prediction = F.linear(query, **head)
             return self.task_loss(prediction, query_y), prediction.detach()
 
@@ -92,7 +85,7 @@ class ANIL(MAML):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            support, query = self.features(support_x, query_x)
+            support, query = self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)
             return torch.stack([F.linear(query, **head) for head in self.adapt_head(support, support_y, steps)])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 class Head(nn.Module):
@@ -72,6 +72,7 @@ class Baseline(Algorithm):
     """
 
     trains_on = "batches"
+    shared_batch = False
     whole_batch = True
 
     def __init__(
@@ -120,16 +121,14 @@ class Baseline(Algorithm):
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.classification_loss(self.classify(batch.x), batch)
 
-    def embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[T, S, D]` and `[T, Q, D]` of the tasks' sets; all at once, unless the norm's statistics are a set's."""
-        if self.backbone.norm == "batch":
-            return self.over_tasks(self.features, support_x), self.over_tasks(self.features, query_x)
-        both, size = torch.cat([support_x, query_x], dim=1), support_x.shape[1]
-        if self.backbone.norm == "support":
-            found = self.over_tasks(lambda images: self.features(images, size), both)
-        else:
-            found = self.features(both.flatten(0, 1)).unflatten(0, both.shape[:2])
-        return found[:, :size], found[:, size:]
+    def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Features of all tasks' sets at once, unless the norm's statistics are a set's."""
+        if self.backbone.norm in ("batch", "support"):
+            return super().embed(episodes)
+        sets = [episodes.support_x, episodes.query_x]
+        found = self.features(torch.cat([x.flatten(0, 1) for x in sets]))
+        support, queries = found.split([x.shape[0] * x.shape[1] for x in sets])
+        return support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])
 
     def fit_head(self, features: Tensor, labels: Tensor, classes: int) -> Head:
         """Heads trained on the features `[T, S, D]` and labels `[T, S]` of T tasks, with parameters `[T, ...]`."""
@@ -150,7 +149,7 @@ class Baseline(Algorithm):
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        support, query = self.embed(episodes.support_x, episodes.query_x)
-        with torch.autocast(support.device.type, enabled=False):
+        support, query = self.embed(episodes)
+        with full_precision(support):
             head = self.fit_head(support.detach(), episodes.support_y, episodes.ways)
             return head(query)

@@ -33,8 +33,9 @@ from torch import Tensor
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.inner_loop import Params, call, parameters
 from metarun.ops.numerics import precise
+from metarun.ops.prototypes import class_sums
 
 
 class BOIL(MAML):
@@ -74,14 +75,12 @@ class BOIL(MAML):
         """One task's parameters after each of the numbers of inner steps in `steps`; the head's are the same in all."""
         # A rate of zero, not a head left out: a recomputed inner loss may depend on nothing trained but its argument.
         start = parameters(self)
-        rates: dict[str, Any] = {name: 0.0 if name.startswith("head.") else self.inner_lr for name in start}
-        return adapt(
+        rates: dict[str, Any] = {name: 0.0 if name.startswith("head.") else self.inner.lr for name in start}
+        return self.inner.adapt(
             lambda params: self.task_loss(call(self, params, support_x), support_y),
             start,
-            steps=steps,
-            learning_rate=rates,
-            first_order=self.first_order,
-            recompute=self.recompute,
+            steps,
+            lr=rates,
         )
 
     @torch.no_grad()
@@ -91,20 +90,18 @@ class BOIL(MAML):
             return {}
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-            members = F.one_hot(support_y, episodes.ways)
             return torch.stack([
-                (self.cosines(params, support_x, members, query_x).argmax(-1) == query_y).float().mean()
+                (self.cosines(params, support_x, support_y, query_x, episodes.ways).argmax(-1) == query_y).float().mean()
                 for params in self.adapt(support_x, support_y, [0, self.test_steps])
             ])  # fmt: skip
 
         before, after = self.over_tasks(task, *episodes.tensors).unbind(1)
         return {"nil_acc_before": before, "nil_acc_after": after}
 
-    def cosines(self, params: Params, support_x: Tensor, members: Tensor, query_x: Tensor) -> Tensor:
+    def cosines(self, params: Params, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
         """Cosines between the features of one task's queries and its class means, `[N*Q, N]`."""
         size = self.backbone.features
         identity = {"head.weight": torch.eye(size).to(support_x), "head.bias": torch.zeros(size).to(support_x)}
         support = precise(call(self, params | identity, support_x))
         queries = precise(call(self, params | identity, query_x, support_x))
-        means = members.T.to(support.dtype) @ support  # sums, of which the direction alone counts
-        return F.normalize(queries, dim=-1) @ F.normalize(means, dim=-1).T
+        return F.normalize(queries, dim=-1) @ F.normalize(class_sums(support, support_y, ways), dim=-1).T

@@ -31,7 +31,7 @@ from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Backbone, Spec
 from metarun.errors import UserError
-from metarun.ops.inner_loop import Params, adapt, call
+from metarun.ops.inner_loop import Params, call
 
 
 class CAVIA(MAML):
@@ -99,10 +99,8 @@ class CAVIA(MAML):
 
     def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
         """One task's `context` after each of the numbers of inner steps in `steps`."""
-        return adapt(
+        return self.inner.adapt(
             lambda params: self.task_loss(call(self, params, support_x), support_y),
             {"context": torch.zeros_like(self.context, requires_grad=True)},
-            steps=steps,
-            learning_rate=self.inner_lr,
-            first_order=self.first_order,
+            steps,
         )

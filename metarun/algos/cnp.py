@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from metarun.config.types import DropRate, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import precise
+from metarun.ops.prototypes import class_means
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
@@ -90,23 +91,12 @@ class CNP(Algorithm):
         sizes = (backbone.features, summary) if product else ()
         self.factors = nn.ModuleList(nn.Linear(size, first, bias=False) for size in sizes)
 
-    def features(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Of the support points `[T, S, F]` and of the queries `[T, M, F]`."""
-        size = episodes.support_x.shape[1]
-        both = self.over_tasks(
-            lambda support_x, query_x: self.backbone(torch.cat([support_x, query_x]), size),
-            episodes.support_x,
-            episodes.query_x,
-        )
-        return both[:, :size], both[:, size:]
-
     def summary(self, features: Tensor, y: Tensor) -> Tensor:
         """r of the support sets, `[T, width]`; of classes `[T, N * width]`."""
         if self.gaussian:
             return precise(self.encoder(torch.cat([features, y.to(features.dtype)], dim=-1))).mean(1)
         encoded = precise(self.encoder(features))
-        members = one_hot(y, self.spec.outputs, encoded.dtype)
-        return (members.mT @ encoded / members.sum(1)[..., None]).flatten(1)
+        return class_means(encoded, y, self.spec.outputs).flatten(1)
 
     def decode(self, features: Tensor, summary: Tensor) -> Tensor:
         """phi of `features` `[T, M, F]` and `summary` `[..., T, R]`, which the first layer takes one by one."""
@@ -124,7 +114,7 @@ class CNP(Algorithm):
         return log_density(y, mean, self.min_sigma + (1 - self.min_sigma) * F.softplus(raw)).sum(-1)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         if self.gaussian:
             phi = self.decode(torch.cat([support, queries], dim=1), self.summary(support, episodes.support_y))
             return -self.log_likelihood(phi, torch.cat([episodes.support_y, episodes.query_y], dim=1)).mean(), {}
@@ -136,7 +126,7 @@ class CNP(Algorithm):
         return self.task_loss(logits, target), self.scores(logits[0], episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         phi = self.decode(queries, self.summary(support, episodes.support_y))
         return phi.chunk(2, dim=-1)[0] if self.gaussian else phi
 
@@ -144,6 +134,6 @@ class CNP(Algorithm):
         """The mean log likelihood of the queries of a regression task."""
         if not self.gaussian:
             return {}
-        support, queries = self.features(episodes)
+        support, queries = self.embed(episodes)
         phi = self.decode(queries, self.summary(support, episodes.support_y))
         return {"log_likelihood": self.log_likelihood(phi, episodes.query_y).mean(1)}

@@ -30,7 +30,7 @@ from metarun.algos.dann import both_domains
 from metarun.config.types import Len, NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def covariance(x: Tensor) -> Tensor:
 
 def coral(source: Tensor, target: Tensor) -> Tensor:
     """The squared distance of the covariances of `[n, d]` and `[m, d]`, over 4 d^2."""
-    with torch.autocast(source.device.type, enabled=False):
+    with full_precision(source):
         difference = covariance(precise(source)) - covariance(precise(target))
         return difference.square().sum() / (4 * source.shape[1] ** 2)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 class DN4(Algorithm):
@@ -56,7 +56,7 @@ class DN4(Algorithm):
         """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task with so many images a class."""
         n_support = len(support_x)
         maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        with torch.autocast(maps.device.type, enabled=False):
+        with full_precision(maps):
             descriptors = F.normalize(precise(maps).flatten(2).mT, dim=-1)  # [images, places, channels]
             support = descriptors[:n_support][support_y.argsort()]  # class by class
             if len(set(sizes)) == 1:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_means, negative_squared_distances
 
 
 class SetToSet(nn.Module):
@@ -49,11 +50,6 @@ class SetToSet(nn.Module):
         scores = self.queries(members) @ self.keys(members).mT / members.shape[-1] ** 0.5
         mixed = self.attention_dropout(scores.softmax(-1)) @ self.values(members)
         return self.norm(members + self.dropout(self.output(mixed)))
-
-
-def distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Squared Euclidean distances, `[T, points, centres]`."""
-    return points.square().sum(-1, keepdim=True) + centres.square().sum(-1)[:, None] - 2 * points @ centres.mT
 
 
 class FEAT(Algorithm):
@@ -86,36 +82,29 @@ class FEAT(Algorithm):
         self.contrast_weight = contrast_weight
         self.adapt = SetToSet(backbone.features, dropout, attention_dropout)
 
-    def embed(self, episodes: Episodes) -> Tensor:
-        """Embeddings of the support and query images, `[T, N*K + N*Q, D]`."""
-        n_support = episodes.support_x.shape[1]
-        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        return precise(self.over_tasks(lambda x: self.backbone(x, n_support), images))
-
-    def logits(self, embedded: Tensor, support_y: Tensor, ways: int) -> Tensor:
-        """Of the queries, `[T, N*Q, N]`."""
-        n_support = support_y.shape[1]
-        members = one_hot(support_y, ways, embedded.dtype)
-        prototypes = members.mT @ embedded[:, :n_support] / members.sum(1)[..., None]
-        return -distances(embedded[:, n_support:], self.adapt(prototypes)) / self.temperature
+    def logits(self, support: Tensor, support_y: Tensor, queries: Tensor, ways: int) -> Tensor:
+        """Logits of the queries, `[T, N*Q, N]`, from the features of both sets."""
+        prototypes = self.adapt(class_means(support, support_y, ways))
+        return negative_squared_distances(queries, prototypes) / self.temperature
 
     def contrast(self, embedded: Tensor, y: Tensor, ways: int) -> Tensor:
         """Cross-entropy of all images, by the distances to the means of their adapted classes."""
         by_class = embedded.take_along_dim(y.argsort(1)[..., None], 1).unflatten(1, (ways, -1))
         centres = self.adapt(by_class).mean(2)
-        return self.task_loss(-distances(embedded, centres) / self.contrast_temperature, y)
+        return self.task_loss(negative_squared_distances(embedded, centres) / self.contrast_temperature, y)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        embedded = self.embed(episodes)
-        with torch.autocast(embedded.device.type, enabled=False):
-            logits = self.logits(embedded, episodes.support_y, episodes.ways)
+        support, queries = self.embed(episodes)
+        with full_precision(queries):
+            logits = self.logits(support, episodes.support_y, queries, episodes.ways)
             loss = self.task_loss(logits, episodes.query_y)
             if self.contrast_weight:
                 y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
+                embedded = torch.cat([support, queries], dim=1)
                 loss = loss + self.contrast_weight * self.contrast(embedded, y, episodes.ways)
         return loss, self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        embedded = self.embed(episodes)
-        with torch.autocast(embedded.device.type, enabled=False):
-            return self.logits(embedded, episodes.support_y, episodes.ways)
+        support, queries = self.embed(episodes)
+        with full_precision(queries):
+            return self.logits(support, episodes.support_y, queries, episodes.ways)

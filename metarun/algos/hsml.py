@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.inner_loop import Params, call, parameters
 from metarun.ops.numerics import one_hot, precise
 
 POINTS = 20  # the width to which pairs of numbers are brought first, as in the official code
@@ -79,8 +79,14 @@ class HSML(MAML):
         spread: PositiveFloat = 10.0,
         embedding_weight: NonNegativeFloat = 0.01,
     ) -> None:
-        super().__init__(backbone, spec, inner_steps=inner_steps, inner_lr=inner_lr, first_order=first_order)
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        super().__init__(
+            backbone,
+            spec,
+            inner_steps=inner_steps,
+            inner_lr=inner_lr,
+            test_inner_steps=test_inner_steps,
+            first_order=first_order,
+        )
         weights = parameters(self)
         numbers = spec.kind == "regression"
         pair = spec.input_shape[0] + spec.outputs if numbers else backbone.features + spec.outputs
@@ -98,7 +104,7 @@ class HSML(MAML):
         )
         self.spread, self.embedding_weight = spread, embedding_weight
 
-    def embed(self, support_x: Tensor, support_y: Tensor) -> tuple[Tensor, Tensor]:
+    def represent(self, support_x: Tensor, support_y: Tensor) -> tuple[Tensor, Tensor]:
         """One task's g `[embedding]`, and how far the decoder is from giving back the pairs (scalar)."""
         if self.spec.kind == "regression":
             pairs = self.entry(torch.cat([support_x, support_y], dim=-1))
@@ -130,7 +136,7 @@ class HSML(MAML):
 
     def begin(self, support_x: Tensor, support_y: Tensor) -> tuple[Params, Tensor]:
         """One task's gated initialisation, and the loss of its embedding."""
-        g, reconstruction = self.embed(support_x, support_y)
+        g, reconstruction = self.represent(support_x, support_y)
         told = torch.cat([g, self.climb(g)])
         weights = {name: value for name, value in parameters(self).items() if name.startswith(("backbone.", "head."))}
         gates = {name: torch.sigmoid(OPEN + precise(self.gates[name.replace(".", "_")](told))) for name in weights}
@@ -138,12 +144,10 @@ class HSML(MAML):
 
     def adapt_from(self, weights: Params, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
         """As `adapt`, from a gated initialisation."""
-        return adapt(
+        return self.inner.adapt(
             lambda params: self.task_loss(call(self, params, support_x), support_y),
             weights,
-            steps=steps,
-            learning_rate=self.inner_lr,
-            first_order=self.first_order,
+            steps,
         )
 
     def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
@@ -152,7 +156,7 @@ class HSML(MAML):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, ...]:
             weights, reconstruction = self.begin(support_x, support_y)
-            (adapted,) = self.adapt_from(weights, support_x, support_y, [self.inner_steps])
+            (adapted,) = self.adapt_from(weights, support_x, support_y, [self.inner.steps])
             prediction = call(self, adapted, query_x, support_x)
             return self.task_loss(prediction, query_y), reconstruction, prediction.detach()
 

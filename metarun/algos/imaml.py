@@ -78,13 +78,13 @@ class IMAML(MAML):
             distance = (flat(params) - flat(start)).square().sum()
             return self.task_loss(call(self, params, support_x), support_y) + self.proximal_weight / 2 * distance
 
-        return adapt(regularised, start, steps=steps, learning_rate=self.inner_lr, first_order=True)
+        return adapt(regularised, start, steps=steps, learning_rate=self.inner.lr, first_order=True)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         strength = self.proximal_weight + self.damping
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, ...]:
-            (adapted,) = self.adapt(support_x, support_y, [self.inner_steps])
+            (adapted,) = self.adapt(support_x, support_y, [self.inner.steps])
 
             def support_loss(params: Params) -> Tensor:
                 return self.task_loss(call(self, params, support_x), support_y)

@@ -123,8 +123,8 @@ class L2L(MAML):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         start, like = self.draw(episodes)
-        first = step % -(-self.inner_steps // self.unroll) * self.unroll
-        last = min(first + self.unroll, self.inner_steps)
+        first = step % -(-self.inner.steps // self.unroll) * self.unroll
+        last = min(first + self.unroll, self.inner.steps)
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor, theta: Tensor) -> Any:
             visited = self.trajectory(theta, like, support_x, support_y, last, free=first)[first + 1 :]

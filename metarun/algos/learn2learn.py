@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from metarun import optional as peers
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.inner_loop import InnerLoop
 from metarun.ops.numerics import linear_head, precise
 
 
@@ -56,6 +57,7 @@ class MAML(Algorithm):
     regression = True
     fixed_ways = True
     vectorizable = False
+    inner: InnerLoop
 
     def __init__(
         self,
@@ -69,14 +71,13 @@ class MAML(Algorithm):
     ) -> None:
         super().__init__(backbone, spec)
         self.head = linear_head(backbone.features, spec.outputs)
-        self.inner_steps, self.inner_lr, self.first_order = inner_steps, inner_lr, first_order
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.inner = InnerLoop(inner_steps, inner_lr, test_inner_steps, first_order)
         self.rates = nn.ParameterList()  # learned inner rates, if the wrapper has any
         self.rates = getattr(self.wrapper(), "lrs", self.rates)
 
     def wrapper(self) -> Any:
         """learn2learn's wrapper, made anew for every batch so that each weight has one name here."""
-        return peers.learn2learn().algorithms.MAML(Network(self.backbone, self.head), lr=self.inner_lr)
+        return peers.learn2learn().algorithms.MAML(Network(self.backbone, self.head), lr=self.inner.lr)
 
     def inputs(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """What the adapted module is called with for one task's support and query set."""
@@ -84,7 +85,7 @@ class MAML(Algorithm):
 
     def over_wrapped(self, steps: Sequence[int], episodes: Episodes) -> Tensor:
         """Predictions `[T, len(steps), N*Q, N]` after each of the numbers of inner steps in `steps`."""
-        first_order = self.first_order or not torch.is_grad_enabled()
+        first_order = self.inner.first_order or not torch.is_grad_enabled()
         wrapper = self.wrapper()
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
@@ -103,15 +104,8 @@ class MAML(Algorithm):
         return self.over_tasks(task, *episodes.tensors[:3])
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        predictions = self.over_wrapped([self.inner_steps], episodes)[:, 0]
+        predictions = self.over_wrapped([self.inner.steps], episodes)[:, 0]
         return self.task_loss(predictions, episodes.query_y), self.scores(predictions, episodes.query_y)
-
-    @property
-    def test_steps(self) -> int:
-        return self.test_inner_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
@@ -123,14 +117,14 @@ class MetaSGD(MAML):
 
     def wrapper(self) -> Any:
         network, rates = Network(self.backbone, self.head), self.rates if len(self.rates) else None
-        return peers.learn2learn().algorithms.MetaSGD(network, lr=self.inner_lr, lrs=rates)
+        return peers.learn2learn().algorithms.MetaSGD(network, lr=self.inner.lr, lrs=rates)
 
 
 class ANIL(MAML):
     """`learn2learn.algorithms.MAML` on the head alone; each set goes through the backbone once a task."""
 
     def wrapper(self) -> Any:
-        return peers.learn2learn().algorithms.MAML(Network(nn.Identity(), self.head), lr=self.inner_lr)
+        return peers.learn2learn().algorithms.MAML(Network(nn.Identity(), self.head), lr=self.inner.lr)
 
     def inputs(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         return features(self.backbone, support_x), features(self.backbone, query_x, support_x)
@@ -147,8 +141,7 @@ class ProtoNet(Algorithm):
 
     def predict(self, episodes: Episodes) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            embedded = precise(self.backbone(torch.cat([support_x, query_x]), len(support_x)))
-            support, query = embedded[: len(support_x)], embedded[len(support_x) :]
+            support, query = (precise(x) for x in self.backbone.embed_sets(support_x, query_x))
             return peers.learn2learn().nn.PrototypicalClassifier(support, support_y)(query)
 
         return self.over_tasks(task, *episodes.tensors[:3])

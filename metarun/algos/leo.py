@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.inner_loop import adapt
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import precise
+from metarun.ops.prototypes import class_means
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -101,16 +102,15 @@ class LEO(Algorithm):
 
     def features(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """One task's features, of length 1: the support set's `[N*K, features]`, and the queries'."""
-        both = F.normalize(precise(self.backbone(torch.cat([support_x, query_x]), len(support_x))), dim=-1)
-        return both[: len(support_x)], both[len(support_x) :]
+        support, queries = (precise(x) for x in self.backbone.embed_sets(support_x, query_x))
+        return F.normalize(support, dim=-1), F.normalize(queries, dim=-1)
 
     def encode(self, support: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
         """Means and deviations of the codes, each `[T, N, latent_size]`, of features `[T, N*K, features]`."""
         encoded = self.encoder(support)
         pairs = torch.cat(torch.broadcast_tensors(encoded[:, :, None], encoded[:, None]), -1)
         related = precise(self.relation(pairs)).mean(2)
-        members = one_hot(labels, ways, related.dtype).mT
-        mean, spread = (members @ related / members.sum(2, keepdim=True)).chunk(2, -1)
+        mean, spread = class_means(related, labels, ways).chunk(2, -1)
         return mean, F.softplus(spread) / math.log(2)
 
     def decode(self, codes: Tensor, draw: bool) -> Tensor:
@@ -148,9 +148,6 @@ class LEO(Algorithm):
     @property
     def test_steps(self) -> int:
         return self.inner_steps + self.finetune_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.inner_loop import InnerLoop, Params, call, parameters
 from metarun.ops.numerics import linear_head
 
 
@@ -49,6 +48,7 @@ class MAML(Algorithm):
     regression = True
     fixed_ways = True
     recordable = True
+    inner: InnerLoop
 
     def __init__(
         self,
@@ -62,46 +62,27 @@ class MAML(Algorithm):
         recompute: bool = False,
     ) -> None:
         super().__init__(backbone, spec)
-        if recompute and backbone.norm == "running":
-            raise UserError(
-                "algo.recompute=true: would count every step twice in the averages of backbone.norm=running"
-            )
         self.head = linear_head(backbone.features, spec.outputs)
-        self.inner_steps = inner_steps
-        self.inner_lr = inner_lr
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        self.first_order = first_order
-        self.recompute = recompute
+        self.inner = InnerLoop(inner_steps, inner_lr, test_inner_steps, first_order, recompute)
+        self.inner.check(backbone.norm)
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return self.head(self.backbone(x, n_support))
 
     def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
         """One task's parameters after each of the numbers of inner steps in `steps`."""
-        return adapt(
-            lambda params: self.task_loss(call(self, params, support_x), support_y),
-            parameters(self),
-            steps=steps,
-            learning_rate=self.inner_lr,
-            first_order=self.first_order,
-            recompute=self.recompute,
+        return self.inner.adapt(
+            lambda params: self.task_loss(call(self, params, support_x), support_y), parameters(self), steps
         )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
-            (adapted,) = self.adapt(support_x, support_y, [self.inner_steps])
+            (adapted,) = self.adapt(support_x, support_y, [self.inner.steps])
             prediction = call(self, adapted, query_x, support_x)
             return self.task_loss(prediction, query_y), prediction.detach()
 
         losses, predictions = self.over_tasks(task, *episodes.tensors)
         return losses.mean(), self.scores(predictions, episodes.query_y)
-
-    @property
-    def test_steps(self) -> int:
-        return self.test_inner_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -97,12 +97,12 @@ class MAMLPlusPlus(MAML):
     def rates_of(self, number: int) -> float | Params:
         """The rates of the inner step `number`, from 0; after the last it is the last that counts."""
         if not self.rates:
-            return self.inner_lr
-        return {name: self.rates[_key(name)][min(number, self.inner_steps - 1)] for name in self.adapted}
+            return self.inner.lr
+        return {name: self.rates[_key(name)][min(number, self.inner.steps - 1)] for name in self.adapted}
 
     def norms_of(self, number: int) -> Params:
         """The scales and shifts of the inner step `number`, from 0."""
-        number = min(number, self.inner_steps - 1)
+        number = min(number, self.inner.steps - 1)
         own = parameters(self)
         return {name: self.later_norms[_key(name)][number - 1] if number else own[name] for name in self.of_norms}
 
@@ -129,10 +129,10 @@ class MAMLPlusPlus(MAML):
     def step_weights(self, step: int) -> dict[int, float]:
         """What the query loss after each inner step counts in training step `step`: 1 in all."""
         if step >= self.multi_step_loss_steps:
-            return {self.inner_steps: 1.0}
-        earlier = max(1 - step / self.multi_step_loss_steps, 0.03) / self.inner_steps
-        counts = dict.fromkeys(range(1, self.inner_steps), earlier)
-        return counts | {self.inner_steps: 1 - earlier * (self.inner_steps - 1)}
+            return {self.inner.steps: 1.0}
+        earlier = max(1 - step / self.multi_step_loss_steps, 0.03) / self.inner.steps
+        counts = dict.fromkeys(range(1, self.inner.steps), earlier)
+        return counts | {self.inner.steps: 1 - earlier * (self.inner.steps - 1)}
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         counts = self.step_weights(step)

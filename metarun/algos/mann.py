@@ -33,7 +33,7 @@ from metarun.config.types import NonNegativeFloat, PositiveInt, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 State = tuple[Tensor, ...]  # memory, cell, hidden, what was read, read weights and usage, each [B, ...]
 
@@ -116,7 +116,7 @@ class MANN(Algorithm):
         if state is None:
             told = F.pad(told[:, :-1], (0, 0, 1, 0))
             state = tuple(features.new_zeros(len(features), *shape) for shape in self.shapes)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             for inputs in self.input(torch.cat([features, told], -1)).unbind(1):
                 output, state = self.step(inputs, state)
                 outputs.append(output)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision
 
 
 class FullContext(nn.Module):
@@ -84,19 +84,16 @@ class MatchingNet(Algorithm):
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Embeddings of the support sets `[T, N*K, D]` and of the queries `[T, N*Q, D]`."""
-        n_support = episodes.support_x.shape[1]
-        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        both = precise(self.over_tasks(lambda x: self.backbone(x, n_support), images))
-        support, queries = both[:, :n_support], both[:, n_support:]
+        support, queries = super().embed(episodes)
         if self.context is None:
             return support, queries
-        with torch.autocast(both.device.type, enabled=False):
+        with full_precision(queries):
             return self.context(support, queries)
 
     def log_attention(self, episodes: Episodes) -> Tensor:
         """The logarithm of each query's attention to the support images, `[T, N*Q, N*K]`."""
         support, queries = (F.normalize(x, dim=-1) for x in self.embed(episodes))
-        with torch.autocast(queries.device.type, enabled=False):
+        with full_precision(queries):
             return (self.scale * queries @ support.mT).log_softmax(-1)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:

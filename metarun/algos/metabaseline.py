@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from metarun.algos.protonet import ProtoNet
 from metarun.config.types import PositiveFloat
-from metarun.core import Backbone, Spec
-from metarun.ops.numerics import one_hot, precise
+from metarun.core import Backbone, Episodes, Spec
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_sums
 
 
 class MetaBaseline(ProtoNet):
@@ -39,11 +40,8 @@ class MetaBaseline(ProtoNet):
         super().__init__(backbone, spec)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)), learn_temperature)
 
-    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
-        """tau times the cosines to the class means, `[N*Q, N]`, of one task."""
-        n_support = len(support_x)
-        embedded = precise(self.backbone(torch.cat([support_x, query_x]), n_support))
-        with torch.autocast(embedded.device.type, enabled=False):
-            # The class's sum points where its mean does.
-            sums = one_hot(support_y, ways, embedded.dtype).T @ embedded[:n_support]
-            return self.temperature * F.normalize(embedded[n_support:], dim=1) @ F.normalize(sums, dim=1).T
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, queries = self.embed(episodes)
+        with full_precision(queries):
+            centres = F.normalize(class_sums(support, episodes.support_y, episodes.ways), dim=-1)
+            return self.temperature * F.normalize(queries, dim=-1) @ centres.mT

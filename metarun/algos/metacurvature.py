@@ -32,6 +32,7 @@ from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Spec
 from metarun.ops.inner_loop import Params, call, gradient, parameters
+from metarun.ops.numerics import full_precision
 
 
 def identities(weight: Tensor) -> list[Tensor]:
@@ -47,7 +48,7 @@ def curved(gradient: Tensor, factors: Sequence[Tensor]) -> Tensor:
     if gradient.ndim == 1:
         return factors[0] * gradient
     result = gradient.flatten(2) if gradient.ndim > 2 else gradient
-    with torch.autocast(gradient.device.type, enabled=False):  # a step of the weights needs single precision
+    with full_precision(gradient):  # a step of the weights needs single precision
         for mode, matrix in enumerate(factors):
             result = torch.tensordot(matrix, result, dims=([1], [mode])).movedim(0, mode)
     return result.reshape(gradient.shape)
@@ -93,10 +94,10 @@ class MetaCurvature(MAML):
             gradients = gradient(
                 lambda params: self.task_loss(call(self, params, support_x), support_y),
                 kept[-1],
-                create_graph=torch.is_grad_enabled() and not self.first_order,
+                create_graph=torch.is_grad_enabled() and not self.inner.first_order,
             )
             kept.append({
-                name: value - self.inner_lr * curved(gradients[name], self.factors(name))
+                name: value - self.inner.lr * curved(gradients[name], self.factors(name))
                 for name, value in kept[-1].items()
             })  # fmt: skip
         return [kept[step] for step in steps]

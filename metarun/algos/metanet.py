@@ -134,10 +134,5 @@ class MetaNet(Algorithm):
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        size = episodes.support_x.shape[1]
-        features = self.over_tasks(
-            lambda support_x, query_x: self.backbone(torch.cat([support_x, query_x]), size),
-            episodes.support_x,
-            episodes.query_x,
-        )
-        return self.logits(features[:, :size], episodes.support_y, features[:, size:])
+        support, queries = self.embed(episodes)
+        return self.logits(support, episodes.support_y, queries)

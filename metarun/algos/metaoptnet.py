@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import full_precision, one_hot
 from metarun.ops.solvers import ridge, support_vectors
 
 
@@ -80,13 +80,6 @@ class MetaOptNet(Algorithm):
         return self.task_loss(logits, episodes.query_y, self.label_smoothing), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        n_support = episodes.support_x.shape[1]
-        features = self.over_tasks(
-            lambda support_x, query_x: self.backbone(torch.cat([support_x, query_x]), n_support),
-            episodes.support_x,
-            episodes.query_x,
-        )
-        with torch.autocast(features.device.type, enabled=False):  # inner products and linear systems
-            features = precise(features)
-            targets = one_hot(episodes.support_y, episodes.ways, features.dtype)
-            return self.logits(features[:, :n_support], targets, features[:, n_support:])
+        support, queries = self.embed(episodes)
+        with full_precision(queries):
+            return self.logits(support, one_hot(episodes.support_y, episodes.ways, support.dtype), queries)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Spec
-from metarun.ops.inner_loop import Params, adapt, call, parameters
+from metarun.ops.inner_loop import Params, call, parameters
 
 
 class MetaSGD(MAML):
@@ -67,11 +67,9 @@ class MetaSGD(MAML):
     def adapt(self, support_x: Tensor, support_y: Tensor, steps: Sequence[int]) -> list[Params]:
         """One task's weights after each of the numbers of inner steps in `steps`."""
         weights = {name: value for name, value in parameters(self).items() if not name.startswith("rates.")}
-        return adapt(
+        return self.inner.adapt(
             lambda params: self.task_loss(call(self, params, support_x), support_y),
             weights,
-            steps=steps,
-            learning_rate={name: self.rates[name.replace(".", "_")] for name in weights},
-            first_order=self.first_order,
-            recompute=self.recompute,
+            steps,
+            lr={name: self.rates[name.replace(".", "_")] for name in weights},
         )

@@ -36,7 +36,7 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.dann import both_domains
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def squared_distances(x: Tensor) -> Tensor:
 
 def mmd(source: Tensor, target: Tensor, kernels: int = 5, factor: float = 2.0) -> Tensor:
     """The biased estimate of the squared maximum mean discrepancy of `[n, d]` and `[m, d]`, summed over the kernels."""
-    with torch.autocast(source.device.type, enabled=False):
+    with full_precision(source):
         both = precise(torch.cat([source, target]))
         distances = squared_distances(both)
         bandwidth = distances.detach().sum() / (len(both) * (len(both) - 1))

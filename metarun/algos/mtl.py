@@ -82,11 +82,11 @@ class MTL(ANIL):
 
     def solve(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """One task's logits `[N*Q, N]`, from its features."""
-        (head,) = self.adapt_head(support, support_y, [self.inner_steps])
+        (head,) = self.adapt_head(support, support_y, [self.inner.steps])
         return F.linear(query, **head)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        support, query = self.over_tasks(self.features, episodes.support_x, episodes.query_x)
+        support, query = self.embed(episodes)
         logits = self.over_tasks(self.solve, support, episodes.support_y, query)
         losses = self.query_losses(logits, episodes.query_y)
         hard = int(self.hard_tasks * episodes.n_tasks)

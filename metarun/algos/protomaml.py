@@ -31,9 +31,9 @@ from torch import Tensor
 
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.errors import UserError
-from metarun.ops.inner_loop import Params, adapt, call, parameters
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.inner_loop import InnerLoop, Params, call, parameters
+from metarun.ops.numerics import full_precision, precise
+from metarun.ops.prototypes import class_means
 
 
 class ProtoMAML(Algorithm):
@@ -48,6 +48,7 @@ class ProtoMAML(Algorithm):
     """
 
     recordable = True
+    inner: InnerLoop
 
     def __init__(
         self,
@@ -61,15 +62,8 @@ class ProtoMAML(Algorithm):
         recompute: bool = False,
     ) -> None:
         super().__init__(backbone, spec)
-        if recompute and backbone.norm == "running":
-            raise UserError(
-                "algo.recompute=true: would count every step twice in the averages of backbone.norm=running"
-            )
-        self.inner_steps = inner_steps
-        self.inner_lr = inner_lr
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        self.first_order = first_order
-        self.recompute = recompute
+        self.inner = InnerLoop(inner_steps, inner_lr, test_inner_steps, first_order, recompute)
+        self.inner.check(backbone.norm)
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         return precise(self.backbone(x, n_support))
@@ -78,9 +72,8 @@ class ProtoMAML(Algorithm):
         """One task's parameters before the first inner step: the body's, and `weight` and `bias` of the head."""
         body = parameters(self)
         features = call(self, body, support_x)
-        with torch.autocast(features.device.type, enabled=False):
-            members = one_hot(support_y, ways, features.dtype)
-            prototypes = members.T @ features / members.sum(0)[:, None]
+        with full_precision(features):
+            prototypes = class_means(features, support_y, ways)
         # Views, so that an inner gradient of the body is not that of the prototypes as well.
         views = {name: value.view_as(value) for name, value in body.items()}
         return views | {"weight": 2 * prototypes, "bias": -prototypes.square().sum(1)}
@@ -89,35 +82,25 @@ class ProtoMAML(Algorithm):
         """One task's logits `[B, N]` for the images `x`, by the body and head in `params`."""
         body = {name: value for name, value in params.items() if name.startswith("backbone.")}
         features = call(self, body, x, support_x)
-        with torch.autocast(features.device.type, enabled=False):  # large products that nearly cancel
+        with full_precision(features):  # large products that nearly cancel
             return F.linear(features, params["weight"], params["bias"])
 
     def adapt(self, support_x: Tensor, support_y: Tensor, ways: int, steps: Sequence[int]) -> list[Params]:
         """One task's parameters after each of the numbers of inner steps in `steps`."""
-        return adapt(
+        return self.inner.adapt(
             lambda params: self.task_loss(self.logits_of(params, support_x), support_y),
             self.start(support_x, support_y, ways),
-            steps=steps,
-            learning_rate=self.inner_lr,
-            first_order=self.first_order,
-            recompute=self.recompute,
+            steps,
         )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> tuple[Tensor, Tensor]:
-            (adapted,) = self.adapt(support_x, support_y, episodes.ways, [self.inner_steps])
+            (adapted,) = self.adapt(support_x, support_y, episodes.ways, [self.inner.steps])
             prediction = self.logits_of(adapted, query_x, support_x)
             return self.task_loss(prediction, query_y), prediction.detach()
 
         losses, predictions = self.over_tasks(task, *episodes.tensors)
         return losses.mean(), self.scores(predictions, episodes.query_y)
-
-    @property
-    def test_steps(self) -> int:
-        return self.test_inner_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -13,11 +13,11 @@ official code's, and the default) uses the stored averages.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from metarun.core import Algorithm, Episodes
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_means, negative_squared_distances
 
 
 class ProtoNet(Algorithm):
@@ -25,22 +25,12 @@ class ProtoNet(Algorithm):
 
     recordable = True
 
-    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
-        """Negative squared distances to the prototypes, `[N*Q, N]`, of one task."""
-        n_support = len(support_x)
-        embedded = precise(self.backbone(torch.cat([support_x, query_x]), n_support))
-        with torch.autocast(embedded.device.type, enabled=False):  # large terms that nearly cancel
-            members = one_hot(support_y, ways, embedded.dtype)
-            prototypes = members.T @ embedded[:n_support] / members.sum(0)[:, None]
-            queries = embedded[n_support:]
-            return 2 * queries @ prototypes.T - prototypes.square().sum(1) - queries.square().sum(1, keepdim=True)
-
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.predict(episodes)
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        return self.over_tasks(
-            lambda support_x, support_y, query_x: self.logits(support_x, support_y, query_x, episodes.ways),
-            *episodes.tensors[:3],
-        )
+        support, queries = self.embed(episodes)
+        with full_precision(queries):
+            prototypes = class_means(support, episodes.support_y, episodes.ways)
+            return negative_squared_distances(queries, prototypes)

@@ -36,6 +36,7 @@ from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.batch_norm import Norm
 from metarun.ops.numerics import one_hot, precise
+from metarun.ops.prototypes import class_sums
 
 
 class Relation(nn.Module):
@@ -97,17 +98,16 @@ class RelationNet(Algorithm):
         """Relation scores before the sigmoid, `[N*Q, N]`, of one task."""
         n_support = len(support_x)
         maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        members = one_hot(support_y, ways, maps.dtype)
-        classes = (members.T @ maps[:n_support].flatten(1)).unflatten(1, maps.shape[1:]).to(maps.dtype)
+        classes = class_sums(maps[:n_support].flatten(1), support_y, ways).unflatten(1, maps.shape[1:]).to(maps.dtype)
         if self.backbone.norm == "support":
             return self.relation(classes, maps, n_support)[n_support:]
         return self.relation(classes, maps[n_support:], 0)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits, target = precise(self.predict(episodes)), episodes.query_y
-        if not target.is_floating_point():
-            target = (target[..., None] == torch.arange(episodes.ways, device=target.device)).to(logits.dtype)
-        return F.mse_loss(logits.sigmoid(), target), self.scores(logits, episodes.query_y)
+        return F.mse_loss(logits.sigmoid(), one_hot(target, episodes.ways, logits.dtype)), self.scores(
+            logits, episodes.query_y
+        )
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.over_tasks(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.inner_loop import Params, call, gradient_and_value, parameters
+from metarun.ops.inner_loop import InnerLoop, Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
 
 
@@ -45,6 +45,7 @@ class Reptile(Algorithm):
     """
 
     regression = True
+    inner: InnerLoop
     fixed_ways = True
     taken: Tensor  # Adam steps so far
 
@@ -66,9 +67,8 @@ class Reptile(Algorithm):
     ) -> None:
         super().__init__(backbone, spec)
         self.head = linear_head(backbone.features, spec.outputs)
-        self.inner_steps, self.inner_batch = inner_steps, inner_batch
-        self.inner_lr, self.inner_beta2 = inner_lr, inner_beta2
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.inner = InnerLoop(inner_steps, inner_lr, test_inner_steps)
+        self.inner_batch, self.inner_beta2 = inner_batch, inner_beta2
         self.test_inner_batch = inner_batch if test_inner_batch is None else test_inner_batch
         self.moments = nn.Module()  # Adam's second moments, one buffer a parameter
         for name, value in parameters(self).items():
@@ -106,14 +106,14 @@ class Reptile(Algorithm):
                 for name, moment in moments.items()
             }
             params = {
-                name: value - self.inner_lr * gradients[name] / ((moments[name] / correction).sqrt() + 1e-8)
+                name: value - self.inner.lr * gradients[name] / ((moments[name] / correction).sqrt() + 1e-8)
                 for name, value in params.items()
             }
             kept[step] = params
         return [kept[step] for step in keep], moments, loss
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        steps = self.inner_steps
+        steps = self.inner.steps
         positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps).to(episodes.support_x.device)
 
         def task(support_x: Tensor, support_y: Tensor) -> tuple[Params, Params, Tensor]:
@@ -129,13 +129,6 @@ class Reptile(Algorithm):
         ]).sum()  # fmt: skip
         # The value shown is the inner loss; the gradient is the pull towards the adapted weights.
         return pull - pull.detach() + losses.mean(), {}
-
-    @property
-    def test_steps(self) -> int:
-        return self.test_inner_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.predict_after(episodes, [self.test_steps])[0]
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -32,7 +32,7 @@ from metarun.algos.baseline import Baseline
 from metarun.config.types import NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
-from metarun.ops.numerics import one_hot, precise
+from metarun.ops.numerics import full_precision, one_hot, precise
 
 ITERATIONS = 2000  # at most; some dozens are usual
 TOLERANCE = 1e-12  # of the largest logit
@@ -143,7 +143,7 @@ class RFS(Baseline):
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        support, query = (F.normalize(x, dim=-1) for x in self.embed(episodes.support_x, episodes.query_x))
-        with torch.autocast(support.device.type, enabled=False):
+        support, query = (F.normalize(x, dim=-1) for x in self.embed(episodes))
+        with full_precision(support):
             targets = one_hot(episodes.support_y, episodes.ways, torch.float64)
             return logistic(support, targets, query, self.cost).to(support.dtype)

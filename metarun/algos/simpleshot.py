@@ -30,7 +30,8 @@ from torch import Tensor
 from metarun.algos.baseline import Baseline
 from metarun.config.types import DropRate, Le, PositiveFloat
 from metarun.core import Backbone, Batch, Episodes, Spec
-from metarun.ops.numerics import one_hot
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_means
 
 TRANSFORMS = ["un", "l2n", "cl2n"]
 
@@ -75,19 +76,18 @@ class SimpleShot(Baseline):
             support, query = support - self.mean, query - self.mean
         if transform != "un":
             support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
-        members = one_hot(labels, ways, support.dtype).mT
-        centroids = members @ support / members.sum(-1, keepdim=True)
+        centroids = class_means(support, labels, ways)
         return -torch.cdist(query, centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     def predict(self, episodes: Episodes) -> Tensor:
-        support, query = self.embed(episodes.support_x, episodes.query_x)
-        with torch.autocast(support.device.type, enabled=False):
+        support, query = self.embed(episodes)
+        with full_precision(support):
             return self.logits(support, episodes.support_y, query, episodes.ways, self.transform)
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """The accuracies `[T]` with each transformation."""
-        support, query = self.embed(episodes.support_x, episodes.query_x)
-        with torch.autocast(support.device.type, enabled=False):
+        support, query = self.embed(episodes)
+        with full_precision(support):
             found = {
                 f"acc_{name}": self.logits(support, episodes.support_y, query, episodes.ways, name)
                 for name in TRANSFORMS

@@ -13,6 +13,7 @@ from metarun.core.backbone import Backbone
 from metarun.core.episodes import Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops import batch_norm
+from metarun.ops.inner_loop import InnerLoop
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import over_tasks
 
@@ -28,11 +29,13 @@ class Algorithm(nn.Module, ABC):
     uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
     regression: bool = False  # whether it can learn regression tasks
     fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
+    shared_batch: bool = True  # whether a task's support set and queries are one batch for the backbone's norm
     whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
     needs_queries: bool = True  # whether training tasks need a query set
     vectorizable: bool = True  # whether its tasks can run by vmap
     soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
     recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
+    inner: InnerLoop | None = None  # the settings of the inner loop, where the method has one
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
@@ -56,9 +59,30 @@ class Algorithm(nn.Module, ABC):
         Of `Episodes`, or of a `Batch` where `trains_on` says so.
         """
 
-    @abstractmethod
+    def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.
+
+        A task's sets go through the backbone apart from those of other tasks; whether they share the statistics of its norm
+        is `shared_batch`'s to say.
+        """
+
+        def task(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)
+
+        support, queries = self.over_tasks(task, episodes.support_x, episodes.query_x)
+        return precise(support), precise(queries)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.predict is Algorithm.predict and cls.predict_after is Algorithm.predict_after:
+            raise TypeError(f"{cls.__name__} must define predict, or predict_after if it has inner steps")
+
     def predict(self, episodes: Episodes) -> Tensor:
-        """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`."""
+        """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`.
+
+        A method with inner steps defines `predict_after` alone; any other defines this.
+        """
+        return self.predict_after(episodes, [self.test_steps])[0]
 
     def inherit(self, earlier: Algorithm) -> None:
         """Takes over what an earlier stage learned: the weights of its backbone, which is built as this one is."""
@@ -71,7 +95,8 @@ class Algorithm(nn.Module, ABC):
     @property
     def test_steps(self) -> int:
         """Inner steps that `predict` takes at test time; 0 for a method without an inner loop."""
-        return 0
+        inner = self.inner
+        return 0 if inner is None else inner.steps if inner.test_steps is None else inner.test_steps
 
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Predictions after each of the given numbers of inner steps, `[len(steps), T, N*Q, N]`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
@@ -23,6 +24,24 @@ class Backbone(nn.Module):
     blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
     norm: str  # a kind of `metarun.ops.batch_norm`
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    def embed_sets(self, support_x: Tensor, query_x: Tensor, *, shared_batch: bool = True) -> tuple[Tensor, Tensor]:
+        """Features of one task's two sets: the one place that decides which of them share the statistics of a norm.
+
+        With the norm `support` both go through together, since the support set's statistics normalise the queries.
+
+        Args:
+            support_x: The support set, `[N*K, ...]`.
+            query_x: The queries, `[N*Q, ...]`.
+            shared_batch: Whether both sets are one batch for the norms `batch` and `running`; else each is its own.
+
+        Returns:
+            The features `[N*K, features]` and `[N*Q, features]`.
+        """
+        if not shared_batch and self.norm in ("batch", "running"):
+            return self(support_x), self(query_x)
+        both = self(torch.cat([support_x, query_x]), len(support_x))
+        return both[: len(support_x)], both[len(support_x) :]
 
     def to_memory_order(self, images: Tensor) -> Tensor:
         """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,6 +67,49 @@ def adapt(
         if len(kept) - 2 not in steps:
             kept[-2] = {}
     return [kept[step] for step in steps]
+
+
+@dataclass
+class InnerLoop:
+    """The settings of an inner loop, as the methods of MAML's family share them.
+
+    Args:
+        steps: Inner steps of a training task.
+        lr: The inner learning rate, the same for all parameters.
+        test_steps: Inner steps of a test task; None is as in training.
+        first_order: Whether inner gradients are constants.
+        recompute: Whether the graphs of inner steps are made again on the way back instead of kept.
+    """
+
+    steps: int
+    lr: float
+    test_steps: int | None = None
+    first_order: bool = False
+    recompute: bool = False
+
+    def check(self, norm: str) -> None:
+        """Raises `UserError` where the norm of the backbone cannot go with these settings."""
+        if self.recompute and norm == "running":
+            raise UserError(
+                "algo.recompute=true: would count every step twice in the averages of backbone.norm=running"
+            )
+
+    def adapt(
+        self,
+        loss: Callable[[Params], Tensor],
+        params: Params,
+        steps: Sequence[int],
+        lr: float | Tensor | Mapping[str, Any] | None = None,
+    ) -> list[Params]:
+        """`adapt` with these settings; `lr` takes the place of the inner learning rate where it is given."""
+        return adapt(
+            loss,
+            params,
+            steps=steps,
+            learning_rate=self.lr if lr is None else lr,
+            first_order=self.first_order,
+            recompute=self.recompute,
+        )
 
 
 def _descend(params: Params, gradients: Params, learning_rate: float | Tensor | Mapping[str, Tensor]) -> Params:

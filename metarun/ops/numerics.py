@@ -16,6 +16,11 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
     return (labels[..., None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context in which autocast is off on the device of `x`: for distances, inner products and linear systems."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def precise(x: Tensor) -> Tensor:
     """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -33,7 +33,7 @@ from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params
-from metarun.ops.numerics import precise
+from metarun.ops.numerics import full_precision, precise
 from metarun.wrappers.base import Wrapper
 
 APART = 10**6  # the first validation task of the scheduler; those before select the weights
@@ -116,7 +116,7 @@ class ATS(Wrapper):
         norms = torch.stack([torch.stack([q.norm() for q, _ in task]) for task in pairs])
         cosines = torch.stack([torch.stack([torch.cosine_similarity(q, s, dim=0) for q, s in task]) for task in pairs])
         percent = min(99, 100 * step // max(1, self.steps))
-        with torch.autocast(losses.device.type, enabled=False):
+        with full_precision(losses):
             scores = self.scheduler(precise(losses), precise(norms), precise(cosines), percent)
         chances = (scores / max(self.temperature, 0.99**step)).softmax(0)
         return chances.clamp_min(torch.finfo(chances.dtype).eps)  # none so small that it has no logarithm

@@ -1,0 +1,47 @@
+"""Class means and distances to them, as the methods that compare queries with classes use them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metarun.ops.numerics import one_hot
+
+
+def class_sums(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Sums of the features of each class, `[..., N, D]`, which point where the class means do.
+
+    Args:
+        features: Features of labelled items, `[..., M, D]`.
+        labels: Their classes in `[0, ways)`, int64 `[..., M]`, in any order and number a class, or probabilities
+            `[..., M, N]`.
+        ways: The number of classes N.
+    """
+    return one_hot(labels, ways, features.dtype).mT @ features
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Means of the features of each class, `[..., N, D]`: the prototypes.
+
+    Args:
+        features: Features of labelled items, `[..., M, D]`.
+        labels: Their classes in `[0, ways)`, int64 `[..., M]`, in any order and number a class, or probabilities
+            `[..., M, N]`.
+        ways: The number of classes N.
+
+    Source:
+        Snell, Swersky, Zemel (2017), equation 1.
+    """
+    members = one_hot(labels, ways, features.dtype)
+    return members.mT @ features / members.sum(-2)[..., None]
+
+
+def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """Minus the squared Euclidean distances of points to centres, `[..., M, N]`.
+
+    Its large terms nearly cancel, so autocast must be off around it (`metarun.ops.numerics.full_precision`).
+
+    Args:
+        points: Features `[..., M, D]`.
+        centres: Class means, say, `[..., N, D]`.
+    """
+    return 2 * points @ centres.mT - centres.square().sum(-1)[..., None, :] - points.square().sum(-1, keepdim=True)

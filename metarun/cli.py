@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun import config as schema
+from metarun.config.help import answer
 from metarun.errors import Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.runs.folder import listed, quoted
@@ -88,6 +89,8 @@ def attempt(words: list[str]) -> Outcome:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
+    if words[:1] == ["help"]:
+        return _explain(words[1:])
     sweeps = any(word in ("-m", "--multirun") for word in words)
     sys.argv[1:] = [quoted(word if sweeps else listed(word)) for word in words]
     for number in SIGNALS:
@@ -100,6 +103,23 @@ def attempt(words: list[str]) -> Outcome:
     finally:
         for number in SIGNALS:  # one that comes while the interpreter ends is no story to tell
             signal.signal(number, signal.SIG_DFL)
+
+
+def _explain(words: list[str]) -> Outcome:
+    """`metarun help words...`, with the choices of `--config-dir FOLDER` if that is among them."""
+    asked, folders = [], [CONF]
+    given = iter(words)
+    for word in given:
+        option, equals, folder = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folders.insert(0, Path(folder if equals else next(given, ".")))
+        else:
+            asked.append(word)
+    try:
+        print(answer(asked, folders))
+    except UserError as error:
+        return Outcome(2, str(error))
+    return Outcome()
 
 
 def _told() -> Outcome:

@@ -30,6 +30,7 @@ from metarun.ops import metrics
 from metarun.report.target import learning_curve
 from metarun.runs.folder import FREE, create
 from metarun.runs.logger import RunLogger
+from metarun.runs.provenance import git_commit
 from metarun.target import predictions
 from metarun.target.base import TargetMethod
 from metarun.target.predictions import Predicted
@@ -161,18 +162,21 @@ def train_apart(run: Run, learner: Learner) -> dict[str, Any]:
         if done:
             log.info("stage %s: trained before, in %s", learner.name, folder)
             take_best(run, learner, folder)
-            numbers = world.broadcast(json.loads((folder / "stage.json").read_text()) if world.main else {})
+            kept = world.broadcast(json.loads((folder / "stage.json").read_text()) if world.main else {})
         else:
             log.info("stage %s: training in %s", learner.name, folder)
+            commit = git_commit() if world.main else None
             logger = RunLogger(folder if world.main else None)
             try:
                 numbers = fit_learner(run, learner, folder, logger, run.watch)
             finally:
                 logger.close()
+            kept = {"git_commit": commit, **numbers}
             if world.main:
-                files.save_json(folder / "stage.json", numbers)
-    run.result.setdefault("stages", {})[learner.name] = {"folder": str(folder), "reused": done}
-    return numbers
+                files.save_json(folder / "stage.json", kept)
+    commit = kept.pop("git_commit", None)  # stages of older versions have none
+    run.result.setdefault("stages", {})[learner.name] = {"folder": str(folder), "reused": done, "git_commit": commit}
+    return kept
 
 
 def content_of(run: Run, learner: Learner) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_the_sides_tell_the_memory_of_a_step(sides: tuple[Worker, Worker], tmp_p
 
 
 def test_the_first_step_is_seen_on_disk() -> None:
-    assert 0.2 < measure.first_step_seconds(*SINUSOID) < 60
+    assert measure.first_step_seconds(*SINUSOID) > 0
     with pytest.raises(measure.UserError, match="before its first training step"):
         measure.first_step_seconds("train.stepz=1")
 

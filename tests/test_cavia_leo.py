@@ -257,7 +257,7 @@ def test_the_context_goes_to_the_papers_block() -> None:
             UserError, match=r"^algo.blocks=.*: needs at least one, and the backbone has the blocks 0 to 3"
         ):
             tiny_cavia(blocks=blocks)
-    with pytest.raises(UserError, match=r"^algo.context_size=0: must be positive"):
+    with pytest.raises(UserError, match=r"^algo.context_size=0: must be at least 1"):
         tiny_cavia(context_size=0)
 
 
@@ -432,5 +432,5 @@ def test_every_look_at_a_feature_in_training_drops_anew(training: bool, monkeypa
 
 
 def test_leo_refuses_what_is_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"^algo.dropout=1.0: must be at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"^algo.dropout=1: must be at least 0 and below 1"):
         tiny_leo(dropout=1.0)

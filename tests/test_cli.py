@@ -213,7 +213,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("hardware.device=gpu", ["hardware.device=gpu: is not one of auto, cpu, cuda; did you mean cpu?"]),
     ("hardware.autocast=float16", ["hardware.autocast=float16: is not one of bfloat16; did you mean bfloat16?"]),
     ("backbone.norm=btch", ["backbone.norm=btch: ", "did you mean batch?"]),
-    ("backbone.channels=0", ["backbone.channels=0: must be positive"]),
+    ("backbone.channels=0", ["backbone.channels=0: must be at least 1"]),
     ("data.split_seed=x", ["data.split_seed=x: must be of type int"]),
     ("name=a/b", ["name=a/b: "]),
     ("recipe.stages=[metarun.stages.trian]", ["recipe.stages: metarun.stages.trian cannot be imported"]),

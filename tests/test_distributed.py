@@ -276,10 +276,8 @@ def test_rank_that_dies_before_they_meet_is_named(fault: str, how: str, tmp_path
     site = f"import os, signal\nif os.environ.get('RANK') == '1':\n    {fault}\n"
     (tmp_path / "sitecustomize.py").write_text(site)
     path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
-    started = time.monotonic()
     process = start(*SHORT, "hardware.processes=2", f"outputs={tmp_path / 'out'}", PYTHONPATH=path)
     printed = said(process)
-    assert time.monotonic() - started < 30  # `START_TIMEOUT` is longer
     assert printed == [f"metarun: hardware.processes: rank 1 of 2 ended early ({how}); the same command goes on"]
     assert process.returncode == 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import pickle
 import sys
@@ -100,14 +99,10 @@ def test_every_other_bird_is_for_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", RELEASES)
-def test_yaml_names_every_setting(dataset: str) -> None:
+def test_yaml_names_its_data_set(dataset: str) -> None:
     path = Path(__file__).parents[1] / "conf" / "data" / f"{dataset}.yaml"
     settings: Any = OmegaConf.to_container(OmegaConf.load(path))
-    assert settings.pop("_target_") == "metarun.data.fewshot.FewShot"
-    assert settings.pop("dataset") == dataset
-    parameters = inspect.signature(FewShot).parameters
-    assert settings == {name: value.default for name, value in parameters.items() if name != "dataset"}
-    assert f"null: {RELEASES[dataset].side}\n" in path.read_text()
+    assert settings == {"_target_": "metarun.data.fewshot.FewShot", "dataset": dataset}
 
 
 # Mistakes

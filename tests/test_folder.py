@@ -322,10 +322,10 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"channels": 2}, r"data.channels: 2 is not 1, 3 or null"),
-        ({"image_size": 0}, r"data.image_size: 0 is not a positive number of pixels"),
-        ({"ratios": [0.5, 0.5]}, r"data.ratios: \[0.5, 0.5\] are not three positive numbers that sum to 1"),
-        ({"ratios": [0.5, 0.5, 0.0]}, r"data.ratios: .* are not three positive numbers that sum to 1"),
+        ({"channels": 2}, r"data.channels=2: is not one of 1, 3"),
+        ({"image_size": 0}, r"data.image_size=0: must be at least 1"),
+        ({"ratios": [0.5, 0.5]}, r"data.ratios=\[0.5, 0.5\]: must have 3 values"),
+        ({"ratios": [0.5, 0.5, 0.0]}, r"data.ratios=\[0.5, 0.5, 0\]: each must be above 0"),
         ({"ratios": [0.5, 0.4, 0.4]}, r"data.ratios: .* are not three positive numbers that sum to 1"),
         (
             {"train_classes": ["c1", "cc2"], "test_classes": ["c3"]},

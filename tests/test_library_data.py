@@ -439,9 +439,9 @@ def test_missing_libraries(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"channels": 2}, "data.channels: 2 is not 1, 3 or null"),
-        ({"image_size": 0}, "data.image_size: 0 is not a positive number of pixels"),
-        ({"ratios": [0.5, 0.5]}, "data.ratios: .* are not three positive numbers"),
+        ({"channels": 2}, "data.channels=2: is not one of 1, 3"),
+        ({"image_size": 0}, "data.image_size=0: must be at least 1"),
+        ({"ratios": [0.5, 0.5]}, r"data.ratios=\[0.5, 0.5\]: must have 3 values"),
     ],
 )
 def test_wrong_settings(root: Path, settings: dict[str, Any], complaint: str) -> None:

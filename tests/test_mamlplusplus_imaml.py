@@ -462,9 +462,9 @@ def test_conjugate_gradients_stop_at_a_curvature_that_is_not_positive() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"proximal_weight": 0.0}, r"^algo.proximal_weight=0.0: must be positive"),
+        ({"proximal_weight": 0.0}, r"^algo.proximal_weight=0: must be above 0"),
         ({"proximal_weight": 10.0}, r"^algo.inner_lr=0.25: .* it must be below 0.2$"),
-        ({"damping": -1.0}, r"^algo.damping=-1.0: must be 0 or more"),
+        ({"damping": -1.0}, r"^algo.damping=-1: must be at least 0"),
     ],
 )
 def test_imamls_settings_are_checked(settings: dict[str, float], words: str) -> None:

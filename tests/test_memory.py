@@ -235,9 +235,9 @@ def test_mann_learns_from_every_step_of_a_mixed_sequence(monkeypatch: pytest.Mon
     ("settings", "message"),
     [
         ({"reads": 0}, r"algo.reads=0: must be at least 1"),
-        ({"memory_slots": 1}, r"algo.memory_slots=1: must be at least 2"),
+        ({"memory_slots": 1}, r"algo.memory_slots=1: must be at least algo.reads=2"),
         ({"usage_decay": 1.5}, r"algo.usage_decay=1.5: must be from 0 to 1"),
-        ({"key_strength": -1.0}, r"algo.key_strength=-1.0: must be at least 0"),
+        ({"key_strength": -1.0}, r"algo.key_strength=-1: must be at least 0"),
     ],
 )
 def test_mann_refuses_settings_out_of_range(settings: dict[str, float], message: str) -> None:
@@ -365,8 +365,8 @@ def test_snail_shuffles_the_support_in_training_alone(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"filters": 0}, r"algo.filters=0: must be positive"),
-        ({"keys": [], "values": []}, r"algo.keys=\[\]: must be positive"),
+        ({"filters": 0}, r"algo.filters=0: must be at least 1"),
+        ({"keys": [], "values": []}, r"algo.keys=\[\]: must have at least 1 value"),
         ({"keys": [3, 4], "values": [2]}, r"algo.values=\[2\]: must be 2 sizes"),
     ],
 )

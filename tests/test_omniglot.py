@@ -116,10 +116,10 @@ def test_episodes_within_one_alphabet() -> None:
 
 def test_settings_that_do_not_exist() -> None:
     with pytest.raises(
-        UserError, match=r"data.split: 'vinyal' is not one of vinyals, lake, random; did you mean vinyals\?$"
+        UserError, match=r"data.split=vinyal: is not one of vinyals, lake, random; did you mean vinyals\?$"
     ):
         Omniglot(split="vinyal")
-    with pytest.raises(UserError, match=r"data.image_size: 0 is not a positive"):
+    with pytest.raises(UserError, match=r"data.image_size=0: must be at least 1"):
         Omniglot(image_size=0)
 
 

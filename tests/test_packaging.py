@@ -48,7 +48,7 @@ def python(*words: str, inside: Path, code: Path) -> str:
 def test_wheel_holds_the_package_and_all_configs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
-    configs = {f"metarun/{name}" for name in files(ROOT / "conf", "*.yaml")}
+    configs = {f"metarun/{name}" for name in files(ROOT / "conf", "*.yaml", "*.md")}
     assert "metarun/conf/hydra/help/metarun.yaml" in configs
     assert inside == configs | files(ROOT / "metarun", "*.py", "*.txt", "*.html", "*.yaml")
 

@@ -31,11 +31,11 @@ CHEAP = [words for words in COMMANDS if words not in OTHER and not any(word.star
 OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import methods_table  # noqa: E402
-import picture  # noqa: E402
-import results_table  # noqa: E402
-import transfer_table  # noqa: E402
 from benchmark import readme as speed  # noqa: E402
+from results import picture, rows, tables  # noqa: E402
+
+RESULTS = (ROOT / "scripts" / "results" / "README.md").read_text()
+TABLES = rows.load()
 
 
 def name(words: list[str]) -> str:
@@ -112,42 +112,53 @@ def test_keys_exist() -> None:
     assert [key for key in keys if key not in known] == []
 
 
-def test_files_exist() -> None:
-    paths = re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]*)`", README) + re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(paths) > 5
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("file", ["README.md", "scripts/results/README.md"])
+def test_files_exist(file: str) -> None:
+    text = (ROOT / file).read_text()
+    paths = [ROOT / path for path in re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]*)`", text)]
+    paths += [(ROOT / file).parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert len(paths) > 3
+    assert [path for path in paths if not path.exists()] == []
 
 
-def test_table_is_what_the_script_makes() -> None:
-    assert results_table.rewritten(README) == README
-    assert re.search(r"^\| ProtoNet \|.*± .*`metarun` \|$", README, re.M)
+@pytest.mark.parametrize("text", [README, RESULTS], ids=["README.md", "scripts/results/README.md"])
+def test_tables_are_what_the_script_makes_of_the_stored_results(text: str) -> None:
+    assert "<!-- made by python -m scripts.results: main" in text
+    assert tables.unmarked(tables.rewritten(text, TABLES, tables.marks(None))) == tables.unmarked(text)
 
 
-def test_table_of_methods_is_what_the_script_makes() -> None:
-    assert methods_table.rewritten(README) == README
-    results = [json.loads(path.read_text()) for path in methods_table.RESULTS.glob("*.json")]
-    assert results
-    for result in results:
-        assert result["test/episodes"] == 1000
-        assert result["train/seconds"] < 630
-        assert result["data"]["split"] == "vinyals" if "split" in result["data"] else result["protocol"]["split"]
-    shown = README[README.index(methods_table.START) : README.index(methods_table.END)]
-    assert len(re.findall(r"^\| \[", shown, re.M)) == len(results)
+def test_every_stored_result_has_a_row_and_every_table_a_place() -> None:
+    runs = [run for table in TABLES.values() for row in table.rows for run in row.runs]
+    stored = set(rows.DATA.glob("*/*.json"))
+    assert stored
+    assert stored <= {run.stored() for run in runs}
+    assert {name for name in TABLES if all(line not in RESULTS for line in tables.markers(name))} == set()
 
 
-def test_tables_of_transfer_are_what_the_script_makes() -> None:
-    assert transfer_table.rewritten(README) == README
-    results = transfer_table.load()
-    rows = transfer_table.approaches(results)
-    assert list(rows) == list(transfer_table.APPROACHES.values())
-    for result in rows.values():
-        assert result["target/repeats"] == 10
-        assert [point["train_images"] for point in result["target/curve"]] == [5, 10, 20, 50, 100, 200]
-        assert result["target/test_images"] == 50
-        assert result["target/data"]["fingerprint"] == next(iter(rows.values()))["target/data"]["fingerprint"]
-    adapted = [result for result in results if "target/curve" not in result]
-    assert len(adapted) == 25  # five seeds of five
-    assert all("source" in result["protocol"]["selected_by"] for result in adapted)
+def test_stored_results_know_their_commit_and_hold_what_their_tables_promise() -> None:
+    for table in TABLES.values():
+        for made in [made for row in table.rows for made in tables.stored(row)]:
+            assert re.fullmatch(r"[0-9a-f]{40}\+?", made.result["git_commit"])
+            if table.kind == "methods":
+                assert made.result["test/episodes"] == 1000
+                assert made.result["train/seconds"] < 630
+            if table.kind == "adaptation":
+                assert "source" in made.result["protocol"]["selected_by"]
+            if table.kind == "approaches":
+                assert made.result["target/repeats"] == 10
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_commands_of_the_rows_compose(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_DATA", "/data")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for row in TABLES[table].rows:
+            schema.check(hydra.compose("config", overrides=row.runs[0].arguments))
+
+
+def test_a_row_of_every_method_that_has_a_short_experiment() -> None:
+    short = {path.stem for path in (CONF / "experiment" / "omniglot_short").glob("*.yaml")} - {"budget"}
+    assert short <= {row.name for row in TABLES["methods"].rows}
 
 
 def test_picture_is_of_the_result_in_the_table() -> None:
@@ -156,7 +167,7 @@ def test_picture_is_of_the_result_in_the_table() -> None:
 
     drawn = words(picture.PICTURE.read_text())
     assert drawn == words(picture.svg())
-    assert re.search(r"^\| ProtoNet \| built-in.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn
+    assert re.search(r"^\| Prototypical networks \| glyphs.*\*\*([\d.]+%)\*\*", README, re.M)[1] in drawn
 
 
 def test_speed_tables_are_those_of_the_benchmarks_kept() -> None:

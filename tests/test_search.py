@@ -106,7 +106,10 @@ def test_killed_search_goes_on_with_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["hydra.sweeper.sampler=tpee", *SPACE], "hydra.sweeper.sampler=tpee: is not one of tpe, random"),
+        (
+            ["hydra.sweeper.sampler=tpee", *SPACE],
+            "hydra.sweeper.sampler=tpee: is not one of tpe, random; did you mean tpe?",
+        ),
         (["hydra.sweeper.trials=0", *SPACE], "hydra.sweeper.trials=0: must be at least 1"),
         (["seed=0,1"], "seed: is not searched, every trial has the same; sweep it over the best settings afterwards"),
         ([], "hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)"),

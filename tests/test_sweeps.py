@@ -292,9 +292,10 @@ def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
-    """Overhead a job, after the first, and the growth of the parent between the 10th job and the last."""
+    """A job after the first takes less than the first, which starts the program; the parent does not grow after the 10th."""
     watch = (
         "import sys, time\n"
+        "began = time.monotonic()\n"
         "from metarun.sweeps import plan\n"
         "from metarun.cli import main\n"
         "say, times = plan.say, []\n"
@@ -308,7 +309,8 @@ def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    print('PER JOB', (times[-1][0] - times[0][0]) / (len(times) - 1), times[-1][1] - times[9][1])\n"
+        "    later = (times[-1][0] - times[0][0]) / (len(times) - 1)\n"
+        "    print('PER JOB', later / (times[0][0] - began), times[-1][1] - times[9][1])\n"
     )
     words = [*SINUSOID, "hydra/launcher=local", "hardware.threads=1", "seed=range(0,14)", f"outputs={tmp_path}"]
     done = subprocess.run(
@@ -316,9 +318,9 @@ def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     (told,) = [line for line in done.stdout.splitlines() if line.startswith("PER JOB")]
-    seconds, growth = map(float, told.split()[2:])
+    share, growth = map(float, told.split()[2:])
     assert len(runs(tmp_path)) == 14
-    assert seconds < 1.5 * 3  # quiet it is under 1.5; tests run beside others
+    assert share < 1
     assert growth < 10e6
 
 

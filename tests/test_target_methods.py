@@ -307,8 +307,8 @@ def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
     [
         ({"from_layer": 5}, r"transfer.from_layer=5: must be from 0 \(all\) to 4"),
         ({"head_steps": 900}, "transfer.head_steps=900: must be from 0 to transfer.steps=100"),
-        ({"steps": 0}, "transfer.steps=0"),
-        ({"layer_decay": 0.0}, "layer_decay must be positive"),
+        ({"steps": 0}, "transfer.steps=0: must be at least 1"),
+        ({"layer_decay": 0.0}, "transfer.layer_decay=0: must be above 0"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, float], said: str, learner: Baseline) -> None:

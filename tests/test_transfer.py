@@ -16,6 +16,7 @@ from shell import Outcome, events, make_images, metarun, result, start
 
 from metarun.engine import train
 from metarun.runs.folder import listed
+from metarun.runs.provenance import git_commit
 
 SMALL = [
     "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
@@ -217,6 +218,23 @@ def test_what_begins_from_a_pretrained_stage(words: list[str], images: Path, tmp
     assert (found["pretrain/steps"], found["train/steps"]) == (3, 2)
     assert 0 <= found["test/acc"] <= 1
     assert found["stages"]["pretrain"]["reused"] is False
+
+
+def test_a_stage_tells_the_commit_that_it_was_made_at(images: Path, target: Path, tmp_path: Path) -> None:
+    """The run that takes a stage over says where the stage comes from, and not what is checked out by then."""
+    command = [*words("transfer", images, target, tmp_path), *QUICK]
+    done(*command)
+    first = result(runs(tmp_path))["stages"]["train"]
+    assert first["git_commit"] == git_commit()
+    (stage,) = (tmp_path / "stages").glob("*/stage.json")
+    stored = json.loads(stage.read_text())
+    assert stored["git_commit"] == git_commit()
+    stage.write_text(json.dumps(stored | {"git_commit": "f" * 40}))
+    done(*command, "name=again")
+    again = result(next((tmp_path / "again").iterdir()))
+    assert again["stages"]["train"] == {"folder": first["folder"], "reused": True, "git_commit": "f" * 40}
+    assert again["git_commit"] == git_commit()
+    assert "train/git_commit" not in again
 
 
 @pytest.mark.parametrize("algo", ["baseline", "dann", "multitask"])

@@ -179,7 +179,7 @@ def test_it_trains_methods_of_any_kind_at_any_layer(algo: str, norm: str, vector
 
 def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
     for words, line in (
-        (["wrapper.alpha=0"], r"wrapper\.alpha=0\.0: must be positive"),
+        (["wrapper.alpha=0"], r"wrapper\.alpha=0: must be above 0"),
         (["wrapper.layers=[7]"], r"wrapper\.layers=\[7\]: the backbone has 0, 1"),
     ):
         with pytest.raises(UserError, match=line):

@@ -56,9 +56,9 @@ class LEO(Algorithm):
     Args:
         latent_size: The numbers of a class's code.
         inner_steps: The gradient steps in the space of codes.
-        inner_lr: Where the learned rate of these steps starts.
+        inner_lr: Where the learned rate of the steps in the space of codes starts.
         finetune_steps: The gradient steps of the decoded classifier.
-        finetune_lr: Where the learned rate of these steps starts.
+        finetune_lr: Where the learned rate of the steps of the decoded classifier starts.
         dropout: The share of the features that is dropped, in training.
         kl_weight: The weight of the codes' divergence from a standard normal.
         encoder_weight: The weight of the distance between the codes before and after adaptation.

@@ -43,7 +43,7 @@ class MetaOptNet(Algorithm):
     Args:
         head: The learner of a task: a support vector machine or ridge regression.
         cost: The cost C of the support vector machine.
-        diagonal: What is added to the diagonal of the machine's quadratic program.
+        diagonal: What is added to the diagonal of the support vector machine's quadratic program.
         regularization: The penalty lambda of ridge regression.
         scale: Where gamma, the factor of the scores, starts.
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.

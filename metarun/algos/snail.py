@@ -40,7 +40,8 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
 
-KEYS, VALUES = [64, 256, 512], [32, 128, 256]  # of the attention blocks
+KEYS = [64, 256, 512]  # of the attention blocks
+VALUES = [32, 128, 256]
 
 
 class DenseBlock(nn.Module):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import typing
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -34,10 +35,19 @@ def complete(config: DictConfig) -> None:
     if "_target_" not in config or OmegaConf.is_interpolation(config, "_target_"):
         return
     signature = read(str(config["_target_"]))
+    if signature is None or not signature.settings:
+        return
+    defaults = {
+        one.name: MISSING if one.default is ABSENT else copy.deepcopy(one.default) for one in signature.settings
+    }
+    known = {name: default for name, default in defaults.items() if default is not UNKNOWN}
+    given = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    others = {key: value for key, value in given.items() if key not in known}
     with open_dict(config):
-        for setting in signature.settings if signature else ():
-            if setting.name not in config and setting.default is not UNKNOWN:
-                config[setting.name] = MISSING if setting.default is ABSENT else copy.deepcopy(setting.default)
+        for key in given:
+            del config[key]
+        for key, value in {**others, **known, **given}.items():  # the settings in the order of the signature
+            config[key] = value
 
 
 def install() -> None:

@@ -7,7 +7,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import annotated_types as marks
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config.types import PathLike
 from metarun.errors import UserError, nearest
 
 LARGEST = 2**63  # no integer of torch's or NumPy's reaches it
@@ -84,18 +85,36 @@ def check_value(key: str, value: Any, hint: Any) -> Any:
     """
     if isinstance(value, DictConfig | ListConfig):
         value = OmegaConf.to_container(value, resolve=True)
+
+    def right(member: Any) -> Any:
+        typed = value if choices(member) else _of_type(key, value, member, hint)
+        _check_marks(key, typed, member)
+        return typed
+
+    return _first(key, value, hint, right)
+
+
+def check_range(key: str, value: Any, hint: Any) -> None:
+    """Checks a value against the ranges and choices of a type hint, but not against the type itself.
+
+    Raises:
+        UserError: The value is out of range, or none of the choices.
+    """
+    _first(key, value, hint, lambda member: _check_marks(key, value, member))
+
+
+def _first(key: str, value: Any, hint: Any, check: Callable[[Any], Any]) -> Any:
+    """What `check` returns for the first member of a union that it does not refuse."""
     base, outer = parts(hint)
     members = options(base)
     if value is None and type(None) in members:
         return None
-    members = [part for part in members if part is not type(None)]
     problems = []
     for member in members:
-        marked = Annotated[member, *outer] if outer else member
+        if member is type(None):
+            continue
         try:
-            right = value if choices(marked) else _of_type(key, value, marked, hint)
-            _check_marks(key, right, marked)
-            return right
+            return check(Annotated[member, *outer] if outer else member)
         except UserError as problem:
             problems.append(problem)
     if len(problems) == 1:
@@ -121,7 +140,7 @@ def _of_type(key: str, value: Any, member: Any, hint: Any) -> Any:
 def _check_marks(key: str, value: Any, hint: Any) -> None:
     allowed = choices(hint)
     if allowed:
-        if value not in allowed:
+        if not any(type(value) is type(one) and value == one for one in allowed):
             names = [str(choice) for choice in allowed]
             raise UserError(f"{key}={shown(value)}: is not one of {', '.join(names)}{nearest(str(value), names)}")
         return
@@ -198,11 +217,13 @@ def number(value: Any) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """The type without its marks: `int`, `float or null`, `list of int`."""
-    base, _ = parts(hint)
+    """The type in words: `int`, `float or null`, `list of int`, `path`."""
+    base, found = parts(hint)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if base is type(None):
         return "null"
+    if base is Any:
+        return "any value"
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
@@ -211,6 +232,8 @@ def type_name(hint: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin in (dict, Mapping) and arguments:
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
+    if any(isinstance(mark, PathLike) for mark in found):
+        return "path"
     return base.__name__ if isinstance(base, type) else str(base).replace("typing.", "")
 
 
@@ -241,4 +264,8 @@ def shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # -1 is what was typed, even where a float is asked for
     return str(value)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.config.checked import Checked
 from metarun.core.backbone import Backbone
 from metarun.core.episodes import Episodes, Spec
 from metarun.errors import UserError
@@ -18,13 +19,14 @@ from metarun.ops.numerics import precise
 from metarun.ops.tasks import over_tasks
 
 
-class Algorithm(nn.Module, ABC):
+class Algorithm(Checked, nn.Module, ABC):
     """A method: a batch of episodes (or of labelled images) in, a loss out; a batch of test episodes in, predictions out.
 
     It owns no optimiser, no device and no loop. Its keyword-only `__init__` arguments are its configuration:
     typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
     """
 
+    configured_by = "algo"
     trains_on: Literal["episodes", "batches"] = "episodes"  # what `loss` is given: `Episodes`, or a `Batch`
     uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
     regression: bool = False  # whether it can learn regression tasks

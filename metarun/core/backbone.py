@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarun.config.checked import Checked
+
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
 
 
-class Backbone(nn.Module):
+class Backbone(Checked, nn.Module):
     """Images `[B, C, H, W]` (or vectors `[B, D]`) to features `[B, features]`.
 
     `forward(x, n_support=None, activation_hook=None)`: with the norm `support`, the statistics of the first `n_support` rows
@@ -19,6 +21,7 @@ class Backbone(nn.Module):
     they have been normalised and have not yet gone through the nonlinearity that ends the block.
     """
 
+    configured_by = "backbone"
     features: int
     widths: list[int]  # the channels of each block
     blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input

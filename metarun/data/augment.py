@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from metarun.config.checked import Checked
 from metarun.config.types import DropRate, NonNegativeInt
 from metarun.errors import UserError
 
 
-class Augment:
+class Augment(Checked):
     """Changes each image of a batch `[B, C, H, W]` (float) at random; for training alone, the caller sees to that.
 
     `crop` pads by so many pixels on every side (with zeros, the mean where images are normalised) and crops to the former
@@ -28,6 +29,8 @@ class Augment:
         flip: Whether half of the images are mirrored left to right.
         jitter: The most that contrast and brightness change by.
     """
+
+    configured_by = "augment"
 
     def __init__(self, *, crop: NonNegativeInt = 0, flip: bool = False, jitter: DropRate = 0.0) -> None:
         self.crop = crop

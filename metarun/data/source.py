@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from metarun.config.checked import Checked
 from metarun.core import Episodes, TaskShape
 from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
@@ -23,9 +24,10 @@ Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
-class DataSource(ABC):
+class DataSource(Checked, ABC):
     """Tasks of three splits. Knows nothing of methods."""
 
+    configured_by = "data"
     kind: Literal["classification", "regression"]
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification

@@ -10,13 +10,13 @@ import yaml  # type: ignore[import-untyped]
 
 
 class Published(NamedTuple):
-    """A result as its paper writes it, and where."""
+    """A result as its paper writes it, and where; without a value, what the paper has instead."""
 
-    value: str
+    value: str | None
     source: str
 
     def __str__(self) -> str:
-        return f"{self.value} ({self.source})"
+        return f"{self.value} ({self.source})" if self.value else f"none: {self.source}"
 
 
 @functools.cache
@@ -26,12 +26,19 @@ def _entries() -> list[dict[str, Any]]:
 
 
 def find(choices: dict[str, str], ways: int, shots: int) -> Published | None:
-    """What was published for these choices of Hydra's groups and these test tasks; None where nothing is known.
+    """Looks up what was published for a run.
 
-    A group that an entry does not name may have any choice.
+    Args:
+        choices: The run's choices of Hydra's groups.
+        ways: Classes of a test task.
+        shots: Support examples of a class.
+
+    Returns:
+        The first entry that fits; None where nothing was collected. A key that an entry does not name may have any value.
     """
+    facts = {**choices, "ways": ways, "shots": shots}
     for entry in _entries():
-        groups = {name: entry[name] for name in ("algo", "data", "backbone") if name in entry}
-        if (entry["ways"], entry["shots"]) == (ways, shots) and groups.items() <= choices.items():
+        wanted = {key: value for key, value in entry.items() if key not in ("value", "source")}
+        if wanted.items() <= facts.items():
             return Published(entry["value"], entry["source"])
     return None

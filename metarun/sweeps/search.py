@@ -45,8 +45,6 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if sampler not in SAMPLERS:
-            raise UserError(f"hydra.sweeper.sampler={sampler}: is not one of {', '.join(SAMPLERS)}")
         self.storage, self.space, self.prune, self.seed = storage, space, prune, seed
         self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
         self.study = optuna.create_study(

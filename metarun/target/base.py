@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from metarun.config.checked import Checked
 from metarun.core import Algorithm, Backbone, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
@@ -58,7 +59,7 @@ class Classifier(nn.Module, ABC):
         return scores.double().softmax(1)
 
 
-class TargetMethod(ABC):
+class TargetMethod(Checked, ABC):
     """From a learner and the labelled training images of a target to a classifier of further images.
 
     Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
@@ -66,6 +67,7 @@ class TargetMethod(ABC):
     depends on no other test image (see `metarun.ops.batch_norm.keep_statistics`).
     """
 
+    configured_by = "transfer"
     needs_source: bool = False
 
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
@@ -98,7 +100,7 @@ class TargetMethod(ABC):
         scores: Tensor = self.fit(train, classes)(test_x)
         return scores
 
-    def check(self, classes: int) -> None:  # noqa: B027 - most can serve any number
+    def check(self, classes: int) -> None:
         """Raises `UserError` if it cannot serve a target of so many classes: before anything is trained."""
 
     @property

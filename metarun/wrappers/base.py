@@ -15,6 +15,8 @@ class Wrapper(Algorithm):
     Built from the config's `wrapper`, with `method` and `validation`, the sampler of validation tasks, handed in.
     """
 
+    configured_by = "wrapper"
+
     def __init__(self, method: Algorithm) -> None:
         nn.Module.__init__(self)
         self.method = method

@@ -6,7 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from metarun.config.types import Given, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from metarun.config.validation import check_target
 from metarun.errors import UserError
 from metarun.runs.folder import quoted
 from metarun.sweeps import plan
@@ -28,6 +30,7 @@ class Commands(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
+        check_target(config.hydra.launcher, "hydra.launcher", Given())
         self.check()
 
     def check(self) -> None:
@@ -74,14 +77,15 @@ def launched(launcher: Launcher, jobs: Sequence[Job], config: DictConfig) -> Ite
 
 
 class Local(Commands):
-    """Processes on this machine: `at_once` side by side; None: as many as the machine has room for."""
+    """Processes on this machine, side by side.
 
-    def __init__(self, at_once: int | None) -> None:
+    Args:
+        at_once: The jobs at once; null is one a GPU, else as many as there are cores for hardware.processes times
+            hardware.threads.
+    """
+
+    def __init__(self, *, at_once: PositiveInt | None = None) -> None:
         self.at_once = at_once
-
-    def check(self) -> None:
-        if self.at_once is not None and self.at_once < 1:
-            raise UserError(f"hydra.launcher.at_once={self.at_once}: must be at least 1")
 
     def carry_out(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[plan.Ended]:
         from metarun.sweeps import local
@@ -91,21 +95,36 @@ class Local(Commands):
 
 
 class Slurm(Commands):
-    """One array of a Slurm cluster; what each setting means stands in conf/hydra/launcher/slurm.yaml."""
+    """One array of a Slurm cluster.
+
+    Args:
+        partition: The partition; null is the cluster's own choice.
+        minutes: The time limit of each job in minutes.
+        cpus: The cores of each job.
+        gpus: The GPUs of each job.
+        memory_gb: The memory of each job in gigabytes.
+        at_once: The jobs that run at the same time.
+        save_before: The seconds before its time is over at which a job saves and goes back into the queue.
+        wait: Whether the command waits; otherwise the same command later waits, or shows how far the jobs are.
+        poll_seconds: The seconds from one look at the queue to the next.
+        options: Any other option of sbatch: {account: mine, qos: long}.
+        setup: Lines of shell before each job: [module load cuda].
+    """
 
     def __init__(
         self,
-        partition: str | None,
-        minutes: int,
-        cpus: int,
-        gpus: int,
-        memory_gb: int,
-        at_once: int,
-        save_before: int,
-        wait: bool,
-        poll_seconds: float,
-        options: dict[str, Any],
-        setup: list[str],
+        *,
+        partition: str | None = None,
+        minutes: PositiveInt = 240,
+        cpus: PositiveInt = 4,
+        gpus: NonNegativeInt = 0,
+        memory_gb: PositiveInt = 8,
+        at_once: PositiveInt = 64,
+        save_before: NonNegativeInt = 60,
+        wait: bool = True,
+        poll_seconds: PositiveFloat = 5.0,
+        options: dict[str, Any] = {},  # noqa: B006
+        setup: list[str] = [],  # noqa: B006
     ) -> None:
         self.wait, self.poll_seconds = wait, poll_seconds
         self.parameters = {
@@ -132,9 +151,15 @@ class Slurm(Commands):
 
 
 class Ray(Commands):
-    """Ray, on a cluster or on this machine."""
+    """Ray, on a cluster or on this machine.
 
-    def __init__(self, address: str | None, cpus: float, gpus: float) -> None:
+    Args:
+        address: The address of the cluster (auto, ray://host:10001); null starts a Ray of this machine's own.
+        cpus: The cores of each job.
+        gpus: The GPUs of each job.
+    """
+
+    def __init__(self, *, address: str | None = None, cpus: NonNegativeFloat = 1, gpus: NonNegativeFloat = 0) -> None:
         self.address, self.resources = address, {"num_cpus": cpus, "num_gpus": gpus}
 
     def check(self) -> None:
@@ -147,26 +172,35 @@ class Ray(Commands):
 
 
 class Search(Sweeper):
-    """Trials by Optuna, each a run without a test; then the weights of the best on validation are tested, once."""
+    """Trials by Optuna, each a run without a test; then the weights of the best on validation are tested, once.
+
+    Args:
+        sampler: How trials are drawn.
+        trials: The trials of the search.
+        prune: Whether a trial ends whose validation score is below the median of the earlier ones at the same step.
+        at_once: The trials of a batch, which the launcher runs together.
+        seed: The seed of the sampler, not of the runs.
+        storage: Where the trials are kept, an URL as Optuna takes it; null is search.db in the sweep's folder.
+        params: More keys and what they are searched in: {train.optimizer.lr: "tag(log,interval(1e-4,1e-1))"}.
+    """
 
     def __init__(
         self,
-        sampler: str,
-        trials: int,
-        prune: bool,
-        at_once: int,
-        seed: int,
-        storage: str | None,
-        params: dict[str, str] | None,
+        *,
+        sampler: Literal["tpe", "random"] = "tpe",
+        trials: PositiveInt = 20,
+        prune: bool = True,
+        at_once: PositiveInt = 1,
+        seed: Seed = 0,
+        storage: str | None = None,
+        params: dict[str, str] | None = None,
     ) -> None:
         self.trials, self.at_once, self.storage, self.params = trials, at_once, storage, params or {}
         self.settings: dict[str, Any] = {"sampler": sampler, "prune": prune, "seed": seed}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         needs("optuna", "hydra/sweeper=optuna", "optuna")
-        for key, value in {"trials": self.trials, "at_once": self.at_once}.items():
-            if value < 1:
-                raise UserError(f"hydra.sweeper.{key}={value}: must be at least 1")
+        check_target(config.hydra.sweeper, "hydra.sweeper", Given())
         self.loader: Any = hydra_context.config_loader
         self.master: DictConfig = config
         self.started: Launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
@@ -220,9 +254,13 @@ class Search(Sweeper):
 
 
 class Grid(BasicSweeper):
-    """Every combination of the values on the command line; only what is missing or unfinished is run."""
+    """Every combination of the values on the command line; only what is missing or unfinished is run.
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
+    Args:
+        params: More keys and their values, for an experiment file that is a sweep: {algo: "maml,protonet"}.
+    """
+
+    def __init__(self, *, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -1,0 +1,194 @@
+"""`metarun help`: what a key, a group or a choice means, from the same schema and signatures that check the config."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from metarun.config.ranges import shown
+from metarun.config.reference import Choice, Entry, Reference, section
+from metarun.config.signature import ABSENT
+from metarun.errors import UserError, nearest
+from metarun.renamed import renamed_choice, renamed_key
+
+WIDTH = 80
+
+
+def answer(words: Sequence[str], folders: Sequence[Path]) -> str:
+    """The text of `metarun help words...`.
+
+    Args:
+        words: Keys, groups and choices (`GROUP=CHOICE`); none asks for the overview.
+        folders: The folders of configs, a user's own before metarun's.
+
+    Raises:
+        UserError: A word is no key, group or choice; it names the nearest.
+    """
+    reference = Reference(folders)
+    return (
+        "\n\n".join("\n".join(_about(word, reference)) for word in words) if words else "\n".join(overview(reference))
+    )
+
+
+def overview(reference: Reference) -> Iterator[str]:
+    """What can be asked for: the groups, and the keys of the schema."""
+    yield "metarun help GROUP           what a group chooses, and its choices"
+    yield "metarun help GROUP=CHOICE    what a choice is, and its settings"
+    yield "metarun help KEY             what a key means: type, range, default, example"
+    yield ""
+    yield "Groups (GROUP=CHOICE on the command line)"
+    yield ""
+    for group in reference.groups:
+        yield from _item(group, reference.meaning(group))
+    yield ""
+    yield "Keys (KEY=VALUE on the command line)"
+    yield ""
+    for key, entry in reference.keys.items():
+        if not key.startswith("pretrain.train.") and key not in reference.groups:
+            yield from _item(key, entry.meaning)
+    yield ""
+    yield from _wrapped("The settings of a method, data set or backbone are the keys below its group, such as "
+                        "algo.inner_lr: metarun help algo=maml. pretrain.train has the keys of train.")  # fmt: skip
+
+
+def _about(word: str, reference: Reference) -> list[str]:
+    """What one word means."""
+    word = word.strip()
+    group, equals, name = word.partition("=")
+    if equals:
+        if group not in reference.groups:
+            if group in reference.keys or reference.explained(group):
+                return _about(group, reference)  # key=value asks for the key
+            old = renamed_choice(group, name)
+            raise UserError(old or f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
+        choices = reference.groups[group]
+        if name not in choices:
+            old = renamed_choice(group, name)
+            raise UserError(old or f"help {word}: there is no such choice{nearest(name, choices) or _list(choices)}")
+        return list(_choice(choices[name]))
+    lines: list[str] = []
+    if word in reference.groups:
+        lines = list(_group(word, reference))
+    if section(word):
+        inside = [entry for key, entry in reference.keys.items() if key.startswith(f"{word}.")]
+        lines += [""] if lines else [word, *_wrapped(section(word)), ""]
+        for entry in inside:
+            lines += _short(entry)
+    if not lines and word in reference.keys:
+        lines = list(_entry(reference.keys[word], reference.group_of(word)))
+    if not lines and (found := reference.explained(word)):
+        lines = list(_settings(word, found))
+    if not lines:
+        hint = renamed_key(word) or f"there is no such key or group{nearest(word, reference.words)}"
+        raise UserError(f"help {hint}" if hint.startswith(word) else f"help {word}: {hint}")
+    return lines
+
+
+def _group(group: str, reference: Reference) -> Iterator[str]:
+    yield group
+    yield from _wrapped(reference.meaning(group))
+    yield ""
+    for name, choice in reference.groups[group].items():
+        yield from _item(f"{group}={name}", choice.meaning)
+    yield ""
+    yield from _wrapped(f"metarun help {group}={next(iter(reference.groups[group]))} says more of one.")
+
+
+def _choice(choice: Choice) -> Iterator[str]:
+    yield f"{choice.group}={choice.name}"
+    yield from _wrapped(f"{choice.meaning}.")
+    if choice.notes:
+        yield from _wrapped(choice.notes)
+    for _, _, signature in choice.nodes[:1]:
+        if signature and signature.summary:
+            yield ""
+            yield from _wrapped(signature.summary)
+    entries = list(choice.entries())
+    if entries:
+        yield ""
+        for entry in entries:
+            yield from _short(entry)
+    if choice.sets:
+        yield ""
+        # A sweep's values are one word, which may be longer than a line.
+        pairs = [f"{key}={re.sub(',(?=[^ ])', ', ', shown(value))}" for key, value in choice.sets.items()]
+        yield from _wrapped(f"It sets {', '.join(pairs)}.")
+    if choice.brings:
+        yield ""
+        yield from _wrapped("It brings " + ", ".join(choice.brings) + ".")
+    yield ""
+    yield from _wrapped(f"Example: {choice.command}")
+
+
+def _settings(key: str, found: Sequence[tuple[Choice, Entry]]) -> Iterator[str]:
+    """A key that several choices know, once for each meaning."""
+    yield key
+    by_meaning: dict[tuple[str, str, str], list[tuple[Choice, Entry]]] = {}
+    for choice, entry in found:
+        by_meaning.setdefault((entry.meaning, entry.type, entry.range), []).append((choice, entry))
+    for (meaning, _, _), same in by_meaning.items():
+        yield ""
+        yield from _wrapped(meaning)
+        by_value: dict[str, list[str]] = {}
+        for choice, entry in same:
+            by_value.setdefault(entry.about, []).append(choice.name)
+        for about, names in by_value.items():
+            yield from _wrapped(f"{same[0][0].group}={', '.join(names)}: {about}", "    ")
+    choice, entry = found[0]
+    yield ""
+    yield from _wrapped(f"Example: metarun {_chosen(choice, key)}{key}={_quoted(entry.example)}")
+
+
+def _chosen(choice: Choice, key: str) -> str:
+    sweeps = "-m " if choice.group.startswith("hydra/") else ""
+    if key.startswith(("target.data.", "pretrain.")):
+        return ""
+    return f"{sweeps}{choice.group}={choice.name} "
+
+
+def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
+    yield entry.key
+    yield from _wrapped(entry.meaning)
+    if home:  # a node that names a class
+        yield from _wrapped(f"It has the settings of one of the choices of {home[0]}: metarun help {home[0]}.")
+        return
+    yield from _item("Type", entry.type)
+    if entry.range:
+        yield from _item("Range", entry.range)
+    if entry.unit:
+        yield from _item("Unit", entry.unit)
+    yield from _item("Default", "must be given" if entry.default is ABSENT else shown(entry.default))
+    yield from _item("Example", f"metarun {entry.key}={_quoted(entry.example)}")
+
+
+def _short(entry: Entry) -> Iterator[str]:
+    yield f"  {entry.key}"
+    yield from _wrapped(entry.meaning, "      ")
+    yield from _wrapped(entry.about, "      ")
+
+
+def _item(name: str, text: str) -> Iterator[str]:
+    """A name and what it means; the text stands in a column of its own, below a long name."""
+    column = 26
+    lines = textwrap.wrap(text, WIDTH - column, break_long_words=False, break_on_hyphens=False) or [""]
+    if len(name) > column - 4:
+        yield f"  {name}"
+    else:
+        yield f"  {name:{column - 2}}{lines.pop(0)}".rstrip()
+    yield from (f"{'':{column}}{line}" for line in lines)
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if set(value) & set(" {}<>*") else value
+
+
+def _list(names: Sequence[str] | dict[str, Choice]) -> str:
+    return f"; there are {', '.join(names)}"

@@ -1,0 +1,150 @@
+"""Whether the code that made a result has changed since: the modules and configs that its choices lead to, then and now."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[2]
+# They report and launch, and compute no number of a run.
+UNRELATED = ("metarun.cli", "metarun.report", "metarun.sweeps", "metarun.plugins", "metarun.runs")
+
+
+class Checkout:
+    """A git checkout of metarun, asked what of a result's code changed.
+
+    Args:
+        root: Its top folder.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self._differences = functools.cache(self._read_differences)
+        self._imports = functools.cache(self._read_imports)
+
+    def git(self, *words: str) -> str:
+        """Output of a git command; raises `subprocess.CalledProcessError` where it fails."""
+        done = subprocess.run(["git", "-C", str(self.root), *words], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def dirty(self) -> list[str]:
+        """Tracked files with changes that are not committed, and files of the code that git does not know."""
+        code = self.git("status", "--porcelain", "--untracked-files=all", "--", "metarun", "conf")
+        tracked = self.git("status", "--porcelain", "--untracked-files=no")
+        return sorted({line[3:] for line in (code + tracked).splitlines()})
+
+    def code(self) -> str:
+        """A short name of the code that HEAD has: equal for commits that differ in other files alone."""
+        return self.git("rev-parse", "HEAD:metarun")[:6] + self.git("rev-parse", "HEAD:conf")[:6]
+
+    def since(self, commit: str, choices: Mapping[str, Any]) -> list[str]:
+        """Files of a run's code that say something else now than at a commit.
+
+        Args:
+            commit: The commit that the run was made at.
+            choices: Its choices of Hydra's groups.
+
+        Returns:
+            Paths below the root; a commit that this clone does not have counts as a change of its own.
+        """
+        try:
+            differences = self._differences(commit)
+        except subprocess.CalledProcessError:
+            return [f"commit {commit[:9]}, which this clone does not have"]
+        return [path for path in self.files(choices) if path in differences and self._differs(commit, path)]
+
+    def files(self, choices: Mapping[str, Any]) -> list[str]:
+        """Configs of a run's choices, and modules that these name, with all that they import."""
+        configs = set(self._configs(choices))
+        modules = {
+            module for path in configs for module in re.findall(r"\bmetarun(?:\.\w+)+", self._now(path) or "") if module
+        }
+        found: set[str] = set()
+        open_ = {path for module in modules for path in self._located(module)}
+        while open_:
+            path = open_.pop()
+            if path not in found:
+                found.add(path)
+                open_ |= set(self._imports(path)) - found
+        return sorted(configs | found)
+
+    def _configs(self, choices: Mapping[str, Any]) -> Iterable[str]:
+        """The YAML of each choice, with those that it is built on."""
+        waiting = ["config"]
+        waiting += [f"{group.partition('@')[0]}/{choice}" for group, choice in choices.items() if choice]
+        seen: set[str] = set()
+        while waiting:
+            name = waiting.pop().lstrip("/")
+            text = self._now(f"conf/{name}.yaml")
+            if name in seen or text is None:
+                continue
+            seen.add(name)
+            yield f"conf/{name}.yaml"
+            for entry in (yaml.safe_load(text) or {}).get("defaults", []):
+                if isinstance(entry, str):
+                    waiting.append(entry if entry.startswith("/") else str(Path(name).parent / entry))
+
+    def _now(self, path: str) -> str | None:
+        file = self.root / path
+        return file.read_text() if file.is_file() else None
+
+    def _located(self, module: str) -> list[str]:
+        """The file of a module, or of that which a dotted name is in, with the packages above it."""
+        parts = module.split(".")
+        if any(module == name or module.startswith(f"{name}.") for name in UNRELATED):
+            return []
+        found = []
+        for length in range(2, len(parts) + 1):  # the top package has no code of a run
+            base = Path(*parts[:length])
+            for path in (base.with_suffix(".py"), base / "__init__.py"):
+                if (self.root / path).is_file():
+                    found.append(str(path))
+        return found
+
+    def _read_imports(self, path: str) -> list[str]:
+        """Files that a module imports, at its top or later."""
+        package = list(Path(path).parent.parts)
+        names: set[str] = set()
+        for node in ast.walk(ast.parse((self.root / path).read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        return [file for name in names if name.startswith("metarun.") for file in self._located(name)]
+
+    def _read_differences(self, commit: str) -> dict[str, str]:
+        """Files of the code that differ between a commit and HEAD: name now -> name then, empty for a new file."""
+        lines = self.git("diff", "--name-status", "-M", commit, "HEAD", "--", "metarun", "conf").splitlines()
+        found = {}
+        for line in lines:
+            status, *names = line.split("\t")
+            found[names[-1]] = "" if status == "A" else names[0]
+        return found
+
+    def _differs(self, commit: str, path: str) -> bool:
+        then = self._differences(commit)[path]
+        if not then:
+            return True
+        return meaning(path, self.git("show", f"{commit}:{then}")) != meaning(path, self.git("show", f"HEAD:{path}"))
+
+
+def meaning(path: str, text: str) -> Any:
+    """What a file says to the machine: its syntax without comments and docstrings, or its YAML values."""
+    if path.endswith(".yaml"):
+        return yaml.safe_load(text)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)

@@ -1,0 +1,91 @@
+"""The results that are kept: `result.json` of each run without what no table shows, in `data/`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarun.renamed import current_choices
+
+UNSHOWN = (
+    "outputs",
+    "resume",
+    "name",
+    "seed",
+    "hardware.processes",
+)  # overrides that say where or how, or that rows add
+DROPPED = ("untrained/after_inner_steps", "test/curves", "peak_memory")
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A stored result, with the choices of an older one under today's names; None if there is none."""
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result | {"choices": current_choices(result["choices"])}
+
+
+def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Stores the result of a finished run.
+
+    Args:
+        folder: The run's folder, with `result.json`.
+        path: The file to write.
+        places: What is written for a path of this machine, `/home/me/data/x` -> `$METARUN_DATA/x`.
+
+    Returns:
+        What was stored.
+    """
+    read = (folder / "result.json").read_text()
+    for place, written in (places or {}).items():
+        read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
+    result = trimmed(json.loads(read))
+    scores = folder / "test_scores.npz"
+    if "target/curve" in result and scores.is_file():  # [sizes, repeats], for paired differences
+        with np.load(scores) as arrays:
+            result["target/values"] = [[round(float(value), 6) for value in row] for row in arrays["values"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text(result))
+    return result
+
+
+def trimmed(result: dict[str, Any]) -> dict[str, Any]:
+    """`result.json` without what no table shows, and without this machine's paths."""
+    kept = {key: value for key, value in result.items() if key not in DROPPED}
+    if isinstance(kept.get("overrides"), list):
+        kept["overrides"] = [word for word in kept["overrides"] if key_of(word) not in ("outputs", "resume", "name")]
+    kept["command"] = " ".join(
+        word for word in str(kept["command"]).split() if key_of(word) not in ("outputs", "resume", "name")
+    )
+    for stage in kept.get("stages", {}).values():
+        stage["folder"] = Path(stage["folder"]).name
+    return kept
+
+
+def text(result: dict[str, Any]) -> str:
+    """JSON with a key a line, and lists of numbers on one line."""
+    spread = json.dumps(result, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), spread) + "\n"
+
+
+def key_of(word: str) -> str:
+    """The key of an override."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def overrides(result: dict[str, Any]) -> set[str]:
+    """The overrides of a stored result that say what was computed, whatever their order."""
+    stored = result.get("overrides")
+    words = stored if isinstance(stored, list) else shlex.split(result["command"])[1:]
+    return {str(word) for word in words if key_of(str(word)) not in UNSHOWN}
+
+
+def is_of(result: dict[str, Any], words: list[str]) -> bool:
+    """Whether a stored result is of the command with these words."""
+    return overrides(result) == {word for word in words if key_of(word) not in UNSHOWN}

@@ -1,0 +1,369 @@
+"""Markdown of the tables, from the stored results."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from metarun.report.published import find
+from metarun.report.statistics import over_seeds, paired
+from metarun.report.text import half
+
+from . import store
+from .changed import ROOT, Checkout
+from .rows import DATA, Row, Run, Table
+
+STEPS = ("1", "5", "10")  # inner steps whose errors are shown, as in the MAML paper
+CHANGED = "; code changed since"
+UNCOMMITTED = " with uncommitted changes"
+OTHER_COMMAND = "; settings changed since"
+
+
+class Made(NamedTuple):
+    """A run with its stored result."""
+
+    run: Run
+    result: dict[str, Any]
+
+
+Marks = Callable[[Made], str]
+
+
+def stored(row: Row, data: Path = DATA) -> list[Made]:
+    """The stored results of a row's runs."""
+    pairs = [(run, store.load(run.stored(data))) for run in row.runs]
+    return [Made(run, result) for run, result in pairs if result is not None]
+
+
+def marks(checkout: Checkout | None) -> Marks:
+    """Says of a stored result at which commit it was made, and what no longer holds of it.
+
+    Args:
+        checkout: The checkout whose code is compared with that of the result; None for no comparison.
+    """
+
+    def mark(made: Made) -> str:
+        commits = commits_of(made.result)
+        text = f"`{commits[0].rstrip('+')[:7]}`"
+        if any(commit.endswith("+") for commit in commits):
+            text += UNCOMMITTED
+        if checkout and any(checkout.since(commit.rstrip("+"), made.result["choices"]) for commit in commits):
+            text += CHANGED
+        return text + settings_mark(made)
+
+    return mark
+
+
+def settings_mark(made: Made) -> str:
+    """Nothing, or that the row's command is another one by now."""
+    return "" if store.is_of(made.result, made.run.words) else OTHER_COMMAND
+
+
+def commits_of(result: dict[str, Any]) -> list[str]:
+    """The commits that a result was made at: of the run, and of the stages that it took over."""
+    stages = [stage.get("git_commit") for stage in result.get("stages", {}).values()]
+    return [str(commit) for commit in (result["git_commit"] or "unknown", *stages) if commit]
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def mark_of_all(runs: list[Made], mark: Marks) -> str:
+    """The marks of several runs, each once."""
+    return ", ".join(dict.fromkeys(mark(made) for made in runs))
+
+
+# Tables of test tasks: a run a row.
+
+
+def tasks(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
+    """A row for each run: accuracy or error on test tasks, with its interval and what was published."""
+    columns = (
+        "Method",
+        "Test tasks",
+        "Ours",
+        "Published",
+        "Test episodes",
+        "Transductive",
+        "Trained",
+        "Command",
+        "Made at",
+    )
+    runs = [made for row in table.rows if not only or row.name in only for made in stored(row, data)]
+    return markdown(columns, ([*task_cells(made), mark(made)] for made in runs))
+
+
+def task_cells(made: Made) -> list[str]:
+    """The cells of one run but the last."""
+    result, protocol = made.result, made.result["protocol"]
+    test, regression = protocol["test"], "test/mse" in made.result
+    published = find(result["choices"], test["ways"], test["shots"])
+    split = f" ({protocol['split']} split)" if protocol["split"] else ""
+    count = f"{test['shots']} points" if regression else f"{test['ways']}-way {test['shots']}-shot"
+    queries = f"{test['queries']} queries{'' if regression else ' a class'}"
+    return [
+        made.run.row.label or name_of("algo", result["choices"]["algo"]),
+        f"{result['choices']['data']}{split}, {count}, {queries}; norm {protocol['norm']}",
+        errors(result) if regression else f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
+        "none collected" if published is None else str(published),
+        f"{result['test/episodes']:,}",
+        "yes" if protocol["transductive"] else "no",
+        trained(result),
+        f"`{made.run.command}`",
+    ]
+
+
+def errors(result: dict[str, Any]) -> str:
+    """Mean squared errors with their intervals after 1, 5 and 10 inner steps, and how many tasks diverged."""
+    after = result["test/after_inner_steps"]
+    steps = [step for step in STEPS if step in after]
+    values = " / ".join(f"**{after[step]['mse']:.3f}** {half(after[step]['mse_ci95'], '.3f')}" for step in steps)
+    diverged = max(after[step]["diverged"] for step in steps)
+    return f"MSE {values} after {' / '.join(steps)} steps" + (f"; {diverged} tasks diverged" if diverged else "")
+
+
+def trained(result: dict[str, Any]) -> str:
+    """Steps, time and hardware of the training."""
+    if not result.get("train/steps"):
+        return "nothing"
+    return f"{result['train/steps']:,} steps, {duration(result['train/seconds'])}, {device(result['hardware'])}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def device(hardware: dict[str, Any]) -> str:
+    """What a run was computed on, in words."""
+    processes = hardware.get("processes", 1)
+    threads = f"{processes * hardware['threads']} CPU thread{'s' if processes * hardware['threads'] > 1 else ''}"
+    precision = "" if hardware["precision"] == "float32" else f", {hardware['precision']}"
+    return (hardware["gpu"] or threads) + precision
+
+
+# The table of methods: a table for each kind of task, the best first.
+
+
+def methods(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
+    """A table for each kind of test task, the best method first."""
+    columns = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained", "Command", "Made at")
+    runs = [made for row in table.rows if not only or row.name in only for made in stored(row, data)]
+    runs.sort(key=lambda made: -made.result["test/acc"])
+    kinds = sorted({kind(made.result) for made in runs})
+    return "\n\n".join(
+        f"#### {ways}-way {shots}-shot\n\n"
+        + markdown(columns, ([*method_cells(made), mark(made)] for made in runs if kind(made.result) == (ways, shots)))
+        for ways, shots in kinds
+    )
+
+
+def kind(result: dict[str, Any]) -> tuple[int, int]:
+    """Ways and shots of the test tasks."""
+    test = result["protocol"]["test"]
+    return test["ways"], test["shots"]
+
+
+def method_cells(made: Made) -> list[str]:
+    """The cells of one run but the last."""
+    result = made.result
+    choices = result["choices"]
+    # The published values are of plain methods, trained on right labels.
+    plain = not (choices.get("wrapper") or result["protocol"].get("train_noise"))
+    published = find(choices, *kind(result)) if plain else None
+    return [
+        label(result),
+        f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
+        ("none collected" if plain else "") if published is None else str(published),
+        f"{result['untrained/acc']:.1%}" if "untrained/acc" in result else "",
+        "yes" if result["protocol"]["transductive"] else "no",
+        trained(result),
+        f"`{made.run.command}`",
+    ]
+
+
+def label(result: dict[str, Any]) -> str:
+    """A method with its paper, its wrapper, and the noise of its training tasks."""
+    choices = result["choices"]
+    wrapper = f", trained with {paper('wrapper', choices['wrapper'])}" if choices.get("wrapper") else ""
+    noise = result["protocol"].get("train_noise")
+    noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
+    return paper("algo", choices["algo"]) + wrapper + noisy
+
+
+def name_of(group: str, choice: str) -> str:
+    """A choice's name, as its file begins."""
+    text = (ROOT / "conf" / group / f"{choice}.yaml").read_text()
+    called = re.search(r"^# ([^@(,:;]+?)(?: \(|,|:|;)", text, re.MULTILINE)
+    if not called:
+        raise SystemExit(f"results: conf/{group}/{choice}.yaml does not begin with a name")
+    return called[1]
+
+
+def paper(group: str, choice: str) -> str:
+    """A choice's name with the link to its paper and the authors, from the docstring of its module."""
+    config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
+    target = str((OmegaConf.select(config, group) or config)._target_)
+    module = target.rpartition(".")[0]
+    about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
+    head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
+    authors = re.fullmatch(r"[^(]+\(([^()]+)\)\.", head)
+    if not authors or not link:
+        raise SystemExit(f"results: {module} does not begin with 'Name: title of the paper (authors year).' and a link")
+    return f"[{name_of(group, choice)}]({link[0]}) ({authors[1]})"
+
+
+# A target without labels: a row for each method, over seeds, beside the control.
+
+
+def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
+    """Accuracy on the target over the seeds, and the difference from the control on the same seeds."""
+    columns = ("Method", "Accuracy on the target", "Seeds", "Difference from the control", "Command", "Made at")
+    rows = {row.name: stored(row, data) for row in table.rows}
+    control = {made.run.seed: made.result["target/acc"] for made in rows[table.options["control"]]}
+    lines = []
+    confusion = next((np.array(runs[0].result["target/confusion"]) for runs in rows.values() if runs), None)
+    if confusion is not None:
+        lines.append(["the commonest class", f"**{confusion.sum(1).max() / confusion.sum():.1%}**", "", "", "", ""])
+    for row in table.rows:
+        runs = rows[row.name]
+        if not runs:
+            continue
+        values = [made.result["target/acc"] for made in runs]
+        pairs = [made.result["target/acc"] - control[made.run.seed] for made in runs if made.run.seed in control]
+        found = paired(np.array(pairs)) if row.name != table.options["control"] else None
+        lines.append(
+            [
+                row.label,
+                f"**{np.mean(values):.1%}**{', one seed' if len(values) == 1 else ' ' + half(over_seeds(values), '.1%')}",
+                str(len(values)),
+                ""
+                if found is None
+                else f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points ({found.pairs} pairs)",
+                f"`{row.command}`",
+                mark_of_all(runs, mark),
+            ]
+        )
+    return markdown(columns, lines)
+
+
+# A small labelled target: a row for each approach, a column for each number of training images.
+
+
+def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
+    """Accuracy for each number of training images, the best of each column in bold, beside the commonest class."""
+    rows = {row: stored(row, data) for row in table.rows}
+    rows = {row: runs for row, runs in rows.items() if runs}
+    if not rows:
+        return "No run of this table has been stored yet."
+    first = next(iter(rows.values()))[0].result
+    sizes = [point["train_images"] for point in first["target/curve"]]
+    means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
+    best = [max(column) for column in zip(*means.values(), strict=True)]
+    majority, classes = first["target/chance"], len(first["target/classes"])
+    last = f"{sizes[-1]} images: "
+    columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes)]
+    scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
+    if all("auroc" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+        scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
+    columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
+    of_majority = [value for _, value in scores.values()]
+    lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, "", ""]]
+    scratch = next((runs for row, runs in rows.items() if row.name == "scratch"), [])
+    for row, runs in rows.items():
+        cells = []
+        for place, mean in enumerate(means[row]):
+            cell = over_draws(runs, place, "acc")
+            cells.append(f"**{cell}**" if mean == best[place] else cell)
+        cells += [over_draws(runs, len(sizes) - 1, name) for name in scores]
+        lines.append([row.label, source_training(runs), *cells, against(runs, scratch), mark_of_all(runs, mark)])
+    return markdown(columns, lines)
+
+
+def mean_of(runs: list[Made], place: int, name: str) -> float:
+    """The mean of a score over the source seeds, with the number of training images at `place`."""
+    return float(np.mean([made.result["target/curve"][place][name] for made in runs]))
+
+
+def over_draws(runs: list[Made], place: int, name: str) -> str:
+    """The mean over source seeds and draws; half its 95% interval is over the draws (Student's t), seeds averaged first."""
+    mean = mean_of(runs, place, name)
+    if len(runs) == 1:
+        return f"{mean:.1%} {half(runs[0].result['target/curve'][place][f'{name}_ci95'], '.1%')}"
+    if name == "acc" and all("target/values" in made.result for made in runs):
+        draws = np.mean([made.result["target/values"][place] for made in runs], axis=0)
+        return f"{mean:.1%} {half(over_seeds(list(draws)), '.1%')}"
+    return f"{mean:.1%}"
+
+
+def against(runs: list[Made], scratch: list[Made]) -> str:
+    """The paired difference of accuracy from training from scratch with the most images, over the draws."""
+    if runs is scratch or not all("target/values" in made.result for made in [*runs, *scratch]) or not scratch:
+        return ""
+    ours, theirs = (np.mean([made.result["target/values"][-1] for made in side], axis=0) for side in (runs, scratch))
+    found = paired(ours - theirs)
+    if found is None:
+        return ""
+    return f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points"
+
+
+def points(share: float | None) -> float | None:
+    """A share in percentage points."""
+    return None if share is None else share * 100
+
+
+def source_training(runs: list[Made]) -> str:
+    """Steps of each stage on the source, over the seeds."""
+    steps: dict[str, list[int]] = {}
+    for made in runs:
+        for stage in ("pretrain", "train"):
+            if f"{stage}/steps" in made.result:
+                steps.setdefault(stage, []).append(made.result[f"{stage}/steps"])
+    text = [f"{stage}: {', '.join(f'{count:,}' for count in counts)} steps" for stage, counts in steps.items()]
+    seeds = f", {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    return ("; ".join(text) or "nothing") + (seeds if text else "")
+
+
+KINDS = {"tasks": tasks, "methods": methods, "adaptation": adaptation, "approaches": approaches}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after a table in a text."""
+    return f"<!-- made by python -m scripts.results: {name} -->", f"<!-- end of {name} -->"
+
+
+def rewritten(text: str, tables: dict[str, Table], mark: Marks, data: Path = DATA) -> str:
+    """A text with the tables of today between its markers.
+
+    Args:
+        text: Markdown with markers `<!-- made by python -m scripts.results: TABLE -->`; `TABLE ROW ROW...` takes some rows.
+        tables: The tables by name.
+        mark: What to say of where a result was made.
+        data: The folder of stored results.
+
+    Returns:
+        The new text.
+    """
+    pattern = re.compile(r"<!-- made by python -m scripts\.results: ([\w ]+) -->.*?<!-- end of \1 -->", re.DOTALL)
+
+    def replaced(found: re.Match[str]) -> str:
+        name, *only = found[1].split()
+        start, end = markers(found[1])
+        table = tables[name]
+        return f"{start}\n{KINDS[table.kind](table, mark, data, only)}\n{end}"
+
+    return pattern.sub(replaced, text)
+
+
+def unmarked(text: str) -> str:
+    """A text without what later commits change in it: which results are of older code."""
+    return text.replace(CHANGED, "")

@@ -1,0 +1,217 @@
+"""`metarun help`: every key of the schema and every choice of every group is explained, in 80 columns and without torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import compose
+from omegaconf import OmegaConf
+from shell import environment, metarun
+
+from metarun.cli import CONF
+from metarun.config.help import answer
+from metarun.config.ranges import check_value, shown
+from metarun.config.reference import Choice, Entry, Reference, sections
+from metarun.config.schema import Config
+from metarun.config.validation import settings
+
+REFERENCE = Reference([CONF])
+CHOICES = [choice for choices in REFERENCE.groups.values() for choice in choices.values()]
+
+
+def entries() -> Iterator[tuple[str, Entry]]:
+    """Every key with where it is explained: the schema, or a choice."""
+    yield from (("schema", entry) for entry in REFERENCE.keys.values())
+    yield from ((f"{choice.group}={choice.name}", entry) for choice in CHOICES for entry in choice.entries())
+
+
+def fits(text: str) -> None:
+    """80 columns, no verbatim markup of Python, nothing missing."""
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"typing|Annotated|<class|object at|None\b|\bFalse\b|\bTrue\b", text), text
+
+
+def test_every_file_of_a_group_is_a_choice() -> None:
+    files = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")}
+    assert {f"{choice.group}/{choice.name}" for choice in CHOICES} == files - {"config", "hydra/help/metarun"}
+
+
+@pytest.mark.parametrize("key", [*REFERENCE.keys, *sections()])
+def test_every_key_of_the_schema_is_explained(key: str) -> None:
+    text = answer([key], [CONF])
+    fits(text)
+    assert text.splitlines()[0] == key
+    if key in REFERENCE.keys and key not in REFERENCE.groups:
+        entry = REFERENCE.keys[key]
+        assert entry.meaning
+        assert entry.meaning[0].isupper()
+        assert entry.meaning.endswith(".")
+
+
+def test_no_key_of_the_schema_is_missing() -> None:
+    composed = OmegaConf.structured(Config)
+    assert {key for key, _ in settings(Config)} <= set(REFERENCE.keys)
+    for key in REFERENCE.keys:
+        parent, _, name = key.rpartition(".")
+        assert name in list(OmegaConf.select(composed, parent) if parent else composed)
+
+
+@pytest.mark.parametrize("group", REFERENCE.groups)
+def test_every_group_is_explained_and_lists_its_choices(group: str) -> None:
+    text = answer([group], [CONF])
+    fits(text)
+    assert REFERENCE.meaning(group).endswith(".")
+    for choice in REFERENCE.groups[group].values():
+        assert f"{group}={choice.name}" in text.split()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.group}={choice.name}")
+def test_every_choice_is_explained_with_every_setting(choice: Choice) -> None:
+    text = answer([f"{choice.group}={choice.name}"], [CONF])
+    fits(text)
+    assert choice.meaning
+    assert choice.command.startswith("metarun")
+    words = text.split()
+    for key, node, signature in choice.nodes:
+        assert signature is not None
+        names = {one.name for one in signature.settings} | {name for name in node if not name.startswith("_")}
+        for name in names:
+            if not isinstance(node.get(name), dict) or name == "rates":
+                assert f"{key}.{name}" in words
+    for entry in choice.entries():
+        assert entry.meaning.endswith("."), entry.key
+        assert entry.meaning[0].isupper(), entry.key
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.group}={choice.name}")
+def test_every_setting_of_a_choice_can_be_asked_for(choice: Choice) -> None:
+    for entry in choice.entries():
+        text = answer([entry.key], [CONF])
+        fits(text)
+        assert choice.name in re.split(r"[\s,:=]+", text)
+
+
+@pytest.mark.parametrize("where", ["schema", *(f"{choice.group}={choice.name}" for choice in CHOICES)])
+def test_examples_are_values_that_the_checker_takes(where: str) -> None:
+    for origin, entry in entries():
+        if origin == where and not isinstance(entry.hint, str):
+            check_value(
+                entry.key, OmegaConf.to_container(OmegaConf.create(f"value: {entry.example}"))["value"], entry.hint
+            )
+
+
+def test_defaults_are_those_of_the_config() -> None:
+    for words in (["algo=maml"], ["algo=fomaml"], ["data=omniglot"], ["algo=l2l"]):
+        config = compose(*words)
+        (word,) = words
+        group, _, name = word.partition("=")
+        for entry in REFERENCE.groups[group][name].entries():
+            value = OmegaConf.select(config, entry.key)
+            assert shown(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value) == shown(entry.default)
+
+
+def test_a_key_says_meaning_type_unit_range_default_and_example() -> None:
+    assert metarun("help", "train.validate_every").out.splitlines() == [
+        "train.validate_every",
+        "  The steps from one validation to the next.",
+        "  Type                    int",
+        "  Range                   at least 1",
+        "  Unit                    steps",
+        "  Default                 200",
+        "  Example                 metarun train.validate_every=400",
+    ]
+
+
+def test_a_key_of_several_choices_says_what_it_is_in_each() -> None:
+    text = metarun("help", "algo.inner_lr").out
+    assert re.search(r"algo=.*fomaml, maml.*: float, at least 0, default 0.5", text)
+    assert re.search(r"algo=protomaml: float, at least 0, default 0.01", text)
+    assert "target.data.root" in metarun("help", "target.data.root").out
+    assert "pretrain.algo.cost" in metarun("help", "pretrain.algo.cost").out
+
+
+def test_the_overview_names_every_group_and_key() -> None:
+    text = metarun("help").out
+    fits(text)
+    names = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.strip()}
+    assert set(REFERENCE.groups) <= names
+    assert {key for key in REFERENCE.keys if not key.startswith("pretrain.train.")} <= names
+    assert "metarun help" in metarun("--help").out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian.steps", "help trian.steps: there is no such key or group; did you mean train.steps"),
+        ("inner_lr", "help inner_lr: there is no such key or group; did you mean algo.inner_lr?"),
+        ("algo=mmal", "help algo=mmal: there is no such choice; did you mean maml"),
+        ("algos=maml", "help algos=maml: there is no group algos; did you mean algo?"),
+        ("wraper", "help wraper: there is no such key or group; did you mean wrapper"),
+        ("finetune", "help finetune: is called transfer now"),
+        ("recipe=adapt", "recipe=adapt: is called recipe=domain_adaptation now"),
+        ("zzz", "help zzz: there is no such key or group"),
+    ],
+)
+def test_an_unknown_word_gets_the_nearest(word: str, message: str) -> None:
+    done = metarun("help", word)
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.said
+    assert line.startswith(f"metarun: {message}")
+
+
+def test_several_words_and_a_value_are_answered() -> None:
+    text = metarun("help", "seed", "train.steps=3").out
+    assert text.startswith("seed\n")
+    assert "\n\ntrain.steps\n" in text
+
+
+def test_choices_of_the_users_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "algo").mkdir(parents=True)
+    (tmp_path / "mine_to_explain.py").write_text(
+        "from annotated_types import Gt\nfrom typing import Annotated\nimport nowhere\n\n\nclass Mine:\n"
+        '    """Mine.\n\n    Args:\n        warmth: How warm it is.\n    """\n\n'
+        "    def __init__(self, backbone, spec, *, warmth: Annotated[float, Gt(2)] = 3.0):\n        pass\n"
+    )
+    (tmp_path / "conf" / "algo" / "mine.yaml").write_text(
+        "# @package _global_\n# A method of mine; metarun algo=mine\nalgo:\n  _target_: mine_to_explain.Mine\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for words in (["help", "--config-dir", "conf", "algo=mine"], ["help", "algo=mine", "--config-dir=conf"]):
+        text = metarun(*words).out
+        assert "A method of mine." in text
+        assert "algo.warmth\n      How warm it is.\n      float, above 2, default 3\n" in text
+    assert "algo=maml" in metarun("help", "--config-dir", "conf", "algo").out
+
+
+def test_help_imports_no_torch_and_works_in_a_pipe() -> None:
+    code = "import sys; sys.argv = ['metarun', 'help', 'algo=maml']; from metarun import cli\n" \
+           "try: cli.main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stderr == "False\n"
+    assert "algo.inner_lr" in done.stdout
+    piped = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m metarun help | head -1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (piped.stdout.splitlines(), piped.stderr) == (
+        ["metarun help GROUP           what a group chooses, and its choices"],
+        "",
+    )
+
+
+def test_the_page_of_the_configs_is_current() -> None:
+    """`python -m scripts.config_reference` writes it; every group and key stands in it."""
+    from scripts.config_reference import PAGE, page
+
+    assert PAGE.read_text() == page(), "conf/README.md is not current: python -m scripts.config_reference"
+    text = PAGE.read_text()
+    assert all(f"`{key}`" in text for key in REFERENCE.keys if not key.startswith("pretrain.train."))
+    assert all(f"| `{entry.key}` |" in text for _, entry in entries() if not entry.key.startswith("pretrain.train."))

@@ -1,0 +1,302 @@
+"""The script of the results: which runs it makes, what it stores, and which rows it marks as of older code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metarun.report.published import find
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from results import __main__ as command  # noqa: E402
+from results import rows, store, tables  # noqa: E402
+from results.changed import Checkout, meaning  # noqa: E402
+
+FILES = {
+    "conf/config.yaml": "seed: 0\n",
+    "conf/recipe/meta.yaml": "stages: [metarun.stages.train]\n",
+    "conf/algo/a.yaml": "# A\nalgo: {_target_: metarun.algos.a.A}\n",
+    "conf/algo/b.yaml": "# B\nalgo: {_target_: metarun.algos.b.B}\n",
+    "conf/experiment/base.yaml": "lr: 1\n",
+    "conf/experiment/one.yaml": "defaults:\n  - /experiment/base\n  - override /algo: a\n",
+    "metarun/__init__.py": "",
+    "metarun/stages.py": '"""Stages."""\nfrom metarun.engine import fit\nfrom metarun import report\n',
+    "metarun/report.py": "shown = 1\n",
+    "metarun/engine/__init__.py": "",
+    "metarun/engine/fit.py": "from ..ops import loss\n\nsteps = 1\n",
+    "metarun/ops.py": "def loss(x):\n    return x\n",
+    "metarun/algos/__init__.py": "",
+    "metarun/algos/a.py": "def A():\n    from metarun.algos.shared import x\n    return x\n",
+    "metarun/algos/b.py": "B = 1\n",
+    "metarun/algos/shared.py": "x = 1\n",
+    "README.md": "text\n",
+}
+CHOICES = {"algo": "a", "recipe": "meta", "experiment": "one", "target": None}
+
+
+def git(root: Path, *words: str) -> str:
+    names = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(root), *names, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit(root: Path, files: dict[str, str]) -> str:
+    """Writes and commits files; returns the commit."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "c", "--allow-empty")
+    return git(root, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> tuple[Path, str]:
+    """A small project in git, and its first commit."""
+    git(tmp_path, "init", "-q", ".")
+    return tmp_path, commit(tmp_path, FILES)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("conf/config.yaml", "seed: 1\n"),
+        ("conf/algo/a.yaml", "algo: {_target_: metarun.algos.a.A, steps: 2}\n"),
+        ("conf/experiment/base.yaml", "lr: 2\n"),
+        ("metarun/algos/a.py", FILES["metarun/algos/a.py"].replace("return x", "return -x")),
+        ("metarun/algos/shared.py", "x = 2\n"),
+        ("metarun/engine/fit.py", FILES["metarun/engine/fit.py"].replace("1", "2")),
+        ("metarun/ops.py", "def loss(x):\n    return 2 * x\n"),
+    ],
+)
+def test_a_change_of_what_the_choices_lead_to_is_seen(clone: tuple[Path, str], path: str, text: str) -> None:
+    root, first = clone
+    assert Checkout(root).since(first, CHOICES) == []
+    commit(root, {path: text})
+    assert Checkout(root).since(first, CHOICES) == [path]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("README.md", "other\n"),
+        ("conf/algo/b.yaml", "algo: {}\n"),
+        ("metarun/algos/b.py", "B = 2\n"),
+        ("metarun/report.py", "shown = 2\n"),
+        ("conf/algo/a.yaml", "# Another comment\n" + FILES["conf/algo/a.yaml"]),
+        ("metarun/ops.py", 'def loss(x):\n    """Says what."""\n    return x  # so it is\n'),
+    ],
+)
+def test_a_change_of_something_else_is_not(clone: tuple[Path, str], path: str, text: str) -> None:
+    root, first = clone
+    commit(root, {path: text})
+    assert Checkout(root).since(first, CHOICES) == []
+
+
+def test_a_moved_module_is_the_same_while_it_says_the_same(clone: tuple[Path, str]) -> None:
+    root, first = clone
+    body = "\n".join(f"def f{number}(x):\n    return x + {number}\n" for number in range(9))
+    second = commit(root, {"metarun/algos/shared.py": f"x = 1\n{body}"})
+    git(root, "mv", "metarun/algos/shared.py", "metarun/algos/common.py")
+    commit(root, {"metarun/algos/a.py": FILES["metarun/algos/a.py"].replace("shared", "common")})
+    assert Checkout(root).since(second, CHOICES) == ["metarun/algos/a.py"]  # its import alone
+    assert Checkout(root).since(first, CHOICES) == ["metarun/algos/a.py", "metarun/algos/common.py"]
+
+
+def test_a_commit_that_is_not_there_counts_as_changed(clone: tuple[Path, str]) -> None:
+    root, _ = clone
+    (said,) = Checkout(root).since("0" * 40, CHOICES)
+    assert "does not have" in said
+
+
+def test_a_dirty_tree_is_refused(clone: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    root, _ = clone
+    assert Checkout(root).dirty() == []
+    (root / "metarun" / "new.py").write_text("")
+    (root / "README.md").write_text("changed\n")
+    assert Checkout(root).dirty() == ["README.md", "metarun/new.py"]
+    monkeypatch.setattr(command, "Checkout", lambda: Checkout(root))
+    monkeypatch.setattr(command, "make", pytest.fail)
+    assert command.main(["--only", "main/glyphs_protonet"]) == 2
+    assert "uncommitted changes (README.md, metarun/new.py)" in capsys.readouterr().err
+
+
+def test_code_is_named_alike_while_only_texts_change(clone: tuple[Path, str]) -> None:
+    root, _ = clone
+    before = Checkout(root).code()
+    commit(root, {"README.md": "other\n"})
+    assert Checkout(root).code() == before
+    commit(root, {"metarun/ops.py": "def loss(x):\n    return 3\n"})
+    assert Checkout(root).code() != before
+
+
+def test_a_docstring_is_no_meaning_but_its_function_is() -> None:
+    assert meaning("a.py", '"""A."""\nx = 1\n') == meaning("a.py", "x = 1  # one\n")
+    assert meaning("a.py", "x = 1\n") != meaning("a.py", "x = 2\n")
+    assert meaning("a.yaml", "a: 1  # one\n") == meaning("a.yaml", "a: 1\n")
+
+
+def result(words: str, **more: Any) -> dict[str, Any]:
+    base = {"command": f"metarun {words}", "git_commit": "a" * 40, "choices": CHOICES, "peak_memory": {"host": 1}}
+    return {**base, **more}
+
+
+def test_what_is_stored(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    stages = {"train": {"folder": "/home/me/outputs/stages/train-1", "reused": True, "git_commit": "b" * 40}}
+    made = result("algo=a name=x outputs=/home/me seed=3", stages=stages, **{"target/curve": [{"acc": 0.5}]})
+    made["overrides"] = ["algo=a", "name=x", "outputs=/home/me", "seed=3"]
+    (folder / "result.json").write_text(json.dumps(made))
+    np.savez(folder / "test_scores.npz", values=np.array([[0.25, 0.5]]))
+    kept = store.keep(folder, tmp_path / "data" / "t" / "r.json")
+    assert kept == store.load(tmp_path / "data" / "t" / "r.json")
+    assert kept["command"] == "metarun algo=a seed=3"
+    assert kept["overrides"] == ["algo=a", "seed=3"]
+    assert kept["target/values"] == [[0.25, 0.5]]
+    assert kept["stages"]["train"]["folder"] == "train-1"
+    assert "peak_memory" not in kept
+    assert "/home" not in (tmp_path / "data" / "t" / "r.json").read_text()
+
+
+@pytest.mark.parametrize("stored", [{}, {"overrides": ["seed=1", "train.steps=4", "algo=a", "name=n"]}])
+def test_a_result_is_of_a_command_whatever_the_order_of_its_words(stored: dict[str, Any]) -> None:
+    made = result("algo=a train.steps=4 seed=1 outputs=x", **stored)
+    assert store.is_of(made, ["train.steps=4", "algo=a"])
+    assert not store.is_of(made, ["train.steps=5", "algo=a"])
+    assert not store.is_of(made, ["algo=a"])
+
+
+def test_marks_name_commits_of_stages_and_of_uncommitted_trees(clone: tuple[Path, str]) -> None:
+    root, first = clone
+    run = rows.Run(rows.Row("t", "r", ("algo=a",)), None)
+    mark = tables.marks(Checkout(root))
+    assert mark(tables.Made(run, result("algo=a", git_commit=first))) == f"`{first[:7]}`"
+    assert mark(tables.Made(run, result("algo=a", git_commit=f"{first}+"))) == f"`{first[:7]}`{tables.UNCOMMITTED}"
+    assert mark(tables.Made(run, result("algo=b", git_commit=first))) == f"`{first[:7]}`{tables.OTHER_COMMAND}"
+    stage = {"train": {"folder": "s", "git_commit": "0" * 40}}
+    changed = tables.Made(run, result("algo=a", git_commit=first, stages=stage))
+    assert mark(changed) == f"`{first[:7]}`{tables.CHANGED}"
+    assert tables.unmarked(mark(changed)) == tables.marks(None)(changed)
+
+
+def test_published_values_are_found_by_choices_and_tasks_or_said_to_be_missing() -> None:
+    omniglot = {"data": "omniglot", "backbone": "conv4"}
+    assert str(find({"algo": "snail", **omniglot}, 5, 1)).startswith("99.07 ± 0.16 % (Mishra et al. 2018, table 1")
+    assert find({"algo": "snail", **omniglot}, 5, 5) != find({"algo": "snail", **omniglot}, 20, 5)
+    assert find({"algo": "snail", **omniglot}, 7, 1) is None
+    assert find({"algo": "snail", "data": "omniglot", "backbone": "resnet12"}, 5, 1) is None
+    missing = find({"algo": "leo", **omniglot}, 5, 1)
+    assert missing is not None
+    assert (missing.value, str(missing)) == (None, f"none: {missing.source}")
+
+
+def test_of_every_row_of_test_tasks_it_was_looked_up_what_is_published() -> None:
+    for table in rows.load().values():
+        if table.kind in ("tasks", "methods"):
+            assert "none collected" not in tables.KINDS[table.kind](table, tables.marks(None))
+
+
+def test_rows_have_a_run_for_each_seed_and_patterns_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text(
+        "one:\n  kind: tasks\n  rows:\n    a: metarun\n    b: {command: metarun x.root=$HERE/y, seeds: [0, 1]}\n"
+        "two:\n  kind: adaptation\n  control: a\n  seeds: [4]\n  rows:\n    a: metarun algo=b\n"
+    )
+    found = rows.load(file)
+    assert [run.id for run in rows.selected(found, [])] == ["one/a", "one/b.seed0", "one/b.seed1", "two/a.seed4"]
+    assert [run.id for run in rows.selected(found, ["one/b", "two"])] == ["one/b.seed0", "one/b.seed1", "two/a.seed4"]
+    monkeypatch.setenv("HERE", "/there")
+    run = rows.selected(found, ["one/b.seed1"])[0]
+    assert run.command == "metarun x.root=$HERE/y seed=1"
+    assert run.arguments == ["x.root=/there/y", "seed=1"]
+    file.write_text("one:\n  kind: tasks\n  rows:\n    a: python x.py\n")
+    with pytest.raises(SystemExit, match="begins with python, not with metarun"):
+        rows.load(file)
+
+
+def adapted(data: Path, name: str, values: list[float]) -> None:
+    for seed, value in enumerate(values):
+        made = result(f"algo={name}", **{"target/acc": value, "target/confusion": [[3, 0], [1, 0]]})
+        (data / "t").mkdir(parents=True, exist_ok=True)
+        (data / "t" / f"{name}.seed{seed}.json").write_text(json.dumps(made))
+
+
+def test_differences_from_the_control_are_paired_by_seed(tmp_path: Path) -> None:
+    """Two methods with the same mean: one is better than the control on every seed, of the other nothing is known."""
+    adapted(tmp_path, "c", [0.2, 0.4, 0.6])
+    adapted(tmp_path, "m", [0.31, 0.5, 0.69])
+    adapted(tmp_path, "n", [0.69, 0.5, 0.31])
+    entries = {name: f"metarun algo={name}" for name in "cmn"}
+    listed = [rows.row("t", name, entry, (0, 1, 2)) for name, entry in entries.items()]
+    table = rows.Table("t", "adaptation", listed, {"control": "c"})
+    lines = tables.adaptation(table, tables.marks(None), tmp_path).splitlines()[2:]
+    cells = {line.split(" | ")[4].strip("`"): line.split(" | ") for line in lines[1:]}
+    assert "**75.0%**" in lines[0]  # the commonest class
+    assert cells["metarun algo=c"][3] == ""
+    assert cells["metarun algo=m"][1].startswith("**50.0%** ±")
+    assert cells["metarun algo=m"][3] == "+10.0 ± 2.5 points (3 pairs)"
+    assert cells["metarun algo=n"][3] == "+10.0 ± 96.9 points (3 pairs)"
+
+
+def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> None:
+    """Two source seeds far apart whose mean is the same in every draw: the interval over the draws has no width."""
+    for seed, values in enumerate(([0.5, 0.7], [0.9, 0.7])):
+        point = {"train_images": 9, "acc": float(np.mean(values)), "acc_ci95": 1.0, "balanced_acc": 0.5, "auroc": 0.5}
+        made = result("algo=a", **{"target/curve": [point], "target/values": [values], "target/chance": 0.6,
+                                   "target/classes": ["a", "b"], "train/steps": 10 + seed})  # fmt: skip
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / "t" / f"scratch.seed{seed}.json").write_text(json.dumps(made))
+    table = rows.Table(
+        "t", "approaches", [rows.row("t", "scratch", {"command": "metarun algo=a", "label": "L"}, (0, 1))], {}
+    )
+    text = tables.approaches(table, tables.marks(None), tmp_path)
+    assert "70.0% ± 0.0%" in text
+    assert "| the commonest class |  | 60.0% | 50.0% | 50.0% |" in text
+    made.pop("target/values")
+    del made["target/curve"][0]["auroc"]  # as of three classes
+    (tmp_path / "t" / "scratch.seed1.json").write_text(json.dumps(made))
+    assert "AUROC" not in tables.approaches(table, tables.marks(None), tmp_path)
+    assert "train: 10, 11 steps, 2 seeds" in text
+
+
+def test_a_run_that_fails_is_named_and_stores_nothing(tmp_path: Path) -> None:
+    run = rows.Run(rows.Row("t", "r", ("algo=nothing",)), None)
+    with pytest.raises(SystemExit, match="t/r ended with exit status"):
+        command.make(run, tmp_path / "out", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_path_of_this_machine_is_stored_as_the_row_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "/home/me")
+    run = rows.row("t", "r", "metarun algo=a x.root=$HERE/y", ()).runs[0]
+    (tmp_path / "result.json").write_text(json.dumps(result("algo=a x.root=/home/me/y", data={"root": "/home/me/y"})))
+    kept = store.keep(tmp_path, run.stored(tmp_path), run.places)
+    assert kept["data"] == {"root": "$HERE/y"}
+    monkeypatch.setenv("HERE", "/elsewhere")
+    assert store.is_of(kept, run.words)
+    assert "/home" not in run.stored(tmp_path).read_text()
+
+
+def test_a_run_is_made_once_and_stored_as_its_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "metarun algo=maml data=sinusoid backbone=mlp train.steps=2 train.validate_episodes=2 test.episodes=2 test.baseline_episodes=0"
+    run = rows.row("t", "r", words, (3,)).runs[0]
+    first = command.make(run, tmp_path / "out", tmp_path / "data")
+    assert store.is_of(first, run.arguments)
+    assert first["command"].split() == run.command.split()
+    assert str(tmp_path) not in run.stored(tmp_path / "data").read_text()
+    capfd.readouterr()
+    assert command.make(run, tmp_path / "out", tmp_path / "data") == first
+    assert "finished before" in capfd.readouterr().out
+
+
+def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "nothing/at_all"]) == 2
+    assert "no row matches nothing/at_all" in capsys.readouterr().err

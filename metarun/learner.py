@@ -22,6 +22,7 @@ from metarun.engine.hardware import Hardware
 from metarun.engine.train import build_optimizer
 from metarun.errors import UserError
 from metarun.target.target import Target
+from metarun.wrappers.base import Wrapper
 
 Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`
 
@@ -36,6 +37,7 @@ class Learner:
     hardware: Hardware
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    wrapper: Wrapper | None = None  # whose loss is trained on in place of the method's
     sampler: Sampler | None = None  # of labelled images; None where it trains on episodes
     held_out: Labelled | None = None  # images to validate on; None: episodes of the validation classes
 
@@ -59,12 +61,20 @@ def build_learner(
     trains = config.recipe.source and not config.checkpoint
     if trains:
         check_training(config, algorithm, settings, world, prefix)
+    wrapper: Wrapper | None = None
     if config.wrapper and not prefix:
-        algorithm = construct(config.wrapper, "wrapper", method=algorithm, validation=validation)
-    hardware = hardware_module.choose(config.hardware, algorithm, world)
+        wrapper = construct(config.wrapper, "wrapper", method=algorithm, validation=validation)
+    hardware = hardware_module.choose(config.hardware, algorithm, world, wrapper)
     hardware.place(algorithm)
+    if wrapper is not None:
+        wrapper.to(hardware.device)
     learner = Learner(
-        prefix.rstrip(".") or "train", algorithm, settings, hardware, *build_optimizer(algorithm, settings)
+        prefix.rstrip(".") or "train",
+        algorithm,
+        settings,
+        hardware,
+        *build_optimizer(wrapper or algorithm, settings),
+        wrapper,
     )
     if trains and algorithm.trains_on == "batches":
         seen = algorithm.uses_target != "no"
@@ -103,10 +113,10 @@ def check_training(config: DictConfig, algorithm: Algorithm, settings: Any, worl
     }.items():
         if asked:
             raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
-    if world.size > 1 and algorithm.backbone.norm in ("batch", "running"):
+    if world.size > 1 and algorithm.backbone.couples_rows:
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
-            "no process would have; use hardware.threads instead, or backbone.norm=group"
+            "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
         )
 
 

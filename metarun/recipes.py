@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import files
 from metarun.config import Config, check, construct, flat, task_of, to_container
+from metarun.config.overrides import key_of, make_literal
 from metarun.core import TaskShape
+from metarun.data.download import without_downloads
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
 from metarun.engine import checkpoint, distributed
@@ -28,12 +31,15 @@ from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance
+from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
 from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
 from metarun.sweeps.search import watcher
 from metarun.target.base import SourceImages, TargetMethod
 from metarun.target.target import Target
+from metarun.text import shell_path, shown_path
+from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
@@ -47,6 +53,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     started = time.perf_counter()
     check(config)
+    make_literal(config)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -60,23 +67,29 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if (folder / "result.json").is_file():
             if config.checkpoint:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            return show_stored(folder)
+            return show_stored(folder, unchecked_data(config, folder))
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
+        described = descriptions(shared.data, shared.target.source if shared.target else None)
+        refuse_other_data(folder, described)
+        if config.checkpoint:
+            origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
+            shared.result |= tested_on_others(origin, described, overrides)
         shared.watch = watcher(folder)
         create(folder)
         try:
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
-                log.info("run folder: %s", folder)
+                log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(world, command) as world:
                     world.broadcast(folder)
                     carry_out(shared, world)
-                finish(shared, overrides, choices, time.perf_counter() - started)
+                finish(shared, overrides, choices, command, time.perf_counter() - started)
         except Timeout:
             raise UserError(
-                f"{folder}: another process is running this; wait for it, or give this one another name="
+                f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
             shared.logger.close()
@@ -120,8 +133,7 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
     stages, samplers = config.recipe.stages, dict[str, EpisodeSampler]()
-    target = build_target(config)
-    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    data, target = build_data(config)
     if target is not None:
         target.fit_to(data)
     train_task, test_task = task_of(config, "train"), task_of(config, "test")
@@ -188,6 +200,31 @@ def load_checkpoint(path: str, learner: Learner) -> dict[str, Any]:
     return {"checkpoint/step": step, "checkpoint/sha256": checkpoint.digest(weights)}
 
 
+def build_data(config: DictConfig) -> tuple[DataSource, Target | None]:
+    """Builds the source and the target; a recipe without a source takes the target for it."""
+    target = build_target(config)
+    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    return data, target
+
+
+def unchecked_data(config: DictConfig, folder: Path) -> str:
+    """Compares the data that are there with those of a finished run, and downloads nothing for it.
+
+    Returns:
+        Why they could not be compared; an empty string where they are the same.
+
+    Raises:
+        UserError: They are other data.
+    """
+    try:
+        with without_downloads():
+            data, target = build_data(config)
+    except (UserError, OSError) as error:
+        return str(error)
+    refuse_other_data(folder, descriptions(data, target.source if target else None))
+    return ""
+
+
 def build_target(config: DictConfig) -> Target | None:
     """The target, if the recipe has a use for one."""
     wanted = [stage for stage in config.recipe.stages if stage in (FINETUNE, TARGET_TEST)]
@@ -228,16 +265,22 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
-    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
+    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
+    folder = Path(config.checkpoint)
+    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
     if not stored_file.is_file():
         raise UserError(
-            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
     older = OmegaConf.load(stored_file)
     assert isinstance(older, DictConfig)
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+    for key in ("target", "transfer"):  # a test of what was learned on the source has no use for them
+        OmegaConf.update(own, key, config[key], merge=False)
+    assert isinstance(own, DictConfig)
+    check_classes(own, stored_file, config)
+    for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         if key in ("experiment", "preset", "algo"):
@@ -248,7 +291,6 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in ("recipe", "checkpoint", "outputs", "resume"):
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
-    assert isinstance(own, DictConfig)
     return own
 
 
@@ -260,8 +302,8 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
         )
 
 
-def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run."""
+def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
@@ -285,7 +327,8 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
-        "command": " ".join(["metarun", *overrides]),
+        "command": shlex.join(["metarun", *command[3:]]),
+        "overrides": overrides,
         "choices": {group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
         "seconds": seconds,
         "peak_memory": run.hardware.peak_memory(),

@@ -130,6 +130,7 @@ def fit_learner(
         folder,
         logger,
         watch,
+        learner.wrapper,
     )
     return {**numbers, **take_best(run, learner, folder)}
 

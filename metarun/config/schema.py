@@ -138,6 +138,7 @@ class Target:
     )
     train_images: Annotated[
         Any,
+        int | list[int] | None,
         Unit("images"),
         Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
     ] = None
@@ -246,7 +247,11 @@ class Config:
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
     checkpoint: Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests.")] | None = None
-    runs: Annotated[Any, Doc("The folder of runs, or a list of folders, that `recipe=report` reports on.")] = None
+    runs: Annotated[
+        Any,
+        FilePath | list[FilePath] | None,
+        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on."),
+    ] = None
     outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"
 
 

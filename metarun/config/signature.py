@@ -10,6 +10,7 @@ import ast
 import builtins
 import importlib.util
 import inspect
+import pathlib
 import re
 import sys
 import typing
@@ -201,7 +202,7 @@ class _Names(dict[str, Any]):
         self.source, self.module = source, module
 
     def __missing__(self, name: str) -> Any:
-        for known in (builtins, typing, types, annotated_types):
+        for known in (builtins, typing, types, annotated_types, pathlib):
             if hasattr(known, name):
                 return getattr(known, name)
         if value := re.search(rf"^{re.escape(name)}(?:: [^=\n]+)? = ", self.source, re.M):

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
 from metarun.errors import Pruned, UserError
+from metarun.ops import draws
 from metarun.runs.logger import RunLogger
+
+if TYPE_CHECKING:
+    from metarun.wrappers.base import Wrapper
 
 log = logging.getLogger("metarun")
 
@@ -56,7 +60,7 @@ class Signals:
 
 
 def build_optimizer(
-    algorithm: Algorithm, settings: Any
+    algorithm: Algorithm | Wrapper, settings: Any
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
 
@@ -86,8 +90,11 @@ def fit(
     folder: Path,
     logger: RunLogger,
     watch: Callable[[int, float], bool] | None = None,
+    wrapper: Wrapper | None = None,
 ) -> dict[str, Any]:
-    """Trains `algorithm` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
+    """Trains `algorithm` in place, by the loss of `wrapper` if there is one.
+
+    Writes `last.pt` and `best.pt` to `folder`, and goes on from `last.pt` if it is there.
 
     `sampler` yields training episodes; `validate` a score of the current weights (higher is better) and what to log;
     `settings` is the config's `train`. `watch` is asked by rank 0 after every validation, with its step and score (minus
@@ -96,6 +103,7 @@ def fit(
     gave up, `UserError` on a loss or gradient that is not finite.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    trained = wrapper or algorithm
     tasks, world = settings.tasks_per_step, hardware.world
     first_task, end_task = world.share(tasks)
     state: dict[str, Any] = {
@@ -106,6 +114,8 @@ def fit(
     saved = world.broadcast(checkpoint.load(last) if world.main and last.is_file() else None)
     if saved is not None:
         checkpoint.load_weights(algorithm, saved["model"], last)
+        if wrapper is not None:
+            wrapper.load_own_state(saved["wrapper"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         state = saved["state"]
@@ -123,6 +133,8 @@ def fit(
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
+        if wrapper is not None:
+            modules["wrapper"] = wrapper.own_state()
         checkpoint.save(last, {**modules, "state": state})
         saved_at = time.perf_counter()
 
@@ -150,18 +162,16 @@ def fit(
             or (limit is not None and state["seconds"] >= limit)
         )
 
-    algorithm.train()
+    trained.train()
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
     with Signals() as signals, logger.progress("training", settings.steps, state["step"]) as advance:
         while not over():
             step = state["step"]
             batch = sampler(step * tasks + first_task, step * tasks + end_task)
-            sums = gradient_step(
-                algorithm, batch, step, (end_task - first_task) / tasks, seed * tasks + first_task, hardware
-            )
+            sums = gradient_step(trained, batch, step, (end_task - first_task) / tasks, seed, hardware, first_task)
             # Rank 0's clock and signals count: all ranks must agree on when to stop.
             clock = torch.tensor([time.perf_counter() - started, signals.received], dtype=torch.float64) * world.main
-            share_gradients(algorithm, parameters, sums, clock, (end_task - first_task) / tasks, world)
+            share_gradients(trained, parameters, sums, clock, (end_task - first_task) / tasks, world)
             state["seconds"], stopped = before + clock[0].item(), int(clock[1].item())
             logged = {name: value.item() for name, value in sums.items()}
             norm = clip(parameters, settings.clip_norm, settings.clip_value)
@@ -222,27 +232,49 @@ def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: A
 
 
 def gradient_step(
-    algorithm: Algorithm, episodes: Episodes, step: int, weight: float, seed: int, hardware: Hardware
+    algorithm: Algorithm | Wrapper,
+    episodes: Episodes,
+    step: int,
+    weight: float,
+    seed: int,
+    hardware: Hardware,
+    first_task: int = 0,
 ) -> dict[str, Tensor]:
-    """Fills the gradients of `weight` times the mean loss over `episodes`, and returns what to log, so weighted.
+    """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
 
-    Goes chunk by chunk, so that one chunk's graph is held at a time. Dropout and the like draw from the global generator,
-    which is seeded anew for every chunk: they depend on the step and the task, not on what was drawn before.
+    Goes chunk by chunk, so that one chunk's graph is held at a time. Random numbers depend on (seed, step, task) alone, and
+    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`).
+
+    Args:
+        algorithm: The method, or its wrapper; its gradients are replaced.
+        episodes: The tasks, or the batch of images.
+        step: The number of the step, from 0.
+        weight: The share of the step's tasks that these are.
+        seed: The run's seed.
+        hardware: What it is computed on.
+        first_task: The number of the first task in the step, over all processes.
+
+    Returns:
+        The loss and what else to log, weighted; summed over the processes they are those of the step.
     """
     algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
+    total = round(episodes.n_tasks / weight)
+    all_reduce = hardware.world.all_reduce if hardware.world.size > 1 else None
     sums: dict[str, Tensor] = {}
     for number, chunk in enumerate(episodes.split(size)):
         share = weight * chunk.n_tasks / episodes.n_tasks
-        hardware.seed((step * 1_000_003 + seed + number * size) % 2**63)
-        loss, shown = hardware.backward(algorithm, chunk, step, share)
+        first = first_task + number * size
+        hardware.seed(draws.mixed(seed, step, first))
+        with draws.StepShare(seed, step, first, chunk.n_tasks, total, all_reduce).entered():
+            loss, shown = hardware.backward(algorithm, chunk, step, share)
         for name, value in {"loss": loss, **shown}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
     return sums
 
 
 def share_gradients(
-    algorithm: Algorithm,
+    algorithm: Algorithm | Wrapper,
     parameters: list[torch.nn.Parameter],
     sums: dict[str, Tensor],
     clock: Tensor,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from metarun.config import flat
+from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
 from metarun.runs.folder import FREE
 
@@ -219,7 +219,7 @@ def read(folder: Path) -> Run:
     stored = current_choices(result.get("choices", {}))
     chosen = {group: choice for group, choice in stored.items() if choice is not None}
     choices = {**_classes(config), **chosen}
-    typed = overridden(result["command"], config, choices)
+    typed = overridden(words_of(result), config, choices)
     if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
         choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
         typed |= inherited
@@ -230,13 +230,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def overridden(command: str, config: dict[str, Any], choices: dict[str, str]) -> set[str]:
-    """The groups and the single keys that the words of a command override."""
+def words_of(result: dict[str, Any]) -> list[str]:
+    """The overrides that a result stores; of one by version 0.1, which has only the command, the words of that."""
+    if "overrides" in result:
+        return [str(word) for word in result["overrides"]]
     try:
-        words = shlex.split(command)
+        return shlex.split(result["command"])
     except ValueError:  # an apostrophe
-        words = command.split()
-    named = {found[1] for word in words if (found := re.match(r"[+~]*([\w./]+)(?:@[\w.]*)?=", word))}
+        return str(result["command"]).split()
+
+
+def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, str]) -> set[str]:
+    """The groups and the single keys that these words override."""
+    named = {key_of(word) for word in words if "=" in word}
     groups = named & choices.keys()
     keys = {
         key for key in config for name in named if key == name or (key.startswith(f"{name}.") and name not in groups)

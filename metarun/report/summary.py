@@ -13,6 +13,7 @@ from metarun.report import published, statistics
 from metarun.report.collect import Collection, Group, Run, Setting
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
+from metarun.text import printable
 
 
 @dataclass
@@ -121,7 +122,7 @@ def shown(value: object) -> str:
     """A config's value as it is typed, `–` for one that a run does not have."""
     if value is None or isinstance(value, bool):
         return "–" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("'", "")
+    return f"{value:g}" if isinstance(value, float) else printable(str(value).replace("'", ""))
 
 
 def apart(titles: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -182,7 +182,7 @@ class Target:
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
         known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
-        with hardware.autocast(of_training=True):
+        with hardware.autocast():
             classifier = method.fit(known, len(self.names))
             scores = classifier(asked.x)
         if not scores.isfinite().any(1).all():

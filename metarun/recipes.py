@@ -27,6 +27,7 @@ from metarun.engine.distributed import PeerLost, World
 from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError
 from metarun.learner import Learner, augmented, build_learner, check_tasks
+from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance
@@ -306,12 +307,13 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     algorithm, config = run.algorithm, run.config
     tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
     run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
-    data = run.data.describe()
+    data, kind = run.data.describe(), algorithm.backbone.norm
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
         "protocol": {
-            "norm": getattr(algorithm.backbone, "norm", None),
-            "transductive": run.method.transductive if run.method else algorithm.transductive,
+            "norm": kind,
+            "transductive": transductive(run),
+            **({"labelled_images": batch_norm.labelled_rule(kind)} if run.target or run.learner.held_out else {}),
             "train": vars(run.train_task),
             "test": vars(run.test_task),
             **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),
@@ -332,6 +334,13 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
         "peak_memory": run.hardware.peak_memory(),
     }
     files.save_json(run.folder / "result.json", run.result)
+
+
+def transductive(run: Run) -> bool:
+    """Whether the tested predictions depend on other test images: `classified` never does so."""
+    if run.method:
+        return run.method.transductive
+    return TARGET_TEST not in run.config.recipe.stages and run.algorithm.transductive
 
 
 def selected_by(run: Run) -> str:

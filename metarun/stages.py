@@ -31,7 +31,9 @@ from metarun.report.target import learning_curve
 from metarun.runs.folder import FREE, create
 from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
+from metarun.target import predictions
 from metarun.target.base import TargetMethod
+from metarun.target.predictions import Predicted
 from metarun.target.target import Target
 
 log = logging.getLogger("metarun")
@@ -101,15 +103,20 @@ def fit_learner(
 
     def validate() -> tuple[float, dict[str, float]]:
         if learner.held_out:
-            predicted = classified(algorithm, learner.held_out, learner.hardware).argmax(1)
-            mean, ci95 = metrics.interval(predicted == torch.from_numpy(learner.held_out.labels))
-            return mean, {"val/acc": mean, "val/acc_ci95": ci95}
+            logits = classified(algorithm, learner.held_out, learner.hardware, learner.sampler)
+            right = (logits.argmax(1) == torch.from_numpy(learner.held_out.labels)).double()
+            mean = right.mean().item()
+            return mean, {"val/acc": mean, "val/acc_ci95": metrics.reach(mean, metrics.wilson(mean, len(right)))}
         scores = evaluate(algorithm, run.samplers["val"], settings.validate_episodes, learner.hardware)
-        mean, ci95 = metrics.interval(scores.final)
-        if regression:
-            median = metrics.median(scores.final)
-            return -median, {"val/loss": scores.loss, "val/mse": mean, "val/mse_ci95": ci95, "val/mse_median": median}
-        return mean, {"val/loss": scores.loss, "val/acc": mean, "val/acc_ci95": ci95}
+        measure = "mse" if regression else "acc"
+        mean, half = metrics.interval(scores.final, shares=not regression)
+        shown = {"val/loss": scores.loss, f"val/{measure}": mean}
+        if half is not None:  # of few episodes there is none
+            shown[f"val/{measure}_ci95"] = half
+        if not regression:
+            return mean, shown
+        median = metrics.median(scores.final)
+        return -median, {**shown, "val/mse_median": median}
 
     numbers = fit(
         algorithm,
@@ -220,14 +227,22 @@ def target_test(run: Run) -> None:
             f"target: has {len(run.target.names)} classes, but the source {run.algorithm.spec.outputs}; without training on "
             "the target's labels both must have the same"
         )
-    scores = classified(run.algorithm, images, run.hardware).numpy()
-    found = metrics.classification(scores, images.labels)
+    scores = classified(run.algorithm, images, run.hardware, run.learner.sampler)
+    found = metrics.classification(scores.numpy(), images.labels)
     run.result |= {f"target/{name}": value for name, value in found.items()}
-    right = torch.from_numpy(scores.argmax(1) == images.labels)
-    run.result["target/acc_ci95"] = metrics.interval(right)[1]
-    run.result["target/interval"] = "95%, over test images, normal approximation"
+    halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
+    run.result |= {f"target/{name}_ci95": half for name, half in halves.items()}
+    run.result["target/over"] = "test images"
+    run.result["target/interval"] = f"95%, over the {len(images)} test images, Wilson"
     run.result["target/test_images"] = len(images)
     run.result["target/classes"] = images.names
+    if run.hardware.world.main:
+        predicted = scores.argmax(1).numpy()
+        right = (predicted == images.labels).astype(float)
+        files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
+        one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
+        predictions.write(run.folder / "predictions.csv", [one])
+        run.result["target/predictions"] = {"file": "predictions.csv"}
 
 
 def meta_test(run: Run) -> None:
@@ -266,7 +281,7 @@ def summary(scores: Scores, prefix: str) -> dict[str, Any]:
         if scores.power:
             steps[str(step)] = metrics.regression_summary(values, scores.power)
         else:
-            mean, ci95 = metrics.interval(values)
+            mean, ci95 = metrics.interval(values, shares=True)
             steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
     result = {f"{prefix}/{name}": value for name, value in steps[str(scores.steps[-1])].items()}
     result[f"{prefix}/episodes"] = scores.values.shape[1]

@@ -143,9 +143,15 @@ class Target:
         Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
     ] = None
     test_images: (
-        Annotated[int, Ge(1), Unit("images"), Doc("The test images, the same for all subsets; null is all.")] | None
+        Annotated[int, Ge(1), Unit("images"), Doc("The test images of a repeat, a stratified draw; null is all.")]
+        | None
     ) = None
-    repeats: Annotated[int, Ge(0), Unit("subsets"), Doc("The subsets that are drawn of each size.")] = 10
+    repeats: Annotated[
+        int,
+        Ge(1),
+        Unit("subsets"),
+        Doc("The subsets of each size, each of a new division if the data have no test part."),
+    ] = 10
     subset_seed: Annotated[
         int,
         Interval(ge=0, lt=2**63),

@@ -81,10 +81,10 @@ class Run:
         protocol, data = self.result["protocol"], self.result["data"]
         if self.tested == "target":
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [self.result["target/data"]["fingerprint"], *draws]
+            content = [self.result["target/data"]["fingerprint"], self.result.get("target/division"), *draws]
             shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
             name = self.choices.get("target", "target")
-            over = "repeats" if "target/curve" in self.result else "test images"
+            over = self.result.get("target/over", "repeats" if "target/curve" in self.result else "test images")
             ways = len(self.result["target/classes"])
             return Setting(name, None, ways, shots, queries, "acc", True, over, repr(content))
         task = protocol["test"]
@@ -116,10 +116,11 @@ class Run:
         return self.choices[column] if column in self.choices else self.config.get(column)
 
     def scores(self) -> np.ndarray | None:
-        """The score of every test episode after the last inner step, `[episodes]`; None if the run did not leave them."""
+        """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
             with open(self.folder / "test_scores.npz", "rb") as file, np.load(file) as stored:
-                values: np.ndarray = stored["values"][-1]
+                over_images = self.tested == "target" and self.setting.over == "test images"
+                values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
         except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
             return None

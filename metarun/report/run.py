@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metarun.report import target
+from metarun.report.text import half
 from metarun.text import shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
@@ -77,7 +78,7 @@ def _accuracies(result: dict[str, Any]) -> Table:
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix in ("test", "untrained", "chance"):
         if f"{prefix}/acc" in result:
-            interval = f"± {result[f'{prefix}/acc_ci95']:.2%}" if f"{prefix}/acc_ci95" in result else ""
+            interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
             table.add_row(prefix, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
     return table
 
@@ -93,7 +94,7 @@ def _errors(result: dict[str, Any]) -> Table:
                 table.add_row(
                     f"{prefix}, {step} steps",
                     f"{numbers['mse']:.3f}",
-                    f"± {numbers['mse_ci95']:.3f}",
+                    half(numbers["mse_ci95"], ".3f"),
                     f"{numbers['mse_median']:.3f}",
                     str(numbers["diverged"]),
                     str(result[f"{prefix}/episodes"]),

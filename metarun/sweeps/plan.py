@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.errors import UserError
+from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
 from metarun.text import printable, shell_path
@@ -138,11 +139,11 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     found = job.result if outcome.status == 0 and job.finished else {}
     if "test/acc" in found:
-        told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+        told = f"test {found['test/acc']:.2%} {half(found['test/acc_ci95'], '.2%')}"
     elif "target/acc" in found:
-        told = f"target {found['target/acc']:.2%} ± {found['target/acc_ci95']:.2%}"
+        told = f"target {found['target/acc']:.2%} {half(found['target/acc_ci95'], '.2%')}"
     elif "test/mse" in found:
-        told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
+        told = f"test {found['test/mse']:.4g} {half(found['test/mse_ci95'], '.2g')}"
     else:
         told = f"validation {found['val/score']:.4g}" if found else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 import yaml  # type: ignore[import-untyped]
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -18,13 +23,14 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from metarun import __version__
 from metarun import config as schema
-from metarun.config.help import answer
+from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.errors import Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
-from metarun.runs.folder import listed, quoted
-from metarun.sweeps.jobs import PRUNED, Outcome
-from metarun.sweeps.plan import JobsFailed
+from metarun.sweeps.jobs import PRUNED, Outcome, options_of
+from metarun.sweeps.plan import JobRefused, JobsFailed
+from metarun.text import has_control, printable
 
 _inside = Path(__file__).parent / "conf"  # in a wheel
 CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # beside the package in a checkout
@@ -33,6 +39,12 @@ PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launch
 if PLUGINS not in sys.path:
     sys.path.append(PLUGINS)
 
+HYDRAS_FOLDERS = (
+    "hydra.run",
+    "hydra.sweep.",
+    "hydra.output_subdir",
+    "hydra.job.chdir",
+)  # which metarun's runs do not use
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
@@ -40,14 +52,12 @@ MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, O
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
-    overrides = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as typed, `${...}` too
+    words = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as Hydra was given them, `${...}` too
     try:
-        added = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
-        options = [word for path in added for word in ("--config-dir", path)]
+        overrides = canonical(words, config)
+        command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         carry_out = get_method(config.recipe.run)
-        return carry_out(
-            config, overrides, dict(job.runtime.choices), [sys.executable, "-m", "metarun", *options, *overrides]
-        )
+        return carry_out(config, overrides, dict(job.runtime.choices), command)
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
@@ -80,7 +90,7 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # of a launcher: rank 0 meets the same, and tells it
         sys.exit(0 if outcome.status == 2 else outcome.status)
     if outcome.message:
-        print(f"metarun: {outcome.message}", file=sys.stderr)
+        print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
     sys.exit(outcome.status)
 
 
@@ -88,15 +98,13 @@ def attempt(words: list[str]) -> Outcome:
     """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a `_target_` in the user's own file
+        sys.path.append(os.getcwd())  # a `_target_` in the user's own file; last, so that it stands in for no library
     if words[:1] == ["help"]:
         return _explain(words[1:])
-    sweeps = any(word in ("-m", "--multirun") for word in words)
-    sys.argv[1:] = [quoted(word if sweeps else listed(word)) for word in words]
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:
-        return _told()
+        return _told(words)
     except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
@@ -107,6 +115,8 @@ def attempt(words: list[str]) -> Outcome:
 
 def _explain(words: list[str]) -> Outcome:
     """`metarun help words...`, with the choices of `--config-dir FOLDER` if that is among them."""
+    from metarun.config.help import answer
+
     asked, folders = [], [CONF]
     given = iter(words)
     for word in given:
@@ -122,9 +132,14 @@ def _explain(words: list[str]) -> Outcome:
     return Outcome()
 
 
-def _told() -> Outcome:
+def _told(words: list[str]) -> Outcome:
     """Runs; what the user can mend is an outcome."""
     try:
+        arguments, options = parsed(words)
+        if arguments.version:
+            print(f"metarun {__version__}")
+            return Outcome()
+        sys.argv[1:] = [*for_hydra(arguments), *options]
         _run()
     except BrokenPipeError:
         raise
@@ -142,8 +157,84 @@ def _told() -> Outcome:
     return Outcome()
 
 
+def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The words of a command line in Hydra's options and ours, and those of them that are Hydra's options and their values.
+
+    Overrides may stand before, between and behind options. Raises `UserError` for words that are none of these.
+    """
+    for word in words:
+        if has_control(word):
+            raise UserError(f"{printable(word)}: has a control character, or bytes that are no UTF-8")
+    parser = get_args_parser()
+    parser._option_string_actions.pop("--version")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; metarun --help shows what can be typed")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.dry_run and not arguments.multirun:
+        raise UserError("--dry-run: lists the jobs of a sweep (-m); metarun --cfg job shows the config of one run")
+    options, overrides = list[str](), list(arguments.overrides)
+    for word in words:
+        if overrides and word == overrides[0]:
+            overrides.pop(0)
+        elif not (len(word) > 3 and "--dry-run".startswith(word)):
+            options.append(word)
+    return arguments, options
+
+
+def for_hydra(arguments: argparse.Namespace) -> list[str]:
+    """The overrides in Hydra's grammar: text and paths in quotes where it would read them otherwise.
+
+    The config is composed for that only if a word needs to know the class that its key is a setting of.
+    """
+    sweep = arguments.multirun
+    words = list(arguments.overrides)
+    for word in words:
+        if key_of(word).startswith(HYDRAS_FOLDERS):
+            raise UserError(
+                f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
+            )
+    composed = functools.cache(lambda: _composed(arguments))
+
+    def one(word: str) -> str:
+        key = key_of(word)
+        if key.startswith(("hydra.", "hydra/")):
+            return word
+        free = is_free(key)
+        if not free or not settled(word, sweep):
+            hint = hint_of(key, lambda path: OmegaConf.select(composed(), path))
+            word = read(word, reading(hint), sweep)
+        return fixed(word) if sweep and free else word
+
+    dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
+    return [*map(one, words), *dry]
+
+
+def _composed(arguments: argparse.Namespace) -> DictConfig:
+    """The config that the choices of groups make, of which a sweep has the first ones; raises Hydra's errors."""
+    words = []
+    for word in arguments.overrides:
+        key, _, value = word.partition("=")
+        if (settled(word, arguments.multirun) and "." not in key) or key.endswith("._target_"):
+            choices = re.fullmatch(r"choice\((.*)\)", value)
+            first = split(choices[1] if choices else value)[0]
+            words.append(f"{key}={first}" if arguments.multirun and value and key.isidentifier() else word)
+    search_path = create_config_search_path(arguments.config_path or str(CONF))
+    if arguments.config_dir:
+        added = f"file://{os.path.abspath(arguments.config_dir)}"
+        search_path.prepend("command-line", added, anchor=SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(search_path)
+    return loader.load_configuration(arguments.config_name or "config", words, RunMode.RUN)
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong, and the nearest right name where a name is wrong."""
+    if isinstance(error, JobRefused):
+        return error.told(one_line)
     if isinstance(error, Refused | UserError):
         return str(error)
     text = str(error)

@@ -334,7 +334,7 @@ def test_bad_image_is_named_and_may_be_skipped(content: bytes | None, images: Pa
 
 
 def test_paths_need_no_quotes_of_hydras(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run folders have names such as `seed=0,train.steps=6~2`, which are to be copied and pasted."""
+    """Neither those that are typed, nor those of run folders, which are to be copied and pasted."""
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(images, tmp_path / "it's a=b,c~2 (x)")
     (tmp_path / "o=1").mkdir()
@@ -349,8 +349,8 @@ def test_paths_need_no_quotes_of_hydras(images: Path, tmp_path: Path, monkeypatc
     assert done.status == 0, done.err
     refused(
         tmp_path / "outputs",
-        ["recipe=test", f"checkpoint={folder}~3"],
-        [f"checkpoint={folder}~3: there is no such run"],
+        ["recipe=test", f"checkpoint={folder}__3"],
+        [f"checkpoint={folder}__3: there is no such run"],
     )
 
 

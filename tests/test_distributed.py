@@ -242,7 +242,7 @@ def test_finished_run_is_shown_once_under_torchrun(tmp_path: Path) -> None:
     beside = torchrun(*words, "resume=false")  # a folder that one rank would find made by another
     _, err = beside.communicate(timeout=60)
     assert beside.returncode == 0, err
-    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}~2"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}__2"]
 
 
 # Ranks that end early

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from metarun.core import TaskShape
+from metarun.data import cifar100 as cifar100_module
 from metarun.data import fewshot, pickles
 from metarun.data.fewshot import RELEASES, FewShot
 from metarun.errors import UserError
@@ -254,3 +257,200 @@ def test_an_array_that_python_2_wrote(tmp_path: Path) -> None:
 def test_anything_else_is_one_line(tmp_path: Path, raw: bytes) -> None:
     path = files.write(tmp_path / "a.pkl", raw)
     assert error(lambda: pickles.load(path, "x")).startswith(f"data x: {path}: not a whole pickle of arrays (")
+
+
+# CIFAR-100 as its authors publish it
+
+
+def cifar100(
+    root: Path, *, python2: bool = False, change: Callable[[dict[str, Any]], object] = lambda parts: None
+) -> Path:
+    """Three images of each class, two in train and one in test: the value of an image of class c is c, c + 100 or c + 150."""
+    names = sorted(" ".join(cifar100_module.CLASSES["fc100"].values()).split())
+    text = (lambda word: word.encode()) if python2 else (lambda word: word)
+    parts: dict[str, Any] = {"meta": {text("fine_label_names"): [text(name) for name in names]}}
+    for part, offsets in {"train": (0, 100), "test": (150,)}.items():
+        labels = [number for _ in offsets for number in reversed(range(100))]
+        values = [offset + number for offset in offsets for number in reversed(range(100))]
+        data = np.repeat(np.array(values, np.uint8)[:, None], 3072, 1)
+        data[:, :1024] = 255  # red first, then green and blue
+        parts[part] = {text("data"): data, text("fine_labels"): labels, text("coarse_labels"): [0] * len(labels)}
+    change(parts)
+    for part, content in parts.items():
+        files.write(root / part, pickle.dumps(content, protocol=2 if python2 else 4))
+    return root
+
+
+def packed(folder: Path, archive: Path) -> Path:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, "cifar-100-python")
+    return archive
+
+
+@pytest.fixture
+def three_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar100_module, "PER_CLASS", 3)
+
+
+@pytest.mark.usefixtures("three_images")
+@pytest.mark.parametrize("python2", [True, False])
+@pytest.mark.parametrize("form", ["folder", "folder itself", "archive"])
+@pytest.mark.parametrize(("dataset", "counts"), [("cifar_fs", (64, 16, 20)), ("fc100", (60, 20, 20))])
+def test_official_cifar100(tmp_path: Path, dataset: str, counts: tuple[int, ...], form: str, python2: bool) -> None:
+    folder = cifar100(tmp_path / "data" / "cifar-100-python", python2=python2)
+    root = folder if form == "folder itself" else folder.parent
+    if form == "archive":
+        root = packed(folder, tmp_path / "archive" / "cifar-100-python.tar.gz").parent
+    source = FewShot(dataset=dataset, root=str(root), normalize=False)
+    assert tuple(source.describe()["classes"].values()) == counts
+    assert source.table.images.shape == (300, 3, 32, 32)
+    assert sorted(source.table.names) == sorted(" ".join(cifar100_module.CLASSES[dataset].values()).split())
+    assert (source.table.images[:, 0] == 255).all()
+    official = sorted(source.table.names)
+    for number, name in enumerate(source.table.names):
+        first = source.table.offsets[number]
+        label = official.index(name)
+        assert source.table.images[first : first + 3, 1, 0, 0].tolist() == [label, label + 100, label + 150]
+
+
+def test_the_lists_are_the_published_ones() -> None:
+    fs, fc = (cifar100_module.CLASSES[name] for name in ("cifar_fs", "fc100"))
+    assert [len(names.split()) for names in (*fs.values(), *fc.values())] == [64, 16, 20, 60, 20, 20]
+    for lists in (fs, fc):
+        assert len(set(" ".join(lists.values()).split())) == 100
+    assert {"baby", "bed", "whale", "worm"} <= set(fs["test"].split())
+    # Of FC100 whole superclasses are for testing: aquatic mammals, insects, medium-sized mammals and people.
+    assert {"dolphin", "bee", "fox", "baby", "boy", "girl", "man", "woman"} <= set(fc["test"].split())
+
+
+@pytest.mark.usefixtures("three_images")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda parts: parts["train"].pop("data"), "there is no 'data' in it, so it is not CIFAR-100"),
+        (lambda parts: parts["meta"].pop("fine_label_names"), "there is no 'fine_label_names' in it"),
+        (
+            lambda parts: parts["meta"].update(fine_label_names=["cat", "dog"]),
+            "its classes are not the 100 of CIFAR-100",
+        ),
+        (
+            lambda parts: parts["test"].update(fine_labels=[0] * 100),
+            "published are 3 images of 3,072 bytes of each class",
+        ),
+        (lambda parts: parts["test"].update(data=np.zeros((99, 3072), np.uint8)), "holds uint8 images [299, 3072]"),
+        (lambda parts: parts.update(test=[1, 2]), "there is no 'data' in it"),
+    ],
+)
+def test_another_cifar_is_one_line(tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str) -> None:
+    folder = cifar100(tmp_path / "data" / "cifar-100-python", change=change)
+    message = error(lambda: FewShot(dataset="fc100", root=str(folder)))
+    assert message.startswith(f"data fc100: {folder}")
+    assert says in message
+
+
+@pytest.mark.usefixtures("three_images")
+def test_broken_archives_of_cifar(tmp_path: Path) -> None:
+    folder = cifar100(tmp_path / "data" / "cifar-100-python")
+    archive = packed(folder, tmp_path / "archive" / "cifar-100-python.tar.gz")
+    whole = archive.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-6], b"no archive"):
+        archive.write_bytes(content)
+        assert "not a whole archive" in error(lambda: FewShot(dataset="fc100", root=str(archive.parent)))
+    (folder / "meta").unlink()
+    packed(folder, archive)
+    assert "there is no cifar-100-python/meta in it" in error(
+        lambda: FewShot(dataset="fc100", root=str(archive.parent))
+    )
+    with tarfile.open(archive, "w:gz") as file:
+        evil = tarfile.TarInfo("cifar-100-python/train")
+        evil.type, evil.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(evil)
+    assert "there is no cifar-100-python/train in it" in error(
+        lambda: FewShot(dataset="fc100", root=str(archive.parent))
+    )
+    cifar100(folder)
+    (folder / "train").write_bytes(pickle.dumps(Evil()))
+    packed(folder, archive)
+    assert "it asks for" in error(lambda: FewShot(dataset="fc100", root=str(archive.parent)))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("run",)
+
+
+# Images beside lists of classes
+
+
+def images_and_tables(root: Path, flat: bool, suffix: str = ".jpg") -> None:
+    """`images/` with tables of file and label, as Ravi and Larochelle's; two images of each class are in no table."""
+    for split, count in FEW.items():
+        lines = ["filename,label"]
+        for number in range(count):
+            kind = f"{split}{number:02}"
+            for image, value in enumerate((*files.pair(number), 250, 251)):
+                name = f"{kind}{image:08}{suffix}"
+                files.write(root / "images" / ("" if flat else kind) / name, files.encoded(value))
+                lines += [f"{name},{kind}"] * (image < 2)
+        files.write(root / f"{split}.csv", "\n".join(lines) + "\n")
+
+
+def class_folders(root: Path, kind: str, place: str = "") -> None:
+    """Folders of classes, the images of each in two places, and lists of the classes of each split."""
+    for split, count in FEW.items():
+        names = [f"n{split}{number}" for number in range(count)]
+        for number, name in enumerate(names):
+            for part, value in zip(("a", "b"), files.pair(number), strict=True):
+                files.write(root / part / name / f"{value}.png", files.encoded(value))
+        if kind == "csv":  # of files that are not there
+            text = "filename,label\n" + "".join(
+                f"{name}0000{image}.jpg,{name}\n" for name in names for image in range(3)
+            )
+        else:
+            text = "\n".join(names) + "\n"
+        files.write(root / place / f"{split}.{kind}", text)
+
+
+LISTED: dict[str, Callable[[Path], None]] = {
+    "flat images and tables": lambda root: images_and_tables(root, True),
+    "images in folders and tables": lambda root: images_and_tables(root, False),
+    "class folders and tables": lambda root: class_folders(root, "csv"),
+    "class folders and texts": lambda root: class_folders(root, "txt"),
+    "class folders and texts in a folder": lambda root: class_folders(root, "txt", "splits"),
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("dataset", ["mini_imagenet", "tiered_imagenet", "cub"])
+@pytest.mark.parametrize("form", LISTED)
+def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
+    LISTED[form](tmp_path / "data")
+    source = FewShot(dataset=dataset, root=str(tmp_path / "data"), image_size=files.SIDE, normalize=False)
+    assert source.describe()["classes"] == FEW
+    assert source.table.sizes.tolist() == [2] * 9
+    expected = [value for split in FEW for number in range(FEW[split]) for value in files.pair(number)]
+    assert source.table.images.max((1, 2, 3)).tolist() == expected
+    assert re.fullmatch(r"classes as in train\.\w+, val\.\w+, test\.\w+", source.describe()["split"])
+    before = source.describe()["fingerprint"]
+    image = sorted(path for path in (tmp_path / "data").rglob("*") if path.suffix in (".png", ".jpg"))[0]
+    image.write_bytes(files.encoded(99))
+    changed = FewShot(dataset=dataset, root=str(tmp_path / "data"), image_size=files.SIDE, normalize=False)
+    assert changed.describe()["fingerprint"] != before
+
+
+@pytest.mark.usefixtures("few")
+def test_lists_that_do_not_fit(tmp_path: Path) -> None:
+    images_and_tables(tmp_path / "mini", True)
+    (tmp_path / "mini" / "images" / "val0100000001.jpg").unlink()
+    message = error(lambda: FewShot(dataset="mini_imagenet", root=str(tmp_path / "mini")))
+    assert message.startswith(
+        f"data mini_imagenet: {tmp_path}/mini/val.csv: val01: there is no image val0100000001.jpg in "
+    )
+    class_folders(tmp_path / "tiered", "txt")
+    files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\nnone\n")
+    message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
+    assert "test.txt names class none, but below" in message
+    files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\n")
+    message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
+    assert "gives 2 classes for test, published are 3" in message

@@ -53,6 +53,7 @@ def test_folder_has_all_and_nothing_unfinished(done: tuple[Outcome, Path]) -> No
     assert names == {
         ".lock",
         "config.yaml",
+        "data.json",
         "result.json",
         "metrics.jsonl",
         "metarun.log",

@@ -31,7 +31,7 @@ def comparable(folder: Path) -> dict[str, Any]:
     """Everything in a finished folder that has to be the same in an equal run."""
     last, best = (torch.load(folder / name, weights_only=True) for name in ("last.pt", "best.pt"))
     last["state"].pop("seconds")
-    numbers = {name: value for name, value in result(folder).items() if name not in (*MEASURED, "command")}
+    numbers = {name: value for name, value in result(folder).items() if name not in (*MEASURED, "command", "overrides")}
     written = [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(folder)]
     shown = events(folder)
     curves = {
@@ -240,11 +240,16 @@ def test_checkpoint_on_an_interval_of_steps_and_of_time(tmp_path: Path, monkeypa
     ("words", "name"),
     [
         ([], "default"),
-        (["seed=1", "algo=maml", "data=omniglot"], "seed=1"),  # `<data>-<algo>` is the folder above
-        (["seed=1", "algo=maml", "name=mine"], "algo=maml,seed=1"),
-        (["experiment=omniglot_maml", "data=glyphs"], "data=glyphs"),
-        (["recipe=test", "checkpoint='outputs/a=b'", "data=glyphs"], "checkpoint=outputs_a=b,data=glyphs,recipe=test"),
-        (["outputs=/tmp", "resume=false", "+data.root=/a b", "~preset"], "+data.root=_a_b,~preset"),
+        (["seed=1", "algo=maml", "data=omniglot"], "seed-1"),  # `<data>-<algo>` is the folder above
+        (["seed=1", "algo=maml", "name=mine"], "algo-maml__seed-1"),
+        (["experiment=omniglot_maml", "data=glyphs"], "data-glyphs"),
+        (["seed=1", "train.optimizer.lr=0.01"], "seed-1__train.optimizer.lr-0.01"),
+        (
+            ["recipe=test", "checkpoint=/x/outputs/a/b", "data=glyphs"],
+            "checkpoint-a_b__data-glyphs__recipe-test__ebaef2ea",
+        ),
+        (["outputs=/tmp", "resume=false", "+data.root=/a b", "~preset"], "data.root-a_b__preset__a523cdf2"),
+        (["data.dataset=CIFAR100"], "data.dataset-CIFAR100__9087767d"),
     ],
 )
 def test_folder_is_named_by_what_was_overridden(words: list[str], name: str, tmp_path: Path) -> None:
@@ -293,7 +298,8 @@ def test_what_changes_no_number_may_differ_between_sittings(word: str, tmp_path:
     folder = run_folder(tmp_path)
     (folder / "result.json").unlink()
     if word.split("=")[0] not in UNNAMED:
-        name = ",".join(sorted([word, *(part for part in SINUSOID if part.split("=")[0] not in ("algo", "data"))]))
+        kept = [word, *(part for part in SINUSOID if part.split("=")[0] not in ("algo", "data"))]
+        name = "__".join(sorted(part.replace("=", "-") for part in kept))
         folder.rename(folder.with_name(name))
     done = metarun(*SINUSOID, word, f"outputs={tmp_path}")
     assert done.status == 0, done.err
@@ -324,11 +330,11 @@ def test_resume_false_starts_beside(tmp_path: Path) -> None:
     for number in (2, 3):
         done = metarun(*words, "resume=false")
         assert done.status == 0
-        assert f"run folder: {folder}~{number}\n" in done.err
+        assert f"run folder: {folder}__{number}\n" in done.err
         assert "going on" not in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert_same(comparable(folder), comparable(folder.with_name(f"{folder.name}~3")))
-    assert f"results  {folder}~3\n" in metarun(*words).out  # the newest is the one that is gone on with
+    assert_same(comparable(folder), comparable(folder.with_name(f"{folder.name}__3")))
+    assert f"results  {folder}__3\n" in metarun(*words).out  # the newest is the one that is gone on with
 
 
 def test_second_process_in_a_folder_is_refused(tmp_path: Path) -> None:

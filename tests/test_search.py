@@ -50,11 +50,11 @@ def test_best_on_validation_is_tested_once_and_no_other(tmp_path: Path) -> None:
     best = max(found, key=lambda trial: trial.value)
     made = runs(tmp_path)
     (tested,) = [folder for folder in made.values() if "test/mse" in result(folder)]
-    assert tested.name.startswith("checkpoint=")
+    assert tested.name.startswith("checkpoint-")
     scores = {result(folder)["val/score"]: folder for folder in made.values() if folder != tested}
     assert max(scores) == best.value
     assert f"best on validation: trial {best.number}, " in done.err
-    assert f"checkpoint={scores[best.value]}" in result(tested)["command"].replace("'", "")
+    assert f"checkpoint={scores[best.value]}" in result(tested)["overrides"]
     before = {folder: (folder / "result.json").read_bytes() for folder in made.values()}
     again = metarun(*words)
     assert again.status == 0, again.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:
     made = runs(tmp_path)
     assert len(made) == 4
     assert {folder.parent.name for folder in made.values()} == {"sinusoid-sweep"}
-    assert all(name.startswith(("algo=maml,", "algo=fomaml,")) and ",seed=" in name for name in made)
+    assert all(name.startswith(("algo-maml__", "algo-fomaml__")) and "__seed-" in name for name in made)
     before = {name: (folder / "result.json").read_bytes() for name, folder in made.items()}
     gone = sorted(made)[2]
     (made[gone] / "result.json").unlink()
@@ -107,7 +108,7 @@ def test_failed_jobs_are_listed_and_the_others_run(launcher: str, tmp_path: Path
         assert f"  algo=protonet seed={seed}\n    {reason}\n" in listed
     assert listed.endswith("metarun: 2 of 4 jobs failed, listed above; the same command runs them again\n")
     assert "Traceback" not in done.err
-    assert all(name.startswith("algo=maml") for name in runs(tmp_path))
+    assert all(name.startswith("algo-maml__") for name in runs(tmp_path))
     assert len(runs(tmp_path)) == 2
 
 
@@ -351,3 +352,59 @@ def test_missing_extra_is_named(
     assert done.status == 2
     assert done.said == [f"metarun: {word}: needs {module}, which is not installed; pip install 'metarun[{extra}]'"]
     assert not (tmp_path / "none").exists()
+
+
+def test_fixed_words_apply_to_every_job_and_the_message_names_the_job_that_lacks_the_key(tmp_path: Path) -> None:
+    words = ["-m", *SINUSOID[1:], "algo.inner_lr=0.1", f"outputs={tmp_path}", "--dry-run"]
+    done = metarun("algo=maml,fomaml", *words)
+    assert done.status == 0, done.err
+    assert "2 jobs: 0 finished before, 2 to run" in done.out
+    lacking = metarun("algo=maml,protonet", *words)
+    assert lacking.status == 2
+    assert lacking.said == [
+        "metarun: algo.inner_lr: there is no such key; algo has prototype, temperature (in the job algo=protonet)"
+    ] or (
+        lacking.said[0].startswith("metarun: algo.inner_lr: ")
+        and lacking.said[0].endswith("(in the job algo=protonet)")
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("algo.inner_lr=0.1,abc", "algo.inner_lr=abc: must be of type float"),
+        ("task.shots=5,0", "task.shots=0: must be at least 1"),
+        ("algo.inner_lr=interval(0,1)", "algo.inner_lr: an interval is for a search; add hydra/sweeper=optuna"),
+    ],
+)
+def test_every_job_is_checked_before_the_first_runs(word: str, expected: str, tmp_path: Path) -> None:
+    done = metarun("-m", "algo=maml", *SINUSOID[1:], word, f"outputs={tmp_path / 'o'}")
+    assert done.status == 2
+    assert len(done.said) == 1
+    assert done.said[0].startswith(f"metarun: {expected}")
+    assert not (tmp_path / "o").exists()
+
+
+def test_dry_run_lists_jobs_and_what_is_finished(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", *SINUSOID, f"outputs={tmp_path / 'my runs'}"]
+    assert metarun(*SINUSOID, "seed=1", f"outputs={tmp_path / 'my runs'}").status == 0
+    done = metarun(*words, "--dry-run")
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    assert [line.split()[:1] for line in lines[:2]] == [["to"], ["finished"]]
+    assert "seed=0" in lines[0]
+    assert f"'{tmp_path}/my runs/sinusoid-maml/" in lines[0]
+    assert lines[2] == "2 jobs: 1 finished before, 1 to run; nothing was run"
+    assert len(list(tmp_path.rglob("config.yaml"))) == 1
+    one = metarun("-m", "seed=5", *SINUSOID, f"outputs={tmp_path}", "--dry-run")
+    assert one.out.endswith("1 job: 0 finished before, 1 to run; nothing was run\n")
+
+
+def test_roots_that_look_alike_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = metarun("-m", "data=folder", "data.root=x/1,x_1,~/x 1", "outputs=o", "--dry-run")
+    assert done.status == 0, done.err
+    folders = {line.split()[-1] for line in done.out.splitlines()[:3]}
+    assert len(folders) == 3
+    assert all(re.fullmatch(r"o/folder-protonet/data\.root-[A-Za-z0-9._-]+", folder) for folder in folders)

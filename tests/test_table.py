@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,75 @@ def test_unreadable_source_is_not_blamed_on_the_cache(root: Path) -> None:
     assert tables(root) == []
 
 
-def test_damaged_table_is_named(root: Path) -> None:
+def edit_json(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    description = json.loads((folder / "table.json").read_text())
+    change(description)
+    (folder / "table.json").write_text(json.dumps(description))
+
+
+def flip(folder: Path, at: int, *, keep_time: bool = False) -> None:
+    path = folder / "images.u8"
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    if keep_time:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.truncate(folder / "images.u8", 19),
+        lambda folder: os.truncate(folder / "images.u8", 0),
+        lambda folder: (folder / "images.u8").write_bytes((folder / "images.u8").read_bytes() + b"\0\0\0\0"),
+        lambda folder: (folder / "images.u8").unlink(),
+        lambda folder: flip(folder, 7),
+        lambda folder: flip(folder, 7, keep_time=True),
+        lambda folder: (folder / "table.json").write_text("{"),
+        lambda folder: (folder / "table.json").write_text("[]"),
+        lambda folder: edit_json(folder, lambda description: description.pop("checksum")),
+        lambda folder: edit_json(folder, lambda description: description["names"].reverse()),
+        lambda folder: edit_json(folder, lambda description: description.update(offsets=[0, 2, 5])),
+        lambda folder: edit_json(folder, lambda description: description["metadata"].update(parts=None)),
+    ],
+)
+def test_damaged_table_is_named(root: Path, damage: Callable[[Path], object]) -> None:
     cached("pair", {}, two_classes)
     (name,) = tables(root)
-    os.truncate(root / name / "images.u8", 19)
-    with pytest.raises(UserError, match=rf"data cache .*{name}: the table cannot be read .*; delete this folder"):
+    damage(root / name)
+    with pytest.raises(UserError, match=rf"^data cache .*{name}: the table cannot be read .*; delete this folder"):
         cached("pair", {}, two_classes)
+
+
+def test_a_touched_table_is_still_the_table(root: Path) -> None:
+    cached("pair", {}, two_classes)
+    (name,) = tables(root)
+    os.utime(root / name / "images.u8", ns=(1, 1))
+    assert cached("pair", {}, never).offsets.tolist() == [0, 3, 5]
+
+
+def test_large_tables_are_compared_by_a_sample_and_whole_where_touched(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "SAMPLED_BYTES", 64)
+    monkeypatch.setattr(table, "SAMPLES", 4)
+
+    def large(notes: dict[str, Any]) -> Iterator[ClassImages]:
+        yield ClassImages("a", "", np.arange(4096, dtype=np.uint32).astype(np.uint8).reshape(16, 1, 16, 16))
+
+    cached("large", {}, large)
+    (name,) = tables(root)
+    for at in (0, 4095):  # the first and the last byte are of every sample
+        flip(root / name, at, keep_time=True)
+        with pytest.raises(UserError, match=r"bytes of images\.u8 have changed"):
+            cached("large", {}, never)
+        flip(root / name, at, keep_time=True)
+    cached("large", {}, never)
+    flip(root / name, 100)  # of no sample, but the file's time is another
+    with pytest.raises(UserError, match=r"bytes of images\.u8 have changed"):
+        cached("large", {}, never)
+    flip(root / name, 100)
+    cached("large", {}, never)

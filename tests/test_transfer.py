@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from shell import Outcome, events, make_images, metarun, result, start
 
 from metarun.engine import train
-from metarun.runs.folder import listed
 from metarun.runs.provenance import git_commit
 
 SMALL = [
@@ -33,6 +33,7 @@ MEASURED = (
     "git_commit",
     "stages",
     "command",
+    "overrides",
 )
 
 
@@ -253,9 +254,11 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
 
 
 def test_a_list_of_sizes_needs_no_brackets() -> None:
-    assert listed("target.train_images=5,10,20") == "target.train_images=[5,10,20]"
-    assert listed("target.train_images=5") == "target.train_images=5"
-    assert listed("algo=maml,protonet") == "algo=maml,protonet"
+    for words, expected in {"5,10,20": [5, 10, 20], "[5,10]": [5, 10], "5": 5, "null": None}.items():
+        done = metarun(
+            "target=digits", "recipe=transfer", f"target.train_images={words}", "--cfg", "job", "-p", "target"
+        )
+        assert yaml.safe_load(done.out)["train_images"] == expected
 
 
 def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains
+from metarun.algos.dann import both_domains, whole_step
 from metarun.config.types import Len, NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
@@ -68,10 +68,10 @@ class CORAL(Baseline):
         self.weight, self.layers = weight, list(layers)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        features, batch = whole_step(self.features(batch.x), batch)
         source, target = both_domains(batch)
         if min(source.sum(), target.sum()) < 2:
             raise UserError(f"train.tasks_per_step={len(batch.x)}: leaves a domain without a covariance; try 128")
-        features = self.features(batch.x)
         found = {"features": features, "logits": self.head(features)}
         loss, shown = self.classification_loss(found["logits"], batch)
         distance = torch.stack([coral(found[layer][source], found[layer][target]) for layer in self.layers]).sum()

@@ -22,6 +22,7 @@ Differences from the paper and its official code (ddtm/caffe; its gradient scale
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from metarun.algos.baseline import Baseline
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
+from metarun.ops.draws import gather
 from metarun.ops.numerics import precise
 
 
@@ -51,6 +53,20 @@ class Reversal(torch.autograd.Function):
 def ramp(step: int, steps: int, sharpness: float) -> float:
     """lambda(p) of step `step` of `steps`: from 0 to 2 / (1 + exp(-sharpness)) - 1, and no further."""
     return 2 / (1 + math.exp(-sharpness * min(1.0, step / steps))) - 1
+
+
+def whole_step(features: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    """The features, labels and domains of all images of a step, in every process: what couples images needs all of them.
+
+    Args:
+        features: Those of this process's images, `[B, D]`.
+        batch: These images.
+
+    Returns:
+        The features of all images of the step, and their labels and domains, beside this process's own images.
+    """
+    labels, domain = (gather(values.double()).to(values.dtype) for values in (batch.y, batch.domain))
+    return gather(features), replace(batch, y=labels, domain=domain)
 
 
 def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,9 +107,9 @@ class DANN(Baseline):
         self.domain = nn.Sequential(nn.Linear(backbone.features, domain_hidden), nn.ReLU(), nn.Linear(domain_hidden, 1))
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        features, batch = whole_step(self.features(batch.x), batch)
         both_domains(batch)
         strength = self.reversal * ramp(step, self.ramp_steps, self.sharpness)
-        features = self.features(batch.x)
         loss, shown = self.classification_loss(self.head(features), batch)
         logits = precise(self.domain(Reversal.apply(features, strength)))[:, 0]
         domain_loss = F.binary_cross_entropy_with_logits(logits, batch.domain.to(logits.dtype))

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.draws import dropout
 from metarun.ops.numerics import full_precision
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
@@ -42,14 +43,15 @@ class SetToSet(nn.Module):
         self.queries, self.keys, self.values = (nn.Linear(features, features, bias=False) for _ in range(3))
         self.output = nn.Linear(features, features)
         self.norm = nn.LayerNorm(features)
-        self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         for linear in (self.queries, self.keys, self.values, self.output):
             nn.init.xavier_normal_(linear.weight)
 
     def forward(self, members: Tensor) -> Tensor:
         scores = self.queries(members) @ self.keys(members).mT / members.shape[-1] ** 0.5
-        mixed = self.attention_dropout(scores.softmax(-1)) @ self.values(members)
-        return self.norm(members + self.dropout(self.output(mixed)))
+        weights = dropout(scores.softmax(-1), self.attention_dropout, self.training)
+        mixed = self.output(weights @ self.values(members))
+        return self.norm(members + dropout(mixed, self.dropout, self.training))
 
 
 class FEAT(Algorithm):
@@ -63,7 +65,6 @@ class FEAT(Algorithm):
         attention_dropout: The share of the attention's weights that is dropped.
     """
 
-    whole_batch = True  # what dropout drops is drawn for all tasks of a step together
     soft_labels = False  # the contrastive term sorts the queries by class
 
     def __init__(

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.draws import dropout, randn
 from metarun.ops.inner_loop import adapt
 from metarun.ops.numerics import precise
 from metarun.ops.prototypes import class_means
@@ -48,6 +49,11 @@ def overlap(weight: Tensor) -> Tensor:
     """The mean squared difference of the correlations of the columns of `weight` from the identity."""
     columns = F.normalize(weight, dim=0)
     return (columns.T @ columns - torch.eye(weight.shape[1], device=weight.device, dtype=weight.dtype)).square().mean()
+
+
+def noise(like: Tensor) -> Tensor:
+    """Standard normal random numbers `[T, ...]` of the tasks."""
+    return randn(*like.shape, device=like.device, dtype=like.dtype)
 
 
 class LEO(Algorithm):
@@ -66,7 +72,7 @@ class LEO(Algorithm):
         orthogonality_weight: The weight of the correlation of the decoder's rows.
     """
 
-    whole_batch = True  # random numbers are drawn for all tasks of a step together
+    whole_batch = True  # the inner steps of all tasks are one computation
 
     def __init__(
         self,
@@ -117,17 +123,17 @@ class LEO(Algorithm):
         """The classifiers `[T, N, features]` of codes: the means, or with `draw` random ones about them."""
         mean, spread = precise(self.decoder(codes)).chunk(2, -1)
         scale = math.sqrt(2 / sum(mean.shape[-2:])) / math.log(2)  # Glorot's where the output is 0
-        return mean + scale * F.softplus(spread) * torch.randn_like(mean) if draw else mean
+        return mean + scale * F.softplus(spread) * noise(mean) if draw else mean
 
     def learn(self, x: Tensor, y: Tensor, ways: int, steps: Sequence[int], draw: bool) -> tuple[list[Tensor], Tensor]:
         """Classifiers after each of the numbers of inner steps in `steps`, and what the codes cost."""
-        drop = partial(F.dropout, p=self.dropout, training=draw)
+        drop = partial(dropout, rate=self.dropout, training=draw)
 
         def inner(weights: Tensor) -> Tensor:  # summed over tasks: each has the gradient of its own loss
             return self.task_loss(drop(x) @ weights.mT, y) * ways * len(y)
 
         mean, deviation = self.encode(drop(x), y, ways)
-        start = {"z": mean + deviation * torch.randn_like(mean) if draw else mean}
+        start = {"z": mean + deviation * noise(mean) if draw else mean}
         turn = min(max(steps), self.inner_steps)
         first, rest = range(turn + 1), range(max(steps) - turn + 1)
         codes = adapt(lambda p: inner(self.decode(p["z"], draw)), start, steps=first, learning_rate=self.inner_rate)
@@ -140,7 +146,7 @@ class LEO(Algorithm):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         support, query = self.over_tasks(self.features, episodes.support_x, episodes.query_x)
         (weights,), cost = self.learn(support, episodes.support_y, episodes.ways, [self.test_steps], True)
-        logits = F.dropout(query, self.dropout) @ weights.mT
+        logits = dropout(query, self.dropout) @ weights.mT
         cost = cost + self.l2_weight / 2 * torch.stack([weight.square().sum() for weight in self.coders()]).sum()
         cost = cost + self.orthogonality_weight * overlap(self.decoder.weight)
         return self.task_loss(logits, episodes.query_y) + cost, self.scores(logits, episodes.query_y)

@@ -33,6 +33,7 @@ from metarun.config.types import NonNegativeFloat, PositiveInt, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
+from metarun.ops.draws import rand
 from metarun.ops.numerics import full_precision, precise
 
 State = tuple[Tensor, ...]  # memory, cell, hidden, what was read, read weights and usage, each [B, ...]
@@ -52,7 +53,7 @@ class MANN(Algorithm):
         queries_apart: Whether each query is asked alone after the support set.
     """
 
-    fixed_ways = whole_batch = True  # the orders of all tasks are one draw, and their sequences one batch
+    fixed_ways = whole_batch = True  # the sequences of all tasks are one batch
     needs_queries = soft_labels = False  # labels are inputs, too
 
     def __init__(
@@ -143,13 +144,12 @@ class MANN(Algorithm):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = episodes.support_y.shape[1] + (0 if self.queries_apart else episodes.query_y.shape[1])
-        order = torch.rand(episodes.n_tasks, images, device=episodes.support_y.device).argsort(1)
+        order = rand(episodes.n_tasks, images, device=episodes.support_y.device).argsort(1)
         logits, labels = self.after(episodes, order) if self.queries_apart else self.mixed(episodes, order)
         return self.task_loss(logits, labels), self.scores(logits, labels)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        images = torch.arange(episodes.support_y.shape[1], device=episodes.support_y.device)
-        return self.after(episodes, images.view(episodes.ways, -1).T.reshape(1, -1))[0]  # classes in turn
+        return self.after(episodes, episodes.classes_in_turn()[None])[0]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """The accuracy on the first, second, ... image of a class, in a mixed order, the same for all tasks."""

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains
+from metarun.algos.dann import both_domains, whole_step
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.ops.numerics import full_precision, precise
@@ -88,8 +88,8 @@ class MMD(Baseline):
         self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        features, batch = whole_step(self.features(batch.x), batch)
         source, target = both_domains(batch)
-        features = self.features(batch.x)
         found = {"features": features, "logits": self.head(features)}
         loss, shown = self.classification_loss(found["logits"], batch)
         distances = [

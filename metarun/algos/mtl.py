@@ -30,6 +30,7 @@ from metarun.algos.anil import ANIL
 from metarun.backbones.scaled import ScaledBackbone
 from metarun.config.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.draws import gather, part
 from metarun.ops.numerics import precise
 
 
@@ -47,7 +48,7 @@ class MTL(ANIL):
 
     regression = False
     recordable = False
-    whole_batch = True
+    whole_batch = True  # hard tasks are made of all tasks of a step
     soft_labels = False
 
     def __init__(
@@ -89,18 +90,20 @@ class MTL(ANIL):
         support, query = self.embed(episodes)
         logits = self.over_tasks(self.solve, support, episodes.support_y, query)
         losses = self.query_losses(logits, episodes.query_y)
-        hard = int(self.hard_tasks * episodes.n_tasks)
+        tasks_of_step = part()[2] or episodes.n_tasks
+        hard = int(self.hard_tasks * tasks_of_step)
         shown = self.scores(logits, episodes.query_y)
         if not hard:
             return losses.mean(), shown
         ways = episodes.ways
-        tasks, members = hardest(losses.detach().unflatten(1, (ways, -1)).mean(-1), hard)
-        hard_support, hard_query = (x.unflatten(1, (ways, -1))[tasks, members] for x in (support, query))
+        tasks, members = hardest(gather(losses.detach().unflatten(1, (ways, -1)).mean(-1)), hard)
+        hard_support, hard_query = (gather(x).unflatten(1, (ways, -1))[tasks, members] for x in (support, query))
         labels = [torch.arange(ways, device=x.device)[:, None].expand(x.shape[:3]) for x in (hard_support, hard_query)]
         hard_sets = hard_support.flatten(1, 2), labels[0].flatten(1), hard_query.flatten(1, 2)
         hard_logits = self.over_tasks(self.solve, *hard_sets)
-        losses = torch.cat([losses, self.query_losses(hard_logits, labels[1].flatten(1))])
-        return losses.mean(), shown
+        hard_losses = self.query_losses(hard_logits, labels[1].flatten(1))
+        # The ordinary tasks are this process's own, the hard ones those of the whole step.
+        return (tasks_of_step * losses.mean() + hard * hard_losses.mean()) / (tasks_of_step + hard), shown
 
     @staticmethod
     def query_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains
+from metarun.algos.dann import both_domains, whole_step
 from metarun.config.types import NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
@@ -71,8 +71,8 @@ class MultiTask(Baseline):
         return self.target_head(self.features(x))
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        features, batch = whole_step(self.features(batch.x), batch)
         _, target = both_domains(batch)
-        features = self.features(batch.x)
         source_loss, shown = self.classification_loss(self.head(features), batch)
         logits, labels = precise(self.target_head(features[target])), batch.y[target]
         target_loss = F.cross_entropy(logits, labels)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.draws import of_the_step
 from metarun.ops.inner_loop import InnerLoop, Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
 
@@ -114,7 +115,9 @@ class Reptile(Algorithm):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         steps = self.inner.steps
-        positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps).to(episodes.support_x.device)
+        with of_the_step():
+            positions = self.positions(episodes.support_x.shape[1], self.inner_batch, steps)
+        positions = positions.to(episodes.support_x.device)
 
         def task(support_x: Tensor, support_y: Tensor) -> tuple[Params, Params, Tensor]:
             (adapted,), moments, loss = self.descend(support_x, support_y, positions, [steps])

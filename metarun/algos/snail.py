@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from metarun.config.types import Len, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
+from metarun.ops.draws import rand
 from metarun.ops.numerics import precise
 
 KEYS = [64, 256, 512]  # of the attention blocks
@@ -89,7 +90,7 @@ class SNAIL(Algorithm):
     """
 
     fixed_ways = True
-    whole_batch = True  # the orders of all tasks are one draw
+    whole_batch = True  # the sequences of all tasks are one batch
 
     def __init__(
         self,
@@ -132,11 +133,9 @@ class SNAIL(Algorithm):
         return self.read(torch.cat([support, queries], 1), episodes.support_y.take_along_dim(order, 1))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        order = torch.rand(episodes.support_y.shape, device=episodes.support_y.device).argsort(1)
+        order = rand(*episodes.support_y.shape, device=episodes.support_y.device).argsort(1)
         logits = self.logits(episodes, order)
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        n_support = episodes.support_y.shape[1]
-        order = torch.arange(n_support, device=episodes.support_y.device).view(episodes.ways, -1).T.reshape(1, -1)
-        return self.logits(episodes, order)
+        return self.logits(episodes, episodes.classes_in_turn()[None])

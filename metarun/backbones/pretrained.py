@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metarun import optional as peers
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.weights import load_tensors, read_tensors
-from metarun.config.types import NormKind, PositiveInt
+from metarun.config.types import NameOrPath, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.data.download import download
 from metarun.data.table import data_root
@@ -73,7 +73,7 @@ class Pretrained(Backbone):
         input_shape: tuple[int, ...],
         *,
         name: str,
-        weights: str | None = None,
+        weights: NameOrPath | None = None,
         checksum: str | None = None,
         image_size: PositiveInt | None = None,
         standardized: bool = False,

@@ -6,18 +6,18 @@ from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from metarun.config.ranges import check_value
-from metarun.config.validation import hints_of
+from metarun.config.validation import asks_for_object, hints_of, names_class
 from metarun.errors import UserError, reason
 
 
 def task_of(config: DictConfig, split: str) -> Any:
-    """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes."""
+    """The `TaskShape` of `train` or `test`: `task`, with what that part of the config changes."""
     from metarun.core import TaskShape
 
-    change = OmegaConf.select(config, split).task
+    change = config[split].task
     return TaskShape(
         **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
     )
@@ -35,10 +35,23 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         UserError: A value is of another type, is out of range, or is refused by the constructor.
     """
     try:
-        build = instantiate(node, _partial_=True, _convert_="all")
+        build = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
         hints = hints_of(build.func)
         for name, value in build.keywords.items():
-            given[name] = check_value(f"{path}.{name}", value, hints.get(name, Any))
+            hint = hints.get(name, Any)
+            if asks_for_object(hint) and names_class(node._get_node(name)):
+                given[name] = _objects(node[name], f"{path}.{name}")
+            else:
+                given[name] = check_value(f"{path}.{name}", value, hint)
         return build(**given)
     except (HydraException, ValueError) as error:
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+def _objects(value: Any, path: str) -> Any:
+    """What a setting that takes objects names, built; with `_partial_` what builds it of further arguments."""
+    if isinstance(value, ListConfig):
+        return [_objects(item, path) for item in value]
+    if value.get("_partial_"):
+        return instantiate(value, _recursive_=False, _convert_="all")
+    return construct(value, path)

@@ -138,13 +138,20 @@ class Target:
     )
     train_images: Annotated[
         Any,
+        int | list[int] | None,
         Unit("images"),
         Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
     ] = None
     test_images: (
-        Annotated[int, Ge(1), Unit("images"), Doc("The test images, the same for all subsets; null is all.")] | None
+        Annotated[int, Ge(1), Unit("images"), Doc("The test images of a repeat, a stratified draw; null is all.")]
+        | None
     ) = None
-    repeats: Annotated[int, Ge(0), Unit("subsets"), Doc("The subsets that are drawn of each size.")] = 10
+    repeats: Annotated[
+        int,
+        Ge(1),
+        Unit("subsets"),
+        Doc("The subsets of each size, each of a new division if the data have no test part."),
+    ] = 10
     subset_seed: Annotated[
         int,
         Interval(ge=0, lt=2**63),
@@ -240,7 +247,11 @@ class Config:
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
     checkpoint: Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests.")] | None = None
-    runs: Annotated[Any, Doc("The folder of runs, or a list of folders, that `recipe=report` reports on.")] = None
+    runs: Annotated[
+        Any,
+        FilePath | list[FilePath] | None,
+        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on."),
+    ] = None
     outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"
 
 

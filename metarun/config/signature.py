@@ -10,6 +10,7 @@ import ast
 import builtins
 import importlib.util
 import inspect
+import pathlib
 import re
 import sys
 import typing
@@ -120,7 +121,7 @@ def _parameters(arguments: ast.arguments, names: _Names, method: bool) -> tuple[
     positional = [*arguments.posonlyargs, *arguments.args]
     absent = [None] * (len(positional) - len(arguments.defaults))
     found = [
-        Parameter(one.arg, names.hint(one.annotation), names.value(default), False)
+        Parameter(one.arg, ast.unparse(one.annotation) if one.annotation else Any, names.value(default), False)
         for one, default in zip(positional, [*absent, *arguments.defaults], strict=True)
     ][1 if method else 0 :]
     found += [
@@ -201,7 +202,7 @@ class _Names(dict[str, Any]):
         self.source, self.module = source, module
 
     def __missing__(self, name: str) -> Any:
-        for known in (builtins, typing, types, annotated_types):
+        for known in (builtins, typing, types, annotated_types, pathlib):
             if hasattr(known, name):
                 return getattr(known, name)
         if value := re.search(rf"^{re.escape(name)}(?:: [^=\n]+)? = ", self.source, re.M):

@@ -25,6 +25,7 @@ __all__ = [
     "Le",
     "Len",
     "Lt",
+    "NameOrPath",
     "NonNegativeFloat",
     "NonNegativeInt",
     "NormKind",
@@ -39,7 +40,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PathLike:
-    """The value names a file or a folder; it is taken literally, whatever characters it has."""
+    """The value names a file or a folder; it is taken literally, whatever characters it has, but for `~`, and made absolute.
+
+    Args:
+        or_name: Whether it may also be a name or an address, which stay as they are.
+    """
+
+    or_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,4 +70,5 @@ Share = Annotated[float, Interval(ge=0, le=1)]  # a part of a whole
 DropRate = Annotated[float, Interval(ge=0, lt=1)]  # the share that dropout leaves out
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]  # what torch and NumPy take
 FilePath = Annotated[str, PathLike()]
+NameOrPath = Annotated[str, PathLike(or_name=True)]
 NormKind = Literal["batch", "support", "running", "group", "none"]

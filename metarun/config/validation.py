@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
@@ -17,6 +20,7 @@ from metarun.config.types import Given
 from metarun.config.values import to_container
 from metarun.errors import UserError, nearest, reason
 from metarun.renamed import renamed_key
+from metarun.text import has_control, printable
 
 
 def check(config: DictConfig) -> None:
@@ -45,8 +49,7 @@ def check(config: DictConfig) -> None:
                 f"backbone.{name}={config.backbone.get(name)}: the pretraining asks for {value} on the same backbone; set one "
                 f"like the other (backbone.{name}={value}, or pretrain.backbone.{name}={config.backbone.get(name)})"
             )
-    if "/" in (config.name or ""):
-        raise UserError(f"name={config.name}: must be a name without /; outputs= is the folder that runs lie in")
+    check_name(config.name)
 
 
 def settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,6 +66,18 @@ def settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def given_to(hint: Any) -> Given | None:
     """What the builder hands to the class that a node names; None where the hint is of no such node."""
     return next((mark for mark in parts(hint)[1] if isinstance(mark, Given)), None)
+
+
+def check_name(name: str | None) -> None:
+    """Checks that `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey."""
+    if name is None:
+        return
+    if "/" in name:
+        raise UserError(f"name={printable(name)}: must be a name without /; outputs= is the folder that runs lie in")
+    if not name.strip() or name.startswith((".", "-")) or has_control(name):
+        raise UserError(
+            f"name={printable(name)}: must be the name of a folder, without control characters and beginning with neither . nor -"
+        )
 
 
 def check_sizes(value: Any) -> None:
@@ -86,13 +101,14 @@ def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
             check_keys(node[key], known[key], f"{prefix}{key}.")
 
 
-def check_target(node: DictConfig, path: str, given: Given) -> None:
+def check_target(node: DictConfig, path: str, given: Given, nested: bool = False) -> None:
     """Checks a node's keys and values against the signature of its `_target_`.
 
     Args:
         node: The node of a config.
         path: Its dotted key, for messages.
         given: What the class's builder hands in, and which keys of the node it reads itself.
+        nested: Whether the object is a setting of another, which may give it the rest of its arguments (`_partial_`).
     """
     target = node.get("_target_")
     if not target:
@@ -106,8 +122,12 @@ def check_target(node: DictConfig, path: str, given: Given) -> None:
         if name in values:
             check_value(f"{path}.{name}", values.pop(name), hint)
     signature = inspect.signature(cls)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    hints = {} if anything else hints_of(cls)
+    check_nested(node, path, hints, nested)
+    if anything:
         return
+    partial = values.pop("_partial_", False)
     known = [name for name in signature.parameters if name not in given.names and name != "self"]
     for name in values:
         if name not in known:
@@ -115,12 +135,52 @@ def check_target(node: DictConfig, path: str, given: Given) -> None:
                 f"{path}.{name}: {cls.__name__} has no such setting"
                 f"{nearest(name, known) or '; it has ' + (', '.join(known) or 'none')}"
             )
-    for name in known:
+    for name in () if partial else known:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in values:
             raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
-    hints = hints_of(cls)
     for name, value in values.items():
         check_value(f"{path}.{name}", value, hints.get(name, Any))
+
+
+def check_nested(node: DictConfig, path: str, hints: Mapping[str, Any], nested: bool) -> None:
+    """Checks that objects are named only where the signature with these hints asks for one.
+
+    Elsewhere a mapping is data, from wherever it comes, and a class named in it would be code.
+    """
+    for name in map(str, node):
+        key, value = f"{path}.{name}", node._get_node(name)
+        if name.startswith("_") and name != "_target_" and (name != "_partial_" or not nested):
+            raise UserError(f"{key}: is a word of Hydra's that no class here takes; give the settings by their names")
+        for item in value._iter_ex(resolve=False) if isinstance(value, ListConfig) else [value]:
+            if isinstance(item, DictConfig) and "_target_" in item and asks_for_object(hints.get(name)):
+                check_target(item, key, Given(), nested=True)
+            elif names_class(item):
+                raise UserError(f"{key}: holds a _target_, but this setting of {node._target_} takes no object")
+
+
+def names_class(value: Any) -> bool:
+    """Whether a mapping with a `_target_` lies anywhere in a value."""
+    if isinstance(value, ListConfig):
+        return any(map(names_class, value._iter_ex(resolve=False)))
+    if not isinstance(value, DictConfig) or value._is_none() or value._is_missing() or value._is_interpolation():
+        return False
+    return "_target_" in value or any(names_class(value._get_node(key)) for key in value)
+
+
+DATA = (str, int, float, bool, bytes, dict, list, tuple, set, object, Path, type(None))
+
+
+def asks_for_object(hint: Any) -> bool:
+    """Whether a hint is of objects that a config has to name a class for: of any class but those of plain data."""
+    base, _ = parts(hint)
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if origin is collections.abc.Callable or base is collections.abc.Callable:
+        return True
+    if origin in (typing.Union, types.UnionType) or (
+        isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
+    ):
+        return any(map(asks_for_object, arguments))
+    return isinstance(base, type) and base is not Any and base not in DATA
 
 
 def hints_of(cls: Any) -> Mapping[str, Any]:

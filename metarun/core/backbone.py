@@ -27,7 +27,13 @@ class Backbone(Checked, nn.Module):
     blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
     norm: str  # a kind of `metarun.ops.batch_norm`
     pretrained: bool = False  # whether it brings weights from elsewhere: of a file, a library or an earlier run
+    draws: bool = False  # whether it draws random numbers in training
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether, in training, the features of an image depend on the other images of the batch."""
+        return self.norm in ("batch", "running")
 
     def embed_sets(self, support_x: Tensor, query_x: Tensor, *, shared_batch: bool = True) -> tuple[Tensor, Tensor]:
         """Features of one task's two sets: the one place that decides which of them share the statistics of a norm.

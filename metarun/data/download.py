@@ -9,7 +9,9 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,30 @@ TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 2**18
 
 log = logging.getLogger("metarun")
+_may_download: ContextVar[bool] = ContextVar("may_download", default=True)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Within this context data are opened where they are there, and are missing otherwise."""
+    token = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(token)
+
+
+def refuse_where_none_may(missing: str) -> None:
+    """Announces a download.
+
+    Args:
+        missing: What there is not, as a line of an error.
+
+    Raises:
+        UserError: The context is `without_downloads`.
+    """
+    if not _may_download.get():
+        raise UserError(missing)
 
 
 def download(address: str, path: Path, *, checksum: str) -> Path:
@@ -30,6 +56,9 @@ def download(address: str, path: Path, *, checksum: str) -> Path:
     before is not checked, for it may be packed anew by hand. Raises `UserError` where the folder cannot be written, the
     address cannot be reached, and the file that came is not the published one.
     """
+    if path.is_file():
+        return path
+    refuse_where_none_may(f"data root {path.parent}: there is no {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):

@@ -11,18 +11,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from metarun.config.types import FilePath, PositiveInt
+from metarun.data.cifar100 import official
+from metarun.data.decoding import THREADS
 from metarun.data.fewshot_files import (
     Layout,
     Pictures,
     data_and_labels,
     encoded_and_labels,
     hdf5,
+    listed,
     listed_folders,
     numbered_folders,
     opened,
     rows_by_name,
 )
-from metarun.data.folder import THREADS
 from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS
@@ -41,26 +43,37 @@ class Release(NamedTuple):
 
 
 ZENODO = "https://zenodo.org/records/7978538"  # where learn2learn's authors keep them
+TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"  # where CIFAR-100 is published
+OFFICIAL_CIFAR100 = (
+    Layout((".", "cifar-100-python"), ("train", "test", "meta"), official),
+    Layout((".",), ("cifar-100-python.tar.gz",), official),
+)
+LISTS = tuple(  # of classes, beside the images
+    Layout((".", "splits", "split", "lists"), (pattern,), listed, lists=True) for pattern in ("{}.csv", "{}.txt")
+)
 RELEASES = {
     "cifar_fs": Release(
         (64, 16, 20),
         32,
         "Bertinetto and others 2019",
-        f"cifar100.zip of {ZENODO}, unpacked, or MetaOptNet's CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle",
+        f"cifar-100-python.tar.gz of {TORONTO}, or cifar100.zip of {ZENODO}, unpacked, or MetaOptNet's "
+        "CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle",
         (
             Layout((".", "cifar100", "cifarfs/cifar100"), ("data", "splits/bertinetto/{}.txt"), listed_folders),
             Layout((".", "CIFAR-FS"), ("CIFAR_FS_{}.pickle",), data_and_labels),
             Layout((".", "cifar100"), ("data.hdf5", "cifar-fs/{}_labels.json"), hdf5),
+            *OFFICIAL_CIFAR100,
         ),
     ),
     "fc100": Release(
         (60, 20, 20),
         32,
         "Oreshkin and others 2018",
-        f"FC100_train.pickle, FC100_val.pickle and FC100_test.pickle from fc100.zip of {ZENODO}",
+        f"cifar-100-python.tar.gz of {TORONTO}, or FC100_train.pickle, FC100_val.pickle and FC100_test.pickle from fc100.zip of {ZENODO}",
         (
             Layout((".", "FC100"), ("FC100_{}.pickle",), data_and_labels),
             Layout((".", "cifar100"), ("data.hdf5", "fc100/{}_labels.json"), hdf5),
+            *OFFICIAL_CIFAR100,
         ),
     ),
     "mini_imagenet": Release(
@@ -71,6 +84,7 @@ RELEASES = {
         (
             Layout((".", "miniimagenet"), ("mini-imagenet-cache-{}.pkl",), rows_by_name),
             Layout((".", "miniimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+            *LISTS,
         ),
     ),
     "tiered_imagenet": Release(
@@ -81,6 +95,7 @@ RELEASES = {
         (
             Layout((".", "tiered-imagenet"), ("*{}_images_png.pkl", "*{}_labels.pkl"), encoded_and_labels),
             Layout((".", "tieredimagenet"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
+            *LISTS,
         ),
     ),
     "cub": Release(
@@ -89,6 +104,7 @@ RELEASES = {
         "Chen and others 2019: of the classes in order every other, the rest in turns",
         "CUB_200_2011.tgz of https://data.caltech.edu/records/65de6-vp158, unpacked",
         (
+            *LISTS,
             Layout((".", "CUB_200_2011", "cubirds200/CUB_200_2011"), ("images",), numbered_folders),
             Layout((".", "cub"), ("{}_data.hdf5", "{}_labels.json"), hdf5),
         ),
@@ -133,11 +149,13 @@ class FewShot(ImageSource):
         folder = Path(root).expanduser().absolute() if root else data_root() / dataset
         layout, files = _find(dataset, folder)
         size, depth = image_size or release.side, channels or 3
-        paths = sorted({path for found in files.values() for path in found})
+        paths = [folder] if layout.lists else sorted({path for found in files.values() for path in found})
         key = {"files": listing(inside(*paths)), "image_size": size, "channels": depth}
 
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             metadata["split"] = f"classes as published ({release.split})"
+            if layout.lists:
+                metadata["split"] = f"classes as in {', '.join(files[split][0].name for split in SPLITS)}"
             for split, published in zip(SPLITS, release.classes, strict=True):
                 names = []
                 for name, pictures in layout.read(files[split], split, dataset):

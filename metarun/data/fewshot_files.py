@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarun.data import pickles
+from metarun.data.label_files import ImageIndex, rows_of, text_of, visible
 from metarun.data.source import Split
 from metarun.errors import UserError
 
@@ -33,6 +35,7 @@ class Layout(NamedTuple):
     folders: tuple[str, ...]  # below the root, where the files may lie; "." is the root
     patterns: tuple[str, ...]  # of the names of a split's files; {} is the split
     read: Reader
+    lists: bool = False  # whether these files only list what lies beside them
 
     def find(self, root: Path) -> dict[Split, list[Path]] | None:
         """The files of every split, or None where one of them is missing."""
@@ -107,6 +110,44 @@ def listed_folders(paths: list[Path], split: Split, name: str) -> Classes:
     folder, names = paths
     for kind in sorted(_text(names, name).split()):
         yield kind, _images(folder / kind, name)
+
+
+def listed(paths: list[Path], split: Split, name: str) -> Classes:
+    """Reads the classes that a list names from the images beside it.
+
+    Args:
+        paths: A table of file and label, as Ravi and Larochelle's, or a text with the name of a class in each line.
+        split: The split.
+        name: The data set's name, for errors.
+
+    Yields:
+        The name of each class and its image files: those that the table names. Where there are no such files, or the
+        list is a text, all images of the folders that are called like the class, wherever they lie.
+
+    Raises:
+        UserError: The list cannot be read, or an image or the folder of a class is missing.
+    """
+    path, key = paths[0], f"data {name}"
+    root = path.parent.parent if path.parent.name in ("splits", "split", "lists") else path.parent
+    files: dict[str, list[str]] = {}
+    if path.suffix == ".csv":
+        for _, (file, kind, _) in rows_of(path, key):
+            files.setdefault(kind, []).append(file)
+    else:
+        files = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
+    index = ImageIndex(root)
+    if any(PurePosixPath(file).name in index.names for found in files.values() for file in found[:1]):
+        for kind, found in sorted(files.items()):
+            yield kind, [index.find(file, path, f"{key}: {path}: {kind}") for file in found]
+        return
+    homes: dict[str, list[Path]] = {}
+    for folder, folders, _ in os.walk(root):
+        folders[:] = sorted(filter(visible, folders))
+        homes.setdefault(Path(folder).name, []).append(Path(folder))
+    for kind in sorted(files):
+        if kind not in homes:
+            raise UserError(f"{key}: {path} names class {kind}, but below {root} there is no folder of it")
+        yield kind, [image for folder in homes[kind] for image in _images(folder, name)]
 
 
 def numbered_folders(paths: list[Path], split: Split, name: str) -> Classes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from metarun.data.folder import square
+from metarun.data.decoding import square
 from metarun.data.image_batches import generator
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
-from metarun.data.folder import GREY, square
+from metarun.data.decoding import GREY, square
 from metarun.data.library_catalog import RELEASES, Files
 from metarun.data.source import ImageSource, Split
 from metarun.data.splits import SPLITS, check_ratios, divide

@@ -17,6 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from metarun import optional as peers
+from metarun.data.download import refuse_where_none_may
 from metarun.data.splits import RATIOS, Shares
 from metarun.data.table import listing
 from metarun.errors import UserError, nearest
@@ -132,6 +133,7 @@ class Files(NamedTuple):
 
     def download(self) -> None:
         """Has the library download the data set: into a folder of its own, and from there to the root when it is whole."""
+        refuse_where_none_may(f"data.dataset={self.dataset}: there is no {self.release.files} in {self.root}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{self.dataset}.lock"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,12 +93,17 @@ def load(path: Path, name: str) -> Any:
     numbers and text, lists, tuples, dicts, text and numbers; and `OSError` for one that cannot be opened.
     """
     with open(path, "rb") as file:
-        try:
-            return _plain(_Reader(file, encoding="latin1").load())
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # a broken pickle raises whatever its bytes happen to say
-            raise UserError(f"data {name}: {path}: not a whole pickle of arrays ({error})") from error
+        return read(file, str(path), name)
+
+
+def read(file: BinaryIO, where: str, name: str) -> Any:
+    """What an open file holds, as `load` has it; `where` is what its errors call it."""
+    try:
+        return _plain(_Reader(file, encoding="latin1").load())
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a broken pickle raises whatever its bytes happen to say
+        raise UserError(f"data {name}: {where}: not a whole pickle of arrays ({error})") from error
 
 
 def _plain(value: Any) -> Any:

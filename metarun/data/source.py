@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -47,6 +48,11 @@ class DataSource(Checked, ABC):
         """
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
 
+    @property
+    def has_test_part(self) -> bool:
+        """Whether the data set itself says which labelled images are for testing."""
+        return False
+
 
 class ImageSource(DataSource):
     """A table of images with its classes divided among the splits.
@@ -72,14 +78,16 @@ class ImageSource(DataSource):
         self.rotations = rotations
         self.within_group = within_group
         self.input_shape = tuple(table.images.shape[1:])
-        self.mean: np.ndarray = np.zeros(1)
-        self.std: np.ndarray = np.ones(1)
-        if normalize:
-            self.mean, self.std = self._statistics()
+        self.normalize = normalize
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
+    @functools.cached_property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
+
+        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
+        if not self.normalize:
+            return np.zeros(1), np.ones(1)
         own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
         part = "train" if own else "all"
         rows = np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
@@ -122,8 +130,10 @@ class ImageSource(DataSource):
     def reader(self, device: torch.device) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`."""
         images = self._images(device)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
-        scale = 1 / (torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1) * 255)
+        mean, scale = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in self.statistics
+        )
+        mean, scale = mean * 255, 1 / (scale * 255)
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
@@ -150,7 +160,20 @@ class ImageSource(DataSource):
             labels=np.repeat(np.arange(len(sizes)), sizes),
             names=[self.table.names[number] for number in classes for _ in range(turns)],
             reader=self.reader,
+            identify=self.identities,
         )
+
+    @property
+    def has_test_part(self) -> bool:
+        return sum(self.table.metadata.get("parts", {}).get("test", [])) > 0
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """For each row of the table its class and its place in the class, from 0, as `CLASS/PLACE`."""
+        numbers = np.searchsorted(self.table.offsets, rows, side="right") - 1
+        return [
+            f"{self.table.names[number]}/{row - self.table.offsets[number]}"
+            for number, row in zip(numbers, rows, strict=True)
+        ]
 
     def _images(self, device: torch.device) -> torch.Tensor:
         if device not in self._on_device:

@@ -1,7 +1,8 @@
 """One cache format for every image data set: a memory-mapped uint8 table and class offsets.
 
 A table is a folder with `images.u8` (raw bytes) and `table.json`. It is built once, under a file lock, into a folder
-beside it, synced and then renamed: whoever finds the folder finds it whole.
+beside it, synced and then renamed: whoever finds the folder finds it whole. Each opening compares the bytes with what
+was written: all of a small table, a sample of a large one, and all of that too where the file was touched since.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from platformdirs import user_cache_path
 from metarun import files
 from metarun.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+SAMPLED_BYTES = 2**25  # a larger table is compared by a sample of as many bytes
+SAMPLES = 512
 Build = Callable[[dict[str, Any]], Iterable["ClassImages"]]
 
 log = logging.getLogger("metarun")
@@ -56,12 +59,17 @@ class Table:
 
 def data_root() -> Path:
     """Where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
-    return Path(os.environ.get("METARUN_DATA") or user_cache_path("metarun") / "data")
+    return _folder("METARUN_DATA", "data")
 
 
 def cache_root() -> Path:
     """Where tables are kept: `METARUN_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("METARUN_CACHE") or user_cache_path("metarun") / "tables")
+    return _folder("METARUN_CACHE", "tables")
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    """The folder that an environment variable names, taken literally but for `~`, or one of the user's cache folder."""
+    return Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser().absolute()
 
 
 def cached(name: str, key: dict[str, Any], build: Build) -> Table:
@@ -138,10 +146,13 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
             _sync(file)
         offsets = np.cumsum(counts).tolist()
         digest.update(json.dumps(offsets).encode())
+        written = unfinished / "images.u8"
         description = {
             "key": key, "shape": shape, "offsets": offsets, "names": names, "groups": groups,
-            "fingerprint": digest.hexdigest(), "metadata": metadata,
+            "fingerprint": digest.hexdigest(), "metadata": metadata, "modified": written.stat().st_mtime_ns,
+            "sample": _sample(np.memmap(written, np.uint8, "r")),
         }  # fmt: skip
+        description["checksum"] = _checksum(description)
         with open(unfinished / "table.json", "w") as file:
             json.dump(description, file)
             _sync(file)
@@ -172,14 +183,42 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
+def _sample(raw: np.ndarray) -> str:
+    """A digest of bytes `[n]`: of all, or where they are many of `SAMPLES` stretches from the first to the last."""
+    digest = hashlib.sha256(str(raw.size).encode())
+    if raw.size <= SAMPLED_BYTES:
+        digest.update(raw.data)
+    else:
+        length = SAMPLED_BYTES // SAMPLES
+        for start in np.linspace(0, raw.size - length, SAMPLES).astype(np.int64):
+            digest.update(raw[start : start + length].data)
+    return digest.hexdigest()
+
+
+def _checksum(description: dict[str, Any]) -> str:
+    """A digest of what `table.json` says."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
 def _open(folder: Path) -> Table:
     try:
         description = json.loads((folder / "table.json").read_text())
+        if description.pop("checksum") != _checksum(description):
+            raise ValueError("what table.json says has changed since it was built")
         offsets = np.array(description["offsets"], dtype=np.int64)
         shape = (int(offsets[-1]), *description["shape"])
+        path = folder / "images.u8"
         # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
-        images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
-    except (OSError, ValueError, KeyError) as error:
+        raw = np.memmap(path, dtype=np.uint8, mode="c")
+        whole = raw.size == np.prod(shape) and _sample(raw) == description["sample"]
+        if whole and raw.size > SAMPLED_BYTES and path.stat().st_mtime_ns != description["modified"]:
+            digest = hashlib.sha256(raw.data)
+            digest.update(json.dumps(description["offsets"]).encode())
+            whole = digest.hexdigest() == description["fingerprint"]
+        if not whole:
+            raise ValueError("the bytes of images.u8 have changed since it was built")
+        images = raw.reshape(shape)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"data cache {folder}: the table cannot be read ({error}); delete this folder to have it built again"
         ) from error

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from metarun import files
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
+from metarun.text import shell_path, shown_path
+
+NAMED = 8  # runs of a folder that a message lists
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -51,10 +54,24 @@ def weights_file(key: str, origin: str) -> Path:
             path = Path(list(stages.values())[-1]["folder"])
         path = path / "best.pt"
         if (path.parent / "config.yaml").is_file() and not path.is_file():
-            raise UserError(f"{key}={origin}: has no best.pt yet, its first validation was not reached")
+            raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():
-        raise UserError(f"{key}={origin}: there is no such run folder or file")
+        raise UserError(f"{key}={shown_path(origin)}: {_instead(Path(origin).expanduser())}")
     return path
+
+
+def _instead(path: Path) -> str:
+    """Why `path` has no weights, and what to give."""
+    if not path.is_dir():
+        beside = [shell_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        return f"there is no such run folder or file{nearest(shell_path(path), beside)}"
+    runs = sorted(found.parent for found in path.glob("*/config.yaml"))
+    if not runs:
+        runs = sorted(found.parent for found in path.glob("*/*/config.yaml"))
+    if not runs:
+        return "there is no such run folder or file; this folder has neither weights nor a run in it"
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return f"there is no such run folder or file, but a folder of runs; give one of them: {', '.join(map(shell_path, runs[:NAMED]))}{more}"
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

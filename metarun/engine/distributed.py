@@ -181,7 +181,7 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, CHILD: "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}  # in this order
     # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 

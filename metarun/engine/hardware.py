@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.core import Algorithm, Episodes
 from metarun.engine.distributed import World
@@ -20,6 +21,7 @@ from metarun.errors import UserError
 
 if TYPE_CHECKING:
     from metarun.engine.traced_step import TracedStep
+    from metarun.wrappers.base import Wrapper
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ class Hardware:
         """Tasks that are evaluated together."""
         return self.task_chunk if self.task_chunk and self.vectorize else 32
 
-    def autocast(self, *, of_training: bool = False) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use.
 
-        One that is `of_training` may have optimiser steps inside: it casts weights anew for every pass. (Otherwise torch
-        keeps the first cast of a parameter until the context ends, and would not see the steps.)
+        It casts weights anew for every pass, since they may move inside: by the steps of a target method, or where ATS tries
+        a step out. (Otherwise torch keeps the first cast of a parameter until the context ends, and would not see the steps.)
         """
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=not of_training)
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=False)
 
     def seed(self, number: int) -> None:
         """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""
@@ -58,7 +60,7 @@ class Hardware:
             torch.cuda.manual_seed(number)
 
     def backward(
-        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float
+        self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
         if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
@@ -127,8 +129,8 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
-    """The hardware of the config's `hardware` node for `algorithm`, in this rank of `world`.
+def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper | None = None) -> Hardware:
+    """The hardware of the config's `hardware` node for `algorithm`, or its `wrapper`, in this rank of `world`.
 
     Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
     """
@@ -160,12 +162,18 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
             f"hardware.vectorize=true: {type(algorithm).__module__}.{type(algorithm).__name__} takes its tasks one by one; "
             "leave it at null, or set it false"
         )
+    drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
+    if vectorize and drops:
+        raise UserError(
+            f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
+            "task by task; leave it at null"
+        )
     convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
     if vectorize is None:
         # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
         # are one state for all tasks, which vmap cannot keep.
         vectorize = (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running"
-        vectorize = vectorize and algorithm.vectorizable
+        vectorize = vectorize and algorithm.vectorizable and not drops
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if settings.autocast else None
@@ -174,15 +182,17 @@ def choose(settings: Any, algorithm: Algorithm, world: World) -> Hardware:
     if channels_last is None:
         channels_last = device.type == "cpu" and convolves and not vectorize
     threads = torch.get_num_threads()
-    traced = _traced(settings, algorithm, device, convolves)
+    traced = _traced(settings, wrapper or algorithm, device, convolves)
     return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, traced, world)
 
 
-def _traced(settings: Any, algorithm: Algorithm, device: torch.device, convolves: bool) -> TracedStep | None:
+def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:
     """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
     state = next((name for name, _ in algorithm.named_buffers()), None)
+    draws = any(getattr(module, "draws", False) for module in algorithm.modules())
     hindrance = (
         None if algorithm.recordable else "its operations change from step to step",
+        "its backbone draws random numbers" if draws else None,
         f"it keeps state ({state})" if state else None,
     )
     reason = next(filter(None, hindrance), None)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metarun.core import Algorithm, Episodes
 from metarun.engine.cuda_graph import Capture, CudaGraph
 from metarun.ops.inner_loop import Params
+
+if TYPE_CHECKING:
+    from metarun.wrappers.base import Wrapper
 
 log = logging.getLogger("metarun")
 
@@ -30,7 +33,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class _Loss(nn.Module):
     """An algorithm's loss as a module's `forward`, the form that `functional_call` takes."""
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm | Wrapper) -> None:
         super().__init__()
         self.algorithm = algorithm
 
@@ -59,7 +62,7 @@ class TracedStep:
         self.recordings: dict[Any, _Recording | None] = {}
 
     def __call__(
-        self, algorithm: Algorithm, episodes: Episodes, step: int, weight: float, autocast: Autocast
+        self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float, autocast: Autocast
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """As `Hardware.backward`, under `autocast()`; None where there is no recording that could be trusted."""
         params: Params = {name: value for name, value in algorithm.named_parameters() if value.requires_grad}
@@ -79,7 +82,7 @@ class TracedStep:
 
 
 def _record(
-    algorithm: Algorithm,
+    algorithm: Algorithm | Wrapper,
     episodes: Episodes,
     step: int,
     weight: float,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,11 @@ from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
 from metarun.errors import Pruned, UserError
+from metarun.ops import draws
 from metarun.runs.logger import RunLogger
+
+if TYPE_CHECKING:
+    from metarun.wrappers.base import Wrapper
 
 log = logging.getLogger("metarun")
 
@@ -61,7 +65,7 @@ class Signals:
 
 
 def build_optimizer(
-    algorithm: Algorithm, settings: Any
+    algorithm: Algorithm | Wrapper, settings: Any
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
 
@@ -93,6 +97,7 @@ class Learner:
         schedule: The schedule of the optimiser's learning rate.
         sampler: The `Episodes` or the `Batch` from `start` to `stop`.
         task: The shape of its training tasks; None where it trains on batches of images, or not at all.
+        wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
         fresh: Builds the same method anew, with the weights that it had before any training.
         seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
         selected_by: The rule that chose its weights, for `result.json`.
@@ -107,6 +112,7 @@ class Learner:
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     sampler: Sampler | None = None
     task: TaskShape | None = None
+    wrapper: Wrapper | None = None
     fresh: Callable[[], Algorithm] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     selected_by: str = ""
@@ -214,6 +220,7 @@ class Training:
     ) -> None:
         """Takes what `fit` takes."""
         self.learner, self.validate, self.folder, self.logger, self.watch = learner, validate, folder, logger, watch
+        self.trained = learner.wrapper or learner.algorithm
         self.algorithm, self.settings, self.world = learner.algorithm, learner.settings, learner.hardware.world
         assert learner.optimizer is not None
         assert learner.schedule is not None
@@ -231,6 +238,8 @@ class Training:
         saved = world.broadcast(checkpoint.load(self.last) if world.main and self.last.is_file() else None)
         if saved is not None:
             checkpoint.load_weights(self.algorithm, saved["model"], self.last)
+            if self.learner.wrapper is not None:
+                self.learner.wrapper.load_own_state(saved["wrapper"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.schedule.load_state_dict(saved["schedule"])
             self.state = TrainState.restored(saved["state"], self.last)
@@ -266,10 +275,9 @@ class Training:
         tasks, step = self.settings.tasks_per_step, state.step
         batch = self.sampler(step * tasks + self.first_task, step * tasks + self.end_task)
         share = (self.end_task - self.first_task) / tasks
-        seed = learner.seed * tasks + self.first_task
-        sums = gradient_step(self.algorithm, batch, step, share, seed, learner.hardware)
+        sums = gradient_step(self.trained, batch, step, share, learner.seed, learner.hardware, self.first_task)
         order = Order(self.clock.after(step + 1) if world.main else 0.0, signals.received)
-        order = share_gradients(self.algorithm, self.parameters, sums, order, share, world)
+        order = share_gradients(self.trained, self.parameters, sums, order, share, world)
         logged = {name: value.item() for name, value in sums.items()}
         norm = clip(self.parameters, self.settings.clip_norm, self.settings.clip_value)
         if not math.isfinite(logged["loss"] + norm):
@@ -338,6 +346,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
+        if self.learner.wrapper is not None:
+            modules["wrapper"] = self.learner.wrapper.own_state()
         checkpoint.save(self.last, {**modules, "state": asdict(self.state), "seen": self.learner.seen})
         self.saved_at = time.perf_counter()
 
@@ -374,7 +384,7 @@ def fit(
     )
     training.restore()
     state = training.state
-    learner.algorithm.train()
+    training.trained.train()
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
     with Signals() as signals, logger.progress("training", settings.steps, state.step) as advance:
         while not training.over():
@@ -415,27 +425,49 @@ def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: A
 
 
 def gradient_step(
-    algorithm: Algorithm, episodes: Episodes, step: int, weight: float, seed: int, hardware: Hardware
+    algorithm: Algorithm | Wrapper,
+    episodes: Episodes,
+    step: int,
+    weight: float,
+    seed: int,
+    hardware: Hardware,
+    first_task: int = 0,
 ) -> dict[str, Tensor]:
-    """Fills the gradients of `weight` times the mean loss over `episodes`, and returns what to log, so weighted.
+    """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
 
-    Goes chunk by chunk, so that one chunk's graph is held at a time. Dropout and the like draw from the global generator,
-    which is seeded anew for every chunk: they depend on the step and the task, not on what was drawn before.
+    Goes chunk by chunk, so that one chunk's graph is held at a time. Random numbers depend on (seed, step, task) alone, and
+    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`).
+
+    Args:
+        algorithm: The method, or its wrapper; its gradients are replaced.
+        episodes: The tasks, or the batch of images.
+        step: The number of the step, from 0.
+        weight: The share of the step's tasks that these are.
+        seed: The run's seed.
+        hardware: What it is computed on.
+        first_task: The number of the first task in the step, over all processes.
+
+    Returns:
+        The loss and what else to log, weighted; summed over the processes they are those of the step.
     """
     algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
+    total = round(episodes.n_tasks / weight)
+    all_reduce = hardware.world.all_reduce if hardware.world.size > 1 else None
     sums: dict[str, Tensor] = {}
     for number, chunk in enumerate(episodes.split(size)):
         share = weight * chunk.n_tasks / episodes.n_tasks
-        hardware.seed((step * 1_000_003 + seed + number * size) % 2**63)
-        loss, shown = hardware.backward(algorithm, chunk, step, share)
+        first = first_task + number * size
+        hardware.seed(draws.mixed(seed, step, first))
+        with draws.StepShare(seed, step, first, chunk.n_tasks, total, all_reduce).entered():
+            loss, shown = hardware.backward(algorithm, chunk, step, share)
         for name, value in {"loss": loss, **shown}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
     return sums
 
 
 def share_gradients(
-    algorithm: Algorithm,
+    algorithm: Algorithm | Wrapper,
     parameters: list[torch.nn.Parameter],
     sums: dict[str, Tensor],
     order: Order,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metarun.errors import UserError
+from metarun.ops import draws
 from metarun.ops.tasks import vectorized
 
 Params = dict[str, Tensor]
@@ -144,7 +144,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.trajectory = [params]
         ctx.random = []  # a dropout has to drop the same again
         for _ in range(max(steps)):
-            ctx.random.append(_random_states(tensors[0].device))
+            ctx.random.append(draws.snapshot(tensors[0].device))
             gradients = gradient(loss, ctx.trajectory[-1], create_graph=False)
             ctx.trajectory.append(_descend(ctx.trajectory[-1], gradients, dict(zip(names, rates, strict=True))))
         ctx.loss, ctx.steps, ctx.rates = loss, steps, rates
@@ -164,7 +164,7 @@ class _Recomputed(torch.autograd.Function):
             if step == 0:
                 break
             current = {name: value.detach().requires_grad_() for name, value in ctx.trajectory[step - 1].items()}
-            with _same_random(ctx.random[step - 1], v[0].device), torch.enable_grad():
+            with ctx.random[step - 1](), torch.enable_grad():
                 with torch.autocast(device, dtype=dtype, enabled=enabled):
                     value = ctx.loss(current)
                 inner = torch.autograd.grad(value, list(current.values()), create_graph=True)
@@ -180,21 +180,6 @@ class _Recomputed(torch.autograd.Function):
             ]
             v = [a - b for a, b in zip(v, curved, strict=True)]
         return None, None, None, None, *v, *(value for value in of_rates if value is not None)
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_device]
-
-
-@contextmanager
-def _same_random(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Random numbers begin as they did at `states`; what they are afterwards is not touched."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], device)
-        yield
 
 
 def rate(learning_rate: float | Tensor | Mapping[str, Tensor], name: str) -> float | Tensor:

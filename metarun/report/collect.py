@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from metarun.config import flat
+from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
 from metarun.runs.folder import FREE
 
@@ -83,10 +83,10 @@ class Run:
     def setting(self) -> Setting:
         if self.tested == "target":
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [self.result["target/data"]["fingerprint"], *draws]
+            content = [self.result["target/data"]["fingerprint"], self.result.get("target/division"), *draws]
             shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
             name = self.choices.get("target", "target")
-            over = "repeats" if "target/curve" in self.result else "test images"
+            over = self.result.get("target/over", "repeats" if "target/curve" in self.result else "test images")
             ways = len(self.result["target/classes"])
             return Setting(name, None, ways, shots, queries, "acc", True, over, repr(content))
         protocol, data = self.result["protocol"], self.result["data"]
@@ -119,10 +119,11 @@ class Run:
         return self.choices[column] if column in self.choices else self.config.get(column)
 
     def scores(self) -> np.ndarray | None:
-        """The score of every test episode after the last inner step, `[episodes]`; None if the run did not leave them."""
+        """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
             with open(self.folder / "test_scores.npz", "rb") as file, np.load(file) as stored:
-                values: np.ndarray = stored["values"][-1]
+                over_images = self.tested == "target" and self.setting.over == "test images"
+                values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
         except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
             return None
@@ -222,7 +223,7 @@ def read(folder: Path) -> Run:
     stored = current_choices(result.get("choices", {}))
     chosen = {group: choice for group, choice in stored.items() if choice is not None}
     choices = {**_classes(config), **chosen}
-    typed = overridden(result["command"], config, choices)
+    typed = overridden(words_of(result), config, choices)
     if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
         choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
         typed |= inherited
@@ -233,13 +234,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def overridden(command: str, config: dict[str, Any], choices: dict[str, str]) -> set[str]:
-    """The groups and the single keys that the words of a command override."""
+def words_of(result: dict[str, Any]) -> list[str]:
+    """The overrides that a result stores; of one by version 0.1, which has only the command, the words of that."""
+    if "overrides" in result:
+        return [str(word) for word in result["overrides"]]
     try:
-        words = shlex.split(command)
+        return shlex.split(result["command"])
     except ValueError:  # an apostrophe
-        words = command.split()
-    named = {found[1] for word in words if (found := re.match(r"[+~]*([\w./]+)(?:@[\w.]*)?=", word))}
+        return str(result["command"]).split()
+
+
+def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, str]) -> set[str]:
+    """The groups and the single keys that these words override."""
+    named = {key_of(word) for word in words if "=" in word}
     groups = named & choices.keys()
     keys = {
         key for key in config for name in named if key == name or (key.startswith(f"{name}.") and name not in groups)

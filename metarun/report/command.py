@@ -8,7 +8,9 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from metarun.config import Config, check_keys
+from metarun.config.overrides import make_literal
 from metarun.errors import UserError, nearest
+from metarun.text import shell_path, shown_path
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
@@ -19,18 +21,21 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     from metarun import report
 
     check_keys(config, Config)
+    make_literal(config, keys=("runs", "outputs"))
     given = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
     if not given or None in given:
         raise UserError("recipe=report: needs the folder of the runs to report on; add runs=outputs/NAME")
-    roots = [Path(str(folder)).expanduser() for folder in given]
+    roots = [Path(str(folder)) for folder in given]
     for root in roots:
         if not root.is_dir():
-            beside = [str(path) for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
-            raise UserError(f"runs={root}: there is no such folder{nearest(str(root), beside)}")
+            beside = (
+                [shell_path(path) for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+            )
+            raise UserError(f"runs={shown_path(root)}: there is no such folder{nearest(shell_path(root), beside)}")
     to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
     if report.write(roots, to, title(roots)) is None:
         raise UserError(
-            f"runs={','.join(map(str, roots))}: no finished run lies there (none has a result.json that can be read)"
+            f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
         )
     return 0.0
 

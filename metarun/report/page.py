@@ -20,6 +20,8 @@ from metarun.report import figures, tables
 from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
+from metarun.report.text import TOO_FEW
+from metarun.text import printable, shell_path
 
 NAMED = 10  # unfinished runs that the terminal names
 FIGURES = ("learning_curves", "inner_steps", "cost")
@@ -29,7 +31,7 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     """Prints the table and writes all files to the folder `to`; returns the page, or None if no run is finished yet."""
     collection = collect(roots, besides=to)
     for problem in collection.problems:
-        print(f"metarun: {problem}", file=sys.stderr)
+        print(f"metarun: {printable(problem)}", file=sys.stderr)
     if not collection.groups:
         return None
     sections = summarise(collection)
@@ -52,7 +54,7 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     for drawing in drawings:
         contents |= {f"{drawing.name}.png": drawing.png, f"{drawing.name}.svg": drawing.svg}
     _put(to, contents)
-    print(f"report   {to / 'index.html'}")
+    print(f"report   {shell_path(to / 'index.html')}")
     return to / "index.html"
 
 
@@ -72,7 +74,7 @@ def _put(to: Path, contents: dict[str, bytes]) -> None:
 
 def _unfinished(collection: Collection) -> list[str]:
     """What the terminal says of runs that have no result."""
-    names = [f"  {folder}" for folder in collection.unfinished]
+    names = [f"  {shell_path(folder)}" for folder in collection.unfinished]
     total = len(collection.runs) + len(names) + len(collection.problems)
     more = [f"  and {len(names) - NAMED} more"] if len(names) > NAMED else []
     heading = f"not finished (at work, stopped, pruned or failed): {len(names)} of {total} runs"
@@ -169,7 +171,7 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
         "label": label,
         "seed": run.seed,
         "result": tables.number(value, measure) + ("" if section.setting.tested else " (validation)"),
-        "half": "" if half is None else tables.number(half, measure),
+        "half": "" if not section.setting.tested else TOO_FEW if half is None else tables.number(half, measure),
         "episodes": result.get("test/episodes", ""),
         "seconds": "" if seconds is None else f"{seconds:,.0f} s",
         "folder": run.folder.name,

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metarun.report import target
+from metarun.report.text import half
 from metarun.runs.result import BASELINES, CHANCE, SCORE, TEST
+from metarun.text import shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
 
@@ -22,10 +24,20 @@ def stored(folder: Path) -> dict[str, Any]:
     return result
 
 
-def show_stored(folder: Path) -> float:
-    """Shows the result of a finished run; returns its validation score."""
+def show_stored(folder: Path, unchecked: str = "") -> float:
+    """Shows the result of a finished run.
+
+    Args:
+        folder: The run folder.
+        unchecked: Why it is not known whether the data are still those of the run; empty where it is.
+
+    Returns:
+        Its validation score.
+    """
     result = stored(folder)
     show(folder, result)
+    if unchecked:
+        print(f"The data were not checked: {unchecked}")
     print("This run had finished before: nothing was computed; resume=false starts over beside it.")
     return float(result.get("val/score", 0.0))
 
@@ -51,7 +63,7 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} "
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
-    print(f"results  {folder}\ncurves   tensorboard --logdir {folder}")
+    print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
@@ -69,7 +81,7 @@ def _accuracies(result: dict[str, Any]) -> Table:
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
-            interval = f"± {result[f'{prefix}/acc_ci95']:.2%}" if f"{prefix}/acc_ci95" in result else ""
+            interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
             table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
     return table
 
@@ -85,7 +97,7 @@ def _errors(result: dict[str, Any]) -> Table:
                 table.add_row(
                     f"{name}, {step} steps",
                     f"{numbers['mse']:.3f}",
-                    f"± {numbers['mse_ci95']:.3f}",
+                    half(numbers["mse_ci95"], ".3f"),
                     f"{numbers['mse_median']:.3f}",
                     str(numbers["diverged"]),
                     str(result[f"{prefix}/episodes"]),

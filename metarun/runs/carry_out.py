@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import files, stages
 from metarun.config import Config, check, construct, flat, to_container
+from metarun.config.overrides import key_of, make_literal
 from metarun.config.types import Given
 from metarun.config.validation import check_target
+from metarun.data.download import without_downloads
+from metarun.data.source import DataSource
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.train import Interrupted
 from metarun.errors import Pruned, UserError, nearest, reason
+from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
+from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
 from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.runs.run import Run
@@ -31,6 +37,8 @@ from metarun.stages.base import Stage, check_order
 from metarun.stages.transfer import uses_method
 from metarun.sweeps.search import watcher
 from metarun.target.target import Target
+from metarun.text import shell_path, shown_path
+from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
@@ -44,6 +52,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     started = time.perf_counter()
     check(config)
+    make_literal(config)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -57,23 +66,29 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if (folder / result.FILE).is_file():
             if config.checkpoint:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            return show_stored(folder)
+            return show_stored(folder, unchecked_data(config, folder))
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
+        described = descriptions(shared.data, shared.target.source if shared.target else None)
+        refuse_other_data(folder, described)
+        if config.checkpoint:
+            origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
+            shared.result |= tested_on_others(origin, described, overrides)
         shared.watch = watcher(folder)
         create(folder)
         try:
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
-                log.info("run folder: %s", folder)
+                log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(world, command) as world:
                     world.broadcast(folder)
                     carry_out(shared, world)
-                finish(shared, overrides, choices, time.perf_counter() - started)
+                finish(shared, overrides, choices, command, time.perf_counter() - started)
         except Timeout:
             raise UserError(
-                f"{folder}: another process is running this; wait for it, or give this one another name="
+                f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
             ) from None
         finally:
             shared.logger.close()
@@ -146,8 +161,7 @@ def build_stages(config: DictConfig) -> list[Stage]:
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """The run with its stages prepared in this rank; raises `UserError` and writes nothing to `folder`."""
     built = build_stages(config)
-    target = build_target(config, built)
-    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    data, target = build_data(config, built)
     if target is not None:
         target.fit_to(data)
     run = Run(config, built, world, folder, data, target)
@@ -159,12 +173,37 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     return run
 
 
+def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
+    """Builds the source and the target; a recipe without a source takes the target for it."""
+    target = build_target(config, built)
+    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    return data, target
+
+
+def unchecked_data(config: DictConfig, folder: Path) -> str:
+    """Compares the data that are there with those of a finished run, and downloads nothing for it.
+
+    Returns:
+        Why they could not be compared; an empty string where they are the same.
+
+    Raises:
+        UserError: They are other data.
+    """
+    try:
+        with without_downloads():
+            data, target = build_data(config, build_stages(config))
+    except (UserError, OSError) as error:
+        return str(error)
+    refuse_other_data(folder, descriptions(data, target.source if target else None))
+    return ""
+
+
 def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
     """The target, if the recipe has a use for one."""
     wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
-    if config.target.data and not wanted and not config.checkpoint:  # whose run may have had one
+    if config.target.data and not wanted:
         raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
     return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
 
@@ -186,16 +225,22 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
     """
-    stored_file = checkpoint.weights_file("checkpoint", config.checkpoint).parent / "config.yaml"
+    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
+    folder = Path(config.checkpoint)
+    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
     if not stored_file.is_file():
         raise UserError(
-            f"checkpoint={config.checkpoint}: no config.yaml lies beside it; give the run folder that metarun made"
+            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
     older = OmegaConf.load(stored_file)
     assert isinstance(older, DictConfig)
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    for key in [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]:
+    for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
+        OmegaConf.update(own, key, config[key], merge=False)
+    assert isinstance(own, DictConfig)
+    check_classes(own, stored_file, config)
+    for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         if key in ("experiment", "preset", "algo"):
@@ -203,10 +248,9 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
         OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
-    for key in ("recipe", "checkpoint", "outputs", "resume"):
+    for key in ("checkpoint", "outputs", "resume"):
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
-    assert isinstance(own, DictConfig)
     return own
 
 
@@ -218,8 +262,8 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
         )
 
 
-def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run."""
+def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
@@ -233,7 +277,8 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], seconds: flo
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
-        result.COMMAND: " ".join(["metarun", *overrides]),
+        result.COMMAND: shlex.join(["metarun", *command[3:]]),
+        "overrides": overrides,
         result.CHOICES: {
             group: choice
             for group, choice in choices.items()
@@ -249,9 +294,12 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
     algorithm = run.algorithm
     found: dict[str, Any] = {
-        "norm": getattr(algorithm.backbone, "norm", None),
+        "norm": algorithm.backbone.norm,
         "transductive": algorithm.transductive,
     }
+    on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
+    if run.target or on_images:
+        found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import flat, to_container
+from metarun.config.overrides import key_of
+from metarun.config.validation import check_name
 from metarun.errors import UserError
+from metarun.text import shell_path
 
 # Say where or how, not what. With `hardware.processes=2` a run that was begun by one process goes on.
 UNNAMED = (
@@ -26,6 +29,9 @@ UNNAMED = (
     "train.save_seconds",
 )
 LONGEST = 120  # characters of a folder's name
+# An override that `key-value` is one to one with, on file systems that do not tell capitals either. A digest of eight
+# characters and the number of a repeat have no hyphen, which every such part has.
+EXACT = re.compile(r"[a-z][a-z0-9_.]*=[a-z0-9.-]([a-z0-9._-]*[a-z0-9])?")
 # What may differ between the two sittings of one run: it changes no number beyond float order.
 FREE = (
     "outputs",
@@ -44,34 +50,52 @@ FREE = (
 )
 
 
-def folder_name(overrides: list[str], named: bool, source: bool = True) -> str:
-    """The overrides in alphabetical order, made safe for a file system; `default` without any.
+def folder_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
+    """The name of a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
 
-    `named` tells that the run's name does not have the data and the algorithm in it, and `source` whether the recipe uses
-    these.
+    `key-value` for each override, in alphabetical order, with `__` between them. Where that is cut, or says less than was
+    typed (other characters, a path's last two parts for the whole), a digest of the whole comes last.
+
+    Args:
+        overrides: As `metarun.overrides.canonical` writes them; of two for one key the last counts.
+        named: Whether the run's name lacks the data and the method, so that they belong here.
+        source: Whether the recipe uses a source, whose data and method are then in the run's name.
+
+    Returns:
+        Letters of ASCII, digits and `._-`; `default` without any override.
     """
+    kept = _naming(overrides, named, source)
+    if not kept:
+        return "default"
+    slug = "__".join(filter(None, map(_slug, kept)))
+    if len(slug) <= LONGEST and all(EXACT.fullmatch(word) and "__" not in word for word in kept):
+        return slug
+    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
+    return "__".join(filter(None, (slug[: LONGEST - len(digest) - 2].rstrip("_.-"), digest)))
+
+
+def _naming(overrides: Iterable[str], named: bool, source: bool) -> list[str]:
+    """The overrides that name a folder, sorted."""
     left_out = UNNAMED if named else (*UNNAMED, *name_parts(source))
-    kept = sorted(override for override in overrides if override.lstrip("+~").split("=")[0] not in left_out)
-    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(kept).replace("'", "")) or "default"
+    latest = {override.partition("=")[0]: override for override in overrides}
+    return sorted(word for key, word in latest.items() if key_of(key) not in left_out)
+
+
+def _slug(word: str) -> str:
+    """What can be read of an override in a folder's name."""
+    key, _, value = word.partition("=")
+    if value.startswith("/"):
+        value = "_".join(Path(value).parts[1:][-2:])
+    text = f"{key.lstrip('+~')}-{value}" if value else key
+    return re.sub(r"__+", "_", re.sub(r"[^A-Za-z0-9._-]+", "_", text)).strip("_")
+
+
+def earlier_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
+    """The name that version 0.1 gave to the folder of these overrides."""
+    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named, source)).replace("'", "")) or "default"
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
-
-
-def quoted(word: str) -> str:
-    """`key=path` with the path in quotes if it is there but has characters that mean something to Hydra, as run folders do."""
-    key, equals, value = word.partition("=")
-    path = os.path.expanduser(value)
-    there = os.path.exists(path) or ("=" in path and os.path.isdir(os.path.dirname(path)))  # or a run folder mistyped
-    if not equals or not there or re.fullmatch(r"[\w/.+-]*", path, re.ASCII):
-        return word
-    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-def listed(word: str) -> str:
-    """`target.train_images=5,10,20` as the list that it means outside of a sweep."""
-    return re.sub(r"^(target\.train_images)=(\d+(?:,\d+)+)$", r"\1=[\2]", word)
 
 
 def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | None = None) -> str:
@@ -94,25 +118,34 @@ def name_parts(source: bool) -> list[str]:
 
 def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
     """The choices of these groups, where there is one: `<data>-<algo>`, and with a target `<data>-<algo>-<target>-<transfer>`."""
-    return "-".join(choices[group].replace("/", "-") for group in groups if choices.get(group))
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", choices[group]) for group in groups if choices.get(group))
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
-    """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...~2`, `...~3`, and later commands go on there."""
-    named = any(override.split("=")[0] in ("name", "experiment", "checkpoint") for override in overrides)
-    base = (
-        Path(config.outputs) / config.name / folder_name(overrides, named, config.get("recipe", {}).get("source", True))
-    )
-    last = 1
-    while _attempt(base, last + 1).is_dir():
-        last += 1
-    if not config.resume and base.is_dir():
-        last += 1
-    return _attempt(base, last)
+    """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...__2`, `...__3`, and later commands go on there.
 
+    A folder that an earlier version made of the same overrides is gone on with.
+    """
+    check_name(config.name)
+    named = any(key_of(override) in ("name", "experiment", "checkpoint") for override in overrides)
+    parent = Path(config.outputs) / config.name
+    source = bool(config.get("recipe", {}).get("source", True))
+    name, earlier = folder_name(overrides, named, source), earlier_name(overrides, named, source)
 
-def _attempt(base: Path, number: int) -> Path:
-    return base if number == 1 else base.with_name(f"{base.name}~{number}")
+    def attempts(first: str, mark: str) -> dict[int, Path]:
+        """The folders that are there, by the number of the attempt."""
+        numbers = {found.name[len(first) :] or f"{mark}1": found for found in parent.glob(f"{glob.escape(first)}*")}
+        return {
+            int(text.removeprefix(mark)): found
+            for text, found in numbers.items()
+            if text.startswith(mark) and text.removeprefix(mark).isdecimal() and found.is_dir()
+        }
+
+    found = {**attempts(earlier, "~"), **attempts(name, "__")}
+    last = max(found, default=0)
+    if last and config.resume:
+        return found[last]
+    return parent / (name if not last else f"{name}__{last + 1}")
 
 
 def create(folder: Path) -> None:
@@ -147,6 +180,6 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
     ]
     if differing:
         raise UserError(
-            f"{folder} was made with another config ({'; '.join(differing)}); "
+            f"{shell_path(folder)} was made with another config ({'; '.join(differing)}); "
             "give this run a name=, or start over beside it with resume=false"
         )

@@ -53,24 +53,27 @@ def build_learner(
 
     brought = seen_before(run)
     algorithm = fresh()
-    around_it = OmegaConf.select(config, wrapper) if wrapper else None
+    node, around = OmegaConf.select(config, wrapper) if wrapper else None, None
     if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if around_it else None)
-    if around_it and wrapper:
+        check_training(config, algorithm, settings, run.world, train, wrapper if node else None)
+    if node and wrapper:
 
         def validation(start: int, stop: int) -> Any:
             return run.episodes("val", run.test_task, hardware.device)(start, stop)
 
-        algorithm = construct(around_it, wrapper, method=algorithm, validation=validation)
-    hardware = hardware_module.choose(config.hardware, algorithm, run.world)
+        around = construct(node, wrapper, method=algorithm, validation=validation)
+    hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
+    if around is not None:
+        around.to(hardware.device)
     learner = Learner(
         name,
         algorithm,
         settings,
         config.seed,
         hardware,
-        *build_optimizer(algorithm, settings),
+        *build_optimizer(around or algorithm, settings),
+        wrapper=around,
         fresh=fresh,
         seen=brought,
     )
@@ -249,10 +252,10 @@ def check_training(
         return
     for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
         raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
-    if world.size > 1 and algorithm.backbone.norm in ("batch", "running"):
+    if world.size > 1 and algorithm.backbone.couples_rows:
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
-            "no process would have; use hardware.threads instead, or backbone.norm=group"
+            "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
         )
 
 

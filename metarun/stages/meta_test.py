@@ -81,7 +81,7 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
         if scores.power:
             steps[str(step)] = metrics.regression_summary(values, scores.power)
         else:
-            mean, ci95 = metrics.interval(values)
+            mean, ci95 = metrics.interval(values, shares=True)
             steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
     found = {result.key(kind, name): value for name, value in steps[str(scores.steps[-1])].items()}
     found[result.key(kind, result.EPISODES)] = scores.values.shape[1]

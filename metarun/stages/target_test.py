@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import numpy as np
+
+from metarun import files
 from metarun.engine.evaluate import classified
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
+from metarun.target import predictions
+from metarun.target.predictions import Predicted
 
 
 class TargetTest(Stage):
@@ -35,13 +40,24 @@ class TargetTest(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         images = run.target.test
-        scores = classified(run.algorithm, images, run.hardware).numpy()
-        found = metrics.classification(scores, images.labels)
-        right = torch.from_numpy(scores.argmax(1) == images.labels)
+        scores = classified(run.algorithm, images, run.hardware, run.learner.sampler)
+        found = metrics.classification(scores.numpy(), images.labels)
+        halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
+        found |= {f"{name}{result.CI95}": half for name, half in halves.items()}
         found |= {
-            "acc_ci95": metrics.interval(right)[1],
-            "interval": "95%, over test images, normal approximation",
+            "over": "test images",
+            "interval": f"95%, over the {len(images)} test images, Wilson",
             "test_images": len(images),
             "classes": images.names,
         }
+        if run.hardware.world.main:
+            predicted = scores.argmax(1).numpy()
+            right = (predicted == images.labels).astype(float)
+            files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
+            one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
+            predictions.write(run.folder / "predictions.csv", [one])
+            found["predictions"] = {"file": "predictions.csv"}
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        return {"transductive": False}  # `classified` takes no statistics of the images that it classifies

@@ -126,22 +126,23 @@ class Train(Stage):
         algorithm, hardware = learner.algorithm, learner.hardware
 
         def on_images(images: Labelled) -> tuple[float, dict[str, float]]:
-            predicted = classified(algorithm, images, hardware).argmax(1)
-            mean, ci95 = metrics.interval(predicted == torch.from_numpy(images.labels))
-            return mean, {"val/acc": mean, "val/acc_ci95": ci95}
+            predicted = classified(algorithm, images, hardware, learner.sampler).argmax(1)
+            right = (predicted == torch.from_numpy(images.labels)).double()
+            mean = right.mean().item()
+            return mean, {"val/acc": mean, "val/acc_ci95": metrics.reach(mean, metrics.wilson(mean, len(right)))}
 
         def on_episodes() -> tuple[float, dict[str, float]]:
             scores = evaluate(algorithm, self.validation, learner.settings.validate_episodes, hardware)
-            mean, ci95 = metrics.interval(scores.final)
-            if algorithm.spec.kind == "regression":
-                median = metrics.median(scores.final)
-                return -median, {
-                    "val/loss": scores.loss,
-                    "val/mse": mean,
-                    "val/mse_ci95": ci95,
-                    "val/mse_median": median,
-                }
-            return mean, {"val/loss": scores.loss, "val/acc": mean, "val/acc_ci95": ci95}
+            regression = algorithm.spec.kind == "regression"
+            measure = "mse" if regression else "acc"
+            mean, half = metrics.interval(scores.final, shares=not regression)
+            shown = {"val/loss": scores.loss, f"val/{measure}": mean}
+            if half is not None:  # of few episodes there is none
+                shown[f"val/{measure}_ci95"] = half
+            if not regression:
+                return mean, shown
+            median = metrics.median(scores.final)
+            return -median, {**shown, "val/mse_median": median}
 
         return on_episodes if held_out is None else lambda: on_images(held_out)
 

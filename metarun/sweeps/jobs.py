@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun.text import printable
+
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
 REQUEUED = 128 + signal.SIGUSR1  # the exit status of a run that saved because its time on a cluster is over
 
@@ -51,8 +53,32 @@ class Job:
         return beside(self.folder, "log")
 
 
+OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
+
+
+def options_of(hydra: Any) -> list[str]:
+    """The words besides the overrides with which Hydra composes a run's config again, wherever they are typed.
+
+    Args:
+        hydra: Hydra's own config of a run or a sweep.
+
+    Returns:
+        `--config-dir` and its like with absolute paths, and the overrides of Hydra's own keys that are not the sweep's.
+    """
+    from metarun.cli import CONF
+
+    found = {source.provider: source.path for source in hydra.runtime.config_sources}
+    named = {
+        "--config-path": found["main"] if found.get("main") not in (None, str(CONF)) else None,
+        "--config-dir": found.get("command-line"),
+        "--config-name": hydra.job.config_name if hydra.job.config_name != "config" else None,
+    }
+    options = [word for option, value in named.items() if value for word in (option, value)]
+    return [*options, *(word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP))]
+
+
 def beside(folder: Path, kind: str) -> Path:
-    """The file in which a sweep keeps something of the run in `folder`: `log` its output, `slurm` its name in Slurm, `trial`."""
+    """The file in which a sweep keeps something of the run in `folder`: `log` its output, `slurm` its name in Slurm, `outcome`, `trial`."""
     return folder.parent / ".jobs" / f"{folder.name}.{kind}"
 
 
@@ -68,7 +94,7 @@ def perform(arguments: Sequence[str]) -> Outcome:
         outcome = Outcome(1, f"{type(error).__name__}: {lines[0]}")
     else:
         if outcome.message:
-            print(f"metarun: {outcome.message}", file=sys.stderr, flush=True)
+            print(f"metarun: {printable(outcome.message)}", file=sys.stderr, flush=True)
     return outcome
 
 
@@ -83,9 +109,12 @@ def how_it_ended(exitcode: int | None) -> Outcome:
 
 @contextmanager
 def exporting(**variables: str) -> Iterator[None]:
-    """For processes that are started meanwhile: these variables, and a PYTHONPATH with which they find what this one finds."""
+    """For processes that are started meanwhile: these variables, and a PYTHONPATH with which they find what this one finds.
+
+    In its order: Python would put the working folder first.
+    """
     before = dict(os.environ)
-    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1", **variables}
     try:
         yield
     finally:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, open_dict
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config import check
+from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.errors import UserError
+from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.sweeps.jobs import Job, Outcome
+from metarun.sweeps.jobs import Job, Outcome, options_of
+from metarun.text import printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
-OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
 
 
 def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: bool) -> str | None:
@@ -27,7 +33,7 @@ def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: b
 
     What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
     """
-    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    swept = {override.key_or_group for override in overrides if varies(override)}
     swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
     parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(source)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
@@ -39,33 +45,71 @@ def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: b
 
 
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:
-    """The jobs of these words, each with its config; raises Hydra's errors of composition before any has run.
+    """The jobs of these words, each with its config; raises `JobRefused` where one cannot be composed, before any has run.
 
     The same job twice is one; `UserError` where jobs differ only in what changes no number.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("-m: a sweep starts its own processes; torchrun is for a single run")
     jobs: dict[Path, tuple[Job, Any]] = {}
-    sources = master.hydra.runtime.config_sources
-    options = [
-        word for source in sources if source.provider == "command-line" for word in ("--config-dir", source.path)
-    ]
-    hydras = [word for word in master.hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP)]
+    options = options_of(master.hydra)
     common = set(batch[0]).intersection(*batch) if batch else set()
     for words in batch:
-        config = loader.load_sweep_config(master, list(words))
-        overrides, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
-        with open_dict(config):
-            del config["hydra"]
-        config.name = config.name or default_name(choices, config.recipe.source, config.checkpoint)
-        folder = choose_folder(config, overrides)
+        told = " ".join(printable(word) for word in words if word not in common)
+        with telling(told if len(batch) > 1 else ""):
+            config = loader.load_sweep_config(master, list(words))
+            raw, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
+            with open_dict(config):
+                del config["hydra"]
+            overrides = canonical(raw, config)
+            make_literal(config)
+            config.name = config.name or default_name(choices, config.recipe.source, config.checkpoint)
+            folder = choose_folder(config, overrides)
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
-        label = " ".join([word for word in overrides if word not in common] or overrides)
-        job = Job((*options, *hydras, *own, *overrides), tuple(overrides), folder, label)
+        differing = [word for word, hydras in zip(overrides, raw, strict=True) if hydras not in common]
+        label = printable(" ".join(differing or overrides))
+        job = Job((*options, *own, *overrides), tuple(raw), folder, label)
         known, other = jobs.setdefault(folder, (job, config))
         if other != config:
             raise UserError(f"{label}: changes no number, so that {known.label} is the same run; nothing to sweep")
     return list(jobs.values())
+
+
+def read_params(params: Mapping[str, str], master: DictConfig) -> list[str]:
+    """The words of a sweeper's `params`, which stand in a file, read as those of the command line are."""
+    words = {key: f"{key}={value}" for key, value in params.items()}
+    hints = {key: hint_of(key, lambda path: OmegaConf.select(master, path)) for key in words}
+    return [read(word, reading(hints[key]), sweep=True) for key, word in words.items()]
+
+
+def fixed_word(override: Override) -> str:
+    """An override that has one value, as the word of a job."""
+    if override.is_sweep_override():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+    return str(override.input_line)
+
+
+def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
+    """Raises `JobRefused` for the first job whose config is no good, before any has run."""
+    for job, config in jobs:
+        with telling(job.label if len(jobs) > 1 else ""):
+            check(config)
+
+
+@contextmanager
+def telling(label: str) -> Iterator[None]:
+    """Errors that a user can mend become a `JobRefused` of the job with this label."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        raise JobRefused(label, error) from error
+
+
+def state(job: Job) -> str:
+    """How far the run of a job is, in a word or two."""
+    if job.finished:
+        return "finished"
+    return "to go on" if (job.folder / "config.yaml").is_file() else "to run"
 
 
 def already_ended(jobs: Iterable[tuple[Job, Any]]) -> list[Ended]:
@@ -87,9 +131,9 @@ def failures(ended: Iterable[Ended]) -> list[str]:
     lines = []
     for job, outcome, _ in ended:
         if outcome.status:
-            lines.append(f"  {job.label}\n    {outcome.message}")
+            lines.append(f"  {job.label}\n    {printable(outcome.message)}")
             if job.log.is_file():
-                lines.append(f"    its output: {job.log}")
+                lines.append(f"    its output: {shell_path(job.log)}")
     return lines
 
 
@@ -97,14 +141,19 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     found = job.result if outcome.status == 0 and job.finished else {}
     if "test/acc" in found:
-        told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+        told = f"test {found['test/acc']:.2%} {half(found['test/acc_ci95'], '.2%')}"
     elif "target/acc" in found:
-        told = f"target {found['target/acc']:.2%} ± {found['target/acc_ci95']:.2%}"
+        told = f"target {found['target/acc']:.2%} {half(found['target/acc_ci95'], '.2%')}"
     elif "test/mse" in found:
-        told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
+        told = f"test {found['test/mse']:.4g} {half(found['test/mse_ci95'], '.2g')}"
     else:
-        told = f"validation {found['val/score']:.4g}" if found else outcome.message
+        told = f"validation {found['val/score']:.4g}" if found else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"
+
+
+def counted(jobs: int) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{jobs} job{'s' * (jobs != 1)}"
 
 
 def say(line: str) -> None:
@@ -123,7 +172,25 @@ def conclude(ended: Sequence[Ended]) -> None:
     if failed:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)
-        raise JobsFailed(f"{count} of {len(ended)} jobs failed, listed above; the same command runs them again")
+        raise JobsFailed(f"{count} of {counted(len(ended))} failed, listed above; the same command runs them again")
+
+
+class JobRefused(UserError):
+    """A job of a sweep that cannot be run as it is.
+
+    Args:
+        label: The overrides in which it differs from the others; empty for the only one.
+        error: What is wrong with it.
+    """
+
+    def __init__(self, label: str, error: Exception) -> None:
+        super().__init__(str(error))
+        self.label, self.error = label, error
+
+    def told(self, one_line: Callable[[BaseException], str]) -> str:
+        """What is wrong, and with which job where the message does not name it."""
+        line = one_line(self.error)
+        return line if not self.label or self.label in line else f"{line} (in the job {self.label})"
 
 
 class JobsFailed(UserError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
@@ -34,6 +36,18 @@ def distribution(override: Override) -> Any:
         return distributions.IntDistribution(values[0], values[-1], step=values.step)
     assert isinstance(value, ChoiceSweep | RangeSweep)
     return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def database(path: Path) -> str:
+    """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
+    return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
+
+
+def corners(space: dict[str, Any]) -> list[list[str]]:
+    """Words of a few draws that between them have every choice of a list, and both ends of every range."""
+    ends = {key: list(getattr(drawn, "choices", None) or (drawn.low, drawn.high)) for key, drawn in space.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    return [_words(first), *(_words({**first, key: value}) for key, values in ends.items() for value in values[1:])]
 
 
 class Study:

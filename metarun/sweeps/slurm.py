@@ -6,32 +6,34 @@ that Slurm preempts is put back by Slurm. Either way the same command runs again
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metarun import files
 from metarun.errors import UserError
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
-from metarun.sweeps.plan import Ended, say
+from metarun.sweeps.plan import Ended, counted, say
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
 
 
-def in_slurm(arguments: Sequence[str]) -> Outcome:
-    """A job, in the process that Slurm started for it."""
+def in_slurm(arguments: Sequence[str], note: Path) -> None:
+    """A job, in the process that Slurm started for it; leaves in the file `note` how it ended."""
     outcome = perform(arguments)
     if outcome.status == REQUEUED:
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         time.sleep(600)  # Slurm ends this process
     if outcome.status > 128:  # cancelled or preempted: no result, since the same job may be run again
         raise SystemExit(outcome.status)
-    return outcome
+    files.save_json(note, asdict(outcome))
 
 
 def queued() -> set[str] | None:
@@ -56,7 +58,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     new = [job for job in jobs if job not in waiting]
     if new:
         waiting |= submit(new, parameters)
-    say(f"{len(new)} jobs submitted, {len(jobs) - len(new)} were in the queue")
+    say(f"{counted(len(new))} submitted, {len(jobs) - len(new)} were in the queue")
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
         return
@@ -72,7 +74,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
                     absent.pop(job, None)
                     continue
                 absent[job] = absent.get(job, 0) + 1
-                outcome = _told(job, name)
+                outcome = _told(job)
                 if outcome is None and absent[job] < LATE:
                     continue
                 del waiting[job]
@@ -80,7 +82,8 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
                 yield job, outcome or lost, time.monotonic() - started
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
-        say(f"{len(waiting)} jobs stay in Slurm's queue; scancel {' '.join(_arrays(waiting.values()))} ends them")
+        arrays = " ".join(_arrays(waiting.values()))
+        say(f"left in Slurm's queue: {counted(len(waiting))}; scancel {arrays} ends them")
         raise
 
 
@@ -92,7 +95,9 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
         try:
             executor = submitit.SlurmExecutor(folder=jobs[0].log.parent / "slurm")
             executor.update_parameters(**parameters, stderr_to_stdout=True)
-            submitted = executor.map_array(in_slurm, [job.arguments for job in jobs])
+            for job in jobs:
+                _left(job).unlink(missing_ok=True)
+            submitted = executor.map_array(in_slurm, [job.arguments for job in jobs], [_left(job) for job in jobs])
         except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
             raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
@@ -107,13 +112,18 @@ def _note(job: Job) -> Path:
     return beside(job.folder, "slurm")
 
 
-def _told(job: Job, name: str) -> Outcome | None:
+def _left(job: Job) -> Path:
+    """Where a job leaves how it ended: data, no pickle, since others may write in the folder."""
+    return beside(job.folder, "outcome").absolute()
+
+
+def _told(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
-    left = job.log.parent / "slurm" / f"{name}_0_result.pkl"
-    if not left.is_file():
+    try:
+        left = json.loads(_left(job).read_text())
+        return Outcome(int(left["status"]), str(left["message"]))
+    except (OSError, ValueError, TypeError, KeyError):
         return Outcome() if job.finished else None
-    kind, told = pickle.loads(left.read_bytes())
-    return told if kind == "success" else Outcome(1, str(told).strip().splitlines()[-1])
 
 
 def _arrays(names: Any) -> list[str]:

@@ -19,19 +19,23 @@ Differences from the paper and its official code (huaxiuyao/ATS):
 - The method's loss is asked of one task at a time, so MTL has no hard tasks here.
 - phi is trained by the run's optimiser, and from the first step; the official code has Adam 1e-3, starts from a learner that
   was trained before, and lets the scheduler alone learn in its first 2,000 steps.
+- With several processes the choice is among the tasks of all, and each of them measures R.
 - Validation tasks are drawn apart from those that select the weights, but from the same classes. R is measured as the
   method is tested: in evaluation mode, after `test_inner_steps`; there after the inner steps of training.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from metarun.config.types import PositiveFloat, PositiveInt
+from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
+from metarun.ops.draws import add_up, at_task, gather, of_the_step, part
 from metarun.ops.inner_loop import Params
 from metarun.ops.numerics import full_precision, precise
 from metarun.wrappers.base import Wrapper
@@ -79,7 +83,7 @@ class ATS(Wrapper):
         method: Algorithm,
         validation: EpisodeSampler,
         *,
-        steps: PositiveInt,
+        steps: NonNegativeInt,
         chosen: PositiveInt = 2,
         step_size: PositiveFloat = 0.01,
         temperature: PositiveFloat = 0.1,
@@ -90,7 +94,7 @@ class ATS(Wrapper):
             raise UserError(
                 f"wrapper=ats: compares what support and queries teach, and {type(method).__name__} learns from no queries"
             )
-        self.whole_batch = True
+        self.whole_batch = True  # the choice is among all tasks of the step
         self.validation = validation
         self.steps, self.chosen, self.step_size = steps, chosen, step_size
         self.temperature, self.validation_tasks = temperature, validation_tasks
@@ -108,7 +112,17 @@ class ATS(Wrapper):
         return loss.detach(), shown, dict(zip(params, found, strict=True))
 
     def probabilities(self, losses: Tensor, query: list[Params], support: list[Params], step: int) -> Tensor:
-        """Those with which tasks of such query losses `[P]`, query and support gradients are drawn, `[P]`."""
+        """Those with which the tasks of the step are drawn.
+
+        Args:
+            losses: The query losses of this process's tasks, `[n]`.
+            query: The gradients of these.
+            support: The gradients of the support losses.
+            step: The number of the training step.
+
+        Returns:
+            The probabilities of all tasks of the step, `[P]`.
+        """
         pairs = [
             [(q[name].flatten(), s[name].flatten()) for name in q if q[name].ndim > 1]
             for q, s in zip(query, support, strict=True)
@@ -117,7 +131,8 @@ class ATS(Wrapper):
         cosines = torch.stack([torch.stack([torch.cosine_similarity(q, s, dim=0) for q, s in task]) for task in pairs])
         percent = min(99, 100 * step // max(1, self.steps))
         with full_precision(losses):
-            scores = self.scheduler(precise(losses), precise(norms), precise(cosines), percent)
+            known = (gather(precise(value)) for value in (losses, norms, cosines))
+            scores = self.scheduler(*known, percent)
         chances = (scores / max(self.temperature, 0.99**step)).softmax(0)
         return chances.clamp_min(torch.finfo(chances.dtype).eps)  # none so small that it has no logarithm
 
@@ -135,33 +150,40 @@ class ATS(Wrapper):
         self.method.train(training)
         for name, value in params.items():
             value.copy_(before[name])
-        if self.spec.kind == "regression":
+        if self.method.spec.kind == "regression":
             return -(precise(prediction) - tasks.query_y).square().mean()
         return (prediction.argmax(-1) == tasks.query_y).float().mean()
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if episodes.n_tasks <= self.chosen:
+        first, _, total = part()
+        total = total or episodes.n_tasks
+        if total <= self.chosen:
             raise UserError(
-                f"train.tasks_per_step={episodes.n_tasks}: are the tasks that wrapper=ats chooses {self.chosen} from; "
-                "each process needs more than that"
+                f"train.tasks_per_step={total}: are the tasks that wrapper=ats chooses {self.chosen} from; it must be more"
             )
-        found = [self.gradients(task, step) for task in episodes.split(1)]
-        swapped = [
-            Episodes(task.support_x, task.support_y, task.support_x, task.support_y, task.ways)
-            for task in episodes.split(1)
-        ]
+        found, support = [], []
+        for number, task in enumerate(episodes.split(1)):
+            with at_task(number):
+                found.append(self.gradients(task, step))
+                swapped = replace(task, query_x=task.support_x, query_y=task.support_y)
+                support.append(self.gradients(swapped, step)[2])
         losses = torch.stack([loss for loss, _, _ in found])
         query = [gradients for _, _, gradients in found]
-        support = [self.gradients(task, step)[2] for task in swapped]
         probabilities = self.probabilities(losses, query, support, step)
-        chosen = torch.multinomial(probabilities.detach(), self.chosen).tolist()
-        mean = {name: sum(query[i][name] for i in chosen) / self.chosen for name in query[0]}
+        with of_the_step():
+            chosen = torch.multinomial(probabilities.detach().cpu(), self.chosen).tolist()
+        own = [i - first for i in chosen if 0 <= i - first < len(query)]
+        mean = {
+            name: sum((query[i][name] for i in own), torch.zeros_like(value)) / self.chosen
+            for name, value in query[0].items()
+        }
+        add_up(list(mean.values()))
         reward = self.reward(mean, step)
         advantage = reward - self.average
         self.average += (reward - self.average) / (step + 1)
         # What is trained on is known by its gradient; this has that gradient, and the scheduler's.
         along = sum((value * mean[name]).sum() for name, value in self._learned().items())
         surrogate = along - advantage * probabilities[chosen].log().sum()
-        shown = {name: torch.stack([found[i][1][name] for i in chosen]).mean() for name in found[0][1]}
+        shown = {name: gather(torch.stack([one[1][name] for one in found]))[chosen].mean() for name in found[0][1]}
         shown |= {"reward": reward, "largest_probability": probabilities.detach().max()}
-        return losses[chosen].mean() + surrogate - surrogate.detach(), shown
+        return gather(losses)[chosen].mean() + surrogate - surrogate.detach(), shown

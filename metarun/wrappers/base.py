@@ -1,63 +1,54 @@
-"""What wraps any method while it is trained; at test time the method is alone."""
+"""The contract of a wrapper: a training loss that is made of any method's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.config.checked import Checked
+from metarun.core import Algorithm, Episodes
+
+METHOD = "method."  # what the names of the method's weights begin with among the wrapper's
 
 
-class Wrapper(Algorithm):
-    """An algorithm that is another one, `method`, but for its training loss. Subclasses define `loss`.
+class Wrapper(Checked, nn.Module, ABC):
+    """Holds a method and replaces its training loss, and nothing else of it.
+
+    The method stays the algorithm of the run: validation, tests, later stages and `best.pt` have it alone. What a wrapper
+    learns itself is trained with the method's weights, and lies in `last.pt` beside them.
 
     Built from the config's `wrapper`, with `method` and `validation`, the sampler of validation tasks, handed in.
+
+    Args:
+        method: The method that is trained.
     """
 
     configured_by = "wrapper"
+    recordable = False  # whether `loss` does the same operations in every step, none of them random
 
     def __init__(self, method: Algorithm) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.method = method
-        self.regression = method.regression
-        self.fixed_ways = method.fixed_ways
-        self.whole_batch = method.whole_batch
-        self.needs_queries = method.needs_queries
-        self.vectorizable = method.vectorizable
-        self.soft_labels = method.soft_labels
+        self.whole_batch = method.whole_batch  # whether `loss` needs all tasks of a step at once
 
-    # Properties, so that nothing of the method is registered twice.
+    @abstractmethod
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that is trained on instead of the method's.
 
-    @property
-    def backbone(self) -> Backbone:  # type: ignore[override]
-        return self.method.backbone
+        Args:
+            episodes: The training tasks.
+            step: The number of the training step, from 0.
 
-    @property
-    def spec(self) -> Spec:  # type: ignore[override]
-        return self.method.spec
+        Returns:
+            The mean loss over the tasks (scalar), and detached scalars to log.
+        """
 
-    @property
-    def vectorize(self) -> bool:
-        return self.method.vectorize
+    def own_state(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the wrapper itself, without the method's."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(METHOD)}
 
-    @vectorize.setter
-    def vectorize(self, value: bool) -> None:
-        self.method.vectorize = value
-
-    @property
-    def transductive(self) -> bool:
-        return self.method.transductive
-
-    @property
-    def test_steps(self) -> int:
-        return self.method.test_steps
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        return self.method.predict(episodes)
-
-    def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        return self.method.predict_after(episodes, steps)
-
-    def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        return self.method.measures(episodes)
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `own_state` gave."""
+        self.load_state_dict({**state, **{f"{METHOD}{key}": value for key, value in self.method.state_dict().items()}})

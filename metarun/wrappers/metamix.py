@@ -10,7 +10,7 @@ The inner loop is left alone; the outer loss is that of mixed queries, at the la
 Differences from the paper and its official code (huaxiuyao/MetaMix):
 - Each query is mixed with any support example, drawn with replacement. The official code permutes the support set, which
   there is as large as the query set.
-- Mixture weight and layer are drawn once for the tasks that are computed together: one task in a loop, all by vmap.
+- Mixture weight, layer and partners are drawn once a step, for all of its tasks.
 - The loss is that of mixed labels. The official code mixes two losses instead, which for the cross-entropy is the same.
 - Queries and their partners go through the lower layers as one set, so they share the statistics of `norm=batch` there.
 - `alpha` is the official code's 2 for images; for the regression of poses it has 0.5.
@@ -31,6 +31,7 @@ from metarun.config.types import Len, NonNegativeInt, PositiveFloat
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
+from metarun.ops.draws import of_the_step
 from metarun.ops.numerics import one_hot
 from metarun.wrappers.base import Wrapper
 
@@ -65,10 +66,11 @@ class MetaMix(Wrapper):
         self.alpha = alpha
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        share = torch.distributions.Beta(self.alpha, self.alpha).sample().item()
-        layer = self.layers[int(torch.randint(len(self.layers), ()))]
         n_support, n_query = episodes.support_x.shape[1], episodes.query_x.shape[1]
-        partner = torch.randint(n_support, (n_query,)).to(episodes.query_x.device)
+        with of_the_step():
+            share = torch.distributions.Beta(self.alpha, self.alpha).sample().item()
+            layer = self.layers[int(torch.randint(len(self.layers), ()))]
+            partner = torch.randint(n_support, (n_query,)).to(episodes.query_x.device)
         support_x = episodes.support_x[:, partner]
         labels = [self.soft(y, episodes.ways) for y in (episodes.query_y, episodes.support_y[:, partner])]
         query_y = share * labels[0] + (1 - share) * labels[1]
@@ -86,7 +88,7 @@ class MetaMix(Wrapper):
 
     def soft(self, y: Tensor, ways: int) -> Tensor:
         """Labels as probabilities; the targets of a regression as they are."""
-        return y if self.spec.kind == "regression" else one_hot(y, ways)
+        return y if self.method.spec.kind == "regression" else one_hot(y, ways)
 
     @contextmanager
     def _mixing(self, layer: int, queries: int, sizes: set[int], share: float) -> Iterator[None]:
@@ -99,7 +101,7 @@ class MetaMix(Wrapper):
             other, query, support = x.split([len(x) - 2 * queries, queries, queries])
             return torch.cat([other, share * query + (1 - share) * support]), *more
 
-        handle = self.backbone.blocks[layer].register_forward_pre_hook(mix)
+        handle = self.method.backbone.blocks[layer].register_forward_pre_hook(mix)
         try:
             yield
         finally:

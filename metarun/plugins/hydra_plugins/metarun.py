@@ -17,12 +17,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from metarun.config.overrides import quoted, varies
 from metarun.config.types import Given, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from metarun.config.validation import check_target
 from metarun.errors import UserError
-from metarun.runs.folder import quoted
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, Outcome
+from metarun.text import shell_path
+from metarun.trust import allow
 
 
 class Commands(Launcher):
@@ -182,6 +184,7 @@ class Search(Sweeper):
         seed: The seed of the sampler, not of the runs.
         storage: Where the trials are kept, an URL as Optuna takes it; null is search.db in the sweep's folder.
         params: More keys and what they are searched in: {train.optimizer.lr: "tag(log,interval(1e-4,1e-1))"}.
+        dry_run: Whether the search is described and nothing is run; --dry-run is this.
     """
 
     def __init__(
@@ -194,7 +197,9 @@ class Search(Sweeper):
         seed: Seed = 0,
         storage: str | None = None,
         params: dict[str, str] | None = None,
+        dry_run: bool = False,
     ) -> None:
+        self.dry_run = dry_run
         self.trials, self.at_once, self.storage, self.params = trials, at_once, storage, params or {}
         self.settings: dict[str, Any] = {"sampler": sampler, "prune": prune, "seed": seed}
 
@@ -208,21 +213,26 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from metarun.sweeps import search
 
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        words = [*plan.read_params(self.params, self.master), *arguments]
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
-        space = {item.key_or_group: search.distribution(item) for item in overrides if item.is_sweep_override()}
+        space = {item.key_or_group: search.distribution(item) for item in overrides if varies(item)}
         if not space:
             raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
         name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices), self.master.recipe.source)
-        fixed = [str(item.input_line) for item in overrides if not item.is_sweep_override()]
+        fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
+        identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
         if not any(item.key_or_group == "recipe" for item in overrides):
             fixed.append("recipe=train")
         fixed += [f"name={name}"] if name else []
-        ((job, _),) = plan.jobs_of(self.loader, self.master, [fixed])
-        root = job.folder.parent
+        possible = plan.jobs_of(self.loader, self.master, [[*fixed, *drawn] for drawn in search.corners(space)])
+        plan.check_jobs(possible)
+        root = possible[0][0].folder.parent
+        if self.dry_run:
+            print(f"search   {self.trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
+            return
         if self.storage is None:
             root.mkdir(parents=True, exist_ok=True)
-        study = search.Study(self.storage or f"sqlite:///{root / 'search.db'}", words, space, **self.settings)
+        study = search.Study(self.storage or search.database(root / "search.db"), identity, space, **self.settings)
         ended: list[plan.Ended] = []
         while study.ended < self.trials:
             batch = study.next(min(self.at_once, self.trials - study.ended))
@@ -245,9 +255,11 @@ class Search(Sweeper):
                 return
         if best := study.best():
             number, value, drawn = best
-            ((job, _),) = plan.jobs_of(self.loader, self.master, [[*fixed, *drawn]])
+            ((job, config),) = plan.jobs_of(self.loader, self.master, [[*fixed, *drawn]])
+            allow(config)  # its own run, so whatever it names may be built again
             plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
-            words = ["recipe=test", quoted(f"checkpoint={job.folder}"), f"name={root.name}", f"outputs={root.parent}"]
+            where = {"checkpoint": job.folder, "name": root.name, "outputs": root.parent}
+            words = ["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]
             ((job, _),) = plan.jobs_of(self.loader, self.master, [words])
             ended += launched(self.started, [replace(job, label="the best trial, tested")], self.master)
         plan.conclude(ended)
@@ -258,25 +270,37 @@ class Grid(BasicSweeper):
 
     Args:
         params: More keys and their values, for an experiment file that is a sweep: {algo: "maml,protonet"}.
+        dry_run: Whether the jobs are listed and nothing is run; --dry-run is this.
     """
 
-    def __init__(self, *, params: dict[str, str] | None = None) -> None:
+    def __init__(self, *, params: dict[str, str] | None = None, dry_run: bool = False) -> None:
         super().__init__(max_batch_size=None, params=params)
+        self.dry_run = dry_run
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
         loader = self.hydra_context.config_loader
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        words = [*plan.read_params(self.params, self.config), *arguments]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        for item in overrides:
+            if item.is_interval_sweep():
+                raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
         name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices), self.config.recipe.source)
         (batch,) = self.split_arguments(overrides, None)
         named = [[*words, f"name={name}"] if name else words for words in batch]
         jobs = plan.jobs_of(loader, self.config, named)
         ended = plan.already_ended(jobs)
         before = {job for job, _, _ in ended}
+        plan.check_jobs([(job, config) for job, config in jobs if job not in before])
         to_run = [job for job, _ in jobs if job not in before]
-        plan.say(f"{len(jobs)} jobs: {len(before)} finished before, {len(to_run)} to run")
+        if self.dry_run:
+            for job, _ in jobs:
+                print(f"{plan.state(job):10}{job.label}  {shell_path(job.folder)}")
+            print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run; nothing was run")
+            return
+        plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
         for number, (job, outcome, seconds) in enumerate(launched(self.launcher, to_run, self.config), 1):
             ended.append((job, outcome, seconds))
             plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))

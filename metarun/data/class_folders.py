@@ -1,0 +1,179 @@
+"""Which files are of which class: folders of classes, divided or not, and the layouts that say it otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from metarun.data.label_files import labelled_files, part_of, tables_in, visible
+from metarun.data.splits import SPLITS
+from metarun.errors import UserError, nearest
+
+log = logging.getLogger("metarun")
+
+
+class ClassFiles(NamedTuple):
+    """The files of one class, or of one class in one part (train, val, test; otherwise empty)."""
+
+    name: str
+    part: str
+    where: str  # what holds them, for errors
+    paths: list[Path]
+
+
+def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
+    """Every file, under a name that says its part and its class."""
+    for entry in classes:
+        for path in entry.paths:
+            yield f"{entry.part}/{entry.name}/{path.name}", path
+
+
+def by_labels(root: Path, tables: list[str]) -> list[ClassFiles]:
+    """The classes that tables of labels make of the images below a folder, by part and name.
+
+    Args:
+        root: The folder with the images.
+        tables: The tables, see `labelled_files`.
+
+    Raises:
+        UserError: A table cannot be read or does not fit the images, or a class would be in two parts and not in all.
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for label, part, path in labelled_files(root, tables):
+        found.setdefault((part, label), []).append(path)
+    order = ["", *SPLITS]
+    return _sound(
+        [
+            ClassFiles(label, part, f"class {label} of data.labels", sorted(paths))
+            for (part, label), paths in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+        ],
+        root,
+    )
+
+
+def by_folders(root: Path) -> list[ClassFiles]:
+    """The classes of a folder of class folders, or of `train`, `val` and `test` folders that hold them.
+
+    Args:
+        root: The folder. The parts may also be called training, valid, validation, dev and testing, in any case.
+
+    Raises:
+        UserError: There are no class folders, one is empty, or the layout needs a table of labels.
+    """
+    if not root.is_dir():
+        if root.exists():
+            raise UserError(f"data.root: {root} is a file; it must be a folder with one folder per class")
+        siblings = _folders(root.parent) if root.parent.is_dir() else []
+        raise UserError(f"data.root: there is no folder {root}{nearest(root.name, siblings)}")
+    names = _folders(root)
+    divided: dict[str, list[str]] = {part: [name for name in names if part_of(name) == part] for part in SPLITS}
+    parts = {part: found for part, found in divided.items() if found}
+    inside = {name: _folders(root / name) for found in parts.values() for name in found}
+    if any(inside.values()):
+        return _divided(root, parts, inside, [name for name in names if not part_of(name)])
+    refuse_unlabelled(root, names, list(inside))
+    if not names:
+        if _visible(root):
+            raise UserError(
+                f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own"
+            )
+        raise UserError(f"data.root: folder {root} is empty")
+    return [_class(root / name, "") for name in names]
+
+
+def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
+    """Refuses images that lie in `train` and `test` without class folders, as competitions publish them.
+
+    Args:
+        root: The folder.
+        names: Its folders.
+        parts: Those of them that are called as parts of a data set.
+
+    Raises:
+        UserError: The folders are no classes.
+    """
+    tables = tables_in(root)
+    flat = len(parts) > 1 and (len(parts) == len(names) or bool(tables))
+    if flat or (len(names) == 1 and (parts or tables)):
+        held = parts or names
+        advice = (
+            f"name the table that does with data.labels={tables[0]}"
+            if tables
+            else "put the images of each class into a folder of its own, or name a table of file and label with data.labels"
+        )
+        raise UserError(
+            f"data.root: {root / held[0]} holds images but no class folders, so that nothing says which class they are of; "
+            f"{advice}"
+        )
+
+
+def _divided(
+    root: Path, parts: dict[str, list[str]], inside: dict[str, list[str]], others: list[str]
+) -> list[ClassFiles]:
+    """The classes of the folders of `parts`, which hold the class folders `inside`."""
+    if double := next((found for found in parts.values() if len(found) > 1), None):
+        raise UserError(f"data.root: {root} has both {double[0]} and {double[1]}; remove one, or make them one folder")
+    folders = {part: found[0] for part, found in parts.items()}
+    lacking = [part for part in SPLITS if (part != "val" or part in folders) and not inside.get(folders.get(part, ""))]
+    if lacking:
+        part = lacking[0]
+        unlabelled = part != "train" and part in folders and _visible(root / folders[part])
+        hint = (
+            f", whose images have no labels; data.root={root / folders['train']} takes the others alone"
+            if unlabelled
+            else ""
+        )
+        raise UserError(
+            f"data.root: {root} is divided into {', '.join(folders.values())}, but there are no class folders in "
+            f"{folders.get(part, part)}{hint}"
+        )
+    if others:
+        log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))
+    return _sound(
+        [_class(root / folders[part] / name, part) for part in folders for name in inside[folders[part]]], root
+    )
+
+
+def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
+    """The classes, which are the same in every part, or each in one part alone."""
+    inside: dict[str, list[str]] = {}
+    for entry in classes:
+        inside.setdefault(entry.part, []).append(entry.name)
+    if all(names == next(iter(inside.values())) for names in inside.values()):
+        return classes
+    homes: dict[str, str] = {}
+    for entry in classes:
+        if homes.setdefault(entry.name, entry.part) != entry.part:
+            raise UserError(
+                f"data.root: class {entry.name} is in both {homes[entry.name]} and {entry.part} of {root}; "
+                "splits of classes must not overlap"
+            )
+    return classes
+
+
+def _class(path: Path, part: str) -> ClassFiles:
+    paths = []
+    for entry in _visible(path):
+        if entry.is_dir():
+            raise UserError(
+                f"data.root: {entry.path} is a folder inside a class folder; class folders hold images alone"
+            )
+        paths.append(path / entry.name)
+    if not paths:
+        raise UserError(f"data.root: the class folder {path} is empty")
+    return ClassFiles(path.name, part, f"the class folder {path}", paths)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if visible(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"data.root: folder {folder} cannot be read ({error.strerror})") from error
+
+
+def _folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]

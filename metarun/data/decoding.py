@@ -1,0 +1,185 @@
+"""Image files as arrays of eight bits: every depth that Pillow reads, brought to one size and one number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metarun.errors import UserError
+
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow's modes without colour
+THREADS = 4
+SIXTEEN_BITS = (0.0, 65535.0)  # what becomes 0 and 255 of an image of more than eight bits, where no range is given
+SMALL_PART = 0.25  # of the range: as little of it used leaves at most 64 of 256 grey levels
+
+Range = tuple[float, float]  # the values that become 0 and 255
+
+
+class Decoded(NamedTuple):
+    """An image, and the values that it had where they were of more than eight bits."""
+
+    pixels: np.ndarray  # uint8 [channels, size, size]
+    used: Range | None  # the smallest and the largest
+
+
+def check_range(values: Sequence[float] | str | None) -> Range | str | None:
+    """Checks the setting `data.value_range`.
+
+    Args:
+        values: Two numbers, `auto`, or None.
+
+    Returns:
+        The same, numbers as a pair of floats.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    if values is None or values == "auto":
+        return values
+    numbers = [] if isinstance(values, str) else list(values)
+    right = len(numbers) == 2 and all(isinstance(value, int | float) and np.isfinite(value) for value in numbers)
+    if not right or numbers[0] >= numbers[1]:
+        shown = f"[{','.join(f'{value:g}' for value in numbers)}]" if right else values
+        raise UserError(
+            f"data.value_range={shown}: is not auto, nor two numbers [low,high] of which the second is larger"
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def too_small_a_part(used: Range, mapped: Range = SIXTEEN_BITS) -> bool:
+    """Whether images make little of the values that they could have, or have values beyond these."""
+    return used[0] < mapped[0] or used[1] > mapped[1] or used[1] - used[0] < SMALL_PART * (mapped[1] - mapped[0])
+
+
+def all_grey(paths: Sequence[Path]) -> bool:
+    """Whether no image has colour, by the files' headers; files that cannot be opened are left to `decode`."""
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                if image.mode not in GREY:
+                    return False
+        except (OSError, Image.DecompressionBombError):
+            continue
+    return True
+
+
+def decode(
+    path: Path, size: int, channels: int, *, values: Range | None = None, skip_bad: bool = False
+) -> Decoded | None:
+    """Reads one image file.
+
+    Args:
+        path: The file.
+        size: Pixels of a side.
+        channels: 1 or 3.
+        values: The values that become 0 and 255; None for those of the depth.
+        skip_bad: Whether a file that is no whole image is skipped.
+
+    Returns:
+        The image, turned as its EXIF data say; None for one that is skipped.
+
+    Raises:
+        UserError: The file is no whole image, or is of floating-point pixels and no `values` are given.
+        OSError: The disk cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            halved = _deep_colour(file)
+            if halved and values:
+                raise ValueError(
+                    "16 bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
+                )
+            image = ImageOps.exif_transpose(file)
+            used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
+            return Decoded(square(image, size, channels, values), used)
+    except Exception as error:  # the decoders raise whatever a broken file provokes
+        if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise  # of the disk, not of the image: never skipped
+        if skip_bad:
+            return None
+        reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(
+            f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
+        ) from error
+
+
+def value_range(path: Path) -> Range | None:
+    """The smallest and the largest value of an image of any depth; None for a file that is no whole image."""
+    try:
+        with Image.open(path) as image:
+            pixels = _numbers(_plain(image))
+            return float(pixels.min()), float(pixels.max())
+    except Exception as error:  # the decoders raise whatever a broken file provokes; `decode` says what is wrong
+        if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise
+        return None
+
+
+def square(image: Image.Image, size: int, channels: int, values: Range | None = None) -> np.ndarray:
+    """Cuts the middle out of an image and resizes it.
+
+    Args:
+        image: An image of any mode. What is transparent becomes white.
+        size: Pixels of a side (Lanczos).
+        channels: 1 or 3.
+        values: The values that become 0 and 255, those between in proportion and those beyond cut off; None leaves
+            eight bits as they are and takes 0 and 65535 for deeper ones.
+
+    Returns:
+        uint8 `[channels, size, size]`.
+    """
+    image = _eight_bits(image, values).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _deep_colour(file: Image.Image) -> bool:
+    """Whether a file not yet read has 16 bits a colour, which Pillow reads as 8."""
+    return not _deep(file) and any(";16" in str(tile[3]) for tile in getattr(file, "tile", []))
+
+
+def _used(image: Image.Image, scale: int) -> Range:
+    pixels = np.asarray(image)
+    return float(pixels.min()) * scale, float(pixels.max()) * scale
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image with its values in one or three channels: no palette, no transparency, no single bits."""
+    if _deep(image):
+        return image
+    whole = image.convert("RGBA") if image.has_transparency_data else image
+    return whole.convert("L" if image.mode in GREY else "RGB")
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(pixels).all():
+        raise ValueError("a value that is not finite")
+    return pixels
+
+
+def _eight_bits(image: Image.Image, values: Range | None) -> Image.Image:
+    """Eight bits a channel, on white where transparent; grey stays grey."""
+    if image.mode == "F" and values is None:
+        raise ValueError(
+            "floating-point pixels, whose range is unknown; data.value_range=[low,high] names the values of black and white"
+        )
+    plain = _plain(image)
+    if values is not None or _deep(image):
+        low, high = values or SIXTEEN_BITS
+        mapped = np.rint((_numbers(plain) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        plain = Image.fromarray(mapped)
+    if image.has_transparency_data:
+        layer = plain.convert("RGBA")
+        layer.putalpha(image.convert("RGBA").getchannel("A"))
+        composed = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
+        return composed.convert(plain.mode)
+    return plain

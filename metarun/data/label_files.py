@@ -1,0 +1,206 @@
+"""Tables of files and labels (CSV, TSV), as competitions publish them beside a folder of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from metarun.errors import UserError, nearest
+
+FILE_COLUMNS = ("file", "filename", "file_name", "filepath", "path", "image", "image_name", "image_id", "id")
+LABEL_COLUMNS = ("label", "class", "target", "category", "labels", "class_name", "label_name")
+PART_COLUMNS = ("split", "part", "subset")
+PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+TABLES = (".csv", ".tsv")
+NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".txt", ".xml", ".yaml", ".yml", ".zip"}
+LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
+
+
+class LabelledFile(NamedTuple):
+    """One row of a table of labels."""
+
+    label: str
+    part: str  # train, val, test, or empty where the table does not divide the images
+    path: Path
+
+
+def part_of(name: str) -> str:
+    """Which part of a data set a folder, a table or a cell names: train, val, test, or an empty string."""
+    return PARTS.get(name.strip().lower(), "")
+
+
+def tables_in(folder: Path) -> list[str]:
+    """The names of the tables that lie in a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+
+
+def visible(name: str) -> bool:
+    """Whether a file or a folder is of the data: neither hidden nor put there by a system."""
+    return not name.startswith(".") and name.lower() not in LITTER
+
+
+def labelled_files(root: Path, tables: list[str], key: str = "data.labels") -> list[LabelledFile]:
+    """Reads which image is of which class.
+
+    Args:
+        root: The folder with the images, at any depth.
+        tables: Tables of file and label, in the root or anywhere. Several are the parts that their names say.
+        key: What errors are about.
+
+    Returns:
+        The rows in their order.
+
+    Raises:
+        UserError: A table cannot be read, names no such columns, or does not fit the images; the line says which row.
+    """
+    images = ImageIndex(root)
+    found: list[LabelledFile] = []
+    homes: dict[Path, str] = {}
+    for table in tables:
+        path = _find(root, table, key)
+        part = part_of(path.stem) if len(tables) > 1 else ""
+        if len(tables) > 1 and not part:
+            raise UserError(f"{key}: of several tables each must be called train, val or test, and {path.name} is not")
+        for number, (file, label, own) in rows_of(path, key):
+            where = f"{key}: {path}, line {number}"
+            image = images.find(file, path, where)
+            if image in homes:
+                raise UserError(f"{where}: {file} has a label already, in {homes[image]}")
+            homes[image] = f"line {number}" if len(tables) == 1 else f"line {number} of {path.name}"
+            if own and not part_of(own):
+                raise UserError(f"{where}: {own!r} is not train, val or test")
+            found.append(LabelledFile(label, part_of(own) or part, image))
+    if any(entry.part for entry in found) and (bare := next((entry for entry in found if not entry.part), None)):
+        raise UserError(f"{key}: {bare.path.name} is in no part, but other files are; fill the column or leave it out")
+    return found
+
+
+class ImageIndex:
+    """All files below a folder, by what a table may call them: a path or a name, with or without its extension."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise UserError(f"data.root: there is no folder {root}")
+        self.root = root
+        self.paths: dict[str, list[PurePosixPath]] = {}
+        self.names: dict[str, list[PurePosixPath]] = {}
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(filter(visible, folders))
+            for name in sorted(filter(visible, names)):
+                path = PurePosixPath(Path(folder, name).relative_to(root).as_posix())
+                if path.suffix.lower() not in NO_IMAGES:
+                    for key in {path, path.with_suffix("")}:
+                        self.paths.setdefault(str(key), []).append(path)
+                        self.names.setdefault(key.name, []).append(path)
+
+    def find(self, file: str, table: Path, where: str) -> Path:
+        """The one image that a table calls `file`; raises `UserError` where there is none, or several.
+
+        It is looked for beside the table, in the folder that is called like the table and in the root, there also
+        without the folders that the path begins with elsewhere; then by its name alone.
+        """
+        wanted = PurePosixPath(file.replace("\\", "/"))
+        beside = PurePosixPath(table.parent.relative_to(self.root) if table.is_relative_to(self.root) else ".")
+        ends = [PurePosixPath(*wanted.parts[start:]) for start in range(len(wanted.parts))]
+        for name in (str(home / end) for end in ends for home in (beside, beside / table.stem, PurePosixPath("."))):
+            if found := self.paths.get(name):
+                return self._one(found, [path for path in found if str(path) == name], file, where)
+        if found := self.names.get(wanted.name):
+            return self._one(found, [path for path in found if path.name == wanted.name], file, where)
+        near = nearest(wanted.name, self.names) if len(self.names) < 10_000 else ""
+        raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
+
+    def _one(self, found: list[PurePosixPath], exact: list[PurePosixPath], file: str, where: str) -> Path:
+        """The only one found, or the only one whose extension is the table's, too."""
+        if len(found) > 1:
+            found = exact or found
+        if len(found) > 1:
+            raise UserError(
+                f"{where}: {file} may be {found[0]} or {found[1]} of {self.root}; write the path from there"
+            )
+        return self.root / found[0]
+
+
+def _find(root: Path, table: str, key: str) -> Path:
+    path = Path(table).expanduser()
+    places = [path] if path.is_absolute() else [root / path, Path.cwd() / path]
+    for place in places:
+        if place.is_file():
+            return place
+    there = tables_in(root) if root.is_dir() else []
+    raise UserError(
+        f"{key}: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + ', '.join(there)) or ''}"
+    )
+
+
+def rows_of(path: Path, key: str) -> list[tuple[int, tuple[str, str, str]]]:
+    """Reads a table of labels.
+
+    Args:
+        path: The table.
+        key: What errors are about.
+
+    Returns:
+        The number of each line, and its file, label and part; the part is empty where no column names it.
+
+    Raises:
+        UserError: The table cannot be read.
+    """
+    text = text_of(path, key)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max("\t;,", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    rows: list[tuple[int, tuple[str, str, str]]] = []
+    header: list[str] = []
+    try:
+        for cells in reader:
+            row = [cell.strip() for cell in cells]
+            if not any(row):
+                continue
+            if not header:
+                header = [name.lower() for name in row]
+                file, label = (_column(header, row, names, path, key) for names in (FILE_COLUMNS, LABEL_COLUMNS))
+                part = next((header.index(name) for name in PART_COLUMNS if name in header), None)
+                continue
+            where = f"{key}: {path}, line {reader.line_num}"
+            if len(row) != len(header):
+                raise UserError(f"{where}: has {len(row)} columns, the first line {len(header)}")
+            if not row[file] or not row[label]:
+                raise UserError(f"{where}: has no {'label' if row[file] else 'file'}")
+            rows.append((reader.line_num, (row[file], row[label], "" if part is None else row[part])))
+    except csv.Error as error:
+        raise UserError(f"{key}: {path}, line {reader.line_num}: cannot be read ({error})") from error
+    if not rows:
+        raise UserError(f"{key}: {path} has no rows")
+    return rows
+
+
+def _column(header: list[str], shown: list[str], names: tuple[str, ...], path: Path, key: str) -> int:
+    for name in names:
+        if name in header:
+            if header.count(name) > 1:
+                raise UserError(f"{key}: {path} has several columns {name}")
+            return header.index(name)
+    what = "file" if names is FILE_COLUMNS else "label"
+    raise UserError(
+        f"{key}: {path} has the columns {', '.join(shown)}; the one of the {what} must be called "
+        f"{', '.join(names[:-1])} or {names[-1]}"
+    )
+
+
+def text_of(path: Path, key: str) -> str:
+    """The text of a file in UTF-8 or UTF-16; `UserError` for any other file."""
+    try:
+        raw = path.read_bytes()
+        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error

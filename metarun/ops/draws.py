@@ -1,0 +1,274 @@
+"""Random numbers of training: a function of (seed, step, task), whichever process, chunk or form of the task axis computes them.
+
+The loop enters a `StepShare` around each chunk of tasks. Below it `rand`, `randn` and `dropout` draw from a generator of each
+task, `over_tasks` seeds torch's global generator anew for each task of its loop, and `of_the_step` is for what all tasks of
+a step have in common. Outside of a step all of them draw from torch's global generator.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.errors import UserError
+
+AllReduce = Callable[[Sequence[Tensor]], None]
+Array = np.ndarray[Any, np.dtype[np.float32]]
+Kind = Callable[[np.random.Generator, tuple[int, ...]], Array]
+
+_share: ContextVar[StepShare | None] = ContextVar("share", default=None)
+_task: ContextVar[int | Tensor | None] = ContextVar("task", default=None)  # within the share; a tensor under vmap
+
+
+def mixed(*numbers: int) -> int:
+    """A seed from 0 to 2^63 - 1 that hardly any other `numbers` have."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class StepShare:
+    """The tasks of a training step that one pass computes: `first` to `first + count` of `total`.
+
+    Args:
+        seed: The run's seed.
+        step: The number of the step, from 0.
+        first: The first task's number in the step.
+        count: The number of tasks (images, for methods on batches) of this pass.
+        total: The number of tasks of the step, over all processes.
+        all_reduce: Sums tensors over the processes in place; None where there is one process.
+    """
+
+    def __init__(
+        self, seed: int, step: int, first: int, count: int, total: int, all_reduce: AllReduce | None = None
+    ) -> None:
+        self.seed, self.step, self.first, self.count, self.total = seed, step, first, count, total
+        self.all_reduce = all_reduce
+        self.passes = 0  # of `over_tasks`, so that each draws other numbers from the global generator
+        self.generators: dict[int, np.random.Generator] = {}
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Draws within belong to these tasks."""
+        token, inner = _share.set(self), _task.set(None)
+        try:
+            yield
+        finally:
+            _task.reset(inner)
+            _share.reset(token)
+
+    @contextmanager
+    def task(self, number: int | Tensor) -> Iterator[None]:
+        """Draws within belong to one task; a tensor is the number under `vmap`."""
+        token = _task.set(number)
+        try:
+            yield
+        finally:
+            _task.reset(token)
+
+    def seed_global(self, number: int, device: torch.device) -> None:
+        """Seeds torch's global generators for a task, so that modules which draw from them (`nn.Dropout`) do so by task."""
+        seed = mixed(self.seed, self.step, self.first + number, self.passes)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def generator(self, number: int) -> np.random.Generator:
+        """The generator of a task. It is numpy's: the same numbers on every device, and `vmap` does not take hold of it."""
+        if number not in self.generators:
+            seed = mixed(self.seed, self.step, self.first + number)
+            self.generators[number] = np.random.Generator(np.random.PCG64(seed))
+        return self.generators[number]
+
+    def draw(self, kind: Kind, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Random numbers by task: of one task's shape in `over_tasks`, else with the tasks along the first axis.
+
+        Args:
+            kind: Draws a float32 array of a shape from a generator.
+            shape: Of the result.
+            device: Where the result lies.
+            dtype: Of the result.
+
+        Raises:
+            UserError: The shape is neither of one task nor of all.
+        """
+        number = _task.get()
+        if isinstance(number, int):
+            return torch.from_numpy(kind(self.generator(number), tuple(shape))).to(device, dtype)
+        if number is None and (not shape or shape[0] != self.count):
+            raise UserError(
+                f"training: random numbers of shape {tuple(shape)} are drawn for {self.count} tasks or images; draw them in "
+                "over_tasks, or with the tasks along the first axis"
+            )
+        each = tuple(shape) if number is not None else tuple(shape[1:])
+        whole = np.stack([kind(self.generator(t), each) for t in range(self.count)])
+        drawn = torch.from_numpy(whole).to(device, dtype)
+        return drawn if number is None else drawn[number]
+
+
+def current() -> StepShare | None:
+    """The share of the step that is being computed."""
+    return _share.get()
+
+
+def inside_a_task() -> bool:
+    """Whether `over_tasks` is at one of the tasks of the current share."""
+    return _task.get() is not None
+
+
+def rand(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform random numbers in [0, 1) that belong to their tasks.
+
+    Args:
+        *shape: Of one task's tensor inside `over_tasks`; else with the tasks along the first axis.
+        device: Where the result lies. The numbers are the same on every device.
+        dtype: Of the result.
+    """
+    share = _share.get()
+    return share.draw(_uniform, shape, device, dtype) if share else torch.rand(*shape, device=device).to(dtype)
+
+
+def randn(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal random numbers that belong to their tasks; the arguments are those of `rand`."""
+    share = _share.get()
+    return share.draw(_normal, shape, device, dtype) if share else torch.randn(shape, device=device, dtype=dtype)
+
+
+def _uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return np.asarray(generator.random(shape, np.float32))
+
+
+def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return np.asarray(generator.standard_normal(shape, np.float32))
+
+
+def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+    """`F.dropout` whose draws belong to their tasks.
+
+    Args:
+        x: One task's tensor inside `over_tasks`; else with the tasks along the first axis.
+        rate: The probability with which an element becomes 0; the others are divided by `1 - rate`.
+        training: Whether anything is dropped.
+    """
+    if not training or not rate:
+        return x
+    if _share.get() is None:
+        return F.dropout(x, rate)
+    kept = rand(*x.shape, device=x.device) >= rate
+    return x * kept.to(x.dtype) / (1 - rate)
+
+
+@contextmanager
+def of_the_step() -> Iterator[None]:
+    """Within, torch's global generator of the CPU is a function of (seed, step): what is drawn is the same for all tasks."""
+    share = _share.get()
+    if share is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(mixed(share.seed, share.step))
+        yield
+
+
+@contextmanager
+def at_task(number: int) -> Iterator[None]:
+    """Within, one task of the current share is a step of its own, with the random numbers that belong to it."""
+    share = _share.get()
+    if share is None:
+        yield
+        return
+    with StepShare(share.seed, share.step, share.first + number, 1, 1).entered():
+        yield
+
+
+def gather(x: Tensor) -> Tensor:
+    """Every task's part of a step, in every process, for methods whose loss needs all tasks at once (`whole_batch`).
+
+    What a process goes on to compute of the result must be the same in all processes, and enter its loss as it would in one
+    process. The gradients, summed over the processes with their weights, are then those of one process.
+
+    Args:
+        x: This process's tasks `[count, ...]`, floating.
+
+    Returns:
+        All tasks `[total, ...]`, in their order. Its gradient reaches the own part of each process.
+    """
+    share = _share.get()
+    if share is None or share.all_reduce is None:
+        return x
+    gathered: Tensor = _Gather.apply(x, share)
+    return gathered
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by its sum over the processes of the step."""
+    share = _share.get()
+    if share is not None and share.all_reduce is not None:
+        share.all_reduce(tensors)
+
+
+def part() -> tuple[int, int, int]:
+    """The first task, the number of tasks and the number of all tasks of the step that this process computes.
+
+    Outside of a step (0, 0, 0).
+    """
+    share = _share.get()
+    return (share.first, share.count, share.total) if share else (0, 0, 0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: StepShare) -> Tensor:
+        ctx.own, ctx.weight = slice(share.first, share.first + share.count), share.count / share.total
+        whole = x.new_zeros(share.total, *x.shape[1:])
+        whole[ctx.own] = x
+        assert share.all_reduce is not None
+        share.all_reduce([whole])
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        # The loop weighs the loss of each process by its share of the tasks; here all have the gradient of the same loss.
+        return gradient[ctx.own] / ctx.weight, None
+
+
+def snapshot(device: torch.device) -> Callable[[], Any]:
+    """What the next random numbers will be, to draw them again.
+
+    Args:
+        device: Whose global generator is noted beside the CPU's.
+
+    Returns:
+        A function that returns a context: within it the same numbers are drawn, and after it all is as before.
+    """
+    share, number = _share.get(), _task.get()
+    state, on_device = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    generators = copy.deepcopy(share.generators) if share else {}
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng([device] if on_device is not None else []):
+            torch.set_rng_state(state)
+            if on_device is not None:
+                torch.cuda.set_rng_state(on_device, device)
+            if share is None:
+                yield
+                return
+            replay = StepShare(share.seed, share.step, share.first, share.count, share.total, share.all_reduce)
+            replay.generators = copy.deepcopy(generators)
+            with replay.entered():
+                token = _task.set(number)
+                try:
+                    yield
+                finally:
+                    _task.reset(token)
+
+    return again

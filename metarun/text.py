@@ -1,0 +1,39 @@
+"""Text that came from elsewhere, on its way to a terminal, a table or a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import unicodedata
+from pathlib import Path
+
+# Control characters, halves of characters (bytes that are no UTF-8), and what ends a line or turns its direction.
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def has_control(text: str) -> bool:
+    """Whether a text has characters that a terminal would obey instead of showing them."""
+    return any(unicodedata.category(character) in UNPRINTABLE or character in TURNING for character in text)
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes (`\\x1b`), so that a terminal shows them and does not obey."""
+    if not has_control(text):
+        return text
+    return "".join(
+        character.encode("unicode_escape", "surrogatepass").decode() if has_control(character) else character
+        for character in text
+    )
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as a message shows it: relative where it lies below here."""
+    whole = os.path.abspath(path)
+    below = os.path.relpath(whole) if whole.startswith(os.getcwd().rstrip(os.sep) + os.sep) else whole
+    return printable(f"./{below}" if below.startswith("-") else below)
+
+
+def shell_path(path: Path | str) -> str:
+    """A path that can be pasted into a command of bash or zsh: as a message shows it, in quotes where it needs them."""
+    return shlex.quote(shown_path(path))

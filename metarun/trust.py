@@ -1,0 +1,81 @@
+"""What a stored configuration may build: its file may come from anybody, and a class that it names is code that runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.errors import UserError
+
+ALLOW = "METARUN_ALLOW"  # modules and classes, separated by commas
+SETTLED = ("torch.optim",)  # modules whose classes do nothing but optimise
+TARGET = re.compile(r"\b_target_[\"']?:\s*[\"']?([\w.]+)")
+
+
+def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
+    """Raises `UserError` if a stored config names a class that is not to be trusted.
+
+    Trusted are the classes that metarun's own groups name, those that this command line or a YAML of its `--config-dir` names,
+    and those that the user allows by name.
+
+    Args:
+        stored: The config of another's run, perhaps.
+        origin: Its file.
+        asked: The config that this command line makes.
+    """
+    from metarun.cli import CONF
+
+    trusted = {name for folder in (CONF, *_own_folders()) for name in _named_in(folder)} | set(targets(asked))
+    allowed = (*SETTLED, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(","))))
+    for target in targets(stored):
+        if target not in trusted and not any(target == name or target.startswith(f"{name}.") for name in allowed):
+            module = target.rpartition(".")[0] or target
+            raise UserError(
+                f"{origin}: names {target}, which is no class of metarun's; if you trust this run, say so with "
+                f"{ALLOW}={module}, or give the --config-dir that names the class"
+            )
+
+
+def allow(config: DictConfig) -> None:
+    """Lets this process, and those that it starts, build what a config of the user's own names."""
+    names = [name for name in os.environ.get(ALLOW, "").split(",") if name]
+    os.environ[ALLOW] = ",".join(dict.fromkeys([*names, *targets(config)]))
+
+
+def targets(config: Any) -> Iterator[str]:
+    """Every `_target_` in a config, wherever it stands."""
+
+    def visit(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key == "_target_":
+                    yield str(item)
+                yield from visit(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from visit(item)
+
+    return visit(OmegaConf.to_container(config))
+
+
+def _own_folders() -> list[Path]:
+    """The folders of YAML files that this command line added."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [
+        Path(source.path)
+        for source in sources
+        if source.schema == "file" and source.provider in ("command-line", "main")
+    ]
+
+
+def _named_in(folder: Path) -> Iterable[str]:
+    """The classes that the YAML files of a folder name."""
+    return (name for path in folder.rglob("*.yaml") for name in TARGET.findall(path.read_text(errors="replace")))

@@ -1,0 +1,216 @@
+"""Data that changed between two sittings: noticed whether the run is shown, goes on, or is tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shell import make_images, metarun, result, run_folder
+
+from metarun import stages
+from metarun.data.download import download, without_downloads
+from metarun.errors import UserError
+from metarun.runs.fingerprints import FILE
+
+SMALL = ["data=folder", "data.image_size=16", "algo=protonet", "backbone.channels=4", "task.ways=2", "task.shots=1", "task.queries=2",
+         "train.steps=4", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images")
+
+
+def command(images: Path, outputs: Path, *words: str) -> list[str]:
+    return [*SMALL, f"data.root={images}", f"outputs={outputs}", *words]
+
+
+def replaced(root: Path) -> None:
+    """Other pixels under the same names."""
+    generator = np.random.default_rng(1)
+    for path in sorted(root.rglob("*.png")):
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+
+
+def removed(root: Path) -> None:
+    """One image of a training class less."""
+    next(iter(sorted((root / "train").rglob("*.png")))).unlink()
+
+
+def renamed_class(root: Path) -> None:
+    """A test class becomes one of training."""
+    folder = sorted((root / "test").iterdir())[0]
+    folder.rename(root / "train" / folder.name)
+
+
+CHANGES = [
+    (replaced, "but other ones"),
+    (removed, r"images.train \d+ -> \d+"),
+    (renamed_class, r"classes.test \d+ -> \d+"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), CHANGES)
+def test_a_finished_run_is_not_shown_for_other_data(images: Path, tmp_path: Path, change: Any, says: str) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    before = result(run_folder(tmp_path / "runs"))
+    assert "nothing was computed" in metarun(*words).out
+    change(images)
+    outcome = metarun(*words)
+    assert outcome.status == 2
+    assert len(outcome.said) == 1, outcome.err
+    folder = run_folder(tmp_path / "runs")
+    assert re.search(says, outcome.said[0]), outcome.said[0]
+    assert outcome.said[0].startswith(f"metarun: {folder} was made with other data (data: ")
+    assert outcome.said[0].endswith("start over beside it with resume=false")
+    assert result(folder) == before
+    again = metarun(*words, "resume=false")
+    assert again.status == 0
+    beside = folder.with_name(f"{folder.name}~2")
+    assert result(beside)["data"]["fingerprint"] != before["data"]["fingerprint"]
+    assert "nothing was computed" in metarun(*words).out  # the newest of them, of the data that are there
+
+
+def test_touched_files_are_the_same_data(images: Path, tmp_path: Path) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    for path in images.rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    outcome = metarun(*words)
+    assert "nothing was computed" in outcome.out
+    assert "not checked" not in outcome.out
+
+
+@pytest.mark.parametrize(("change", "says"), CHANGES)
+def test_an_interrupted_run_does_not_go_on_with_other_data(
+    images: Path, tmp_path: Path, change: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(images, tmp_path / "runs")
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise UserError("interrupted here")
+
+        patch.setattr(stages, "meta_test", fail)
+        assert metarun(*words).said == ["metarun: interrupted here"]
+    folder = run_folder(tmp_path / "runs")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    change(images)
+    outcome = metarun(*words)
+    assert outcome.status == 2
+    (line,) = outcome.said
+    assert "was made with other data (data: " in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    images_back = make_images(tmp_path / "fresh")
+    shutil.rmtree(images)
+    images_back.rename(images)
+    assert metarun(*words).status == 0  # the same pixels again: the run goes on
+
+
+def test_a_result_without_its_data_is_shown_with_a_note(images: Path, tmp_path: Path) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    images.rename(tmp_path / "elsewhere")
+    outcome = metarun(*words)
+    assert outcome.status == 0
+    assert f"The data were not checked: data.root: there is no folder {images}" in outcome.out
+    assert "nothing was computed" in outcome.out
+
+
+def test_showing_a_result_downloads_nothing(tmp_path: Path) -> None:
+    with without_downloads(), pytest.raises(UserError, match=r"^data root .*/none: there is no file\.zip$"):
+        download("https://nowhere.invalid/file.zip", tmp_path / "none" / "file.zip", checksum="0" * 32)
+    assert not (tmp_path / "none").exists()
+
+
+def test_showing_a_result_decodes_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("an image was opened, or the pixels were gone through")
+
+    monkeypatch.setattr(Image, "open", never)
+    monkeypatch.setattr(np, "bincount", never)
+    monkeypatch.setattr(torch.Tensor, "to", never)
+    assert "nothing was computed" in metarun(*words).out
+
+
+def test_a_run_that_did_not_keep_its_data_is_compared_by_its_result(images: Path, tmp_path: Path) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    (run_folder(tmp_path / "runs") / FILE).unlink()
+    assert "nothing was computed" in metarun(*words).out
+    replaced(images)
+    assert "was made with other data" in metarun(*words).said[0]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"data": 3}'])
+def test_a_damaged_description_is_one_line(images: Path, tmp_path: Path, content: str) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    (run_folder(tmp_path / "runs") / FILE).write_text(content)
+    outcome = metarun(*words)
+    assert outcome.status == 2
+    assert "what it says of its data cannot be read" in outcome.said[0]
+
+
+def test_a_test_is_of_the_data_that_it_was_trained_on_or_says_so(images: Path, tmp_path: Path) -> None:
+    assert metarun(*command(images, tmp_path / "runs")).status == 0
+    folder = run_folder(tmp_path / "runs")
+    other = make_images(tmp_path / "other")
+    replaced(other)
+    tests = ["recipe=test", f"checkpoint={folder}", f"outputs={tmp_path / 'tests'}", "test.episodes=4"]
+    assert metarun(*tests).status == 0
+    assert "checkpoint/data" not in result(run_folder(tmp_path / "tests"))
+    elsewhere = ["recipe=test", f"checkpoint={folder}", f"outputs={tmp_path / 'elsewhere'}",
+                 "data=folder", f"data.root={other}", "data.image_size=16"]  # fmt: skip
+    assert metarun(*elsewhere).status == 0
+    found = result(run_folder(tmp_path / "elsewhere"))
+    own = result(folder)["data"]
+    assert found["checkpoint/data"]["data"]["fingerprint"] == own["fingerprint"] != found["data"]["fingerprint"]
+    replaced(images)
+    outcome = metarun(*tests, "test.episodes=5")
+    assert outcome.status == 2
+    assert "its data has changed since it was trained" in outcome.said[0]
+    assert "data.root=" in outcome.said[0]
+    assert metarun(*tests).said[0].count("was made with other data") == 1  # the stored test, too
+
+
+def test_a_changed_target_is_noticed(tmp_path: Path) -> None:
+    source, target = make_images(tmp_path / "source"), tmp_path / "target"
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            for number in range(4):
+                path = target / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16), (20 * number, 100 * (name == "b"), 0)).save(path)
+    words = [*command(source, tmp_path / "runs"), "recipe=transfer", "target=folder", f"target.data.root={target}",
+             "target.data.image_size=16", "transfer=nearest_centroid", "target.repeats=2"]  # fmt: skip
+    first = metarun(*words)
+    assert first.status == 0, first.err
+    assert "nothing was computed" in metarun(*words).out
+    (target / "train" / "a" / "0.png").unlink()
+    outcome = metarun(*words)
+    assert outcome.status == 2
+    assert "was made with other data (target: images.train " in outcome.said[0]
+    shown = json.loads((run_folder_of(tmp_path / "runs") / FILE).read_text())
+    assert set(shown) == {"data", "target"}
+
+
+def run_folder_of(outputs: Path) -> Path:
+    return next(path.parent for path in outputs.glob("*/*/result.json"))

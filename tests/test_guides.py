@@ -1,0 +1,67 @@
+"""The guides to a method and a wrapper of one's own: what they show runs, from a folder that holds nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shell import environment
+
+from metarun.engine import checkpoint
+
+ROOT = Path(__file__).parents[1]
+GUIDES = ["metarun/algos/README.md", "metarun/wrappers/README.md"]
+TINY = ["train.steps=2", "train.tasks_per_step=4", "train.validate_every=2", "train.validate_episodes=2", "task.queries=2",
+        "test.episodes=2", "test.baseline_episodes=0", "backbone.channels=4"]  # fmt: skip
+
+
+def metarun(*words: str, inside: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "metarun", *words], cwd=inside, env=environment(), capture_output=True, text=True
+    )
+
+
+def run_of(outputs: Path) -> Path:
+    (found,) = outputs.glob("*/*/result.json")
+    return found.parent
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
+    text = (ROOT / guide).read_text()
+    files = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", text, re.M | re.S)
+    assert [path.rpartition(".")[2] for path, _ in files] == ["py", "yaml"]
+    for path, content in files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    (command,) = re.findall(r"^metarun (.*)$", "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)), re.M)
+    words = [*shlex.split(command), *TINY]
+    about, _, shown = files[1][1].partition("; metarun ")
+    assert shown.splitlines()[0].split()[:2] == words[:2]
+    assert about
+    losses = {}
+    for processes in (1, 2):
+        done = metarun(
+            *words, f"hardware.processes={processes}", "train.log_every=1", f"outputs={processes}", inside=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (run_of(tmp_path / str(processes)) / "metrics.jsonl").read_text().splitlines()
+        losses[processes] = [line["train/loss"] for line in map(json.loads, lines) if "train/loss" in line]
+    assert len(losses[1]) == 2
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)
+    kind, setting = ("wrapper", "bound") if "wrappers" in guide else ("algo", "noise")
+    refused = metarun(*words, f"{kind}.{setting}=-1", "outputs=none", inside=tmp_path)
+    assert refused.returncode == 2
+    assert re.match(rf"metarun: {kind}\.{setting}=-1", refused.stderr), refused.stderr
+    assert not (tmp_path / "none").exists()
+    if kind == "wrapper":  # its own weights are kept apart from the method's
+        run = run_of(tmp_path / "1")
+        assert list(checkpoint.load(run / "last.pt")["wrapper"]) == ["bound"]
+        assert "bound" not in checkpoint.load(run / "best.pt")["model"]
+        again = metarun("recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
+        assert again.returncode == 0, again.stderr

@@ -1,0 +1,237 @@
+"""Images whose classes a table names, as competitions publish them, and layouts that are no classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from shell import metarun, result, run_folder
+
+from metarun.data.folder import Folder
+from metarun.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+
+
+def competition(root: Path, classes: int = 4, per_class: int = 3) -> Path:
+    """Folders train and test of images numbered through; the pixels of image i of train are i, of class i % classes."""
+    for part, count in {"train": classes * per_class, "test": 2}.items():
+        (root / part).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8), number + (200 if part == "test" else 0)).save(root / part / f"{number}.png")
+    return root
+
+
+def rows(classes: int = 4, per_class: int = 3, name: str = "{}.png") -> list[tuple[str, str]]:
+    return [(name.format(number), f"kind {number % classes}") for number in range(classes * per_class)]
+
+
+def write(path: Path, header: str, lines: list[tuple[str, ...]], delimiter: str = ",", encoding: str = "utf-8") -> None:
+    text = "\n".join([header, *(delimiter.join(line) for line in lines)]) + "\n"
+    path.write_bytes(text.encode(encoding))
+
+
+def check(source: Folder) -> None:
+    assert source.table.names == [f"kind {number}" for number in range(4)]
+    assert source.table.images[:, 0, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 10, 2, 6, 11, 3, 7]  # by name
+    assert sorted(len(found) for found in source.splits.values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "delimiter", "encoding"),
+    [
+        ("file,label", "{}.png", ",", "utf-8"),
+        ("filename,class", "train/{}.png", ",", "utf-8"),
+        ("id,label", "{}", ",", "utf-8-sig"),
+        ("Image_ID\tTarget", "{}", "\t", "utf-8"),
+        ("image;category", "{}.png", ";", "utf-16"),
+        ('"image", "label"', '"{}.png"', ",", "utf-8"),
+        ("image_name,label", "train\\{}.png", ",", "utf-8"),
+        ("path,label", "/home/somebody/competition/train/{}.png", ",", "utf-8"),
+    ],
+)
+def test_every_kind_of_table(tmp_path: Path, header: str, name: str, delimiter: str, encoding: str) -> None:
+    root = competition(tmp_path / "images")
+    write(root / "train.csv", header, rows(name=name), delimiter, encoding)
+    check(Folder(root=str(root), labels="train.csv", image_size=8))
+    check(Folder(root=str(root), labels=str(root / "train.csv"), image_size=8))
+
+
+def test_further_columns_blank_lines_and_order_say_nothing(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    lines = [(label, "12", file, "a, b") for file, label in reversed(rows())]
+    text = "label,age,file,remark\n\n" + "\n".join(
+        f'{label},{age},{file},"{remark}"' for label, age, file, remark in lines
+    )
+    (root / "train.csv").write_text(text + "\n\n,,,\n")
+    check(Folder(root=str(root), labels="train.csv", image_size=8))
+
+
+def test_a_column_may_divide_the_images(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images", classes=2, per_class=6)
+    parts = ["train", "train", "Training", "valid", "test", "testing"]
+    lines = [(file, label, parts[number // 2]) for number, (file, label) in enumerate(rows(2, 6, "train/{}.png"))]
+    write(root / "all.csv", "file,label,split", lines)
+    source = Folder(root=str(root), labels="all.csv", image_size=8, normalize=False)
+    for part, count in {"train": 3, "val": 1, "test": 2}.items():
+        assert source.labelled(part).counts.tolist() == [count, count]  # type: ignore[arg-type]
+    pixels = source.labelled("test").whole(torch.device("cpu")).x[:, 0, 0, 0] * 255
+    assert sorted(pixels.round().int().tolist()) == [8, 9, 10, 11]
+
+
+def test_several_tables_are_parts(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for part, first in {"train": 0, "valid": 4, "test": 6}.items():
+        competition(root / part, classes=1, per_class=1)  # folders within, of the same names
+        kinds = range(first, first + (4 if part == "train" else 2))
+        for kind in kinds:
+            Image.new("L", (8, 8), kind).save(root / part / f"{part}{kind}.png")
+        write(root / f"{part}.csv", "filename,label", [(f"{part}{kind}.png", f"n{kind}") for kind in kinds])
+    source = Folder(root=str(root), labels=["train.csv", "valid.csv", "test.csv"], image_size=8)
+    assert {split: [source.table.names[i] for i in found] for split, found in source.splits.items()} == {
+        "train": ["n0", "n1", "n2", "n3"],
+        "val": ["n4", "n5"],
+        "test": ["n6", "n7"],
+    }
+
+
+def test_another_label_makes_another_table(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    write(root / "train.csv", "file,label", rows())
+    before = Folder(root=str(root), labels="train.csv", image_size=8).describe()["fingerprint"]
+    changed = rows()
+    changed[0], changed[1] = (changed[0][0], "kind 1"), (changed[1][0], "kind 0")
+    write(root / "train.csv", "file,label", changed)
+    after = Folder(root=str(root), labels="train.csv", image_size=8)
+    assert after.describe()["fingerprint"] != before
+    assert after.table.images[:, 0, 0, 0].tolist()[:3] == [1, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file,label\n0.png,a\n0.png,b\n", r"train.csv, line 3: 0.png has a label already, in line 2$"),
+        ("file,label\n0.png,a\n0,a\n", r"line 3: 0 has a label already, in line 2$"),
+        ("file,label\n0.png,a\nnone.png,b\n", r"line 3: there is no image none.png in .*/images"),
+        ("file,label\n../../secret.png,b\n", r"line 2: there is no image ../../secret.png in .*/images"),
+        ("file,label\n0.png\n", r"line 2: has 1 columns, the first line 2$"),
+        ("file,label\n0.png,\n", r"line 2: has no label$"),
+        ("file,label\n,a\n", r"line 2: has no file$"),
+        ("file,label\n", r"train.csv has no rows$"),
+        ("", r"train.csv has no rows$"),
+        (
+            "file,diagnosis\n0.png,a\n",
+            r"has the columns file, diagnosis; the one of the label must be called label, class, ",
+        ),
+        (
+            "picture,label\n0.png,a\n",
+            r"has the columns picture, label; the one of the file must be called file, filename, ",
+        ),
+        ("file,label,label\n0.png,a,b\n", r"has several columns label$"),
+        ('file,label\n"0.png,a\n', r"cannot be read \(.*\)$"),
+        ("file,label,split\n0.png,a,holdout\n", r"line 2: 'holdout' is not train, val or test$"),
+        ("file,label,split\n0.png,a,train\n1.png,b,\n", r"1.png is in no part, but other files are"),
+        ("file,label\ntwice.png,a\n", r"line 2: twice.png may be test/twice.png or train/twice.png"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    root = competition(tmp_path / "images")
+    for part in ("train", "test"):
+        Image.new("L", (8, 8)).save(root / part / "twice.png")
+    (root / "train.csv").write_text(text)
+    if "twice" in text:
+        (root / "train.csv").rename(root / "labels.csv")
+    with pytest.raises(UserError, match=r"^data.labels: .*" + says) as caught:
+        Folder(root=str(root), labels="labels.csv" if "twice" in text else "train.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_none(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    write(root / "train.csv", "file,label", rows())
+    with pytest.raises(UserError, match=r"^data.labels: there is no file .*/trian.csv; did you mean train.csv\?$"):
+        Folder(root=str(root), labels="trian.csv")
+    (root / "train.csv").write_bytes(b"file,label\n\xff\xfe\xfd,a\n")
+    with pytest.raises(UserError, match=r"train.csv is no text in UTF-8"):
+        Folder(root=str(root), labels="train.csv")
+    write(root / "more.csv", "file,label", rows())
+    with pytest.raises(UserError, match=r"^data.labels: of several tables each must be called train, val or test"):
+        Folder(root=str(root), labels=["more.csv", "train.csv"])
+
+
+# Layouts that are no classes
+
+
+@pytest.mark.parametrize(
+    "parts", [("train", "test"), ("Train", "Valid", "TEST"), ("training", "testing"), ("train", "dev")]
+)
+@pytest.mark.parametrize("table", [True, False])
+def test_parts_are_no_classes(tmp_path: Path, parts: tuple[str, ...], table: bool) -> None:
+    for part in parts:
+        (tmp_path / "images" / part).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / part / "1.png")
+    if table:
+        (tmp_path / "images" / "train.csv").write_text("id,label\n1,a\n")
+    advice = r"data.labels=train.csv$" if table else r"into a folder of its own, or name a table .* with data.labels$"
+    with pytest.raises(UserError, match=r"^data.root: .*/images/\w+ holds images but no class folders, .*" + advice):
+        Folder(root=str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("name", ["images", "train"])
+def test_one_folder_beside_a_table_is_no_class(tmp_path: Path, name: str) -> None:
+    (tmp_path / "set" / name).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "set" / name / "1.png")
+    (tmp_path / "set" / "labels.tsv").write_text("image\tlabel\n1\ta\n")
+    with pytest.raises(UserError, match=rf"/set/{name} holds images but no class folders, .*data.labels=labels.tsv$"):
+        Folder(root=str(tmp_path / "set"))
+
+
+def test_a_test_folder_without_labels_is_said_so(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for number in range(4):
+        (root / "train" / f"c{number}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(root / "train" / f"c{number}" / "1.png")
+    (root / "test").mkdir()
+    Image.new("L", (8, 8)).save(root / "test" / "1.png")
+    with pytest.raises(
+        UserError, match=rf"no class folders in test, whose images have no labels; data.root={root}/train takes"
+    ):
+        Folder(root=str(root))
+    assert Folder(root=str(root / "train")).table.names == ["c0", "c1", "c2", "c3"]
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "valid", "testing")])
+def test_parts_by_other_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        for kind in ("ill", "well"):
+            for number in range(3):
+                path = tmp_path / "images" / name / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), len(name)).save(path)
+    source = Folder(root=str(tmp_path / "images"), image_size=8, normalize=False)
+    assert source.table.names == ["ill", "well"]
+    pixels = source.labelled("test").whole(torch.device("cpu")).x * 255
+    assert (pixels.round() == len(names[-1])).all()
+    os.mkdir(tmp_path / "images" / "TEST")
+    with pytest.raises(UserError, match=r"has both \w+ and \w+; remove one"):
+        Folder(root=str(tmp_path / "images"))
+
+
+def test_a_run_on_a_competitions_folder(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images", classes=6, per_class=6)
+    write(root / "train.csv", "id,label", rows(6, 6, "{}"))
+    words = ["data=folder", f"data.root={root}", "data.image_size=8", "algo=protonet", "backbone=pixels", f"outputs={tmp_path / 'runs'}",
+             "task.ways=2", "task.queries=2", "train.steps=0", "test.episodes=4", "test.baseline_episodes=0",
+             "train.validate_episodes=2", "data.ratios=[0.34,0.33,0.33]"]  # fmt: skip
+    outcome = metarun(*words)
+    assert outcome.status == 2
+    assert outcome.said[0].endswith("data.labels=train.csv")
+    outcome = metarun(*words, "data.labels=train.csv")
+    assert outcome.status == 0, outcome.err
+    assert result(run_folder(tmp_path / "runs"))["data"]["images"] == {"train": 12, "val": 12, "test": 12}

@@ -1,0 +1,325 @@
+"""Neither the number of processes nor that of the tasks computed together changes a training step."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import CPU, build, choices, compose, double, episodes, hardware, toy_images
+from hydra.utils import get_class
+from torch import Tensor, nn
+
+from metarun.config import construct, task_of
+from metarun.core import Algorithm, Batch, Episodes
+from metarun.engine.distributed import World
+from metarun.engine.hardware import choose
+from metarun.engine.train import gradient_step, share_gradients
+from metarun.errors import UserError
+from metarun.ops import draws
+from metarun.ops.tasks import over_tasks
+
+IMAGES = toy_images()
+TASKS = 8
+
+
+class Ranks:
+    """Threads that take turns, and meet at every sum: the collectives of a `World` in one process."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.turn = size, 0
+        self.free = threading.Condition()
+        self.parts: list[list[Tensor]] = [[] for _ in range(size)]
+        self.errors: list[BaseException] = []
+
+    @contextmanager
+    def at(self, rank: int) -> Iterator[None]:
+        """The turn of `rank`: no other runs, so that torch's global generator is its own."""
+        with self.free:
+            self.free.wait_for(lambda: self.turn == rank or self.errors)
+        try:
+            yield
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+        finally:
+            self.next(rank)
+
+    def next(self, rank: int) -> None:
+        with self.free:
+            self.turn = (rank + 1) % self.size
+            self.free.notify_all()
+
+    def all_reduce(self, rank: int, tensors: Sequence[Tensor]) -> None:
+        self.parts[rank] = [tensor.detach().double().clone() for tensor in tensors]
+        state = torch.get_rng_state()
+        for arrived in (True, False):  # all have left their parts; then all have read the sums
+            self.next(rank)
+            with self.free:
+                assert self.free.wait_for(lambda: self.turn == rank or self.errors, timeout=60)
+            assert not self.errors
+            if arrived:
+                sums = [sum(parts[1:], parts[0]) for parts in zip(*self.parts, strict=True)]
+                for tensor, total in zip(tensors, sums, strict=True):
+                    tensor.detach().copy_(total)
+        torch.set_rng_state(state)
+
+
+@dataclass(frozen=True)
+class FakeWorld(World):
+    """A rank of `Ranks`."""
+
+    ranks: Any = field(default=None)
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        if self.size > 1:
+            self.ranks.all_reduce(self.rank, tensors)
+
+
+Step = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # what is logged, gradients, buffers
+
+
+def step_by(
+    make: Callable[[], nn.Module],
+    batch_of: Callable[[int, int], Any],
+    processes: int,
+    task_chunk: int | None = 1,
+    vectorize: bool = False,
+) -> Step:
+    """One training step of `TASKS` tasks by so many processes, as the loop takes it."""
+    ranks, results = Ranks(processes), {}
+
+    def carry_out(rank: int) -> None:
+        with ranks.at(rank):
+            trained = make().double().train()
+            world = FakeWorld(rank, processes, ranks=ranks)
+            own = replace(hardware(vectorize=vectorize, task_chunk=task_chunk), world=world)
+            first, end = world.share(TASKS)
+            weight = (end - first) / TASKS
+            sums = gradient_step(trained, batch_of(first, end), 3, weight, 5, own, first)  # type: ignore[arg-type]
+            values = [value for value in trained.parameters() if value.requires_grad]
+            share_gradients(trained, values, sums, torch.zeros(2), weight, world)  # type: ignore[arg-type]
+            gradients = {name: value.grad for name, value in trained.named_parameters() if value.requires_grad}
+            results[rank] = sums, gradients, dict(trained.named_buffers())
+
+    threads = [threading.Thread(target=carry_out, args=(rank,)) for rank in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if ranks.errors:
+        raise ranks.errors[0]
+    return results[processes - 1]
+
+
+def zero(found: dict[str, Tensor | None], name: str, other: Tensor) -> Tensor:
+    value = found[name]
+    return torch.zeros_like(other) if value is None else value
+
+
+def assert_same(one: Step, other: Step) -> None:
+    for here, there in zip(one, other, strict=True):
+        assert here.keys() == there.keys()
+        for name in here:
+            if here[name] is None and there[name] is None:
+                continue
+            some = here[name] if here[name] is not None else there[name]
+            torch.testing.assert_close(
+                zero(here, name, some).double(), zero(there, name, some).double(), rtol=1e-8, atol=1e-10,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )  # fmt: skip
+
+
+def made(algo: str, *words: str) -> tuple[Callable[[], nn.Module], Callable[[int, int], Any]]:
+    """What makes the method of the words, with its wrapper if they name one, and what gives the tasks of a step."""
+    small = ["backbone=conv4", "backbone.channels=4", "backbone.norm=support"]
+    task = ["task.ways=4", "task.shots=2", "task.queries=3", "train.task.ways=null", "train.task.queries=null"]
+    config = compose(f"algo={algo}", *small, *task, *words)
+    kind = get_class(config.algo._target_)
+    if getattr(kind, "trains_on", "episodes") == "batches":
+        config.backbone.norm = "group"
+    template = build(config, IMAGES)
+    if getattr(template, "teacher", None) is not None:
+        template.teach(template.state_dict())  # type: ignore[operator]
+    shape = task_of(config, "train")
+
+    def batch_of(first: int, end: int) -> Any:
+        if template.trains_on == "episodes":
+            return double(episodes(IMAGES, shape, end - first, start=first))
+        images = IMAGES.labelled("train").batch(torch.arange(0, 12 * TASKS, 12).numpy(), CPU)
+        domain = torch.arange(TASKS) % 2 if template.uses_target != "no" else torch.zeros(TASKS, dtype=torch.int64)
+        whole = Batch(images.x.double(), torch.where(domain == 1, images.y % 5, images.y), domain)
+        return Batch(whole.x[first:end], whole.y[first:end], whole.domain[first:end])
+
+    def make() -> nn.Module:
+        method = copy.deepcopy(template)
+        if not config.wrapper:
+            return method
+        validation = IMAGES.sampler("val", shape, 0, CPU)
+        torch.manual_seed(0)  # of the scheduler's weights
+        wrapped = construct(
+            config.wrapper, "wrapper", method=method, validation=lambda start, stop: double(validation(start, stop))
+        )
+        assert isinstance(wrapped, nn.Module)
+        return wrapped
+
+    return make, batch_of
+
+
+FEW = {
+    "mtl": ["algo.inner_steps=3", "algo.hard_tasks=0.5"], "l2l": ["algo.inner_steps=3"],
+    "lstmlearner": ["algo.inner_steps=2"], "imaml": ["algo.inner_steps=2"], "mann": ["algo.controller=8"],
+}  # fmt: skip
+
+
+def words_of(algo: str) -> list[str]:
+    return FEW.get(algo, [])
+
+
+@pytest.mark.parametrize("algo", [name for name in choices("algo") if not name.startswith("learn2learn")])
+def test_processes_and_chunks_change_nothing(algo: str) -> None:
+    make, batch_of = made(algo, *words_of(algo))
+    alone = step_by(make, batch_of, 1)
+    assert any(value is not None and value.abs().max() > 0 for value in alone[1].values())
+    assert_same(step_by(make, batch_of, 2), alone)
+    assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+@pytest.mark.parametrize("algo", ["mtl", "snail", "leo", "coral"])
+@pytest.mark.parametrize("processes", [3, 4, 8])
+def test_more_processes_of_unequal_shares(algo: str, processes: int) -> None:
+    make, batch_of = made(algo, *words_of(algo))
+    assert_same(step_by(make, batch_of, processes), step_by(make, batch_of, 1))
+
+
+@pytest.mark.parametrize(
+    ("algo", "words"),
+    [
+        ("maml", ["wrapper=metamix"]),
+        ("protonet", ["wrapper=metamix", "wrapper.layers=[0]"]),
+        ("cnp", ["wrapper=metamix"]),
+        ("protonet", ["wrapper=ats", "wrapper.chosen=3"]),
+        ("mtl", ["wrapper=ats", "algo.inner_steps=3"]),
+        ("leo", ["wrapper=ats", "wrapper.chosen=5"]),
+        ("snail", ["wrapper=metamix"]),
+    ],
+)
+def test_wrappers_alike(algo: str, words: list[str]) -> None:
+    make, batch_of = made(algo, *words)
+    alone = step_by(make, batch_of, 1)
+    for processes in (2, 4):
+        assert_same(step_by(make, batch_of, processes), alone)
+    assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet", "leo"])
+def test_dropping_belongs_to_the_task(algo: str) -> None:
+    """DropBlock and dropout inside the network, in a loop and by vmap."""
+    dropping = ["backbone=resnet12", "backbone.widths=[4,4,4,4]", "backbone.drop_rate=0.3", "backbone.drop_ramp=2"]
+    config = compose(f"algo={algo}", *dropping, "backbone.norm=support", "task.ways=3", "task.queries=2", "task.shots=1",
+                     "train.task.ways=null", "train.task.queries=null")  # fmt: skip
+    template, shape = build(config, IMAGES), task_of(config, "train")
+
+    def make_with(vectorize: bool) -> Callable[[], nn.Module]:
+        def make() -> nn.Module:
+            method = copy.deepcopy(template)
+            method.vectorize = vectorize
+            return method
+
+        return make
+
+    def batch_of(first: int, end: int) -> Episodes:
+        return double(episodes(IMAGES, shape, end - first, start=first))
+
+    alone = step_by(make_with(False), batch_of, 1)
+    without = copy.deepcopy(template)
+    without.backbone.drop_rate = 0.0
+    plain = step_by(lambda: copy.deepcopy(without), batch_of, 1)
+    assert abs(plain[0]["loss"].item() - alone[0]["loss"].item()) > 1e-6
+    assert_same(step_by(make_with(False), batch_of, 2), alone)
+    assert_same(step_by(make_with(True), batch_of, 1, task_chunk=None, vectorize=True), alone)
+    assert_same(step_by(make_with(True), batch_of, 2, task_chunk=3, vectorize=True), alone)
+
+
+class Foreign(Algorithm):
+    """A user's method, whose module draws from torch's global generator."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.drop = nn.Dropout(0.5)
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        found = self.over_tasks(lambda x: self.drop(self.drop(self.backbone(x))).square().mean(), episodes.query_x)
+        return found.mean(), {}
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        raise AssertionError
+
+
+def test_modules_that_draw_from_the_global_generator_do_so_by_task() -> None:
+    template, batch_of = made("protonet")
+    method = template()
+    foreign = Foreign(method.backbone, method.spec)
+    alone = step_by(lambda: copy.deepcopy(foreign), batch_of, 1)
+    assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 2), alone)
+    assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 1, task_chunk=5), alone)
+
+
+def test_modules_that_draw_are_not_vectorised() -> None:
+    config, method = compose("algo=protonet"), made("protonet")[0]()
+    assert isinstance(method, Algorithm)
+    foreign = Foreign(method.backbone, method.spec)
+    config.hardware.vectorize = True
+    with pytest.raises(UserError, match=r"^hardware\.vectorize=true: Dropout draws from torch's global generator"):
+        choose(config.hardware, foreign, World())
+    config.hardware.vectorize = None
+    assert not choose(config.hardware, foreign, World()).vectorize
+
+
+def test_draws_are_of_seed_step_and_task() -> None:
+    def drawn(seed: int, step: int, first: int, count: int, vectorize: bool = False) -> tuple[Tensor, Tensor]:
+        with draws.StepShare(seed, step, first, count, 8).entered():
+            inside = over_tasks(lambda x: draws.randn(3, device=CPU), torch.zeros(count, 1), vectorize=vectorize)
+            return inside, draws.rand(count, 2, device=CPU)
+
+    inside, outside = drawn(0, 0, 0, 8)
+    assert len({tuple(row) for row in inside.tolist()}) == 8
+    for first, count in ((0, 3), (3, 5), (7, 1)):
+        for vectorize in (False, True):
+            some = drawn(0, 0, first, count, vectorize)
+            assert torch.equal(some[0], inside[first : first + count])
+            assert torch.equal(some[1], outside[first : first + count])
+    for other in ((1, 0), (0, 1)):
+        assert not (drawn(*other, 0, 8)[0] == inside).any()
+
+
+def test_draws_that_are_of_no_task_are_refused() -> None:
+    with draws.StepShare(0, 0, 0, 4, 4).entered(), pytest.raises(UserError, match=r"shape \(3, 2\) are drawn for 4"):
+        draws.rand(3, 2, device=CPU)
+
+
+def test_gathering_has_the_gradient_of_one_process() -> None:
+    """Of a function of all tasks, by their features and by what comes after them."""
+
+    class Coupled(nn.Module):
+        whole_batch = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.before, self.after = nn.Linear(256, 3), nn.Linear(3, 2)
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            features = draws.gather(self.before(episodes.query_x[:, 0].flatten(1)))
+            found = self.after(features.sin())
+            return (found @ found.T).exp().mean(), {}
+
+    _, batch_of = made("protonet")
+    alone = step_by(Coupled, batch_of, 1)
+    for processes in (2, 3, 8):
+        assert_same(step_by(Coupled, batch_of, processes), alone)

@@ -1,0 +1,108 @@
+"""Configs of others build only what is trusted, and no object where the signature asks for none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from shell import SINUSOID, metarun, result, run_folder
+
+from metarun.config.building import construct
+from metarun.config.types import Given
+from metarun.config.validation import asks_for_object, check_target
+from metarun.errors import UserError
+
+MARK = "from pathlib import Path\nPath('{mark}').touch()\nfrom metarun.algos.maml import MAML\nclass Evil(MAML): pass\n"
+
+
+class Holder:
+    """A user's own class, which asks for objects in some of its settings."""
+
+    def __init__(self, *, options: dict[str, Any] | None = None, anything: Any = None, inner: Holder | None = None,
+                 several: list[Holder] | None = None, make: Callable[..., Any] | None = None) -> None:  # fmt: skip
+        self.options, self.anything, self.inner, self.several, self.make = options, anything, inner, several, make
+
+
+NAME = f"{__name__}.Holder"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"options": {"_target_": "os.getcwd"}},
+        {"options": {"deep": [{"er": {"_target_": "os.getcwd"}}]}},
+        {"anything": {"_target_": "os.getcwd"}},
+        {"inner": {"_target_": NAME, "options": {"_target_": "os.getcwd"}}},
+        {"_args_": [1]},
+        {"_recursive_": True},
+        {"_partial_": True},
+    ],
+    ids=str,
+)
+def test_no_object_where_none_is_asked_for(values: dict[str, Any]) -> None:
+    node = OmegaConf.create({"_target_": NAME, **values})
+    with pytest.raises(UserError, match=r"holds a _target_|is a word of Hydra's"):
+        check_target(node, "data", Given())
+    built = construct(OmegaConf.create({"_target_": NAME, "options": {"_target_": "os.getcwd"}}), "data")
+    assert built.options == {"_target_": "os.getcwd"}  # even unchecked it stays data
+
+
+def test_objects_where_the_signature_asks_for_them() -> None:
+    one = {"_target_": NAME, "anything": 3}
+    node = OmegaConf.create({"_target_": NAME, "inner": one, "several": [one, one], "make": {"_partial_": True, **one}})
+    check_target(node, "data", Given())
+    built = construct(node, "data")
+    assert built.inner.anything == 3
+    assert [item.anything for item in built.several] == [3, 3]
+    assert built.make(options={}).anything == 3
+    assert not any(map(asks_for_object, (str, int | None, list[str], dict[str, Any], Any, Path | None)))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("finished")
+    assert metarun(*SINUSOID, f"outputs={outputs}").status == 0
+    return run_folder(outputs)
+
+
+@pytest.mark.parametrize("where", ["algo", "data", "nested"])
+def test_code_named_in_anothers_run_does_not_run(
+    where: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text(MARK.format(mark=tmp_path / "ran"))
+    shutil.copytree(finished, tmp_path / "theirs")
+    stored = OmegaConf.load(tmp_path / "theirs" / "config.yaml")
+    if where == "nested":
+        OmegaConf.update(stored, "data.options", {"_target_": "evil.Evil"}, force_add=True)
+    else:
+        stored[where]._target_ = "evil.Evil"
+    OmegaConf.save(stored, tmp_path / "theirs" / "config.yaml")
+    done = metarun("recipe=test", "checkpoint=theirs", "outputs=o")
+    assert (done.status, len(done.said)) == (2, 1), done
+    assert "names evil.Evil, which is no class of metarun's" in done.said[0]
+    assert "METARUN_ALLOW=evil" in done.said[0]
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_the_user_allows_or_names_is_built(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_allowed.py").write_text("from metarun.algos.maml import MAML\nclass Mine(MAML): pass\n")
+    shutil.copytree(finished, tmp_path / "run")
+    stored = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    stored.algo._target_ = "mine_allowed.Mine"
+    OmegaConf.save(stored, tmp_path / "run" / "config.yaml")
+    (tmp_path / "conf" / "algo").mkdir(parents=True)
+    (tmp_path / "conf" / "algo" / "mine.yaml").write_text("_target_: mine_allowed.Mine\n")
+    assert metarun("--config-dir", "conf", "recipe=test", "checkpoint=run", "outputs=one").status == 0
+    monkeypatch.setenv("METARUN_ALLOW", "other, mine_allowed")
+    done = metarun("recipe=test", "checkpoint=run", "outputs=two")
+    assert done.status == 0, done.err
+    assert result(run_folder(tmp_path / "two"))["test/mse"] == result(run_folder(tmp_path / "one"))["test/mse"]

@@ -27,6 +27,7 @@ from metarun import __version__
 from metarun import config as schema
 from metarun.config.help import answer
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
+from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
@@ -46,7 +47,7 @@ HYDRAS_FOLDERS = (
     "hydra.output_subdir",
     "hydra.job.chdir",
 )  # which metarun's runs do not use
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = stop_signals()
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -73,11 +74,15 @@ class Stopped(KeyboardInterrupt):
     """A signal that came while nothing was trained."""
 
     def __init__(self, number: int, frame: Any = None) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(signal_name(number))
         self.number = number
 
 
 def _stop(number: int, frame: Any) -> None:
+    for (
+        each
+    ) in SIGNALS:  # a second one, which `timeout` and some clusters send, must not cut short what the first one ends
+        signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -87,7 +92,7 @@ def main() -> None:
         outcome = attempt(sys.argv[1:])
     except BrokenPipeError:  # `metarun --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + number_of("SIGPIPE", 13))
     if int(os.environ.get("RANK", "0")) > 0:  # of a launcher: rank 0 meets the same, and tells it
         sys.exit(0 if outcome.status == 2 else outcome.status)
     if outcome.message:
@@ -100,6 +105,7 @@ def attempt(words: list[str]) -> Outcome:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in the user's own file; last, so that it stands in for no library
+    name_user()
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
 
 log = logging.getLogger("metarun")
@@ -31,11 +32,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         kept = "; the previous one is untouched" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error

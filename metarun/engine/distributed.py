@@ -11,7 +11,6 @@ import contextlib
 import functools
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metarun.engine.platform import in_own_session, signal_name
 from metarun.errors import UserError
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
@@ -183,7 +183,7 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}  # in this order
     # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **in_own_session())
 
 
 @functools.cache  # a second server on its port would not find all ranks gone from the first
@@ -222,11 +222,7 @@ def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> st
         last = time.monotonic() >= deadline
         for rank, code in codes.items():
             if code or last:
-                how = (
-                    f"killed by {signal.Signals(-code).name}"
-                    if code < 0
-                    else f"exit status {code}; its message stands above"
-                )
+                how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}; its message stands above"
                 return f"rank {rank} of {size} ended early ({how})"
         if last:
             return ""

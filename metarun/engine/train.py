@@ -19,6 +19,7 @@ from metarun.data.source import EpisodeSampler
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
+from metarun.engine.platform import signal_name, stop_signals
 from metarun.errors import Pruned, UserError
 from metarun.ops import draws
 from metarun.runs.logger import RunLogger
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metarun")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, *stop_signals())
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended training after the checkpoint was saved."""
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(number).name} at step {step}")
+        super().__init__(f"{signal_name(number)} at step {step}")
         self.number = number
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun.engine.platform import number_of, signal_name
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
-REQUEUED = 128 + signal.SIGUSR1  # the exit status of a run that saved because its time on a cluster is over
+REQUEUED = 128 + number_of("SIGUSR1", 10)  # the exit status of a run that saved because its time on a cluster is over
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def perform(arguments: Sequence[str]) -> Outcome:
 def how_it_ended(exitcode: int | None) -> Outcome:
     """Of a process that ended without saying how: its exit code, negative for a signal."""
     if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = " (out of memory?)" if -exitcode == signal.SIGKILL else ""
+        name = signal_name(-exitcode)
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Outcome(128 - exitcode, f"killed by {name}{hint}")
     return Outcome(exitcode or 1, f"ended with exit status {exitcode}")
 

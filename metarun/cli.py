@@ -27,6 +27,7 @@ from metarun import __version__
 from metarun import config as schema
 from metarun.config.help import answer
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
+from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
@@ -60,6 +61,8 @@ def _run(config: DictConfig) -> float:
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         carry_out = get_method(config.recipe.run)
         return carry_out(config, overrides, dict(job.runtime.choices), command)
+    except BrokenPipeError:
+        raise
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
@@ -90,14 +93,23 @@ def main() -> None:
     """The `metarun` command. Exit status: 0, 1 where jobs of a sweep failed, 2 for what the user can mend, 128 + n for signal n."""
     try:
         outcome = attempt(sys.argv[1:])
-    except BrokenPipeError:  # `metarun --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if outcome.message and not follows():
+            print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `metarun ... | head`: nobody reads on, and nobody needs a word about it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         sys.exit(128 + number_of("SIGPIPE", 13))
-    if int(os.environ.get("RANK", "0")) > 0:  # of a launcher: rank 0 meets the same, and tells it
-        sys.exit(0 if outcome.status == 2 else outcome.status)
-    if outcome.message:
-        print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
-    sys.exit(outcome.status)
+    sys.exit(0 if outcome.status == 2 and follows() else outcome.status)
+
+
+def follows() -> bool:
+    """Whether this is a launcher's process of another rank than 0, which meets the same and tells it."""
+    try:
+        return rank_and_size()[0] > 0
+    except UserError:  # which is told
+        return False
 
 
 def attempt(words: list[str]) -> Outcome:
@@ -106,6 +118,9 @@ def attempt(words: list[str]) -> Outcome:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in the user's own file; last, so that it stands in for no library
     name_user()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="metarun.spelled")
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:

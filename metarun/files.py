@@ -15,8 +15,62 @@ from filelock import FileLock, Timeout
 
 from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
+from metarun.text import shown_path
 
 log = logging.getLogger("metarun")
+
+
+def sync(file: Any) -> None:
+    """Has what was written to an open file reach the disk."""
+    os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are not there, so that a power failure does not take them away again."""
+    new = []
+    above = folder
+    while not above.is_dir():
+        new.append(above)
+        if above.parent == above:
+            break
+        above = above.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in new:
+        sync_folder(made.parent)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Reads a JSON file that metarun wrote.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, to follow a semicolon.
+
+    Returns:
+        The object in it.
+
+    Raises:
+        UserError: It cannot be read, or holds no object; it names the file, what is wrong, and `advice`.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise UserError(f"{shown_path(path)}: is damaged ({damage(path)}); {advice}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{shown_path(path)}: is damaged (it holds no JSON object); {advice}")
+    return values
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a text file that cannot be read as what it should be."""
+    content = path.read_bytes()
+    if not content.strip():
+        return "it is empty"
+    if b"\0" in content:
+        return "it has zero bytes, as after a power failure"
+    return "it is truncated, or is not what metarun writes"
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metarun.engine.launched import by_launcher, number, rank_and_size
 from metarun.engine.platform import in_own_session, signal_name
 from metarun.errors import UserError
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
 START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
 PEER_TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
@@ -128,16 +128,16 @@ class World:
 
 def place(processes: int) -> World:
     """This process's place: in a launcher's world, or as rank 0 of `processes`, the config's `hardware.processes`."""
-    if not all(name in os.environ for name in LAUNCHED):
+    if not by_launcher():
         return World(0, processes, 0, processes)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size = rank_and_size()
     if processes not in (1, size):
         raise UserError(
             f"hardware.processes={processes}: this command was launched as one of {size} (WORLD_SIZE); "
             "leave hardware.processes out"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)), launched=size > 1)
+    local_rank = number("LOCAL_RANK", rank)
+    return World(rank, size, local_rank, number("LOCAL_WORLD_SIZE", size), launched=size > 1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The console command: find `conf/`, let Hydra compose, hand over to `metarun.recipes.run`; errors become one line."""
+"""The console command: find `conf/`, let Hydra compose, hand over to `metarun.runs.carry_out.run`; errors become one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import __version__
 from metarun import config as schema
-from metarun.config.help import answer
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
@@ -137,6 +136,8 @@ def attempt(words: list[str]) -> Outcome:
 
 def _explain(words: list[str]) -> Outcome:
     """`metarun help words...`, with the choices of `--config-dir FOLDER` if that is among them."""
+    from metarun.config.help import answer
+
     asked, folders = [], [CONF]
     given = iter(words)
     for word in given:

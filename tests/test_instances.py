@@ -136,8 +136,6 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
     fitted: list[np.ndarray] = []
 
     class Model:
-        classes_ = np.arange(2)
-
         def __init__(self, number: int) -> None:
             self.number = number
 
@@ -146,9 +144,6 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
             answers[[4 + self.number % 3, self.number % 4]] ^= 1
             return answers
 
-        def predict_proba(self, x: np.ndarray) -> np.ndarray:
-            return np.tile(np.eye(5)[self.number][:2] if self.number < 2 else [1 / self.number, 0], (len(x), 1))
-
     def fake(x: np.ndarray, y: np.ndarray, weights: np.ndarray, inverse_penalty: float) -> Model:
         fitted.append(weights)
         return Model(len(fitted) - 1)
@@ -156,7 +151,7 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("metarun.target.instances.regression", fake)
     four = Batch(torch.randn(4, 2), torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64))
     method = TrAdaBoost(learner(), Given(lambda count: four), rounds=5, target_share=0.5)
-    scores = method.predict(four, torch.randn(3, 2), 2)
+    models, chosen = method.models(method.training_set(method.learner.backbone, four))
     weights, target, votes = np.full(8, 1 / 8), np.arange(8) >= 4, []
     for number, found in enumerate(fitted):
         np.testing.assert_allclose(found, weights / weights.sum(), rtol=1e-12)
@@ -165,8 +160,24 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
         weights, vote = reweighted(found, wrong, target, 5)
         votes.append(vote)
     assert len(votes) == 5
-    expected = votes[2] / 2 + votes[3] / 3 + votes[4] / 4
-    torch.testing.assert_close(scores, torch.tensor([[expected, 0.0]] * 3), rtol=1e-5, atol=0)
+    assert [model.number for model in models] == [2, 3, 4]
+    assert chosen == pytest.approx(votes[2:])
+
+
+def test_a_vote_is_of_probabilities() -> None:
+    method, train, x = (
+        TrAdaBoost(learner(), Given(lambda count: turned(False, count)), rounds=3),
+        turned(True, 20),
+        torch.randn(9, 2),
+    )
+    torch.manual_seed(1)
+    known = method.training_set(method.learner.backbone, train)
+    models, votes = method.models(known)
+    expected = sum(
+        vote * model.predict_proba(known.standardised(x.double().numpy()))
+        for vote, model in zip(votes, models, strict=True)
+    )
+    np.testing.assert_allclose(method.predict(train, x, 2).numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("data", "classes"), [(turned, 2), (concept, 5)])

@@ -23,6 +23,8 @@ Differences from the official code (WenbinLee/DN4):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,24 +52,31 @@ class DN4(Algorithm):
         map_size(backbone, spec.input_shape, unpooled=unpooled)  # or a UserError
         self.neighbors, self.unpooled = neighbors, unpooled
 
-    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
-        """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task."""
+    def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task with so many images a class."""
         n_support = len(support_x)
         maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
         with full_precision(maps):
             descriptors = F.normalize(precise(maps).flatten(2).mT, dim=-1)  # [images, places, channels]
             support = descriptors[:n_support][support_y.argsort()]  # class by class
-            classes = support.reshape(ways, -1, support.shape[-1])
-            cosines = torch.einsum("qpc,ndc->qpnd", descriptors[n_support:], classes)
-            nearest = cosines.topk(min(self.neighbors, classes.shape[1]), dim=-1, sorted=False).values
-            return nearest.sum((1, 3))
+            if len(set(sizes)) == 1:
+                return self.similarity(descriptors[n_support:], support.reshape(len(sizes), -1, support.shape[-1]))
+            classes = [images.flatten(0, 1)[None] for images in support.split(list(sizes))]
+            return torch.cat([self.similarity(descriptors[n_support:], each) for each in classes], dim=1)
+
+    def similarity(self, queries: Tensor, classes: Tensor) -> Tensor:
+        """Of queries `[Q, places, channels]` to classes of equally many descriptors `[N, descriptors, channels]`, `[Q, N]`."""
+        cosines = torch.einsum("qpc,ndc->qpnd", queries, classes)
+        nearest = cosines.topk(min(self.neighbors, classes.shape[1]), dim=-1, sorted=False).values
+        return nearest.sum((1, 3))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.predict(episodes)
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
+        sizes = episodes.support_sizes
         return self.over_tasks(
-            lambda support_x, support_y, query_x: self.logits(support_x, support_y, query_x, episodes.ways),
+            lambda support_x, support_y, query_x: self.logits(support_x, support_y, query_x, sizes),
             *episodes.tensors[:3],
         )

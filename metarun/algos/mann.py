@@ -149,8 +149,7 @@ class MANN(Algorithm):
         return self.task_loss(logits, labels), self.scores(logits, labels)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        images = torch.arange(episodes.support_y.shape[1], device=episodes.support_y.device)
-        return self.after(episodes, images.view(episodes.ways, -1).T.reshape(1, -1))[0]  # classes in turn
+        return self.after(episodes, episodes.classes_in_turn()[None])[0]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """The accuracy on the first, second, ... image of a class, in a mixed order, the same for all tasks."""

@@ -138,6 +138,4 @@ class SNAIL(Algorithm):
         return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        n_support = episodes.support_y.shape[1]
-        order = torch.arange(n_support, device=episodes.support_y.device).view(episodes.ways, -1).T.reshape(1, -1)
-        return self.logits(episodes, order)
+        return self.logits(episodes, episodes.classes_in_turn()[None])

@@ -143,9 +143,15 @@ class Target:
         Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
     ] = None
     test_images: (
-        Annotated[int, Ge(1), Unit("images"), Doc("The test images, the same for all subsets; null is all.")] | None
+        Annotated[int, Ge(1), Unit("images"), Doc("The test images of a repeat, a stratified draw; null is all.")]
+        | None
     ) = None
-    repeats: Annotated[int, Ge(0), Unit("subsets"), Doc("The subsets that are drawn of each size.")] = 10
+    repeats: Annotated[
+        int,
+        Ge(1),
+        Unit("subsets"),
+        Doc("The subsets of each size, each of a new division if the data have no test part."),
+    ] = 10
     subset_seed: Annotated[
         int,
         Interval(ge=0, lt=2**63),
@@ -195,14 +201,14 @@ class Hardware:
 
 @dataclass
 class Recipe:
-    """The stages of a run, in order: functions of a `metarun.stages.Run`."""
+    """The stages of a run, in order: a `metarun.stages.Stage` each, as a node or as the dotted path of its class."""
 
-    stages: Annotated[list[str], Doc("The stages, in order.")] = MISSING
+    stages: Annotated[list[Any], Doc("The stages, in order: nodes, or dotted paths of classes.")] = MISSING
     source: Annotated[
         bool,
         Doc("Whether a source (`data=`) is trained on; without one the backbone starts untrained on the target."),
     ] = True
-    run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.recipes.run"
+    run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.runs.carry_out.run"
 
 
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]

@@ -121,7 +121,7 @@ def _parameters(arguments: ast.arguments, names: _Names, method: bool) -> tuple[
     positional = [*arguments.posonlyargs, *arguments.args]
     absent = [None] * (len(positional) - len(arguments.defaults))
     found = [
-        Parameter(one.arg, names.hint(one.annotation), names.value(default), False)
+        Parameter(one.arg, ast.unparse(one.annotation) if one.annotation else Any, names.value(default), False)
         for one, default in zip(positional, [*absent, *arguments.defaults], strict=True)
     ][1 if method else 0 :]
     found += [

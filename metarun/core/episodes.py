@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,7 @@ class Episodes:
     query_x: Tensor  # [T, N*Q, C, H, W]
     query_y: Tensor  # [T, N*Q]
     ways: int  # N; 1 for regression
+    shots: tuple[int, ...] | None = None  # support images of each way, the same in all tasks; None: equally many
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,7 +37,19 @@ class Episodes:
         """These tasks in chunks of at most `size` tasks."""
         parts = (tensor.split(size) for tensor in self.tensors)
         for support_x, support_y, query_x, query_y in zip(*parts, strict=True):
-            yield Episodes(support_x, support_y, query_x, query_y, self.ways)
+            yield Episodes(support_x, support_y, query_x, query_y, self.ways, self.shots)
+
+    @property
+    def support_sizes(self) -> list[int]:
+        """The number of support images of each way; they are class-major."""
+        return list(self.shots or [self.support_y.shape[1] // self.ways] * self.ways)
+
+    def classes_in_turn(self) -> Tensor:
+        """The places of the support images `[N*K]`, the first of each way, then the second of each that has one, and so on."""
+        sizes = self.support_sizes
+        firsts = [sum(sizes[:way]) for way in range(self.ways)]
+        order = [first + n for n in range(max(sizes)) for first, size in zip(firsts, sizes, strict=True) if n < size]
+        return torch.tensor(order, device=self.support_y.device)
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,10 @@ class Folder(ImageSource):
                 }
 
         super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
+        paths = [path for name in names for entry in classes if entry.name == name for path in entry.paths]
+        files = [os.path.relpath(path, folder) for path in paths]
+        # Where bad files were left out, it is not known which: places in the classes are told instead.
+        self.files = files if len(files) == len(self.table.images) else None
         used = self.table.metadata.get("values", {}).get("used")
         if used and too_small_a_part(used):
             log.warning(
@@ -182,6 +186,10 @@ class Folder(ImageSource):
                 "of grey; data.value_range=auto or data.value_range=[%g,%g] makes more of them",
                 *used, *used,
             )  # fmt: skip
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """The file of each row of the table, below the root."""
+        return super().identities(rows) if self.files is None else [self.files[row] for row in rows]
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         if self.range_of_classes and split is None:

@@ -30,10 +30,16 @@ def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | 
         drawn = rows
     else:
         drawn = rows[generator("parts", number).permutation(len(rows))]
-        counts = allot(len(rows), np.array(list(SHARES.values())), least=min(1, len(rows) // len(SHARES))).tolist()
+        counts = part_sizes(len(rows))
     stops = np.cumsum(counts)
     parts = {part: np.sort(drawn[stop - n : stop]) for part, n, stop in zip(SHARES, counts, stops, strict=True)}
     return {**parts, "all": rows}
+
+
+def part_sizes(images: int) -> list[int]:
+    """The images of a class in each part of `SHARES`; every part gets one at least where there are three."""
+    sizes: list[int] = allot(images, np.array(list(SHARES.values())), least=min(1, images // len(SHARES))).tolist()
+    return sizes
 
 
 def allot(total: int, shares: np.ndarray, least: int = 0) -> np.ndarray:
@@ -63,6 +69,9 @@ class Labelled:
     names: list[str]  # of the classes
     reader: Callable[[torch.device], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
     change: Change = lambda x: x  # what is done to all images: another size, say
+    identify: Callable[[np.ndarray], list[str]] = lambda rows: [
+        str(row) for row in rows
+    ]  # rows to files, or places in a class
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,6 +80,30 @@ class Labelled:
     def counts(self) -> np.ndarray:
         """Images of each class, int64 [classes]."""
         return np.bincount(self.labels, minlength=len(self.names))
+
+    @property
+    def identities(self) -> list[str]:
+        """The file of each image, `[n]`, or where no files are known its class and place in it."""
+        return self.identify(self.rows)
+
+    def take(self, which: np.ndarray) -> Labelled:
+        """The images `which` (positions, int64) alone."""
+        return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
+
+    def divide(self, seed: int, repeat: int) -> tuple[Labelled, Labelled]:
+        """Training and test images: a stratified draw of `SHARES`, where the share of validation goes to the test images.
+
+        It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side.
+        """
+        sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for label in range(len(self.names)):
+            members = np.flatnonzero(self.labels == label)
+            order = generator("division", seed, repeat, self.rows[members].min()).permutation(len(members))
+            n = part_sizes(len(members))[0]
+            for side, chosen in zip(sides, (order[:n], order[n:]), strict=True):
+                side.append(members[np.sort(chosen)])
+        train, test = (self.take(np.concatenate(side)) for side in sides)
+        return train, test
 
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
         """The images `which` (positions, int64 [B]) with their labels."""
@@ -119,8 +152,7 @@ class Labelled:
             members = np.flatnonzero(self.labels == label)
             order = generator("subset", seed, repeat, label).permutation(len(members))
             chosen.append(members[order[:n]])
-        kept = np.concatenate(chosen)
-        return replace(self, rows=self.rows[kept], rotations=self.rotations[kept], labels=self.labels[kept])
+        return self.take(np.concatenate(chosen))
 
 
 def batches(

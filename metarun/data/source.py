@@ -48,6 +48,11 @@ class DataSource(Checked, ABC):
         """
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
 
+    @property
+    def has_test_part(self) -> bool:
+        """Whether the data set itself says which labelled images are for testing."""
+        return False
+
 
 class ImageSource(DataSource):
     """A table of images with its classes divided among the splits.
@@ -155,7 +160,20 @@ class ImageSource(DataSource):
             labels=np.repeat(np.arange(len(sizes)), sizes),
             names=[self.table.names[number] for number in classes for _ in range(turns)],
             reader=self.reader,
+            identify=self.identities,
         )
+
+    @property
+    def has_test_part(self) -> bool:
+        return sum(self.table.metadata.get("parts", {}).get("test", [])) > 0
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """For each row of the table its class and its place in the class, from 0, as `CLASS/PLACE`."""
+        numbers = np.searchsorted(self.table.offsets, rows, side="right") - 1
+        return [
+            f"{self.table.names[number]}/{row - self.table.offsets[number]}"
+            for number, row in zip(numbers, rows, strict=True)
+        ]
 
     def _images(self, device: torch.device) -> torch.Tensor:
         if device not in self._on_device:

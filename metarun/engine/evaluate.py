@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.core import Algorithm
+from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
-from metarun.ops import metrics
+from metarun.errors import UserError
+from metarun.ops import batch_norm, metrics
 
 IMAGES = 256  # classified together
 
@@ -85,8 +87,34 @@ def evaluate(
 
 
 @torch.no_grad()
-def classified(algorithm: Algorithm, images: Labelled, hardware: Hardware) -> Tensor:
-    """The logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU."""
+def classified(
+    algorithm: Algorithm, images: Labelled, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None = None
+) -> Tensor:
+    """The logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU.
+
+    They depend on no other image of `images`: where the norm's statistics are of a set, they are those of the first training
+    images.
+
+    Args:
+        algorithm: a method with classes of its own.
+        images: what is classified, shared out among the ranks.
+        hardware: where it is computed.
+        trained_on: the training images from `start` to `stop`, as training draws them.
+
+    Raises:
+        UserError: for a norm whose statistics are of a set, without training images to take them from.
+    """
+    kind = algorithm.backbone.norm
+    if batch_norm.needs_reference(kind):
+        if trained_on is None:
+            raise UserError(
+                f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
+                "are at hand; use backbone.norm=running, or group"
+            )
+        algorithm = copy.deepcopy(algorithm).eval()
+        reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
+        with hardware.autocast():
+            batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
     training = algorithm.training
     algorithm.eval()
     world, parts = hardware.world, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,24 +23,76 @@ KINDS = {
     "group": "statistics of each example's channel groups (inductive)",
     "none": "no normalisation, no parameters",
 }
-
-
-def one_of(key: str, word: str, known: Iterable[str]) -> str:
-    """`word` if it is known, else a `UserError` that lists the known ones and the nearest."""
-    known = list(known)
-    if word not in known:
-        raise UserError(f"{key}={word}: not one of {', '.join(known)}{nearest(word, known)}")
-    return word
+OF_A_SET = ("batch", "support")  # kinds whose statistics are of the set that goes through together, at test too
+REFERENCE_IMAGES = 256  # training images, at most, whose statistics are kept for the classification of labelled images
 
 
 def check_kind(kind: str) -> str:
     """`kind` if `Norm` knows it, else a `UserError`."""
-    return one_of("backbone.norm", kind, KINDS)
+    if kind not in KINDS:
+        raise UserError(f"backbone.norm={kind}: is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    return kind
 
 
 def transductive(kind: str) -> bool:
     """Whether a test query's features depend on the other queries of its set."""
     return check_kind(kind) == "batch"
+
+
+def needs_reference(kind: str) -> bool:
+    """Whether features depend on the set of images that goes through together, at test too."""
+    return check_kind(kind) in OF_A_SET
+
+
+def labelled_rule(kind: str) -> str:
+    """Where the statistics come from when labelled images are classified, as `result.json` states it.
+
+    A prediction about a labelled image depends on no other test image, whatever the norm.
+    """
+    rules = {"running": "running averages of the training", "group": "each image's own", "none": "none"}
+    return rules.get(kind, f"those of up to {REFERENCE_IMAGES} training images, kept for every test image")
+
+
+def change_kind(module: nn.Module, kinds: Mapping[str, str]) -> None:
+    """Gives the norms of `module` other kinds, in place: `kinds` maps old to new ones; `norm` of a backbone follows."""
+    for part in module.modules():
+        if isinstance(part, Norm):
+            part.change_kind(kinds.get(part.kind, part.kind))
+        elif isinstance(kind := getattr(part, "norm", None), str):
+            part.norm = kinds.get(kind, kind)  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def keep_statistics(module: nn.Module, forward: Callable[[], object]) -> None:
+    """Fixes the statistics of the norms of kinds `batch` and `support` in `module`, in place.
+
+    They become norms of the kind `running`, whose averages are the mean and the biased variance of the rows that reach them
+    while `forward` runs. In evaluation mode `module` then gives these rows what it gave them before, and every other row
+    what does not depend on the rows beside it.
+
+    Args:
+        module: what holds the norms; its weights stay as they are.
+        forward: passes the reference rows through `module`, all at once.
+    """
+    met: dict[Norm, tuple[Tensor, Tensor]] = {}
+
+    def note(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(part, Norm)
+        values = precise(inputs[0])
+        axes = [0, *range(2, values.ndim)]
+        met[part] = values.mean(axes), values.var(axes, correction=0)
+
+    norms = [part for part in module.modules() if isinstance(part, Norm) and part.kind in OF_A_SET]
+    handles = [part.register_forward_pre_hook(note) for part in norms]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    change_kind(module, dict.fromkeys(OF_A_SET, "running"))
+    for part, (mean, variance) in met.items():
+        part.running_mean.copy_(mean)
+        part.running_var.copy_(variance)
 
 
 def group_count(channels: int) -> int:
@@ -76,9 +128,15 @@ class Norm(nn.Module):
         if kind != "none":
             self.weight = nn.Parameter(torch.ones(channels))
             self.bias = nn.Parameter(torch.zeros(channels))
-        if kind == "running":
-            self.register_buffer("running_mean", torch.zeros(channels))
-            self.register_buffer("running_var", torch.ones(channels))
+        self.change_kind(kind)
+
+    def change_kind(self, kind: str) -> None:
+        """Makes this a norm of another kind with the same weights; running averages start at 0 and 1."""
+        if kind == "running" and not hasattr(self, "running_mean"):
+            weight = self.weight.detach()
+            self.register_buffer("running_mean", torch.zeros_like(weight))
+            self.register_buffer("running_var", torch.ones_like(weight))
+        self.kind = kind
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.kind}"

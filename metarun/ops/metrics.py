@@ -13,11 +13,72 @@ from torch import Tensor
 DIVERGED = 100.0  # times the mean squared target: an error above it counts as diverged
 
 
-def interval(values: Tensor) -> tuple[float, float]:
-    """The mean of n values and half the width of its 95% interval, 1.96 s / sqrt(n) with s the sample deviation."""
+Z = 1.96  # of a normal distribution, 95% lies within so many deviations of the mean
+ALIKE = 1e-12  # of the mean: a deviation below it is what rounding leaves of none
+
+
+def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | None]:
+    """The mean of n values and half the width of its 95% interval, 1.96 s / sqrt(n) with s the sample deviation.
+
+    Args:
+        values: `[n]`.
+        shares: whether they lie in [0, 1]. Where such values are all alike, the width is that of Wilson's interval for n trials
+            of yes or no: no values in [0, 1] with this mean vary more than these do.
+
+    Returns:
+        The mean and the half width; None for one value, and for others that are all alike: too few to tell how they vary.
+    """
     values = values.double()
-    spread = values.std(unbiased=True).item() if len(values) > 1 else math.nan
-    return values.mean().item(), 1.96 * spread / math.sqrt(len(values))
+    mean, n = values.mean().item(), len(values)
+    spread = values.std(unbiased=True).item() if n > 1 else 0.0
+    if spread > ALIKE * abs(mean) or math.isnan(spread):
+        return mean, Z * spread / math.sqrt(n)
+    return mean, reach(mean, wilson(mean, n)) if shares and n > 1 else None
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95% interval of a probability, of which `share` of n trials were a success; never of no width.
+
+    Wilson 1927, https://doi.org/10.2307/2276774.
+    """
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(max(share * (1 - share), 0.0) / n + Z**2 / (4 * n**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def reach(mean: float, bounds: tuple[float, float]) -> float:
+    """The larger of the distances of two bounds from the mean: mean +- it covers the interval."""
+    return max(mean - bounds[0], bounds[1] - mean)
+
+
+def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, float | None]:
+    """Half the 95% intervals of `classification`'s numbers over one set of test images.
+
+    That of the accuracy is Wilson's; that of the balanced accuracy joins Wilson's intervals of the classes (Zou, Huang, Zhang
+    2009, https://doi.org/10.1002/sim.3565); that of the AUROC is Hanley and McNeil's
+    (1982, https://doi.org/10.1148/radiology.143.1.7063747), None where nothing is out of order.
+
+    Args:
+        confusion: `[classes, classes]` counts; means over repeats need not be whole.
+        auroc: of two classes.
+    """
+    sizes, right = confusion.sum(1), confusion.diagonal()
+    total = float(sizes.sum())
+    share = float(right.sum()) / total
+    found: dict[str, float | None] = {"acc": reach(share, wilson(share, total))}
+    recalls = (right[sizes > 0] / sizes[sizes > 0]).tolist()
+    bounds = [wilson(recall, n) for recall, n in zip(recalls, sizes[sizes > 0].tolist(), strict=True)]
+    below = math.hypot(*(recall - low for recall, (low, _) in zip(recalls, bounds, strict=True)))
+    above = math.hypot(*(high - recall for recall, (_, high) in zip(recalls, bounds, strict=True)))
+    found["balanced_acc"] = max(below, above) / len(recalls)
+    if auroc is not None:
+        negative, positive = sizes.tolist()
+        one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+        spread = (auroc * (1 - auroc) + (positive - 1) * (one - auroc**2) + (negative - 1) * (other - auroc**2)) / (
+            positive * negative
+        )
+        found["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
+    return found
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
@@ -41,7 +102,7 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
     `errors` is `[T]`, `power` the mean squared target. The mean covers every finite task, diverged ones too.
     """
     finite = torch.isfinite(errors)
-    mean, ci95 = interval(errors[finite]) if finite.any() else (math.inf, math.nan)
+    mean, ci95 = interval(errors[finite]) if finite.any() else (math.inf, None)
     return {
         "mse": mean,
         "mse_ci95": ci95,
@@ -73,16 +134,34 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {**found, "confusion": confusion.tolist()}
 
 
-def over_repeats(repeats: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of `classification`'s numbers over repeats, with 95% intervals by Student's t; the confusions are added up."""
+def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) -> dict[str, Any]:
+    """Means of `classification`'s numbers over repeats, with half their 95% intervals; the confusions are added up.
+
+    Args:
+        repeats: of each repeat `classification`'s numbers, `train_images` and `test_images`.
+        same_images: whether all repeats have the same images, to train on and to test.
+
+    Returns:
+        For each number its mean and, as `NAME_ci95`, half the interval: by Student's t over the repeats, or, where all have the
+        same images or there is one alone, over its test images (`over_images`), as `over` says. Repeats with other images that
+        all agree say nothing of how they vary: there too it is over the test images of one, and `agree` is true. It is None
+        where there is too little for an interval.
+    """
     result: dict[str, Any] = {name: repeats[0][name] for name in ("train_images", "test_images")}
     n = len(repeats)
-    for name in ("acc", "balanced_acc", "auroc"):
-        if any(name not in repeat for repeat in repeats):
-            continue
-        values = np.array([repeat[name] for repeat in repeats])
-        width = stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-        result |= {name: float(values.mean()), f"{name}_ci95": float(width)}
-    result["confusion"] = np.sum([repeat["confusion"] for repeat in repeats], axis=0).tolist()
+    fixed = same_images or n == 1
+    names = [name for name in ("acc", "balanced_acc", "auroc") if all(name in repeat for repeat in repeats)]
+    confusion = np.sum([repeat["confusion"] for repeat in repeats], axis=0)
+    means = {name: float(np.mean([repeat[name] for repeat in repeats])) for name in names}
+    halves = over_images(confusion / n, means.get("auroc"))
+    for name in names:
+        deviation = float(np.std([repeat[name] for repeat in repeats], ddof=1)) if n > 1 else 0.0
+        alike = deviation <= ALIKE * abs(means[name])
+        if not fixed and not alike:
+            halves[name] = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+        if name == "acc":
+            result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and alike}
+        result |= {name: means[name], f"{name}_ci95": halves[name]}
+    result["confusion"] = confusion.tolist()
     result["repeats"] = n
     return result

@@ -191,8 +191,8 @@ def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]
         seeds = [curves[name] for curves in kept if name in curves]
         length = min(len(curve["mean"]) for curve in seeds)
         mean = np.mean([curve["mean"][:length] for curve in seeds], axis=0)
-        halves = np.array([curve["ci95"][:length] for curve in seeds])
-        half = np.array([over_episodes(column) for column in halves.T])
+        halves = zip(*(curve["ci95"][:length] for curve in seeds), strict=True)
+        half = np.array([over_episodes(each) for each in halves], dtype=float)  # NaN where there is none
         quantity, _, rest = name.partition("_")
         found.setdefault(quantity, {})[rest or name] = (mean, half)
     return found

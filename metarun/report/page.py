@@ -20,6 +20,7 @@ from metarun.report import figures, tables
 from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
+from metarun.report.text import TOO_FEW
 from metarun.text import printable, shell_path
 
 NAMED = 10  # unfinished runs that the terminal names
@@ -170,7 +171,7 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
         "label": label,
         "seed": run.seed,
         "result": tables.number(value, measure) + ("" if section.setting.tested else " (validation)"),
-        "half": "" if half is None else tables.number(half, measure),
+        "half": "" if not section.setting.tested else TOO_FEW if half is None else tables.number(half, measure),
         "episodes": result.get("test/episodes", ""),
         "seconds": "" if seconds is None else f"{seconds:,.0f} s",
         "folder": run.folder.name,

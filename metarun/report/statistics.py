@@ -11,41 +11,52 @@ from scipy.special import stdtr, stdtrit  # Student's t: quicker to import than 
 
 
 class Paired(NamedTuple):
-    """The mean of paired differences, half its 95% interval, and the p-value of the t test that the mean is 0."""
+    """The mean of paired differences, half its 95% interval (None where they are all alike), and the p-value of a mean of 0."""
 
     mean: float
-    half: float
+    half: float | None
     p: float
     pairs: int
 
 
 def over_seeds(values: Sequence[float]) -> float | None:
-    """Half the 95% interval of the mean of n >= 2 seeds, Student's t with n - 1 degrees of freedom; None for one seed."""
+    """Half the 95% interval of the mean of n seeds, Student's t with n - 1 degrees of freedom.
+
+    None where there is too little for one: for one seed, and for seeds that all agree.
+    """
     n = len(values)
-    if n < 2:
+    if n < 2 or alike(values):
         return None
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def over_episodes(halves: Sequence[float]) -> float:
+def alike(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether two or more values differ by no more than rounding: how they vary is then unknown, and not nothing."""
+    return float(np.std(values, ddof=1)) <= 1e-12 * abs(float(np.mean(values)))
+
+
+def over_episodes(halves: Sequence[float | None]) -> float | None:
     """Half the 95% interval of the mean over seeds, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
 
-    It counts the luck of the drawn test episodes alone, which are others for each seed, and takes the weights as given.
+    It counts the luck of the drawn test episodes alone, which are others for each seed, and takes the weights as given. None where
+    a seed has no interval.
     """
-    return math.sqrt(sum(half**2 for half in halves)) / len(halves)
+    known = [half for half in halves if half is not None and math.isfinite(half)]
+    return math.hypot(*known) / len(halves) if len(known) == len(halves) else None
 
 
 def paired(differences: np.ndarray) -> Paired | None:
     """The paired t test of `[n]` finite differences; None if n < 2.
 
-    Differences that are all alike have an interval of no width; their p is 0, or 1 if they are all 0.
+    Differences that are all alike have no interval, for how they vary is unknown; their p is that of the sign test, 2^(1 - n), or
+    1 if they are all 0.
     """
     n = len(differences)
     if n < 2:
         return None
     mean, error = float(np.mean(differences)), float(np.std(differences, ddof=1)) / math.sqrt(n)
-    if error <= 1e-12 * abs(mean):  # what rounding leaves of none
-        return Paired(mean, 0.0, 0.0 if mean else 1.0, n)
+    if alike(differences):
+        return Paired(mean, None, 2.0 ** (1 - n) if mean else 1.0, n)
     return Paired(mean, float(stdtrit(n - 1, 0.975)) * error, float(2 * stdtr(n - 1, -abs(mean) / error)), n)
 
 

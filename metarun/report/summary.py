@@ -23,8 +23,8 @@ class Row:
     group: Group
     label: str
     mean: float | None = None  # over seeds, of the test measure, where finite; None if nothing was tested
-    seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed
-    episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights
+    seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
+    episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
     median: float | None = None  # of the errors of regression, the mean over seeds
     diverged: int | None = None  # test tasks of regression, of all seeds
     validation: float | None = None  # mean over seeds; higher is better
@@ -87,10 +87,10 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     if group.setting.tested:
         finite = [run for run in runs if math.isfinite(run.result[f"{run.tested}/{measure}"])]
         values = [run.result[f"{run.tested}/{measure}"] for run in finite]
-        halves = [run.result[f"{run.tested}/{measure}_ci95"] for run in finite]
+        halves = [run.result.get(f"{run.tested}/{measure}_ci95") for run in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
-            row.episodes_half = statistics.over_episodes(halves) if all(map(math.isfinite, halves)) else None
+            row.episodes_half = statistics.over_episodes(halves)
         if measure == "mse":
             row.median = _mean(run.result["test/mse_median"] for run in runs)
             row.diverged = sum(run.result["test/diverged"] for run in runs)

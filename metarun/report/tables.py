@@ -17,6 +17,7 @@ from rich.text import Text
 
 from metarun.report.statistics import Paired
 from metarun.report.summary import Row, Section, apart, shown
+from metarun.report.text import TOO_FEW
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 
@@ -24,11 +25,11 @@ MINUS = "minus the best,"  # begins the headings of paired differences
 DRAWN = {
     "episodes": "the drawn test episodes (1.96 standard errors)",
     "repeats": "the repeats, each with other images of the target (Student's t)",
-    "test images": "the test images (1.96 standard errors)",
+    "test images": "the test images (Wilson's interval)",
 }
 EXPLAINED = {
     "± over seeds": "95% interval of the mean over seeds (Student's t): it speaks of the method with this budget, whatever the "
-    "seed. One seed cannot have it.",
+    "seed. One seed cannot have it, nor can seeds that all agree.",
     **{
         f"± over {over}": f"95% interval of the same mean over {what}: it says how well the accuracy or error of these "
         "trained weights is known, and nothing of other seeds."
@@ -100,8 +101,8 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     regression = measure == "mse"
     cells = {
         "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
-        "± over seeds": ["one seed" if row.n == 1 else number(row.seeds_half, measure) for row in rows],
-        f"± over {over}": [number(row.episodes_half, measure) for row in rows],
+        "± over seeds": ["one seed" if row.n == 1 else _half(row.mean, row.seeds_half, measure) for row in rows],
+        f"± over {over}": [_half(row.mean, row.episodes_half, measure) for row in rows],
     }
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
@@ -118,20 +119,25 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     return cells
 
 
+def _half(mean: float | None, half: float | None, measure: str) -> str:
+    return TOO_FEW if half is None and mean is not None else number(half, measure)
+
+
 def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str:
     """`−1.20 ± 0.31, p 0.004`: in percentage points, or in errors."""
     if row.best or paired is None:
         return "the best" if row.best else without
     scale, digits = (100, ".2f") if measure == "acc" else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
     p = "p <0.001" if paired.p < 0.001 else f"p {paired.p:.3f}"
-    return f"{scale * paired.mean:+{digits}} ± {scale * paired.half:{digits}}, {p}".replace("-", "−")
+    half = f" ± {scale * paired.half:{digits}}" if paired.half is not None else " in all"
+    return f"{scale * paired.mean:+{digits}}{half}, {p}".replace("-", "−")
 
 
 def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
     heading = "validation accuracy" if measure == "acc" else "validation error (median)"
     sign = 1 if measure == "acc" else -1  # the score of regression is minus the median error
     scores = [None if row.validation is None else sign * row.validation for row in rows]
-    halves = ["one seed" if row.n == 1 else number(row.validation_half, measure) for row in rows]
+    halves = ["one seed" if row.n == 1 else _half(row.validation, row.validation_half, measure) for row in rows]
     return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+
+from metarun.report.text import half
 
 MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "auroc": "AUROC"}
 
@@ -22,15 +25,17 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} images, " if "train_images" in point else ""
-        shown.add_row(f"{images}{point['test_images']} to test", *(_value(point, name) for name in known))
+        own = f", over the {point['over']}" if point.get("over") != curve[-1].get("over") else ""
+        shown.add_row(f"{images}{point['test_images']} to test{own}", *(_value(point, name) for name in known))
     if "target/chance" in result:
         shown.add_row("the commonest class", f"{result['target/chance']:.2%}", *[""] * (len(known) - 1))
     return shown
 
 
 def _value(point: dict[str, Any], name: str) -> str:
-    width = f" ± {point[f'{name}_ci95']:.2%}" if f"{name}_ci95" in point else ""
-    return f"{point[name]:.2%}{width}"
+    if f"{name}_ci95" not in point:
+        return f"{point[name]:.2%}"
+    return f"{point[name]:.2%} {half(point[f'{name}_ci95'], '.2%')}"
 
 
 def learning_curve(
@@ -53,7 +58,7 @@ def learning_curve(
             axes.errorbar(
                 [point["train_images"] * shift for point in curve],
                 [point[measure] for point in curve],
-                [point.get(f"{measure}_ci95", 0.0) for point in curve],
+                [math.nan if point.get(f"{measure}_ci95") is None else point[f"{measure}_ci95"] for point in curve],
                 label=name or None,
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],

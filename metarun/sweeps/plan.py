@@ -17,6 +17,7 @@ from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.engine.launched import rank_and_size
 from metarun.errors import UserError
+from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
 from metarun.text import printable, shell_path
@@ -25,14 +26,16 @@ Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
-def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | None:
+def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: bool) -> str | None:
     """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
+
+    `source` tells whether the recipe uses a source.
 
     What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
     """
     swept = {override.key_or_group for override in overrides if varies(override)}
     swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
-    parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(choices)
+    parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(source)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
         return None
     if "checkpoint" in swept:
@@ -60,7 +63,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
                 del config["hydra"]
             overrides = canonical(raw, config)
             make_literal(config)
-            config.name = config.name or default_name(choices, config.checkpoint)
+            config.name = config.name or default_name(choices, config.recipe.source, config.checkpoint)
             folder = choose_folder(config, overrides)
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
         differing = [word for word, hydras in zip(overrides, raw, strict=True) if hydras not in common]
@@ -138,11 +141,11 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     found = job.result if outcome.status == 0 and job.finished else {}
     if "test/acc" in found:
-        told = f"test {found['test/acc']:.2%} ± {found['test/acc_ci95']:.2%}"
+        told = f"test {found['test/acc']:.2%} {half(found['test/acc_ci95'], '.2%')}"
     elif "target/acc" in found:
-        told = f"target {found['target/acc']:.2%} ± {found['target/acc_ci95']:.2%}"
+        told = f"target {found['target/acc']:.2%} {half(found['target/acc_ci95'], '.2%')}"
     elif "test/mse" in found:
-        told = f"test {found['test/mse']:.4g} ± {found['test/mse_ci95']:.2g}"
+        told = f"test {found['test/mse']:.4g} {half(found['test/mse_ci95'], '.2g')}"
     else:
         told = f"validation {found['val/score']:.4g}" if found else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from metarun.core import Algorithm, Backbone, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
+from metarun.ops import batch_norm
 
 CHUNK = 256  # images, at most, whose features are computed together
 
@@ -40,15 +42,34 @@ class SourceImages:
         return self.images.batch(which, self.device)
 
 
+class Classifier(nn.Module, ABC):
+    """What a target method learned: a function of images to scores, whose `state_dict` is all that it depends on."""
+
+    transductive: bool = False  # whether the scores of an image depend on the others that it is scored with
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores `[B, classes]` of images `[B, C, H, W]`, the largest for the predicted class.
+
+        `probabilities` turns them into probabilities.
+        """
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The probability of each class, `[B, classes]` float64, of this classifier's scores: their softmax."""
+        return scores.double().softmax(1)
+
+
 class TargetMethod(Checked, ABC):
-    """From a learner and the labelled training images of a target to scores of its test images.
+    """From a learner and the labelled training images of a target to a classifier of further images.
 
     Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
-    left as it is.
+    left as it is. Whatever the backbone's norm, the statistics of a classifier are those of training images: a prediction
+    depends on no other test image (see `metarun.ops.batch_norm.keep_statistics`).
     """
 
     configured_by = "transfer"
     needs_source: bool = False
+    uses_method: bool = False  # whether it predicts by the learner's own method, and does not take its backbone alone
 
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
@@ -58,11 +79,27 @@ class TargetMethod(Checked, ABC):
             raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
 
     @abstractmethod
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        """Scores `[n_test, classes]` of the test images, the largest for the predicted class.
+    def fit(self, train: Batch, classes: int) -> Classifier:
+        """Learns from the target's training images.
 
-        `train.y` is in [0, classes). Random draws come from the global generator, which the caller seeds.
+        Random draws come from the global generator, which the caller seeds.
+
+        Args:
+            train: the images, with `y` in [0, `classes`); each class has one image at least.
+            classes: of the target.
+
+        Returns:
+            A classifier, which leaves the learner's weights as they are but may hold them.
         """
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Classifier:
+        """The classifier whose `state_dict` is `state`, as `fit` returned it for so many classes."""
+
+    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+        """Scores `[n_test, classes]` of `test_x` by a classifier that is fitted to `train`."""
+        scores: Tensor = self.fit(train, classes)(test_x)
+        return scores
 
     def check(self, classes: int) -> None:
         """Raises `UserError` if it cannot serve a target of so many classes: before anything is trained."""
@@ -70,11 +107,26 @@ class TargetMethod(Checked, ABC):
     @property
     def transductive(self) -> bool:
         """Whether the prediction for a test image depends on the others."""
-        return self.learner.transductive
+        return False
 
 
 class Own(TargetMethod):
-    """The learner's own way: the training images are the support set of one large episode, the test images its queries."""
+    """The learner's own way: the training images are the support set of one large episode, the test images its queries.
+
+    Where the learner's norm is `batch`, its statistics are those of the training images, as with the norm `support`: those
+    of the queries would make a prediction depend on the other test images.
+    """
+
+    @cached_property
+    def inductive(self) -> Algorithm:
+        """The learner with a norm that looks at no query."""
+        if not batch_norm.transductive(self.learner.backbone.norm):
+            return self.learner
+        learner = copy.deepcopy(self.learner)
+        batch_norm.change_kind(learner, {"batch": "support"})
+        return learner
+
+    uses_method = True
 
     def check(self, classes: int) -> None:
         learner = self.learner
@@ -84,13 +136,99 @@ class Own(TargetMethod):
                 f"{classes} classes; train with task.ways={classes}, or choose another transfer="
             )
 
-    @torch.no_grad()
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        learner = self.learner
-        learner.eval()
-        blank = torch.zeros(1, len(test_x), dtype=torch.int64, device=test_x.device)
+    def fit(self, train: Batch, classes: int) -> OwnClassifier:
         order = train.y.argsort(stable=True)  # sets are class-major
-        return learner.predict(Episodes(train.x[order][None], train.y[order][None], test_x[None], blank, classes))[0]
+        return OwnClassifier(self.inductive, train.x[order], train.y[order], classes)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> OwnClassifier:
+        learner = copy.deepcopy(self.inductive)
+        return loaded(OwnClassifier(learner, state["support_x"], state["support_y"], classes), state)
+
+    @property
+    def transductive(self) -> bool:
+        return self.inductive.transductive
+
+
+class OwnClassifier(Classifier):
+    """The learner's predictions for images as queries of an episode whose support set is class-major."""
+
+    support_x: Tensor
+    support_y: Tensor
+
+    def __init__(self, learner: Algorithm, support_x: Tensor, support_y: Tensor, classes: int) -> None:
+        super().__init__()
+        self.learner, self.classes = learner, classes
+        self.transductive = learner.transductive
+        self.register_buffer("support_x", support_x)
+        self.register_buffer("support_y", support_y)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        self.learner.eval()
+        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
+        shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
+        sets = self.support_x[None], self.support_y[None], images[None], blank
+        return self.learner.predict(Episodes(*sets, self.classes, shots))[0]
+
+
+class Frozen(Classifier):
+    """A classifier of the features of a backbone that nothing trained further."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.of_features(features(self.backbone, images))
+
+    @abstractmethod
+    def of_features(self, x: Tensor) -> Tensor:
+        """Scores `[B, classes]` of features `[B, D]` in float32."""
+
+
+class Tuned(Classifier):
+    """A linear head on a backbone that was trained on the target, or that something was added to."""
+
+    def __init__(self, backbone: Backbone, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.head(features(self.backbone, images)).float()
+        return scores
+
+
+ClassifierT = TypeVar("ClassifierT", bound=Classifier)
+
+
+def loaded(classifier: ClassifierT, state: Mapping[str, Tensor]) -> ClassifierT:
+    """`classifier` with the weights `state`, in evaluation mode; norms that kept statistics when they were fitted do so again."""
+    if any(name.endswith("running_mean") for name in state):
+        batch_norm.change_kind(classifier, dict.fromkeys(batch_norm.OF_A_SET, "running"))
+    classifier.load_state_dict(dict(state))
+    classifier.eval()
+    return classifier
+
+
+def keep_statistics(backbone: Backbone, x: Tensor) -> None:
+    """Fixes the statistics of norms that are of a set as those of (at most 256 of) the training images `x`, in place.
+
+    The images are taken evenly from `x`, which is class-major: each class has its share.
+    """
+    if batch_norm.needs_reference(backbone.norm):
+        places = torch.linspace(0, len(x) - 1, min(len(x), batch_norm.REFERENCE_IMAGES), device=x.device)
+        backbone.eval()
+        batch_norm.keep_statistics(backbone, lambda: backbone(x[places.round().long()]))
+
+
+def with_statistics(backbone: Backbone, x: Tensor) -> Backbone:
+    """`backbone` itself where an image's features are its own affair, else a copy that keeps the statistics of `x`."""
+    if batch_norm.needs_reference(backbone.norm):
+        backbone = copy.deepcopy(backbone)
+        keep_statistics(backbone, x)
+    return backbone
 
 
 @torch.no_grad()
@@ -98,7 +236,6 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     training = backbone.training
     backbone.eval()
-    # Of nearly equal sizes: a last chunk of few images would have poor statistics where the backbone takes its batch's.
     found = torch.cat([backbone(chunk).float() for chunk in x.tensor_split(math.ceil(len(x) / CHUNK))])
     backbone.train(training)
     return found

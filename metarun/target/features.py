@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from metarun.core import Algorithm, Batch
-from metarun.target.base import TargetMethod, features
+from metarun.core import Algorithm, Backbone, Batch
+from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 
 class LogisticRegression(TargetMethod):
@@ -24,15 +28,20 @@ class LogisticRegression(TargetMethod):
         super().__init__(learner)
         self.inverse_penalty = inverse_penalty
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        from sklearn.linear_model import LogisticRegression as Classifier
+    def fit(self, train: Batch, classes: int) -> LogisticScores:
+        from sklearn.linear_model import LogisticRegression as Model
 
-        known, asked = (features(self.learner.backbone, x).double() for x in (train.x, test_x))
-        known, asked = standardised(known, asked)
-        model = Classifier(C=self.inverse_penalty, max_iter=5000).fit(known.cpu().numpy(), train.y.cpu().numpy())
-        scores = torch.full((len(test_x), classes), -torch.inf, dtype=torch.float64)
-        scores[:, torch.as_tensor(model.classes_)] = torch.as_tensor(model.predict_log_proba(asked.cpu().numpy()))
-        return scores
+        backbone = with_statistics(self.learner.backbone, train.x)
+        known = features(backbone, train.x).double()
+        scaling = Scaling(known)
+        model = Model(C=self.inverse_penalty, max_iter=5000).fit(scaling(known).cpu().numpy(), train.y.cpu().numpy())
+        found = (torch.as_tensor(array) for array in (model.coef_, model.intercept_, model.classes_))
+        return LogisticScores(backbone, scaling, classes, *found)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> LogisticScores:
+        model = (state[name] for name in ("coefficients", "intercepts", "known_classes"))
+        backbone = copy.deepcopy(self.learner.backbone)
+        return loaded(LogisticScores(backbone, Scaling(state["scaling.mean"][None]), classes, *model), state)
 
 
 class LinearProbe(TargetMethod):
@@ -56,8 +65,11 @@ class LinearProbe(TargetMethod):
         super().__init__(learner)
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known, asked = standardised(*(features(self.learner.backbone, x) for x in (train.x, test_x)))
+    def fit(self, train: Batch, classes: int) -> LinearScores:
+        backbone = with_statistics(self.learner.backbone, train.x)
+        known = features(backbone, train.x)
+        scaling = Scaling(known)
+        known = scaling(known)
         weight = torch.zeros(classes, known.shape[1], device=known.device, requires_grad=True)
         bias = torch.zeros(classes, device=known.device, requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -65,7 +77,13 @@ class LinearProbe(TargetMethod):
             optimizer.zero_grad()
             F.cross_entropy(F.linear(known, weight, bias), train.y).backward()
             optimizer.step()
-        return F.linear(asked, weight, bias).detach()
+        return LinearScores(backbone, scaling, weight.detach(), bias.detach())
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> LinearScores:
+        backbone = copy.deepcopy(self.learner.backbone)
+        return loaded(
+            LinearScores(backbone, Scaling(state["scaling.mean"][None]), state["weight"], state["bias"]), state
+        )
 
 
 class NearestCentroid(TargetMethod):
@@ -83,17 +101,102 @@ class NearestCentroid(TargetMethod):
         super().__init__(learner)
         self.normalize = normalize
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known, asked = (features(self.learner.backbone, x) for x in (train.x, test_x))
+    def fit(self, train: Batch, classes: int) -> CentroidScores:
+        backbone = with_statistics(self.learner.backbone, train.x)
+        known, mean = features(backbone, train.x), None
         if self.normalize:
             mean = known.mean(0)
-            known, asked = F.normalize(known - mean, dim=1), F.normalize(asked - mean, dim=1)
+            known = F.normalize(known - mean, dim=1)
         members = F.one_hot(train.y, classes).to(known.dtype)
-        return -torch.cdist(asked, members.T @ known / members.sum(0)[:, None]).square()
+        return CentroidScores(backbone, members.T @ known / members.sum(0)[:, None], mean)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> CentroidScores:
+        backbone = copy.deepcopy(self.learner.backbone)
+        return loaded(CentroidScores(backbone, state["centroids"], state.get("mean")), state)
 
 
-def standardised(known: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Both shifted and scaled by the mean and deviation of each of the features in `known`; constant ones become 0."""
-    mean, deviation = known.mean(0), known.std(0, unbiased=False)
-    scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0)
-    return (known - mean) * scale, (asked - mean) * scale
+class Scaling(nn.Module):
+    """Shifts and scales features by the mean and deviation of each of them in `known` `[n, D]`; constant ones become 0."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        deviation = known.std(0, unbiased=False)
+        self.register_buffer("mean", known.mean(0))
+        self.register_buffer("scale", torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.scale
+
+
+class LogisticScores(Frozen):
+    """Log probabilities by a fitted logistic regression of scikit-learn; minus infinity for a class that it never saw."""
+
+    coefficients: Tensor
+    intercepts: Tensor
+    known_classes: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        scaling: Scaling,
+        classes: int,
+        coefficients: Tensor,
+        intercepts: Tensor,
+        known_classes: Tensor,
+    ) -> None:
+        super().__init__(backbone)
+        self.scaling, self.classes = scaling, classes
+        self.register_buffer("coefficients", coefficients)
+        self.register_buffer("intercepts", intercepts)
+        self.register_buffer("known_classes", known_classes)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        model = restored_regression(self.coefficients, self.intercepts, self.known_classes)
+        scores = torch.full((len(x), self.classes), -torch.inf, dtype=torch.float64)
+        found = model.predict_log_proba(self.scaling(x.double()).cpu().numpy())
+        scores[:, self.known_classes.cpu()] = torch.as_tensor(found)
+        return scores
+
+
+class LinearScores(Frozen):
+    """A linear function of scaled features."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, backbone: Backbone, scaling: Scaling, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(backbone)
+        self.scaling = scaling
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        return F.linear(self.scaling(x), self.weight, self.bias)
+
+
+class CentroidScores(Frozen):
+    """Minus the squared distance to each centroid, of features that are shifted by `mean` and made unit vectors if it is given."""
+
+    centroids: Tensor
+    mean: Tensor | None
+
+    def __init__(self, backbone: Backbone, centroids: Tensor, mean: Tensor | None) -> None:
+        super().__init__(backbone)
+        self.register_buffer("centroids", centroids)
+        self.register_buffer("mean", mean)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        x = x if self.mean is None else F.normalize(x - self.mean, dim=1)
+        return -torch.cdist(x, self.centroids).square()
+
+
+def restored_regression(coefficients: Tensor, intercepts: Tensor, classes: Tensor) -> Any:
+    """The fitted logistic regression of scikit-learn that has these numbers."""
+    from sklearn.linear_model import LogisticRegression as Model
+
+    model = Model()
+    model.coef_, model.intercept_, model.classes_ = (x.cpu().numpy() for x in (coefficients, intercepts, classes))
+    return model

@@ -14,7 +14,7 @@ Differences from the papers:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from metarun.config.types import Ge, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, copied, features, new_head
+from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
 
 
 class FineTuning(TargetMethod):
@@ -73,14 +73,12 @@ class FineTuning(TargetMethod):
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay
         self.l2_sp, self.l2_head = l2_sp, l2_head
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        backbone, head = self.fit(train, classes)
-        with torch.no_grad():
-            scores: Tensor = head(features(backbone, test_x)).float()
-        return scores
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
+        backbone = copied(self.learner.backbone)
+        assert isinstance(backbone, Backbone)
+        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
 
-    def fit(self, train: Batch, classes: int) -> tuple[Backbone, nn.Linear]:
-        """The fine-tuned copy of the backbone and its new head, both in evaluation mode."""
+    def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = copied(self.learner.backbone)
         assert isinstance(backbone, Backbone)
         head = new_head(backbone.features, classes, train.x.device)
@@ -107,7 +105,8 @@ class FineTuning(TargetMethod):
             loss.backward()
             optimizer.step()
             schedule.step()
-        return backbone.eval(), head.eval()
+        keep_statistics(backbone, train.x)
+        return Tuned(backbone, head)
 
     def groups(self, backbone: Backbone, head: nn.Module) -> list[dict[str, Any]]:
         """The parameter groups: the head, then each unfrozen block from the last to the first, each with its rate."""

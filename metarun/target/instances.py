@@ -27,7 +27,10 @@ Differences from the papers:
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -37,9 +40,10 @@ import torch
 from torch import Tensor
 
 from metarun.config.types import Ge, Interval, PositiveFloat, PositiveInt
-from metarun.core import Algorithm, Batch
+from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import SourceImages, TargetMethod, features
+from metarun.target.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
+from metarun.target.features import restored_regression
 
 HIGHEST_ERROR = 0.49
 
@@ -103,7 +107,13 @@ class TrainingSet:
 
     def standardised(self, x: np.ndarray) -> np.ndarray:
         """`x` `[k, D]`, shifted and scaled by the mean and deviation of each feature over all n + m images."""
-        return (x - self.x.mean(0)) / self.x.std(0).clip(1e-6)
+        mean, deviation = self.scaling
+        return (x - mean) / deviation
+
+    @property
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the deviation of each feature, `[D]` both, the latter at least 1e-6."""
+        return self.x.mean(0), self.x.std(0).clip(1e-6)
 
     def shared(self, weights: np.ndarray, share: float) -> np.ndarray:
         """The weights `[n + m]`, scaled so that `share` of their sum 1 is the target's."""
@@ -143,24 +153,39 @@ class InstanceTransfer(TargetMethod):
             )
 
     @cached_property
-    def known_source(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[n, D]` and labels `[n]` of the source's images: the learner stays, so all repeats have the same."""
+    def drawn(self) -> Batch:
+        """The source's images, the same in all repeats."""
         assert self.source is not None  # `needs_source`
-        source = self.source.draw(self.source_images)
-        return self.embedded(source.x), source.y.cpu().numpy()
+        return self.source.draw(self.source_images)
 
-    def embedded(self, x: Tensor) -> np.ndarray:
-        return features(self.learner.backbone, x).cpu().double().numpy()
+    @cached_property
+    def source_features(self) -> np.ndarray:
+        """Those of the source's images by the learner's own backbone, which stays: all repeats have the same."""
+        return embedded(self.learner.backbone, self.drawn.x)
 
-    def training_set(self, train: Batch) -> TrainingSet:
-        """The images to train on, the source's first."""
-        x, y = self.known_source
-        whole = np.concatenate([x, self.embedded(train.x)])
-        return TrainingSet(whole, np.concatenate([y, train.y.cpu().numpy()]), np.arange(len(whole)) >= len(x))
+    def training_set(self, backbone: Backbone, train: Batch) -> TrainingSet:
+        """The images to train on, the source's first, in the features of `backbone`."""
+        own = backbone is self.learner.backbone
+        x = self.source_features if own else embedded(backbone, self.drawn.x)
+        whole = np.concatenate([x, embedded(backbone, train.x)])
+        labels = np.concatenate([self.drawn.y.cpu().numpy(), train.y.cpu().numpy()])
+        return TrainingSet(whole, labels, np.arange(len(whole)) >= len(x))
 
-    def prepared(self, known: TrainingSet, test_x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Standardised features of the images to train on and of the test images."""
-        return known.standardised(known.x), known.standardised(self.embedded(test_x))
+    def fit(self, train: Batch, classes: int) -> Votes:
+        backbone = with_statistics(self.learner.backbone, train.x)
+        known = self.training_set(backbone, train)
+        models, votes = self.models(known)
+        found = (np.stack([getattr(model, name) for model in models]) for name in ("coef_", "intercept_"))
+        arrays = (*known.scaling, *found, models[0].classes_, np.array(votes))
+        return Votes(backbone, classes, *map(torch.as_tensor, arrays))
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Votes:
+        names = ("mean", "deviation", "coefficients", "intercepts", "known_classes", "votes")
+        return loaded(Votes(copy.deepcopy(self.learner.backbone), classes, *(state[name] for name in names)), state)
+
+    @abstractmethod
+    def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:
+        """Fitted logistic regressions on `known.standardised(known.x)`, and the weight of each one's probabilities."""
 
 
 class TrAdaBoost(InstanceTransfer):
@@ -188,18 +213,18 @@ class TrAdaBoost(InstanceTransfer):
         )
         self.rounds = rounds
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known = self.training_set(train)
-        x, tested = self.prepared(known, test_x)
+    def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:
+        x = known.standardised(known.x)
         weights = known.shared(np.ones(len(x)), self.target_share)
-        scores = np.zeros((len(tested), classes))
+        models, votes = [], []
         for number in range(1, self.rounds + 1):
             model = regression(x, known.y, weights, self.inverse_penalty)
             weights, vote = reweighted(weights, model.predict(x) != known.y, known.target, self.rounds)
             weights /= weights.sum()
             if number >= math.ceil(self.rounds / 2):
-                scores += vote * probabilities(model, tested, classes)
-        return torch.from_numpy(scores).float()
+                models.append(model)
+                votes.append(vote)
+        return models, votes
 
 
 class DensityRatio(InstanceTransfer):
@@ -227,11 +252,59 @@ class DensityRatio(InstanceTransfer):
         )
         self.highest_ratio = highest_ratio
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
-        known = self.training_set(train)
-        x, tested = self.prepared(known, test_x)
+    def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:
+        x = known.standardised(known.x)
         weights = np.ones(len(x))
         ratio = density_ratio(x[~known.target], x[known.target], self.inverse_penalty)
         weights[~known.target] = ratio.clip(max=self.highest_ratio)
-        model = regression(x, known.y, known.shared(weights, self.target_share), self.inverse_penalty)
-        return torch.from_numpy(probabilities(model, tested, classes)).float()
+        return [regression(x, known.y, known.shared(weights, self.target_share), self.inverse_penalty)], [1.0]
+
+
+class Votes(Frozen):
+    """The weighted sum of the class probabilities of logistic regressions on standardised features."""
+
+    mean: Tensor
+    deviation: Tensor
+    coefficients: Tensor
+    intercepts: Tensor
+    known_classes: Tensor
+    votes: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        mean: Tensor,
+        deviation: Tensor,
+        coefficients: Tensor,
+        intercepts: Tensor,
+        known_classes: Tensor,
+        votes: Tensor,
+    ) -> None:
+        super().__init__(backbone)
+        self.classes = classes
+        for name, value in {
+            "mean": mean,
+            "deviation": deviation,
+            "coefficients": coefficients,
+            "intercepts": intercepts,
+            "known_classes": known_classes,
+            "votes": votes,
+        }.items():
+            self.register_buffer(name, value)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        asked = (x.cpu().double().numpy() - self.mean.cpu().numpy()) / self.deviation.cpu().numpy()
+        scores = np.zeros((len(asked), self.classes))
+        for coefficients, intercepts, vote in zip(self.coefficients, self.intercepts, self.votes, strict=True):
+            model = restored_regression(coefficients, intercepts, self.known_classes)
+            scores += vote.item() * probabilities(model, asked, self.classes)
+        return torch.from_numpy(scores).float()
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.double() / scores.double().sum(1, keepdim=True).clamp_min(1e-300)
+
+
+def embedded(backbone: Backbone, x: Tensor) -> np.ndarray:
+    """Features `[n, D]` float64 of images."""
+    return features(backbone, x).cpu().double().numpy()

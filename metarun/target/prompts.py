@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from metarun.config.types import DropRate, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, features, new_head
+from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
 from metarun.target.finetuning import Shuffled
 
 MATRICES: list[tuple[type[nn.Module], str]] = [
@@ -72,10 +72,17 @@ class Prompts(TargetMethod):
         self.prompts, self.deep = prompts, deep
         self.training = Training(optimizer, steps, batch_size, warm_up)
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+    def fit(self, train: Batch, classes: int) -> Prompted:
         backbone = frozen(self.learner.backbone)
         prompts = add_prompts(backbone, self.prompts, deep=self.deep)
-        return self.training(backbone, [prompts], train, self.augment, classes)(test_x)
+        head = self.training(backbone, [prompts], train, self.augment, classes)
+        keep_statistics(backbone, train.x)
+        return Prompted(backbone, head, prompts)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Prompted:
+        backbone = frozen(self.learner.backbone)
+        head = new_head(backbone.features, classes, state["head.bias"].device)
+        return loaded(Prompted(backbone, head, add_prompts(backbone, self.prompts, deep=self.deep)), state)
 
 
 class LoRA(TargetMethod):
@@ -113,10 +120,17 @@ class LoRA(TargetMethod):
         self.rank, self.alpha, self.targets = rank, alpha, targets
         self.training = Training(optimizer, steps, batch_size, warm_up)
 
-    def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
+    def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = frozen(self.learner.backbone)
         changes = add_low_rank(backbone, self.rank, self.alpha, self.targets)
-        return self.training(backbone, changes, train, self.augment, classes)(test_x)
+        head = self.training(backbone, changes, train, self.augment, classes)
+        keep_statistics(backbone, train.x)
+        return Tuned(backbone, head)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
+        backbone = frozen(self.learner.backbone)
+        add_low_rank(backbone, self.rank, self.alpha, self.targets)
+        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
 
 
 class Training:
@@ -143,8 +157,8 @@ class Training:
         train: Batch,
         augment: Callable[[Tensor], Tensor],
         classes: int,
-    ) -> Callable[[Tensor], Tensor]:
-        """A function of images to their scores `[n, classes]`, by the backbone trained in these parameters and its new head."""
+    ) -> nn.Linear:
+        """Trains the backbone in these parameters, in place, and a new linear head, which is returned."""
         head = new_head(backbone.features, classes, train.x.device)
         optimizer = self.optimizer([*parameters, *head.parameters()])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
@@ -156,13 +170,15 @@ class Training:
             loss.backward()
             optimizer.step()
             schedule.step()
+        return head
 
-        @torch.no_grad()
-        def scores(x: Tensor) -> Tensor:
-            found: Tensor = head(features(backbone, x))
-            return found
 
-        return scores
+class Prompted(Tuned):
+    """A backbone with prompts, which its hooks read, and a linear head."""
+
+    def __init__(self, backbone: Backbone, head: nn.Linear, prompts: nn.Parameter) -> None:
+        super().__init__(backbone, head)
+        self.prompts = prompts
 
 
 def frozen(backbone: Backbone) -> Backbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from metarun.data.image_batches import Labelled, generator
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import metrics
+from metarun.target import predictions
+from metarun.target.predictions import Predicted
 
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
@@ -26,9 +29,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metarun")
 
+PREDICTIONS = "predictions"  # the folder of what each repeat predicted
+DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20% to test on"
+
 
 class Target:
-    """A data set's training images, of which small subsets are drawn, and its test images.
+    """Labelled images to train on, of which small subsets are drawn, and others to test on.
+
+    A data set with a test part of its own keeps it. Any other is divided anew in each repeat, for one fixed division would
+    make all repeats test the same few images. `train`, `validation` and `test` are its own parts, or one fixed draw of 80, 10
+    and 10%, for a method that trains on source and target together.
 
     `settings` are the config's `target`. Raises `UserError` for a data set that cannot be a target, and for subsets that
     cannot be drawn.
@@ -39,14 +49,14 @@ class Target:
         self.settings = settings
         self.train, self.test = (_named(source.labelled(part), part) for part in ("train", "test"))
         self.validation = source.labelled("val")  # for methods that train on the target's labels
+        self.images = None if source.has_test_part else source.labelled(None)  # that are divided anew
         self.names = self.train.names
         if len(self.names) < 2:
             raise UserError(f"target: has one class alone ({self.names[0]}); there is nothing to tell apart")
         sizes = settings.train_images
         self.sizes: list[int | None] = [sizes] if sizes is None or isinstance(sizes, int) else sorted(sizes)
         for size in self.sizes:  # all that can be wrong with them is found before anything is trained
-            self.train.subset(size, "target.train_images", settings.subset_seed, 0)
-        self.test.subset(settings.test_images, "target.test_images", settings.subset_seed, 0)
+            self.subset(size, 0)
 
     def fit_to(self, source: DataSource) -> None:
         """Brings all images to the shape of the source's, for a backbone that was trained on these."""
@@ -65,76 +75,158 @@ class Target:
         self.train, self.validation, self.test = (
             replace(part, change=change) for part in (self.train, self.validation, self.test)
         )
+        self.images = self.images and replace(self.images, change=change)
+
+    def division(self, repeat: int) -> tuple[Labelled, Labelled]:
+        """All images to train on and all to test on in one repeat; none is in both."""
+        if self.images is None:
+            return self.train, self.test
+        return self.images.divide(self.settings.subset_seed, repeat)
 
     def subset(self, size: int | None, repeat: int) -> tuple[Labelled, Labelled]:
-        """The training and the test images of one repeat."""
+        """The training and the test images of one repeat; a larger training set holds the smaller ones."""
         seed = self.settings.subset_seed
+        train, test = self.division(repeat)
         return (
-            self.train.subset(size, "target.train_images", seed, repeat),
-            self.test.subset(self.settings.test_images, "target.test_images", seed, repeat),
+            train.subset(size, "target.train_images", seed, repeat),
+            test.subset(self.settings.test_images, "target.test_images", seed, repeat),
         )
+
+    def varied(self, size: int | None) -> list[str]:
+        """What differs between the images of the repeats with `size` training images; nothing where all have the same."""
+        train, test = self.division(0)
+        found = [] if self.images is None else ["division into training and test images"]
+        if size is not None and size < len(train):
+            found.append("training subset")
+        if self.settings.test_images is not None and self.settings.test_images < len(test):
+            found.append("test subset")
+        return found
 
     def measure(
         self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, logger: RunLogger
     ) -> dict[str, Any]:
-        """Scores of `method` on every size and repeat, shared out among the ranks: numbers for `result.json`.
+        """Scores of `method` on every size and repeat, shared out among the ranks.
 
-        Each is kept in `folder` as soon as it is there, so that a killed run goes on with the next.
+        Each is kept in `folder` as soon as it is there, so that a killed run goes on with the next. Beside `folder` rank 0
+        leaves `test_scores.npz` for paired comparisons and `predictions.csv` of the largest training subsets.
+
+        Args:
+            method: what is measured.
+            seed: of the run; the draws of a repeat depend on it, the size and the repeat.
+            hardware: where it is computed.
+            folder: of the numbers of each repeat.
+            logger: where the learning curve goes.
+
+        Returns:
+            Numbers for `result.json`.
+
+        Raises:
+            UserError: where scores are not finite.
         """
         settings, world = self.settings, hardware.world
         jobs = [(size, repeat) for size in self.sizes for repeat in range(settings.repeats)]
         if world.main:
             folder.mkdir(exist_ok=True)
+            (folder.parent / PREDICTIONS).mkdir(exist_ok=True)
         world.barrier()
         began = time.perf_counter()
         with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
-                if number % world.size != world.rank:
-                    continue
-                path = folder / f"{size or 'all'}-{repeat}.json"
-                if not path.is_file():
-                    train, test = self.subset(size, repeat)
-                    hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
-                    known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
-                    with hardware.autocast():
-                        scores = method.predict(known, asked.x, len(self.names))
-                    if not scores.isfinite().any(1).all():
-                        raise UserError(
-                            f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
-                            "transfer.optimizer.lr"
-                        )
-                    found = metrics.classification(scores.double().cpu().numpy(), test.labels)
-                    files.save_json(path, {"train_images": len(train), "test_images": len(test), **found})
+                if number % world.size == world.rank:
+                    self._measure_one(method, seed, hardware, folder, size, repeat)
                 advance(number + 1)
         world.barrier()
         curve: list[dict[str, Any]] = []
         values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
             repeats = [
-                json.loads((folder / f"{size or 'all'}-{repeat}.json").read_text())
-                for repeat in range(settings.repeats)
+                json.loads((folder / f"{_stem(size, repeat)}.json").read_text()) for repeat in range(settings.repeats)
             ]
-            curve.append(metrics.over_repeats(repeats))
+            curve.append(metrics.over_repeats(repeats, same_images=not self.varied(size)))
             values.append([repeat["acc"] for repeat in repeats])
-            logger.curve("target/acc_of_train_images", curve[-1]["acc"], curve[-1]["train_images"])
-            log.info(
-                "target: %d images, accuracy %.4f +- %.4f", *(curve[-1][k] for k in ("train_images", "acc", "acc_ci95"))
-            )
+            point = curve[-1]
+            logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
+            half = point["acc_ci95"]
+            width = "too few for an interval" if half is None else f"+- {half:.4f}"
+            log.info("target: %d images, accuracy %.4f, %s", point["train_images"], point["acc"], width)
+        test = self.subset(self.sizes[-1], 0)[1]
+        found: dict[str, Any] = {f"target/{name}": value for name, value in curve[-1].items()}
         if world.main:
-            files.save_arrays(folder.parent / "test_scores.npz", values=np.array(values))
-        last = {f"target/{name}": value for name, value in curve[-1].items()}
+            arrays = {"values": np.array(values)}
+            every = list(self._predictions(folder.parent / PREDICTIONS))
+            if curve[-1]["over"] == "test images":
+                arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
+            files.save_arrays(folder.parent / "test_scores.npz", **arrays)
+            found["target/predictions"] = {
+                "file": "predictions.csv",
+                "train_images": curve[-1]["train_images"],
+                "repeats": predictions.write(folder.parent / "predictions.csv", every),
+            }
         return {
-            **last,
+            **found,
             "target/curve": curve,
             "target/classes": self.names,
-            "target/chance": float(np.max(self.test.counts) / len(self.test)),
-            "target/interval": f"95%, over {settings.repeats} repeats (training subset, test subset, and draws), Student's t",
+            "target/chance": float(np.max(test.counts) / len(test)),
+            "target/division": "the data set's own" if self.images is None else DIVIDED_ANEW,
+            "target/interval": self.interval(self.sizes[-1], curve[-1]),
             "target/seconds": time.perf_counter() - began,
         }
 
+    def _measure_one(
+        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, size: int | None, repeat: int
+    ) -> None:
+        stem = _stem(size, repeat)
+        numbers, scored = folder / f"{stem}.json", folder.parent / PREDICTIONS / f"{stem}.npz"
+        if numbers.is_file() and scored.is_file():
+            return
+        train, test = self.subset(size, repeat)
+        hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
+        known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
+        with hardware.autocast():
+            classifier = method.fit(known, len(self.names))
+            scores = classifier(asked.x)
+        if not scores.isfinite().any(1).all():
+            raise UserError(
+                f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
+                "transfer.optimizer.lr"
+            )
+        shares = classifier.probabilities(scores).float().cpu().numpy()
+        values = scores.double().cpu().numpy()
+        files.save_arrays(scored, probabilities=shares, classes=values.argmax(1))
+        found = metrics.classification(values, test.labels)
+        files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
+
+    def _predictions(self, folder: Path) -> Iterator[Predicted]:
+        """Of each repeat with the most training images."""
+        size = self.sizes[-1]
+        for repeat in range(self.settings.repeats):
+            train, test = self.subset(size, repeat)
+            with np.load(folder / f"{_stem(size, repeat)}.npz") as stored:
+                yield Predicted(repeat, len(train), test, stored["classes"], stored["probabilities"])
+
+    def interval(self, size: int | None, point: dict[str, Any]) -> str:
+        """Over what the interval of a point of the learning curve is: what varied, and what did not."""
+        repeats, tested = point["repeats"], point["test_images"]
+        if point["acc_ci95"] is None:
+            return "too few for an interval"
+        if point["over"] == "test images":
+            draws = f"; {repeats} repeats (draws) have the same images" if repeats > 1 else ""
+            return f"95%, over the {tested} test images, Wilson{draws}"
+        varied = ", ".join([*self.varied(size), "draws"])
+        if point["agree"]:
+            return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test images of one, Wilson"
+        same = "" if "test" in varied else f" on the same {tested} test images"
+        return f"95%, over {repeats} repeats ({varied}){same}, Student's t"
+
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`."""
-        return {**self.source.describe(), "images": {"train": len(self.train), "test": len(self.test)}}
+        if self.images is None:
+            return {**self.source.describe(), "images": {"train": len(self.train), "test": len(self.test)}}
+        return {**self.source.describe(), "images": {"all": len(self.images)}}
+
+
+def _stem(size: int | None, repeat: int) -> str:
+    return f"{size or 'all'}-{repeat}"
 
 
 def _named(images: Labelled, part: str) -> Labelled:

@@ -31,7 +31,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from metarun.config.types import PositiveFloat, PositiveInt
+from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
@@ -83,7 +83,7 @@ class ATS(Wrapper):
         method: Algorithm,
         validation: EpisodeSampler,
         *,
-        steps: PositiveInt,
+        steps: NonNegativeInt,
         chosen: PositiveInt = 2,
         step_size: PositiveFloat = 0.01,
         temperature: PositiveFloat = 0.1,

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from metarun.config.checked import Checked
 from metarun.core import Algorithm, Episodes
 
 METHOD = "method."  # what the names of the method's weights begin with among the wrapper's
 
 
-class Wrapper(nn.Module, ABC):
+class Wrapper(Checked, nn.Module, ABC):
     """Holds a method and replaces its training loss, and nothing else of it.
 
     The method stays the algorithm of the run: validation, tests, later stages and `best.pt` have it alone. What a wrapper

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
+from metarun.report.text import half
 
 from . import store
 from .changed import ROOT, Checkout
@@ -112,7 +113,7 @@ def task_cells(made: Made) -> list[str]:
     return [
         made.run.row.label or name_of("algo", result["choices"]["algo"]),
         f"{result['choices']['data']}{split}, {count}, {queries}; norm {protocol['norm']}",
-        errors(result) if regression else f"**{result['test/acc']:.2%}** ± {result['test/acc_ci95']:.2%}",
+        errors(result) if regression else f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
         "none collected" if published is None else str(published),
         f"{result['test/episodes']:,}",
         "yes" if protocol["transductive"] else "no",
@@ -125,7 +126,7 @@ def errors(result: dict[str, Any]) -> str:
     """Mean squared errors with their intervals after 1, 5 and 10 inner steps, and how many tasks diverged."""
     after = result["test/after_inner_steps"]
     steps = [step for step in STEPS if step in after]
-    values = " / ".join(f"**{after[step]['mse']:.3f}** ± {after[step]['mse_ci95']:.3f}" for step in steps)
+    values = " / ".join(f"**{after[step]['mse']:.3f}** {half(after[step]['mse_ci95'], '.3f')}" for step in steps)
     diverged = max(after[step]["diverged"] for step in steps)
     return f"MSE {values} after {' / '.join(steps)} steps" + (f"; {diverged} tasks diverged" if diverged else "")
 
@@ -181,7 +182,7 @@ def method_cells(made: Made) -> list[str]:
     published = find(choices, *kind(result)) if plain else None
     return [
         label(result),
-        f"**{result['test/acc']:.2%}** ± {result['test/acc_ci95']:.2%}",
+        f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
         ("none collected" if plain else "") if published is None else str(published),
         f"{result['untrained/acc']:.1%}" if "untrained/acc" in result else "",
         "yes" if result["protocol"]["transductive"] else "no",
@@ -243,21 +244,16 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
         lines.append(
             [
                 row.label,
-                f"**{np.mean(values):.1%}**{half(over_seeds(values))}",
+                f"**{np.mean(values):.1%}**{', one seed' if len(values) == 1 else ' ' + half(over_seeds(values), '.1%')}",
                 str(len(values)),
                 ""
                 if found is None
-                else f"{found.mean * 100:+.1f} ± {found.half * 100:.1f} points ({found.pairs} pairs)",
+                else f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points ({found.pairs} pairs)",
                 f"`{row.command}`",
                 mark_of_all(runs, mark),
             ]
         )
     return markdown(columns, lines)
-
-
-def half(width: float | None) -> str:
-    """Half an interval, or that there is none."""
-    return ", one seed" if width is None else f" ± {width:.1%}"
 
 
 # A small labelled target: a row for each approach, a column for each number of training images.
@@ -302,10 +298,10 @@ def over_draws(runs: list[Made], place: int, name: str) -> str:
     """The mean over source seeds and draws; half its 95% interval is over the draws (Student's t), seeds averaged first."""
     mean = mean_of(runs, place, name)
     if len(runs) == 1:
-        return f"{mean:.1%} ± {runs[0].result['target/curve'][place][f'{name}_ci95']:.1%}"
+        return f"{mean:.1%} {half(runs[0].result['target/curve'][place][f'{name}_ci95'], '.1%')}"
     if name == "acc" and all("target/values" in made.result for made in runs):
         draws = np.mean([made.result["target/values"][place] for made in runs], axis=0)
-        return f"{mean:.1%} ± {over_seeds(list(draws)) or 0:.1%}"
+        return f"{mean:.1%} {half(over_seeds(list(draws)), '.1%')}"
     return f"{mean:.1%}"
 
 
@@ -315,7 +311,14 @@ def against(runs: list[Made], scratch: list[Made]) -> str:
         return ""
     ours, theirs = (np.mean([made.result["target/values"][-1] for made in side], axis=0) for side in (runs, scratch))
     found = paired(ours - theirs)
-    return "" if found is None else f"{found.mean * 100:+.1f} ± {found.half * 100:.1f} points"
+    if found is None:
+        return ""
+    return f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points"
+
+
+def points(share: float | None) -> float | None:
+    """A share in percentage points."""
+    return None if share is None else share * 100
 
 
 def source_training(runs: list[Made]) -> str:

@@ -1,0 +1,56 @@
+"""`predictions.csv` of a run: what was predicted of each test image of the target, and with what probabilities."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from metarun import files
+from metarun.data.image_batches import Labelled
+
+LIMIT = 200_000  # rows, at most, beyond those of the first repeat
+
+
+class Predicted(NamedTuple):
+    """What a classifier said of test images."""
+
+    repeat: int
+    train_images: int
+    images: Labelled  # n
+    classes: np.ndarray  # int64 [n], the predicted ones
+    probabilities: np.ndarray  # [n, classes]
+
+
+def write(path: Path, every: Iterable[Predicted]) -> int:
+    """Writes a line for each image of each of the `every`, in this order, all or nothing.
+
+    Columns are the repeat, the number of training images, the file (or the class and the place in it, where no files are known),
+    the truth, the prediction, whether it is right, and the probability of each class.
+
+    Returns:
+        How many repeats were written: all, or as many as have `LIMIT` lines together, but one at least.
+    """
+    text, rows, repeats = io.StringIO(), 0, 0
+    writer = csv.writer(text, lineterminator="\n")
+    for one in every:
+        names = one.images.names
+        if repeats == 0:
+            heading = ["repeat", "train_images", "file", "truth", "prediction", "right"]
+            writer.writerow([*heading, *(f"probability of {name}" for name in names)])
+        elif rows + len(one.images) > LIMIT:
+            break
+        for file, truth, found, shares in zip(
+            one.images.identities, one.images.labels, one.classes, one.probabilities, strict=True
+        ):
+            shown = [f"{share:.6g}" for share in shares]
+            writer.writerow(
+                [one.repeat, one.train_images, file, names[truth], names[found], int(truth == found), *shown]
+            )
+        rows, repeats = rows + len(one.images), repeats + 1
+    files.save_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+    return repeats

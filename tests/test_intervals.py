@@ -1,0 +1,344 @@
+"""What an interval is over, that it is never of no width, and how a target's images are divided from repeat to repeat."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import hardware, toy_images
+from PIL import Image
+from scipy import stats
+from shell import make_images, metarun, result
+
+from metarun.config import Target as Settings
+from metarun.core import Batch
+from metarun.data.source import ImageSource
+from metarun.ops import metrics
+from metarun.report import statistics
+from metarun.report.text import half
+from metarun.runs.logger import RunLogger
+from metarun.target.base import Classifier, TargetMethod
+from metarun.target.target import Target
+
+SOURCE = toy_images(classes=3, per_class=20)
+
+
+def with_parts(train: int, test: int) -> ImageSource:
+    """The same images in parts of their own."""
+    source = toy_images(classes=3, per_class=20)
+    source.table.metadata["parts"] = {"train": [train] * 3, "val": [20 - train - test] * 3, "test": [test] * 3}
+    return source
+
+
+class Sure(Classifier):
+    """Right of a share of the images, by a rule of the image."""
+
+    def __init__(self, wrong: float) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.double().mean((1, 2, 3))
+        return torch.stack([means * 0, (means * 1e4 % 1 >= self.wrong) * 1.0, means * 0], dim=1)
+
+
+class Rule(TargetMethod):
+    """Learns nothing."""
+
+    def __init__(self, wrong: float = 0.0) -> None:
+        self.wrong = wrong
+
+    def fit(self, train: Batch, classes: int) -> Sure:
+        return Sure(self.wrong)
+
+    restore = None  # type: ignore[assignment]
+
+
+def measured(source: ImageSource, folder: Path, rule: TargetMethod | None = None, **settings: Any) -> dict[str, Any]:
+    return Target(source, Settings(**settings)).measure(
+        rule or Rule(0.5), 0, hardware(), folder / "target", RunLogger(None)
+    )
+
+
+# Division
+
+
+def test_images_without_a_test_part_are_divided_anew_in_each_repeat() -> None:
+    target = Target(SOURCE, Settings())
+    tests = []
+    for repeat in range(10):
+        train, test = target.subset(None, repeat)
+        assert not set(train.rows) & set(test.rows)
+        assert sorted([*train.rows, *test.rows]) == list(range(60))
+        assert train.counts.tolist() == [16] * 3
+        assert test.counts.tolist() == [4] * 3
+        assert [list(part.rows) for part in target.subset(None, repeat)] == [list(train.rows), list(test.rows)]
+        tests.append(set(test.rows))
+    assert all(one != other for one, other in itertools.combinations(tests, 2))
+    assert len(set.union(*tests)) > 45
+    other = Target(SOURCE, Settings(subset_seed=1))
+    assert set(other.subset(None, 0)[1].rows) != tests[0]
+
+
+def test_smaller_subsets_lie_in_larger_ones_and_never_among_the_test_images() -> None:
+    target = Target(SOURCE, Settings(train_images=[3, 10, 30], test_images=6))
+    for repeat in range(4):
+        parts = [target.subset(size, repeat) for size in target.sizes]
+        for (small, test), (large, again) in itertools.pairwise(parts):
+            assert set(small.rows) < set(large.rows)
+            assert list(test.rows) == list(again.rows)
+            assert not set(large.rows) & set(test.rows)
+
+
+def test_a_test_part_of_its_own_stays() -> None:
+    target = Target(with_parts(12, 5), Settings(train_images=9))
+    tests = [list(target.subset(9, repeat)[1].rows) for repeat in range(5)]
+    assert all(test == tests[0] for test in tests)
+    assert tests[0] == list(target.test.rows)
+    assert len({tuple(target.subset(9, repeat)[0].rows) for repeat in range(5)}) == 5
+
+
+def test_all_rotations_of_an_image_are_on_one_side() -> None:
+    target = Target(toy_images(classes=2, per_class=10, rotations=True), Settings())
+    assert len(target.names) == 8
+    for repeat in range(5):
+        train, test = target.subset(None, repeat)
+        assert not set(train.rows) & set(test.rows)
+        assert len(train) + len(test) == 80
+
+
+# What varied
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "over", "said"),
+    [
+        (False, {}, "repeats", "95%, over 4 repeats (division into training and test images, draws), Student's t"),
+        (
+            False,
+            {"train_images": 9},
+            "repeats",
+            "95%, over 4 repeats (division into training and test images, training subset, draws), Student's t",
+        ),
+        (
+            False,
+            {"train_images": 9, "test_images": 6},
+            "repeats",
+            "95%, over 4 repeats (division into training and test images, training subset, test subset, draws), Student's t",
+        ),
+        (True, {}, "test images", "95%, over the 15 test images, Wilson; 4 repeats (draws) have the same images"),
+        (
+            True,
+            {"train_images": 36},
+            "test images",
+            "95%, over the 15 test images, Wilson; 4 repeats (draws) have the same images",
+        ),
+        (True, {"test_images": 6}, "repeats", "95%, over 4 repeats (test subset, draws), Student's t"),
+        (False, {"repeats": 1}, "test images", "95%, over the 12 test images, Wilson"),
+    ],
+)
+def test_the_interval_says_over_what_it_is(
+    parts: bool, settings: dict[str, Any], over: str, said: str, tmp_path: Path
+) -> None:
+    found = measured(with_parts(12, 5) if parts else SOURCE, tmp_path, **{"repeats": 4, **settings})
+    assert found["target/interval"] == said
+    assert found["target/over"] == over
+    assert found["target/acc_ci95"] > 0
+    accuracies = [json.loads(path.read_text())["acc"] for path in (tmp_path / "target").iterdir()]
+    if over == "repeats":
+        expected = stats.t.ppf(0.975, 3) * stats.sem(accuracies)
+        assert found["target/acc_ci95"] == pytest.approx(expected)
+    else:
+        low, high = stats.binomtest(
+            round(found["target/acc"] * found["target/test_images"]), found["target/test_images"]
+        ).proportion_ci(method="wilson")
+        mean = found["target/acc"]
+        assert found["target/acc_ci95"] == pytest.approx(max(high - mean, mean - low), rel=1e-4)
+        scores = np.load(tmp_path / "test_scores.npz")
+        assert scores["right"].shape == (found["target/test_images"],)
+        assert scores["right"].mean() == pytest.approx(mean)
+
+
+def test_on_the_same_test_images_other_training_subsets_vary(tmp_path: Path) -> None:
+    class Drawn(Rule):
+        def fit(self, train: Batch, classes: int) -> Sure:
+            return Sure(float(torch.rand(())))
+
+    found = measured(with_parts(12, 5), tmp_path, Drawn(), train_images=9, repeats=4)
+    assert (
+        found["target/interval"]
+        == "95%, over 4 repeats (training subset, draws) on the same 15 test images, Student's t"
+    )
+
+
+def test_repeats_that_agree_have_the_interval_of_their_test_images(tmp_path: Path) -> None:
+    found = measured(SOURCE, tmp_path, Rule(0.0), repeats=2)  # all images are of class 1: a third is right in each
+    assert found["target/acc"] == pytest.approx(1 / 3)
+    assert (
+        found["target/interval"]
+        == "95%, 2 repeats (division into training and test images, draws) agree: over the 12 test images of one, Wilson"
+    )
+    low, high = metrics.wilson(1 / 3, 12)
+    assert found["target/acc_ci95"] == pytest.approx(max(high - 1 / 3, 1 / 3 - low))
+    assert found["target/over"] == "repeats"  # which other methods are paired with
+
+
+def test_every_point_of_a_curve_is_over_what_varied_there(tmp_path: Path) -> None:
+    found = measured(with_parts(12, 5), tmp_path, train_images=[9, 36], repeats=3)
+    assert [point["over"] for point in found["target/curve"]] == ["repeats", "test images"]
+    assert all(point["acc_ci95"] > 0 for point in found["target/curve"])
+
+
+# Predictions
+
+
+def test_each_prediction_is_in_a_table(tmp_path: Path) -> None:
+    found = measured(SOURCE, tmp_path, repeats=3, train_images=[4, 9])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert found["target/predictions"] == {"file": "predictions.csv", "train_images": 9, "repeats": 3}
+    assert len(rows) == 3 * 12
+    assert np.mean([row["truth"] == row["prediction"] for row in rows]) == pytest.approx(found["target/acc"])
+    assert [row["right"] == "1" for row in rows] == [row["truth"] == row["prediction"] for row in rows]
+    for row in rows:
+        assert row["file"].rpartition("/")[0] == row["truth"]
+        shares = [float(row[f"probability of class {number}"]) for number in range(3)]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+    first = Target(SOURCE, Settings(train_images=9)).subset(9, 0)[1]
+    expected = [f"class {row // 20}/{row % 20}" for row in first.rows]
+    assert [row["file"] for row in rows if row["repeat"] == "0"] == expected
+
+
+def test_a_run_that_is_taken_up_again_has_the_same_table(tmp_path: Path) -> None:
+    measured(SOURCE, tmp_path, repeats=3)
+    whole = (tmp_path / "predictions.csv").read_bytes()
+    for name in ("target/all-1.json", "predictions/all-2.npz", "predictions.csv"):
+        (tmp_path / name).unlink()
+    measured(SOURCE, tmp_path, repeats=3)
+    assert (tmp_path / "predictions.csv").read_bytes() == whole
+
+
+# Mathematics
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 400])
+def test_wilson_is_scipys_and_never_of_no_width(n: int) -> None:
+    for successes in {0, n // 3, n}:
+        low, high = stats.binomtest(successes, n).proportion_ci(method="wilson")
+        found = metrics.wilson(successes / n, n)
+        assert found == pytest.approx((low, high), rel=1e-3, abs=1e-4)
+        assert metrics.reach(successes / n, found) > 0
+
+
+def test_of_one_class_more_or_less_balanced_accuracy_covers_the_truth() -> None:
+    """Recalls 0.9 of 30 images and 0.6 of 200: 19 intervals in 20 hold their mean."""
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(2000):
+        one, other = draw.binomial(30, 0.9), draw.binomial(200, 0.6)
+        confusion = np.array([[one, 30 - one], [200 - other, other]])
+        half = metrics.over_images(confusion)["balanced_acc"]
+        assert half is not None
+        held += abs((one / 30 + other / 200) / 2 - 0.75) <= half
+    assert 0.94 < held / 2000 < 0.99
+
+
+def test_the_interval_of_an_auroc_is_that_of_its_draws() -> None:
+    """Two Gaussians that are one apart: the interval's deviation is that of the AUROC from draw to draw."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        positive, negative = draw.normal(1, 1, 40), draw.normal(0, 1, 60)
+        found.append((positive[:, None] > negative).mean())
+    half = metrics.over_images(np.array([[40, 20], [10, 30]]), float(np.mean(found)))["auroc"]
+    assert half == pytest.approx(1.96 * np.std(found), rel=0.1)
+    assert metrics.over_images(np.array([[60, 0], [0, 40]]), 1.0)["auroc"] is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n", [2, 600])
+def test_equal_accuracies_have_the_widest_interval_that_they_could(n: int, value: float) -> None:
+    mean, ci95 = metrics.interval(torch.full((n,), value), shares=True)
+    assert mean == pytest.approx(value)
+    assert ci95 == pytest.approx(metrics.reach(value, metrics.wilson(value, n)))
+    assert ci95 > 0
+
+
+@pytest.mark.parametrize("values", [[0.7], [0.7, 0.7], [2.0] * 50])
+def test_too_few_for_an_interval_is_said(values: list[float]) -> None:
+    assert metrics.interval(torch.tensor(values))[1] is None
+    assert statistics.over_seeds(values) is None
+    assert half(None, ".2%") == "(too few for an interval)"
+    assert half(0.012, ".2%") == "± 1.20%"
+
+
+def test_seeds_without_an_interval_have_none_together() -> None:
+    assert statistics.over_episodes([0.1, None]) is None
+    assert statistics.over_episodes([0.3, 0.4]) == pytest.approx(0.25)
+
+
+# From the shell
+
+
+def photos(root: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for number in range(2):
+        folder = root / f"kind{number}"
+        folder.mkdir(parents=True)
+        for image in range(20):
+            pixels = (draw.integers(0, 120, (16, 16, 3)) + 60 * number).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"photo, {image}.png")
+    return root
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_ones_own_photos(norm: str, tmp_path: Path) -> None:
+    """The command of the README, with its defaults."""
+    images, target = make_images(tmp_path / "source"), photos(tmp_path / "photos")
+    outcome = metarun(
+        "recipe=transfer", "data=folder", f"data.root={images}", "data.image_size=16", "backbone.channels=4", "task.ways=3",
+        "task.queries=2", "train.steps=2", "train.tasks_per_step=4", "train.validate_episodes=4", "target=folder",
+        f"target.data.root={target}", "target.data.image_size=16", "transfer=nearest_centroid", f"backbone.norm={norm}",
+        f"outputs={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (folder,) = {path.parent for path in (tmp_path / "out").rglob("result.json")}
+    found = result(folder)
+    assert found["target/test_images"] == 8
+    assert found["target/acc_ci95"] > 0
+    assert "division into training and test images" in " ".join(outcome.out.split())
+    assert "± 0.00%" not in outcome.out
+    assert found["protocol"]["transductive"] is False
+    assert found["protocol"]["labelled_images"] == {
+        "batch": "those of up to 256 training images, kept for every test image",
+        "running": "running averages of the training",
+    }[norm]  # fmt: skip
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 * 8
+    assert all((target / row["file"]).is_file() for row in rows)
+    assert all(row["file"].startswith(row["truth"] + "/") for row in rows)
+
+
+@pytest.mark.parametrize("norm", ["batch", "support"])
+def test_domain_adaptation_is_inductive_with_any_norm(norm: str, tmp_path: Path) -> None:
+    target = photos(tmp_path / "photos")
+    outcome = metarun(
+        "recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16", "backbone.channels=4",
+        "train.steps=4", "train.tasks_per_step=8", "train.validate_every=2", "target=folder", f"target.data.root={target}",
+        "target.data.image_size=16", f"backbone.norm={norm}", f"outputs={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (folder,) = {path.parent for path in (tmp_path / "out").rglob("result.json")}
+    found = result(folder)
+    assert found["protocol"]["transductive"] is False
+    assert found["protocol"]["labelled_images"].startswith("those of up to 256 training images")
+    assert found["target/interval"] == "95%, over the 4 test images, Wilson"
+    assert found["target/acc_ci95"] > 0
+    with open(folder / "predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 log = logging.getLogger("metarun")
 
@@ -108,15 +111,49 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, told: str) -> Iterator[None]:
-    """Holds the lock file `path`; where another process does, says that it waits (`told`: what for) until this one ends."""
+def locked(path: Path, told: str, seconds: float | None = None) -> Iterator[None]:
+    """Holds the lock of a file, which other processes of any machine respect.
+
+    Args:
+        path: The file.
+        told: Who may hold it, for the line that says that this process waits.
+        seconds: How long it waits; None waits until the other ends.
+
+    Raises:
+        UserError: The folder takes no locks.
+        Timeout: Another process held the lock all the time.
+    """
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s; waiting for it", told)
-        lock.acquire()
+    with _takes_locks(path.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s; waiting for it%s", told, "" if seconds is None else f", {seconds:.0f} s at most")
+            lock.acquire(timeout=-1 if seconds is None else seconds)
     try:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _takes_locks(folder: Path) -> Iterator[None]:
+    """A file system that knows no locks, as some network folders, is a `UserError` that names the folder.
+
+    A mark beside the file could stand in for a lock, but one that a kill left behind would stop every later run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise _refused(folder, error.strerror or str(error)) from error
+    except NotImplementedError as error:
+        raise _refused(folder, "its file system has none") from error
+
+
+def _refused(folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"{shown_path(folder)}: takes no locks ({reason}), without which two runs could write there at once; choose a folder on "
+        "another disk with outputs= (runs), METARUN_CACHE (tables) or METARUN_DATA (downloads)"
+    )

@@ -22,8 +22,14 @@ class Terminal(Console):
         """Raises `BrokenPipeError`, of which rich would make exit status 1."""
         raise BrokenPipeError
 
-    def show(self, table: Table) -> None:
-        """Prints a table: whole, with lines that the terminal breaks, where it is too narrow for its numbers."""
-        if self.width < NARROW:
+    def show(self, table: Table, whole: bool = False) -> None:
+        """Prints a table.
+
+        Args:
+            table: The table. Where the terminal is too narrow for its numbers it is printed whole, with lines that the
+                terminal breaks.
+            whole: Whether its lines are not to be folded in any case.
+        """
+        if whole or self.width < NARROW:
             self.width = max(self.width, Console(width=1000).measure(table).maximum)
         self.print(table)

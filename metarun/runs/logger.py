@@ -64,6 +64,12 @@ class Pace:
         return left if self.seconds is None else max(0.0, min(left, self.seconds - self.passed))
 
 
+def _short(key: str, value: Any) -> Any:
+    """What a table shows of a setting: of a class of metarun's the name of its module, which is that of the choice."""
+    parts = str(value).split(".")
+    return parts[-2] if key.endswith("._target_") and parts[0] == "metarun" and len(parts) > 2 else value
+
+
 def _values(line: str) -> dict[str, Any] | None:
     """The values of a line of `metrics.jsonl`; None for one that is damaged."""
     try:
@@ -255,8 +261,10 @@ class RunLogger:
         from torch.utils.tensorboard.summary import hparams
 
         settings = {
-            key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-            for key, value in config.items()
+            key.removesuffix("._target_"): value
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else str(value)
+            for key, value in ((key, _short(key, value)) for key, value in config.items())
         }
         with self._writing():
             writer = self._open_results()
@@ -326,6 +334,7 @@ class RunLogger:
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done)
+
             def advance(now: int) -> None:
                 told(now)
                 bar.update(task, completed=now)

@@ -66,6 +66,29 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return values
 
 
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Reads a file of JSON objects with a `step`, one a line, of which a kill or a power failure may have spoiled some.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The objects; and how many lines are damaged. Half a line at the end, which a kill leaves, is none of either.
+    """
+    found, damaged = [], 0
+    for line in path.read_text(errors="replace").split("\n")[:-1]:
+        try:
+            values = json.loads(line.strip("\0"))
+            whole = isinstance(values["step"], int)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        if whole:
+            found.append(values)
+        else:
+            damaged += 1
+    return found, damaged
+
+
 def damage(path: Path) -> str:
     """What is wrong with a text file that cannot be read as what it should be."""
     content = path.read_bytes()

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,7 +179,7 @@ def test_numbers_beyond_64_bits_are_refused(word: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
+def full(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """A disk that is full once `now` is true, as TensorBoard's thread meets it."""
     from tensorboard.summary.writer import record_writer
 
@@ -193,7 +192,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
         write(self, data)
 
     monkeypatch.setattr(record_writer.RecordWriter, "write", checked)
-    yield state
+    return state
 
 
 @pytest.mark.parametrize("at", ["start", "later"])
@@ -206,9 +205,8 @@ def test_a_full_disk_in_tensorboards_thread_is_one_line(
     if at == "later":
         logger.rewind(0)
     full["now"] = True
-    with pytest.raises(UserError, match="cannot be written .No space left on device.; the same command goes on"):
-        for step in range(5):
-            logger.scalars(step + 1, {"train/loss": 1.0})
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); the same command goes on"):
+        logger.scalars(1, {"train/loss": 1.0})
     logger.close()
     assert not told  # no traceback of the thread
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import half
-from metarun.runs.result import BASELINES, CHANCE, SCORE, TEST
+from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
 from metarun.terminal import Terminal
 from metarun.text import shell_path
 
@@ -20,8 +20,7 @@ SHOWN_STEPS = {0, 1, 5, 10}
 
 def stored(folder: Path) -> dict[str, Any]:
     """The result of a finished run."""
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    return files.read_json(folder / FILE, DAMAGED)
 
 
 def show_stored(folder: Path, unchecked: str = "") -> float:

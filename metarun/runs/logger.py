@@ -70,15 +70,6 @@ def _short(key: str, value: Any) -> Any:
     return parts[-2] if key.endswith("._target_") and parts[0] == "metarun" and len(parts) > 2 else value
 
 
-def _values(line: str) -> dict[str, Any] | None:
-    """The values of a line of `metrics.jsonl`; None for one that is damaged."""
-    try:
-        values = json.loads(line)
-        return values if isinstance(values["step"], int) else None
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
 def _summary_writer(folder: str, **options: Any) -> Any:
     """TensorBoard's writer, whose thread prints no traceback of an error that it also raises where it is next used."""
     from torch.utils.tensorboard import SummaryWriter
@@ -140,20 +131,17 @@ class RunLogger:
         """Forgets what was recorded after `step`, since it will be recorded again; of validations, after step `validated`."""
         if self.folder is None:
             return
-        metrics, kept, forgotten, damaged = self.folder / "metrics.jsonl", [], False, 0
+        metrics, kept, forgotten, damaged = self.folder / "metrics.jsonl", list[dict[str, Any]](), False, 0
         if metrics.exists():
-            for line in metrics.read_text(errors="replace").split("\n")[:-1]:  # what a kill cut off has no end
-                values = _values(line.strip("\0"))
-                if values is None:
-                    damaged += 1
-                    continue
+            found, damaged = files.read_json_lines(metrics)
+            for values in found:
                 again = (
                     validated is not None and values["step"] > validated and any(k.startswith("val/") for k in values)
                 )
                 forgotten |= again and values["step"] == step
                 if values["step"] <= step and not again:
-                    kept.append(line.strip("\0") + "\n")
-            files.save_bytes(metrics, "".join(kept).encode())
+                    kept.append(values)
+            files.save_bytes(metrics, "".join(json.dumps(values) + "\n" for values in kept).encode())
         if damaged:
             log.warning(
                 "%s: %d damaged line%s left out, after a power failure perhaps; the weights do not depend on them",
@@ -162,7 +150,7 @@ class RunLogger:
         self.close()
         # TensorBoard forgets whole steps: what stays of this one is told to it once more.
         writer = self._open(purge_step=step if forgotten else step + 1)
-        for values in map(json.loads, kept if forgotten else []):
+        for values in kept if forgotten else []:
             if values.pop("step") == step:
                 for name, value in values.items():
                     writer.add_scalar(name, value, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -12,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun import files
 from metarun.engine.platform import number_of, signal_name
+from metarun.errors import UserError
+from metarun.runs.result import DAMAGED, FILE
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
@@ -38,14 +40,16 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its run has a result."""
-        return (self.folder / "result.json").is_file()
+        """Whether its run has a result, which can be read."""
+        try:
+            return (self.folder / FILE).is_file() and bool(self.result)
+        except UserError:  # which the run itself tells when it is started
+            return False
 
     @property
     def result(self) -> dict[str, Any]:
         """Its `result.json`."""
-        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return result
+        return files.read_json(self.folder / FILE, DAMAGED)
 
     @property
     def log(self) -> Path:

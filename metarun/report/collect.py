@@ -252,9 +252,8 @@ def check_usable(run: Run) -> None:
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _first_line(error)
         raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
-    wrong = next((number for number in numbers if not isinstance(number, int | float)), None)
-    if wrong is not None:
-        raise Unreadable(f"{path}: cannot be used ({str(wrong)[:40]!r} is no number), so that the run is left out")
+    if wrong := [number for number in numbers if not isinstance(number, int | float)]:
+        raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
 
 
 def _first_line(error: Exception) -> str:

@@ -66,12 +66,12 @@ def show(folder: Path, result: dict[str, Any]) -> None:
 
 
 def subject(folder: Path) -> str:
-    """What a finished run was about, as `protonet on glyphs: `; empty where its folder does not say it."""
+    """What a finished run was about, a line `protonet on glyphs`; empty where its folder does not say it."""
     try:
         choices = read(folder).choices
     except Unreadable:
         return ""
-    return f"{choices['algo']} on {choices['data']}: " if {"algo", "data"} <= choices.keys() else ""
+    return f"{choices['algo']} on {choices['data']}\n" if {"algo", "data"} <= choices.keys() else ""
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:

@@ -63,7 +63,7 @@ def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
         run = run_of(tmp_path / "1")
         assert list(checkpoint.load(run / "last.pt")["wrapper"]) == ["bound"]
         assert "bound" not in checkpoint.load(run / "best.pt")["model"]
-        again = metarun("recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
+        again = metarun(*words[:2], "recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
         assert again.returncode == 0, again.stderr
 
 

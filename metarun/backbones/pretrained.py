@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import optional as peers
+from metarun import optional
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.weights import load_tensors, read_tensors
 from metarun.config.types import NameOrPath, NormKind, PositiveInt
@@ -177,7 +177,7 @@ def _parts(network: nn.Module) -> list[nn.Module]:
 def _library(name: str, library: str) -> ModuleType:
     """The module, or a `UserError` that names the extra."""
     try:
-        models = peers.torchvision()  # timm imports it too, and finds it whole then
+        models = optional.torchvision()  # timm imports it too, and finds it whole then
         return models if library == "torchvision" else importlib.import_module(library)
     except (UserError, ModuleNotFoundError) as error:
         missing = getattr(error, "name", None) or "torchvision"

@@ -54,7 +54,7 @@ class Backbone(Checked, nn.Module):
         return both[: len(support_x)], both[len(support_x) :]
 
     def to_memory_order(self, images: Tensor) -> Tensor:
-        """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.
+        """The same images in the chosen memory order: the channels of a pixel side by side, or not.
 
         An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
         here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)

@@ -54,7 +54,10 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=False)
 
     def seed(self, number: int) -> None:
-        """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""
+        """Seeds the global generators of the CPU and of this device.
+
+        `torch.manual_seed` would format a stack trace each time.
+        """
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)

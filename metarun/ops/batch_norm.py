@@ -139,6 +139,7 @@ class Norm(nn.Module):
         self.kind = kind
 
     def extra_repr(self) -> str:
+        """The channels and the kind, for the printed module."""
         return f"{self.channels}, {self.kind}"
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun.config.folder import CONF
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
@@ -65,8 +66,6 @@ def options_of(hydra: Any) -> list[str]:
     Returns:
         `--config-dir` and its like with absolute paths, and the overrides of Hydra's own keys that are not the sweep's.
     """
-    from metarun.cli import CONF
-
     found = {source.provider: source.path for source in hydra.runtime.config_sources}
     named = {
         "--config-path": found["main"] if found.get("main") not in (None, str(CONF)) else None,

@@ -26,8 +26,14 @@ SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws a key from: `choice(a,b)` or `a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
-    `int(interval(1,8))`. Raises `UserError` for the seed, which is no setting.
+    """Translates the sweep of a key into what Optuna draws the key from.
+
+    Args:
+        override: `KEY=choice(a,b)` or `KEY=a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
+            `int(interval(1,8))`.
+
+    Raises:
+        UserError: The key is the seed, which is no setting.
     """
     from optuna import distributions
 

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
+from metarun import files
 from metarun.config.overrides import quoted, varies
 from metarun.errors import UserError
 from metarun.sweeps import plan
@@ -135,7 +136,7 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = json.loads(mark.read_text())
+    told = files.read_json(mark, "delete it, and start the search again")
     study = optuna.load_study(storage=told["storage"], study_name=told["study"])
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])

@@ -24,7 +24,7 @@ class Sweep(Sweeper):
         check_target(config.hydra.sweeper, "hydra.sweeper", Given())
         self.loader: Any = hydra_context.config_loader
         self.master = config
-        self.runner = build(hydra_context, task_function, config)
+        self.job_launcher = build(hydra_context, task_function, config)
 
 
 class Grid(Sweep):
@@ -42,7 +42,7 @@ class Grid(Sweep):
         """Runs the sweep of these overrides."""
         from metarun.sweeps import grid
 
-        grid.sweep(self.runner, self.loader, self.master, arguments, params=self.params, dry_run=self.dry_run)
+        grid.sweep(self.job_launcher, self.loader, self.master, arguments, params=self.params, dry_run=self.dry_run)
 
 
 class Search(Sweep):
@@ -91,4 +91,4 @@ class Search(Sweep):
         """Runs the search in the space of these overrides."""
         from metarun.sweeps import search
 
-        search.sweep(self.runner, self.loader, self.master, arguments, **self.settings)
+        search.sweep(self.job_launcher, self.loader, self.master, arguments, **self.settings)

@@ -42,7 +42,7 @@ def test_no_test_is_skipped() -> None:
 # A module imports only from its own line and from those above it. A room that is not named module by module stands as a whole.
 ORDER = """
 metarun.errors
-metarun.text metarun.renamed metarun.optional metarun.engine.platform metarun.engine.launched metarun.files
+metarun.text metarun.terminal metarun.renamed metarun.optional metarun.engine.platform metarun.engine.launched metarun.files
 metarun.config
 metarun.ops
 metarun.core

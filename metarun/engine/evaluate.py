@@ -66,8 +66,8 @@ def evaluate(
         batch = sampler(start, stop)
         with hardware.autocast():
             predictions = algorithm.predict_after(batch, steps)
-            found = algorithm.measures(batch) if measure else {}
-        for name, value in found.items():
+            further = algorithm.measures(batch) if measure else {}
+        for name, value in further.items():
             whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
             whole[start:stop] = value.double().cpu()
         share = (stop - start) / episodes

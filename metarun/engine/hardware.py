@@ -70,9 +70,9 @@ class Hardware:
         if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
             return done
         with self.autocast():
-            loss, shown = algorithm.loss(episodes, step)
+            loss, scalars = algorithm.loss(episodes, step)
         (loss * weight).backward()
-        return loss.detach(), shown
+        return loss.detach(), scalars
 
     def place(self, algorithm: Algorithm) -> Algorithm:
         """Moves an algorithm to the device, in the memory order and with the form of the task axis chosen here."""
@@ -108,9 +108,9 @@ class Hardware:
         }
 
     def __str__(self) -> str:
-        shown = self.describe()
+        described = self.describe()
         tasks = "by vmap" if self.vectorize else "in a loop"
-        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}{', TF32' if self.tf32 else ''}"
+        device = f"{described['gpu'] or described['device']}, {described['precision']}{', TF32' if self.tf32 else ''}"
         return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
 
 
@@ -149,9 +149,9 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
     Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
     """
     check_device(settings.device)
-    found = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     device = torch.device("mps" if settings.device == "mps" else "cpu")
-    if settings.device in ("auto", "cuda") and found:
+    if settings.device in ("auto", "cuda") and has_cuda:
         if world.local_size > (count := torch.cuda.device_count()):
             raise UserError(
                 f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "

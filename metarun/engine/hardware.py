@@ -25,16 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run computes on."""
+    """The device of this rank, and how it computes.
+
+    Args:
+        device: The device.
+        autocast_dtype: The type of mixed precision; None computes in float32.
+        tf32: Whether float32 products on CUDA may round to 10 bits of mantissa.
+        channels_last: Whether the channels of a pixel are side by side in memory.
+        vectorize: Whether tasks are computed by `vmap` instead of a loop.
+        task_chunk: The tasks whose graph is held at once in training; None is all.
+        threads: The threads of a CPU operation.
+        traced: What takes the gradients of `backward` from a traced step, if anything does.
+        world: The ranks.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast_dtype: torch.dtype | None = None
     tf32: bool = False
     channels_last: bool = False
     vectorize: bool = False
-    task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
+    task_chunk: int | None = 1
     threads: int = 1
-    traced: TracedStep | None = None  # takes the gradients of `backward` from a recording
+    traced: TracedStep | None = None
     world: World = field(default_factory=World)
 
     @property
@@ -56,6 +68,9 @@ class Hardware:
         """Seeds the global generators of the CPU and of this device.
 
         `torch.manual_seed` would format a stack trace each time.
+
+        Args:
+            number: The seed, at least 0 and below 2**63.
         """
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
@@ -66,7 +81,17 @@ class Hardware:
     def backward(
         self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
+        """Adds the gradients of a loss to the parameters' `grad`.
+
+        Args:
+            algorithm: The method, or the wrapper that holds it.
+            episodes: The tasks, or a batch of images.
+            step: The number of the step.
+            weight: The factor of the mean loss over `episodes`.
+
+        Returns:
+            The loss without the factor, detached, and the scalars to log by name.
+        """
         if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
             return done
         with self.autocast():
@@ -128,15 +153,25 @@ def keep_freed_memory() -> None:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether CUDA devices may take TF32 for float32, in convolutions and matrix products alike.
+    """Lets CUDA devices take TF32 for float32 or not, in convolutions and matrix products alike.
 
-    torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
+    torch's own default is TF32 in convolutions and float32 in matrix products; here both are the same.
+
+    Args:
+        allowed: Whether they may.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def check_device(device: str) -> None:
-    """Checks that the config's `hardware.device` is there; raises `UserError` where it is not, before anything is built."""
+    """Checks that a device is there, before anything is built.
+
+    Args:
+        device: The config's `hardware.device`.
+
+    Raises:
+        UserError: The device is not there.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -144,9 +179,16 @@ def check_device(device: str) -> None:
 
 
 def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper | None = None) -> Hardware:
-    """The hardware of the config's `hardware` node for `algorithm`, or its `wrapper`, in this rank of `world`.
+    """Chooses the hardware of this rank; each rank has a CUDA device of its own.
 
-    Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
+    Args:
+        settings: The config's `hardware` node.
+        algorithm: The method that is to be computed.
+        world: The ranks.
+        wrapper: What holds the method in training, if anything does.
+
+    Raises:
+        UserError: There is no such device, there are not enough of them, or the settings do not go with the method.
     """
     check_device(settings.device)
     has_cuda = torch.cuda.is_available()

@@ -55,8 +55,8 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
     options = options_of(master.hydra)
     common = set(batch[0]).intersection(*batch) if batch else set()
     for words in batch:
-        own = " ".join(printable(word) for word in words if word not in common)
-        with naming(own if len(batch) > 1 else ""):
+        differing_words = " ".join(printable(word) for word in words if word not in common)
+        with naming(differing_words if len(batch) > 1 else ""):
             config = loader.load_sweep_config(master, list(words))
             raw, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
             with open_dict(config):

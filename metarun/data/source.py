@@ -85,7 +85,8 @@ class ImageSource(DataSource):
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
 
-        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
+        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
+        """
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -20,6 +21,7 @@ from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
+from metarun.engine.platform import signal_name, stop_signals
 from metarun.errors import Pruned, UserError
 from metarun.ops import draws
 from metarun.ops.running_averages import RunningAverages
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metarun")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+TAKE_LESS = "train.max_seconds=600 (ten minutes of training; validation and test stay as they are)"
+SIGNALS = (signal.SIGINT, *stop_signals())
 
 Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`, on the device
 Validate = Callable[[], tuple[float, dict[str, float]]]  # a score of the weights, higher is better, and what to log
@@ -41,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended training after the checkpoint was saved."""
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(number).name} at step {step}")
+        super().__init__(f"{signal_name(number)} at step {step}")
         self.number = number
 
 
@@ -189,9 +192,12 @@ class Clock:
     @staticmethod
     def _read(record: Path) -> Iterator[tuple[int, float]]:
         for line in record.read_text().splitlines(keepends=True) if record.is_file() else ():
-            if line.endswith("\n"):
+            with contextlib.suppress(
+                ValueError
+            ):  # a line that a kill cut off, or that a power failure filled with zeros
                 step, seconds = line.split()
-                yield int(step), float(seconds)
+                if line.endswith("\n"):
+                    yield int(step), float(seconds)
 
     def after(self, step: int) -> float:
         """The seconds of training at the end of `step` steps, of which this is the last one."""
@@ -239,17 +245,28 @@ class Training:
         saved = world.broadcast(checkpoint.load(self.last) if world.main and self.last.is_file() else None)
         if saved is not None:
             checkpoint.load_weights(self.algorithm, saved["model"], self.last)
-            if self.learner.wrapper is not None:
-                self.learner.wrapper.load_own_state(saved["wrapper"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.schedule.load_state_dict(saved["schedule"])
-            self.state = TrainState.restored(saved["state"], self.last)
+            with checkpoint.fitting(self.last):
+                if self.learner.wrapper is not None:
+                    self.learner.wrapper.load_own_state(saved["wrapper"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.schedule.load_state_dict(saved["schedule"])
+                self.state = TrainState.restored(saved["state"], self.last)
+            if world.broadcast(
+                world.main and self.best.is_file() and checkpoint.load(self.best).get("step", 0) > self.state.step
+            ):
+                # A crash came between the two files: that validation comes again, and its weights must be kept again.
+                self.state.best_score = -math.inf
             log.info("going on at step %d", self.state.step)
         self.logger.rewind(self.state.step, self.state.validated)
         follows = self.settings.max_seconds is not None and world.main
         self.clock = Clock(self.state, self.folder / "clock.txt" if follows else None)
         self.started = self.saved_at = time.perf_counter()
         self.first_step = self.state.step
+
+    def seconds_left(self) -> float | None:
+        """The seconds of training that its budget leaves; None where there is none."""
+        limit = self.settings.max_seconds
+        return None if limit is None else float(max(0.0, limit - self.state.seconds))
 
     def over(self) -> bool:
         """Whether the budget of steps or seconds is spent, or the patience with validations."""
@@ -347,6 +364,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
+        self.logger.sync()  # first, since a run that goes on from here does not record these steps again
         if self.learner.wrapper is not None:
             modules["wrapper"] = self.learner.wrapper.own_state()
         checkpoint.save(self.last, {**modules, "state": asdict(self.state), "seen": self.learner.seen})
@@ -387,7 +405,10 @@ def fit(
     state = training.state
     training.trained.train()
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
-    with Signals() as signals, logger.progress("training", settings.steps, state.step) as advance:
+    with (
+        Signals() as signals,
+        logger.progress("training", settings.steps, state.step, training.seconds_left(), TAKE_LESS) as advance,
+    ):
         while not training.over():
             stopped = training.step(signals)
             if state.step % settings.log_every == 0:

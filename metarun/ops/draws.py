@@ -212,8 +212,8 @@ def gather(x: Tensor) -> Tensor:
     share = _share.get()
     if share is None or share.all_reduce is None:
         return x
-    gathered: Tensor = _Gather.apply(x, share)
-    return gathered
+    gather: Callable[..., Tensor] = _Gather.apply
+    return gather(x, share)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

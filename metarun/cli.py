@@ -47,6 +47,7 @@ HYDRAS_FOLDERS = (
     "hydra.output_subdir",
     "hydra.job.chdir",
 )  # which metarun's runs do not use
+OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 SIGNALS = stop_signals()
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
@@ -219,6 +220,11 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
             raise UserError(
                 f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
             )
+    runs = not (sweep or arguments.cfg or arguments.info or arguments.hydra_help or arguments.help)
+    if runs and (alone := next((word for word in words if key_of(word).startswith(OF_A_SWEEP)), None)):
+        raise UserError(
+            f"{alone}: is for the jobs of a sweep, and this is a single run, here; add -m (a sweep may be of one job)"
+        )
     composed = functools.cache(lambda: _composed(arguments))
 
     def one(word: str) -> str:
@@ -280,6 +286,9 @@ def one_line(error: BaseException) -> str:
             if old
             else f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
         )
+    if found := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
+        search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
+        return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,17 @@ class Backbone(Checked, nn.Module):
     pretrained: bool = False  # whether it brings weights from elsewhere: of a file, a library or an earlier run
     draws: bool = False  # whether it draws random numbers in training
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        """Checks that the libraries which a backbone of these settings needs are installed.
+
+        Args:
+            settings: Its node of the config.
+
+        Raises:
+            UserError: One is not; it names the extra.
+        """
 
     @property
     def couples_rows(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,12 +24,23 @@ def distribution(override: Override) -> Any:
     """What Optuna draws a key from: `choice(a,b)` or `a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
     `int(interval(1,8))`. Raises `UserError` for the seed, which is no setting.
     """
-    from optuna import distributions
-
     key, value = override.key_or_group, override.value()
     if key == "seed":
         raise UserError("seed: is not searched, every trial has the same; sweep it over the best settings afterwards")
+    try:
+        return _distribution(value, override)
+    except (ValueError, OverflowError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) and "index" not in str(error) else "it has no value"
+        raise UserError(f"{key}: cannot be searched in {override.input_line.partition('=')[2]} ({reason})") from error
+
+
+def _distribution(value: Any, override: Override) -> Any:
+    """The distribution of an override's values; raises the errors of Python and of Optuna."""
+    from optuna import distributions
+
     if isinstance(value, IntervalSweep):
+        if not all(math.isfinite(float(end or 0)) for end in (value.start, value.end)):
+            raise ValueError("its ends must be finite")
         log = "log" in value.tags
         if isinstance(value.start, int) and isinstance(value.end, int):
             return distributions.IntDistribution(value.start, value.end, log=log)
@@ -42,6 +55,11 @@ def distribution(override: Override) -> Any:
 def database(path: Path) -> str:
     """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
     return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
+
+
+def lock(root: Path, words: Sequence[str]) -> Path:
+    """The file that a search locks while it is at work: one for each set of words, as there is one study for each."""
+    return root / f".search-{hashlib.sha256(' '.join(sorted(words)).encode()).hexdigest()[:12]}.lock"
 
 
 def corners(space: dict[str, Any]) -> list[list[str]]:
@@ -78,13 +96,32 @@ class Study:
         A new trial's draw depends on the seed, its number and the trials before it, so that a search that was killed goes on
         as it would have.
         """
-        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))[:count]
-        trials = {trial.number: trial.params for trial in left}
+        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))
+        for trial in left:
+            if trial.params.keys() != self.space.keys():  # of an earlier version, killed while it drew
+                self.tell(trial.number, None, pruned=False)
+        whole = [trial for trial in left if trial.params.keys() == self.space.keys()]
+        trials = {trial.number: trial.params for trial in whole[:count]}
         while len(trials) < count:
-            self.study.sampler = self.make_sampler(seed=self.seed + len(self.study.get_trials(deepcopy=False)))
-            asked = self.study.ask(self.space)
-            trials[asked.number] = asked.params
+            number, params = self._draw()
+            trials[number] = params
         return {number: _words(params) for number, params in trials.items()}
+
+    def _draw(self) -> tuple[int, dict[str, Any]]:
+        """A new trial's number and its values, which enter the storage together with it.
+
+        Optuna's own `ask` writes one after the other, and a kill in between would leave a trial without some of its values.
+        So they are drawn on a copy of the study in memory.
+        """
+        import optuna
+
+        known = self.study.get_trials(deepcopy=False)
+        copy = optuna.create_study(direction="maximize", sampler=self.make_sampler(seed=self.seed + len(known)))
+        copy.add_trials(known)
+        params = copy.ask(self.space).params
+        drawn = optuna.trial.create_trial(state=self.states.RUNNING, params=params, distributions=self.space)
+        self.study.add_trial(drawn)
+        return len(known), params
 
     def tell(self, number: int, score: float | None, pruned: bool) -> None:
         """Ends a trial: with its validation score, or pruned, or failed."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,6 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from metarun import files
 from metarun.config.overrides import quoted, varies
 from metarun.config.types import Given, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from metarun.config.validation import check_target
@@ -230,8 +233,15 @@ class Search(Sweeper):
         if self.dry_run:
             print(f"search   {self.trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
             return
-        if self.storage is None:
-            root.mkdir(parents=True, exist_ok=True)
+        files.make_folder(root)
+        told = f"search: another process is at work on it in {shell_path(root)}, which this one then goes on with"
+        with files.locked(search.lock(root, identity), told):
+            self._search(root, identity, fixed, space)
+
+    def _search(self, root: Path, identity: list[str], fixed: list[str], space: dict[str, Any]) -> None:
+        """Carries the search out; the same trials by the same words, of which an earlier sitting may have had some."""
+        from metarun.sweeps import search
+
         study = search.Study(self.storage or search.database(root / "search.db"), identity, space, **self.settings)
         ended: list[plan.Ended] = []
         while study.ended < self.trials:
@@ -242,7 +252,7 @@ class Search(Sweeper):
                 jobs[number] = replace(job, label=" ".join(drawn))
                 study.mark(job.folder, number)
             by_folder = {job.folder: number for number, job in jobs.items()}
-            ended_before = study.ended
+            ended_before, began = study.ended, time.monotonic()
             for job, outcome, seconds in launched(self.started, list(jobs.values()), self.master):
                 search.unmark(job.folder)
                 pruned = outcome.status == PRUNED
@@ -250,7 +260,9 @@ class Search(Sweeper):
                 study.tell(by_folder[job.folder], score(job) if done else None, pruned)
                 if not pruned:
                     ended.append((job, outcome, seconds))
-                plan.say(plan.progress(job, outcome, seconds, study.ended, self.trials))
+                passed, now = time.monotonic() - began, study.ended
+                left = plan.time_left(passed, now - ended_before, self.trials - ended_before)
+                plan.say(plan.progress(job, outcome, seconds, now, self.trials) + left)
             if study.ended == ended_before:  # a launcher that does not wait has said so
                 return
         if best := study.best():
@@ -301,7 +313,9 @@ class Grid(BasicSweeper):
             print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run; nothing was run")
             return
         plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
+        began = time.monotonic()
         for number, (job, outcome, seconds) in enumerate(launched(self.launcher, to_run, self.config), 1):
             ended.append((job, outcome, seconds))
-            plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))
+            left = plan.time_left(time.monotonic() - began, number, len(to_run))
+            plan.say(plan.progress(job, outcome, seconds, number, len(to_run)) + left)
         plan.conclude(ended)

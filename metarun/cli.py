@@ -121,6 +121,8 @@ def attempt(words: list[str]) -> Outcome:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="metarun.spelled")
+    if words[:1] == ["runs"]:
+        words = ["recipe=runs", *words[1:]]
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:

@@ -31,7 +31,7 @@ def distribution(override: Override) -> Any:
         return _distribution(value, override)
     except (ValueError, OverflowError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) and "index" not in str(error) else "it has no value"
-        raise UserError(f"{key}: cannot be searched in {override.input_line.partition('=')[2]} ({reason})") from error
+        raise UserError(f"{key}: cannot be searched in {str(override.input_line).partition('=')[2]} ({reason})") from error
 
 
 def _distribution(value: Any, override: Override) -> Any:

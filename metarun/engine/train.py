@@ -24,6 +24,7 @@ from metarun.engine.hardware import Hardware
 from metarun.engine.platform import signal_name, stop_signals
 from metarun.errors import Pruned, UserError
 from metarun.ops import draws
+from metarun.ops.running_averages import RunningAverages
 from metarun.runs.logger import RunLogger
 
 if TYPE_CHECKING:
@@ -457,7 +458,8 @@ def gradient_step(
     """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
 
     Goes chunk by chunk, so that one chunk's graph is held at a time. Random numbers depend on (seed, step, task) alone, and
-    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`).
+    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`). Running averages of norms are
+    those of one process (`metarun.ops.running_averages`).
 
     Args:
         algorithm: The method, or its wrapper; its gradients are replaced.
@@ -474,16 +476,20 @@ def gradient_step(
     algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
     total = round(episodes.n_tasks / weight)
-    all_reduce = hardware.world.all_reduce if hardware.world.size > 1 else None
+    world = hardware.world
+    averages = RunningAverages(algorithm, world.rank, world.size, world.all_reduce) if world.size > 1 else None
+    several = (world.all_reduce, averages.settle) if averages else (None, None)
     sums: dict[str, Tensor] = {}
     for number, chunk in enumerate(episodes.split(size)):
         share = weight * chunk.n_tasks / episodes.n_tasks
         first = first_task + number * size
         hardware.seed(draws.mixed(seed, step, first))
-        with draws.StepShare(seed, step, first, chunk.n_tasks, total, all_reduce).entered():
+        with draws.StepShare(seed, step, first, chunk.n_tasks, total, *several).entered():
             loss, shown = hardware.backward(algorithm, chunk, step, share)
         for name, value in {"loss": loss, **shown}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+    if averages:
+        averages.settle()
     return sums
 
 
@@ -498,7 +504,7 @@ def share_gradients(
     """Sums the gradients and `sums` over the ranks, and averages the algorithm's buffers, all in one message.
 
     Args:
-        algorithm: The method, whose buffers are averaged in place.
+        algorithm: The method, whose buffers are averaged in place; running averages of norms are the same in all ranks.
         parameters: The trained parameters, whose gradients are summed in place.
         sums: What to log, summed in place.
         order: What rank 0 says; that of other ranks is ignored.

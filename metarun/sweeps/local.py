@@ -19,12 +19,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
 
+from omegaconf import DictConfig
+
+from metarun.config.types import PositiveInt
 from metarun.engine import platform
 from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
+from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 
 PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
+
+
+class Local(Launcher):
+    """Processes on this machine, side by side.
+
+    Args:
+        at_once: The jobs at once; null is one a GPU, else as many as there are cores for hardware.processes times
+            hardware.threads.
+    """
+
+    def __init__(self, *, at_once: PositiveInt | None = None) -> None:
+        self.at_once = at_once
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        """Runs the jobs, `at_once` at a time, each on cores (and a GPU) of its own where there are enough."""
+        cores = config.hardware.processes * (config.hardware.threads or 1)
+        return carry_out(jobs, self.at_once, cores, use_gpus=config.hardware.device != "cpu")
 
 
 def gpus() -> list[str]:

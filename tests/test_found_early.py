@@ -58,10 +58,12 @@ def test_an_optimiser_of_the_target_is_tried_before_the_source_is_trained(
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     images = make_images(tmp_path / "images")
     backbone = (
-        ["backbone=vit", "backbone.width=8", "backbone.heads=2", "backbone.depth=1"] if "lora" in words[0] else []
+        ["backbone=vit", "backbone.width=8", "backbone.heads=2", "backbone.depth=1", "backbone.patch_size=4"]
+        if "lora" in words[0]
+        else []
     )
     done = metarun("recipe=transfer", "algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
-                   f"target.data.root={images}", "transfer=all", *backbone, *words, "train.steps=2", f"outputs={tmp_path}/out")  # fmt: skip
+                   f"target.data.root={images}", "train.validate_on=images", "transfer=all", *backbone, *words, "train.steps=2", f"outputs={tmp_path}/out")  # fmt: skip
     assert done.status == 2, done.err
     assert "transfer.optimizer: Invalid" in done.err
     assert not (tmp_path / "out").exists()

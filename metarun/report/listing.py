@@ -67,7 +67,7 @@ def found(roots: Sequence[Path]) -> Iterator[Line]:
 
 def described(folder: Path) -> Line:
     """What is told of the run in a folder."""
-    told = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
+    told: dict[str, Any] = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
     when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
     if not (folder / "result.json").is_file():
         return Line(**told, result="", state=progress(folder), when=when)
@@ -95,7 +95,7 @@ def progress(folder: Path) -> str:
         config: Any = stored_config(folder / "config.yaml", "")
         steps = f" of {config.train.steps:,}" if "train" in config else ""
         lines = folder / "metrics.jsonl"
-        last = files.read_json_lines(lines)[0][-1]["step"] if lines.is_file() else 0
+        last = files.read_json_lines(lines)[0][-1]["step"]
     except UserError:
         return "config damaged"
     except (OSError, IndexError, AttributeError, ValueError):

@@ -63,7 +63,8 @@ def test_an_optimiser_of_the_target_is_tried_before_the_source_is_trained(
         else []
     )
     done = metarun("recipe=transfer", "algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
-                   f"target.data.root={images}", "train.validate_on=images", "transfer=all", *backbone, *words, "train.steps=2", f"outputs={tmp_path}/out")  # fmt: skip
+                   f"target.data.root={images}", "train.validate_on=images", "transfer=all", *backbone, *words, "train.steps=2",
+                   f"outputs={tmp_path}/out")  # fmt: skip
     assert done.status == 2, done.err
     assert "transfer.optimizer: Invalid" in done.err
     assert not (tmp_path / "out").exists()

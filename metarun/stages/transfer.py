@@ -14,7 +14,7 @@ from metarun.config import construct
 from metarun.core import Algorithm, Episodes, Spec
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner
-from metarun.errors import UserError, reason
+from metarun.errors import UserError
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
@@ -46,7 +46,6 @@ class Transfer(Stage):
             run.add("untrained", untrained(run))
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
-        check_optimizer(self.method)
         if run.augment is not None:
             self.method.augment = run.augment
         self.method.check(len(target.names))
@@ -67,21 +66,6 @@ class Transfer(Stage):
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
         return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
-
-
-def check_optimizer(method: TargetMethod) -> None:
-    """Makes the optimiser that a way with the target uses later, to find now what is wrong with its settings.
-
-    Raises:
-        UserError: The optimiser refuses them.
-    """
-    make = getattr(method, "optimizer", None)
-    if make is None:
-        return
-    try:
-        make([torch.nn.Parameter(torch.zeros(()))])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"transfer.optimizer: {reason(error)}") from error
 
 
 class Bare(Algorithm):

@@ -28,14 +28,13 @@ from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 
+import metarun.runs.carry_out  # noqa: F401  (takes seconds, in which no signal may come)
 from metarun import cli
 from metarun.config import Config
 from metarun.config.validation import settings
 from metarun.engine.platform import stop_signals
-from metarun.runs import carry_out  # takes seconds, in which no signal may come
 
 LINES = 3  # of a message
-assert carry_out.run
 SHORT = ("metarun: ", "data ", "run folder: ", "hardware: ", "step ", "going on ", "target: ", "stage ")
 
 # A command of a tenth of a second; what is varied comes behind it.

@@ -172,13 +172,20 @@ def _told(words: list[str]) -> Outcome:
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))
     except (Refused, *MENDABLE, ValueError) as error:
-        # Two mistakes that Hydra meets with a bare ValueError: a group that is given a number, and -m with --cfg.
-        hydras = "Config group override" in str(error) or "can be specified" in str(error)
-        foreign = not isinstance(error, (Refused, *MENDABLE)) and not hydras
+        # Hydra meets some mistakes with a bare ValueError: a group that is given a number, -m with --cfg.
+        foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
         return Outcome(2, one_line(error))
     return Outcome()
+
+
+def raised_by_hydra(error: BaseException) -> bool:
+    """Whether an error comes out of Hydra's own code."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(Path(hydra.__file__).parent)
 
 
 def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -74,7 +74,7 @@ def test_a_config_that_another_process_wrote_meanwhile_is_compared(
     lock.acquire()
 
     def other() -> None:
-        (interrupted / "config.yaml").write_text(kept.replace("seed: 0", "seed: 1"))
+        (interrupted / "config.yaml").write_text(kept.replace("\nseed: 0", "\nseed: 1"))
         lock.release()
 
     timer = meanwhile(1.0, other)

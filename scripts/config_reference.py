@@ -32,7 +32,8 @@ Three groups hold files that set keys of all kinds. They differ in what they are
 - An **approach** is a recipe, a method and a way of transfer under one name, so that one key can be swept over whole
   approaches: `metarun -m approach=scratch,fine_tuning,maml data=caltech101 target=pneumoniamnist`.
 - An **experiment** is a whole command that reproduces a row of results, its data, budget and hardware included, and
-  perhaps a sweep: `metarun experiment=omniglot_maml`. It comes last of the groups, so that it has the last word.
+  perhaps a sweep: `metarun experiment=omniglot_maml`. It comes after all other groups but `debug`, whose `debug=fast`
+  carries any command out in seconds.
 
 The keys that are typed most:
 

@@ -18,8 +18,9 @@ from helpers import build, compose
 from shell import SINUSOID, environment, lines, metarun, result, run_folder
 
 from metarun.data.regression import Linear
-from metarun.engine.distributed import LAUNCHED, World, place
+from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose
+from metarun.engine.launched import VARIABLES as LAUNCHED
 from metarun.errors import UserError
 from metarun.runs.folder import folder_name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -104,6 +104,12 @@ class Pretrained(Backbone):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
         self.features = self._try(input_shape)
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        name = str(settings.get("name"))
+        if (library := name.partition(":")[0]) in LIBRARIES:
+            _library(name, library)
 
     mean: Tensor
     deviation: Tensor

@@ -256,7 +256,7 @@ class Config:
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,
-        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on."),
+        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on and `recipe=runs` lists."),
     ] = None
     outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,17 @@ class Backbone(Checked, nn.Module):
     pretrained: bool = False
     draws: bool = False
     channels_last: bool = False
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        """Checks that the libraries which a backbone of these settings needs are installed.
+
+        Args:
+            settings: Its node of the config.
+
+        Raises:
+            UserError: One is not; it names the extra.
+        """
 
     @property
     def couples_rows(self) -> bool:

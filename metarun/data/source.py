@@ -17,11 +17,13 @@ from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import Table
 from metarun.errors import UserError
+from metarun.text import printable
 
 Split = Literal["train", "val", "test"]
 EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to `stop`, on the device
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
+PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
@@ -119,8 +121,35 @@ class ImageSource(DataSource):
         mean = counts @ values / counts.sum(1)
         return mean, np.sqrt(counts @ values**2 / counts.sum(1) - mean**2).clip(1e-3)
 
+    def _check_task(self, split: Split, task: TaskShape) -> None:
+        """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
+        key = "train.task" if split == "train" else "test.task"
+        if task.ways == 1:
+            raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
+        turned = 4 if self.rotations else 1
+        counts = {one: len(where) * turned for one, where in self.splits.items()}
+        if counts[split] < task.ways:
+            total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
+            told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
+            fits = min(counts.values())
+            take = f"take task.ways={fits}, or more classes" if fits > 1 else "take more classes"
+            raise UserError(
+                f"task: ways = {task.ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
+                f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
+                "apart: recipe=target_only target=folder target.data.root=FOLDER"
+            )
+        sizes = self.table.sizes[self.splits[split]]
+        needed = task.shots + task.queries
+        if sizes.min() < needed:
+            smallest = self.table.names[self.splits[split][int(sizes.argmin())]]
+            raise UserError(
+                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {sizes.min()} images "
+                f"of the smallest class of the {split} split, {printable(smallest)}; lower {key}.shots or {key}.queries"
+            )
+
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.splits[split]
+        self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         draw = ClassSampler(
             offsets=self.table.offsets,

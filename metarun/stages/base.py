@@ -21,6 +21,7 @@ class Stage(ABC):
         gives_weights: Whether it trains or loads a learner, which the stages after it use.
         needs_weights: Whether it uses a learner of a stage before it.
         needs_target: Whether it uses the target (`target=`).
+        uses_transfer: Whether it learns the target in the way that `transfer=` names.
         needs_checkpoint: Whether it loads `checkpoint=`.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
@@ -30,6 +31,7 @@ class Stage(ABC):
     gives_weights: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
     needs_target: ClassVar[bool] = False
+    uses_transfer: ClassVar[bool] = False
     needs_checkpoint: ClassVar[bool] = False
     meta_tests: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False

@@ -20,7 +20,7 @@ from metarun.errors import UserError
 from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
-from metarun.text import printable, shell_path
+from metarun.text import duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
@@ -149,6 +149,11 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     else:
         text = f"validation {numbers['val/score']:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"
+
+
+def time_left(seconds: float, ended: int, total: int) -> str:
+    """What follows the line of a job that has ended: about how long the others take, where some are left."""
+    return f"  (about {duration(seconds / ended * (total - ended))} left)" if 0 < ended < total else ""
 
 
 def counted(jobs: int) -> str:

@@ -7,15 +7,14 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from metarun import files
-from metarun.data.image_batches import Labelled, generator
+from metarun.data.image_batches import Labelled, generator, to_shape
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import metrics
@@ -65,13 +64,7 @@ class Target:
             return
         log.info("target: images %s are brought to the source's %s", _times(own), _times(shape))
 
-        def change(x: Tensor) -> Tensor:
-            if x.shape[1] != shape[0]:
-                x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
-            if x.shape[2:] != shape[1:]:
-                x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
-            return x
-
+        change = partial(to_shape, shape=shape)
         self.train, self.validation, self.test = (
             replace(part, change=change) for part in (self.train, self.validation, self.test)
         )

@@ -1,4 +1,4 @@
-"""The console command: find `conf/`, let Hydra compose, hand over to `metarun.recipes.run`; errors become one line."""
+"""The console command: find `conf/`, let Hydra compose, hand over to `metarun.runs.carry_out.run`; errors become one line."""
 
 from __future__ import annotations
 

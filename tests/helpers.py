@@ -20,7 +20,7 @@ from metarun.data.source import DataSource, ImageSource, Split
 from metarun.data.table import Table
 from metarun.engine.cuda_graph import Compute
 from metarun.engine.hardware import Hardware
-from metarun.learner import build_algorithm
+from metarun.stages.learning import build_algorithm
 from metarun.target.target import Target
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from metarun.data.image_batches import BatchSampler, batches
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine import checkpoint
-from metarun.engine.train import Interrupted, build_optimizer, fit, gradient_step
+from metarun.engine.train import Interrupted, Learner, build_optimizer, fit, gradient_step
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
 from metarun.ops.metrics import accuracy
@@ -377,17 +377,9 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
 
         logger = RunLogger(folder)
         try:
-            fit(
-                algorithm,
-                sampler,
-                validate,
-                *build_optimizer(algorithm, config.train),
-                config.train,
-                config.seed,
-                hardware(),
-                folder,
-                logger,
-            )
+            built = build_optimizer(algorithm, config.train)
+            learner = Learner("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
+            fit(learner, validate, folder, logger)
         finally:
             logger.close()
         saved = {key: checkpoint.load(folder / f"{key}.pt") for key in ("last", "best")}

@@ -435,7 +435,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*arguments: object) -> None:
         raise ValueError("a bug of metarun's")
 
-    monkeypatch.setattr("metarun.recipes.run", bug)
+    monkeypatch.setattr("metarun.runs.carry_out.run", bug)
     with pytest.raises(ValueError, match="a bug of metarun's"):
         metarun(*SINUSOID)
 

@@ -142,21 +142,22 @@ STAGE = """
 import os, signal
 from metarun import stages
 
-def train(run):
-    def watch(step, score):
-        if step == int(os.environ.get("STOP", 0)):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return step == int(os.environ.get("PRUNE", 0))
+class Train(stages.Train):
+    def execute(self, run):
+        def watch(step, score):
+            if step == int(os.environ.get("STOP", 0)):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return step == int(os.environ.get("PRUNE", 0))
 
-    run.watch = watch if run.hardware.world.main else None
-    stages.train(run)
+        run.watch = watch if run.world.main else None
+        super().execute(run)
 """
 
 
 def test_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "staged.py").write_text(STAGE)
     monkeypatch.chdir(tmp_path)
-    words = [*SHARED, "recipe.stages=[staged.train,metarun.stages.meta_test]"]
+    words = [*SHARED, "recipe.stages=[staged.Train,metarun.stages.MetaTest]"]
     assert metarun(*words, "outputs=whole").status == 0
     there = Path("mixed", "sinusoid-maml")
 
@@ -183,7 +184,7 @@ def test_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatc
 
 def test_search_prunes_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "staged.py").write_text(STAGE)
-    words = [*LONG, "recipe.stages=[staged.train]", "hardware.processes=2", "outputs=out"]
+    words = [*LONG, "recipe.stages=[staged.Train]", "hardware.processes=2", "outputs=out"]
     process = start(*words, cwd=tmp_path, PRUNE="10")
     _, err = process.communicate(timeout=60)
     assert process.returncode

@@ -188,7 +188,9 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_is_imported_where_it_is_asked_for_and_says_nothing() -> None:
-    modules = "metarun.cli, metarun.recipes, metarun.algos.maml, metarun.algos.learn2learn, metarun.backbones.conv4"
+    modules = (
+        "metarun.cli, metarun.runs.carry_out, metarun.algos.maml, metarun.algos.learn2learn, metarun.backbones.conv4"
+    )
     code = f"""import sys, {modules}
 print({{'learn2learn', 'torchvision', 'gym'}} & set(sys.modules))
 print(metarun.optional.learn2learn().__version__)"""

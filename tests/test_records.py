@@ -92,6 +92,9 @@ def test_result(done: tuple[Outcome, Path], images: Path) -> None:
         "test_inner_steps": 2,
         "split": None,
         "selected_by": "best validation score",
+        "seen": {
+            "train": "episodes of the training classes; for validation episodes of the validation classes",
+        },
     }
     best = torch.load(done[1] / "best.pt", weights_only=True)
     assert found["train/selected_step"] == best["step"]

@@ -18,10 +18,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from shell import SINUSOID, events, lines, make_images, metarun, result, run_folder, start
 
-from metarun import recipes
 from metarun.core import Algorithm
 from metarun.engine import train
-from metarun.runs import logger
+from metarun.runs import carry_out, logger
 from metarun.runs.folder import UNNAMED, choose_folder
 
 # What was measured of the machine, not computed, may differ between two equal runs.
@@ -124,7 +123,7 @@ def test_finished_run_is_shown_and_not_computed(tmp_path: Path, monkeypatch: pyt
     first = metarun(*words)
     folder = run_folder(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(recipes, "prepare", pytest.fail)
+    monkeypatch.setattr(carry_out, "prepare", pytest.fail)
     again = metarun(*words)
     assert again.status == 0
     assert again.out.startswith(first.out)
@@ -211,7 +210,7 @@ def test_signal_while_testing_is_one_line(
     )  # ignored where a shell runs this in the background
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("metarun.stages.meta_test", interrupted)
+            patch.setattr("metarun.stages.MetaTest.execute", interrupted)
             done = metarun(*words)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -223,14 +222,14 @@ def test_signal_while_testing_is_one_line(
 
 def test_checkpoint_on_an_interval_of_steps_and_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: dict[str, set[int]] = {}
-    save = recipes.checkpoint.save
+    save = carry_out.checkpoint.save
 
     def noting(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
             saved.setdefault(path.parent.parent.name, set()).add(state["state"]["step"])
         save(path, state)
 
-    monkeypatch.setattr(recipes.checkpoint, "save", noting)
+    monkeypatch.setattr(carry_out.checkpoint, "save", noting)
     interval = {"steps": ["train.save_every=4"], "time": ["train.save_seconds=0"], "neither": []}
     for name, words in interval.items():
         assert metarun(*SINUSOID, f"name={name}", *words, f"outputs={tmp_path}").status == 0

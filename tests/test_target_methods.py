@@ -24,9 +24,9 @@ from metarun.core import Batch, Spec
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
-from metarun.learner import augmented
 from metarun.ops import metrics
 from metarun.runs.logger import RunLogger
+from metarun.stages.learning import augmented
 from metarun.target.base import Own, features
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning, Shuffled

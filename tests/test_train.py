@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +22,11 @@ from metarun.data.regression import Linear
 from metarun.engine import checkpoint
 from metarun.engine.train import (
     SIGNALS,
+    Clock,
     Interrupted,
+    Learner,
     Signals,
+    TrainState,
     advance_schedule,
     build_optimizer,
     clip,
@@ -92,19 +96,10 @@ class Fit:
         folder.mkdir(exist_ok=True)
         logger = RunLogger(folder)
         try:
-            return fit(
-                self.algorithm,
-                self.sampler,
-                self.validate,
-                self.optimizer,
-                self.schedule,
-                self.config.train,
-                7,
-                hardware(),
-                folder,
-                logger,
-                self.watch,
+            learner = Learner(
+                "train", self.algorithm, self.config.train, 7, hardware(), self.optimizer, self.schedule, self.sampler
             )
+            return fit(learner, self.validate, folder, logger, self.watch)
         finally:
             logger.close()
 
@@ -118,7 +113,8 @@ class Fit:
 
     def lines(self) -> list[dict[str, float]]:
         """`metrics.jsonl`, but for the speed."""
-        text = (self.folder / "metrics.jsonl").read_text()
+        file = self.folder / "metrics.jsonl"
+        text = file.read_text() if file.exists() else ""
         return [
             {name: value for name, value in json.loads(line).items() if name != "train/tasks_per_second"}
             for line in text.splitlines()
@@ -457,6 +453,112 @@ def test_lines_after_the_checkpoint_are_written_again_not_twice(tmp_path: Path) 
     assert_same(state(resumed), state(straight))
 
 
+class Killed(Exception):
+    """Ends a sitting as a kill would: nothing more is saved."""
+
+
+class SlowSteps:
+    """A clock on which each step takes another time in every sitting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        self.now, self.draw = 100.0 * seed, random.Random(seed)
+        monkeypatch.setattr("metarun.engine.train.time.perf_counter", lambda: self.now)
+
+    def step(self) -> None:
+        self.now += self.draw.uniform(0.2, 2.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("killed_at", [(4,), (7,), (2, 9)], ids=str)
+def test_under_a_budget_of_seconds_steps_that_are_taken_again_have_the_same_rates(
+    schedule: str, killed_at: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate follows the clock, which is another one in each sitting: the record of the first is replayed."""
+    words = [f"schedule={schedule}", "train.steps=60", "train.max_seconds=15", "train.log_every=1", "train.save_every=3",
+             "train.validate_every=50"]  # fmt: skip
+    before: list[dict[str, float]] = []
+    weights: dict[int, list[float]] = {}
+
+    def sitting(number: int, stop: int | None) -> Fit:
+        clock, run = SlowSteps(monkeypatch, number), Fit(tmp_path / "run", None, *words)
+
+        def hook(step: int) -> None:
+            if step == stop:
+                raise Killed
+            now = run.algorithm.weight.tolist()
+            assert weights.setdefault(step, now) == now
+            clock.step()
+
+        run.before = hook
+        if stop is None:
+            run.run()
+        else:
+            with pytest.raises(Killed):
+                run.run()
+        return run
+
+    for number, stop in enumerate(killed_at):
+        lines = sitting(number, stop).lines()
+        assert len(lines) == stop
+        assert lines[: len(before)] == before
+        before = lines
+    run = sitting(len(killed_at), None)
+    lines = [line for line in run.lines() if "train/learning_rate" in line]
+    assert lines[: len(before)] == before
+    assert lines[-1]["train/learning_rate"] < 0.05  # it falls to the end of the time, not of the steps
+    assert len(lines) < 60
+    record = [line.split() for line in (tmp_path / "run" / "clock.txt").read_text().splitlines()]
+    assert [int(step) for step, _ in record] == list(range(1, len(lines) + 1))
+    seconds = [float(second) for _, second in record]
+    assert seconds == sorted(seconds)
+    assert run.last["state"]["seconds"] == seconds[-1] >= 15
+    for line, second in zip(lines, seconds, strict=True):
+        due = min(60, max(int(line["step"]), int(60 * second / 15)))
+        expected = {"linear": 1 - due / 60, "cosine": (1 + math.cos(math.pi * due / 60)) / 2}[schedule]
+        assert line["train/learning_rate"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_record_that_a_kill_cut_off_loses_its_last_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clock.txt").write_text("1 0.5\n2 1.25\n3 4.")
+    SlowSteps(monkeypatch, 1)
+    clock = Clock(TrainState(), tmp_path / "clock.txt")
+    assert [clock.after(step) for step in (1, 2, 3)] == [0.5, 1.25, 1.25]
+    assert (tmp_path / "clock.txt").read_text() == "1 0.5\n2 1.25\n3 1.25\n"
+
+
+def test_without_a_budget_of_seconds_nothing_is_recorded(tmp_path: Path) -> None:
+    Fit(tmp_path).run()
+    assert not (tmp_path / "clock.txt").exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    """One with the keys of today's version goes on, whether it says what was seen or not."""
+    run = Fit(tmp_path, None, *RESUMED)
+    run.before = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
+    with pytest.raises(Interrupted):
+        run.run()
+    last = run.last
+    del last["seen"]
+    checkpoint.save(tmp_path / "last.pt", last)
+    again = Fit(tmp_path, None, *RESUMED)
+    assert again.run()["train/steps"] == 11
+    assert again.algorithm.steps == list(range(5, 11))
+    last["state"]["tempo"] = 1
+    checkpoint.save(tmp_path / "last.pt", last)
+    with pytest.raises(UserError, match=r"^checkpoint .*last.pt: was written by another version .*state.tempo"):
+        Fit(tmp_path, None, *RESUMED).run()
+
+
+def test_without_a_choice_the_last_weights_are_kept_without_a_score(tmp_path: Path) -> None:
+    run = Fit(tmp_path, None, "train.steps=0")
+    run.validate = None  # type: ignore[assignment, method-assign]
+    assert run.run()["train/steps"] == 0
+    assert (run.best["step"], run.best["score"]) == (0, None)
+    assert run.lines() == []
+
+
 def test_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None:
     run = Fit(tmp_path)
     validate = run.validate
@@ -494,8 +596,8 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     """So that they load without running code: `checkpoint.load` uses `weights_only`."""
     run = Fit(tmp_path, None, *RESUMED)
     run.run()
-    assert set(run.last) == {"model", "optimizer", "schedule", "state"}
-    assert set(run.best) == {"model", "step", "score"}
+    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen"}
+    assert set(run.best) == {"model", "step", "score", "seen"}
     config: DictConfig = OmegaConf.create({"state": run.last["state"]})
     assert config.state.step == 11
 

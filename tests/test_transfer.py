@@ -276,7 +276,7 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         return [word for word in command if not word.startswith(start)]
 
     cases = [
-        ([*without("target"), *QUICK], "recipe: its stage finetune needs a target"),
+        ([*without("target"), *QUICK], "recipe: its stage Transfer needs a target"),
         ([*without("recipe")], "target: this recipe has no use for one"),
         ([*command, "target.train_images=2"], "target.train_images=2: is below the 3 classes"),
         ([*command, "target.train_images=500"], r"target.train_images=500: there are only \d+ images"),

@@ -17,7 +17,7 @@ class ScaledBackbone(Backbone):
         super().__init__()
         self.frozen, self.rate = frozen.requires_grad_(False), rate
         self.features, self.widths, self.norm = frozen.features, frozen.widths, frozen.norm
-        self.channels_last = frozen.channels_last
+        self.channels_last, self.pretrained = frozen.channels_last, frozen.pretrained
         self.phi = nn.ParameterDict()
         for name, value in frozen.named_parameters():
             shape = (*value.shape[:2], *(1 for _ in value.shape[2:]))  # a linear layer has 1x1 kernels

@@ -195,14 +195,14 @@ class Hardware:
 
 @dataclass
 class Recipe:
-    """The stages of a run, in order: functions of a `metarun.stages.Run`."""
+    """The stages of a run, in order: a `metarun.stages.Stage` each, as a node or as the dotted path of its class."""
 
-    stages: Annotated[list[str], Doc("The stages, in order.")] = MISSING
+    stages: Annotated[list[Any], Doc("The stages, in order: nodes, or dotted paths of classes.")] = MISSING
     source: Annotated[
         bool,
         Doc("Whether a source (`data=`) is trained on; without one the backbone starts untrained on the target."),
     ] = True
-    run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.recipes.run"
+    run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.runs.carry_out.run"
 
 
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, get_method
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.ranges import check_value, parts
@@ -50,11 +50,6 @@ def check(config: DictConfig) -> None:
                 f"like the other (backbone.{name}={value}, or pretrain.backbone.{name}={config.backbone.get(name)})"
             )
     check_name(config.name)
-    for stage in config.recipe.stages:
-        try:
-            get_method(stage)
-        except Exception as error:
-            raise UserError(f"recipe.stages: {stage} cannot be imported ({reason(error)})") from error
 
 
 def settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

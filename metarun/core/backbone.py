@@ -26,6 +26,7 @@ class Backbone(Checked, nn.Module):
     widths: list[int]  # the channels of each block
     blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
     norm: str  # a kind of `metarun.ops.batch_norm`
+    pretrained: bool = False  # whether it brings weights from elsewhere: of a file, a library or an earlier run
     draws: bool = False  # whether it draws random numbers in training
     channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
 

@@ -6,16 +6,17 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from metarun import files
 from metarun.config import construct
-from metarun.core import Algorithm, Episodes
-from metarun.data.source import EpisodeSampler
+from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`, on the device
+Validate = Callable[[], tuple[float, dict[str, float]]]  # a score of the weights, higher is better, and what to log
+Watch = Callable[[int, float], bool]  # of a validation's step and score: whether to give up
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,142 +83,330 @@ def build_optimizer(
     return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
 
 
-def fit(
-    algorithm: Algorithm,
-    sampler: EpisodeSampler,
-    validate: Callable[[], tuple[float, dict[str, float]]],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    settings: Any,
-    seed: int,
-    hardware: Hardware,
-    folder: Path,
-    logger: RunLogger,
-    watch: Callable[[int, float], bool] | None = None,
-    wrapper: Wrapper | None = None,
-) -> dict[str, Any]:
-    """Trains `algorithm` in place, by the loss of `wrapper` if there is one.
+@dataclass
+class Learner:
+    """A method with everything that its training takes.
 
-    Writes `last.pt` and `best.pt` to `folder`, and goes on from `last.pt` if it is there.
-
-    `sampler` yields training episodes; `validate` a score of the current weights (higher is better) and what to log;
-    `settings` is the config's `train`. `watch` is asked by rank 0 after every validation, with its step and score (minus
-    infinity for NaN), whether to give up. Step k depends on (seed, k) and the state before it alone, so a resumed run equals
-    one never interrupted. Returns numbers for `result.json`. Raises `Interrupted` after a signal, `Pruned` where `watch`
-    gave up, `UserError` on a loss or gradient that is not finite.
+    Attributes:
+        name: The name of the stage that trains it.
+        algorithm: The method on its backbone.
+        settings: The config's `train`, or that of an earlier stage.
+        seed: The seed of the run.
+        hardware: Where it is trained; the builder replaces it once all ranks have met.
+        optimizer: The optimiser of the trainable parameters; None for a learner that is not trained.
+        schedule: The schedule of the optimiser's learning rate.
+        sampler: The `Episodes` or the `Batch` from `start` to `stop`.
+        task: The shape of its training tasks; None where it trains on batches of images, or not at all.
+        wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
+        fresh: Builds the same method anew, with the weights that it had before any training.
+        seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
+        selected_by: The rule that chose its weights, for `result.json`.
     """
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    trained = wrapper or algorithm
-    tasks, world = settings.tasks_per_step, hardware.world
-    first_task, end_task = world.share(tasks)
-    state: dict[str, Any] = {
-        "step": 0, "seconds": 0.0, "best_score": -math.inf, "best_step": 0, "validated": -1, "worse": 0, "sums": {}, "summed": 0,
-    }  # fmt: skip
-    last = folder / "last.pt"
-    # Rank 0 reads for all, so that all go on from the same state; loading copies it to each rank's device.
-    saved = world.broadcast(checkpoint.load(last) if world.main and last.is_file() else None)
-    if saved is not None:
-        checkpoint.load_weights(algorithm, saved["model"], last)
-        if wrapper is not None:
-            wrapper.load_own_state(saved["wrapper"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        state = saved["state"]
-        log.info("going on at step %d", state["step"])
-    logger.rewind(state["step"], state["validated"])
-    started = saved_at = time.perf_counter()
-    before, first_step = state["seconds"], state["step"]
 
-    def save() -> None:
-        nonlocal saved_at
-        if not world.main:
-            return
-        modules = {
-            "model": algorithm.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        if wrapper is not None:
-            modules["wrapper"] = wrapper.own_state()
-        checkpoint.save(last, {**modules, "state": state})
-        saved_at = time.perf_counter()
+    name: str
+    algorithm: Algorithm
+    settings: Any
+    seed: int
+    hardware: Hardware
+    optimizer: torch.optim.Optimizer | None = None
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    sampler: Sampler | None = None
+    task: TaskShape | None = None
+    wrapper: Wrapper | None = None
+    fresh: Callable[[], Algorithm] | None = None
+    seen: dict[str, Any] = field(default_factory=dict)
+    selected_by: str = ""
 
-    def select() -> bool:
-        """Validates, and keeps the weights if they are the best so far; whether `watch` gives up."""
-        score, shown = validate()
-        logger.scalars(state["step"], shown, always=True)
-        score = -math.inf if math.isnan(score) else score
-        better = score > state["best_score"] or state["validated"] < 0  # the first, however bad
-        state["worse"] = 0 if better else state["worse"] + 1
-        state["validated"] = state["step"]
-        if better:
-            state["best_score"], state["best_step"] = score, state["step"]
-            if world.main:
-                best = {"model": algorithm.state_dict(), "step": state["step"], "score": score}
-                checkpoint.save(folder / "best.pt", best)
-        save()
-        return world.broadcast(watch is not None and world.main and watch(state["step"], score))
 
-    def over() -> bool:
-        patience, limit = settings.patience, settings.max_seconds
+@dataclass
+class TrainState:
+    """How far a training has come: what a checkpoint holds besides the weights, the optimiser and the schedule.
+
+    Attributes:
+        step: Steps taken.
+        seconds: Seconds of training after the last step, validations included, over all sittings.
+        best_score: The best validation score so far.
+        best_step: The step of the best score.
+        validated: The step of the last validation, -1 before the first.
+        worse: Validations since the best one.
+        sums: Sums of what the steps since the last line of the log returned.
+        summed: The number of these steps.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -math.inf
+    best_step: int = 0
+    validated: int = -1
+    worse: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], path: Path) -> TrainState:
+        """The state that a checkpoint holds.
+
+        Args:
+            saved: The entry `state` of the checkpoint.
+            path: The checkpoint's file, for the message of an error.
+
+        Raises:
+            UserError: The checkpoint was written by another version of metarun, which kept other things.
+        """
+        known = {item.name for item in fields(cls)}
+        if saved.keys() != known:
+            other = sorted(saved.keys() ^ known)[0]
+            raise UserError(
+                f"checkpoint {path}: was written by another version of metarun (state.{other}); start over beside it with "
+                "resume=false"
+            )
+        return cls(**saved)
+
+
+class Clock:
+    """The seconds of training after each step.
+
+    Where a budget of seconds decides on the learning rate and on the end of a training, a step's outcome depends on its
+    second. A record then keeps the second of every step, and a step that is taken again after a kill gets the same one.
+    """
+
+    def __init__(self, state: TrainState, record: Path | None) -> None:
+        """Starts to count at the step and the second of `state`.
+
+        Args:
+            state: Where the training goes on.
+            record: The file of the record, `step seconds` a line; None keeps none.
+        """
+        self.record = record
+        self._known: dict[int, float] = {}
+        if record is not None:
+            self._known = dict(self._read(record))
+            lines = [f"{step} {seconds!r}\n" for step, seconds in self._known.items()]
+            files.save_bytes(record, "".join(lines).encode())  # without a line that a kill cut off
+        self._base, self._since = state.seconds, time.perf_counter()
+
+    @staticmethod
+    def _read(record: Path) -> Iterator[tuple[int, float]]:
+        for line in record.read_text().splitlines(keepends=True) if record.is_file() else ():
+            if line.endswith("\n"):
+                step, seconds = line.split()
+                yield int(step), float(seconds)
+
+    def after(self, step: int) -> float:
+        """The seconds of training at the end of `step` steps, of which this is the last one."""
+        if (known := self._known.get(step)) is not None:
+            self._base, self._since = known, time.perf_counter()
+            return known
+        seconds = self._base + time.perf_counter() - self._since
+        if self.record is not None:
+            with open(self.record, "a") as file:
+                file.write(f"{step} {seconds!r}\n")
+        return seconds
+
+
+@dataclass(frozen=True)
+class Order:
+    """What rank 0 says to all ranks in every step, within the message that sums the gradients."""
+
+    seconds: float = 0.0  # of training so far: ranks must agree on the learning rate and on when to stop
+    signal: int = 0  # that it received; 0 for none
+
+
+class Training:
+    """One training, phase by phase; `fit` puts the phases in their order."""
+
+    def __init__(
+        self, learner: Learner, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None
+    ) -> None:
+        """Takes what `fit` takes."""
+        self.learner, self.validate, self.folder, self.logger, self.watch = learner, validate, folder, logger, watch
+        self.trained = learner.wrapper or learner.algorithm
+        self.algorithm, self.settings, self.world = learner.algorithm, learner.settings, learner.hardware.world
+        assert learner.optimizer is not None
+        assert learner.schedule is not None
+        assert learner.sampler is not None
+        self.optimizer, self.schedule, self.sampler = learner.optimizer, learner.schedule, learner.sampler
+        self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        self.first_task, self.end_task = self.world.share(self.settings.tasks_per_step)
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.state = TrainState()
+
+    def restore(self) -> None:
+        """Goes on from `last.pt` if it is there; starts the clock, and forgets what was recorded after the checkpoint."""
+        world = self.world
+        # Rank 0 reads for all, so that all go on from the same state; loading copies it to each rank's device.
+        saved = world.broadcast(checkpoint.load(self.last) if world.main and self.last.is_file() else None)
+        if saved is not None:
+            checkpoint.load_weights(self.algorithm, saved["model"], self.last)
+            if self.learner.wrapper is not None:
+                self.learner.wrapper.load_own_state(saved["wrapper"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.load_state_dict(saved["schedule"])
+            self.state = TrainState.restored(saved["state"], self.last)
+            log.info("going on at step %d", self.state.step)
+        self.logger.rewind(self.state.step, self.state.validated)
+        follows = self.settings.max_seconds is not None and world.main
+        self.clock = Clock(self.state, self.folder / "clock.txt" if follows else None)
+        self.started = self.saved_at = time.perf_counter()
+        self.first_step = self.state.step
+
+    def over(self) -> bool:
+        """Whether the budget of steps or seconds is spent, or the patience with validations."""
+        state, patience, limit = self.state, self.settings.patience, self.settings.max_seconds
         return (
-            state["step"] >= settings.steps
-            or (patience is not None and state["worse"] >= patience)
-            or (limit is not None and state["seconds"] >= limit)
+            state.step >= self.settings.steps
+            or (patience is not None and state.worse >= patience)
+            or (limit is not None and state.seconds >= limit)
         )
 
-    trained.train()
+    def step(self, signals: Signals) -> int:
+        """Takes one step on the next episodes.
+
+        Args:
+            signals: What this process receives meanwhile.
+
+        Returns:
+            The signal that rank 0 received, 0 for none.
+
+        Raises:
+            UserError: The loss or the gradient is not finite.
+        """
+        state, learner, world = self.state, self.learner, self.world
+        tasks, step = self.settings.tasks_per_step, state.step
+        batch = self.sampler(step * tasks + self.first_task, step * tasks + self.end_task)
+        share = (self.end_task - self.first_task) / tasks
+        sums = gradient_step(self.trained, batch, step, share, learner.seed, learner.hardware, self.first_task)
+        order = Order(self.clock.after(step + 1) if world.main else 0.0, signals.received)
+        order = share_gradients(self.trained, self.parameters, sums, order, share, world)
+        logged = {name: value.item() for name, value in sums.items()}
+        norm = clip(self.parameters, self.settings.clip_norm, self.settings.clip_value)
+        if not math.isfinite(logged["loss"] + norm):
+            what = "gradient" if math.isfinite(logged["loss"]) else "loss"
+            kept = f"{self.last} keeps the last finite weights" if self.last.exists() else "nothing was saved yet"
+            raise UserError(
+                f"training: the {what} is not finite at step {step}; {kept}; try a lower train.optimizer.lr or algo.inner_lr, "
+                "or train.clip_norm=10"
+            )
+        self.optimizer.step()
+        state.step, state.seconds = step + 1, order.seconds
+        advance_schedule(self.schedule, self.settings, state.step, state.seconds)
+        state.summed += 1
+        for name, value in logged.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        return order.signal
+
+    def log(self) -> None:
+        """Records the means since the last line, and starts new ones."""
+        state, tasks = self.state, self.settings.tasks_per_step
+        shown = {f"train/{name}": value / state.summed for name, value in state.sums.items()}
+        shown["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        elapsed = time.perf_counter() - self.started
+        shown["train/tasks_per_second"] = (state.step - self.first_step) * tasks / elapsed
+        self.logger.scalars(state.step, shown)
+        state.sums, state.summed = {}, 0
+
+    def select(self) -> bool:
+        """Validates, keeps the weights if they are the best so far, and saves.
+
+        Returns:
+            Whether `watch` gives up.
+        """
+        state, watch, found = self.state, self.watch, None
+        if self.validate is not None:
+            found, shown = self.validate()
+            self.logger.scalars(state.step, shown, always=True)
+            found = -math.inf if math.isnan(found) else found
+        score = -math.inf if found is None else found
+        better = score > state.best_score or state.validated < 0  # the first, however bad
+        state.worse = 0 if better else state.worse + 1
+        state.validated = state.step
+        if better:
+            state.best_score, state.best_step = score, state.step
+            if self.world.main:
+                best = {"model": self.algorithm.state_dict(), "step": state.step, "score": found}
+                checkpoint.save(self.best, {**best, "seen": self.learner.seen})
+        self.save()
+        asked = watch is not None and found is not None and self.world.main
+        return self.world.broadcast(asked and watch(state.step, score) if watch is not None else False)
+
+    def save_if_due(self, stopped: int) -> None:
+        """Saves if an interval of steps or seconds has passed or a signal came, and the last validation did not save."""
+        state, settings = self.state, self.settings
+        due = settings.save_every is not None and state.step % settings.save_every == 0
+        overdue = time.perf_counter() - self.saved_at >= settings.save_seconds
+        if state.validated != state.step and (due or stopped or overdue):
+            self.save()
+
+    def save(self) -> None:
+        """Writes `last.pt`, from which `restore` goes on."""
+        if not self.world.main:
+            return
+        modules = {
+            "model": self.algorithm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        if self.learner.wrapper is not None:
+            modules["wrapper"] = self.learner.wrapper.own_state()
+        checkpoint.save(self.last, {**modules, "state": asdict(self.state), "seen": self.learner.seen})
+        self.saved_at = time.perf_counter()
+
+
+def fit(
+    learner: Learner, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None = None
+) -> dict[str, Any]:
+    """Trains `learner` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
+
+    Step k depends on (seed, k) and the state before it alone, so a resumed run equals one never interrupted. Under
+    `train.max_seconds` it depends on the second of the step too, which `clock.txt` keeps for a step that is taken again.
+
+    Args:
+        learner: What is trained, and all that its training takes.
+        validate: Gives a score of the current weights (higher is better) and what to log. None where there is nothing to
+            choose from: the last weights are then `best.pt`, without a score.
+        folder: Where the checkpoints lie.
+        logger: Where curves and lines go.
+        watch: Is asked by rank 0 after every validation, with its step and score (minus infinity for NaN), whether to give
+            up.
+
+    Returns:
+        Numbers for `result.json`.
+
+    Raises:
+        Interrupted: A signal came; the checkpoint was saved.
+        Pruned: `watch` gave up.
+        UserError: The loss or the gradient was not finite.
+    """
+    training, world, settings = (
+        Training(learner, validate, folder, logger, watch),
+        learner.hardware.world,
+        learner.settings,
+    )
+    training.restore()
+    state = training.state
+    training.trained.train()
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
-    with Signals() as signals, logger.progress("training", settings.steps, state["step"]) as advance:
-        while not over():
-            step = state["step"]
-            batch = sampler(step * tasks + first_task, step * tasks + end_task)
-            sums = gradient_step(trained, batch, step, (end_task - first_task) / tasks, seed, hardware, first_task)
-            # Rank 0's clock and signals count: all ranks must agree on when to stop.
-            clock = torch.tensor([time.perf_counter() - started, signals.received], dtype=torch.float64) * world.main
-            share_gradients(trained, parameters, sums, clock, (end_task - first_task) / tasks, world)
-            state["seconds"], stopped = before + clock[0].item(), int(clock[1].item())
-            logged = {name: value.item() for name, value in sums.items()}
-            norm = clip(parameters, settings.clip_norm, settings.clip_value)
-            if not math.isfinite(logged["loss"] + norm):
-                what = "gradient" if math.isfinite(logged["loss"]) else "loss"
-                kept = f"{last} keeps the last finite weights" if last.exists() else "nothing was saved yet"
-                raise UserError(
-                    f"training: the {what} is not finite at step {step}; {kept}; try a lower train.optimizer.lr or algo.inner_lr, "
-                    "or train.clip_norm=10"
-                )
-            optimizer.step()
-            state["step"] = step = step + 1
-            advance_schedule(schedule, settings, step, state["seconds"])
-            state["summed"] += 1
-            for name, value in logged.items():
-                state["sums"][name] = state["sums"].get(name, 0.0) + value
-            if step % settings.log_every == 0:
-                shown = {f"train/{name}": value / state["summed"] for name, value in state["sums"].items()}
-                shown["train/learning_rate"] = optimizer.param_groups[0]["lr"]
-                shown["train/tasks_per_second"] = (step - first_step) * tasks / (time.perf_counter() - started)
-                logger.scalars(step, shown)
-                state["sums"], state["summed"] = {}, 0
-            pruned = step % settings.validate_every == 0 and select()
-            due = settings.save_every is not None and step % settings.save_every == 0
-            if state["validated"] != step and (
-                due or stopped or time.perf_counter() - saved_at >= settings.save_seconds
-            ):
-                save()
-            advance(step)
+    with Signals() as signals, logger.progress("training", settings.steps, state.step) as advance:
+        while not training.over():
+            stopped = training.step(signals)
+            if state.step % settings.log_every == 0:
+                training.log()
+            pruned = state.step % settings.validate_every == 0 and training.select()
+            training.save_if_due(stopped)
+            advance(state.step)
             if stopped:
-                raise Interrupted(stopped, step)
+                raise Interrupted(stopped, state.step)
             if pruned:
-                raise Pruned(step)
-        pruned = state["validated"] != state["step"] and select()
+                raise Pruned(state.step)
+        pruned = state.validated != state.step and training.select()
         if stopped := world.broadcast(signals.received):  # during the last validation
-            raise Interrupted(stopped, state["step"])
+            raise Interrupted(stopped, state.step)
         if pruned:
-            raise Pruned(state["step"])
+            raise Pruned(state.step)
     return {
-        "train/steps": state["step"],
-        "train/seconds": state["seconds"],
-        "train/tasks_per_second": state["step"] * tasks / state["seconds"] if state["seconds"] else 0.0,
+        "train/steps": state.step,
+        "train/seconds": state.seconds,
+        "train/tasks_per_second": state.step * settings.tasks_per_step / state.seconds if state.seconds else 0.0,
     }
 
 
@@ -277,22 +470,35 @@ def share_gradients(
     algorithm: Algorithm | Wrapper,
     parameters: list[torch.nn.Parameter],
     sums: dict[str, Tensor],
-    clock: Tensor,
+    order: Order,
     weight: float,
     world: World,
-) -> None:
-    """Sums the gradients, `sums` and `clock` over the ranks, and averages the algorithm's buffers."""
+) -> Order:
+    """Sums the gradients and `sums` over the ranks, and averages the algorithm's buffers, all in one message.
+
+    Args:
+        algorithm: The method, whose buffers are averaged in place.
+        parameters: The trained parameters, whose gradients are summed in place.
+        sums: What to log, summed in place.
+        order: What rank 0 says; that of other ranks is ignored.
+        weight: This rank's share of the tasks.
+        world: The ranks.
+
+    Returns:
+        Rank 0's `order`.
+    """
     if world.size == 1:
-        return
+        return order
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     buffers = [buffer for buffer in algorithm.buffers() if buffer.is_floating_point()]
     for buffer in buffers:
         buffer.mul_(weight)
-    world.all_reduce(
-        [*(parameter.grad for parameter in parameters if parameter.grad is not None), *buffers, *sums.values(), clock]
-    )
+    said = torch.tensor([order.seconds, order.signal], dtype=torch.float64) * world.main
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    world.all_reduce([*gradients, *buffers, *sums.values(), said])
+    return Order(said[0].item(), int(said[1].item()))
 
 
 def clip(parameters: list[torch.nn.Parameter], norm: float | None, value: float | None) -> float:

@@ -21,6 +21,7 @@ from metarun.runs.folder import FREE
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
 MEASURES = ("acc", "mse")
+IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -47,6 +48,8 @@ class Setting(NamedTuple):
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
             return f"{self.data} as the target, {self.shots} training images, {self.queries} test images"
+        if not self.ways:
+            return f"{self.data}{split}, held-out images"
         if self.measure == "mse":
             return f"{self.data}{split}, {self.shots} points, {self.queries} queries"
         return f"{self.data}{split}, {self.ways}-way {self.shots}-shot, {self.queries} queries a class"
@@ -78,7 +81,6 @@ class Run:
 
     @property
     def setting(self) -> Setting:
-        protocol, data = self.result["protocol"], self.result["data"]
         if self.tested == "target":
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
             content = [self.result["target/data"]["fingerprint"], self.result.get("target/division"), *draws]
@@ -87,7 +89,8 @@ class Run:
             over = self.result.get("target/over", "repeats" if "target/curve" in self.result else "test images")
             ways = len(self.result["target/classes"])
             return Setting(name, None, ways, shots, queries, "acc", True, over, repr(content))
-        task = protocol["test"]
+        protocol, data = self.result["protocol"], self.result["data"]
+        task = protocol.get("test", IMAGES)
         tested = [measure for measure in MEASURES if f"test/{measure}" in self.result]
         # A data set without classes is one of regression tasks.
         measure = tested[0] if tested else "acc" if "classes" in data else "mse"
@@ -208,8 +211,9 @@ def read(folder: Path) -> Run:
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text())
-        missing = [key for key in ("protocol", "data", "command") if key not in result]
-        if missing or not {"ways", "shots", "queries"} <= result["protocol"]["test"].keys():
+        needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
+        missing = [key for key in needed if key not in result]
+        if missing or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
         result["protocol"].setdefault("split", None)
         path = folder / "config.yaml"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from metarun.report import target
 from metarun.report.text import half
+from metarun.runs.result import BASELINES, CHANCE, SCORE, TEST
 from metarun.text import shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
@@ -50,7 +51,9 @@ def show(folder: Path, result: dict[str, Any]) -> None:
         console.print(target.table(result))
     if tested:
         console.print(_accuracies(result) if "test/acc" in result else _errors(result))
-    if "train/steps" in result:
+    if result.get("train/steps") == 0 and SCORE not in result:
+        print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
+    elif "train/steps" in result:
         chosen = (
             "tested: the weights"
             if tested or "target/acc" in result
@@ -76,10 +79,10 @@ def _accuracies(result: dict[str, Any]) -> Table:
     task = result["protocol"]["test"]
     title = f"{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
-    for prefix in ("test", "untrained", "chance"):
+    for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
             interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
-            table.add_row(prefix, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+            table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
     return table
 
 
@@ -87,12 +90,12 @@ def _errors(result: dict[str, Any]) -> Table:
     title = f"mean squared error from {result['protocol']['test']['shots']} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
-    for prefix in ("test", "untrained"):
+    for prefix, name in {TEST: TEST, **BASELINES}.items():
         steps = result.get(f"{prefix}/after_inner_steps", {})
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
-                    f"{prefix}, {step} steps",
+                    f"{name}, {step} steps",
                     f"{numbers['mse']:.3f}",
                     half(numbers["mse_ci95"], ".3f"),
                     f"{numbers['mse_median']:.3f}",

@@ -1,0 +1,1 @@
+"""A run: what its stages share, how it is carried out, and what it leaves."""

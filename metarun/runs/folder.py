@@ -50,7 +50,7 @@ FREE = (
 )
 
 
-def folder_name(overrides: Iterable[str], named: bool) -> str:
+def folder_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
     """The name of a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
 
     `key-value` for each override, in alphabetical order, with `__` between them. Where that is cut, or says less than was
@@ -59,11 +59,12 @@ def folder_name(overrides: Iterable[str], named: bool) -> str:
     Args:
         overrides: As `metarun.overrides.canonical` writes them; of two for one key the last counts.
         named: Whether the run's name lacks the data and the method, so that they belong here.
+        source: Whether the recipe uses a source, whose data and method are then in the run's name.
 
     Returns:
         Letters of ASCII, digits and `._-`; `default` without any override.
     """
-    kept = _naming(overrides, named)
+    kept = _naming(overrides, named, source)
     if not kept:
         return "default"
     slug = "__".join(filter(None, map(_slug, kept)))
@@ -73,9 +74,9 @@ def folder_name(overrides: Iterable[str], named: bool) -> str:
     return "__".join(filter(None, (slug[: LONGEST - len(digest) - 2].rstrip("_.-"), digest)))
 
 
-def _naming(overrides: Iterable[str], named: bool) -> list[str]:
+def _naming(overrides: Iterable[str], named: bool, source: bool) -> list[str]:
     """The overrides that name a folder, sorted."""
-    left_out = UNNAMED if named else (*UNNAMED, "data", "algo", "target", "transfer")
+    left_out = UNNAMED if named else (*UNNAMED, *name_parts(source))
     latest = {override.partition("=")[0]: override for override in overrides}
     return sorted(word for key, word in latest.items() if key_of(key) not in left_out)
 
@@ -89,28 +90,30 @@ def _slug(word: str) -> str:
     return re.sub(r"__+", "_", re.sub(r"[^A-Za-z0-9._-]+", "_", text)).strip("_")
 
 
-def earlier_name(overrides: Iterable[str], named: bool) -> str:
+def earlier_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
     """The name that version 0.1 gave to the folder of these overrides."""
-    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named)).replace("'", "")) or "default"
+    text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named, source)).replace("'", "")) or "default"
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
 
 
-def default_name(choices: Mapping[str, str], checkpoint: str | None = None) -> str:
-    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one."""
+def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | None = None) -> str:
+    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one.
+
+    `source` tells whether the recipe uses a source.
+    """
     if checkpoint:
         path = Path(checkpoint)
         stored = (path if path.is_dir() else path.parent) / "config.yaml"
         if stored.is_file():
             return str(OmegaConf.load(stored).name)
-    return named_after(["experiment"] if choices.get("experiment") else name_parts(choices), choices)
+    return named_after(["experiment"] if choices.get("experiment") else name_parts(source), choices)
 
 
-def name_parts(choices: Mapping[str, str]) -> list[str]:
-    """The groups that a run is named after: of the source, and of the target; a recipe without a source leaves its part out."""
-    source = [] if choices.get("recipe") == "target_only" else ["data", "algo"]
-    return [*source, "target", "transfer"]
+def name_parts(source: bool) -> list[str]:
+    """The groups that a run is named after: of the source, if the recipe uses one, and of the target."""
+    return [*(["data", "algo"] if source else []), "target", "transfer"]
 
 
 def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
@@ -126,7 +129,8 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     check_name(config.name)
     named = any(key_of(override) in ("name", "experiment", "checkpoint") for override in overrides)
     parent = Path(config.outputs) / config.name
-    name, earlier = folder_name(overrides, named), earlier_name(overrides, named)
+    source = bool(config.get("recipe", {}).get("source", True))
+    name, earlier = folder_name(overrides, named, source), earlier_name(overrides, named, source)
 
     def attempts(first: str, mark: str) -> dict[int, Path]:
         """The folders that are there, by the number of the attempt."""
@@ -162,6 +166,9 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
     missing: Any = "absent"
 
     def differs(key: str) -> bool:
+        part = key.partition(".")[0]
+        if stored.get("recipe.source") is False and not any(name.startswith(f"{part}.") for name in stored):
+            return False  # a part of the config that only a recipe with a source uses
         if key in stored and key in asked:
             return bool(stored[key] != asked[key])
         return bool(stored.get(key) or asked.get(key))

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
 from metarun.sweeps.plan import Ended, say
 
-PRELOADED = ["metarun.cli", "metarun.recipes", "torch.utils.tensorboard"]
+PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
 
 

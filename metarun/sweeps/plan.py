@@ -26,14 +26,16 @@ Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
-def sweep_name(overrides: Sequence[Override], choices: dict[str, str]) -> str | None:
+def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: bool) -> str | None:
     """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
+
+    `source` tells whether the recipe uses a source.
 
     What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
     """
     swept = {override.key_or_group for override in overrides if varies(override)}
     swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
-    parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(choices)
+    parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(source)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
         return None
     if "checkpoint" in swept:
@@ -61,7 +63,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
                 del config["hydra"]
             overrides = canonical(raw, config)
             make_literal(config)
-            config.name = config.name or default_name(choices, config.checkpoint)
+            config.name = config.name or default_name(choices, config.recipe.source, config.checkpoint)
             folder = choose_folder(config, overrides)
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
         differing = [word for word, hydras in zip(overrides, raw, strict=True) if hydras not in common]

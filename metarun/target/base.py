@@ -69,6 +69,7 @@ class TargetMethod(Checked, ABC):
 
     configured_by = "transfer"
     needs_source: bool = False
+    uses_method: bool = False  # whether it predicts by the learner's own method, and does not take its backbone alone
 
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
@@ -124,6 +125,8 @@ class Own(TargetMethod):
         learner = copy.deepcopy(self.learner)
         batch_norm.change_kind(learner, {"batch": "support"})
         return learner
+
+    uses_method = True
 
     def check(self, classes: int) -> None:
         learner = self.learner

@@ -15,8 +15,8 @@ from metarun.config import construct, task_of
 from metarun.core import Algorithm, Episodes
 from metarun.engine.distributed import World
 from metarun.engine.hardware import choose
-from metarun.engine.train import build_optimizer, clip, gradient_step, share_gradients
-from metarun.learner import build_algorithm
+from metarun.engine.train import Order, build_optimizer, clip, gradient_step, share_gradients
+from metarun.stages.learning import build_algorithm
 
 from .device import finish, growth
 from .limit import Convolutions
@@ -72,12 +72,11 @@ class Ours:
         """Fills the gradients of all ranks' tasks, from this rank's `episodes`; what to log."""
         weight = (self.end - self.first) / self.line.tasks
         sums = gradient_step(self.algorithm, episodes, self.steps, weight, self.first, self.hardware)
-        clock = torch.zeros(2, dtype=torch.float64)
-        share_gradients(self.algorithm, self.parameters, sums, clock, weight, self.hardware.world)
+        share_gradients(self.algorithm, self.parameters, sums, Order(), weight, self.hardware.world)
         return sums
 
     def step(self) -> None:
-        """A step as `metarun.engine.train.fit` takes it, but for its signals and run logger."""
+        """A step as `metarun.train.fit` takes it, but for its signals and records."""
         start = self.steps * self.line.tasks if self.line.draw != "once" else 0
         episodes = self.kept or self.sampler(start + self.first, start + self.end)
         if self.line.draw == "once":

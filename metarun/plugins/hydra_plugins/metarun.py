@@ -218,7 +218,7 @@ class Search(Sweeper):
         space = {item.key_or_group: search.distribution(item) for item in overrides if varies(item)}
         if not space:
             raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
-        name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices))
+        name = plan.sweep_name(overrides, dict(self.master.hydra.runtime.choices), self.master.recipe.source)
         fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
         identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
         if not any(item.key_or_group == "recipe" for item in overrides):
@@ -287,7 +287,7 @@ class Grid(BasicSweeper):
         for item in overrides:
             if item.is_interval_sweep():
                 raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
-        name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices))
+        name = plan.sweep_name(overrides, dict(self.config.hydra.runtime.choices), self.config.recipe.source)
         (batch,) = self.split_arguments(overrides, None)
         named = [[*words, f"name={name}"] if name else words for words in batch]
         jobs = plan.jobs_of(loader, self.config, named)

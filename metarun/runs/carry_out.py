@@ -10,33 +10,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from hydra.utils import get_method
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import files
-from metarun.config import Config, check, construct, flat, task_of, to_container
+from metarun import files, stages
+from metarun.config import Config, check, construct, flat, to_container
 from metarun.config.overrides import key_of, make_literal
-from metarun.core import TaskShape
+from metarun.config.types import Given
+from metarun.config.validation import check_target
 from metarun.data.download import without_downloads
-from metarun.data.noise import with_noise
-from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
+from metarun.data.source import DataSource
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.train import Interrupted
-from metarun.errors import Pruned, UserError
-from metarun.learner import Learner, augmented, build_learner, check_tasks
+from metarun.errors import Pruned, UserError, nearest, reason
 from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
 from metarun.report.run import show, show_stored, stored
-from metarun.runs import provenance
+from metarun.runs import provenance, result
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
 from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
-from metarun.stages import FINETUNE, META_TEST, PRETRAIN, TARGET_TEST, Run
+from metarun.runs.run import Run
+from metarun.stages.base import Stage, check_order
+from metarun.stages.transfer import uses_method
 from metarun.sweeps.search import watcher
-from metarun.target.base import SourceImages, TargetMethod
 from metarun.target.target import Target
 from metarun.text import shell_path, shown_path
 from metarun.trust import check_classes
@@ -64,7 +63,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
-        if (folder / "result.json").is_file():
+        if (folder / result.FILE).is_file():
             if config.checkpoint:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
             return show_stored(folder, unchecked_data(config, folder))
@@ -80,7 +79,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         try:
             with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
                 keep(folder, described)
-                text = OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+                text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(world, command) as world:
@@ -94,7 +93,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         finally:
             shared.logger.close()
     show(folder, shared.result)
-    return float(shared.result.get("val/score", 0.0))
+    return float(shared.result.get(result.SCORE, 0.0))
 
 
 def follow(config: DictConfig, world: World) -> None:
@@ -115,94 +114,68 @@ def follow(config: DictConfig, world: World) -> None:
 
 
 def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
-    """The config with its name, and on top of that of the checkpoint's run where a checkpoint is tested."""
-    only_tests = list(config.recipe.stages) == [META_TEST]
-    if only_tests != bool(config.checkpoint):
+    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint."""
+    built = build_stages(config)
+    loads = any(stage.needs_checkpoint for stage in built)
+    if loads != bool(config.checkpoint):
         raise UserError(
             "recipe=test: needs the run to test; add checkpoint=outputs/RUN"
-            if only_tests
+            if loads
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
+    check_order(built)
     if config.checkpoint:
         config = with_checkpoint(config, overrides)
         check(config)
-    OmegaConf.update(config, "name", config.name or default_name(choices))
+    OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
 
 
+def build_stages(config: DictConfig) -> list[Stage]:
+    """The stages of the recipe, not yet prepared.
+
+    Each entry of `recipe.stages` is a node with a `_target_`, or the dotted path of a class without settings.
+
+    Raises:
+        UserError: An entry is no stage, or has a setting that the stage does not know.
+    """
+    built: list[Stage] = []
+    for place, entry in enumerate(config.recipe.stages):
+        node = OmegaConf.create({"_target_": entry}) if isinstance(entry, str) else entry
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if not target:
+            raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
+        known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
+        hint = nearest(target, known) or f"; there are {', '.join(known)}"
+        try:
+            cls = get_class(target)
+        except Exception as error:
+            raise UserError(f"recipe.stages: {target} cannot be imported ({reason(error)}){hint}") from error
+        if not issubclass(cls, Stage):
+            raise UserError(f"recipe.stages: {target} is no stage (no subclass of metarun.stages.Stage){hint}")
+        check_target(node, f"recipe.stages[{place}]", Given())
+        built.append(construct(node, f"recipe.stages[{place}]"))
+    return built
+
+
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
-    """Everything that the stages need in this rank, built from the config; raises `UserError` and writes nothing to `folder`."""
-    stages, samplers = config.recipe.stages, dict[str, EpisodeSampler]()
-    data, target = build_data(config)
+    """The run with its stages prepared in this rank; raises `UserError` and writes nothing to `folder`."""
+    built = build_stages(config)
+    data, target = build_data(config, built)
     if target is not None:
         target.fit_to(data)
-    train_task, test_task = task_of(config, "train"), task_of(config, "test")
-    learner = build_learner(config, data, train_task, world, target, lambda start, stop: samplers["val"](start, stop))
-    pretraining = None
-    if PRETRAIN in stages:
-        pretraining = build_learner(config, data, train_task, world, prefix="pretrain.")
-    trained = [one for one in (learner, pretraining) if one is not None]
-    tasks: dict[Split, TaskShape] = {}
-    if config.recipe.source and not config.checkpoint:
-        if learner.sampler is None:
-            tasks["train"] = train_task
-        if any(one.held_out is None for one in trained):
-            tasks["val"] = test_task
-    if META_TEST in stages:
-        tasks["test"] = test_task
-    if tasks:
-        check_tasks(learner.algorithm, train_task, test_task)
-    samplers |= episodes(config, data, tasks, learner.hardware.device)
-    augment = construct(config.augment, "augment") if config.augment else None
-    if augment is not None:
-        if "train" in samplers:
-            samplers["train"] = augmented(samplers["train"], augment, config.seed, learner.hardware)
-        for one in trained:
-            if one.sampler is not None:
-                one.sampler = augmented(one.sampler, augment, config.seed, one.hardware)
-    return Run(
-        config=config,
-        data=data,
-        learner=learner,
-        folder=folder,
-        train_task=train_task,
-        test_task=test_task,
-        samplers=samplers,
-        pretraining=pretraining,
-        target=target,
-        method=build_method(config, data, learner, target, augment) if FINETUNE in stages and target else None,
-        result=load_checkpoint(config.checkpoint, learner) if config.checkpoint else {},
-        logger=RunLogger(folder if world.main else None),  # last: all is well
-    )
+    run = Run(config, built, world, folder, data, target)
+    for stage in built:
+        stage.prepare(run)
+    if not run.learners:
+        raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
+    run.logger = RunLogger(folder if world.main else None)  # last: all is well
+    return run
 
 
-def episodes(
-    config: DictConfig, data: DataSource, tasks: dict[Split, TaskShape], device: torch.device
-) -> dict[str, EpisodeSampler]:
-    """The sampler of each split that there is a task of; noise is of training tasks alone."""
-    if "train" in tasks and isinstance(data, ImageSource) and set(data.splits["train"]) & set(data.splits["test"]):
-        log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
-    samplers: dict[str, EpisodeSampler] = {
-        split: data.sampler(split, task, config.seed, device) for split, task in tasks.items()
-    }
-    noise = config.train.noise
-    if "train" in samplers and noise.tasks:
-        samplers["train"] = with_noise(samplers["train"], config.seed, noise.tasks, noise.labels)
-    return samplers
-
-
-def load_checkpoint(path: str, learner: Learner) -> dict[str, Any]:
-    """Takes a finished run's weights; what `result.json` says of them."""
-    weights = checkpoint.weights_file("checkpoint", path)
-    state = checkpoint.load(weights)
-    checkpoint.load_weights(learner.algorithm, state["model"], weights)
-    step = state["step"] if "step" in state else state["state"]["step"]
-    return {"checkpoint/step": step, "checkpoint/sha256": checkpoint.digest(weights)}
-
-
-def build_data(config: DictConfig) -> tuple[DataSource, Target | None]:
+def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
     """Builds the source and the target; a recipe without a source takes the target for it."""
-    target = build_target(config)
+    target = build_target(config, built)
     data = construct(config.data, "data") if target is None or config.recipe.source else target.source
     return data, target
 
@@ -218,45 +191,32 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     """
     try:
         with without_downloads():
-            data, target = build_data(config)
+            data, target = build_data(config, build_stages(config))
     except (UserError, OSError) as error:
         return str(error)
     refuse_other_data(folder, descriptions(data, target.source if target else None))
     return ""
 
 
-def build_target(config: DictConfig) -> Target | None:
+def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
     """The target, if the recipe has a use for one."""
-    wanted = [stage for stage in config.recipe.stages if stage in (FINETUNE, TARGET_TEST)]
+    wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
-        raise UserError(
-            f"recipe: its stage {wanted[0].rpartition('.')[2]} needs a target; add target=pneumoniamnist, say"
-        )
+        raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
     if config.target.data and not wanted:
         raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
     return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
 
 
-def build_method(config: DictConfig, data: DataSource, learner: Learner, target: Target, augment: Any) -> TargetMethod:
-    """What puts the learner to use on the target; raises `UserError` if it cannot."""
-    if not config.transfer:
-        raise UserError("transfer: must be given; add transfer=all, say")
-    source = SourceImages(data, config.seed, learner.hardware.device) if config.recipe.source else None
-    method: TargetMethod = construct(config.transfer, "transfer", learner=learner.algorithm, source=source)
-    if augment is not None:
-        method.augment = augment
-    method.check(len(target.names))
-    return method
-
-
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
     world = world.to(run.hardware.device)
-    for learner in filter(None, (run.learner, run.pretraining)):
+    run.world = world
+    for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
-    for stage in run.config.recipe.stages:
-        get_method(stage)(run)
+    for stage in run.stages:
+        stage.execute(run)
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -276,7 +236,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     assert isinstance(older, DictConfig)
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    for key in ("target", "transfer"):  # a test of what was learned on the source has no use for them
+    for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
         OmegaConf.update(own, key, config[key], merge=False)
     assert isinstance(own, DictConfig)
     check_classes(own, stored_file, config)
@@ -288,7 +248,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
         OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
-    for key in ("recipe", "checkpoint", "outputs", "resume"):
+    for key in ("checkpoint", "outputs", "resume"):
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
     return own
@@ -305,51 +265,66 @@ def refuse_other_weights(folder: Path, weights: Path) -> None:
 def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
     """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
     algorithm, config = run.algorithm, run.config
-    tested = next((run.result[name] for name in ("test/acc", "test/mse", "target/acc") if name in run.result), None)
-    run.logger.hparams(flat(to_container(config)), tested, run.result.get("val/score"))
-    data, kind = run.data.describe(), algorithm.backbone.norm
+    main = result.tested(run.result)
+    run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
+    data = run.data.describe()
     run.result |= {
         "interval": "95%, over episodes, normal approximation",
-        "protocol": {
-            "norm": kind,
-            "transductive": transductive(run),
-            **({"labelled_images": batch_norm.labelled_rule(kind)} if run.target or run.learner.held_out else {}),
-            "train": vars(run.train_task),
-            "test": vars(run.test_task),
-            **({"train_noise": to_container(config.train.noise)} if config.train.noise.tasks else {}),
-            "test_inner_steps": algorithm.test_steps,
-            "split": data.get("split", config.data.get("split")),
-            "selected_by": selected_by(run),
-        },
-        "data": data,
-        **({"target/data": run.target.describe()} if run.target else {}),
+        result.PROTOCOL: protocol(run, data),
+        **({result.DATA: data} if config.recipe.source else {}),
+        **({result.CONTENT: run.target.describe()} if run.target else {}),
         "parameters": sum(value.numel() for value in algorithm.parameters()),
         "hardware": run.hardware.describe(),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
-        "command": shlex.join(["metarun", *command[3:]]),
+        result.COMMAND: shlex.join(["metarun", *command[3:]]),
         "overrides": overrides,
-        "choices": {group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
+        result.CHOICES: {
+            group: choice
+            for group, choice in choices.items()
+            if not group.startswith("hydra/") and group.partition("@")[0] not in unused(config)
+        },
         "seconds": seconds,
         "peak_memory": run.hardware.peak_memory(),
     }
-    files.save_json(run.folder / "result.json", run.result)
+    files.save_json(run.folder / result.FILE, run.result)
 
 
-def transductive(run: Run) -> bool:
-    """Whether the tested predictions depend on other test images: `classified` never does so."""
-    if run.method:
-        return run.method.transductive
-    return TARGET_TEST not in run.config.recipe.stages and run.algorithm.transductive
+def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
+    """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
+    algorithm = run.algorithm
+    found: dict[str, Any] = {
+        "norm": algorithm.backbone.norm,
+        "transductive": algorithm.transductive,
+    }
+    on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
+    if run.target or on_images:
+        found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
+    if run.config.recipe.source:
+        found |= {
+            "test_inner_steps": algorithm.test_steps,
+            "split": data.get("split", run.config.data.get("split")),
+        }
+    found[result.SELECTED_BY] = run.learner.selected_by
+    seen: dict[str, str] = {}
+    for stage in run.stages:
+        said = stage.protocol(run)
+        seen |= said.get(result.SEEN, {})
+        found |= said
+    return {**found, result.SEEN: seen}
 
 
-def selected_by(run: Run) -> str:
-    """The rule that chose the weights that were tested."""
-    if run.config.checkpoint:
-        return "the checkpoint that was given"
-    if not run.config.recipe.source:
-        return "no selection: the last weights of a fixed number of steps"
-    held_out = "target, whose labels it trains on" if run.algorithm.uses_target == "labels" else "source"
-    on = f" on held-out images of the {held_out}" if run.learner.held_out else ""
-    after = "; on the target no selection, but the last weights of a fixed number of steps" if run.method else ""
-    return f"best validation score{on}{after}"
+def unused(config: DictConfig) -> tuple[str, ...]:
+    """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
+    if config.recipe.source:
+        return ()
+    source = ("data", "pretrain", "wrapper", "test")
+    method = ("algo", "task", "train", "optimizer", "schedule", "preset")
+    gives = any(stage.gives_weights for stage in build_stages(config))
+    return source if gives or uses_method(config) else (*source, *method)
+
+
+def recorded(config: DictConfig) -> dict[str, Any]:
+    """The plain values of the config, without what the recipe does not use."""
+    left_out = unused(config)
+    return {key: value for key, value in to_container(config).items() if key not in left_out}

@@ -1,0 +1,49 @@
+"""The keys of `result.json`, each named once.
+
+A number of a test has the key `KIND/MEASURE`: `test/acc`, `target/mse_ci95`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FILE = "result.json"  # in the run's folder, the mark of a finished run
+
+# Kinds: what a number was measured on or with.
+TRAIN = "train"  # the last training stage; an earlier one has its name in this place
+VALIDATION = "val"  # the validation tasks or images, on which weights are chosen
+TEST = "test"  # episodes of the test classes
+UNTRAINED = "untrained"  # the same episodes, with the weights drawn from the seed
+BEFORE_TRAINING = (
+    "before_training"  # the same, before any training of this run, with the pretrained weights that the backbone brings
+)
+CHANCE = "chance"  # a guess
+TARGET = "target"  # the target's test images
+CHECKPOINT = "checkpoint"  # the weights that were given
+
+BASELINES = {UNTRAINED: "untrained", BEFORE_TRAINING: "before meta-training"}  # as tables name them
+
+# Measures.
+ACCURACY, ERROR = "acc", "mse"
+MEASURES = (ACCURACY, ERROR)
+CI95 = "_ci95"  # ends the key of half of a 95% interval
+EPISODES = "episodes"
+AFTER_INNER_STEPS = "after_inner_steps"
+CURVES = "curves"
+SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; absent where nothing was chosen
+
+# What the run was.
+PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
+SEEN = "seen"  # in the protocol: which images each training stage saw
+SELECTED_BY = "selected_by"  # in the protocol
+
+
+def key(kind: str, measure: str) -> str:
+    """The key of a measure, such as `test/acc`."""
+    return f"{kind}/{measure}"
+
+
+def tested(result: dict[str, Any]) -> str | None:
+    """The key of the run's main test number, of a meta-test before one of a target; None for a run without a test."""
+    kinds = ((kind, measure) for kind in (TEST, TARGET) for measure in MEASURES)
+    return next((found for kind, measure in kinds if (found := key(kind, measure)) in result), None)

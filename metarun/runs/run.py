@@ -1,0 +1,133 @@
+"""What the stages of a run share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from metarun.config import construct, task_of
+from metarun.core import Algorithm, TaskShape
+from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import Learner, Watch
+from metarun.errors import UserError
+from metarun.runs import seen
+from metarun.runs.logger import RunLogger
+from metarun.target.target import Target
+
+if TYPE_CHECKING:
+    from metarun.stages.base import Stage
+
+log = logging.getLogger("metarun")
+
+
+@dataclass
+class Run:
+    """A run: its config, what was built from it, and the result so far.
+
+    Attributes:
+        config: The whole config.
+        stages: The stages, in order.
+        world: The ranks.
+        folder: The run's folder, which `prepare` of a stage does not touch.
+        data: The source, or the target's data set where the recipe has no source.
+        target: The target, where a stage needs one.
+        learners: The learner of each stage that trains or loads one, by the stage's name, in order.
+        result: What `result.json` will hold.
+        logger: Curves and lines of the run's folder.
+        watch: Is asked after each validation whether to give up.
+    """
+
+    config: DictConfig
+    stages: Sequence[Stage]
+    world: World
+    folder: Path
+    data: DataSource
+    target: Target | None
+    learners: dict[str, Learner] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    logger: RunLogger = field(default_factory=lambda: RunLogger(None))
+    watch: Watch | None = None
+    _samplers: dict[tuple[Split, TaskShape], EpisodeSampler] = field(default_factory=dict)
+
+    @property
+    def learner(self) -> Learner:
+        """The learner of the last stage that trains or loads one."""
+        return list(self.learners.values())[-1]
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The method of `learner`."""
+        return self.learner.algorithm
+
+    @property
+    def hardware(self) -> Hardware:
+        """The hardware of `learner`."""
+        return self.learner.hardware
+
+    @property
+    def test_task(self) -> TaskShape:
+        """The shape of validation and test tasks."""
+        shape: TaskShape = task_of(self.config, "test")
+        return shape
+
+    @property
+    def training_split(self) -> Split | None:
+        """The split whose classes a training stage may see; None for all classes.
+
+        All classes serve a recipe that ends on a target alone. The test classes of the source are kept for a meta-test: of
+        this run, or of a later one that tests its weights.
+        """
+        open_to_all = any(stage.needs_target for stage in self.stages) and not any(
+            stage.meta_tests for stage in self.stages
+        )
+        return None if open_to_all else "train"
+
+    @cached_property
+    def augment(self) -> Callable[[Any], Any] | None:
+        """The augmentation of training images, where the config has one."""
+        return construct(self.config.augment, "augment") if self.config.augment else None
+
+    def add(self, name: str, learner: Learner) -> None:
+        """Makes `learner` the one that the stages after this one use.
+
+        Raises:
+            UserError: Another stage has the same name.
+        """
+        if name in self.learners:
+            raise UserError(f"recipe.stages: two stages have the name {name}; give one of them another name")
+        self.learners[name] = learner
+
+    def later(self, stage: Stage) -> list[Stage]:
+        """The stages after `stage`."""
+        return list(self.stages[list(self.stages).index(stage) + 1 :]) if stage in self.stages else []
+
+    def episodes(self, split: Split, task: TaskShape, device: torch.device) -> EpisodeSampler:
+        """Episodes of a split, the same ones for every stage that asks.
+
+        Args:
+            split: The classes that the episodes are drawn from.
+            task: Their shape.
+            device: Where they lie.
+
+        Raises:
+            UserError: The split cannot serve such tasks; or it is the test split, and a learner of this run was trained on
+                images of its classes.
+        """
+        if split == "test":
+            for learner in self.learners.values():
+                seen.refuse_test_classes(learner.seen, self.data, f"stage {learner.name}")
+        if (split, task) not in self._samplers:
+            shared = isinstance(self.data, ImageSource) and {*self.data.splits["train"]} & {*self.data.splits["test"]}
+            if split == "train" and shared:
+                log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
+            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
+        return self._samplers[split, task]

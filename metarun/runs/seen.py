@@ -1,0 +1,67 @@
+"""The images that a learner was trained on: what a meta-test on other classes must know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from metarun.data.source import DataSource, ImageSource, Split
+from metarun.errors import UserError
+
+KEY = "seen"  # of what a checkpoint holds
+Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose images training has seen
+
+
+def key(data: ImageSource) -> str:
+    """A digest of the names of all classes: the same for a data set at another size or with another split."""
+    return hashlib.sha256(json.dumps(list(data.table.names)).encode()).hexdigest()[:16]
+
+
+def classes(data: DataSource, split: Split | None) -> Seen:
+    """What a training on images of `data` sees.
+
+    Args:
+        data: The data set; regression tasks have no classes.
+        split: The split whose classes it sees; None for all classes.
+    """
+    if not isinstance(data, ImageSource):
+        return {}
+    every = range(len(data.table.names))
+    return {key(data): sorted(map(int, every if split is None else data.splits[split]))}
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:
+    """What was seen in both trainings together."""
+    return {name: sorted({*first.get(name, []), *second.get(name, [])}) for name in {**first, **second}}
+
+
+def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> None:
+    """Checks that a learner has seen no image of a class that it is tested on.
+
+    A data set with too few classes to divide has the same ones for training and testing, which the run says elsewhere.
+
+    Args:
+        seen: What the learner was trained on.
+        data: What it is tested on.
+        origin: Where the learner comes from, for the message.
+
+    Raises:
+        UserError: The learner was trained on images of test classes.
+    """
+    if not isinstance(data, ImageSource):
+        return
+    own = {*map(int, data.splits["train"]), *map(int, data.splits["val"])}
+    leaked = {int(number) for number in data.splits["test"]} & set(seen.get(key(data), [])) - own
+    if leaked:
+        raise UserError(
+            f"{origin}: was trained on images of {len(leaked)} of the {len(data.splits['test'])} classes that the meta-test is "
+            f"on ({named(data, sorted(leaked))}); meta-test weights that were trained on the training classes alone"
+        )
+
+
+def named(data: ImageSource, numbers: Sequence[int], shown: int = 3) -> str:
+    """The names of classes, the first few of them."""
+    names = ", ".join(str(data.table.names[number]) for number in numbers[:shown])
+    return names + (", ..." if len(numbers) > shown else "")

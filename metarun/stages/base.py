@@ -1,0 +1,81 @@
+"""The contract of a stage: what a recipe is a list of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.runs.run import Run
+
+
+class Stage(ABC):
+    """One part of a run, which builds what it needs and then carries it out.
+
+    Its keyword-only constructor arguments are its settings in the recipe. The class attributes say to the run what it must
+    know before any stage is built.
+
+    Attributes:
+        gives_weights: Whether it trains or loads a learner, which the stages after it use.
+        needs_weights: Whether it uses a learner of a stage before it.
+        needs_target: Whether it uses the target (`target=`).
+        needs_checkpoint: Whether it loads `checkpoint=`.
+        meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
+        shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
+            run's folder, where all of them find it.
+    """
+
+    gives_weights: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
+    needs_checkpoint: ClassVar[bool] = False
+    meta_tests: ClassVar[bool] = False
+    shares_training: ClassVar[bool] = False
+
+    @abstractmethod
+    def prepare(self, run: Run) -> None:
+        """Builds what the stage needs, in every rank; writes nothing.
+
+        Raises:
+            UserError: The config cannot be carried out. All stages are prepared before anything is computed or written.
+        """
+
+    @abstractmethod
+    def execute(self, run: Run) -> None:
+        """Carries the stage out, in every rank; adds its numbers to `run.result`."""
+
+    def depends_on(self, run: Run) -> dict[str, Any]:
+        """Everything that the stage's outcome depends on, as JSON values: a stage that is kept apart is named by its digest."""
+        return {}
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        """What `protocol` of `result.json` says of the stage."""
+        return {}
+
+    def __str__(self) -> str:
+        """The stage as messages name it."""
+        return type(self).__name__
+
+
+def check_order(stages: list[Stage]) -> None:
+    """Checks that every stage comes after what it needs.
+
+    Raises:
+        UserError: There is no stage, or one stands where it has nothing to work on.
+    """
+    if not stages:
+        raise UserError(
+            "recipe.stages: is empty, so there is nothing to do; recipe=meta has "
+            "[metarun.stages.Train,metarun.stages.MetaTest]"
+        )
+    given = ""
+    for place, stage in enumerate(stages):
+        later = next((other for other in stages[place + 1 :] if other.gives_weights), None)
+        if stage.needs_weights and not given:
+            reason = f"it must stand after {later}" if later else "add metarun.stages.Train before it"
+            raise UserError(
+                f"recipe.stages: {stage} uses a learner, but no stage before it trains or loads one; {reason}"
+            )
+        given = given or (str(stage) if stage.gives_weights else "")

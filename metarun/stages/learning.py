@@ -1,0 +1,309 @@
+"""What a training stage trains, built from the config: the method on its backbone, its data, optimiser and hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.backbones.weights import load_backbone
+from metarun.config import construct, task_of
+from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape
+from metarun.data.image_batches import Labelled, batches
+from metarun.data.noise import with_noise
+from metarun.data.source import DataSource, Split
+from metarun.engine import checkpoint
+from metarun.engine import hardware as hardware_module
+from metarun.engine.distributed import World
+from metarun.engine.hardware import Hardware
+from metarun.engine.train import Learner, Sampler, build_optimizer
+from metarun.errors import UserError
+from metarun.runs import seen
+from metarun.runs.run import Run
+from metarun.target.target import Target
+
+
+def build_learner(
+    run: Run, name: str, algo: str, train: str, wrapper: str | None = None, *, trains: bool = False
+) -> Learner:
+    """A learner, built from the config.
+
+    Args:
+        run: The run.
+        name: The name of the stage that the learner is of.
+        algo: The key of the method in the config, such as `algo` or `pretrain.algo`.
+        train: The key of its training's settings, such as `train`.
+        wrapper: The key of what goes around the method while it is trained; None for nothing.
+        trains: Whether the stage trains it.
+
+    Raises:
+        UserError: The parts do not go together.
+    """
+    config, data, target = run.config, run.data, run.target
+    settings, task = OmegaConf.select(config, train), task_of(config, train)
+    split = run.training_split
+
+    def fresh() -> Algorithm:
+        return build_algorithm(config, data, task, target, algo, train, split)
+
+    brought = seen_before(run)
+    algorithm = fresh()
+    node, around = OmegaConf.select(config, wrapper) if wrapper else None, None
+    if trains:
+        check_training(config, algorithm, settings, run.world, train, wrapper if node else None)
+    if node and wrapper:
+
+        def validation(start: int, stop: int) -> Any:
+            return run.episodes("val", run.test_task, hardware.device)(start, stop)
+
+        around = construct(node, wrapper, method=algorithm, validation=validation)
+    hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
+    hardware.place(algorithm)
+    if around is not None:
+        around.to(hardware.device)
+    learner = Learner(
+        name,
+        algorithm,
+        settings,
+        config.seed,
+        hardware,
+        *build_optimizer(around or algorithm, settings),
+        wrapper=around,
+        fresh=fresh,
+        seen=brought,
+    )
+    if trains and algorithm.trains_on == "batches":
+        learner.sampler = image_batches(run, learner, algo, split)
+    elif trains:
+        learner.task = task
+        learner.sampler = training_episodes(run, learner, train)
+    if trains:
+        learner.seen = seen.merged(learner.seen, seen.classes(data, split if learner.task is None else "train"))
+        if run.augment is not None and learner.sampler is not None:
+            learner.sampler = augmented(learner.sampler, run.augment, config.seed, hardware)
+    elif algorithm.trains_on == "episodes":
+        learner.task = task
+    return learner
+
+
+def seen_before(run: Run) -> seen.Seen:
+    """What the weights of `backbone.from` were trained on.
+
+    Raises:
+        UserError: These are images of classes that the run meta-tests on.
+    """
+    origin = run.config.backbone.get("from")
+    if not origin:
+        return {}
+    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
+    if any(stage.meta_tests for stage in run.stages):
+        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
+    return known
+
+
+def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
+    """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
+
+    Args:
+        run: The run.
+        learner: What is trained on them.
+        algo: The key of the method, for the message of an error.
+        split: The split of whose classes they are; None for all classes.
+
+    Raises:
+        UserError: The method needs a target and there is none, or the target's images are of the source's test classes.
+    """
+    algorithm, target = learner.algorithm, run.target
+    reads = algorithm.uses_target != "no"
+    if reads and target is None:
+        raise UserError(
+            f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
+            "use recipe=domain_adaptation target=digits, say"
+        )
+    images = training_images(run.data, learner.settings.validate_on, split)
+    second = target.train if reads and target else None
+    if reads and target:
+        learner.seen = seen.merged(learner.seen, seen.classes(target.source, None))
+    labels = algorithm.uses_target == "labels"
+    return batches(images, run.config.seed, learner.hardware.device, second, target_labels=labels)
+
+
+def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
+    """The images that a method on batches is validated on: held out of the classes that it trains on.
+
+    Args:
+        run: The run.
+        learner: What is validated.
+        train: The key of its training's settings, for the message of an error.
+
+    Returns:
+        The images, the target's only where the method trains on their labels; None where episodes of the validation classes
+        are to be used.
+
+    Raises:
+        UserError: The classes have too few images to hold any out.
+    """
+    if learner.settings.validate_on != "images":
+        return None
+    of_target = learner.algorithm.uses_target == "labels" and run.target
+    images = run.target.validation if of_target and run.target else run.data.labelled("val", run.training_split)
+    if not len(images):
+        raise UserError(
+            f"{train}.validate_on=images: the classes have too few images to hold any out for validation; use "
+            f"{train}.validate_on=episodes"
+        )
+    return images
+
+
+def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
+    """Episodes of the training classes, with the noise that the training's settings ask for."""
+    assert learner.task is not None
+    check_train_task(learner.algorithm, learner.task, train)
+    sampler = run.episodes("train", learner.task, learner.hardware.device)
+    noise = learner.settings.noise
+    return with_noise(sampler, run.config.seed, noise.tasks, noise.labels) if noise.tasks else sampler
+
+
+def build_algorithm(
+    config: DictConfig,
+    data: DataSource,
+    train_task: TaskShape,
+    target: Target | None = None,
+    algo: str = "algo",
+    train: str = "train",
+    split: Split | None = "train",
+) -> Algorithm:
+    """The untrained method on its backbone, its weights drawn from the run's seed.
+
+    Args:
+        config: The whole config.
+        data: The source.
+        train_task: The shape of its training tasks.
+        target: The target, for a method that trains on its images too.
+        algo: The key of the method in the config.
+        train: The key of its training's settings.
+        split: The split of whose classes a method on batches sees images; None for all classes.
+    """
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config, data.input_shape)
+    settings = OmegaConf.select(config, algo)
+    if data.outputs is not None:
+        outputs = data.outputs
+    elif getattr(get_class(settings._target_), "trains_on", "episodes") == "batches":
+        outputs = len(training_images(data, OmegaConf.select(config, train).validate_on, split).names)
+    else:
+        outputs = train_task.ways
+    spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, train_task.shots)
+    algorithm: Algorithm = construct(settings, algo, backbone=backbone, spec=spec)
+    return algorithm
+
+
+def build_backbone(config: DictConfig, input_shape: tuple[int, ...]) -> Backbone:
+    """The backbone, with the weights of an earlier run where `backbone.from` names one."""
+    node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
+    backbone: Backbone = construct(node, "backbone", input_shape=input_shape)
+    if config.backbone.get("from"):
+        load_backbone(backbone, Path(config.backbone["from"]))
+        backbone.pretrained = True
+    return backbone
+
+
+def training_images(data: DataSource, validate_on: str, split: Split | None) -> Labelled:
+    """What a method on batches trains on.
+
+    Args:
+        data: The source.
+        validate_on: `episodes` of the validation classes: then these are all images of the training classes. `images`: then
+            a part of each class is held out, and these are the others.
+        split: With `images`, the split of whose classes they are; None for all classes.
+    """
+    return data.labelled("train", split) if validate_on == "images" else data.labelled(None, "train")
+
+
+def check_training(
+    config: DictConfig, algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None
+) -> None:
+    """Checks that the method can be trained on what it is to be trained on, by so many processes.
+
+    Args:
+        config: The whole config.
+        algorithm: The method.
+        settings: Its training's settings.
+        world: The processes.
+        train: The key of these settings, for the message of an error.
+        wrapper: The key of what goes around the method; None for nothing.
+    """
+    name = type(algorithm).__name__
+    if world.size > settings.tasks_per_step:
+        raise UserError(
+            f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
+        )
+    if algorithm.trains_on == "episodes":
+        if settings.validate_on == "images":
+            raise UserError(
+                f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
+                f"use {train}.validate_on=episodes"
+            )
+        return
+    for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
+        raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
+    if world.size > 1 and algorithm.backbone.couples_rows:
+        raise UserError(
+            f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
+            "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
+        )
+
+
+def check_test_task(learner: Learner, test_task: TaskShape) -> None:
+    """Checks that a learner can be validated and tested on such tasks."""
+    if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
+        raise UserError(
+            f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "
+            f"trained with; use test.task.ways={ways}, or train with train.task.ways={test_task.ways}"
+        )
+
+
+def check_train_task(algorithm: Algorithm, train_task: TaskShape, train: str) -> None:
+    """Checks that the method can be trained on such tasks; `train` is the key of its training's settings."""
+    name = type(algorithm).__name__
+    if algorithm.trains_on == "episodes" and algorithm.needs_queries and train_task.queries < 1:
+        raise UserError(
+            f"{train}.task.queries={train_task.queries}: {name} learns from the queries; it needs at least 1"
+        )
+
+
+def training_protocol(learner: Learner) -> dict[str, Any]:
+    """What `protocol` of `result.json` says of a learner's training."""
+    settings, task = learner.settings, learner.task
+    batches = {"classes": learner.algorithm.spec.outputs, "images_per_step": settings.tasks_per_step}
+    found: dict[str, Any] = {"train": vars(task) if task is not None else batches}
+    if settings.noise.tasks:
+        found["train_noise"] = OmegaConf.to_container(settings.noise)
+    if settings.max_seconds is not None and settings.steps:
+        found["budget"] = (
+            "train.max_seconds: the clock ends the training, and a learning rate that falls over all steps follows the clock; "
+            "two runs of one command may differ, but a run that goes on replays the recorded clock"
+        )
+    return found
+
+
+def augmented(
+    sampler: Sampler, augment: Callable[[torch.Tensor], torch.Tensor], seed: int, hardware: Hardware
+) -> Sampler:
+    """`sampler` with `augment` of its images, which draws from the global generator: seeded anew for every call."""
+
+    def changed(start: int, stop: int) -> Any:
+        batch = sampler(start, stop)
+        hardware.seed((seed * 2_000_003 + start) % 2**63)
+        names = ["x"] if isinstance(batch, Batch) else ["support_x", "query_x"]
+        return replace(batch, **{name: change(getattr(batch, name)) for name in names})
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        return augment(x.flatten(0, -4)).view_as(x)
+
+    return changed

@@ -1,0 +1,105 @@
+"""The stage that tests a learner on episodes of the test classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from metarun import files
+from metarun.engine.evaluate import Scores, evaluate
+from metarun.ops import metrics
+from metarun.runs import result
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.stages.learning import check_test_task
+
+
+class MetaTest(Stage):
+    """Tests the weights at hand, once, on episodes of the test classes; chance and the method before training stand beside it."""
+
+    needs_weights = True
+    meta_tests = True
+
+    def prepare(self, run: Run) -> None:
+        check_test_task(run.learner, run.test_task)
+        self.episodes = run.episodes("test", run.test_task, run.hardware.device)
+
+    def execute(self, run: Run) -> None:
+        algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
+        last = algorithm.test_steps
+        steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
+        with run.logger.progress("testing", settings.episodes) as advance:
+            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True)
+        run.result |= summary(scores, result.TEST) | own_measures(scores)
+        self._record(run, scores)
+        if settings.baseline_episodes:
+            run.result |= self._baseline(run, steps)
+        if not scores.power:
+            run.result[result.key(result.CHANCE, result.ACCURACY)] = 1 / run.test_task.ways
+
+    def _record(self, run: Run, scores: Scores) -> None:
+        """Leaves the score of every episode, for paired comparisons, and curves."""
+        if run.hardware.world.main:
+            # Of every test episode [steps, episodes] after each of `steps` [steps].
+            values = scores.values.numpy()
+            files.save_arrays(run.folder / "test_scores.npz", steps=np.array(scores.steps), values=values)
+        curves = run.result.get(result.key(result.TEST, result.CURVES), {})
+        for name, curve in curves.items():
+            for point, value in enumerate(curve["mean"]):
+                run.logger.curve(result.key(result.TEST, name), value, point)
+        name = "mse_median" if scores.power else result.ACCURACY
+        for step, values in zip(scores.steps, scores.values, strict=True):
+            value = metrics.median(values) if scores.power else values.mean().item()
+            run.logger.curve(f"{result.TEST}/{name}_{result.AFTER_INNER_STEPS}", value, step)
+
+    def _baseline(self, run: Run, steps: list[int]) -> dict[str, Any]:
+        """The numbers of the same method with the weights that it had before any training of this run."""
+        assert run.learner.fresh is not None
+        algorithm, hardware = run.learner.fresh(), run.hardware
+        algorithm.to(hardware.device)
+        algorithm.vectorize = hardware.vectorize
+        kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
+        return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        return {"test": vars(run.test_task)}
+
+
+def summary(scores: Scores, kind: str) -> dict[str, Any]:
+    """The numbers of one test.
+
+    Args:
+        scores: The score of every episode, after each of some numbers of inner steps.
+        kind: What the numbers were measured with, such as `test`.
+
+    Returns:
+        Numbers for `result.json`: of the last inner step, and step by step where there are several.
+    """
+    steps: dict[str, Any] = {}
+    for step, values in zip(scores.steps, scores.values, strict=True):
+        if scores.power:
+            steps[str(step)] = metrics.regression_summary(values, scores.power)
+        else:
+            mean, ci95 = metrics.interval(values, shares=True)
+            steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
+    found = {result.key(kind, name): value for name, value in steps[str(scores.steps[-1])].items()}
+    found[result.key(kind, result.EPISODES)] = scores.values.shape[1]
+    if len(steps) > 1 or scores.power:
+        found[result.key(kind, result.AFTER_INNER_STEPS)] = steps
+    return found
+
+
+def own_measures(scores: Scores) -> dict[str, Any]:
+    """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
+    found: dict[str, Any] = {}
+    for name, values in scores.measures.items():
+        key = result.key(result.TEST, name)
+        pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
+        if values.ndim == 1:
+            found[key], found[f"{key}{result.CI95}"] = pairs[0]
+        else:
+            means, widths = zip(*pairs, strict=True)
+            curves = found.setdefault(result.key(result.TEST, result.CURVES), {})
+            curves[name] = {"mean": list(means), "ci95": list(widths)}
+    return found

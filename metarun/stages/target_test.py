@@ -1,0 +1,63 @@
+"""The stage that tests a learner on a target without training on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from metarun import files
+from metarun.engine.evaluate import classified
+from metarun.errors import UserError
+from metarun.ops import metrics
+from metarun.runs import result
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.target import predictions
+from metarun.target.predictions import Predicted
+
+
+class TargetTest(Stage):
+    """Tests what the learner says of the target's test images, as it is."""
+
+    needs_weights = True
+    needs_target = True
+
+    def prepare(self, run: Run) -> None:
+        assert run.target is not None
+        algorithm = run.algorithm
+        if algorithm.trains_on != "batches":
+            raise UserError(
+                f"algo: {type(algorithm).__name__} trains on episodes and has no classes of its own, which {self} asks for; use "
+                "algo=baseline, say"
+            )
+        if algorithm.spec.outputs != len(run.target.names) and algorithm.uses_target != "labels":
+            raise UserError(
+                f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
+                "the target's labels both must have the same"
+            )
+
+    def execute(self, run: Run) -> None:
+        assert run.target is not None
+        images = run.target.test
+        scores = classified(run.algorithm, images, run.hardware, run.learner.sampler)
+        found = metrics.classification(scores.numpy(), images.labels)
+        halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
+        found |= {f"{name}{result.CI95}": half for name, half in halves.items()}
+        found |= {
+            "over": "test images",
+            "interval": f"95%, over the {len(images)} test images, Wilson",
+            "test_images": len(images),
+            "classes": images.names,
+        }
+        if run.hardware.world.main:
+            predicted = scores.argmax(1).numpy()
+            right = (predicted == images.labels).astype(float)
+            files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
+            one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
+            predictions.write(run.folder / "predictions.csv", [one])
+            found["predictions"] = {"file": "predictions.csv"}
+        run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        return {"transductive": False}  # `classified` takes no statistics of the images that it classifies

@@ -1,0 +1,272 @@
+"""The stage that trains a method on the source."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import metarun
+from metarun import files
+from metarun.config import flat
+from metarun.data.image_batches import Labelled
+from metarun.engine import checkpoint
+from metarun.engine.evaluate import classified, evaluate
+from metarun.engine.train import Validate, fit
+from metarun.errors import UserError, nearest
+from metarun.ops import metrics
+from metarun.runs import result, seen
+from metarun.runs.folder import FREE, create
+from metarun.runs.logger import RunLogger
+from metarun.runs.provenance import git_commit
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.stages.learning import build_learner, check_test_task, held_out_images, training_protocol
+
+log = logging.getLogger("metarun")
+
+CONTENT, NUMBERS = "content.json", "stage.json"  # files of a stage that is kept apart; the second marks a finished one
+
+
+class Train(Stage):
+    """Trains a method on the source, and takes the weights that were best on validation.
+
+    The weights lie in the run's own folder, or apart, in a folder named by everything that they depend on: where a later
+    stage trains on, or where runs often differ in a later stage alone. Such a stage is trained once for all runs that need
+    the same.
+    """
+
+    gives_weights = True
+
+    def __init__(
+        self,
+        *,
+        name: str = "train",
+        algo: str = "algo",
+        train: str = "train",
+        wrapper: str | None = "wrapper",
+        start_from: str | None = None,
+    ) -> None:
+        """Names the parts of the config that the stage uses.
+
+        Args:
+            name: The stage's name: of its folder, and of its numbers in `result.json` if a later stage trains on.
+            algo: The key of the method in the config, such as `pretrain.algo`.
+            train: The key of the settings of its training, such as `pretrain.train`.
+            wrapper: The key of what goes around the method while it is trained; null for nothing.
+            start_from: The name of an earlier stage, whose learner hands on what it learned; null to start anew.
+        """
+        self.name, self.algo, self.train, self.wrapper, self.start_from = name, algo, train, wrapper, start_from
+
+    def __str__(self) -> str:
+        return self.name
+
+    def prepare(self, run: Run) -> None:
+        for parameter in ("algo", "train", "wrapper"):
+            check_key(run, self, parameter)
+        if not run.config.recipe.source:
+            raise UserError(
+                f"recipe.source=false: its stage {self} trains on a source; set it true, or leave the stage out"
+            )
+        if self.start_from is not None and self.start_from not in run.learners:
+            raise UserError(
+                f"recipe.stages: {self}.start_from={self.start_from}: no stage before it has this name"
+                f"{nearest(self.start_from, run.learners)}"
+            )
+        self.learner = build_learner(run, self.name, self.algo, self.train, self.wrapper, trains=True)
+        self.held_out = held_out_images(run, self.learner, self.train)
+        later = run.later(self)
+        self.last = not any(stage.gives_weights for stage in later)
+        self.apart = not self.last or any(stage.shares_training for stage in later)
+        self.chooses = bool(self.learner.settings.steps) or not later
+        if self.held_out is None:
+            check_test_task(self.learner, run.test_task)
+            self.validation = run.episodes("val", run.test_task, self.learner.hardware.device)
+        if self.start_from is not None:
+            self.learner.seen = seen.merged(self.learner.seen, run.learners[self.start_from].seen)
+        self.learner.selected_by = self._selected_by()
+        run.add(self.name, self.learner)
+
+    def _selected_by(self) -> str:
+        if not self.learner.settings.steps:
+            return "no selection: nothing was trained"
+        of_target = self.learner.algorithm.uses_target == "labels"
+        held_out = "target, whose labels it trains on" if of_target else "source"
+        return "best validation score" + (f" on held-out images of the {held_out}" if self.held_out else "")
+
+    def execute(self, run: Run) -> None:
+        if self.start_from is not None:
+            self.learner.algorithm.inherit(run.learners[self.start_from].algorithm)
+        if self.apart:
+            numbers = self._train_apart(run)
+        else:
+            if self.held_out is None and not (run.folder / "last.pt").exists():
+                run.logger.tasks(self.validation(0, 1))
+            numbers = self._train_in(run, run.folder, run.logger)
+        if not self.last:
+            own = f"{result.TRAIN}/"
+            numbers = {result.key(self.name, key.removeprefix(own)): value for key, value in numbers.items()}
+        run.result |= numbers
+
+    def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
+        """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
+        validate = self._validation(run) if self.chooses else None
+        numbers = fit(self.learner, validate, folder, logger, run.watch)
+        return {**numbers, **self._take_best(folder)}
+
+    def _validation(self, run: Run) -> Validate:
+        """What scores the weights: accuracy, or minus the median error of regression tasks; and what to log."""
+        learner, held_out = self.learner, self.held_out
+        algorithm, hardware = learner.algorithm, learner.hardware
+
+        def on_images(images: Labelled) -> tuple[float, dict[str, float]]:
+            predicted = classified(algorithm, images, hardware, learner.sampler).argmax(1)
+            right = (predicted == torch.from_numpy(images.labels)).double()
+            mean = right.mean().item()
+            return mean, {"val/acc": mean, "val/acc_ci95": metrics.reach(mean, metrics.wilson(mean, len(right)))}
+
+        def on_episodes() -> tuple[float, dict[str, float]]:
+            scores = evaluate(algorithm, self.validation, learner.settings.validate_episodes, hardware)
+            regression = algorithm.spec.kind == "regression"
+            measure = "mse" if regression else "acc"
+            mean, half = metrics.interval(scores.final, shares=not regression)
+            shown = {"val/loss": scores.loss, f"val/{measure}": mean}
+            if half is not None:  # of few episodes there is none
+                shown[f"val/{measure}_ci95"] = half
+            if not regression:
+                return mean, shown
+            median = metrics.median(scores.final)
+            return -median, {**shown, "val/mse_median": median}
+
+        return on_episodes if held_out is None else lambda: on_images(held_out)
+
+    def _take_best(self, folder: Path) -> dict[str, Any]:
+        """Takes the weights of `best.pt`; returns their step, and their score if they have one."""
+        learner, world = self.learner, self.learner.hardware.world
+        best = world.broadcast(checkpoint.load(folder / "best.pt") if world.main else {})
+        checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
+        scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
+        return {"train/selected_step": best["step"], **scored}
+
+    def _train_apart(self, run: Run) -> dict[str, Any]:
+        """Trains in the stage's own folder, or takes the weights from there.
+
+        Of several runs at once one trains and the others wait.
+        """
+        content = self.depends_on(run)
+        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{digest(content)}"
+        world = self.learner.hardware.world
+        if world.main:
+            create(folder)
+        waiting = f"stage {self.name}: another run trains it in {folder}"
+        with files.locked(folder / ".lock", waiting) if world.main else contextlib.nullcontext():
+            if world.main and not (folder / CONTENT).is_file():
+                files.save_json(folder / CONTENT, content)
+            done = world.broadcast((folder / NUMBERS).is_file() if world.main else False)
+            if done:
+                log.info("stage %s: trained before, in %s", self.name, folder)
+                self._take_best(folder)
+                kept = world.broadcast(json.loads((folder / NUMBERS).read_text()) if world.main else {})
+            else:
+                log.info("stage %s: training in %s", self.name, folder)
+                logger = RunLogger(folder if world.main else None)
+                try:
+                    numbers = self._train_in(run, folder, logger)
+                finally:
+                    logger.close()
+                commit = git_commit() if world.main else None
+                kept = {"git_commit": commit, **numbers}
+                if world.main:
+                    files.save_json(folder / NUMBERS, kept)
+        commit = kept.pop("git_commit", None)  # stages of older versions have none
+        record = {"folder": str(folder), "reused": done, "git_commit": commit}
+        run.result.setdefault(result.STAGES, {})[self.name] = record
+        return dict(kept)
+
+    def depends_on(self, run: Run) -> dict[str, Any]:
+        """Everything that the weights depend on: the stage's own part of the config, the images, and the stage before."""
+        config, learner = run.config, self.learner
+        parts = {
+            "algo": self.algo,
+            "train": self.train,
+            "wrapper": self.wrapper,
+            "backbone": "backbone",
+            "augment": "augment",
+        }
+        whole = {part: OmegaConf.select(config, key) for part, key in parts.items() if key}
+        values = flat({part: OmegaConf.to_container(node, resolve=True) for part, node in whole.items() if node})
+        settings: dict[str, Any] = {
+            key: value for key, value in values.items() if key not in FREE and not key.startswith("train.task.")
+        }
+        if learner.task is not None:
+            settings["train.task"] = vars(learner.task)
+        if self.held_out is None:
+            settings["test.task"] = vars(run.test_task)
+        if learner.algorithm.uses_target != "no" and run.target:
+            settings["target"] = run.target.source.describe()["fingerprint"]
+        if origin := config.backbone.get("from"):
+            settings["backbone.from"] = checkpoint.digest(checkpoint.weights_file("backbone.from", origin))
+        if (weights := config.backbone.get("weights")) and (file := Path(weights).expanduser()).is_file():
+            settings["backbone.weights"] = checkpoint.digest(file)
+        before = None if self.start_from is None else run.learners[self.start_from]
+        earlier = next((stage for stage in run.stages if before and getattr(stage, "learner", None) is before), None)
+        return {
+            "stage": self.name,
+            "metarun": metarun.__version__,
+            "after": digest(earlier.depends_on(run)) if earlier else "",
+            "seed": config.seed,
+            "autocast": config.hardware.autocast,
+            "data": {**run.data.describe(), "input_shape": list(run.data.input_shape)},
+            "classes": run.training_split or "all",
+            "settings": dict(sorted(settings.items())),
+        }
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        learner, settings = self.learner, self.learner.settings
+        split, images = run.training_split, settings.validate_on == "images"
+        whose = "all classes" if split is None and images else "the training classes"
+        if not settings.steps:
+            text = "none: nothing was trained"
+        elif learner.task is not None:
+            text = "episodes of the training classes; for validation episodes of the validation classes"
+        elif images:
+            text = f"the training images of {whose}; for validation held-out images of the same classes"
+        else:
+            text = f"all images of {whose}; for validation episodes of the validation classes"
+        found: dict[str, Any] = {result.SEEN: {self.name: text}}
+        if not self.last:
+            return found
+        found |= training_protocol(learner)
+        if self.held_out is None:
+            found["test"] = vars(run.test_task)
+        return found
+
+
+def digest(content: dict[str, Any]) -> str:
+    """A short digest of JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_key(run: Run, stage: Stage, parameter: str) -> None:
+    """Checks that a setting of a stage which is a key of the config leads to a part of the config.
+
+    Raises:
+        UserError: It does not.
+    """
+    key = getattr(stage, parameter)
+    if key is None and parameter == "wrapper":
+        return
+    if not OmegaConf.is_dict(OmegaConf.select(run.config, str(key))):
+        names = [name for name in map(str, run.config) if OmegaConf.is_dict(run.config[name])]
+        known = [*names, *(f"{top}.{name}" for top in names for name in map(str, run.config[top]))]
+        raise UserError(f"recipe.stages: {stage}.{parameter}={key}: is no part of the config{nearest(str(key), known)}")
+    if parameter == "algo" and not OmegaConf.select(run.config, key):
+        raise UserError(
+            f"{key}: must be given, since the stage {stage} trains it; add /algo@{key.rpartition('.')[0]}: baseline"
+        )

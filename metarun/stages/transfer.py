@@ -1,0 +1,95 @@
+"""The stage that puts a learner to use on a small labelled target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from torch import Tensor
+
+from metarun import files
+from metarun.config import construct
+from metarun.core import Algorithm, Episodes, Spec
+from metarun.engine import hardware as hardware_module
+from metarun.engine.train import Learner
+from metarun.errors import UserError
+from metarun.report.target import learning_curve
+from metarun.runs import result
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.stages.learning import build_backbone, build_learner
+from metarun.target.base import SourceImages, TargetMethod
+
+
+class Transfer(Stage):
+    """Puts the learner to use on subsets of the target's images by `transfer=`, and tests it on the target's test images.
+
+    Without a learner of an earlier stage it starts from the backbone as it is: untrained, or with the weights that it brings.
+    """
+
+    needs_target = True
+    shares_training = True
+
+    def prepare(self, run: Run) -> None:
+        config, target = run.config, run.target
+        assert target is not None
+        if not config.transfer:
+            raise UserError("transfer: must be given; add transfer=all, say")
+        if not run.learners:
+            if later := next((stage for stage in run.later(self) if stage.gives_weights), None):
+                raise UserError(
+                    f"recipe.stages: {self} stands before {later}, whose learner it would not use; put it after"
+                )
+            run.add("untrained", untrained(run))
+        source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
+        self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
+        if run.augment is not None:
+            self.method.augment = run.augment
+        self.method.check(len(target.names))
+
+    def execute(self, run: Run) -> None:
+        assert run.target is not None
+        run.algorithm.eval()
+        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.logger)
+        curve = run.result[result.key(result.TARGET, "curve")]
+        if run.hardware.world.main and len(curve) > 1:
+            chance = run.result[result.key(result.TARGET, "chance")]
+            picture = learning_curve({"": curve}, chance=chance)
+            files.save_bytes(run.folder / "learning_curve.png", picture)
+            run.logger.picture("target/learning_curve", picture)
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        fixed = "the last weights of a fixed number of steps"
+        before = run.learner.selected_by
+        chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
+        return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
+
+
+class Bare(Algorithm):
+    """A backbone without a method, for a way with the target that asks for the backbone alone."""
+
+    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError("a bare backbone is not trained on a source")
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        raise NotImplementedError("a bare backbone predicts nothing")
+
+
+def uses_method(config: DictConfig) -> bool:
+    """Whether the way with the target predicts by the learner's own method, and does not take its backbone alone."""
+    return bool(config.transfer) and getattr(get_class(config.transfer._target_), "uses_method", False)
+
+
+def untrained(run: Run) -> Learner:
+    """A learner with the weights that its backbone brings: of the config's method where that is asked for, or bare."""
+    config = run.config
+    if uses_method(config):
+        return build_learner(run, "untrained", "algo", "train")
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config, run.data.input_shape)
+    algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
+    hardware = hardware_module.choose(config.hardware, algorithm, run.world)
+    hardware.place(algorithm)
+    return Learner("untrained", algorithm, config.train, config.seed, hardware)

@@ -1,0 +1,358 @@
+"""Recipes as lists of stages: their order, a stage of one's own, what each stage sees, and what is recorded of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from shell import ROOT, Outcome, make_images, metarun, result
+
+from metarun.data.image_batches import Labelled
+from metarun.data.source import ImageSource
+
+TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
+SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
+         "train.tasks_per_step=4", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
+         "test.baseline_episodes=4"]  # fmt: skip
+PRETRAIN = ["pretrain.train.steps=3", "pretrain.train.tasks_per_step=8", "pretrain.train.validate_every=2",
+            "pretrain.train.validate_episodes=4"]  # fmt: skip
+ON_TARGET = [
+    "target=folder",
+    "target.data.image_size=16",
+    "target.repeats=2",
+    "target.train_images=6",
+    "target.test_images=6",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("source"), per_class=12)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, draw = tmp_path_factory.mktemp("target"), np.random.default_rng(0)
+    for number in range(3):
+        folder = root / f"kind{number}"
+        folder.mkdir()
+        for image in range(20):
+            pixels = (draw.integers(0, 60, (12, 12, 3)) + 70 * number).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    return root
+
+
+def done(*words: str) -> Outcome:
+    outcome = metarun(*words)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def refused(*words: str, saying: str, outputs: Path) -> str:
+    """The one line of a command that must not leave anything behind."""
+    outcome = metarun(*words, f"outputs={outputs}")
+    assert outcome.status == 2, outcome.err
+    assert len(outcome.said) == 1, outcome.err
+    assert re.search(saying, outcome.said[0]), outcome.said
+    assert not outputs.exists()
+    return outcome.said[0]
+
+
+def only_run(outputs: Path) -> Path:
+    (found,) = {path.parent for path in outputs.rglob("result.json")}
+    return found
+
+
+# The list of stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "saying"),
+    [
+        ("[]", r"^metarun: recipe.stages: is empty"),
+        (f"[{META_TEST},{TRAIN}]", r"MetaTest uses a learner, but no stage before .* must stand after train"),
+        (f"[{META_TEST}]", r"MetaTest uses a learner.* add metarun.stages.Train before it"),
+        ("[metarun.stages.train]", r"metarun.stages.train cannot be imported .*did you mean metarun.stages.Train"),
+        ("[metarun.stages.train,metarun.stages.meta_test]", r"did you mean metarun.stages.Train"),
+        ("[metarun.finetune]", r"metarun.finetune cannot be imported .*there are metarun.stages.Load"),
+        ("[metarun.algos.maml.MAML]", r"metarun.algos.maml.MAML is no stage"),
+        ("[{name: x}]", r"recipe.stages\[0\]: has no _target_"),
+        ("[{_target_: metarun.stages.Train, nam: x}]", r"recipe.stages\[0\].nam: Train has no such setting; did you mean name"),
+        ("[{_target_: metarun.stages.Train, start_from: pretrain}]", r"train.start_from=pretrain: no stage before it"),
+        (f"[{TRAIN},{TRAIN}]", r"two stages have the name train"),
+        ("[{_target_: metarun.stages.Train, algo: pretrain.algo}]", r"pretrain.algo: must be given"),
+        ("[{_target_: metarun.stages.Train, train: pretrain.trian}]", r"train=pretrain.trian: is no part of .*pretrain.train\\?"),
+        ("[metarun.stages.Transfer]", r"its stage Transfer needs a target"),
+        ("[metarun.stages.Load,metarun.stages.MetaTest]", r"add checkpoint="),
+    ],
+)  # fmt: skip
+def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, images: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"data.root={images}", f"recipe.stages={stages}"]
+    refused(*words, saying=saying, outputs=tmp_path / "outputs")
+
+
+def test_transfer_before_training_and_training_without_a_source_are_refused(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    words = [*SMALL, f"data.root={images}", *ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"]
+    first = f"recipe.stages=[metarun.stages.Transfer,{TRAIN}]"
+    refused(*words, first, saying=r"Transfer stands before train", outputs=tmp_path / "outputs")
+    sourceless = [f"recipe.stages=[{TRAIN},metarun.stages.Transfer]", "recipe.source=false"]
+    refused(*words, *sourceless, saying=r"recipe.source=false: its stage train trains", outputs=tmp_path / "outputs")
+
+
+def test_stages_by_class_alone_are_the_same_run(images: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"data.root={images}"]
+    done(*words, f"outputs={tmp_path / 'recipe'}")
+    listed = "recipe.stages=[metarun.stages.Train,metarun.stages.MetaTest]"
+    done(*words, listed, f"outputs={tmp_path / 'listed'}")
+    recipe, by_class = (result(only_run(tmp_path / name)) for name in ("recipe", "listed"))
+    for key in ("test/acc", "val/score", "untrained/acc", "protocol"):
+        assert recipe[key] == by_class[key]
+
+
+def test_the_example_of_the_readme(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an empty folder, by its recipe and by its class."""
+    text = (ROOT / "metarun" / "stages" / "README.md").read_text()
+    (module,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "calibration", raising=False)
+    (tmp_path / "calibration.py").write_text(module)
+    (tmp_path / "my_conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "my_conf" / "recipe" / "calibrate.yaml").write_text(recipe)
+    words = [*SMALL, f"data.root={images}"]
+    done("--config-dir", "my_conf", "recipe=calibrate", *words, "outputs=by_recipe")
+    done(
+        *words,
+        "recipe.stages=[metarun.stages.Train,{_target_: calibration.Calibration, episodes: 50}]",
+        "outputs=by_class",
+    )
+    one, other = (result(only_run(Path(name))) for name in ("by_recipe", "by_class"))
+    assert one["calibration/overconfidence"] == other["calibration/overconfidence"]
+    assert one["test/acc"] == other["test/acc"]
+    assert one["protocol"]["test"] == {"ways": 3, "shots": 1, "queries": 2}
+    wrong = metarun(
+        "--config-dir",
+        "my_conf",
+        "recipe=calibrate",
+        *words,
+        "recipe.stages=[{_target_: calibration.Calibration, episods: 5}]",
+    )
+    assert "did you mean episodes" in wrong.said[0]
+
+
+# What a digest is made of
+
+
+def test_pretraining_is_done_once_whether_a_wrapper_follows_or_not(images: Path, tmp_path: Path) -> None:
+    words = ["recipe=pretrain_meta", "algo=maml", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
+    done(*words)
+    done(*words, "wrapper=metamix")
+    done(*words, "train.task.shots=2", "train.noise.tasks=0.5")  # of the later stage alone
+    done(*words, "pretrain.train.save_every=1")  # changes no number
+    assert len(list((tmp_path / "stages").iterdir())) == 1
+    done(*words, "pretrain.train.steps=2")
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+def test_the_digest_has_what_the_stage_before_depends_on(images: Path, target: Path, tmp_path: Path) -> None:
+    words = ["recipe=pretrain_meta_transfer", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", *ON_TARGET,
+             f"target.data.root={target}", "transfer=nearest_centroid", f"outputs={tmp_path}"]  # fmt: skip
+    done(*words)
+    done(*words, "pretrain.train.steps=2")
+    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir())
+    assert names == ["pretrain", "pretrain", "train", "train"]
+
+
+# Folders
+
+
+def test_a_recipe_of_ones_own_without_a_source_is_named_by_what_it_uses(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "recipe").mkdir(parents=True)
+    recipe = {"recipe": {"stages": ["metarun.stages.Transfer"], "source": False}, "backbone": {"norm": "running"}}
+    (tmp_path / "mine" / "recipe" / "alone.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
+    words = ["--config-dir", "mine", "recipe=alone", *ON_TARGET, f"target.data.root={target}", "backbone.channels=4",
+             "transfer=nearest_centroid"]  # fmt: skip
+    done(*words)
+    assert only_run(tmp_path / "outputs").parent.name == "folder-nearest_centroid"
+    own = [*words[:-1], "transfer=own", "task.ways=3"]
+    done(*own, "algo=protonet")
+    done(*own, "algo=simpleshot")  # another method, another folder
+    assert len(list((tmp_path / "outputs" / "folder-own").iterdir())) == 2
+
+
+# What is seen
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, set[str]]]:
+    """What was asked of a data set's labelled images: the part, the split, and the names of their classes."""
+    asked: list[tuple[Any, Any, set[str]]] = []
+    honest = ImageSource.labelled
+
+    def noting(self: ImageSource, part: Any, split: Any = None) -> Labelled:
+        found = honest(self, part, split)
+        asked.append((part, split, set(found.names)))
+        return found
+
+    monkeypatch.setattr(ImageSource, "labelled", noting)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["algo=baseline", "train.validate_on=images"],
+        ["recipe=train", "algo=baseline", "train.validate_on=images"],
+        ["recipe=pretrain_meta", "algo=protonet", "pretrain.train.validate_on=images", *PRETRAIN],
+        ["recipe=distill", "pretrain.train.validate_on=images", "train.validate_on=images", *PRETRAIN],
+        ["algo=baseline", "train.validate_on=images", f"recipe.stages=[{TRAIN},metarun.stages.Transfer,{META_TEST}]"],
+    ],
+    ids=["meta", "train", "pretrain_meta", "distill", "own"],
+)
+def test_before_a_meta_test_images_are_of_training_classes_alone(
+    words: list[str], images: Path, target: Path, tmp_path: Path, labelled: list[tuple[Any, Any, set[str]]]
+) -> None:
+    more = [*ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"] if "Transfer" in words[-1] else []
+    done(*words, *SMALL, *more, f"data.root={images}", f"outputs={tmp_path}", "train.steps=2")
+    source = [each for each in labelled if not any(name.startswith("kind") for name in each[2])]
+    assert source
+    assert {split for _, split, _ in source} == {"train"}
+    assert ("val", "train") in {(part, split) for part, split, _ in source}
+    found = result(only_run(tmp_path))
+    assert "classes" in next(iter(found["protocol"]["seen"].values()))
+    assert "all classes" not in str(found["protocol"]["seen"])
+
+
+def test_a_transfer_alone_sees_all_classes_and_says_so(images: Path, target: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"data.root={images}", *ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"]
+    done("recipe=transfer", *words, "train.validate_on=images", f"outputs={tmp_path}")
+    seen = result(only_run(tmp_path))["protocol"]["seen"]["train"]
+    assert seen == "the training images of all classes; for validation held-out images of the same classes"
+    (stage,) = (tmp_path / "stages").iterdir()
+    (classes,) = torch.load(stage / "best.pt", weights_only=True)["seen"].values()
+    assert classes == list(range(12))
+    assert json.loads((stage / "content.json").read_text())["classes"] == "all"
+
+
+def test_weights_that_have_seen_the_test_classes_are_not_meta_tested(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    words = [*SMALL, f"data.root={images}", *ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"]
+    done("recipe=transfer", *words, "train.validate_on=images", f"outputs={tmp_path / 'open'}")
+    origin = only_run(tmp_path / "open")
+    again = [*SMALL, f"data.root={images}", "backbone.norm=running", f"backbone.from={origin}"]
+    refused(
+        *again, saying=r"backbone.from=.* was trained on images of 4 of the 4 classes", outputs=tmp_path / "outputs"
+    )
+    other = make_images(tmp_path / "other", classes=3)
+    for number, path in enumerate(sorted(other.glob("*/*"))):
+        path.rename(path.with_name(f"other{number}"))
+    done(*again[:-1], f"data.root={other}", again[-1], f"outputs={tmp_path / 'other_data'}")
+    # What a later stage of weights was trained on does not make what came before unseen.
+    best = torch.load(only_run(tmp_path / "other_data") / "best.pt", weights_only=True)
+    assert len(best["seen"]) == 2
+
+
+def test_an_adapted_run_is_not_meta_tested_by_its_checkpoint(target: Path, tmp_path: Path) -> None:
+    command = ["recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16",
+               "backbone.channels=4", "train.steps=2", "train.tasks_per_step=8", "target=folder", "target.data.image_size=16",
+               f"target.data.root={target}", f"outputs={tmp_path / 'adapted'}"]  # fmt: skip
+    done(*command)
+    folder = only_run(tmp_path / "adapted")
+    refused("recipe=test", f"checkpoint={folder}", "task.ways=1", saying=r"^metarun: checkpoint=.*was trained on images of 1 of the 1",
+            outputs=tmp_path / "outputs")  # fmt: skip
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)  # as an older version wrote it
+    best = torch.load(old / "best.pt", weights_only=True)
+    del best["seen"]
+    torch.save(best, old / "best.pt")
+    refused(
+        "recipe=test",
+        f"checkpoint={old}",
+        "task.ways=1",
+        saying=r"was trained on images of",
+        outputs=tmp_path / "outputs",
+    )
+
+
+# What did not happen is not recorded
+
+
+def test_target_only_records_no_source_and_no_method(target: Path, tmp_path: Path) -> None:
+    words = [
+        "recipe=target_only",
+        *ON_TARGET,
+        f"target.data.root={target}",
+        "backbone.channels=4",
+        "transfer=nearest_centroid",
+    ]
+    done(*words, f"outputs={tmp_path}")
+    folder = only_run(tmp_path)
+    found, config = result(folder), yaml.safe_load((folder / "config.yaml").read_text())
+    assert not {"algo", "data", "train", "pretrain", "test", "task", "wrapper"} & config.keys()
+    assert not {"algo", "data", "preset", "optimizer", "schedule"} & found["choices"].keys()
+    assert not {"train", "test", "split", "test_inner_steps"} & found["protocol"].keys()
+    assert "data" not in found
+    assert found["target/data"]["fingerprint"]
+    assert "finished before" in done(*words, f"outputs={tmp_path}").out
+    report = done("recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}")
+    assert "folder as the target, 6 training images" in report.out
+    with_own = done("recipe=target_only", *words[1:-1], "transfer=own", "task.ways=3", f"outputs={tmp_path / 'own'}")
+    assert with_own.status == 0
+    assert result(only_run(tmp_path / "own"))["choices"]["algo"] == "protonet"
+
+
+def test_the_choice_of_a_method_changes_nothing_for_the_target_alone(target: Path, tmp_path: Path) -> None:
+    words = ["recipe=target_only", *ON_TARGET, f"target.data.root={target}", "backbone.channels=4", "transfer=all",
+             "transfer.steps=3"]  # fmt: skip
+    for algo in ("protonet", "mtl"):
+        done(*words, f"algo={algo}", f"outputs={tmp_path / algo}")
+    one, other = (result(only_run(tmp_path / algo)) for algo in ("protonet", "mtl"))
+    assert (one["target/acc"], one["parameters"]) == (other["target/acc"], other["parameters"])
+
+
+def test_no_step_is_no_choice(images: Path, tmp_path: Path) -> None:
+    words = ["algo=simpleshot", *SMALL, f"data.root={images}", "train.steps=0"]
+    shown = done(*words, f"outputs={tmp_path / 'tested'}")
+    folder = only_run(tmp_path / "tested")
+    found = result(folder)
+    assert found["protocol"]["selected_by"] == "no selection: nothing was trained"
+    assert "val/score" not in found
+    assert not (folder / "metrics.jsonl").exists()  # nothing was validated
+    assert "best" not in shown.out
+    assert found["protocol"]["seen"] == {"train": "none: nothing was trained"}
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert (best["step"], best["score"]) == (0, None)
+    again = done("recipe=test", f"checkpoint={folder}", f"outputs={tmp_path / 'again'}")
+    assert again.status == 0
+    assert result(only_run(tmp_path / "again"))["test/acc"] == found["test/acc"]
+    # Without a test the validation is what the run is for: a search chooses by it.
+    done(*words, "recipe=train", f"outputs={tmp_path / 'validated'}")
+    assert 0 <= result(only_run(tmp_path / "validated"))["val/score"] <= 1
+
+
+def test_weights_from_elsewhere_are_not_called_untrained(images: Path, tmp_path: Path) -> None:
+    words = ["algo=protonet", *SMALL, f"data.root={images}"]
+    done(*words, f"outputs={tmp_path / 'first'}")
+    first = only_run(tmp_path / "first")
+    shown = done(*words, f"backbone.from={first}", f"outputs={tmp_path / 'second'}")
+    found = result(only_run(tmp_path / "second"))
+    assert "untrained/acc" in result(first)
+    assert "untrained/acc" not in found
+    assert 0 <= found["before_training/acc"] <= 1
+    assert "before meta-training" in shown.out
+    assert "untrained" not in shown.out

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
-from torch import Tensor
 
 from metarun import files
 from metarun.config import construct
-from metarun.core import Algorithm, Episodes, Spec
+from metarun.core import Spec
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner
 from metarun.errors import UserError
@@ -20,7 +19,7 @@ from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.target.base import SourceImages, TargetMethod
+from metarun.target.base import Bare, SourceImages, TargetMethod
 
 
 class Transfer(Stage):
@@ -65,16 +64,6 @@ class Transfer(Stage):
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
         return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
-
-
-class Bare(Algorithm):
-    """A backbone without a method, for a way with the target that asks for the backbone alone."""
-
-    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError("a bare backbone is not trained on a source")
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        raise NotImplementedError("a bare backbone predicts nothing")
 
 
 def uses_method(config: DictConfig) -> bool:

@@ -26,7 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun import __version__
 from metarun import config as schema
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
-from metarun.errors import Pruned, UserError, nearest
+from metarun.errors import Incomplete, Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.sweeps.plan import JobRefused, JobsFailed
@@ -143,7 +143,7 @@ def _told(words: list[str]) -> Outcome:
         _run()
     except BrokenPipeError:
         raise
-    except JobsFailed as failed:
+    except (JobsFailed, Incomplete) as failed:
         return Outcome(1, str(failed))
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))

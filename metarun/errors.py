@@ -25,6 +25,10 @@ def reason(error: BaseException) -> str:
     return str(error.__cause__ or error).splitlines()[0]
 
 
+class Incomplete(Exception):
+    """All was done that could be, but a part of the input is bad: printed as one line, exit status 1."""
+
+
 class Pruned(BaseException):
     """A search ended this trial after a validation, since other settings promise more; its checkpoint was saved.
 

@@ -108,6 +108,11 @@ class Labelled:
 
         It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side.
         """
+        train, test = (self.take(places) for places in self.divide_places(seed, repeat))
+        return train, test
+
+    def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the training and of the test images that `divide` draws, int64 each."""
         sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for label in range(len(self.names)):
             members = np.flatnonzero(self.labels == label)
@@ -115,7 +120,7 @@ class Labelled:
             n = part_sizes(len(members))[0]
             for side, chosen in zip(sides, (order[:n], order[n:]), strict=True):
                 side.append(members[np.sort(chosen)])
-        train, test = (self.take(np.concatenate(side)) for side in sides)
+        train, test = (np.concatenate(side) for side in sides)
         return train, test
 
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:

@@ -25,7 +25,9 @@ Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
-def standardiser(mean: np.ndarray, deviation: np.ndarray, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+def standardiser(
+    mean: np.ndarray, deviation: np.ndarray, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that shifts and scales the channels of images uint8 `[..., C, H, W]`; it returns float32.
 
     Args:
@@ -67,6 +69,19 @@ class DataSource(Checked, ABC):
     def has_test_part(self) -> bool:
         """Whether the data set itself says which labelled images are for testing."""
         return False
+
+
+class NoData(DataSource):
+    """In place of data for a run that uses none."""
+
+    kind = "classification"
+    input_shape = ()
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        raise UserError("data: this recipe uses none")
+
+    def describe(self) -> dict[str, Any]:
+        return {}
 
 
 class ImageSource(DataSource):

@@ -18,7 +18,9 @@ from metarun.inference.preprocessing import Preprocessing
 
 Images = Any  # a path, a sequence of paths or of PIL images, an array or a tensor
 
-WANTED = "images are uint8 (0 to 255) or floating-point (0 to 1), [images, height, width] or the same with 1 or 3 channels"
+WANTED = (
+    "images are uint8 (0 to 255) or floating-point (0 to 1), [images, height, width] or the same with 1 or 3 channels"
+)
 
 
 def as_files(images: Images) -> ImageFiles | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         seed: The seed of what `fit` draws.
     """
 
-    def __init__(
-        self, learner: Learner, *, unknown: str | float = "off", batch_size: int = 256, seed: int = 0
-    ) -> None:
+    def __init__(self, learner: Learner, *, unknown: str | float = "off", batch_size: int = 256, seed: int = 0) -> None:
         self.learner = learner
         self.unknown = unknown
         self.batch_size = batch_size
@@ -226,10 +224,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 yield list(range(start, start + len(pixels))), pixels
                 start += len(pixels)
 
-        found: Any = parts()
-        if whole:
-            every = list(found)
-            found = [(sum((rows for rows, _ in every), []), np.concatenate([pixels for _, pixels in every]))] if every else []
+        found: Iterable[tuple[list[int], np.ndarray]] = parts()
+        if whole and (every := list(found)):
+            rows = [row for part, _ in every for row in part]
+            found = [(rows, np.concatenate([pixels for _, pixels in every]))]
         for rows, pixels in found:
             yield rows, how.inputs(pixels, device)
 
@@ -266,6 +264,6 @@ def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float
                 "probability of a known class, unknown=0.7"
             )
         return held.certainty, held.thresholds[held.certainty]
-    if isinstance(unknown, str) or isinstance(unknown, bool) or not 0 <= unknown <= 1:
+    if isinstance(unknown, str | bool) or not 0 <= unknown <= 1:
         raise UserError(f"unknown={unknown}: must be auto, off, or a probability from 0 to 1")
     return "max_probability", float(unknown)

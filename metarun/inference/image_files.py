@@ -130,10 +130,8 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
     """
     path = Path(origin).expanduser().absolute()
     try:
-        if path.suffix.lower() in TABLES and path.is_file():
-            classes = by_labels(path.parent, [path.name])
-        else:
-            classes = by_folders(path)
+        table = path.suffix.lower() in TABLES and path.is_file()
+        classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
     except UserError as error:  # of a data set, by whose keys it names what is wrong
         raise UserError(str(error).replace("data.labels", key).replace("data.root", key)) from error
     parts = {entry.part for entry in classes}
@@ -162,4 +160,3 @@ def _below(folder: Path) -> tuple[list[Path], int]:
 def _label(path: Path, root: Path, classes: set[str]) -> str | None:
     """The class that a folder between `root` and the file names; the nearest to the file counts."""
     return next((part for part in reversed(path.relative_to(root).parts[:-1]) if part in classes), None)
-

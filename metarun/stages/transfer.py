@@ -10,16 +10,19 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config import construct
-from metarun.core import Spec
+from metarun.core import Batch, Spec
+from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner
 from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.kept import keep_classifier
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.target.base import Bare, SourceImages, TargetMethod
+from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
 class Transfer(Stage):
@@ -51,7 +54,12 @@ class Transfer(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         run.algorithm.eval()
-        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.logger)
+
+        def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
+            keep_classifier(run, self.method, classifier, train, known, run.folder / store.FILE)
+
+        where = run.folder / "target"
+        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
         curve = run.result[result.key(result.TARGET, "curve")]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.key(result.TARGET, "chance")]

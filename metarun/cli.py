@@ -57,7 +57,8 @@ def _run(config: DictConfig) -> float:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         carry_out = get_method(config.recipe.run)
-        return carry_out(config, overrides, dict(job.runtime.choices), command)
+        found = carry_out(config, overrides, dict(job.runtime.choices), command)
+        return float(found.get("val/score", 0.0))
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,8 +26,15 @@ def reason(error: BaseException) -> str:
     return str(error.__cause__ or error).splitlines()[0]
 
 
-class Incomplete(Exception):
-    """All was done that could be, but a part of the input is bad: printed as one line, exit status 1."""
+class Incomplete(BaseException):
+    """All was done that could be, but a part of the input is bad: printed as one line, exit status 1.
+
+    No error, so that Hydra, which would print lines of its own, lets it pass.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Pruned(BaseException):

@@ -22,6 +22,7 @@ from metarun.inference.certainty import certainties
 from metarun.inference.image_files import ImageFiles, examples
 from metarun.inference.learner import Learner
 from metarun.ops import calibration
+from metarun.progress import progress_bar
 from metarun.target import base
 
 Progress = Callable[[int], None]
@@ -102,23 +103,23 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.examples_ = list(held.examples)
         return self
 
-    def scores(self, images: Images, progress: Progress = lambda done: None) -> np.ndarray:
+    def scores(self, images: Images, progress: Progress | None = None) -> np.ndarray:
         """The scores `[n, classes]` float64 of images, the largest for the predicted class; NaN for files nobody can read.
 
         Args:
             images: Paths, PIL images, numpy arrays or tensors, a folder, or `ImageFiles`.
-            progress: Is told how many images are done.
+            progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
         """
         network = self._fitted()
         files = arrays.as_files(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
-        done = 0
-        for rows, x in self._placed(files, images, whole=network.transductive):
-            with torch.no_grad(), self._autocast():
-                found[rows] = network(x).double().cpu().numpy()
-            done += len(rows)
-            progress(done)
+        shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
+        with shown as advance:
+            for rows, x in self._placed(files, images, whole=network.transductive):
+                with torch.no_grad(), self._autocast():
+                    found[rows] = network(x).double().cpu().numpy()
+                advance(int(rows[-1]) + 1)
         return found
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:

@@ -47,8 +47,8 @@ log = logging.getLogger("metarun")
 LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
 
 
-def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
-    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score.
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """Runs the config's recipe, or goes on with it, or shows its stored result; returns what `result.json` holds.
 
     `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
     """
@@ -60,7 +60,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     config = complete(config, overrides, choices)
     if not world.main:
         follow(config, world)
-        return 0.0
+        return {}
     with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
@@ -71,9 +71,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
             if all(stage.is_current(config, stored(folder)) for stage in built):
-                score = show_stored(folder, unchecked_data(config, folder))
-                conclude(built, folder)
-                return score
+                show_stored(folder, unchecked_data(config, folder))
+                return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
         described = descriptions(shared.data, shared.target.source if shared.target else None)
@@ -100,19 +99,19 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         finally:
             shared.logger.close()
     show(folder, shared.result)
-    conclude(shared.stages, folder)
-    return float(shared.result.get(result.SCORE, 0.0))
+    return conclude(shared.stages, folder)
 
 
-def conclude(built: Sequence[Stage], folder: Path) -> None:
-    """Shows what each stage found, of the result of a finished run.
+def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
+    """Shows what each stage found, of the result of a finished run; returns the result.
 
     Raises:
         Incomplete: A part of the input was bad.
     """
     found = stored(folder)
     if left_out := [said for stage in built if (said := stage.conclude(folder, found))]:
-        raise Incomplete("; ".join(left_out))
+        raise Incomplete("; ".join(left_out), found)
+    return found
 
 
 def follow(config: DictConfig, world: World) -> None:

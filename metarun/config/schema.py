@@ -113,6 +113,14 @@ class Test:
     baseline_episodes: Annotated[
         int, Ge(0), Unit("episodes"), Doc("The test episodes of the same method untrained; 0 leaves it out.")
     ] = 200
+    unknown_ways: Annotated[
+        int,
+        Ge(0),
+        Unit("classes"),
+        Doc(
+            "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
+        ),
+    ] = 0
     task: TaskChange = field(default_factory=TaskChange)
 
 

@@ -160,9 +160,9 @@ def test_examples_from_a_table(tmp_path: Path, episodic: Path) -> None:
             f"checkpoint={episodic}",
             f"support={where}",
             f"images={images}",
-            f"outputs={tmp_path / where.name}",
+            f"outputs={tmp_path / where.stem}_to",
         )
-    first, second = (folder_of(tmp_path / name) / "predictions.csv" for name in ("support", "classes.csv"))
+    first, second = (folder_of(tmp_path / name) / "predictions.csv" for name in ("support_to", "classes_to"))
     assert first.read_text() == second.read_text()
 
 

@@ -29,6 +29,7 @@ from metarun.errors import Incomplete, Pruned, UserError, nearest, reason
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
+from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
@@ -109,7 +110,10 @@ def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
         Incomplete: A part of the input was bad.
     """
     found = stored(folder)
-    if left_out := [said for stage in built if (said := stage.conclude(folder, found))]:
+    left_out = [said for stage in built if (said := stage.conclude(folder, found))]
+    for step in next_steps(folder, found):
+        print(f"next     {step}")
+    if left_out:
         raise Incomplete("; ".join(left_out), found)
     return found
 

@@ -210,6 +210,15 @@ class Target:
                 keep(classifier, train, known)
         files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
 
+    def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
+        """The test images of the first repeat with the most training images, and the probabilities `[n, classes]` of each class.
+
+        Args:
+            folder: Of a run that `measure` measured.
+        """
+        first = next(self._predictions(folder / PREDICTIONS))
+        return first.images, first.probabilities
+
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
         """Of each repeat with the most training images."""
         size = self.sizes[-1]

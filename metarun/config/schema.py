@@ -172,7 +172,7 @@ class Hardware:
     """Where and how it is computed."""
 
     device: Annotated[
-        str, Literal["auto", "cpu", "cuda"], Doc("The device; auto takes CUDA where there is one, else the CPU.")
+        str, Literal["auto", "cpu", "cuda", "mps"], Doc("The device; auto takes CUDA where there is one, else the CPU.")
     ] = "auto"
     autocast: (
         Annotated[str, Literal["bfloat16"], Doc("The type of mixed precision; null computes in float32.")] | None
@@ -181,9 +181,15 @@ class Hardware:
     channels_last: (
         Annotated[bool, Doc("The memory order of images between layers; null takes the one that is faster.")] | None
     ) = None
-    processes: Annotated[int, Ge(1), Doc("The processes that share the tasks of a step, on a CPU.")] = 1
+    processes: Annotated[
+        int, Interval(ge=1, le=1024), Doc("The processes that share the tasks of a step, on a CPU.")
+    ] = 1
     threads: (
-        Annotated[int, Ge(1), Doc("The threads of a CPU operation; null shares the cores out among the processes.")]
+        Annotated[
+            int,
+            Interval(ge=1, le=1024),
+            Doc("The threads of a CPU operation; null shares the cores out among the processes."),
+        ]
         | None
     ) = None
     vectorize: (

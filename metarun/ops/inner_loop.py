@@ -126,7 +126,8 @@ def _recomputed(
         raise UserError("algo.recompute=true: needs the tasks in a loop; add hardware.vectorize=false")
     rates = [rate(learning_rate, name) for name in params]
     learned = [value for value in rates if isinstance(value, Tensor)]
-    flat = _Recomputed.apply(loss, list(params), list(steps), rates, *params.values(), *learned)
+    apply: Callable[..., tuple[Tensor, ...]] = _Recomputed.apply
+    flat = apply(loss, list(params), list(steps), rates, *params.values(), *learned)
     return [dict(zip(params, flat[i : i + len(params)], strict=True)) for i in range(0, len(flat), len(params))]
 
 
@@ -194,8 +195,10 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     both sets go through together. Every other norm sees `x` alone.
     """
     if support_x is None or getattr(module.backbone, "norm", None) != "support":
-        return torch.func.functional_call(module, params, (x,))
-    return torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))[len(support_x) :]
+        outputs: Tensor = torch.func.functional_call(module, params, (x,))
+        return outputs
+    outputs = torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))
+    return outputs[len(support_x) :]
 
 
 def parameters(module: nn.Module) -> Params:

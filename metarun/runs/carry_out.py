@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +24,7 @@ from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
+from metarun.engine.hardware import check_device
 from metarun.engine.train import Interrupted
 from metarun.errors import Incomplete, Pruned, UserError, nearest, reason
 from metarun.inference.kept import kept_learner
@@ -33,7 +34,7 @@ from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
-from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
+from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config, stored_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.runs.run import Run
 from metarun.stages.base import Stage, check_order
@@ -45,7 +46,7 @@ from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
-LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
+LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job that is to end may save for half a minute
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     started = time.perf_counter()
     check(config)
     make_literal(config)
+    check_device(config.hardware.device)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -84,7 +86,12 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         shared.watch = watcher(folder)
         create(folder)
         try:
-            with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+            told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
+            with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                if (folder / result.FILE).is_file():  # by now
+                    return show_stored(folder)
+                if (folder / "config.yaml").is_file():
+                    refuse_other_config(folder, config)
                 keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
@@ -258,8 +265,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    older = OmegaConf.load(stored_file)
-    assert isinstance(older, DictConfig)
+    older = stored_config(stored_file, "test another run, or its weights in another folder")
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
     for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's

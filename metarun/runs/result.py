@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 FILE = "result.json"  # in the run's folder, the mark of a finished run
+DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
 
 # Kinds: what a number was measured on or with.
 TRAIN = "train"  # the last training stage; an earlier one has its name in this place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -144,7 +143,8 @@ class Target:
         values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
             repeats = [
-                json.loads((folder / f"{_stem(size, repeat)}.json").read_text()) for repeat in range(settings.repeats)
+                files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
+                for repeat in range(settings.repeats)
             ]
             curve.append(metrics.over_repeats(repeats, same_images=not self.varied(size)))
             values.append([repeat["acc"] for repeat in repeats])

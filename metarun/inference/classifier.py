@@ -28,7 +28,7 @@ from metarun.target import base
 Progress = Callable[[int], None]
 
 
-class Classifier(ClassifierMixin, BaseEstimator):
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Classifies images by what a learner learns from examples.
 
     Attributes:

@@ -70,10 +70,12 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             refuse_other_config(folder, config)
         built = build_stages(config)
         continues = config.checkpoint and any(stage.continues_config for stage in built)
+        outdated = False
         if (folder / result.FILE).is_file():
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            if all(stage.is_current(config, stored(folder)) for stage in built):
+            outdated = not all(stage.is_current(config, stored(folder)) for stage in built)
+            if not outdated:
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
@@ -88,8 +90,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         try:
             told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
             with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
-                if (folder / result.FILE).is_file():  # by now
-                    return show_stored(folder)
+                if (folder / result.FILE).is_file() and not outdated:  # by now
+                    show_stored(folder)
+                    return conclude(built, folder)
                 if (folder / "config.yaml").is_file():
                     refuse_other_config(folder, config)
                 keep(folder, described)

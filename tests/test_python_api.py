@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,19 @@ def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> No
         learner.fit(images[:4], labels[:4])
     with pytest.raises(metarun.UserError, match="labels: must be given"):
         learner.fit(images)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (Path(metarun.__file__).parents[1] / "README.md").read_text()
+    (example,) = [code for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "metarun.load" in code]
+    images, labels = greys()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (tmp_path / "my_images" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "my_images" / label / f"{number}.png")
+    quick = '"test.episodes=2", "test.baseline_episodes=0", "train.validate_episodes=2", "train.steps=1"'
+    code = example.replace('"train.steps=20"', quick)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=tmp_path)
+    assert (tmp_path / "classifier.pt").is_file()
 
 
 def test_importing_metarun_imports_no_torch() -> None:

@@ -114,12 +114,12 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
 
 
 def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
-    """Shows what each stage found, of the result of a finished run; returns the result.
+    """Shows what each stage found, of the result of a finished run; returns the result, and under `folder` where it lies.
 
     Raises:
         Incomplete: A part of the input was bad.
     """
-    found = stored(folder)
+    found = {**stored(folder), "folder": str(folder)}
     left_out = [said for stage in built if (said := stage.conclude(folder, found))]
     for step in next_steps(folder, found):
         print(f"next     {step}")

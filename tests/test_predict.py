@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from shell import Outcome, make_images, metarun, result
 
 from metarun.inference import store
+from metarun.report.next_steps import next_steps
 
 EPISODIC = [
     "data=folder",
@@ -99,6 +101,10 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
     first = [row for row in reported if row["repeat"] == "0"]
     assert [row["prediction"] for row in first] == [row["class"] for row in rows(found)]
     assert result(found)["predict/acc"] == np.mean([int(row["right"]) for row in first])
+    told = result(made.parent)
+    assert told["target/classifier"]["acc"] == result(found)["predict/acc"]
+    assert set(told["target/calibration"]["with"]) == {"nll", "brier", "ece"}
+    assert told["target/worst_class_acc"] == min(told["target/class_acc"])
     held = store.load(made.parent)
     assert held.classes == ["ash", "birch", "cedar"]
     assert len(held.examples) == 24
@@ -298,6 +304,17 @@ def test_a_method_with_fixed_ways_names_one_that_has_none(tmp_path: Path) -> Non
         f"images={asked}",
         f"outputs={tmp_path}",
     )
+
+
+def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    learner = {"weights": None}
+    tested = next_steps(folder, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"shots": 1}}})
+    assert [shlex.split(step)[2] for step in tested] == [f"checkpoint={folder}"] * 2
+    assert tested[1].endswith("test.task.shots=5")
+    assert next_steps(folder, {"test/mse": 1.0}) == [f"metarun recipe=report runs={tmp_path}"]
+    assert "recipe=test" in next_steps(folder, {"learner": learner})[0]
+    assert next_steps(folder, {"predict/images": 3}) == []
 
 
 def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -> None:

@@ -193,7 +193,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         (tmp_path / "my_images" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "my_images" / label / f"{number}.png")
-    quick = '"test.episodes=2", "test.baseline_episodes=0", "train.validate_episodes=2", "train.steps=1"'
+    quick = '"test.episodes=2", "test.baseline_episodes=0", "train.validate_episodes=2", "train.steps=1", "backbone.channels=4"'
     code = example.replace('"train.steps=20"', quick)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=tmp_path)
     assert (tmp_path / "classifier.pt").is_file()

@@ -86,7 +86,7 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
     assert first["test/acc"] == found["test/acc"]
     assert "test/unknown" not in first
     told = found["test/calibration"]
-    assert told["fitted_on"] == "6 validation episodes"
+    assert told["fitted_on"] == ("6 validation episodes" if told["temperature"] else None)
     assert set(told["with"]) == set(told["without"]) == {"nll", "brier", "ece"}
     assert found["test/acc_p05"] <= found["test/acc"]
     assert found["test/worst_class_acc"] <= found["test/acc"]

@@ -64,8 +64,10 @@ class Observed:
         }
 
 
-def validation_temperature(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware) -> float:
-    """The temperature that suits a method best on the episodes 0 to `episodes`; the global generator is left as it was."""
+def validation_temperature(
+    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware
+) -> float | None:
+    """The temperature that suits a method best on the episodes 0 to `episodes`, None for none; the global generator is left as it was."""
     logits: Tensor | None = None
     truth: Tensor | None = None
 

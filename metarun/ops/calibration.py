@@ -18,6 +18,7 @@ from scipy.special import log_softmax, logsumexp
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)  # between which one is looked for
+EDGE = 1e-3  # of the logarithm of a temperature: as close to an end is at it
 FLOOR = -100.0  # of a log probability in a mean: a class that was held impossible costs much, but not infinity
 
 
@@ -34,14 +35,18 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return found
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The T in `TEMPERATURES` for which softmax(logits / T) gives the labels the largest likelihood.
 
-    The likelihood is concave in 1 / T.
+    The likelihood is concave in 1 / T. Where it has no maximum, for all predictions are right, or none is better than chance, the
+    labels say nothing of a temperature.
 
     Args:
         logits: `[n, classes]`, or log probabilities; minus infinity for a class that is held impossible.
         labels: int64 `[n]`.
+
+    Returns:
+        T, or None where the likelihood is the largest at an end of `TEMPERATURES`.
 
     Source:
         Guo et al. (2017), section 4.2.
@@ -50,7 +55,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     own = logits[np.arange(len(labels)), labels]
     known = np.isfinite(own)  # of a label that is held impossible no temperature makes a difference
     if not known.any():
-        return 1.0
+        return None
     rows, own = logits[known], own[known]
 
     def loss(log_t: float) -> float:
@@ -59,7 +64,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    inside = low + EDGE < found.x < high - EDGE
+    return float(np.exp(found.x)) if inside else None
 
 
 def tempered(log_probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -165,7 +165,7 @@ class OwnClassifier(Classifier):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
-        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
+        blank = torch.zeros(1, images.shape[0], dtype=torch.int64, device=images.device)
         shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
         sets = self.support_x[None], self.support_y[None], images[None], blank
         return self.learner.predict(Episodes(*sets, self.classes, shots))[0]

@@ -59,7 +59,7 @@ class DN4(Algorithm):
             # Descriptors [images, places, channels].
             support, queries = (F.normalize(precise(each).flatten(2).mT, dim=-1) for each in maps)
             support = support[support_y.argsort()]  # class by class
-            if len(set(sizes)) == 1:
+            if all(size == sizes[0] for size in sizes):
                 return self.similarity(queries, support.reshape(len(sizes), -1, support.shape[-1]))
             classes = [images.flatten(0, 1)[None] for images in support.split(list(sizes))]
             return torch.cat([self.similarity(queries, each) for each in classes], dim=1)

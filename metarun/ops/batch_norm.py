@@ -141,9 +141,10 @@ def both_sets(
     if not _apart.get():
         both = forward(torch.cat([support, queries]), len(support))
         return both[: len(support)], both[len(support) :]
+    # Of a traced set only its shape tells the length without fixing it.
     statistics: dict[Norm, tuple[Tensor, Tensor]] = {}
     with _shared(statistics):
-        return forward(support, len(support)), forward(queries, 0)
+        return forward(support, support.shape[0]), forward(queries, 0)
 
 
 def group_count(channels: int) -> int:
@@ -239,7 +240,7 @@ class Norm(nn.Module):
     def _of_support(self, x: Tensor, known: dict[Norm, tuple[Tensor, Tensor]]) -> Tensor:
         """The support set, which comes first, leaves its statistics in `known`; the queries are normalised by them."""
         if self not in known:
-            self._check(len(x), x)
+            self._check(x.shape[0], x)
             values, axes = precise(x), [0, *range(2, x.ndim)]
             known[self] = values.mean(axes), values.var(axes, correction=0)
         return F.batch_norm(x, *known[self], self.weight, self.bias, eps=EPSILON)

@@ -236,7 +236,9 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     training = backbone.training
     backbone.eval()
-    found = torch.cat([backbone(chunk).float() for chunk in x.tensor_split(math.ceil(len(x) / CHUNK))])
+    # A traced batch has no length that could be divided.
+    chunks = [x] if torch.compiler.is_compiling() else x.tensor_split(math.ceil(len(x) / CHUNK))
+    found = torch.cat([backbone(chunk).float() for chunk in chunks])
     backbone.train(training)
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.ranges import check_value
 from metarun.config.validation import asks_for_object, hints_of, names_class
@@ -14,10 +14,10 @@ from metarun.errors import UserError, reason
 
 
 def task_of(config: DictConfig, split: str) -> Any:
-    """The `TaskShape` of `train` or `test`: `task`, with what that part of the config changes."""
+    """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes."""
     from metarun.core import TaskShape
 
-    change = config[split].task
+    change = OmegaConf.select(config, split).task
     return TaskShape(
         **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
     )

@@ -45,6 +45,7 @@ class SimpleShot(Baseline):
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
+    metric = True
     mean: Tensor
     batches: Tensor
 

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from metarun.config import completion
-from metarun.config.types import Doc, FilePath, Ge, Given, Interval, Seed, Unit
+from metarun.config.types import Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
 
 
 @dataclass
@@ -246,7 +246,40 @@ class Config:
     resume: Annotated[
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
-    checkpoint: Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests.")] | None = None
+    checkpoint: (
+        Annotated[
+            FilePath, Doc("The run folder or weights that `recipe=test` tests and `recipe=predict` classifies with.")
+        ]
+        | None
+    ) = None
+    images: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "The images that `recipe=predict` classifies: a file, a folder, a pattern, or - for a list of paths on stdin."
+            ),
+        ]
+        | None
+    ) = None
+    support: (
+        Annotated[
+            FilePath,
+            Doc(
+                "Examples of the classes for `recipe=predict`: class folders, or a table of file and label; null: the run's."
+            ),
+        ]
+        | None
+    ) = None
+    unknown: (
+        Annotated[
+            str,
+            Doc(
+                "Which images are of no known class: off, auto by the run's threshold, or the least probability of a known one; "
+                "null is off."
+            ),
+        ]
+        | None
+    ) = None
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,

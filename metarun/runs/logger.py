@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core import Episodes
+from metarun.progress import progress_bar
 
 log = logging.getLogger("metarun")
 
@@ -166,19 +167,8 @@ class RunLogger:
     def progress(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """A bar with the time left on a terminal; yields a function of the number done so far."""
         self._total = total
-        if self.folder is None or not sys.stderr.isatty():
+        if self.folder is None:
             yield lambda done: None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total, completed=done)
-            yield lambda done: bar.update(task, completed=done)
+        with progress_bar(what, total, done) as advance:
+            yield advance

@@ -3,8 +3,9 @@
 from metarun.stages.base import Stage
 from metarun.stages.load import Load
 from metarun.stages.meta_test import MetaTest
+from metarun.stages.predict import Predict
 from metarun.stages.target_test import TargetTest
 from metarun.stages.train import Train
 from metarun.stages.transfer import Transfer
 
-__all__ = ["Load", "MetaTest", "Stage", "TargetTest", "Train", "Transfer"]
+__all__ = ["Load", "MetaTest", "Predict", "Stage", "TargetTest", "Train", "Transfer"]

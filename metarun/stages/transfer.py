@@ -7,20 +7,22 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
-from torch import Tensor
 
 from metarun import files
 from metarun.config import construct
-from metarun.core import Algorithm, Episodes, Spec
+from metarun.core import Batch, Spec
+from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner
 from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.kept import keep_classifier
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.target.base import SourceImages, TargetMethod
+from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
 class Transfer(Stage):
@@ -52,7 +54,12 @@ class Transfer(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         run.algorithm.eval()
-        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.logger)
+
+        def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
+            keep_classifier(run, self.method, classifier, train, known, run.folder / store.FILE)
+
+        where = run.folder / "target"
+        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
         curve = run.result[result.key(result.TARGET, "curve")]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.key(result.TARGET, "chance")]
@@ -65,16 +72,6 @@ class Transfer(Stage):
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
         return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
-
-
-class Bare(Algorithm):
-    """A backbone without a method, for a way with the target that asks for the backbone alone."""
-
-    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError("a bare backbone is not trained on a source")
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        raise NotImplementedError("a bare backbone predicts nothing")
 
 
 def uses_method(config: DictConfig) -> bool:

@@ -189,8 +189,13 @@ class CentroidScores(Frozen):
         self.register_buffer("mean", mean)
 
     def of_features(self, x: Tensor) -> Tensor:
-        x = x if self.mean is None else F.normalize(x - self.mean, dim=1)
-        return -torch.cdist(x, self.centroids).square()
+        return -torch.cdist(self._shifted(x), self.centroids).square()
+
+    def embedding(self, images: Tensor) -> Tensor:
+        return self._shifted(features(self.backbone, images))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x if self.mean is None else F.normalize(x - self.mean, dim=1)
 
 
 def restored_regression(coefficients: Tensor, intercepts: Tensor, classes: Tensor) -> Any:

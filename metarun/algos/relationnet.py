@@ -27,7 +27,6 @@ Differences from the official code (floodsung/LearningToCompare_FSL):
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

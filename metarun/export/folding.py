@@ -48,7 +48,8 @@ class Traceable(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         with Folding(), torch.no_grad(), batch_norm.sets_apart():
-            return self.function(*inputs)
+            found: Tensor = self.__dict__["function"](*inputs)
+            return found
 
 
 def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Sequence[Any]) -> ExportedProgram:
@@ -65,9 +66,7 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     shapes = tuple({0: dimension} for dimension in rows)
     try:
         with quiet():
-            program = torch.export.export(
-                Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False
-            )
+            program = torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
             return program.run_decompositions({})
     except UserError:
         raise

@@ -53,4 +53,3 @@ def of_learner(
         return F.softmax(scores.double() / temperature, dim=1).float()
 
     return probabilities
-

@@ -62,7 +62,9 @@ def converted(
     assert made is not None
     model = made.model_proto
     # The converter numbers the dimensions: people read their names.
-    named = {value.type.tensor_type.shape.dim[0].dim_param: name for value, name in zip(model.graph.input, rows, strict=True)}
+    named = {
+        value.type.tensor_type.shape.dim[0].dim_param: name for value, name in zip(model.graph.input, rows, strict=True)
+    }
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in named:

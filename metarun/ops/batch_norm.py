@@ -125,9 +125,7 @@ def _shared(statistics: dict[Norm, tuple[Tensor, Tensor]]) -> Iterator[None]:
         _support.reset(token)
 
 
-def both_sets(
-    forward: Callable[[Tensor, int], Tensor], support: Tensor, queries: Tensor
-) -> tuple[Tensor, Tensor]:
+def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets of a task through a network as one batch, of which the support set gives the statistics of the norm `support`.
 
     Args:

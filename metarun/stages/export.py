@@ -59,7 +59,7 @@ class Export(Stage):
         cpu = OmegaConf.merge(config.hardware, {"device": "cpu", "autocast": None})
         hardware = hardware_module.choose(cpu, held.blueprint.learner(), run.world)
         learner = Learner(held, "cpu")
-        self.origin, self.image, self.given = held.origin, pixels_of(learner), ImageSet(learner, [])
+        self.origin, self.given = held.origin, ImageSet(learner, [])
         prepare, self.temperature = held.preprocessing.of_pixels, held.calibration.temperature or 1.0
         if held.classes is None and not config.support:
             if config.images:
@@ -84,6 +84,7 @@ class Export(Stage):
             self.made = exported.export(function, inputs, asked, config.format, self._metadata(learner, config))
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
+        self.inputs = inputs
         self.small = self._in_eight_bits(asked) if config.int8 else None
         run.add(EXPORT, Trained(EXPORT, learner.algorithm, config.train, config.seed, hardware))
 
@@ -148,7 +149,7 @@ class Export(Stage):
         if self.classes:
             found["classes"] = self.classes
         found["compared_on"] = IMAGES
-        found["image"] = list(self.image)
+        found["takes"] = [one.describe() for one in self.inputs]
         found["inputs"] = inputs_digest(self.origin, run.config, compared_files(run.config))
         run.result |= {
             result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.origin),
@@ -160,7 +161,7 @@ class Export(Stage):
         return inputs_digest(origin, config, compared_files(config)) == stored.get(result.key(EXPORT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
-        found = {name: stored[result.key(EXPORT, name)] for name in ("files", "image", "compared_on")}
+        found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
         for name, one in found["files"].items():
             line = (
                 f"{shell_path(folder / name)}: {size(one['bytes'])}, {one['parameters']:,} parameters, "
@@ -177,7 +178,7 @@ class Export(Stage):
                 line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
             print(line)
         for name in found["files"]:
-            print(f"try it   {command(folder / name, found['image'])}")
+            print(f"try it   {command(folder / name, found['takes'])}")
         return ""
 
 
@@ -267,13 +268,26 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def command(path: Path, image: list[int]) -> str:
-    """A command that runs an exported file on a black image."""
-    return f"python -c {shlex.quote(TRIES[path.suffix].format(path=str(path), shape=tuple(image)))}"
+def command(path: Path, inputs: list[dict[str, Any]]) -> str:
+    """A command that runs an exported file on black images.
 
-
-TRIES = {
-    ".onnx": "import numpy, onnxruntime as o; s = o.InferenceSession({path!r}); "
-    "print(s.run(None, {{'images': numpy.zeros((1, *{shape}), 'uint8')}}))",
-    ".pt2": "import torch; m = torch.export.load({path!r}).module(); print(m(torch.zeros(1, *{shape}, dtype=torch.uint8)))",
-}
+    Args:
+        path: The file.
+        inputs: What it takes, as `Input.describe` describes it.
+    """
+    values = []
+    for one in inputs:
+        # Of classes as many as there must be, and otherwise one row.
+        rows, *shape = one["shape"]
+        count = int(rows.partition("*")[0]) if "*" in rows else 1
+        kind = f"numpy.arange({count})" if not shape else f"numpy.zeros({(count, *shape)}, '{one['dtype']}')"
+        values.append((one["name"], kind))
+    if path.suffix == ".onnx":
+        given = ", ".join(f"'{name}': {kind}" for name, kind in values)
+        code = (
+            "import numpy, onnxruntime, sys; s = onnxruntime.InferenceSession(sys.argv[1]); print(s.run(None, {%s})[0])"
+        )
+    else:
+        given = ", ".join(f"torch.from_numpy({kind})" for _, kind in values)
+        code = "import numpy, torch, sys; m = torch.export.load(sys.argv[1]).module(); print(m(%s))"
+    return f'python -c "{code % given}" {shell_path(path)}'

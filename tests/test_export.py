@@ -18,6 +18,7 @@ from shell import make_images, metarun
 from torch import Tensor
 from torch.export import Dim
 
+import metarun.export as metarun_export
 from metarun.backbones.conv4 import Conv4
 from metarun.core import Algorithm, Batch, Spec
 from metarun.errors import UserError
@@ -226,6 +227,17 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     assert metadata["channels"] == 3
     assert metadata["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 3, 16, 16]}]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    script = (Path(metarun_export.__file__).parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    photos = sorted(map(str, images.glob("*/*/*.png")))[:4]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(stored.parent / "classifier.onnx"), *photos],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for line, photo in zip(ran.stdout.splitlines(), photos, strict=True):
+        assert line.startswith(photo)
+        assert any(f" {name} " in line for name in metadata["classes"])
     before = (stored.parent / "classifier.onnx").read_bytes()
     again = metarun(*command)
     assert again.status == 0

@@ -237,11 +237,15 @@ class Norm(nn.Module):
 
     def _of_support(self, x: Tensor, known: dict[Norm, tuple[Tensor, Tensor]]) -> Tensor:
         """The support set, which comes first, leaves its statistics in `known`; the queries are normalised by them."""
+        values = precise(x)
         if self not in known:
             self._check(x.shape[0], x)
-            values, axes = precise(x), [0, *range(2, x.ndim)]
+            axes = [0, *range(2, x.ndim)]
             known[self] = values.mean(axes), values.var(axes, correction=0)
-        return F.batch_norm(x, *known[self], self.weight, self.bias, eps=EPSILON)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        mean, variance = (each.view(shape) for each in known[self])
+        scale = self.weight.view(shape) * torch.rsqrt(variance + EPSILON)
+        return ((values - mean) * scale + self.bias.view(shape)).to(x.dtype)
 
     def _group(self, x: Tensor) -> Tensor:
         groups = group_count(self.channels)

@@ -44,10 +44,7 @@ METHODS = [
     "leo.LEO", "metasgd.MetaSGD",
 ]  # fmt: skip
 COMPARING = [*METHODS[:4], "feat.FEAT", "r2d2.R2D2"]  # queries with the support set, without inner steps
-QUICK: dict[str, dict[str, Any]] = {
-    "baseline.Baseline": {"head_epochs": 5},
-    "simpleshot.SimpleShot": {"head_epochs": 5},
-}
+QUICK: dict[str, dict[str, Any]] = {"baseline.Baseline": {"head_epochs": 5}}
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +64,7 @@ def learner(name: str, norm: str, **settings: Any) -> Algorithm:
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in built.parameters():
-            value.add_(0.05 * torch.randn(value.shape, generator=draw))
+            value.add_(0.2 * torch.randn(value.shape, generator=draw))
         for key, value in built.named_buffers():
             if key.endswith(("running_mean", "running_var")):
                 value.add_(torch.rand(value.shape, generator=draw))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metarun.inference.classifier import Classifier
     from metarun.inference.learner import Learner, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Classifier", "Learner", "UserError", "__version__", "load", "run"]
 
 _HOMES = {

@@ -27,7 +27,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         outputs: The folder that run folders lie in, as `outputs=` gives it.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds, and under `folder` the run's folder.
 
     Raises:
         UserError: What the command would refuse, in the same words.

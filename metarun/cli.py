@@ -26,6 +26,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun import __version__
 from metarun import config as schema
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
+from metarun.engine.launched import rank_and_size
+from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
@@ -45,7 +47,7 @@ HYDRAS_FOLDERS = (
     "hydra.output_subdir",
     "hydra.job.chdir",
 )  # which metarun's runs do not use
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = stop_signals()
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -59,6 +61,8 @@ def _run(config: DictConfig) -> float:
         carry_out = get_method(config.recipe.run)
         found = carry_out(config, overrides, dict(job.runtime.choices), command)
         return float(found.get("val/score", 0.0))
+    except BrokenPipeError:
+        raise
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
@@ -73,11 +77,15 @@ class Stopped(KeyboardInterrupt):
     """A signal that came while nothing was trained."""
 
     def __init__(self, number: int, frame: Any = None) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(signal_name(number))
         self.number = number
 
 
 def _stop(number: int, frame: Any) -> None:
+    for (
+        each
+    ) in SIGNALS:  # a second one, which `timeout` and some clusters send, must not cut short what the first one ends
+        signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -85,14 +93,23 @@ def main() -> None:
     """The `metarun` command. Exit status: 0, 1 where jobs of a sweep failed, 2 for what the user can mend, 128 + n for signal n."""
     try:
         outcome = attempt(sys.argv[1:])
-    except BrokenPipeError:  # `metarun --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    if int(os.environ.get("RANK", "0")) > 0:  # of a launcher: rank 0 meets the same, and tells it
-        sys.exit(0 if outcome.status == 2 else outcome.status)
-    if outcome.message:
-        print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
-    sys.exit(outcome.status)
+        if outcome.message and not follows():
+            print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `metarun ... | head`: nobody reads on, and nobody needs a word about it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + number_of("SIGPIPE", 13))
+    sys.exit(0 if outcome.status == 2 and follows() else outcome.status)
+
+
+def follows() -> bool:
+    """Whether this is a launcher's process of another rank than 0, which meets the same and tells it."""
+    try:
+        return rank_and_size()[0] > 0
+    except UserError:  # which is told
+        return False
 
 
 def attempt(words: list[str]) -> Outcome:
@@ -100,6 +117,10 @@ def attempt(words: list[str]) -> Outcome:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in the user's own file; last, so that it stands in for no library
+    name_user()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="metarun.spelled")
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:

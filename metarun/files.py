@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -13,9 +14,89 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
+from metarun.text import shown_path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 log = logging.getLogger("metarun")
+
+
+def sync(file: Any) -> None:
+    """Has what was written to an open file reach the disk."""
+    os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are not there, so that a power failure does not take them away again."""
+    new = []
+    above = folder
+    while not above.is_dir():
+        new.append(above)
+        if above.parent == above:
+            break
+        above = above.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in new:
+        sync_folder(made.parent)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Reads a JSON file that metarun wrote.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, to follow a semicolon.
+
+    Returns:
+        The object in it.
+
+    Raises:
+        UserError: It cannot be read, or holds no object; it names the file, what is wrong, and `advice`.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise UserError(f"{shown_path(path)}: is damaged ({damage(path)}); {advice}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{shown_path(path)}: is damaged (it holds no JSON object); {advice}")
+    return values
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Reads a file of JSON objects with a `step`, one a line, of which a kill or a power failure may have spoiled some.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The objects; and how many lines are damaged. Half a line at the end, which a kill leaves, is none of either.
+    """
+    found, damaged = [], 0
+    for line in path.read_text(errors="replace").split("\n")[:-1]:
+        try:
+            values = json.loads(line.strip("\0"))
+            whole = isinstance(values["step"], int)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        if whole:
+            found.append(values)
+        else:
+            damaged += 1
+    return found, damaged
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a text file that cannot be read as what it should be."""
+    content = path.read_bytes()
+    if not content.strip():
+        return "it is empty"
+    if b"\0" in content:
+        return "it has zero bytes, as after a power failure"
+    return "it is truncated, or is not what metarun writes"
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -31,11 +112,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         kept = "; the previous one is untouched" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
@@ -57,15 +134,49 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, told: str) -> Iterator[None]:
-    """Holds the lock file `path`; where another process does, says that it waits (`told`: what for) until this one ends."""
+def locked(path: Path, told: str, seconds: float | None = None) -> Iterator[None]:
+    """Holds the lock of a file, which other processes of any machine respect.
+
+    Args:
+        path: The file.
+        told: Who may hold it, for the line that says that this process waits.
+        seconds: How long it waits; None waits until the other ends.
+
+    Raises:
+        UserError: The folder takes no locks.
+        Timeout: Another process held the lock all the time.
+    """
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s; waiting for it", told)
-        lock.acquire()
+    with _takes_locks(path.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s; waiting for it%s", told, "" if seconds is None else f", {seconds:.0f} s at most")
+            lock.acquire(timeout=-1 if seconds is None else seconds)
     try:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _takes_locks(folder: Path) -> Iterator[None]:
+    """A file system that knows no locks, as some network folders, is a `UserError` that names the folder.
+
+    A mark beside the file could stand in for a lock, but one that a kill left behind would stop every later run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise _refused(folder, error.strerror or str(error)) from error
+    except NotImplementedError as error:
+        raise _refused(folder, "its file system has none") from error
+
+
+def _refused(folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"{shown_path(folder)}: takes no locks ({reason}), without which two runs could write there at once; choose a folder on "
+        "another disk with outputs= (runs), METARUN_CACHE (tables) or METARUN_DATA (downloads)"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shlex
 import unicodedata
@@ -10,6 +11,20 @@ from pathlib import Path
 # Control characters, halves of characters (bytes that are no UTF-8), and what ends a line or turns its direction.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+SPELLED = {"±": "+-", "×": "x", "→": "->", "…": "...", "–": "-", "—": "-", "│": "|", "─": "-"}
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """For characters that an output's encoding lacks: letters that say the same, or the number of the character."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    told = "".join(SPELLED.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacking)
+    return told, error.end
+
+
+codecs.register_error("metarun.spelled", _spelled)
 
 
 def has_control(text: str) -> bool:
@@ -37,3 +52,11 @@ def shown_path(path: Path | str) -> str:
 def shell_path(path: Path | str) -> str:
     """A path that can be pasted into a command of bash or zsh: as a message shows it, in quotes where it needs them."""
     return shlex.quote(shown_path(path))
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that people would say: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, length, below in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < below:
+            return f"{seconds / length:.0f} {unit}" if unit != "h" else f"{seconds / length:.1f} h"
+    return f"{seconds / 86400:.1f} days"

@@ -65,3 +65,60 @@ def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
         assert "bound" not in checkpoint.load(run / "best.pt")["model"]
         again = metarun("recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
         assert again.returncode == 0, again.stderr
+
+
+def written(guide: str, folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Writes the files of a guide's example into `folder`; their names, and the commands that follow the example."""
+    text = (ROOT / guide).read_text()
+    files = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", text, re.M | re.S)
+    for path, content in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text[text.index("\n## Add a ") :], re.M | re.S))
+    return [path for path, _ in files], [shlex.split(line) for line in re.findall(r"^metarun (.*)$", shell, re.M)]
+
+
+def finished(outputs: Path) -> list[Path]:
+    return sorted(path.parent for path in outputs.glob("*/*/result.json"))
+
+
+def test_a_backbone_of_ones_own(tmp_path: Path) -> None:
+    paths, commands = written("metarun/backbones/README.md", tmp_path)
+    assert paths == ["dilated.py", "my_conf/backbone/dilated.yaml"]
+    assert len(commands) == 2
+    for number, words in enumerate(commands):
+        done = metarun(*words, *TINY, f"outputs={number}", inside=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [len(finished(tmp_path / str(number))) for number in range(2)] == [1, 2]
+    refused = metarun(*commands[0], "backbone.channels=0", "outputs=none", inside=tmp_path)
+    assert (refused.returncode, refused.stderr) == (2, "metarun: backbone.channels=0: must be at least 1\n")
+    vectors = metarun(*commands[0][:-1], "algo=maml", "data=sinusoid", "outputs=none", inside=tmp_path)
+    assert vectors.returncode == 2
+    assert vectors.stderr.startswith("metarun: backbone: dilated needs images (C, H, W)")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_launcher_of_ones_own(tmp_path: Path) -> None:
+    paths, (words,) = written("metarun/sweeps/README.md", tmp_path)
+    assert paths == ["polite.py", "my_conf/hydra/launcher/polite.yaml"]
+    done = metarun(*words, *TINY, inside=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = finished(tmp_path / "outputs")
+    assert len(runs) == 2
+    assert (runs[0].parent / "report" / "index.html").is_file()
+    assert len(list(runs[0].parent.glob(".jobs/*.log"))) == 2
+    again = metarun(*words, *TINY, inside=tmp_path)
+    assert "2 jobs: 2 finished before, 0 to run" in again.stderr
+    failing = metarun(*words, *TINY, "algo=protonet", "data=sinusoid", "outputs=failed", inside=tmp_path)
+    assert failing.returncode == 1
+    assert "ended with exit status 2\n    its output: " in failing.stderr
+    for word, reason in {
+        "hydra.launcher.niceness=40": "must be at most 19",
+        "hydra.launcher.nicenes=4": "did you mean niceness?",
+        "hydra.launcher._target_=collections.Counter": "is no launcher",
+    }.items():
+        refused = metarun(*words, word, "outputs=none", inside=tmp_path)
+        assert refused.returncode == 2, refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert reason in refused.stderr
+    assert not (tmp_path / "none").exists()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 import metarun
+from metarun.renamed import CHOICES, GROUPS
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {"pyproject.toml", "conf", "metarun", "tests", "scripts", "outputs", "README.md", "LICENSE"}
+CHANGELOG = (ROOT / "metarun" / "CHANGELOG.md").read_text()
 FIND = "import metarun.cli; print(metarun.cli.CONF)"
 
 
@@ -50,7 +55,7 @@ def test_wheel_holds_the_package_and_all_configs_and_nothing_else(wheel: Path) -
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"metarun/{name}" for name in files(ROOT / "conf", "*.yaml", "*.md")}
     assert "metarun/conf/hydra/help/metarun.yaml" in configs
-    assert inside == configs | files(ROOT / "metarun", "*.py", "*.txt", "*.html", "*.yaml")
+    assert inside == configs | files(ROOT / "metarun", "*.py", "*.txt", "*.html", "*.yaml", "*.md", "py.typed")
 
 
 def test_metadata(wheel: Path) -> None:
@@ -87,6 +92,50 @@ def test_top_level() -> None:
     names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)} == TOP_LEVEL
     assert (ROOT / "outputs" / ".gitkeep").is_file()
+
+
+def test_type_checkers_of_others_find_the_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "metarun/py.typed" in archive.namelist()
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / ".github" / "CITATION.cff").read_text())
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", CHANGELOG, re.M)
+    assert citation["version"] == metarun.__version__
+    assert (metarun.__version__, citation["date-released"]) == released[0]
+
+
+def test_changelog_has_the_sections_of_its_form() -> None:
+    assert re.findall(r"^## (.*)$", CHANGELOG, re.M)[0] == "[Unreleased]"
+    kinds = set(re.findall(r"^### (.*)$", CHANGELOG, re.M))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.parametrize(("old", "new"), [*GROUPS.items(), *CHOICES["recipe"].items()])
+def test_changelog_names_every_word_that_was_renamed(old: str, new: str) -> None:
+    assert re.search(rf"`[^`]*\b{new}\b[^`]*` was `[^`]*\b{old}\b[^`]*`", CHANGELOG)
+
+
+def test_workflow_runs_the_test_command_on_every_python_that_the_package_names() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands["linux"][-1] == "scripts/test.sh"
+    assert all(any(line.startswith("scripts/test.sh") for line in lines) for lines in commands.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: 3." in line]
+    assert jobs["linux"]["strategy"]["matrix"]["python"] == named
+    scripts = {word for lines in commands.values() for line in lines for word in line.split() if "/" in word}
+    assert [path for path in scripts if not (ROOT / path).exists()] == []
+
+
+def test_hooks_before_a_commit_are_the_checks_of_the_test_command() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    script = (ROOT / "scripts" / "test.sh").read_text()
+    for hook in hooks:
+        assert re.search(rf"^{hook['name']}\b", script, re.M)
 
 
 @pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh", ".ci/run"])

@@ -117,7 +117,7 @@ def test_result(done: tuple[Outcome, Path], images: Path) -> None:
 
 def test_commit_is_that_of_the_checkout() -> None:
     """In a checkout the result names its commit; elsewhere it says that there is none."""
-    root = Path(provenance.__file__).parents[1]
+    root = Path(provenance.__file__).parents[2]
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     tracked = subprocess.run(["git", "-C", root, "ls-files", "metarun"], capture_output=True, text=True, check=False)
     commit = provenance.git_commit()

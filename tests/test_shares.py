@@ -19,7 +19,7 @@ from metarun.config import construct, task_of
 from metarun.core import Algorithm, Batch, Episodes
 from metarun.engine.distributed import World
 from metarun.engine.hardware import choose
-from metarun.engine.train import gradient_step, share_gradients
+from metarun.engine.train import Order, gradient_step, share_gradients
 from metarun.errors import UserError
 from metarun.ops import draws
 from metarun.ops.tasks import over_tasks
@@ -103,7 +103,7 @@ def step_by(
             weight = (end - first) / TASKS
             sums = gradient_step(trained, batch_of(first, end), 3, weight, 5, own, first)  # type: ignore[arg-type]
             values = [value for value in trained.parameters() if value.requires_grad]
-            share_gradients(trained, values, sums, torch.zeros(2), weight, world)  # type: ignore[arg-type]
+            share_gradients(trained, values, sums, Order(), weight, world)  # type: ignore[arg-type]
             gradients = {name: value.grad for name, value in trained.named_parameters() if value.requires_grad}
             results[rank] = sums, gradients, dict(trained.named_buffers())
 
@@ -181,13 +181,63 @@ def words_of(algo: str) -> list[str]:
     return FEW.get(algo, [])
 
 
-@pytest.mark.parametrize("algo", [name for name in choices("algo") if not name.startswith("learn2learn")])
+@pytest.mark.parametrize("algo", choices("algo"))
 def test_processes_and_chunks_change_nothing(algo: str) -> None:
     make, batch_of = made(algo, *words_of(algo))
     alone = step_by(make, batch_of, 1)
     assert any(value is not None and value.abs().max() > 0 for value in alone[1].values())
     assert_same(step_by(make, batch_of, 2), alone)
     assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+def trains_on_episodes(algo: str) -> bool:
+    return getattr(get_class(compose(f"algo={algo}").algo._target_), "trains_on", "episodes") == "episodes"
+
+
+REFUSE_RUNNING = ("l2l",)
+
+
+@pytest.mark.parametrize("algo", [n for n in choices("algo") if trains_on_episodes(n) and n not in REFUSE_RUNNING])
+def test_running_averages_are_those_of_one_process(algo: str) -> None:
+    make, batch_of = made(algo, *words_of(algo), "backbone.norm=running")
+    alone = step_by(make, batch_of, 1)
+    moved = [name for name in alone[2] if name.endswith("running_mean") and alone[2][name].abs().max() > 0]
+    assert moved
+    for processes in (2, 3):
+        assert_same(step_by(make, batch_of, processes), alone)
+    assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+@pytest.mark.parametrize("words", [["wrapper=ats", "wrapper.chosen=3"], ["wrapper=metamix", "wrapper.layers=[0]"]])
+def test_running_averages_within_wrappers(words: list[str]) -> None:
+    make, batch_of = made("protonet", *words, "backbone.norm=running")
+    alone = step_by(make, batch_of, 1)
+    for processes in (2, 3):
+        assert_same(step_by(make, batch_of, processes), alone)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.003])
+def test_running_averages_of_torchs_own_norms(momentum: float) -> None:
+    """As networks of a library have them, and the number of batches that they count."""
+
+    class Library(nn.Module):
+        whole_batch = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm = nn.BatchNorm2d(1, momentum=momentum)
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            embedded = over_tasks(lambda s, q: self.norm(s).square().mean() + self.norm(q).mean(),
+                                  episodes.support_x, episodes.query_x)  # fmt: skip
+            return embedded.mean(), {}
+
+    _, batch_of = made("protonet")
+    alone = step_by(Library, batch_of, 1)
+    assert alone[2]["norm.num_batches_tracked"] == 2 * TASKS
+    for processes in (2, 3, 8):
+        assert_same(step_by(Library, batch_of, processes), alone)
 
 
 @pytest.mark.parametrize("algo", ["mtl", "snail", "leo", "coral"])

@@ -20,7 +20,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_s
 from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
 from metarun.config import Target as Settings
-from metarun.core import Batch, Spec
+from metarun.core import Batch, Spec, TaskShape
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.source import ImageSource
 from metarun.errors import UserError
@@ -317,6 +317,28 @@ def test_settings_out_of_range(settings: dict[str, float], said: str, learner: B
 
 
 # Augmentation
+
+
+@pytest.mark.parametrize("of_tasks", [True, False])
+def test_augmentation_is_of_seed_step_and_task(of_tasks: bool) -> None:
+    """Neither the processes that share a step nor where a range begins changes the images of a task."""
+
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(len(x), 1, 1, 1)
+
+    tasks = SOURCE.sampler("train", TaskShape(3, 1, 2), 0, CPU)
+    sampler = augmented(tasks if of_tasks else batches(SOURCE.labelled("train"), 0, CPU), noise, 0, hardware(), 6)
+    names = ("support_x", "support_y", "query_x", "query_y") if of_tasks else ("x", "y", "domain")
+    whole = [getattr(sampler(6, 12), name) for name in names]
+    assert len({image.sum().item() for image in whole[0].flatten(0, -4)}) == len(whole[0].flatten(0, -4))
+    for start, stop in ((6, 9), (9, 12), (6, 8), (8, 10), (11, 12)):
+        found = sampler(start, stop)
+        for name, expected in zip(names, whole, strict=True):
+            assert torch.equal(getattr(found, name), expected[start - 6 : stop - 6])
+    longer = sampler(3, 14)  # over several steps
+    assert torch.equal(getattr(longer, names[0])[3:9], whole[0])
+    other = augmented(tasks if of_tasks else batches(SOURCE.labelled("train"), 0, CPU), noise, 1, hardware(), 6)
+    assert not torch.equal(getattr(other(6, 12), names[0]), whole[0])
 
 
 def test_training_images_alone_are_changed_and_by_their_place(learner: Baseline) -> None:

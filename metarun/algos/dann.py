@@ -22,6 +22,7 @@ Differences from the paper and its official code (ddtm/caffe; its gradient scale
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -111,7 +112,8 @@ class DANN(Baseline):
         both_domains(batch)
         strength = self.reversal * ramp(step, self.ramp_steps, self.sharpness)
         loss, shown = self.classification_loss(self.head(features), batch)
-        logits = precise(self.domain(Reversal.apply(features, strength)))[:, 0]
+        reverse: Callable[[Tensor, float], Tensor] = Reversal.apply
+        logits = precise(self.domain(reverse(features, strength)))[:, 0]
         domain_loss = F.binary_cross_entropy_with_logits(logits, batch.domain.to(logits.dtype))
         right = (logits.detach() > 0) == (batch.domain == 1)
         shown |= {"domain_loss": domain_loss.detach(), "domain_acc": right.to(logits.dtype).mean()}

@@ -113,6 +113,14 @@ class Test:
     baseline_episodes: Annotated[
         int, Ge(0), Unit("episodes"), Doc("The test episodes of the same method untrained; 0 leaves it out.")
     ] = 200
+    unknown_ways: Annotated[
+        int,
+        Ge(0),
+        Unit("classes"),
+        Doc(
+            "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
+        ),
+    ] = 0
     task: TaskChange = field(default_factory=TaskChange)
 
 
@@ -164,7 +172,7 @@ class Hardware:
     """Where and how it is computed."""
 
     device: Annotated[
-        str, Literal["auto", "cpu", "cuda"], Doc("The device; auto takes CUDA where there is one, else the CPU.")
+        str, Literal["auto", "cpu", "cuda", "mps"], Doc("The device; auto takes CUDA where there is one, else the CPU.")
     ] = "auto"
     autocast: (
         Annotated[str, Literal["bfloat16"], Doc("The type of mixed precision; null computes in float32.")] | None
@@ -173,9 +181,15 @@ class Hardware:
     channels_last: (
         Annotated[bool, Doc("The memory order of images between layers; null takes the one that is faster.")] | None
     ) = None
-    processes: Annotated[int, Ge(1), Doc("The processes that share the tasks of a step, on a CPU.")] = 1
+    processes: Annotated[
+        int, Interval(ge=1, le=1024), Doc("The processes that share the tasks of a step, on a CPU.")
+    ] = 1
     threads: (
-        Annotated[int, Ge(1), Doc("The threads of a CPU operation; null shares the cores out among the processes.")]
+        Annotated[
+            int,
+            Interval(ge=1, le=1024),
+            Doc("The threads of a CPU operation; null shares the cores out among the processes."),
+        ]
         | None
     ) = None
     vectorize: (

@@ -61,4 +61,5 @@ class Backbone(Checked, nn.Module):
         if not self.channels_last:
             return images
         pixels = images.movedim(1, -1)
-        return pixels.flatten(1).unflatten(1, pixels.shape[1:]).movedim(-1, 1)
+        side_by_side: Tensor = pixels.flatten(1).unflatten(1, pixels.shape[1:])
+        return side_by_side.movedim(-1, 1)

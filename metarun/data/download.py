@@ -15,8 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from metarun import files
 from metarun.errors import UserError
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -61,7 +60,7 @@ def download(address: str, path: Path, *, checksum: str) -> Path:
     refuse_where_none_may(f"data root {path.parent}: there is no {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with files.locked(Path(f"{path}.lock"), f"data {path.name}: another process downloads it"):
             if not path.is_file():
                 _fetch(address, path, checksum)
     except OSError as error:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 
+from metarun import files
 from metarun import optional as peers
 from metarun.data.download import refuse_where_none_may
 from metarun.data.splits import RATIOS, Shares
@@ -136,7 +136,7 @@ class Files(NamedTuple):
         refuse_where_none_may(f"data.dataset={self.dataset}: there is no {self.release.files} in {self.root}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{self.dataset}.lock"):
+            with files.locked(self.root / f".{self.dataset}.lock", f"data {self.dataset}: another process prepares it"):
                 if self.found():
                     return
                 aside = self.root / f".{self.dataset}.download"

@@ -22,6 +22,7 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from metarun import files
+from metarun.engine import platform
 from metarun.errors import UserError
 
 FORMAT_VERSION = 3
@@ -69,7 +70,11 @@ def cache_root() -> Path:
 
 def _folder(variable: str, otherwise: str) -> Path:
     """The folder that an environment variable names, taken literally but for `~`, or one of the user's cache folder."""
-    return Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser().absolute()
+    try:
+        folder = Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{variable}: this user has no home folder; set HOME, or {variable} to a folder") from error
+    return folder.absolute()
 
 
 def cached(name: str, key: dict[str, Any], build: Build) -> Table:
@@ -86,7 +91,7 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     folder = root / f"{name}-{digest}"
     if not folder.is_dir():
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(root)
             with files.locked(
                 folder.with_name(f"{folder.name}.lock"), f"data {name}: another process builds its table"
             ):
@@ -121,6 +126,7 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed build; the lock is ours
     unfinished.mkdir()
+    platform.sync_folder(unfinished.parent)
     log.info("data %s: building its table in %s", key["name"], folder)
     began = time.monotonic()
     try:
@@ -143,7 +149,8 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
                 file.write(raw)
             if not sum(counts):
                 raise ValueError(f"data {key['name']}: the builder yielded no images")
-            _sync(file)
+            file.flush()
+            files.sync(file)
         offsets = np.cumsum(counts).tolist()
         digest.update(json.dumps(offsets).encode())
         written = unfinished / "images.u8"
@@ -155,8 +162,11 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
         description["checksum"] = _checksum(description)
         with open(unfinished / "table.json", "w") as file:
             json.dump(description, file)
-            _sync(file)
+            file.flush()
+            files.sync(file)
+        platform.sync_folder(unfinished)
         os.rename(unfinished, folder)
+        platform.sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -176,11 +186,6 @@ def _read(name: str, build: Build, metadata: dict[str, Any]) -> Iterator[ClassIm
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"data {name}: {where}cannot be read ({error.strerror or error})") from error
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sample(raw: np.ndarray) -> str:

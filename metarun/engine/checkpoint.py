@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from metarun import files
 from metarun.errors import UserError, nearest
 from metarun.text import shell_path, shown_path
 
+NUMBERS = "stage.json"  # marks a finished stage that is kept apart
 NAMED = 8  # runs of a folder that a message lists
 
 
@@ -32,10 +34,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise UserError(f"checkpoint {path}: cannot be read, it is truncated or no checkpoint of metarun") from error
+        damage = "it is empty" if not path.stat().st_size else "it is truncated or damaged, or no checkpoint of metarun"
+        raise UserError(f"checkpoint {path}: cannot be read, {damage}; {_advice(path)}") from error
     if not isinstance(state, dict) or "model" not in state:
-        raise UserError(f"checkpoint {path}: holds no model of metarun")
+        raise UserError(f"checkpoint {path}: holds no model of metarun; {_advice(path)}")
     return state
+
+
+def _advice(path: Path) -> str:
+    """What to do about a checkpoint that is damaged."""
+    if (path.parent / NUMBERS).is_file():
+        return f"delete {shown_path(path.parent)} to have this stage trained again"
+    if path.name == "last.pt":
+        return "delete it to train from the start, or start beside it with resume=false"
+    return "the run's last.pt, or training it again with resume=false, gives others"
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Takes what a checkpoint holds; what is missing in it, or does not fit, is a `UserError` that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        missing = f"has no {error.args[0]}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
+        raise UserError(f"checkpoint {path}: does not fit this run ({missing}); {_advice(path)}") from error
 
 
 def digest(path: Path) -> str:
@@ -49,7 +71,8 @@ def weights_file(key: str, origin: str) -> Path:
     path = Path(origin).expanduser()
     if path.is_dir():
         result = path / "result.json"
-        stages = json.loads(result.read_text()).get("stages", {}) if result.is_file() else {}
+        finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
+        stages = finished.get("stages", {})
         if stages and not (path / "best.pt").is_file():
             path = Path(list(stages.values())[-1]["folder"])
         path = path / "best.pt"

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,9 +24,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metarun.engine.launched import by_launcher, number, rank_and_size
+from metarun.engine.platform import in_own_session, signal_name
 from metarun.errors import UserError
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
 START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
 PEER_TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
@@ -128,16 +128,16 @@ class World:
 
 def place(processes: int) -> World:
     """This process's place: in a launcher's world, or as rank 0 of `processes`, the config's `hardware.processes`."""
-    if not all(name in os.environ for name in LAUNCHED):
+    if not by_launcher():
         return World(0, processes, 0, processes)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size = rank_and_size()
     if processes not in (1, size):
         raise UserError(
             f"hardware.processes={processes}: this command was launched as one of {size} (WORLD_SIZE); "
             "leave hardware.processes out"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)), launched=size > 1)
+    local_rank = number("LOCAL_RANK", rank)
+    return World(rank, size, local_rank, number("LOCAL_WORLD_SIZE", size), launched=size > 1)
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}  # in this order
     # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **in_own_session())
 
 
 @functools.cache  # a second server on its port would not find all ranks gone from the first
@@ -222,11 +222,7 @@ def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> st
         last = time.monotonic() >= deadline
         for rank, code in codes.items():
             if code or last:
-                how = (
-                    f"killed by {signal.Signals(-code).name}"
-                    if code < 0
-                    else f"exit status {code}; its message stands above"
-                )
+                how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}; its message stands above"
                 return f"rank {rank} of {size} ended early ({how})"
         if last:
             return ""

@@ -47,10 +47,12 @@ def evaluate(
     steps: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     measure: bool = False,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Scores:
     """Scores of the episodes 0 to `episodes`, in evaluation mode, after each of `steps` inner steps (default: the last).
 
-    With `measure` the algorithm's own `measures` as well.
+    With `measure` the algorithm's own `measures` as well. `observe` is handed the number of the first episode of each chunk, the
+    predictions for its queries after the last step, and their labels.
     """
     steps = [algorithm.test_steps] if steps is None else list(steps)
     regression = algorithm.spec.kind == "regression"
@@ -70,6 +72,8 @@ def evaluate(
         for name, value in found.items():
             whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
             whole[start:stop] = value.double().cpu()
+        if observe is not None:
+            observe(start, predictions[-1], batch.query_y)
         share = (stop - start) / episodes
         loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
         if regression:

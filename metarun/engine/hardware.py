@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import resource
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.core import Algorithm, Episodes
+from metarun.engine import platform
 from metarun.engine.distributed import World
 from metarun.errors import UserError
 
@@ -58,6 +57,8 @@ class Hardware:
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(number)
 
     def backward(
         self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float
@@ -80,11 +81,13 @@ class Hardware:
         return algorithm
 
     def peak_memory(self) -> dict[str, int]:
-        """The most bytes that this process has held so far: of the host's memory, and of the GPU's if there is one."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        """The most bytes that this process has held so far: of the host's memory where the system says it, and of a GPU's."""
+        host = platform.peak_memory()
+        peak = {} if host is None else {"host": host}
         if self.device.type == "cuda":
             peak["cuda"] = torch.cuda.max_memory_allocated(self.device)
+        elif self.device.type == "mps":
+            peak["mps"] = torch.mps.driver_allocated_memory()  # of now: torch keeps no peak here
         return peak
 
     def describe(self) -> dict[str, Any]:
@@ -129,16 +132,23 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def check_device(device: str) -> None:
+    """Checks that the config's `hardware.device` is there; raises `UserError` where it is not, before anything is built."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("hardware.device=mps: torch finds no Apple GPU here; use hardware=cpu or hardware=auto")
+
+
 def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper | None = None) -> Hardware:
     """The hardware of the config's `hardware` node for `algorithm`, or its `wrapper`, in this rank of `world`.
 
     Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
     """
+    check_device(settings.device)
     found = torch.cuda.is_available()
-    if settings.device == "cuda" and not found:
-        raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
-    device = torch.device("cpu")
-    if settings.device != "cpu" and found:
+    device = torch.device("mps" if settings.device == "mps" else "cpu")
+    if settings.device in ("auto", "cuda") and found:
         if world.local_size > (count := torch.cuda.device_count()):
             raise UserError(
                 f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "
@@ -146,15 +156,20 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
             )
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
-    if settings.tf32 and device.type == "cpu":
+    if device.type == "mps" and (settings.autocast or world.local_size > 1):
+        wrong = "autocast" if settings.autocast else "processes"
         raise UserError(
-            "hardware.tf32=true: only CUDA devices have TF32, and this run is on the CPU; leave it at false"
+            f"hardware.{wrong}={settings[wrong]}: Apple's GPU computes here in float32, for one process; leave it at its default"
+        )
+    if settings.tf32 and device.type != "cuda":
+        raise UserError(
+            f"hardware.tf32=true: only CUDA devices have TF32, and this run is on the {device.type.upper()}; leave it at false"
         )
     allow_tf32(settings.tf32)
     keep_freed_memory()
     threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
     if threads is None and world.local_size > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // world.local_size)
+        threads = max(1, len(platform.cores()) // world.local_size)
     if threads:
         torch.set_num_threads(threads)
     if vectorize and not algorithm.vectorizable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -20,8 +21,10 @@ from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
+from metarun.engine.platform import signal_name, stop_signals
 from metarun.errors import Pruned, UserError
 from metarun.ops import draws
+from metarun.ops.running_averages import RunningAverages
 from metarun.runs.logger import RunLogger
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metarun")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+TAKE_LESS = "train.max_seconds=600 (ten minutes of training; validation and test stay as they are)"
+SIGNALS = (signal.SIGINT, *stop_signals())
 
 Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`, on the device
 Validate = Callable[[], tuple[float, dict[str, float]]]  # a score of the weights, higher is better, and what to log
@@ -40,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended training after the checkpoint was saved."""
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(number).name} at step {step}")
+        super().__init__(f"{signal_name(number)} at step {step}")
         self.number = number
 
 
@@ -190,9 +194,12 @@ class Clock:
     @staticmethod
     def _read(record: Path) -> Iterator[tuple[int, float]]:
         for line in record.read_text().splitlines(keepends=True) if record.is_file() else ():
-            if line.endswith("\n"):
+            with contextlib.suppress(
+                ValueError
+            ):  # a line that a kill cut off, or that a power failure filled with zeros
                 step, seconds = line.split()
-                yield int(step), float(seconds)
+                if line.endswith("\n"):
+                    yield int(step), float(seconds)
 
     def after(self, step: int) -> float:
         """The seconds of training at the end of `step` steps, of which this is the last one."""
@@ -240,17 +247,28 @@ class Training:
         saved = world.broadcast(checkpoint.load(self.last) if world.main and self.last.is_file() else None)
         if saved is not None:
             checkpoint.load_weights(self.algorithm, saved["model"], self.last)
-            if self.learner.wrapper is not None:
-                self.learner.wrapper.load_own_state(saved["wrapper"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.schedule.load_state_dict(saved["schedule"])
-            self.state = TrainState.restored(saved["state"], self.last)
+            with checkpoint.fitting(self.last):
+                if self.learner.wrapper is not None:
+                    self.learner.wrapper.load_own_state(saved["wrapper"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.schedule.load_state_dict(saved["schedule"])
+                self.state = TrainState.restored(saved["state"], self.last)
+            if world.broadcast(
+                world.main and self.best.is_file() and checkpoint.load(self.best).get("step", 0) > self.state.step
+            ):
+                # A crash came between the two files: that validation comes again, and its weights must be kept again.
+                self.state.best_score = -math.inf
             log.info("going on at step %d", self.state.step)
         self.logger.rewind(self.state.step, self.state.validated)
         follows = self.settings.max_seconds is not None and world.main
         self.clock = Clock(self.state, self.folder / "clock.txt" if follows else None)
         self.started = self.saved_at = time.perf_counter()
         self.first_step = self.state.step
+
+    def seconds_left(self) -> float | None:
+        """The seconds of training that its budget leaves; None where there is none."""
+        limit = self.settings.max_seconds
+        return None if limit is None else float(max(0.0, limit - self.state.seconds))
 
     def over(self) -> bool:
         """Whether the budget of steps or seconds is spent, or the patience with validations."""
@@ -348,6 +366,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
+        self.logger.sync()  # first, since a run that goes on from here does not record these steps again
         if self.learner.wrapper is not None:
             modules["wrapper"] = self.learner.wrapper.own_state()
         checkpoint.save(self.last, {**modules, "state": asdict(self.state), "seen": self.learner.seen})
@@ -388,7 +407,10 @@ def fit(
     state = training.state
     training.trained.train()
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
-    with Signals() as signals, logger.progress("training", settings.steps, state.step) as advance:
+    with (
+        Signals() as signals,
+        logger.progress("training", settings.steps, state.step, training.seconds_left(), TAKE_LESS) as advance,
+    ):
         while not training.over():
             stopped = training.step(signals)
             if state.step % settings.log_every == 0:
@@ -438,7 +460,8 @@ def gradient_step(
     """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
 
     Goes chunk by chunk, so that one chunk's graph is held at a time. Random numbers depend on (seed, step, task) alone, and
-    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`).
+    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`). Running averages of norms are
+    those of one process (`metarun.ops.running_averages`).
 
     Args:
         algorithm: The method, or its wrapper; its gradients are replaced.
@@ -455,16 +478,20 @@ def gradient_step(
     algorithm.zero_grad(set_to_none=True)
     size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
     total = round(episodes.n_tasks / weight)
-    all_reduce = hardware.world.all_reduce if hardware.world.size > 1 else None
+    world = hardware.world
+    averages = RunningAverages(algorithm, world.rank, world.size, world.all_reduce) if world.size > 1 else None
+    several = (world.all_reduce, averages.settle) if averages else (None, None)
     sums: dict[str, Tensor] = {}
     for number, chunk in enumerate(episodes.split(size)):
         share = weight * chunk.n_tasks / episodes.n_tasks
         first = first_task + number * size
         hardware.seed(draws.mixed(seed, step, first))
-        with draws.StepShare(seed, step, first, chunk.n_tasks, total, all_reduce).entered():
+        with draws.StepShare(seed, step, first, chunk.n_tasks, total, *several).entered():
             loss, shown = hardware.backward(algorithm, chunk, step, share)
         for name, value in {"loss": loss, **shown}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+    if averages:
+        averages.settle()
     return sums
 
 
@@ -479,7 +506,7 @@ def share_gradients(
     """Sums the gradients and `sums` over the ranks, and averages the algorithm's buffers, all in one message.
 
     Args:
-        algorithm: The method, whose buffers are averaged in place.
+        algorithm: The method, whose buffers are averaged in place; running averages of norms are the same in all ranks.
         parameters: The trained parameters, whose gradients are summed in place.
         sums: What to log, summed in place.
         order: What rank 0 says; that of other ranks is ignored.

@@ -127,4 +127,5 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
             f"images: floating-point values from {low:g} to {high:g}, but they must be in 0 to 1; divide by 255, or undo a "
             "normalisation: the classifier does its own"
         )
-    return np.rint(array * 255).astype(np.uint8)
+    found: np.ndarray = np.rint(array * 255).astype(np.uint8)
+    return found

@@ -18,17 +18,17 @@ from metarun.core import Batch
 from metarun.errors import UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
-from metarun.inference.certainty import certainties
 from metarun.inference.image_files import ImageFiles, examples
 from metarun.inference.learner import Learner
 from metarun.ops import calibration
+from metarun.ops.certainty import certainties
 from metarun.progress import progress_bar
 from metarun.target import base
 
 Progress = Callable[[int], None]
 
 
-class Classifier(ClassifierMixin, BaseEstimator):
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Classifies images by what a learner learns from examples.
 
     Attributes:

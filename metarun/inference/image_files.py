@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -133,7 +134,7 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
         table = path.suffix.lower() in TABLES and path.is_file()
         classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
     except UserError as error:  # of a data set, by whose keys it names what is wrong
-        raise UserError(str(error).replace("data.labels", key).replace("data.root", key)) from error
+        raise UserError(re.sub(r"^data\.(labels|root)\b", key, str(error))) from error
     parts = {entry.part for entry in classes}
     chosen = [entry for entry in classes if entry.part in (("train",) if "train" in parts else ("",))]
     if len(chosen) < 2:

@@ -63,7 +63,8 @@ class Predictions:
     @cached_property
     def predicted(self) -> np.ndarray:
         """The predicted class of each, int64 `[m]`."""
-        return self.scores.argmax(1)
+        found: np.ndarray = self.scores.argmax(1)
+        return found
 
     @cached_property
     def margin(self) -> np.ndarray:

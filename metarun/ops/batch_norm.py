@@ -170,6 +170,7 @@ class Norm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, channels: int, kind: str) -> None:
         super().__init__()
@@ -186,6 +187,8 @@ class Norm(nn.Module):
             weight = self.weight.detach()
             self.register_buffer("running_mean", torch.zeros_like(weight))
             self.register_buffer("running_var", torch.ones_like(weight))
+            counted = torch.zeros((), dtype=torch.int64, device=weight.device)
+            self.register_buffer("num_batches_tracked", counted, persistent=False)
         self.kind = kind
 
     def extra_repr(self) -> str:
@@ -230,6 +233,7 @@ class Norm(nn.Module):
         self._check(len(x), x)
         normalised, mean, variance = batch_norm(x, self.weight, self.bias, EPSILON)
         count = x.numel() // x.shape[1]
+        self.num_batches_tracked += 1
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
             self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)

@@ -23,13 +23,15 @@ FLOOR = -100.0  # of a log probability in a mean: a class that was held impossib
 
 def log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The log probability of each label, `[n]`, `FLOOR` at least."""
-    return np.maximum(log_probabilities[np.arange(len(labels)), labels], FLOOR)
+    found: np.ndarray = np.maximum(log_probabilities[np.arange(len(labels)), labels], FLOOR)
+    return found
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The squared distance of each row of probabilities from certainty of the label, `[n]` in [0, 2]."""
     own = probabilities[np.arange(len(labels)), labels]
-    return np.square(probabilities).sum(1) - 2 * own + 1
+    found: np.ndarray = np.square(probabilities).sum(1) - 2 * own + 1
+    return found
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -45,13 +45,21 @@ class StepShare:
         count: The number of tasks (images, for methods on batches) of this pass.
         total: The number of tasks of the step, over all processes.
         all_reduce: Sums tensors over the processes in place; None where there is one process.
+        settle: Gives all processes the running averages that one would have by now; None where there is one process.
     """
 
     def __init__(
-        self, seed: int, step: int, first: int, count: int, total: int, all_reduce: AllReduce | None = None
+        self,
+        seed: int,
+        step: int,
+        first: int,
+        count: int,
+        total: int,
+        all_reduce: AllReduce | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         self.seed, self.step, self.first, self.count, self.total = seed, step, first, count, total
-        self.all_reduce = all_reduce
+        self.all_reduce, self.settle = all_reduce, settle
         self.passes = 0  # of `over_tasks`, so that each draws other numbers from the global generator
         self.generators: dict[int, np.random.Generator] = {}
 
@@ -204,8 +212,8 @@ def gather(x: Tensor) -> Tensor:
     share = _share.get()
     if share is None or share.all_reduce is None:
         return x
-    gathered: Tensor = _Gather.apply(x, share)
-    return gathered
+    gather: Callable[..., Tensor] = _Gather.apply
+    return gather(x, share)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
@@ -213,6 +221,13 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     share = _share.get()
     if share is not None and share.all_reduce is not None:
         share.all_reduce(tensors)
+
+
+def settle_averages() -> None:
+    """Gives all processes of the step the running averages that one process would have by now, before they are used."""
+    share = _share.get()
+    if share is not None and share.settle is not None:
+        share.settle()
 
 
 def part() -> tuple[int, int, int]:

@@ -127,7 +127,8 @@ def _recomputed(
         raise UserError("algo.recompute=true: needs the tasks in a loop; add hardware.vectorize=false")
     rates = [rate(learning_rate, name) for name in params]
     learned = [value for value in rates if isinstance(value, Tensor)]
-    flat = _Recomputed.apply(loss, list(params), list(steps), rates, *params.values(), *learned)
+    apply: Callable[..., tuple[Tensor, ...]] = _Recomputed.apply
+    flat = apply(loss, list(params), list(steps), rates, *params.values(), *learned)
     return [dict(zip(params, flat[i : i + len(params)], strict=True)) for i in range(0, len(flat), len(params))]
 
 
@@ -195,7 +196,8 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     both sets go through together. Every other norm sees `x` alone.
     """
     if support_x is None or getattr(module.backbone, "norm", None) != "support":
-        return torch.func.functional_call(module, params, (x,))
+        outputs: Tensor = torch.func.functional_call(module, params, (x,))
+        return outputs
     return both_sets(lambda rows, n: torch.func.functional_call(module, params, (rows, n)), support_x, x)[1]
 
 

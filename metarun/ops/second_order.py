@@ -6,6 +6,7 @@ torch's up to float order. Not for use under `vmap`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple
 
     Returns the mean and the biased variance of each channel too, as constants.
     """
-    return _BatchNorm.apply(x, weight, bias, epsilon)
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _BatchNorm.apply
+    return apply(x, weight, bias, epsilon)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +55,8 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return *_BatchNormGradient.apply(gradients[0], *ctx.saved_tensors, ctx.epsilon), None
+        apply: Callable[..., tuple[Tensor, ...]] = _BatchNormGradient.apply
+        return *apply(gradients[0], *ctx.saved_tensors, ctx.epsilon), None
 
 
 class _BatchNormGradient(torch.autograd.Function):

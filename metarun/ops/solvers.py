@@ -7,6 +7,7 @@ are of size S, for many features D; they are made and solved in double precision
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ JITTER = 1e-9  # of a kernel's mean diagonal, added to it in Newton steps: one o
 
 def ridge(examples: Tensor, targets: Tensor, penalty: float | Tensor) -> Tensor:
     """Coefficients of min_W |x W - targets|^2 + penalty |W|^2: (x x^T + penalty I)^-1 targets."""
-    return torch.linalg.solve(_kernel(examples, penalty), targets.double()).to(examples.dtype)
+    coefficients: Tensor = torch.linalg.solve(_kernel(examples, penalty), targets.double())
+    return coefficients.to(examples.dtype)
 
 
 def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: float = 0.0) -> Tensor:
@@ -30,7 +32,8 @@ def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: fl
     with p_i a point of the probability simplex for each example i. `diagonal` is added to the kernel's.
     """
     targets = targets.double()
-    return (cost * (targets - _Simplex.apply(cost * _kernel(examples, diagonal), targets))).to(examples.dtype)
+    simplex: Callable[[Tensor, Tensor], Tensor] = _Simplex.apply
+    return (cost * (targets - simplex(cost * _kernel(examples, diagonal), targets))).to(examples.dtype)
 
 
 def _kernel(examples: Tensor, diagonal: float | Tensor) -> Tensor:

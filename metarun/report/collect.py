@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
@@ -132,14 +133,10 @@ class Run:
         """The recorded steps and values of the first of `names` that `metrics.jsonl` has, both `[n]`, finite ones only."""
         points: dict[str, dict[int, float]] = {name: {} for name in names}
         path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:  # half a line, of a run that was killed
-                continue
+        for record in files.read_json_lines(path)[0] if path.is_file() else ():
             for name in names:
-                if np.isfinite(record.get(name, np.nan)):
-                    points[name][record["step"]] = record[name]
+                if isinstance(value := record.get(name), int | float) and np.isfinite(value):
+                    points[name][record["step"]] = value
         found = next((points[name] for name in names if points[name]), {})
         return np.array(sorted(found)), np.array([found[step] for step in sorted(found)])
 
@@ -175,9 +172,15 @@ def collect(roots: Sequence[Path], besides: Path) -> Collection:
             collection.unfinished.append(folder)
             continue
         try:
-            runs.append(read(folder))
+            run = read(folder)
+            check_usable(run)
         except Unreadable as error:
             collection.problems.append(str(error))
+            continue
+        runs.append(run)
+        lines = folder / "metrics.jsonl"
+        if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
+            collection.problems.append(f"{lines}: {damaged} damaged line{'s' * (damaged > 1)} left out of its curves")
     collection.columns = swept(runs)
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid
@@ -218,8 +221,12 @@ def read(folder: Path) -> Run:
         result["protocol"].setdefault("split", None)
         path = folder / "config.yaml"
         config = flat(yaml.load(path.read_text(), _Loader))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-        raise Unreadable(f"{path}: cannot be used ({_first_line(error)})") from error
+        if not config.keys() - {""}:
+            raise ValueError("it holds no keys")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
+        why = found if "zero" in found or "empty" in found else _first_line(error)
+        raise Unreadable(f"{path}: cannot be used ({why}), so that the run is left out") from error
     stored = current_choices(result.get("choices", {}))
     chosen = {group: choice for group, choice in stored.items() if choice is not None}
     choices = {**_classes(config), **chosen}
@@ -228,6 +235,25 @@ def read(folder: Path) -> Run:
         choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
         typed |= inherited
     return Run(folder, result, config, choices, frozenset(typed), (folder / "result.json").stat().st_mtime)
+
+
+def check_usable(run: Run) -> None:
+    """Checks that a run has what a report takes from it, so that a bad one never ends the report on the others.
+
+    Raises:
+        Unreadable: It does not.
+    """
+    path = run.folder / "result.json"
+    try:
+        hash(run.setting)
+        numbers = [run.seed, *(run.result.get(key, 0.0) for key in ("train/seconds", "train/steps", "val/score"))]
+        kinds = [f"{run.tested}/{measure}" for measure in MEASURES]
+        numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, f"{kind}_ci95")]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _first_line(error)
+        raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
+    if wrong := [number for number in numbers if not isinstance(number, int | float)]:
+        raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
 
 
 def _first_line(error: Exception) -> str:

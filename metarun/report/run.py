@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from metarun import files
 from metarun.report import target
+from metarun.report.collect import Unreadable, read
 from metarun.report.text import half
-from metarun.runs.result import BASELINES, CHANCE, SCORE, TEST
+from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
+from metarun.terminal import Terminal
 from metarun.text import shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
@@ -20,8 +20,7 @@ SHOWN_STEPS = {0, 1, 5, 10}
 
 def stored(folder: Path) -> dict[str, Any]:
     """The result of a finished run."""
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    return files.read_json(folder / FILE, DAMAGED)
 
 
 def show_stored(folder: Path, unchecked: str = "") -> None:
@@ -39,13 +38,13 @@ def show_stored(folder: Path, unchecked: str = "") -> None:
 
 def show(folder: Path, result: dict[str, Any]) -> None:
     """Prints the table of a result and where everything lies."""
-    # Piped output keeps its lines whole; a terminal is as wide as it is.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    terminal = Terminal()
+    what = subject(folder)
     tested = "test/acc" in result or "test/mse" in result
     if "target/acc" in result:
-        console.print(target.table(result))
+        terminal.show(target.table(result))
     if tested:
-        console.print(_accuracies(result) if "test/acc" in result else _errors(result))
+        terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
     if result.get("train/steps") == 0 and SCORE not in result:
         print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
     elif "train/steps" in result:
@@ -61,6 +60,15 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
 
 
+def subject(folder: Path) -> str:
+    """What a finished run was about, a line `protonet on glyphs`; empty where its folder does not say it."""
+    try:
+        choices = read(folder).choices
+    except Unreadable:
+        return ""
+    return f"{choices['algo']} on {choices['data']}\n" if {"algo", "data"} <= choices.keys() else ""
+
+
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
@@ -70,9 +78,9 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
     return table
 
 
-def _accuracies(result: dict[str, Any]) -> Table:
+def _accuracies(result: dict[str, Any], what: str) -> Table:
     task = result["protocol"]["test"]
-    title = f"{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -81,8 +89,8 @@ def _accuracies(result: dict[str, Any]) -> Table:
     return table
 
 
-def _errors(result: dict[str, Any]) -> Table:
-    title = f"mean squared error from {result['protocol']['test']['shots']} points"
+def _errors(result: dict[str, Any], what: str) -> Table:
+    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from metarun.report.statistics import Paired
 from metarun.report.summary import Row, Section, apart, shown
 from metarun.report.text import TOO_FEW
+from metarun.terminal import Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 
@@ -173,7 +173,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
 
 def show(tables: Sequence[Table]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
-    console = Console()
+    console = Terminal()
     for table in tables:
         rich = RichTable(title=Text(table.title), title_justify="left")
         for index, heading in enumerate(table.headings):
@@ -183,9 +183,7 @@ def show(tables: Sequence[Table]) -> None:
             # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
             texts = [re.sub(r" \([^()]*\)$", "", cell).replace(", p ", ",\np ") for cell in cells]
             rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
-        if not sys.stdout.isatty():
-            console.width = max(console.width, Console(width=1000).measure(rich).maximum)
-        console.print(rich)
+        console.show(rich, whole=not sys.stdout.isatty())
         if long:
             print(f"and {len(table.rows) - LONGEST} more, in the files below")
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,15 +24,17 @@ from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
+from metarun.engine.hardware import check_device
 from metarun.engine.train import Interrupted
 from metarun.errors import Incomplete, Pruned, UserError, nearest, reason
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
+from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
-from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config
+from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config, stored_config
 from metarun.runs.logger import RunLogger, logging_to, start_logging
 from metarun.runs.run import Run
 from metarun.stages.base import Stage, check_order
@@ -44,7 +46,7 @@ from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
-LOCK_SECONDS = 3.0  # to wait for another process that is just saving and ending, in the same folder
+LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job that is to end may save for half a minute
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     started = time.perf_counter()
     check(config)
     make_literal(config)
+    check_device(config.hardware.device)
     world = distributed.place(config.hardware.processes)
     start_logging(quiet=not world.main)
     config = complete(config, overrides, choices)
@@ -67,10 +70,12 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             refuse_other_config(folder, config)
         built = build_stages(config)
         continues = config.checkpoint and any(stage.continues_config for stage in built)
+        outdated = False
         if (folder / result.FILE).is_file():
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            if all(stage.is_current(config, stored(folder)) for stage in built):
+            outdated = not all(stage.is_current(config, stored(folder)) for stage in built)
+            if not outdated:
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
@@ -83,7 +88,13 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         shared.watch = watcher(folder)
         create(folder)
         try:
-            with FileLock(folder / ".lock", timeout=LOCK_SECONDS), logging_to(folder / "metarun.log"):
+            told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
+            with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+                if (folder / result.FILE).is_file() and not outdated:  # by now
+                    show_stored(folder)
+                    return conclude(built, folder)
+                if (folder / "config.yaml").is_file():
+                    refuse_other_config(folder, config)
                 keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
@@ -103,13 +114,16 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
 
 
 def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
-    """Shows what each stage found, of the result of a finished run; returns the result.
+    """Shows what each stage found, of the result of a finished run; returns the result, and under `folder` where it lies.
 
     Raises:
         Incomplete: A part of the input was bad.
     """
-    found = stored(folder)
-    if left_out := [said for stage in built if (said := stage.conclude(folder, found))]:
+    found = {**stored(folder), "folder": str(folder)}
+    left_out = [said for stage in built if (said := stage.conclude(folder, found))]
+    for step in next_steps(folder, found):
+        print(f"next     {step}")
+    if left_out:
         raise Incomplete("; ".join(left_out), found)
     return found
 
@@ -254,8 +268,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    older = OmegaConf.load(stored_file)
-    assert isinstance(older, DictConfig)
+    older = stored_config(stored_file, "test another run, or its weights in another folder")
     refuse_old_words(older, stored_file)
     own = OmegaConf.merge(OmegaConf.structured(Config), older)
     for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's

@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from metarun import files
 from metarun.config import flat, to_container
 from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
 from metarun.errors import UserError
-from metarun.text import shell_path
+from metarun.text import shell_path, shown_path
 
 # Say where or how, not what. With `hardware.processes=2` a run that was begun by one process goes on.
 UNNAMED = (
@@ -107,7 +110,7 @@ def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | Non
         path = Path(checkpoint)
         stored = (path if path.is_dir() else path.parent) / "config.yaml"
         if stored.is_file():
-            return str(OmegaConf.load(stored).name)
+            return str(stored_config(stored, "give the checkpoint's run a name= of its own").get("name") or "test")
     return named_after(["experiment"] if choices.get("experiment") else name_parts(source), choices)
 
 
@@ -151,9 +154,30 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
 def create(folder: Path) -> None:
     """Makes a folder below `outputs`; where it cannot be made, a `UserError`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     except OSError as error:
         raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
+
+
+def stored_config(path: Path, advice: str) -> DictConfig:
+    """Reads the `config.yaml` of a run.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, to follow a semicolon.
+
+    Raises:
+        UserError: It cannot be read, or is no mapping of keys; it names the file, what is wrong, and `advice`.
+    """
+    try:
+        found = OmegaConf.load(path)
+        if isinstance(found, DictConfig) and found:
+            return found
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
+    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
+        pass
+    raise UserError(f"{shown_path(path)}: is damaged ({files.damage(path)}); {advice}")
 
 
 def refuse_other_config(folder: Path, config: DictConfig) -> None:
@@ -161,7 +185,13 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
 
     A key that only one of them knows is of another version of metarun, and makes no difference while it is off.
     """
-    stored = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    stored = flat(
+        OmegaConf.to_container(
+            stored_config(
+                folder / "config.yaml", "delete it if the run is this one, or start over beside it with resume=false"
+            )
+        )
+    )
     asked = flat(to_container(config))
     missing: Any = "absent"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +21,73 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core import Episodes
+from metarun.engine import platform
+from metarun.errors import UserError
 from metarun.progress import progress_bar
+from metarun.text import duration
 
 log = logging.getLogger("metarun")
 
 LINE_SECONDS = 5.0  # between two plain progress lines
+FIRST_STEPS = 10  # after so many of a sitting it is told how long the rest takes
+LONG_SECONDS = 60.0  # ... if that is at least this long
+RESULTS = ".results"  # ends the name of the TensorBoard file of what follows the training
+
+
+class Pace:
+    """How fast something goes on, and so how long the rest of it takes.
+
+    Args:
+        total: The number that is to be done.
+        done: The number that was done before.
+        seconds: The seconds after which it ends early; None has no such limit.
+    """
+
+    def __init__(self, total: int, done: int, seconds: float | None = None) -> None:
+        self.total, self.seconds, self._began = total, seconds, time.monotonic()
+        self._from, self._from_at = done, self._began
+
+    @property
+    def passed(self) -> float:
+        """The seconds so far."""
+        return time.monotonic() - self._began
+
+    def at(self, now: int) -> None:
+        """Learns that `now` are done. What the first takes is left out where others follow: it warms up."""
+        if self._from_at == self._began and now > self._from:
+            self._from, self._from_at = now, time.monotonic()
+
+    def left(self, now: int) -> float | None:
+        """The seconds that the rest takes about, where `now` are done; None where nothing is known yet."""
+        if now <= self._from:
+            return None
+        left = (self.total - now) * (time.monotonic() - self._from_at) / (now - self._from)
+        return left if self.seconds is None else max(0.0, min(left, self.seconds - self.passed))
+
+
+def _short(key: str, value: Any) -> Any:
+    """What a table shows of a setting: of a class of metarun's the name of its module, which is that of the choice."""
+    parts = str(value).split(".")
+    return parts[-2] if key.endswith("._target_") and parts[0] == "metarun" and len(parts) > 2 else value
+
+
+def _summary_writer(folder: str, **options: Any) -> Any:
+    """TensorBoard's writer, whose thread prints no traceback of an error that it also raises where it is next used."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    before = threading.excepthook
+    if before is not _thread_ended:
+        _hooks[:] = [before]
+        threading.excepthook = _thread_ended
+    return SummaryWriter(folder, **options)
+
+
+_hooks: list[Callable[[Any], Any]] = []
+
+
+def _thread_ended(ended: Any) -> None:
+    if not (type(ended.thread).__name__ == "_AsyncWriterThread" and isinstance(ended.exc_value, OSError)):
+        _hooks[0](ended)
 
 
 class Terminal(logging.Handler):
@@ -59,70 +123,121 @@ class RunLogger:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._writer: Any = None
+        self._writer: Any = None  # of the training's curves
+        self._results: Any = None  # of all else
         self._line_at = 0.0
-        self._total = 0
+        self._pace: Pace | None = None
 
     def rewind(self, step: int, validated: int | None = None) -> None:
         """Forgets what was recorded after `step`, since it will be recorded again; of validations, after step `validated`."""
         if self.folder is None:
             return
-        metrics, kept, forgotten = self.folder / "metrics.jsonl", [], False
+        metrics, kept, forgotten, damaged = self.folder / "metrics.jsonl", list[dict[str, Any]](), False, 0
         if metrics.exists():
-            for line in metrics.read_text().splitlines(keepends=True):
-                values = json.loads(line) if line.endswith("\n") else {"step": step + 1}
+            found, damaged = files.read_json_lines(metrics)
+            for values in found:
                 again = (
                     validated is not None and values["step"] > validated and any(k.startswith("val/") for k in values)
                 )
                 forgotten |= again and values["step"] == step
                 if values["step"] <= step and not again:
-                    kept.append(line)
-            files.save_bytes(metrics, "".join(kept).encode())
+                    kept.append(values)
+            files.save_bytes(metrics, "".join(json.dumps(values) + "\n" for values in kept).encode())
+        if damaged:
+            log.warning(
+                "%s: %d damaged line%s left out, after a power failure perhaps; the weights do not depend on them",
+                metrics, damaged, "s were" if damaged > 1 else " was",
+            )  # fmt: skip
         self.close()
         # TensorBoard forgets whole steps: what stays of this one is told to it once more.
-        self._open(purge_step=step if forgotten else step + 1)
-        for values in map(json.loads, kept if forgotten else []):
+        writer = self._open(purge_step=step if forgotten else step + 1)
+        for values in kept if forgotten else []:
             if values.pop("step") == step:
                 for name, value in values.items():
-                    self.curve(name, value, step)
+                    writer.add_scalar(name, value, step)
 
     def _open(self, purge_step: int | None = None) -> Any:
+        """The TensorBoard file of the training."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+            with self._writing():
+                self._writer = _summary_writer(str(self.folder), purge_step=purge_step)
         return self._writer
 
+    def _open_results(self) -> Any:
+        """The TensorBoard file of what follows the training; that of an earlier sitting, which was killed, goes.
+
+        All of it is told again after a kill, and TensorBoard would show it twice.
+        """
+        if self._results is None:
+            assert self.folder is not None
+            self.close()  # TensorBoard reads one file after the other
+            for old in self.folder.glob(f"events.*{RESULTS}"):
+                old.unlink()
+            with self._writing():
+                self._results = _summary_writer(str(self.folder), filename_suffix=RESULTS)
+        return self._results
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What cannot be written, to a full disk say, is a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); the same command goes on once there is room"
+            ) from error
+
+    def sync(self) -> None:
+        """Has all that was recorded reach the disk: a checkpoint that relies on it is saved afterwards."""
+        if self.folder is None:
+            return
+        with self._writing():
+            for writer in (self._writer, self._results):
+                if writer is not None:
+                    writer.flush()
+            for path in (self.folder / "metrics.jsonl", *self.folder.glob("events.*")):
+                if path.is_file():
+                    with open(path, "rb") as file:
+                        files.sync(file)
+            platform.sync_folder(self.folder)
+
     def close(self) -> None:
-        """Ends the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Ends the TensorBoard files."""
+        for writer in (self._writer, self._results):
+            if writer is not None:
+                with contextlib.suppress(OSError):  # a full disk, which was told when it was met
+                    writer.close()
+        self._writer = self._results = None
 
     def scalars(self, step: int, values: dict[str, float], always: bool = False) -> None:
         """One line of `metrics.jsonl`, and one point a curve. A plain terminal shows it if `always`, or if it is time."""
         if self.folder is None:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.curve(name, value, step)
-        self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill
+        with self._writing():
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._open().add_scalar(name, value, step)
+            self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill
         if always or time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
-            log.info("step %d/%d  %s", step, self._total, shown)
+            left = self._pace.left(step) if self._pace else None
+            told = f"  {duration(left)} left" if left is not None and left >= 1 else ""
+            log.info("step %d/%d  %s%s", step, self._pace.total if self._pace else 0, shown, told)
 
     def curve(self, name: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve."""
+        """One point of a TensorBoard curve of what follows the training."""
         if self.folder is not None:
-            self._open().add_scalar(name, value, step)
+            with self._writing():
+                self._open_results().add_scalar(name, value, step)
 
     def picture(self, name: str, png: bytes) -> None:
         """A picture, `png` being a file's content."""
         if self.folder is not None:
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            self._open().add_image(name, pixels, 0, dataformats="HWC")
+            with self._writing():
+                self._open_results().add_image(name, pixels, 0, dataformats="HWC")
 
     def hparams(self, config: dict[str, Any], test: float | None, validation: float | None = None) -> None:
         """The run's settings and results, for TensorBoard's table of runs: `hparams/test`, `hparams/validation`.
@@ -135,15 +250,18 @@ class RunLogger:
         from torch.utils.tensorboard.summary import hparams
 
         settings = {
-            key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-            for key, value in config.items()
+            key.removesuffix("._target_"): value
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else str(value)
+            for key, value in ((key, _short(key, value)) for key, value in config.items())
         }
-        writer = self._open()
-        for summary in hparams(settings, {})[1:]:  # not the first, the description of all
-            writer.file_writer.add_summary(summary)
-        for name, value in {"hparams/test": test, "hparams/validation": validation}.items():
-            if value is not None:
-                writer.add_scalar(name, value, 0)
+        with self._writing():
+            writer = self._open_results()
+            for summary in hparams(settings, {})[1:]:  # not the first, the description of all
+                writer.file_writer.add_summary(summary)
+            for name, value in {"hparams/test": test, "hparams/validation": validation}.items():
+                if value is not None:
+                    writer.add_scalar(name, value, 0)
 
     def tasks(self, episodes: Episodes) -> None:
         """A picture of the first task: a row a class, its support images, a gap, its query images."""
@@ -164,11 +282,36 @@ class RunLogger:
         return per_way.permute(2, 0, 3, 1, 4).reshape(c, n * h, k * w)
 
     @contextmanager
-    def progress(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """A bar with the time left on a terminal; yields a function of the number done so far."""
-        self._total = total
+    def progress(
+        self, what: str, total: int, done: int = 0, seconds: float | None = None, take_less: str = ""
+    ) -> Iterator[Callable[[int], None]]:
+        """Shows how far something is: a bar with the time left on a terminal, else lines.
+
+        Args:
+            what: The word before the bar.
+            total: The number that is to be done.
+            done: The number that was done before.
+            seconds: The seconds after which it ends early; None has no such limit.
+            take_less: How to have it take less time, which is told where it takes long; empty tells nothing.
+
+        Yields:
+            A function of the number done so far.
+        """
+        self._pace = pace = Pace(total, done, seconds)
         if self.folder is None:
             yield lambda done: None
             return
-        with progress_bar(what, total, done) as advance:
+
+        def told(now: int) -> None:
+            pace.at(now)
+            if now == done + FIRST_STEPS and take_less and (left := pace.left(now)) and left >= LONG_SECONDS:
+                log.info("%s: %d of %d in %s, so about %s more; to take less, add %s",
+                         what, now, total, duration(pace.passed), duration(left), take_less)  # fmt: skip
+
+        with progress_bar(what, total, done) as show:
+
+            def advance(now: int) -> None:
+                told(now)
+                show(now)
+
             yield advance

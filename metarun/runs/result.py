@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 FILE = "result.json"  # in the run's folder, the mark of a finished run
+DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
 
 # Kinds: what a number was measured on or with.
 TRAIN = "train"  # the last training stage; an earlier one has its name in this place
@@ -37,6 +38,8 @@ PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 LEARNER = "learner"  # what `metarun.load` builds it from
+WORST_CLASS = "worst_class_acc"  # the mean over the episodes of the accuracy of the class that fared worst
+FIFTH_PERCENTILE = "acc_p05"  # of the episodes
 UNKNOWN = "unknown"  # of a test with queries of unknown classes
 CALIBRATION = "calibration"  # of a test: the temperature, and scores of the probabilities with and without it
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def build_learner(
     if trains:
         learner.seen = seen.merged(learner.seen, seen.classes(data, split if learner.task is None else "train"))
         if run.augment is not None and learner.sampler is not None:
-            learner.sampler = augmented(learner.sampler, run.augment, config.seed, hardware)
+            tasks = settings.tasks_per_step
+            learner.sampler = augmented(learner.sampler, run.augment, config.seed, hardware, tasks)
     elif algorithm.trains_on == "episodes":
         learner.task = task
     return learner
@@ -294,13 +295,35 @@ def training_protocol(learner: Learner) -> dict[str, Any]:
 
 
 def augmented(
-    sampler: Sampler, augment: Callable[[torch.Tensor], torch.Tensor], seed: int, hardware: Hardware
+    sampler: Sampler,
+    augment: Callable[[torch.Tensor], torch.Tensor],
+    seed: int,
+    hardware: Hardware,
+    tasks_per_step: int = 1,
 ) -> Sampler:
-    """`sampler` with `augment` of its images, which draws from the global generator: seeded anew for every call."""
+    """`sampler` with `augment` of its images, as a function of (seed, step, task).
+
+    `augment` draws from the global generators for all images that it is given. So every process changes the images of the
+    whole step, with generators that are seeded by the step, and keeps those of its own tasks.
+
+    Args:
+        sampler: Gives the tasks, or the images, from a start to a stop.
+        augment: Changes images `[B, C, H, W]`.
+        seed: The run's seed.
+        hardware: Whose generators are seeded.
+        tasks_per_step: The number of tasks (images, for methods on batches) of a step, over all processes.
+    """
 
     def changed(start: int, stop: int) -> Any:
-        batch = sampler(start, stop)
-        hardware.seed((seed * 2_000_003 + start) % 2**63)
+        first = start - start % tasks_per_step
+        parts = [part for at in range(first, stop, tasks_per_step) for part in step(at).split(1)]
+        parts = parts[start - first : stop - first]
+        tensors = [item.name for item in fields(parts[0]) if isinstance(getattr(parts[0], item.name), torch.Tensor)]
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+
+    def step(first: int) -> Any:
+        batch = sampler(first, first + tasks_per_step)
+        hardware.seed((seed * 2_000_003 + first) % 2**63)
         names = ["x"] if isinstance(batch, Batch) else ["support_x", "query_x"]
         return replace(batch, **{name: change(getattr(batch, name)) for name in names})
 

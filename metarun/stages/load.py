@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from metarun import files
 from metarun.engine import checkpoint
 from metarun.runs import result, seen
 from metarun.runs.run import Run
@@ -33,10 +33,11 @@ class Load(Stage):
         learner.selected_by = "the checkpoint that was given"
         run.add(learner.name, learner)
         self.learner = learner
-        self.step = state["step"] if "step" in state else state["state"]["step"]
+        with checkpoint.fitting(weights):
+            self.step = state["step"] if "step" in state else state["state"]["step"]
         self.digest = checkpoint.digest(weights)
         beside = weights.parent / result.FILE
-        stored = json.loads(beside.read_text()) if beside.is_file() else {}
+        stored = files.read_json(beside, result.DAMAGED) if beside.is_file() else {}
         self.text = stored.get(result.PROTOCOL, {}).get(result.SEEN, {})
 
     def _assumed(self, run: Run) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, check_test_task, held_out_images, training_protocol
+from metarun.text import shown_path
 
 log = logging.getLogger("metarun")
 
-CONTENT, NUMBERS = "content.json", "stage.json"  # files of a stage that is kept apart; the second marks a finished one
+CONTENT, NUMBERS = "content.json", checkpoint.NUMBERS  # files of a stage that is kept apart
 
 
 class Train(Stage):
@@ -151,8 +152,9 @@ class Train(Stage):
         learner, world = self.learner, self.learner.hardware.world
         best = world.broadcast(checkpoint.load(folder / "best.pt") if world.main else {})
         checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
-        scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
-        return {"train/selected_step": best["step"], **scored}
+        with checkpoint.fitting(folder / "best.pt"):
+            scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
+            return {"train/selected_step": best["step"], **scored}
 
     def _train_apart(self, run: Run) -> dict[str, Any]:
         """Trains in the stage's own folder, or takes the weights from there.
@@ -172,7 +174,11 @@ class Train(Stage):
             if done:
                 log.info("stage %s: trained before, in %s", self.name, folder)
                 self._take_best(folder)
-                kept = world.broadcast(json.loads((folder / NUMBERS).read_text()) if world.main else {})
+                kept = world.broadcast(
+                    files.read_json(folder / NUMBERS, f"delete {shown_path(folder)} to have the stage trained again")
+                    if world.main
+                    else {}
+                )
             else:
                 log.info("stage %s: training in %s", self.name, folder)
                 logger = RunLogger(folder if world.main else None)

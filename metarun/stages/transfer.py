@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -17,6 +18,8 @@ from metarun.engine.train import Learner
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.kept import keep_classifier
+from metarun.ops.calibration import Reliability, tempered
+from metarun.report.reliability import reliability_diagram
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
@@ -60,12 +63,49 @@ class Transfer(Stage):
 
         where = run.folder / "target"
         run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
+        if run.hardware.world.main:
+            run.result |= self._probabilities(run)
         curve = run.result[result.key(result.TARGET, "curve")]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.key(result.TARGET, "chance")]
             picture = learning_curve({"": curve}, chance=chance)
             files.save_bytes(run.folder / "learning_curve.png", picture)
             run.logger.picture("target/learning_curve", picture)
+
+    def _probabilities(self, run: Run) -> dict[str, Any]:
+        """The accuracy of each class, and how far the probabilities of the kept classifier can be trusted."""
+        assert run.target is not None
+        confusion = np.array(run.result[result.key(result.TARGET, "confusion")])
+        shares = confusion.diagonal() / confusion.sum(1).clip(1)
+        found: dict[str, Any] = {
+            result.key(result.TARGET, "class_acc"): shares.tolist(),
+            result.key(result.TARGET, result.WORST_CLASS): float(shares.min()),
+        }
+        if not (run.folder / store.FILE).is_file():
+            return found
+        held = store.load(run.folder)
+        with np.errstate(divide="ignore"):
+            images, probabilities = run.target.tested(run.folder)
+            logs = np.log(probabilities.astype(np.float64))
+        temperature, before, after = held.calibration.temperature, Reliability(), Reliability()
+        before.add(logs, images.labels)
+        after.add(tempered(logs, temperature or 1.0), images.labels)
+        run.logger.picture("target/reliability", reliability_diagram(after.bins()))
+        found[result.key(result.TARGET, "classifier")] = {
+            "file": store.FILE,
+            "repeat": 0,
+            "train_images": len(held.examples),
+            "examples": held.examples,
+            "acc": float((logs.argmax(1) == images.labels).mean()),
+        }
+        found[result.key(result.TARGET, result.CALIBRATION)] = {
+            "temperature": temperature,
+            "fitted_on": "a fifth of the training images, held out" if temperature else None,
+            "without": before.describe(),
+            "with": after.describe(),
+            "bins": after.bins(),
+        }
+        return found
 
     def protocol(self, run: Run) -> dict[str, Any]:
         fixed = "the last weights of a fixed number of steps"

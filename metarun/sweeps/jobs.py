@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -13,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun import files
+from metarun.engine.platform import number_of, signal_name
+from metarun.errors import UserError
+from metarun.runs.result import DAMAGED, FILE
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
-REQUEUED = 128 + signal.SIGUSR1  # the exit status of a run that saved because its time on a cluster is over
+REQUEUED = 128 + number_of("SIGUSR1", 10)  # the exit status of a run that saved because its time on a cluster is over
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,16 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its run has a result."""
-        return (self.folder / "result.json").is_file()
+        """Whether its run has a result, which can be read."""
+        try:
+            return (self.folder / FILE).is_file() and bool(self.result)
+        except UserError:  # which the run itself tells when it is started
+            return False
 
     @property
     def result(self) -> dict[str, Any]:
         """Its `result.json`."""
-        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return result
+        return files.read_json(self.folder / FILE, DAMAGED)
 
     @property
     def log(self) -> Path:
@@ -101,8 +105,8 @@ def perform(arguments: Sequence[str]) -> Outcome:
 def how_it_ended(exitcode: int | None) -> Outcome:
     """Of a process that ended without saying how: its exit code, negative for a signal."""
     if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = " (out of memory?)" if -exitcode == signal.SIGKILL else ""
+        name = signal_name(-exitcode)
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Outcome(128 - exitcode, f"killed by {name}{hint}")
     return Outcome(exitcode or 1, f"ended with exit status {exitcode}")
 

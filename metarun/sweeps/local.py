@@ -7,6 +7,7 @@ random generators, open files) can reach the next.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -14,25 +15,54 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing import connection, forkserver
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection
+from typing import Any
 
+from omegaconf import DictConfig
+
+from metarun.config.types import PositiveInt
+from metarun.engine import platform
 from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
+from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 
 PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
 
 
+class Local(Launcher):
+    """Processes on this machine, side by side.
+
+    Args:
+        at_once: The jobs at once; null is one a GPU, else as many as there are cores for hardware.processes times
+            hardware.threads.
+    """
+
+    def __init__(self, *, at_once: PositiveInt | None = None) -> None:
+        self.at_once = at_once
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        """Runs the jobs, `at_once` at a time, each on cores (and a GPU) of its own where there are enough."""
+        cores = config.hardware.processes * (config.hardware.threads or 1)
+        return carry_out(jobs, self.at_once, cores, use_gpus=config.hardware.device != "cpu")
+
+
 def gpus() -> list[str]:
     """The names of the GPUs that jobs may use, without loading CUDA here."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        names = (name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+
+
+def threads_asked(environment: Mapping[str, str]) -> int | None:
+    """The threads that `OMP_NUM_THREADS` asks for, of a list (`4,2`) those of the outermost level; None where it is no number."""
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else None
 
 
 def places(at_once: int | None, cores_per_job: int, devices: Sequence[str]) -> list[tuple[list[int], str | None]]:
@@ -41,7 +71,7 @@ def places(at_once: int | None, cores_per_job: int, devices: Sequence[str]) -> l
     `at_once` places; None: one a GPU, or as many as there are times `cores_per_job` cores. The cores are shared out, and
     where there are more places than cores they are used by several.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = platform.cores()
     count = at_once or len(devices) or max(1, len(cores) // cores_per_job)
     return [
         (
@@ -64,9 +94,8 @@ class Running:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         output = str(job.log) if quiet else None
         arguments = (theirs, job.arguments, environment, os.getcwd(), cores, output)
-        self.process: ForkServerProcess = multiprocessing.get_context("forkserver").Process(
-            target=_in_child, args=arguments
-        )
+        context: Any = multiprocessing.get_context(platform.start_method())
+        self.process = context.Process(target=_in_child, args=arguments)
         self.process.start()
         theirs.close()
 
@@ -92,12 +121,14 @@ def _in_child(
 ) -> None:
     import torch
 
-    os.setsid()  # the terminal's ctrl-C is for the sweep, which passes it on once
+    for number in platform.stop_signals():  # the server ignores them
+        signal.signal(number, signal.SIG_DFL)
+    platform.own_session()  # the terminal's ctrl-C is for the sweep, which passes it on once
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    os.sched_setaffinity(0, cores)
-    torch.set_num_threads(min(len(cores), int(environment.get("OMP_NUM_THREADS", len(cores)))))
+    platform.bind(cores)
+    torch.set_num_threads(min(len(cores), threads_asked(environment) or len(cores)))
     if output is not None:
         os.makedirs(os.path.dirname(output), exist_ok=True)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -113,17 +144,29 @@ def _end_with_the_sweep(pipe: connection.Connection) -> None:
         pipe.poll(None)  # nothing is ever sent
     except OSError:
         return
-    os.kill(os.getpid(), signal.SIGTERM)
+    platform.stop(os.getpid(), signal.SIGTERM)
     time.sleep(LAST_SAVE)
     os._exit(1)
 
 
 def start_server() -> None:
-    """Starts the process that jobs are forked from."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with exporting(OPENBLAS_NUM_THREADS="1"):  # a process with threads must not fork
-        forkserver.ensure_running()
+    """Starts the process that jobs are forked from, where the system forks.
+
+    It lives through the signals that `timeout` and clusters send to a whole group of processes: the sweep, which ends its
+    jobs, learns from it when they have ended.
+    """
+    if platform.start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in platform.stop_signals()}
+    try:
+        with exporting(OPENBLAS_NUM_THREADS="1"):  # a process with threads must not fork
+            forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_gpus: bool) -> Iterator[Ended]:
@@ -134,6 +177,8 @@ def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_
     """
     free = places(at_once, cores_per_job, gpus() if use_gpus else [])
     quiet = len(free) > 1
+    if quiet and not platform.can_bind():
+        say("jobs share all cores: this system binds no process to some of them")
     waiting, running = list(reversed(jobs)), list[Running]()
     start_server()
     try:
@@ -153,9 +198,14 @@ def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_
         number = getattr(interrupt, "number", signal.SIGINT)
         for item in running:
             if item.process.is_alive() and item.process.pid:
-                os.kill(item.process.pid, number)
+                platform.stop(item.process.pid, number)
+            if platform.WINDOWS:  # where a job learns from its pipe that it shall end
+                item.pipe.close()
         deadline = time.monotonic() + LAST_SAVE
-        for item in running:
-            item.process.join(max(0.0, deadline - time.monotonic()))
-            item.process.kill()
+        try:
+            for item in running:
+                item.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # a second ctrl-C waits for no job, and leaves none behind
+            for item in running:
+                item.process.kill()
         raise

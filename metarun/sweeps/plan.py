@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
+from metarun.engine.launched import rank_and_size
 from metarun.errors import UserError
 from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
@@ -49,7 +49,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
 
     The same job twice is one; `UserError` where jobs differ only in what changes no number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if rank_and_size()[1] > 1:
         raise UserError("-m: a sweep starts its own processes; torchrun is for a single run")
     jobs: dict[Path, tuple[Job, Any]] = {}
     options = options_of(master.hydra)

@@ -7,10 +7,33 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ray
+from omegaconf import DictConfig
 
+from metarun.config.types import NonNegativeFloat
 from metarun.sweeps.jobs import Job, Outcome, exporting, perform
+from metarun.sweeps.launcher import Launcher, needs
 from metarun.sweeps.plan import Ended
+
+
+class Ray(Launcher):
+    """Ray, on a cluster or on this machine.
+
+    Args:
+        address: The address of the cluster (auto, ray://host:10001); null starts a Ray of this machine's own.
+        cpus: The cores of each job.
+        gpus: The GPUs of each job.
+    """
+
+    def __init__(self, *, address: str | None = None, cpus: NonNegativeFloat = 1, gpus: NonNegativeFloat = 0) -> None:
+        self.address, self.resources = address, {"num_cpus": cpus, "num_gpus": gpus}
+
+    def check(self) -> None:
+        """Checks that Ray is installed; raises `UserError` otherwise."""
+        needs("ray", "hydra/launcher=ray", "ray")
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        """Runs the jobs as tasks of Ray, as many at once as its cores and GPUs allow."""
+        return carry_out(jobs, self.address, self.resources)
 
 
 def in_ray(arguments: Sequence[str], folder: str) -> Outcome:
@@ -21,6 +44,8 @@ def in_ray(arguments: Sequence[str], folder: str) -> Outcome:
 
 def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any]) -> Iterator[Ended]:
     """Runs the jobs on the Ray at `address` (None: a new one here), each with `resources` (num_cpus, num_gpus, memory)."""
+    import ray  # takes a second
+
     started = time.monotonic()
     with exporting():
         ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)

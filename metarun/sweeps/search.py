@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
 
+from metarun import files
+from metarun.config.overrides import quoted, varies
 from metarun.errors import UserError
-from metarun.sweeps.jobs import beside
+from metarun.sweeps import plan
+from metarun.sweeps.jobs import PRUNED, Job, beside
+from metarun.sweeps.launcher import Launcher
+from metarun.text import shell_path
+from metarun.trust import allow
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
@@ -121,7 +130,7 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = json.loads(mark.read_text())
+    told = files.read_json(mark, "delete it, and start the search again")
     study = optuna.load_study(storage=told["storage"], study_name=told["study"])
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])
@@ -132,3 +141,114 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
         return bool(told["prune"]) and trial.should_prune()
 
     return watch
+
+
+def score(job: Job) -> float:
+    """The validation score of a finished job; 0.0 of one that only tested."""
+    return float(job.result.get("val/score", 0.0))
+
+
+def sweep(
+    launcher: Launcher,
+    loader: Any,
+    config: DictConfig,
+    arguments: Sequence[str],
+    *,
+    sampler: str,
+    trials: int,
+    prune: bool,
+    at_once: int,
+    seed: int,
+    storage: str | None,
+    params: Mapping[str, str],
+    dry_run: bool,
+) -> None:
+    """Runs the trials of a search, tests the weights of the best, once, and writes the report.
+
+    Args:
+        launcher: What runs the trials.
+        loader: Hydra's loader of configs.
+        config: The config of the sweep's command line.
+        arguments: The overrides as they were typed.
+        sampler: How trials are drawn, a key of `SAMPLERS`.
+        trials: The trials of the search.
+        prune: Whether trials that promise little end early.
+        at_once: The trials of a batch.
+        seed: The seed of the sampler.
+        storage: Where the trials are kept, an URL as Optuna takes it; None is a file in the sweep's folder.
+        params: More keys and what they are searched in, from a file.
+        dry_run: Whether the search is described and nothing is run.
+
+    Raises:
+        UserError: There is nothing to search, or a trial cannot be run as it is.
+        JobsFailed: Some trials did not succeed.
+    """
+    words = [*plan.read_params(params, config), *arguments]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
+    if not space:
+        raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
+    name = plan.sweep_name(overrides, dict(config.hydra.runtime.choices), config.recipe.source)
+    fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
+    identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
+    if not any(item.key_or_group == "recipe" for item in overrides):
+        fixed.append("recipe=train")
+    fixed += [f"name={name}"] if name else []
+    possible = plan.jobs_of(loader, config, [[*fixed, *drawn] for drawn in corners(space)])
+    plan.check_jobs(possible)
+    root = possible[0][0].folder.parent
+    if dry_run:
+        print(f"search   {trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
+        return
+    if storage is None:
+        root.mkdir(parents=True, exist_ok=True)
+    study = Study(storage or database(root / "search.db"), identity, space, sampler=sampler, prune=prune, seed=seed)
+    ended: list[plan.Ended] = []
+    while study.ended < trials:
+        words_of = {
+            number: [*fixed, *drawn] for number, drawn in study.next(min(at_once, trials - study.ended)).items()
+        }
+        before = study.ended
+        for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of):
+            if outcome.status != PRUNED:
+                ended.append((job, outcome, seconds))
+            plan.say(plan.progress(job, outcome, seconds, study.ended, trials))
+        if study.ended == before:  # the launcher does not wait, and has said so
+            return
+    if best := study.best():
+        number, value, drawn = best
+        plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
+        ended += _test(launcher, loader, config, [*fixed, *drawn], root)
+    plan.conclude(ended)
+
+
+def _run_trials(
+    launcher: Launcher, loader: Any, config: DictConfig, study: Study, words_of: Mapping[int, Sequence[str]]
+) -> Iterator[plan.Ended]:
+    """Runs trials, by number and words, together; each gets its end in the study before it is yielded."""
+    number_of = {}
+    jobs = []
+    for number, words in words_of.items():
+        ((job, _),) = plan.jobs_of(loader, config, [words])
+        drawn = [word for word in words if word.partition("=")[0] in study.space]
+        jobs.append(replace(job, label=" ".join(drawn)))
+        number_of[job.folder] = number
+        study.mark(job.folder, number)
+    for job, outcome, seconds in launcher.launch(jobs, config):
+        unmark(job.folder)
+        done = outcome.status == 0 and job.finished
+        study.tell(number_of[job.folder], score(job) if done else None, outcome.status == PRUNED)
+        yield job, outcome, seconds
+
+
+def _test(
+    launcher: Launcher, loader: Any, config: DictConfig, words: Sequence[str], root: Path
+) -> Iterator[plan.Ended]:
+    """Tests the weights of the trial with these words, in a run of its own below `root`."""
+    ((job, chosen),) = plan.jobs_of(loader, config, [words])
+    allow(chosen)  # the trial is the user's own run, so whatever it names may be built again
+    where = {"checkpoint": job.folder, "name": root.name, "outputs": root.parent}
+    ((job, _),) = plan.jobs_of(
+        loader, config, [["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]]
+    )
+    return launcher.launch([replace(job, label="the best trial, tested")], config)

@@ -16,13 +16,73 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from metarun import files
+from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.errors import UserError
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
+from metarun.sweeps.launcher import Launcher, needs
 from metarun.sweeps.plan import Ended, counted, say
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
+
+
+class Slurm(Launcher):
+    """One array of a Slurm cluster.
+
+    Args:
+        partition: The partition; null is the cluster's own choice.
+        minutes: The time limit of each job in minutes.
+        cpus: The cores of each job.
+        gpus: The GPUs of each job.
+        memory_gb: The memory of each job in gigabytes.
+        at_once: The jobs that run at the same time.
+        save_before: The seconds before its time is over at which a job saves and goes back into the queue.
+        wait: Whether the command waits; otherwise the same command later waits, or shows how far the jobs are.
+        poll_seconds: The seconds from one look at the queue to the next.
+        options: Any other option of sbatch: {account: mine, qos: long}.
+        setup: Lines of shell before each job: [module load cuda].
+    """
+
+    def __init__(
+        self,
+        *,
+        partition: str | None = None,
+        minutes: PositiveInt = 240,
+        cpus: PositiveInt = 4,
+        gpus: NonNegativeInt = 0,
+        memory_gb: PositiveInt = 8,
+        at_once: PositiveInt = 64,
+        save_before: NonNegativeInt = 60,
+        wait: bool = True,
+        poll_seconds: PositiveFloat = 5.0,
+        options: dict[str, Any] = {},  # noqa: B006
+        setup: list[str] = [],  # noqa: B006
+    ) -> None:
+        self.wait, self.poll_seconds = wait, poll_seconds
+        self.parameters = {
+            "job_name": "metarun",
+            "partition": partition,
+            "time": minutes,
+            "cpus_per_task": cpus,
+            "gpus_per_node": gpus or None,
+            "mem": f"{memory_gb}GB",
+            "array_parallelism": at_once,
+            "signal_delay_s": save_before,
+            "additional_parameters": {"requeue": True, "open_mode": "append", **options},
+            "setup": list(setup) or None,
+        }
+
+    def check(self) -> None:
+        """Checks that submitit is installed; raises `UserError` otherwise."""
+        needs("submitit", "hydra/launcher=slurm", "slurm")
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        """Submits the jobs that are not in the queue yet, and waits for all where `wait` is set."""
+        parameters = {name: value for name, value in self.parameters.items() if value is not None}
+        return carry_out(jobs, parameters, self.wait, self.poll_seconds)
 
 
 def in_slurm(arguments: Sequence[str], note: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -144,7 +143,8 @@ class Target:
         values: list[list[float]] = []  # for paired comparisons
         for size in self.sizes:
             repeats = [
-                json.loads((folder / f"{_stem(size, repeat)}.json").read_text()) for repeat in range(settings.repeats)
+                files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
+                for repeat in range(settings.repeats)
             ]
             curve.append(metrics.over_repeats(repeats, same_images=not self.varied(size)))
             values.append([repeat["acc"] for repeat in repeats])
@@ -209,6 +209,15 @@ class Target:
             with hardware.autocast():
                 keep(classifier, train, known)
         files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
+
+    def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
+        """The test images of the first repeat with the most training images, and the probabilities `[n, classes]` of each class.
+
+        Args:
+            folder: Of a run that `measure` measured.
+        """
+        first = next(self._predictions(folder / PREDICTIONS))
+        return first.images, first.probabilities
 
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
         """Of each repeat with the most training images."""

@@ -35,7 +35,7 @@ from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
-from metarun.ops.draws import add_up, at_task, gather, of_the_step, part
+from metarun.ops.draws import add_up, at_task, gather, of_the_step, part, settle_averages
 from metarun.ops.inner_loop import Params
 from metarun.ops.numerics import full_precision, precise
 from metarun.wrappers.base import Wrapper
@@ -178,6 +178,7 @@ class ATS(Wrapper):
             for name, value in query[0].items()
         }
         add_up(list(mean.values()))
+        settle_averages()  # the reward is measured in evaluation mode
         reward = self.reward(mean, step)
         advantage = reward - self.average
         self.average += (reward - self.average) / (step + 1)

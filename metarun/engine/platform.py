@@ -1,0 +1,122 @@
+"""What operating systems do not have in common: signals, cores, memory, sessions and folders that can be synced.
+
+Everything else asks here, and no other module names what Windows or macOS lack. What is lacking is left out.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WINDOWS = os.name == "nt"
+
+
+def number_of(name: str, otherwise: int) -> int:
+    """The number of a signal.
+
+    Args:
+        name: `SIGUSR1`, say.
+        otherwise: The number that stands for it in an exit status where the system has no such signal.
+
+    Returns:
+        The system's own number, or `otherwise`.
+    """
+    return int(getattr(signal, name, otherwise))
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals besides ctrl-C at which a run saves and ends, as far as the system has them."""
+    return tuple(found for name in ("SIGTERM", "SIGUSR1") if (found := getattr(signal, name, None)) is not None)
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, `signal 64` where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def stop(process: int, number: int) -> None:
+    """Sends a signal to a process that handles it. Windows knows none but the end of a process, and so sends nothing."""
+    if process == os.getpid():
+        signal.raise_signal(number) if WINDOWS else os.kill(process, number)
+    elif not WINDOWS:
+        os.kill(process, number)
+
+
+def cores() -> list[int]:
+    """The cores that this process may use; those of the machine where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def can_bind() -> bool:
+    """Whether a process can be bound to cores."""
+    return hasattr(os, "sched_setaffinity")
+
+
+def bind(chosen: Sequence[int]) -> None:
+    """Binds this process to these cores, where that can be done."""
+    if can_bind():
+        os.sched_setaffinity(0, chosen)
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process has held so far; None where the system does not say."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def own_session() -> None:
+    """Puts this process into a session of its own, so that the terminal's ctrl-C does not reach it."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+
+def in_own_session() -> dict[str, Any]:
+    """The arguments of `subprocess.Popen` that do the same to a process that is started."""
+    return (
+        {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        if WINDOWS
+        else {"start_new_session": True}
+    )
+
+
+def name_user() -> None:
+    """Gives the user a name where the system has none, as for a number without an entry among a container's users.
+
+    Libraries name their folders of temporary files after it, and would end the run.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError, AttributeError):  # which it is depends on the version of Python
+        os.environ["USER"] = f"user{os.getuid() if hasattr(os, 'getuid') else ''}"
+
+
+def start_method() -> str:
+    """How jobs become processes: forked from a server that has imported everything, else started anew."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk. Windows opens no folder, and keeps its names safe by itself."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

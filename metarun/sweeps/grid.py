@@ -1,0 +1,63 @@
+"""A grid: every combination of the values on the command line is a job, and only what has no result yet is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from metarun.errors import UserError
+from metarun.sweeps import plan
+from metarun.sweeps.launcher import Launcher
+from metarun.text import shell_path
+
+
+def sweep(
+    launcher: Launcher,
+    loader: Any,
+    config: DictConfig,
+    arguments: Sequence[str],
+    *,
+    params: Mapping[str, str],
+    dry_run: bool,
+) -> None:
+    """Runs every combination, and writes the report.
+
+    Args:
+        launcher: What runs the jobs.
+        loader: Hydra's loader of configs.
+        config: The config of the sweep's command line.
+        arguments: The overrides as they were typed.
+        params: More keys and their values, from a file.
+        dry_run: Whether the jobs are listed and nothing is run.
+
+    Raises:
+        UserError: A job cannot be run as it is.
+        JobsFailed: Some jobs did not succeed.
+    """
+    words = [*plan.read_params(params, config), *arguments]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    for item in overrides:
+        if item.is_interval_sweep():
+            raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
+    name = plan.sweep_name(overrides, dict(config.hydra.runtime.choices), config.recipe.source)
+    (batch,) = BasicSweeper.split_arguments(overrides, None)
+    named = [[*words, f"name={name}"] if name else words for words in batch]
+    jobs = plan.jobs_of(loader, config, named)
+    ended = plan.already_ended(jobs)
+    before = {job for job, _, _ in ended}
+    plan.check_jobs([(job, config) for job, config in jobs if job not in before])
+    to_run = [job for job, _ in jobs if job not in before]
+    if dry_run:
+        for job, _ in jobs:
+            print(f"{plan.state(job):10}{job.label}  {shell_path(job.folder)}")
+        print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run; nothing was run")
+        return
+    plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
+    for number, (job, outcome, seconds) in enumerate(launcher.launch(to_run, config) if to_run else (), 1):
+        ended.append((job, outcome, seconds))
+        plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))
+    plan.conclude(ended)

@@ -1,0 +1,222 @@
+"""Damaged files of a run: one line says which file, what is wrong and what to do, and no other run suffers."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shell import SINUSOID, Outcome, events, metarun, result, run_folder
+
+from metarun import files
+from metarun.engine import checkpoint
+from metarun.errors import UserError
+from metarun.report.collect import collect
+from metarun.runs.logger import RunLogger
+
+Spoil = Callable[[Path], object]
+
+EMPTY: Spoil = lambda path: path.write_bytes(b"")  # noqa: E731
+ZEROS: Spoil = lambda path: path.write_bytes(bytes(path.stat().st_size))  # noqa: E731
+CUT: Spoil = lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # noqa: E731
+BYTES: Spoil = lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes())  # noqa: E731
+LIST: Spoil = lambda path: path.write_bytes(b"[1, 2]")  # noqa: E731
+DEEP: Spoil = lambda path: path.write_bytes(b"[" * 100_000)  # noqa: E731
+EACH = {"empty": EMPTY, "zeros": ZEROS, "cut": CUT, "bytes": BYTES, "list": LIST, "deep": DEEP}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of three seeds."""
+    outputs = tmp_path_factory.mktemp("whole")
+    done = metarun(*SINUSOID, "-m", "seed=0,1,2", "hydra/launcher=serial", f"outputs={outputs}")
+    assert done.status == 0, done.err
+    return outputs
+
+
+@pytest.fixture
+def outputs(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def of_seed(outputs: Path, seed: int) -> Path:
+    (folder,) = outputs.glob(f"*/*seed-{seed}*")
+    return folder
+
+
+def alone(outputs: Path, seed: int) -> Outcome:
+    return metarun(*SINUSOID, f"seed={seed}", f"outputs={outputs}")
+
+
+def one_line(done: Outcome, *texts: str) -> None:
+    assert done.status == 2, done.out
+    told = [line for line in done.err.splitlines() if line.startswith("metarun: ")]
+    assert len(told) == 1
+    assert "Traceback" not in done.err
+    for text in texts:
+        assert text in told[0]
+
+
+@pytest.mark.parametrize("spoil", EACH.values(), ids=EACH)
+def test_a_damaged_result_is_not_a_finished_run(spoil: Spoil, outputs: Path) -> None:
+    spoil(of_seed(outputs, 1) / "result.json")
+    one_line(alone(outputs, 1), "seed-1", "result.json", "is damaged", "delete it")
+    sweep = metarun(*SINUSOID, "-m", "seed=0,1,2", "hydra/launcher=serial", f"outputs={outputs}")
+    assert sweep.status == 1
+    assert "3 jobs: 2 finished before, 1 to run" in sweep.err
+    assert "1 of 3 jobs failed" in sweep.err
+    assert "is damaged" in sweep.err
+    assert "Traceback" not in sweep.err
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0
+    assert report.err.count("result.json: cannot be used") == 1
+    assert "left out" in (outputs / "report" / "index.html").read_text()
+    (of_seed(outputs, 1) / "result.json").unlink()  # as it was told
+    assert alone(outputs, 1).status == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test/mse": "high"},
+        {"test/mse_ci95": [1]},
+        {"protocol": 5},
+        {"data": "glyphs"},
+        {"train/seconds": None, "train/steps": "6"},
+    ],
+)
+def test_a_result_of_other_values_ends_no_report(change: dict[str, Any], outputs: Path) -> None:
+    path = of_seed(outputs, 2) / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0, report.err
+    assert report.err.count("result.json: cannot be used") == 1
+    assert report.err.count("\n") == 1
+    assert [run.seed for run in collect([outputs], outputs / "report").runs] == [0, 1]
+
+
+@pytest.mark.parametrize("spoil", EACH.values(), ids=EACH)
+def test_a_damaged_config_is_named(spoil: Spoil, outputs: Path) -> None:
+    spoil(of_seed(outputs, 0) / "config.yaml")
+    one_line(alone(outputs, 0), "config.yaml", "is damaged", "resume=false")
+    tested = metarun("recipe=test", f"checkpoint={of_seed(outputs, 0)}", f"outputs={outputs}")
+    one_line(tested, "config.yaml", "is damaged")
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0
+    assert report.err.count("config.yaml: cannot be used") == 1
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+@pytest.mark.parametrize("spoil", [EMPTY, ZEROS, CUT, LIST], ids=["empty", "zeros", "cut", "list"])
+def test_a_damaged_checkpoint_is_named(name: str, spoil: Spoil, outputs: Path) -> None:
+    folder = of_seed(outputs, 0)
+    (folder / "result.json").unlink()
+    spoil(folder / name)
+    one_line(alone(outputs, 0), name, "cannot be read", "resume=false")
+    assert not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("key", ["optimizer", "schedule", "state"])
+@pytest.mark.parametrize("value", [None, 5, {"a": 1}])
+def test_a_checkpoint_without_a_part_is_named(key: str, value: Any, outputs: Path) -> None:
+    folder = of_seed(outputs, 0)
+    (folder / "result.json").unlink()
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    if value is None:
+        del saved[key]
+    else:
+        saved[key] = value
+    torch.save(saved, folder / "last.pt")
+    done = alone(outputs, 0)
+    if key == "schedule" and value == {"a": 1}:  # torch takes any entry of it
+        assert done.status in (0, 2)
+        assert "Traceback" not in done.err
+    else:
+        one_line(done, "last.pt", "resume=false")
+
+
+def test_metrics_with_damaged_lines_cost_these_lines_alone(outputs: Path) -> None:
+    folder = of_seed(outputs, 0)
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    zeros = "\0" * 40
+    path.write_text(f"{zeros}\n[1]\n{''.join(lines)}{zeros}{lines[-1]}{zeros}")
+    (folder / "result.json").unlink()
+    done = alone(outputs, 0)
+    assert done.status == 0, done.err
+    assert "2 damaged lines were left out" in done.err
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    path.write_bytes(b"\xff\xff\n5\n{}\n" + path.read_bytes())
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0
+    assert "metrics.jsonl: 3 damaged lines left out" in report.err
+
+
+def test_what_follows_the_training_is_on_the_curves_once(outputs: Path) -> None:
+    """A run that was killed while it tested tells all of that again."""
+    folder = of_seed(outputs, 0)
+    before = events(folder)
+    tags = [tag for tag in before.Tags()["scalars"] if tag.startswith(("test/", "hparams/"))]
+    assert tags
+    (folder / "result.json").unlink()
+    assert alone(outputs, 0).status == 0
+    after = events(folder)
+    for tag in before.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in after.Scalars(tag)]
+        assert sorted(points) == sorted((event.step, event.value) for event in before.Scalars(tag)), tag
+    assert len(list(folder.glob("events.*.results"))) == 1
+
+
+def test_all_that_a_checkpoint_relies_on_is_synced_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, save = RunLogger.sync, checkpoint.save
+    monkeypatch.setattr(RunLogger, "sync", lambda self: (order.append("sync"), sync(self))[1])
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (order.append(path.name), save(path, state))[1])
+    synced: list[str] = []
+    monkeypatch.setattr(files, "sync", lambda file: synced.append(Path(file.name).name.split(".out")[0]))
+    assert metarun(*SINUSOID, f"outputs={tmp_path}").status == 0
+    assert order.count("last.pt") >= 1
+    assert all(order[number - 1] == "sync" for number, name in enumerate(order) if name == "last.pt")
+    assert {"metrics.jsonl", "events"} <= set(synced)
+
+
+def test_new_folders_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+    files.make_folder(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3
+
+
+def test_weights_of_a_step_that_is_taken_again_are_kept_again(tmp_path: Path) -> None:
+    """A crash between `best.pt` and `last.pt`: the run goes on from before, and may end before that step under a budget of time."""
+    words = [*SINUSOID, "train.validate_every=2", f"outputs={tmp_path}"]
+    assert metarun(*words, "train.max_seconds=1000").status == 0
+    folder = run_folder(tmp_path)
+    whole = result(folder)
+    last, best = (torch.load(folder / name, weights_only=True) for name in ("last.pt", "best.pt"))
+    last["state"] |= {"best_score": math.inf}  # nothing can be better any more
+    best["step"] = 1000
+    (folder / "result.json").unlink()
+    last["state"] |= {"step": 4, "validated": 4}
+    torch.save(last, folder / "last.pt")
+    torch.save(best, folder / "best.pt")
+    assert metarun(*words, "train.max_seconds=1000").status == 0
+    assert result(folder)["train/selected_step"] == 6 == whole["train/steps"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"{", b"5", b"\xff", b"null"])
+def test_read_json_says_what_is_wrong_and_what_to_do(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json: is damaged \(.+\); do this"):
+        files.read_json(path, "do this")
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); do this"):
+        files.read_json(path, "do this")

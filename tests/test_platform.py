@@ -1,0 +1,165 @@
+"""What Windows and macOS lack is left out: the same commands work without these names."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shell import ROOT, SINUSOID, environment, metarun, result
+
+from metarun.engine import platform
+from metarun.sweeps import local
+
+# By module, what one of the three systems does not have, or has with another meaning.
+LACKING = {
+    "os": [
+        "fork",
+        "forkpty",
+        "getpgid",
+        "getpgrp",
+        "getppid_",
+        "getuid",
+        "geteuid",
+        "killpg",
+        "setsid",
+        "setpgid",
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "mkfifo",
+        "nice",
+        "statvfs",
+        "O_DIRECTORY",
+        "O_NOFOLLOW",
+        "getloadavg",
+        "pipe2",
+        "posix_spawn",
+        "wait4",
+        "chown",
+    ],
+    "signal": [
+        "SIGUSR1",
+        "SIGUSR2",
+        "SIGHUP",
+        "SIGALRM",
+        "SIGPIPE",
+        "SIGQUIT",
+        "SIGKILL",
+        "SIGCHLD",
+        "alarm",
+        "pause",
+        "setitimer",
+        "pthread_kill",
+    ],
+    "socket": ["AF_UNIX", "socketpair"],
+}
+MODULES = ("resource", "fcntl", "pwd", "grp", "termios")
+
+WITHOUT = """
+import importlib, multiprocessing, os, signal, sys
+for name in ("sched_getaffinity", "sched_setaffinity", "setsid", "setpgid", "killpg", "getpgid", "O_DIRECTORY", "getuid", "nice", "mkfifo"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGPIPE", "SIGQUIT"):
+    delattr(signal, name)
+sys.modules["resource"] = None
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+"""
+
+
+def test_one_module_alone_names_what_systems_lack() -> None:
+    found = []
+    for path in sorted((ROOT / "metarun").rglob("*.py")):
+        if path == Path(platform.__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.attr in LACKING.get(node.value.id, ()):
+                    found.append(f"{path}:{node.lineno} {node.value.id}.{node.attr}")
+            elif isinstance(node, ast.Import):
+                found += [f"{path}:{node.lineno} {name.name}" for name in node.names if name.name in MODULES]
+            elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+                found.append(f"{path}:{node.lineno} {node.module}")
+            elif isinstance(node, ast.keyword) and node.arg in ("start_new_session", "preexec_fn"):
+                found.append(f"{path}:{node.value.lineno} {node.arg}")
+    assert not found
+
+
+def test_a_run_a_sweep_and_a_resume_without_what_systems_lack(tmp_path: Path) -> None:
+    """The names are missing in the processes of the sweep's jobs too, and these are started anew, as on Windows."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    words = [*SINUSOID, "hardware=cpu", "outputs=out"]
+
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        paths = f"{tmp_path}{os.pathsep}{ROOT}"
+        return subprocess.run(
+            [sys.executable, "-m", "metarun", *words, *more],
+            cwd=tmp_path, env=environment(PYTHONPATH=paths), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    first = command("train.max_seconds=0")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "out" / "sinusoid-maml").iterdir()
+    assert "host" not in result(folder)["peak_memory"]
+    (folder / "result.json").unlink()
+    again = command("train.max_seconds=0")
+    assert again.returncode == 0, again.stderr
+    assert "going on at step 0" in again.stderr
+    sweep = command("-m", "hydra/launcher=local", "hydra.launcher.at_once=2", "seed=0,1")
+    assert sweep.returncode == 0, sweep.stderr
+    assert "jobs share all cores" in sweep.stderr
+    assert len(list((tmp_path / "out" / "sinusoid-maml").glob("*seed*/result.json"))) == 2
+
+
+def test_what_is_lacking_gives_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name)
+    assert platform.cores() == list(range(os.cpu_count() or 1))
+    platform.bind([0])
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert platform.peak_memory() is None
+    monkeypatch.delattr(signal, "SIGUSR1")
+    assert platform.stop_signals() == (signal.SIGTERM,)
+    assert platform.number_of("SIGUSR1", 10) == 10
+    assert platform.signal_name(200) == "signal 200"
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    platform.sync_folder(Path("nowhere"))
+    monkeypatch.delattr(os, "setsid")
+    platform.own_session()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_here_is_refused_in_one_line(device: str, tmp_path: Path) -> None:
+    done = metarun(*SINUSOID, f"hardware={device}", f"outputs={tmp_path / 'out'}")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert f"hardware.device={device}: torch finds no" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1025, 100000, 0])
+def test_threads_beyond_reason_are_refused(count: int, tmp_path: Path) -> None:
+    for key in ("threads", "processes"):
+        done = metarun(*SINUSOID, f"hardware.{key}={count}", f"outputs={tmp_path / 'out'}")
+        assert done.status == 2
+        assert f"hardware.{key}={count}: must be from 1 to 1024" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4,2", 4), ("", None), (" 3 ", 3), ("x", None), ("0", None), ("-1", None)]
+)
+def test_threads_asked_of_the_environment(text: str, count: int | None) -> None:
+    assert local.threads_asked({"OMP_NUM_THREADS": text}) == count
+    assert local.threads_asked({}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("-1", []), ("0,1", ["0", "1"]), ("1,-1,0", ["1"]), ("", []), ("GPU-a, 2", ["GPU-a", "2"])]
+)
+def test_gpus_as_cuda_reads_them(text: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+    assert local.gpus() == names

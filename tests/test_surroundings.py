@@ -1,0 +1,252 @@
+"""What surrounds a run: left-over variables, poor outputs, users without a name or a home, locks, full disks."""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.table import Table
+from shell import SINUSOID, environment, metarun, run_folder
+
+from metarun import files
+from metarun.engine import distributed, launched, platform
+from metarun.errors import UserError
+from metarun.runs import logger as logger_module
+from metarun.runs.logger import RunLogger
+from metarun.terminal import Terminal
+from metarun.text import duration
+
+LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*LAUNCHER, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "left", [{"RANK": "1"}, {"RANK": ""}, {"RANK": "x"}, {"WORLD_SIZE": "4"}, {**LAUNCHER, "RANK": ""}]
+)
+def test_a_variable_that_was_left_over_changes_nothing(left: dict[str, str], bare: pytest.MonkeyPatch) -> None:
+    for name, value in left.items():
+        bare.setenv(name, value)
+    assert launched.rank_and_size() == (0, 1)
+    assert distributed.place(1) == distributed.World()
+    refused = metarun("train.step=1")
+    assert refused.status == 2  # and says so, which another rank than 0 does not
+    assert "train.step" in refused.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"RANK": "one"}, {"RANK": "-1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "1.5"}, {"LOCAL_RANK": "x"}],
+)
+def test_a_launchers_wrong_variables_are_told_in_one_line(wrong: dict[str, str], bare: pytest.MonkeyPatch) -> None:
+    for name, value in {**LAUNCHER, **wrong}.items():
+        bare.setenv(name, value)
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        distributed.place(1)
+
+
+def test_an_output_without_these_characters_spells_them() -> None:
+    raw = io.BytesIO()
+    ascii_only = io.TextIOWrapper(raw, encoding="ascii", errors="metarun.spelled")
+    ascii_only.write("52.1% ± 3.0%, 3 × 4, 日本")
+    ascii_only.flush()
+    assert raw.getvalue() == b"52.1% +- 3.0%, 3 x 4, \\u65e5\\u672c"
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("ascii", "metarun.spelled")
+
+
+def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    out = io.StringIO()
+    out.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", out)
+    table = Table("", "accuracy", "95% interval", "episodes", title="5-way 1-shot", min_width=60)
+    table.add_row("test", "52.12%", "± 3.04%", "1000")
+    Terminal().show(table)
+    assert all(text in out.getvalue() for text in ("52.12%", "± 3.04%", "1000"))
+
+
+def _piped(tmp_path: Path, **streams: Any) -> tuple[int, str]:
+    """The exit status of a run whose reader is gone, and its other output."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    kept = tmp_path / "kept"
+    with open(kept, "w") as file:
+        process = subprocess.run(
+            [sys.executable, "-m", "metarun", *SINUSOID, f"outputs={tmp_path / 'out'}"], env=environment(), check=False,
+            **{"stdout": file, "stderr": file, **{name: writer for name in streams}},
+        )  # fmt: skip
+    os.close(writer)
+    return process.returncode, kept.read_text()
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_an_output_that_nobody_reads_ends_the_run_quietly(closed: str, tmp_path: Path) -> None:
+    status, other = _piped(tmp_path, **{closed: None})
+    assert status == 141
+    assert "Broken" not in other
+    assert "Traceback" not in other
+    again = metarun(*SINUSOID, f"outputs={tmp_path / 'out'}")  # which finds nothing harmed
+    assert again.status == 0, again.err
+    assert (run_folder(tmp_path / "out") / "result.json").is_file()
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    import pwd
+
+    def unknown(number: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    platform.name_user()
+    assert getpass.getuser() == f"user{os.getuid()}"
+
+
+@pytest.mark.parametrize("variable", ["METARUN_DATA", "METARUN_CACHE"])
+def test_a_user_without_a_home_is_told_what_to_set(variable: str, tmp_path: Path) -> None:
+    code = f"""
+import os, pwd
+def unknown(*number): raise KeyError("no entry")
+pwd.getpwuid = pwd.getpwnam = unknown
+for name in ("HOME", "XDG_CACHE_HOME", "METARUN_DATA", "METARUN_CACHE"): os.environ.pop(name, None)
+from metarun.data import table
+from metarun.errors import UserError
+function = table.data_root if {variable!r} == "METARUN_DATA" else table.cache_root
+try:
+    print(function())
+except UserError as error:
+    print("refused:", error)
+os.environ[{variable!r}] = "here"
+print(function())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    refused, given = done.stdout.splitlines()
+    assert refused.startswith("refused: ")
+    assert variable in refused
+    assert given == str(tmp_path / "here")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotImplementedError("FileSystem does not appear to support flock"), OSError(errno.ENOLCK, "No locks available")],
+)
+def test_a_folder_that_takes_no_locks_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: Any, *given: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.BaseFileLock.acquire", none)
+    done = metarun(*SINUSOID, f"outputs={tmp_path / 'out'}")
+    assert done.status == 2
+    assert "takes no locks" in done.err
+    assert str(tmp_path) in done.err
+    assert "outputs=" in done.err
+    with pytest.raises(UserError, match="takes no locks"), files.locked(tmp_path / "lock", "waits"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=18446744073709551616", "seed=-1", "test.episodes=99999999999999999999", "task.ways=9223372036854775808"],
+)
+def test_numbers_beyond_64_bits_are_refused(word: str, tmp_path: Path) -> None:
+    done = metarun(*SINUSOID, word, f"outputs={tmp_path / 'out'}")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """A disk that is full once `now` is true, as TensorBoard's thread meets it."""
+    from tensorboard.summary.writer import record_writer
+
+    state = {"now": False}
+    write = record_writer.RecordWriter.write
+
+    def checked(self: Any, data: bytes) -> None:
+        if state["now"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", checked)
+    return state
+
+
+@pytest.mark.parametrize("at", ["start", "later"])
+def test_a_full_disk_in_tensorboards_thread_is_one_line(
+    at: str, full: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    logger = RunLogger(tmp_path)
+    if at == "later":
+        logger.rewind(0)
+    full["now"] = True
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); the same command goes on"):
+        logger.scalars(1, {"train/loss": 1.0})
+    logger.close()
+    assert not told  # no traceback of the thread
+
+
+def test_other_errors_of_threads_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    RunLogger(tmp_path).rewind(0)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [type(ended.exc_value) for ended in told] == [ZeroDivisionError]
+
+
+def test_how_long_training_takes_is_told_after_ten_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(logger_module.log, "propagate", True)
+    caplog.set_level("INFO", "metarun")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+
+    def take(steps: int, total: int, seconds: float | None = None) -> str:
+        caplog.clear()
+        clock.now = 0.0
+        with RunLogger(tmp_path).progress("training", total, 100, seconds, "train.max_seconds=600") as advance:
+            for step in range(101, 101 + steps):
+                clock.now += 20.0 if step == 101 else 2.0  # the first one compiles
+                advance(step)
+        return caplog.text
+
+    assert "training: 110 of 1900 in 38 s, so about 60 min more; to take less, add train.max_seconds=600" in take(
+        30, 1900
+    )
+    assert take(9, 1900) == ""
+    assert take(30, 135) == ""  # half a minute
+    assert "so about 4 min more" in take(30, 1900, seconds=300.0)
+
+
+def test_durations_as_people_say_them() -> None:
+    told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
+    assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]

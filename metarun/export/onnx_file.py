@@ -56,7 +56,7 @@ def converted(
     try:
         with quiet():
             made = torch.onnx.export(
-                program.run_decompositions({torch.ops.aten._linalg_solve_ex.default: solved_by_products}),
+                program.run_decompositions({torch.ops.aten.linalg_solve.default: solved_by_products}),
                 dynamo=True,
                 verbose=False,
                 input_names=list(inputs),
@@ -82,28 +82,26 @@ def converted(
     return content
 
 
-def solved_by_products(
-    matrix: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`aten::_linalg_solve_ex` by matrix products, since ONNX has no operation that solves a linear system.
+def solved_by_products(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
+    """`torch.linalg.solve` by matrix products, since ONNX has no operation that solves a linear system.
 
     The Newton-Schulz iteration V <- V (2 I - A V) from V = A^T / (|A|_1 |A|_inf), which converges for every regular A, and
     quadratically in the end.
 
+    Args:
+        matrix: A, `[..., S, S]`.
+        right: The right sides as columns, `[..., S, N]`; as rows where `left` is false.
+        left: Whether A stands on the left.
+
     Source:
         Schulz (1933); Pan and Schreiber (1991), section 2, for the start.
     """
-    size = matrix.shape[-1]
-    twice = 2 * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    twice = 2 * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     lengths = matrix.abs()
     inverse = matrix.mT / (lengths.sum(-2).amax(-1) * lengths.sum(-1).amax(-1))[..., None, None]
     for _ in range(ITERATIONS):
         inverse = inverse @ (twice - matrix @ inverse)
-    is_vector = right.ndim == matrix.ndim - 1
-    columns = right[..., None] if is_vector else right
-    found = inverse @ columns if left else columns @ inverse
-    unused = torch.zeros(matrix.shape[:-2], dtype=torch.int32)
-    return found[..., 0] if is_vector else found, matrix, torch.zeros(matrix.shape[:-1], dtype=torch.int32), unused
+    return inverse @ right if left else right @ inverse
 
 
 def quantized(content: bytes) -> bytes:

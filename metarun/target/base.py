@@ -275,7 +275,8 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     training = backbone.training
     backbone.eval()
     # A traced batch has no length that could be divided.
-    chunks = [x] if torch.compiler.is_compiling() else x.tensor_split(math.ceil(len(x) / CHUNK))
+    known = isinstance(x.shape[0], int)
+    chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
     found = torch.cat([backbone(chunk).float() for chunk in chunks])
     backbone.train(training)
     return found

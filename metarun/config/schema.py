@@ -261,16 +261,15 @@ class Config:
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
     checkpoint: (
-        Annotated[
-            FilePath, Doc("The run folder or weights that `recipe=test` tests and `recipe=predict` classifies with.")
-        ]
+        Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
         | None
     ) = None
     images: (
         Annotated[
             NameOrPath,
             Doc(
-                "The images that `recipe=predict` classifies: a file, a folder, a pattern, or - for a list of paths on stdin."
+                "The images that `recipe=predict` classifies: a file, a folder, a pattern, or - for a list of paths on stdin. "
+                "`recipe=export` compares its files on them."
             ),
         ]
         | None
@@ -279,7 +278,7 @@ class Config:
         Annotated[
             FilePath,
             Doc(
-                "Examples of the classes for `recipe=predict`: class folders, or a table of file and label; null: the run's."
+                "Examples of the classes for `recipe=predict` and `export`: class folders, or a table of file and label; null: the run's."
             ),
         ]
         | None
@@ -294,6 +293,12 @@ class Config:
         ]
         | None
     ) = None
+    format: Annotated[
+        str,
+        Literal["onnx", "torch"],
+        Doc("The file that `recipe=export` writes: ONNX for onnxruntime, or a program of torch.export for PyTorch."),
+    ] = "onnx"
+    int8: Annotated[bool, Doc("Whether `recipe=export` writes the ONNX file with weights in eight bits too.")] = False
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,

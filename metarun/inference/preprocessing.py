@@ -76,7 +76,10 @@ class Preprocessing:
 
     def inputs(self, pixels: np.ndarray, device: torch.device) -> Tensor:
         """The network's input `[B, *input_shape]`, float32, of pixels uint8 `[B, channels, image_size, image_size]`."""
-        if self.inverted:
-            pixels = 255 - pixels
-        standardise = standardiser(np.array(self.mean), np.array(self.deviation), device)
-        return to_shape(standardise(torch.from_numpy(pixels).to(device)), self.input_shape)
+        return self.of_pixels(torch.from_numpy(pixels).to(device))
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """`inputs` of pixels that are a tensor, where they lie."""
+        standardise = standardiser(np.array(self.mean), np.array(self.deviation), pixels.device)
+        values = pixels.float()
+        return to_shape(standardise(255 - values if self.inverted else values), self.input_shape)

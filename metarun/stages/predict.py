@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from metarun.engine.train import Learner as Trained
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.classifier import Classifier, threshold
-from metarun.inference.image_files import ImageFiles, examples, find_images
+from metarun.inference.image_files import examples, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.page import page
 from metarun.inference.predictions import Predictions, show
@@ -72,7 +72,7 @@ class Predict(Stage):
 
     def execute(self, run: Run) -> None:
         classifier, images = self.classifier, self.images
-        digest = inputs_digest(self.origin, run.config, images)
+        digest = inputs_digest(self.origin, run.config, images.paths)
         with run.logger.progress("classifying", len(images.paths)) as advance:
             scores = classifier.scores(images, advance)
         found = Predictions(classifier, images, scores)
@@ -95,7 +95,9 @@ class Predict(Stage):
         if config.images == "-":  # which can be read once
             return False
         origin = store.load(Path(config.checkpoint)).origin
-        return inputs_digest(origin, config, find_images(config.images)) == stored.get(result.key(PREDICT, "inputs"))
+        return inputs_digest(origin, config, find_images(config.images).paths) == stored.get(
+            result.key(PREDICT, "inputs")
+        )
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         own = f"{PREDICT}/"
@@ -113,11 +115,11 @@ class Predict(Stage):
         )
 
 
-def inputs_digest(origin: Path, config: DictConfig, images: ImageFiles) -> str:
+def inputs_digest(origin: Path, config: DictConfig, images: Sequence[Path]) -> str:
     """A digest of everything that the predictions depend on: the weights, and the names, sizes and times of all files."""
     paths = [path for entry in examples(config.support) for path in entry.paths] if config.support else []
     digest = hashlib.sha256(checkpoint.digest(origin).encode())
-    for line in _states([*paths, *images.paths]):
+    for line in _states([*paths, *images]):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 

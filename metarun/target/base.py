@@ -193,7 +193,7 @@ class OwnClassifier(Classifier):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
-        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
+        blank = torch.zeros(1, images.shape[0], dtype=torch.int64, device=images.device)
         shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
         sets = self.support_x[None], self.support_y[None], images[None], blank
         return self.learner.predict(Episodes(*sets, self.classes, shots))[0]
@@ -274,7 +274,10 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     training = backbone.training
     backbone.eval()
-    found = torch.cat([backbone(chunk).float() for chunk in x.tensor_split(math.ceil(len(x) / CHUNK))])
+    # A traced batch has no length that could be divided.
+    known = isinstance(x.shape[0], int)
+    chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
+    found = torch.cat([backbone(chunk).float() for chunk in chunks])
     backbone.train(training)
     return found
 

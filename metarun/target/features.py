@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
+from metarun.ops.prototypes import negative_squared_distances
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 
@@ -155,7 +156,7 @@ class LogisticScores(Frozen):
 
     def of_features(self, x: Tensor) -> Tensor:
         model = restored_regression(self.coefficients, self.intercepts, self.known_classes)
-        scores = torch.full((len(x), self.classes), -torch.inf, dtype=torch.float64)
+        scores = torch.full((x.shape[0], self.classes), -torch.inf, dtype=torch.float64)
         found = model.predict_log_proba(self.scaling(x.double()).cpu().numpy())
         scores[:, self.known_classes.cpu()] = torch.as_tensor(found)
         return scores
@@ -189,7 +190,8 @@ class CentroidScores(Frozen):
         self.register_buffer("mean", mean)
 
     def of_features(self, x: Tensor) -> Tensor:
-        return -torch.cdist(self._shifted(x), self.centroids).square()
+        # In double precision, in which the large terms may cancel.
+        return negative_squared_distances(self._shifted(x).double(), self.centroids.double()).float()
 
     def embedding(self, images: Tensor) -> Tensor:
         return self._shifted(features(self.backbone, images))

@@ -47,6 +47,7 @@ class Traceable(nn.Module):
         self.__dict__["function"] = function  # no submodule, even if it is one
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """What the function makes of these inputs, with its constants folded."""
         with Folding(), torch.no_grad(), batch_norm.sets_apart():
             found: Tensor = self.__dict__["function"](*inputs)
             return found
@@ -67,7 +68,8 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     try:
         with quiet():
             program = torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
-            return program.run_decompositions({})
+            folded: torch.export.ExportedProgram = program.run_decompositions({})
+            return folded
     except UserError:
         raise
     except Exception as error:  # the tracer raises whatever an operation that it cannot follow provokes

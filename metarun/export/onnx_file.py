@@ -128,5 +128,6 @@ class Session:
         self.names = [value.name for value in self.session.get_inputs()]
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """The output of the file's graph for these inputs, in the order in which it names them."""
         found: np.ndarray = self.session.run(None, dict(zip(self.names, inputs, strict=True)))[0]
         return found

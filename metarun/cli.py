@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import __version__
 from metarun import config as schema
+from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
@@ -33,9 +34,6 @@ from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.sweeps.plan import JobRefused, JobsFailed
 from metarun.text import has_control, printable
-
-_inside = Path(__file__).parent / "conf"  # in a wheel
-CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # beside the package in a checkout
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:

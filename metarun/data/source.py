@@ -82,18 +82,37 @@ class ImageSource(DataSource):
         self.input_shape = tuple(table.images.shape[1:])
         self.normalize = normalize
         self._on_device: dict[torch.device, torch.Tensor] = {}
+        self._statistics: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
     @functools.cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
 
-        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
+        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
+        """
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
         part = "train" if own else "all"
-        rows = np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
+        return self.statistics_of(
+            np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
+        )
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """`statistics` over other images.
+
+        Args:
+            rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
+        """
+        if rows is None or not self.normalize:
+            return self.statistics
         rows = rows[:: -(-len(rows) // 2000)]
+        key = rows.tobytes()  # every batch of these images asks again
+        if key not in self._statistics:
+            self._statistics[key] = self._measured(rows)
+        return self._statistics[key]
+
+    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.
         counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
         for row in rows:
@@ -156,11 +175,17 @@ class ImageSource(DataSource):
 
         return episodes
 
-    def reader(self, device: torch.device) -> Reader:
-        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`."""
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
+
+        Args:
+            device: Where the images shall lie.
+            reference: The rows whose mean and deviation pixels are normalised by, where they are; None as in `statistics_of`.
+        """
         images = self._images(device)
         mean, scale = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in self.statistics
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for values in self.statistics_of(reference)
         )
         mean, scale = mean * 255, 1 / (scale * 255)
 

@@ -30,8 +30,14 @@ SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws a key from: `choice(a,b)` or `a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
-    `int(interval(1,8))`. Raises `UserError` for the seed, which is no setting.
+    """Translates the sweep of a key into what Optuna draws the key from.
+
+    Args:
+        override: `KEY=choice(a,b)` or `KEY=a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
+            `int(interval(1,8))`.
+
+    Raises:
+        UserError: The key is the seed, which is no setting.
     """
     key, value = override.key_or_group, override.value()
     if key == "seed":
@@ -149,8 +155,8 @@ class Study:
     def mark(self, folder: Path, number: int) -> None:
         """Tells the run in `folder` which trial it is, so that it can be pruned."""
         beside(folder, "trial").parent.mkdir(parents=True, exist_ok=True)
-        told = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
-        beside(folder, "trial").write_text(json.dumps(told))
+        note = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
+        beside(folder, "trial").write_text(json.dumps(note))
 
 
 def _words(params: dict[str, Any]) -> list[str]:
@@ -170,15 +176,15 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = files.read_json(mark, "delete it, and start the search again")
-    study = optuna.load_study(storage=told["storage"], study_name=told["study"])
+    note = files.read_json(mark, "delete it, and start the search again")
+    study = optuna.load_study(storage=note["storage"], study_name=note["study"])
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-    found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])
-    trial = optuna.trial.Trial(study, found._trial_id)
+    frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == note["trial"])
+    trial = optuna.trial.Trial(study, frozen._trial_id)
 
     def watch(step: int, score: float) -> bool:
         trial.report(score, step)
-        return bool(told["prune"]) and trial.should_prune()
+        return bool(note["prune"]) and trial.should_prune()
 
     return watch
 

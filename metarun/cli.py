@@ -126,14 +126,16 @@ def attempt(words: list[str]) -> Outcome:
         return _explain(words[1:])
     for number in SIGNALS:
         signal.signal(number, _stop)
+    afterwards = signal.SIG_DFL  # one that comes while the interpreter ends is no story to tell
     try:
         return _told(words)
     except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
+        afterwards = signal.SIG_IGN  # what the first one ended has its exit status
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
     finally:
-        for number in SIGNALS:  # one that comes while the interpreter ends is no story to tell
-            signal.signal(number, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, afterwards)
 
 
 def _explain(words: list[str]) -> Outcome:

@@ -136,8 +136,10 @@ def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest
             paths.append(path)
             if not at_work:
                 lock = FileLock(path, thread_local=False)
-                lock.acquire()
                 at_work.append(lock)
+                other = threading.Thread(target=lock.acquire)  # filelock refuses a second lock of the same thread
+                other.start()
+                other.join()
                 meanwhile(1.0, lock.release)
         return locked(path, told, seconds)
 

@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun import __version__
 from metarun import config as schema
+from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
@@ -33,9 +34,6 @@ from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.sweeps.plan import JobRefused, JobsFailed
 from metarun.text import has_control, printable
-
-_inside = Path(__file__).parent / "conf"  # in a wheel
-CONF = _inside if _inside.is_dir() else Path(__file__).parents[1] / "conf"  # beside the package in a checkout
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:
@@ -47,6 +45,7 @@ HYDRAS_FOLDERS = (
     "hydra.output_subdir",
     "hydra.job.chdir",
 )  # which metarun's runs do not use
+OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 SIGNALS = stop_signals()
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
@@ -121,6 +120,8 @@ def attempt(words: list[str]) -> Outcome:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="metarun.spelled")
+    if words[:1] == ["runs"]:
+        words = ["recipe=runs", *words[1:]]
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:
@@ -170,13 +171,20 @@ def _told(words: list[str]) -> Outcome:
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))
     except (Refused, *MENDABLE, ValueError) as error:
-        # Two mistakes that Hydra meets with a bare ValueError: a group that is given a number, and -m with --cfg.
-        hydras = "Config group override" in str(error) or "can be specified" in str(error)
-        foreign = not isinstance(error, (Refused, *MENDABLE)) and not hydras
+        # Hydra meets some mistakes with a bare ValueError: a group that is given a number, -m with --cfg.
+        foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
         return Outcome(2, one_line(error))
     return Outcome()
+
+
+def raised_by_hydra(error: BaseException) -> bool:
+    """Whether an error comes out of Hydra's own code."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(Path(hydra.__file__).parent)
 
 
 def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -220,6 +228,11 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
             raise UserError(
                 f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
             )
+    runs = not (sweep or arguments.cfg or arguments.info or arguments.hydra_help or arguments.help)
+    if runs and (alone := next((word for word in words if key_of(word).startswith(OF_A_SWEEP)), None)):
+        raise UserError(
+            f"{alone}: is for the jobs of a sweep, and this is a single run, here; add -m (a sweep may be of one job)"
+        )
     composed = functools.cache(lambda: _composed(arguments))
 
     def one(word: str) -> str:
@@ -281,6 +294,9 @@ def one_line(error: BaseException) -> str:
             if old
             else f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
         )
+    if found := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
+        search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
+        return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

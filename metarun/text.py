@@ -33,7 +33,7 @@ def has_control(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text with control characters as escapes (`\\x1b`), so that a terminal shows them and does not obey."""
+    r"""The text with control characters as escapes (`\x1b`), so that a terminal shows them and does not obey."""
     if not has_control(text):
         return text
     return "".join(

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metarun.config.folder import CONF
 from metarun.errors import UserError
 
 ALLOW = "METARUN_ALLOW"  # modules and classes, separated by commas
@@ -29,8 +30,6 @@ def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
         origin: Its file.
         asked: The config that this command line makes.
     """
-    from metarun.cli import CONF
-
     trusted = {name for folder in (CONF, *_own_folders()) for name in _named_in(folder)} | set(targets(asked))
     allowed = (*SETTLED, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(","))))
     for target in targets(stored):

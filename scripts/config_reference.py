@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from metarun.cli import CONF
+from metarun.config.folder import CONF
 from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section, sections
 from metarun.config.signature import ABSENT
@@ -32,7 +32,20 @@ Three groups hold files that set keys of all kinds. They differ in what they are
 - An **approach** is a recipe, a method and a way of transfer under one name, so that one key can be swept over whole
   approaches: `metarun -m approach=scratch,fine_tuning,maml data=caltech101 target=pneumoniamnist`.
 - An **experiment** is a whole command that reproduces a row of results, its data, budget and hardware included, and
-  perhaps a sweep: `metarun experiment=omniglot_maml`. It comes last of the groups, so that it has the last word.
+  perhaps a sweep: `metarun experiment=omniglot_maml`. It comes after all other groups but `debug`, whose `debug=fast`
+  carries any command out in seconds.
+
+The keys that are typed most:
+
+| key | meaning |
+| --- | --- |
+| `algo` `data` `backbone` `wrapper` `optimizer` `schedule` `hardware` `recipe` `experiment` | groups: a file of `conf/<group>/` |
+| `task.ways` `task.shots` `task.queries` | every task; `train.task.*` and `test.task.*` where they differ |
+| `train.steps` `train.max_seconds` `train.tasks_per_step` | the budget, and the size of the meta-batch |
+| `train.optimizer.lr` `train.validate_every` `train.patience` | meta-training |
+| `algo.inner_lr` `algo.inner_steps` | the inner loop of MAML, FOMAML and Reptile |
+| `test.episodes` | test episodes; 1,000 by default |
+| `seed` `name` `outputs` `resume` | the run and its folder, `outputs/<name>/<overrides>` |
 
 Your own files go into a folder with the same layout: `metarun --config-dir mine experiment=own` takes
 `mine/experiment/own.yaml`. A file that sets keys of all kinds begins with `# @package _global_`.

@@ -14,8 +14,8 @@ fail() {
 there() {
     PYTHONPATH="$root" python -c '
 from importlib.metadata import version
-from metarun import peers
-peers.learn2learn()
+from metarun import optional
+optional.learn2learn()
 print("learn2learn", version("learn2learn"), "with torchvision", version("torchvision"))'
 }
 

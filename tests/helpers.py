@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metarun import config as schema
-from metarun.cli import CONF
+from metarun.config.folder import CONF
 from metarun.core import Algorithm, Episodes, TaskShape
 from metarun.data.source import DataSource, ImageSource, Split
 from metarun.data.table import Table

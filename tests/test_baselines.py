@@ -405,15 +405,15 @@ def test_mtl_takes_vectors() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (Baseline, {"scale": 0.0}, r"algo\.scale=0\.0"),
-        (Baseline, {"label_smoothing": 1.0}, r"algo\.label_smoothing=1\.0"),
-        (SimpleShot, {"mean_momentum": 0.0}, r"algo\.mean_momentum=0\.0"),
-        (SimpleShot, {"transform": "cl2"}, r"algo\.transform=cl2: not one of un, l2n, cl2n"),
-        (MetaBaseline, {"temperature": 0.0}, r"algo\.temperature=0\.0"),
-        (RFS, {"cost": 0.0}, r"algo\.cost=0\.0"),
-        (RFS, {"distill_temperature": 0.0}, r"algo\.distill_temperature=0\.0"),
-        (MTL, {"scale_rate": 0.0}, r"algo\.scale_rate=0\.0"),
-        (MTL, {"hard_tasks": 2.0}, r"algo\.hard_tasks=2\.0"),
+        (Baseline, {"scale": 0.0}, r"^algo\.scale=0: must be above 0"),
+        (Baseline, {"label_smoothing": 1.0}, r"^algo\.label_smoothing=1: must be at least 0 and below 1"),
+        (SimpleShot, {"mean_momentum": 0.0}, r"^algo\.mean_momentum=0: must be above 0 and at most 1"),
+        (SimpleShot, {"transform": "cl2"}, r"^algo\.transform=cl2: is not one of un, l2n, cl2n"),
+        (MetaBaseline, {"temperature": 0.0}, r"^algo\.temperature=0: must be above 0"),
+        (RFS, {"cost": 0.0}, r"^algo\.cost=0: must be above 0"),
+        (RFS, {"distill_temperature": 0.0}, r"^algo\.distill_temperature=0: must be above 0"),
+        (MTL, {"scale_rate": 0.0}, r"^algo\.scale_rate=0: must be above 0"),
+        (MTL, {"hard_tasks": 2.0}, r"^algo\.hard_tasks=2: must be from 0 to 1"),
     ],
 )
 def test_settings_out_of_range(kind: type[Algorithm], settings: dict[str, object], message: str) -> None:

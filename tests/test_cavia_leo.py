@@ -252,11 +252,13 @@ def test_the_context_goes_to_the_papers_block() -> None:
     assert [*tiny_cavia().films] == ["2"]
     images = CAVIA(MLP(input_shape=SHAPE, hidden=[8, 9]), Spec(SHAPE, "classification", 3))
     assert {name: film.out_features for name, film in images.films.items()} == {"0": 8}
-    for blocks in ([4], [-1, 1], []):
+    for blocks in ([4], []):
         with pytest.raises(
             UserError, match=r"^algo.blocks=.*: needs at least one, and the backbone has the blocks 0 to 3"
         ):
             tiny_cavia(blocks=blocks)
+    with pytest.raises(UserError, match=r"^algo.blocks=\[-1, 1\]: each must be at least 0"):
+        tiny_cavia(blocks=[-1, 1])
     with pytest.raises(UserError, match=r"^algo.context_size=0: must be at least 1"):
         tiny_cavia(context_size=0)
 

@@ -80,7 +80,7 @@ def test_a_finished_run_is_not_shown_for_other_data(images: Path, tmp_path: Path
     assert result(folder) == before
     again = metarun(*words, "resume=false")
     assert again.status == 0
-    beside = folder.with_name(f"{folder.name}~2")
+    beside = folder.with_name(f"{folder.name}__2")
     assert result(beside)["data"]["fingerprint"] != before["data"]["fingerprint"]
     assert "nothing was computed" in metarun(*words).out  # the newest of them, of the data that are there
 
@@ -105,7 +105,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_data(
         def fail(*_: Any, **__: Any) -> None:
             raise UserError("interrupted here")
 
-        patch.setattr(stages, "meta_test", fail)
+        patch.setattr(stages.MetaTest, "execute", fail)
         assert metarun(*words).said == ["metarun: interrupted here"]
     folder = run_folder(tmp_path / "runs")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -183,7 +183,7 @@ def commands(*words: str, inside: Path, home: Path) -> dict[str, Any]:
     "words",
     [
         ["--config-dir", "my conf", "algo=mine", "outputs=o (1)"],
-        ["--config-dir=my conf", "+experiment/own=é", "outputs=o"],
+        ["--config-dir=my conf", "+experiment/own=mine", "outputs=o"],
         [
             "outputs=o",
             "name=it's 1e3",
@@ -199,7 +199,7 @@ def test_stored_command_composes_the_same_config_in_an_empty_folder(words: list[
     (inside / "my conf" / "algo").mkdir(parents=True)
     (inside / "my conf" / "algo" / "mine.yaml").write_text("defaults:\n  - protonet\n")
     (inside / "my conf" / "experiment" / "own").mkdir(parents=True)
-    (inside / "my conf" / "experiment" / "own" / "é.yaml").write_text("# @package _global_\nseed: 7\n")
+    (inside / "my conf" / "experiment" / "own" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
     few = [
         "train.steps=1",
         "test.episodes=2",

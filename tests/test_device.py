@@ -16,7 +16,7 @@ from shell import make_images, metarun, result, run_folder
 from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from torch import Tensor
 
-from metarun.core import Algorithm, Batch, Episodes
+from metarun.core import Batch, Episodes
 from metarun.engine import hardware as chosen
 from metarun.engine.hardware import choose
 from metarun.engine.traced_step import TracedStep
@@ -135,8 +135,8 @@ def test_whole_run_on_a_device(words: list[str], tmp_path: Path, monkeypatch: py
         assert done.status == 0, done.err
         return result(run_folder(tmp_path / outputs))
 
-    def there(settings: Any, algorithm: Algorithm, world: Any) -> Any:
-        return dataclasses.replace(choose(settings, algorithm, world), device=device)
+    def there(*arguments: Any) -> Any:
+        return dataclasses.replace(choose(*arguments), device=device)
 
     expected = run("cpu")
     with second_device.present() as device, mock.patch.object(chosen, "choose", there):

@@ -18,8 +18,9 @@ from helpers import build, compose
 from shell import SINUSOID, environment, lines, metarun, result, run_folder
 
 from metarun.data.regression import Linear
-from metarun.engine.distributed import LAUNCHED, World, place
+from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose
+from metarun.engine.launched import VARIABLES as LAUNCHED
 from metarun.errors import UserError
 from metarun.runs.folder import folder_name
 
@@ -393,12 +394,12 @@ def test_messages_go_by_way_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     values = [torch.ones(2, dtype=torch.float32), torch.full((1, 1), 3.0, dtype=torch.float64)]
-    World(0, 2).sum(values)
+    World(0, 2).all_reduce(values)
     assert [value.tolist() for value in values] == [[2, 2], [[6]]]
     assert sent == [("cpu", torch.float64, None)]
     sent.clear()
     with pytest.raises(NotImplementedError):  # nothing comes back from torch's device without memory
-        World(0, 2, device=torch.device("meta"), group="nccl").sum(values)
+        World(0, 2, device=torch.device("meta"), group="nccl").all_reduce(values)
     assert sent == [("cpu", torch.float32, None), ("meta", torch.float64, "nccl")]  # are all here? then the message
 
 

@@ -63,7 +63,7 @@ def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
         run = run_of(tmp_path / "1")
         assert list(checkpoint.load(run / "last.pt")["wrapper"]) == ["bound"]
         assert "bound" not in checkpoint.load(run / "best.pt")["model"]
-        again = metarun("recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
+        again = metarun(*words[:2], "recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
         assert again.returncode == 0, again.stderr
 
 
@@ -113,7 +113,7 @@ def test_a_launcher_of_ones_own(tmp_path: Path) -> None:
     assert failing.returncode == 1
     assert "ended with exit status 2\n    its output: " in failing.stderr
     for word, reason in {
-        "hydra.launcher.niceness=40": "must be at most 19",
+        "hydra.launcher.niceness=40": "must be from 0 to 19",
         "hydra.launcher.nicenes=4": "did you mean niceness?",
         "hydra.launcher._target_=collections.Counter": "is no launcher",
     }.items():

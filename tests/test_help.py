@@ -13,7 +13,7 @@ from helpers import compose
 from omegaconf import OmegaConf
 from shell import environment, metarun
 
-from metarun.cli import CONF
+from metarun.config.folder import CONF
 from metarun.config.help import answer
 from metarun.config.ranges import check_value, shown
 from metarun.config.reference import Choice, Entry, Reference, sections

@@ -240,7 +240,9 @@ def test_broken_and_missing_medmnist_are_one_line(tmp_path: Path) -> None:
         "breastmnist.npz is missing; put it there from https://zenodo.org/records/10519652/files/breastmnist.npz"
         in message
     )
-    assert "MedMNIST has 28, 64, 128, 224" in error(lambda: MedMnist(flag="breastmnist", resolution=32))
+    assert "data.resolution=32: is not one of 28, 64, 128, 224" in error(
+        lambda: MedMnist(flag="breastmnist", resolution=32)
+    )
 
 
 # Caltech-101

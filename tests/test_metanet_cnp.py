@@ -345,5 +345,5 @@ def test_the_recording_is_the_loss(name: str) -> None:
      (CNP, "orders", 4)],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(kind: type[Algorithm], key: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^algo\.{key}={value}: must be "):
+    with pytest.raises(UserError, match=rf"^algo\.{key}={value:g}: must be "):
         kind(conv4(), IMAGES, **{key: value})

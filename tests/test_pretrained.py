@@ -141,6 +141,18 @@ def test_the_yaml_looks_whether_pixels_are_standardized() -> None:
         check(compose("backbone=pretrained"))
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_without_a_source_the_yaml_looks_at_the_target(normalized: bool) -> None:
+    """The network's own normalisation is not applied to pixels that the target has normalised already."""
+    words = ["target=digits", f"target.data.normalize={normalized}", "backbone=pretrained", f"backbone.name={SMALL}"]
+    for data in ("data=glyphs", "data=digits"):
+        alone = compose(data, "recipe=target_only", *words)
+        check(alone)
+        assert alone.backbone.standardized is normalized
+        after_source = compose(data, "recipe=transfer", *words)
+        assert after_source.backbone.standardized is (data == "data=digits")
+
+
 @pytest.mark.parametrize(
     ("algo", "name"), [("protonet", "timm:test_resnet"), ("maml", "timm:test_resnet"), ("anil", SMALL)]
 )
@@ -493,7 +505,7 @@ def test_no_run_there(tmp_path: Path) -> None:
         return str(error.value)
 
     for place in (tmp_path, tmp_path / "x"):
-        assert message(place) == f"backbone.from={place}: there is no such run folder or file"
+        assert message(place).startswith(f"backbone.from={place}: there is no such run folder or file")
     checkpoint.save(tmp_path / "best.pt", {"model": {"head.weight": torch.ones(2)}})
     assert message(tmp_path).endswith("best.pt holds no backbone; its first tensor is head.weight")
     (tmp_path / "best.pt").write_bytes(b"PK")

@@ -1,4 +1,4 @@
-"""README.md stays true: its commands run, its keys and files exist, its table and picture are what the scripts make."""
+"""The READMEs stay true: their commands run, their keys and files exist, tables and pictures are what the scripts make."""
 
 from __future__ import annotations
 
@@ -18,28 +18,47 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metarun import config as schema
-from metarun.cli import CONF
+from metarun.config.folder import CONF
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
-COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^(?:.*&& |srun )?metarun\b(.*)$", SHELL, re.M)]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *(ROOT / "conf").rglob("*.md"), *(ROOT / "metarun").rglob("*.md"),
+                 *(ROOT / "scripts").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
+)  # fmt: skip
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+README = TEXTS["README.md"]
+ROOMS = ["algos", "backbones", "data", "engine", "report", "runs", "stages", "sweeps", "target", "wrappers"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every metarun command in the blocks of shell."""
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+    lines = re.findall(r"^(?:.*&& |srun )?metarun\b(.*)$", shell, re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+COMMANDS = [(page, words) for page, text in TEXTS.items() for words in commands(text)]
 TINY = ["train.steps=1", "train.validate_episodes=2", "task.queries=1", "test.episodes=2", "test.baseline_episodes=0"]
-LONG = ("experiment=", "data=omniglot", "target=", "hydra/launcher=slurm", "hydra/sweeper=")
-OTHER = [words for words in COMMANDS if "recipe=report" in words]
-CHEAP = [words for words in COMMANDS if words not in OTHER and not any(word.startswith(LONG) for word in words)]
-OWN_FILES = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", README, re.M | re.S)
+LONG = ("experiment=", "data=omniglot", "target=", "hydra/launcher=slurm", "hydra/sweeper=", "algo=learn2learn")
+OTHER = [(page, words) for page, words in COMMANDS if "recipe=report" in words or "help" in words[:1]]
+OWN = [(page, words) for page, words in COMMANDS if "--config-dir" in words]  # run by the tests of the guides
+LATER = [
+    (page, words) for page, words in COMMANDS if any(word.startswith(LONG) for word in words) or "--dry-run" in words
+]
+CHEAP = [one for one in COMMANDS if one not in [*OTHER, *OWN, *LATER]]
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from benchmark import readme as speed  # noqa: E402
 from results import picture, rows, tables  # noqa: E402
 
-RESULTS = (ROOT / "scripts" / "results" / "README.md").read_text()
+RESULTS = TEXTS["scripts/results/README.md"]
+SPEED = TEXTS["scripts/benchmark/README.md"]
 TABLES = rows.load()
 
 
-def name(words: list[str]) -> str:
-    return " ".join(words) or "metarun"
+def name(one: object) -> str:
+    return " ".join(map(str, one)) or "metarun" if isinstance(one, list) else str(one)
 
 
 def metarun(*words: str, inside: Path) -> str:
@@ -52,11 +71,8 @@ def metarun(*words: str, inside: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where a reader of README.md would stand: its example method, some images, a finished run."""
+    """A folder where a reader would stand: some images, and a finished run."""
     folder = tmp_path_factory.mktemp("reader")
-    for path, text in OWN_FILES:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 2, 8, 8), np.uint8)
     for number, images in enumerate(pixels):
         (folder / "my_images" / f"class {number}").mkdir(parents=True)
@@ -68,33 +84,63 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
+    assert len(README.encode()) <= 10_000
+    first = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)[0]
+    assert [line.split()[0] for line in first.splitlines()] == ["scripts/demo.sh", "scripts/test.sh"]
+    assert len(commands(README)) == 8
+    assert "](scripts/assets/report.png)" in README
+    (table,) = re.findall(r"<!-- made by .*?-->\n(.*?)<!-- end", README, re.S)
+    assert len(table.splitlines()) == 2 + 6
+
+
+def test_the_front_page_leads_to_every_other() -> None:
+    linked = re.findall(r"\]\(([^)#:]+\.md)", README)
+    assert set(PAGES) - {"README.md"} <= set(linked)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_has_a_page(room: str) -> None:
+    assert f"metarun/{room}/README.md" in TEXTS
+
+
+def test_the_picture_of_a_report_is_small() -> None:
+    picture_file = ROOT / "scripts" / "assets" / "report.png"
+    with Image.open(picture_file) as image:
+        assert image.format == "PNG"
+        assert image.width >= 800
+    assert picture_file.stat().st_size < 200_000
+
+
 def test_there_are_commands_of_every_kind() -> None:
-    assert len(COMMANDS) > 10
-    assert [path for path, _ in OWN_FILES] == ["cosine.py", "my_conf/algo/cosine.yaml"]
+    assert len(COMMANDS) > 30
     assert len(CHEAP) > 5
-    assert any("-m" in words for words in CHEAP)
-    assert any("recipe=test" in words for words in CHEAP)
+    assert any("-m" in words for _, words in CHEAP)
+    assert any("recipe=test" in words for _, words in CHEAP)
+    assert {page for page, _ in OWN} <= {f"metarun/{room}/README.md" for room in ROOMS}
 
 
-@pytest.mark.parametrize("words", CHEAP, ids=name)
-def test_command_runs(words: list[str], sandbox: Path) -> None:
-    before = set(sandbox.glob("outputs/*/*/result.json"))
-    printed = metarun(*words, *TINY, inside=sandbox)
-    jobs = np.prod([word.count(",") + 1 for word in words]) if "-m" in words else 1
-    assert len(set(sandbox.glob("outputs/*/*/result.json")) - before) == jobs
-    assert printed.count("tensorboard --logdir outputs/") == (0 if "hydra/launcher=local" in words else jobs)
+@pytest.mark.parametrize(("page", "words"), CHEAP, ids=name)
+def test_command_runs(page: str, words: list[str], sandbox: Path) -> None:
+    outputs = f"outputs={page.replace('/', '-')}"
+    for _ in range(1 + ("checkpoint=" in " ".join(words))):  # once made, a result is shown
+        printed = metarun(*words, *TINY, outputs, inside=sandbox)
+    jobs = int(np.prod([word.count(",") + 1 for word in words])) if "-m" in words else 1
+    assert printed.count("tensorboard --logdir") == (0 if "hydra/launcher=local" in words else jobs)
 
 
-def test_report_runs(sandbox: Path) -> None:
-    (words,) = OTHER
-    metarun("-m", "hydra/launcher=local", "algo=maml,protonet", *TINY, inside=sandbox)
-    assert "index.html" in metarun(*words, inside=sandbox)
+@pytest.mark.parametrize(("page", "words"), OTHER, ids=name)
+def test_command_explains_or_reports(page: str, words: list[str], sandbox: Path) -> None:
+    if "recipe=report" in words:
+        metarun("-m", "hydra/launcher=local", "algo=maml,protonet", *TINY, inside=sandbox)
+    printed = metarun(*words, inside=sandbox)
+    assert ("index.html" if "recipe=report" in words else words[-1]) in printed
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in [*CHEAP, *OTHER]], ids=name)
-def test_long_command_is_accepted(words: list[str]) -> None:
-    words = words[: -words.count("--cfg") * 2 or None]
-    first = [re.sub(r"=([\w.]+)(,[\w.]+)+$", r"=\1", word) for word in words if word != "-m"]  # of several choices
+@pytest.mark.parametrize(("page", "words"), LATER, ids=name)
+def test_long_command_is_accepted(page: str, words: list[str]) -> None:
+    kept = [word for word in words if word not in ("-m", "--cfg", "job", "--dry-run", "--config-dir", "my_conf")]
+    first = [re.sub(r"=([\w./]+)(,[\w./]+)+$", r"=\1", word) for word in kept]  # of several choices
     overrides = [re.sub(r"=(tag.*|[^(\[,]*,.*)", "=1", word) for word in first]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         schema.check(hydra.compose("config", overrides=overrides))
@@ -104,21 +150,40 @@ def test_keys_exist() -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", overrides=["algo=maml"])
     known = [*schema.flat(OmegaConf.to_container(composed)), *(path.name for path in CONF.iterdir() if path.is_dir())]
-    rows = re.findall(
-        r"^\| (`.*?) \|", README[README.index("| key |") : README.index("### What is in a run folder")], re.M
-    )
-    keys = [key for row in rows for key in re.findall(r"`([\w.]+)`", row)]
+    text = TEXTS["conf/README.md"]
+    typed = text[text.index("The keys that are typed most") : text.index("Your own files")]
+    keys = [key for row in re.findall(r"^\| (`.*?) \|", typed, re.M) for key in re.findall(r"`([\w.]+)`", row)]
     assert len(keys) > 20
     assert [key for key in keys if key not in known] == []
 
 
-@pytest.mark.parametrize("file", ["README.md", "scripts/results/README.md"])
-def test_files_exist(file: str) -> None:
-    text = (ROOT / file).read_text()
-    paths = [ROOT / path for path in re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]*)`", text)]
-    paths += [(ROOT / file).parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
-    assert len(paths) > 3
-    assert [path for path in paths if not path.exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_files_exist(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.M | re.S)
+    paths = [ROOT / path for path in re.findall(r"`((?:conf|metarun|scripts|tests)/[\w./]+)`", text)]
+    paths += [(ROOT / page).parent / path for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
+    assert [str(path) for path in paths if not path.exists() and path.stem != "NAME"] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_places_in_pages_exist(page: str) -> None:
+    """A link to a heading finds it."""
+    for path, place in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", TEXTS[page]):
+        there = ((ROOT / page).parent / path if path else ROOT / page).read_text()
+        headings = [
+            re.sub(r"[^\w\- ]", "", line).replace(" ", "-").lower() for line in re.findall(r"^#+ (.*)$", there, re.M)
+        ]
+        assert place in headings
+
+
+@pytest.mark.parametrize("room", ["metarun", *(f"metarun/{room}" for room in ROOMS)])
+def test_a_room_s_page_names_files_that_are_there(room: str) -> None:
+    text = re.sub(r"^```.*?^```", "", TEXTS[f"{room}/README.md"], flags=re.M | re.S)
+    named = re.findall(r"`((?:[a-z_]+/)?[a-z_0-9]+\.py)`", text)
+    own = set(re.findall(r"^`([\w./]+)`[^`]*:\n\n```", TEXTS[f"{room}/README.md"], re.M))
+    there = [ROOT, ROOT / "metarun", ROOT / room]
+    examples = set(re.findall(r"`([\w./]+\.py)`[^`]*:\n\n```python", TEXTS[f"{room}/README.md"])) | own
+    assert [file for file in named if file not in examples and not any((at / file).exists() for at in there)] == []
 
 
 @pytest.mark.parametrize("text", [README, RESULTS], ids=["README.md", "scripts/results/README.md"])
@@ -171,10 +236,10 @@ def test_picture_is_of_the_result_in_the_table() -> None:
 
 
 def test_speed_tables_are_those_of_the_benchmarks_kept() -> None:
-    assert speed.rewritten(README) == README
+    assert speed.rewritten(SPEED) == SPEED
     kept = [json.loads(path.read_text()) for path in speed.RESULTS.glob("*.json")]
     rates = [line for result in kept for line in result["lines"].values() if line.get("unit") == "tasks/s"]
     assert len(rates) > 10
     for line in rates:
-        assert f"| {line['title']} |" in README
-        assert f"| {line['ratio']:.2f}× |" in README
+        assert f"| {line['title']} |" in SPEED
+        assert f"| {line['ratio']:.2f}× |" in SPEED

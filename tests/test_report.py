@@ -857,7 +857,7 @@ def test_toy_runs_from_the_command_to_the_report_and_to_tensorboard(tmp_path: Pa
     assert set(sessions) == {folder.name for folder in folders}
     for folder in folders:
         group = sessions[folder.name]
-        assert group.hparams["seed"].number_value == int(re.search(r"seed=(\d)", folder.name)[1])
+        assert group.hparams["seed"].number_value == int(re.search(r"seed-(\d)", folder.name)[1])
         metrics = {value.name.tag: value.value for value in group.metric_values}
         assert metrics["hparams/test"] == pytest.approx(stored_result(folder)["test/mse"], rel=1e-6)
 

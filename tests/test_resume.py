@@ -337,7 +337,8 @@ def test_resume_false_starts_beside(tmp_path: Path) -> None:
     assert f"results  {folder}__3\n" in metarun(*words).out  # the newest is the one that is gone on with
 
 
-def test_second_process_in_a_folder_is_refused(tmp_path: Path) -> None:
+def test_second_process_in_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carry_out, "LOCK_SECONDS", 0.2)
     words = [*SINUSOID, f"outputs={tmp_path}"]
     metarun(*words)
     folder = run_folder(tmp_path)
@@ -345,8 +346,8 @@ def test_second_process_in_a_folder_is_refused(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with FileLock(folder / ".lock"):
         done = metarun(*words)
-    assert (done.status, done.out, len(done.said)) == (2, "", 1)
-    assert done.said[0].startswith(f"metarun: {folder}: another process is running this")
+    assert (done.status, done.out, len(done.said)) == (2, "", 2)  # that it waits, and that this was in vain
+    assert done.said[1].startswith(f"metarun: {folder}: another process is running this")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert metarun(*words).status == 0
 

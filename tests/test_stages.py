@@ -18,6 +18,7 @@ from shell import ROOT, Outcome, make_images, metarun, result
 
 from metarun.data.image_batches import Labelled
 from metarun.data.source import ImageSource
+from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
 SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
@@ -162,6 +163,46 @@ def test_pretraining_is_done_once_whether_a_wrapper_follows_or_not(images: Path,
     done(*words, "pretrain.train.save_every=1")  # changes no number
     assert len(list((tmp_path / "stages").iterdir())) == 1
     done(*words, "pretrain.train.steps=2")
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data.normalize=false", "data.rotations=true", "data.image_size=20"],
+)
+def test_how_images_are_read_makes_another_stage(word: str, images: Path, tmp_path: Path) -> None:
+    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
+    done(*words)
+    done(*words, word)
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+def test_where_images_lie_makes_no_other_stage(images: Path, tmp_path: Path) -> None:
+    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"outputs={tmp_path / 'runs'}"]
+    shutil.copytree(images, tmp_path / "copy")
+    done(*words, f"data.root={images}")
+    done(*words, f"data.root={tmp_path / 'copy'}")
+    assert len(list((tmp_path / "runs" / "stages").iterdir())) == 1
+
+
+def test_how_the_targets_images_are_read_makes_another_stage(target: Path, images: Path, tmp_path: Path) -> None:
+    words = ["recipe=domain_adaptation", "algo=coral", *SMALL[:3], "train.steps=2", "train.tasks_per_step=8",
+             "backbone.norm=group", "target=folder", "target.data.image_size=16", f"target.data.root={target}",
+             f"data.root={target}", f"outputs={tmp_path}", "recipe.stages=[metarun.stages.Train,metarun.stages.Transfer]",
+             "transfer=nearest_centroid", "target.repeats=2", "target.train_images=6", "target.test_images=6"]  # fmt: skip
+    done(*words)
+    done(*words, "target.data.normalize=false")
+    assert len(list((tmp_path / "stages").iterdir())) == 2
+
+
+def test_a_stage_that_other_rules_selected_is_not_reused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(train, "RULES", 1)
+        done(*words)
+    done(*words, "resume=false")
     assert len(list((tmp_path / "stages").iterdir())) == 2
 
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+
+import hydra
+import pytest
+
+from metarun import config as schema
+from metarun.config.folder import CONF
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "metarun").rglob("*.py"))
@@ -28,3 +37,133 @@ def test_no_test_is_skipped() -> None:
     word = re.compile(r"\b(skip|skipif|importorskip|xfail)\(")
     skipping = {path.name: len(word.findall(path.read_text())) for path in Path(__file__).parent.glob("*.py")}
     assert {name: count for name, count in skipping.items() if count} == {"test_slurm.py": 1}
+
+
+# A module imports only from its own line and from those above it. A room that is not named module by module stands as a whole.
+ORDER = """
+metarun.errors
+metarun.text metarun.terminal metarun.renamed metarun.optional metarun.engine.platform metarun.engine.launched metarun.files
+metarun.config
+metarun.ops
+metarun.core
+metarun.data
+metarun.wrappers
+metarun.runs.result metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.fingerprints metarun.runs.seen
+metarun.engine
+metarun.backbones
+metarun.target
+metarun.algos
+metarun.report
+metarun.runs.run
+metarun.stages
+metarun.trust
+metarun.sweeps
+metarun.plugins
+metarun.runs.carry_out
+metarun.cli
+metarun.__main__
+"""
+LEVEL = {name: number for number, line in enumerate(ORDER.split("\n")) for name in line.split()}
+# What imports upwards after all, and why.
+UPWARDS = {
+    (
+        "metarun.config.building",
+        "metarun.core",
+    ): "task_of makes a TaskShape of a config, which is all that config knows of core",
+    ("metarun.sweeps.jobs", "metarun.cli"): "a job is a command line, so the process of a job enters by the door",
+}
+
+
+def level(module: str) -> int | None:
+    """The line of ORDER that the module, or the room around it, stands on."""
+    while module and module not in LEVEL:
+        module = module.rpartition(".")[0]
+    return LEVEL.get(module)
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules of metarun that a file imports, at its top or in a function, but not for annotations alone."""
+    known = set(map(dotted, MODULES))
+    tree = ast.parse(path.read_text())
+    annotations = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in annotations:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("metarun"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metarun"):
+            for name in node.names:
+                yield f"{node.module}.{name.name}" if f"{node.module}.{name.name}" in known else str(node.module)
+
+
+def test_every_module_has_a_place_and_imports_only_what_lies_below() -> None:
+    upwards = set()
+    for path in MODULES:
+        here = dotted(path)
+        if path.name == "__init__.py" and not set(imported(path)):
+            continue
+        assert level(here) is not None, f"{here} stands on no line of ORDER"
+        for there in imported(path):
+            if there != "metarun" and level(there) > level(here):  # type: ignore[operator]
+                upwards.add((here, there))
+    assert upwards == set(UPWARDS)
+
+
+def test_the_map_of_the_rooms_is_the_order_that_is_tested() -> None:
+    text = (ROOT / "metarun" / "README.md").read_text()
+    (table,) = re.findall(r"^\| room \|.*?\n((?:\|.*\n)+)", text, re.M)
+    rows = [re.findall(r"`([\w./]+)`", line.split("|")[1]) for line in table.splitlines()[1:]]
+    levels = [
+        [level("metarun." + name.removesuffix(".py").rstrip("/").replace("/", ".")) for name in row] for row in rows
+    ]
+    assert all(None not in row for row in levels)
+    flat = [number for row in levels for number in row]
+    assert flat == sorted(flat)
+    assert set(flat) >= set(LEVEL.values()) - {LEVEL["metarun.__main__"]}
+
+
+@pytest.mark.parametrize(
+    "room",
+    sorted({path.parent for path in MODULES if path.parent.name not in ("metarun", "hydra_plugins")}),
+    ids=dotted,
+)
+def test_every_room_says_what_lies_in_it(room: Path) -> None:
+    assert (ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "").endswith(".")
+
+
+def test_every_module_begins_with_what_it_is() -> None:
+    assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "help" not in path.parts)
+
+
+def command(path: Path) -> list[str]:
+    """The words of the command in the comment that a YAML begins with."""
+    first = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+    found = re.fullmatch(r"# .+[;:] metarun(?P<words>( .*)?)", first)
+    assert found, f"{path}: begins with {first!r}, not with '# what it is; metarun a command'"
+    return shlex.split(found["words"])
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_yaml_begins_with_a_command_that_composes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_DATA", "/data")
+    words = [word for word in command(path) if word not in ("-m", "--multirun", "--cfg", "job")]
+    swept = re.compile(r"=(?:(?:choice|range|interval|tag|shuffle|glob|sort)\(.*|(?![\[{'\"]).*?,.*)$")
+    first = [re.sub(r"=([\w./]+),.*", r"=\1", word) for word in words if not re.search(r"=\w+\(", word)]
+    assert all(not swept.search(word) for word in first)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("config", overrides=first)
+    if composed.recipe.run.endswith("carry_out.run"):
+        schema.check(composed)

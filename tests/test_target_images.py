@@ -7,21 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, build, choices, compose, hardware, toy_images
+from helpers import CPU, build, choices, compose, hardware, table, toy_images
 from hydra.utils import get_class
 from torch import Tensor, nn
 
 from metarun.algos.dn4 import DN4
 from metarun.backbones.conv4 import Conv4
+from metarun.config import Target as Settings
 from metarun.config import construct
 from metarun.core import Algorithm, Batch, Episodes, Spec
 from metarun.data.image_batches import batches
+from metarun.data.source import ImageSource
 from metarun.engine import evaluate
 from metarun.engine.evaluate import classified
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS, Norm, needs_reference
 from metarun.target import base
 from metarun.target.base import Own, SourceImages, TargetMethod
+from metarun.target.target import Target
 
 CLASSES = 4
 SOURCE = toy_images(classes=CLASSES, per_class=40)
@@ -258,3 +261,62 @@ def test_episodes_say_how_many_images_each_way_has() -> None:
     assert batch.classes_in_turn().tolist() == [0, 3, 4, 1, 5, 2]
     assert next(batch.split(1)).shots == (3, 1, 2)
     assert replace(batch, shots=None).classes_in_turn().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+# Pixel statistics
+
+
+class Normalized(ImageSource):
+    """Images of which each class has its own brightness, without parts of their own."""
+
+    def __init__(self, pixels: np.ndarray, parts: dict[str, list[int]] | None = None) -> None:
+        per_class = len(pixels) // 3
+        made = replace(table(pixels, [per_class] * 3), metadata={"parts": parts} if parts else {})
+        super().__init__(made, {"train": [0], "val": [1], "test": [2]}, normalize=True)
+
+
+def bright(rows: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [60, 1, 8, 8]; `rows` are made white."""
+    pixels = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8)).astype(np.uint8)
+    if rows is not None:
+        pixels[rows] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("repeat", range(3))
+def test_pixels_of_a_target_are_normalised_by_training_images_alone(repeat: int) -> None:
+    """Replacing the test images changes no training image, and of test images their own pixels alone."""
+    settings = Settings(test_images=None)
+    plain = Target(Normalized(bright()), settings)
+    train, test = plain.division(repeat)
+    changed = Target(Normalized(bright(test.rows[1:])), settings)
+    other_train, other_test = changed.division(repeat)
+    assert np.array_equal(test.rows, other_test.rows)
+    assert torch.equal(train.whole(CPU).x, other_train.whole(CPU).x)
+    assert torch.equal(test.whole(CPU).x[0], other_test.whole(CPU).x[0])
+    x = train.whole(CPU).x.double()
+    assert x.mean().abs() < 1e-5
+    assert abs(x.std(correction=0).item() - 1) < 1e-4
+
+
+def test_parts_for_a_training_on_source_and_target_are_normalised_by_its_training_images() -> None:
+    settings = Settings(test_images=None)
+    plain = Target(Normalized(bright()), settings)
+    changed = Target(Normalized(bright(np.concatenate([plain.test.rows[1:], plain.validation.rows]))), settings)
+    assert torch.equal(plain.train.whole(CPU).x, changed.train.whole(CPU).x)
+    assert torch.equal(plain.test.whole(CPU).x[0], changed.test.whole(CPU).x[0])
+
+
+def test_a_test_part_of_the_data_sets_own_enters_no_statistic() -> None:
+    parts = {"train": [12] * 3, "val": [2] * 3, "test": [6] * 3}
+    settings = Settings(test_images=None)
+    plain = Target(Normalized(bright(), parts), settings)
+    changed = Target(Normalized(bright(plain.test.rows[1:]), parts), settings)
+    assert torch.equal(plain.train.whole(CPU).x, changed.train.whole(CPU).x)
+    assert torch.equal(plain.test.whole(CPU).x[0], changed.test.whole(CPU).x[0])
+
+
+def test_images_that_are_not_normalised_stay_so() -> None:
+    plain = ImageSource(table(bright(), [20] * 3), {"train": [0], "val": [1], "test": [2]})
+    train, _ = Target(plain, Settings(test_images=None)).division(0)
+    assert torch.equal((train.whole(CPU).x * 255).round(), torch.from_numpy(bright())[train.rows].float())

@@ -1,0 +1,1 @@
+"""The methods: one paper a file. README.md lists what a method defines, and shows how to write one."""

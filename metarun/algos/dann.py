@@ -1,5 +1,6 @@
-"""DANN: Unsupervised Domain Adaptation by Backpropagation (Ganin and Lempitsky 2015), and Domain-Adversarial Training of
-Neural Networks (Ganin et al. 2016).
+"""DANN: Unsupervised Domain Adaptation by Backpropagation (Ganin and Lempitsky 2015).
+
+Also Domain-Adversarial Training of Neural Networks (Ganin et al. 2016).
 
 https://arxiv.org/abs/1409.7495, https://arxiv.org/abs/1505.07818
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import optional as peers
+from metarun import optional
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.inner_loop import InnerLoop
@@ -77,7 +77,7 @@ class MAML(Algorithm):
 
     def wrapper(self) -> Any:
         """learn2learn's wrapper, made anew for every batch so that each weight has one name here."""
-        return peers.learn2learn().algorithms.MAML(Network(self.backbone, self.head), lr=self.inner.lr)
+        return optional.learn2learn().algorithms.MAML(Network(self.backbone, self.head), lr=self.inner.lr)
 
     def inputs(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """What the adapted module is called with for one task's support and query set."""
@@ -117,14 +117,14 @@ class MetaSGD(MAML):
 
     def wrapper(self) -> Any:
         network, rates = Network(self.backbone, self.head), self.rates if len(self.rates) else None
-        return peers.learn2learn().algorithms.MetaSGD(network, lr=self.inner.lr, lrs=rates)
+        return optional.learn2learn().algorithms.MetaSGD(network, lr=self.inner.lr, lrs=rates)
 
 
 class ANIL(MAML):
     """`learn2learn.algorithms.MAML` on the head alone; each set goes through the backbone once a task."""
 
     def wrapper(self) -> Any:
-        return peers.learn2learn().algorithms.MAML(Network(nn.Identity(), self.head), lr=self.inner.lr)
+        return optional.learn2learn().algorithms.MAML(Network(nn.Identity(), self.head), lr=self.inner.lr)
 
     def inputs(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         return features(self.backbone, support_x), features(self.backbone, query_x, support_x)
@@ -137,12 +137,12 @@ class ProtoNet(Algorithm):
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
         super().__init__(backbone, spec)
-        peers.learn2learn()  # refused here if it is missing
+        optional.learn2learn()  # refused here if it is missing
 
     def predict(self, episodes: Episodes) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
             support, query = (precise(x) for x in self.backbone.embed_sets(support_x, query_x))
-            return peers.learn2learn().nn.PrototypicalClassifier(support, support_y)(query)
+            return optional.learn2learn().nn.PrototypicalClassifier(support, support_y)(query)
 
         return self.over_tasks(task, *episodes.tensors[:3])
 

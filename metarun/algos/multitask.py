@@ -1,5 +1,7 @@
-"""Multi-task learning: one backbone, a head for the source and one for the target (Caruana 1997), their losses weighted by
-homoscedastic uncertainty: Multi-Task Learning Using Uncertainty to Weigh Losses (Kendall, Gal, Cipolla 2018).
+"""Multi-task learning: one backbone, a head for the source and one for the target (Caruana 1997).
+
+The losses are weighted by homoscedastic uncertainty: Multi-Task Learning Using Uncertainty to Weigh Losses (Kendall, Gal,
+Cipolla 2018).
 
 https://arxiv.org/abs/1705.07115
 

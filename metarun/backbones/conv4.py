@@ -19,7 +19,20 @@ from metarun.ops.batch_norm import Norm
 def image_shape(
     name: str, input_shape: tuple[int, ...], *, smallest: int = 1, instead: str = "backbone=mlp"
 ) -> tuple[int, int, int]:
-    """`input_shape` as (C, H, W); a `UserError` if backbone `name` is given vectors, or sides below `smallest` pixels."""
+    """The shape of an image that a backbone can take.
+
+    Args:
+        name: The backbone, for messages.
+        input_shape: The shape of the data's items.
+        smallest: The least side of an image in pixels.
+        instead: The words that a message recommends for smaller images.
+
+    Returns:
+        The channels, the height and the width.
+
+    Raises:
+        UserError: The items are vectors, or too small.
+    """
     if len(input_shape) != 3:
         size = "×".join(map(str, input_shape))
         raise UserError(

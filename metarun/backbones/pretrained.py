@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import optional as peers
+from metarun import optional
 from metarun.backbones.conv4 import image_shape
 from metarun.backbones.weights import load_tensors, read_tensors
 from metarun.config.types import NameOrPath, NormKind, PositiveInt
@@ -105,6 +105,12 @@ class Pretrained(Backbone):
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
         self.features = self._try(input_shape)
 
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        name = str(settings.get("name"))
+        if (library := name.partition(":")[0]) in LIBRARIES:
+            _library(name, library)
+
     mean: Tensor
     deviation: Tensor
 
@@ -113,7 +119,7 @@ class Pretrained(Backbone):
         self.eval()
         try:
             with torch.no_grad():
-                found = self(torch.zeros(1, *input_shape))
+                output = self(torch.zeros(1, *input_shape))
         except UserError:
             raise
         except Exception as error:
@@ -123,9 +129,9 @@ class Pretrained(Backbone):
             ) from error
         finally:
             self.train()
-        if not isinstance(found, Tensor) or found.ndim != 2:
+        if not isinstance(output, Tensor) or output.ndim != 2:
             raise UserError(f"backbone.name={self.name}: does not turn an image into one vector of features")
-        return found.shape[1]
+        return output.shape[1]
 
     @property
     def widths(self) -> list[int]:  # type: ignore[override]
@@ -165,19 +171,19 @@ class Pretrained(Backbone):
 
 def _parts(network: nn.Module) -> list[nn.Module]:
     """The modules with parameters that the images go through one after the other, containers opened."""
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for name, child in network.named_children():
         if name in CONTAINERS:
-            found += _parts(child)
+            modules += _parts(child)
         elif any(True for _ in child.parameters()):
-            found.append(child)
-    return found
+            modules.append(child)
+    return modules
 
 
 def _library(name: str, library: str) -> ModuleType:
     """The module, or a `UserError` that names the extra."""
     try:
-        models = peers.torchvision()  # timm imports it too, and finds it whole then
+        models = optional.torchvision()  # timm imports it too, and finds it whole then
         return models if library == "torchvision" else importlib.import_module(library)
     except (UserError, ModuleNotFoundError) as error:
         missing = getattr(error, "name", None) or "torchvision"
@@ -229,7 +235,7 @@ def _timm(name: str, model: str, weights: str | None, checksum: str | None, imag
     bare = model.split(".")[0]
     if bare not in (known := timm.list_models()):
         raise UserError(f"backbone.name={name}: timm has no such network{nearest(bare, known)}")
-    tags = [found.partition(".")[2] for found in timm.list_models(f"{bare}.*", pretrained=True)]
+    tags = [name.partition(".")[2] for name in timm.list_models(f"{bare}.*", pretrained=True)]
     if weights == "pretrained" or weights in tags:
         chosen = model if weights == "pretrained" else f"{bare}.{weights}"
         try:
@@ -280,8 +286,8 @@ def _load_file(
     if not path.is_file():
         hint = nearest(weights, known) or (f"; {name} has {', '.join(known)}" if known else "")
         raise UserError(f"{key}: there is no such file, nor weights of that name{hint}")
-    if checksum is not None and (found := checkpoint.digest(path)) != checksum.lower():
+    if checksum is not None and (actual := checkpoint.digest(path)) != checksum.lower():
         raise UserError(
-            f"{key}: {path} is another file than the one meant (SHA-256 {found}, expected {checksum.lower()})"
+            f"{key}: {path} is another file than the one meant (SHA-256 {actual}, expected {checksum.lower()})"
         )
     load_tensors(network, read_tensors(path, key), key, spare)

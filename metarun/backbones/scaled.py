@@ -34,15 +34,15 @@ class ScaledBackbone(Backbone):
 
     def weights(self) -> dict[str, Tensor]:
         """The frozen backbone's weights, scaled and shifted."""
-        found = {}
+        scaled = {}
         for name, value in self.frozen.named_parameters():
             # A change of the weights that was registered later keeps the value that it is made of under another name.
             own = name.replace(".parametrizations.", ".").removesuffix(".original").replace(".", "_")
             if own not in self.phi:
                 continue
             change = self.rate * self.phi[own]
-            found[name] = value * (1 + change) if value.ndim > 1 else value + change
-        return found
+            scaled[name] = value * (1 + change) if value.ndim > 1 else value + change
+        return scaled
 
     def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         self.frozen.channels_last = self.channels_last

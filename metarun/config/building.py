@@ -53,5 +53,22 @@ def _objects(value: Any, path: str) -> Any:
     if isinstance(value, ListConfig):
         return [_objects(item, path) for item in value]
     if value.get("_partial_"):
-        return instantiate(value, _recursive_=False, _convert_="all")
+        return _tried(instantiate(value, _recursive_=False, _convert_="all"), path)
     return construct(value, path)
+
+
+def _tried(build: Any, path: str) -> Any:
+    """What builds an optimiser later, after it has built one of a single parameter: its settings are found wrong now.
+
+    Raises:
+        UserError: The optimiser refuses them.
+    """
+    import torch
+
+    kind = getattr(build, "func", None)
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+        try:
+            build([torch.nn.Parameter(torch.zeros(()))])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: {reason(error)}") from error
+    return build

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from metarun.config import completion
 from metarun.config.types import Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
@@ -297,11 +297,18 @@ class Config:
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,
-        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on."),
+        Doc("The folder of runs, or a list of folders, that `recipe=report` reports on and `recipe=runs` lists."),
     ] = None
     outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"
 
 
+def _pixels_normalized(*, _root_: DictConfig) -> bool:
+    """Whether the images that the backbone is built for come normalised: the source's, or the target's without a source."""
+    source = OmegaConf.select(_root_, "recipe.source", default=True)
+    return bool(OmegaConf.select(_root_, "data.normalize" if source else "target.data.normalize", default=False))
+
+
+OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 # For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
 # the time that --help takes. A copy of the one store is the store.

@@ -57,9 +57,14 @@ class Algorithm(Checked, nn.Module, ABC):
 
     @abstractmethod
     def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the tasks (scalar), and detached scalars to log (`acc`, say), for step `step` of training.
+        """The loss of a training step.
 
-        Of `Episodes`, or of a `Batch` where `trains_on` says so.
+        Args:
+            episodes: The tasks of the step, `Episodes`; a `Batch` of images where `trains_on` is "batches".
+            step: The number of the step, from 0.
+
+        Returns:
+            The mean loss over the tasks, a scalar with a graph; and detached scalars to log, by name (`acc`, say).
         """
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
@@ -81,18 +86,38 @@ class Algorithm(Checked, nn.Module, ABC):
             raise TypeError(f"{cls.__name__} must define predict, or predict_after if it has inner steps")
 
     def predict(self, episodes: Episodes) -> Tensor:
-        """Logits `[T, N*Q, N]` (regression: values `[T, Q, outputs]`) for the queries; reads no `query_y`.
+        """Predicts the labels of the queries, without reading `query_y`.
 
         A method with inner steps defines `predict_after` alone; any other defines this.
+
+        Args:
+            episodes: The tasks.
+
+        Returns:
+            Logits `[T, N*Q, N]`; in regression values `[T, Q, outputs]`.
         """
         return self.predict_after(episodes, [self.test_steps])[0]
 
     def inherit(self, earlier: Algorithm) -> None:
-        """Takes over what an earlier stage learned: the weights of its backbone, which is built as this one is."""
+        """Takes over what an earlier stage learned: the weights of its backbone.
+
+        Args:
+            earlier: The method of that stage, whose backbone is built as this one is.
+        """
         self.backbone.load_state_dict(earlier.backbone.state_dict())
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits `[B, classes]` of images for the classes that it was trained with: the target's, if it saw their labels."""
+        """Classifies images among the classes of training: the target's, if the method saw their labels.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+
+        Returns:
+            Logits `[B, classes]`.
+
+        Raises:
+            NotImplementedError: The method trains on episodes and has no classes of its own.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no classes of its own")
 
     @property
@@ -102,32 +127,70 @@ class Algorithm(Checked, nn.Module, ABC):
         return 0 if inner is None else inner.steps if inner.test_steps is None else inner.test_steps
 
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Predictions after each of the given numbers of inner steps, `[len(steps), T, N*Q, N]`.
+        """Predicts after each of several numbers of inner steps.
 
         The base class serves methods without an inner loop, for which `steps` is `[0]`.
+
+        Args:
+            episodes: The tasks.
+            steps: The numbers of inner steps, each at least 0.
+
+        Returns:
+            What `predict` returns, for each of `steps`: `[len(steps), T, N*Q, N]`.
         """
         return self.predict(episodes)[None]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """What the method's paper reports beside the score of `predict`: values `[T]`, or curves `[T, points]`.
+        """Further measures that the method's paper reports.
 
-        Asked at meta-testing alone; the means over the episodes go to `result.json` under `test/`, with their intervals.
+        Only a meta-test calls it; the means over the episodes go to `result.json` under `test/`, with their intervals.
+
+        Args:
+            episodes: The tasks.
+
+        Returns:
+            Values `[T]` or curves `[T, points]`, by name.
         """
         return {}
 
     def over_tasks(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function` of one task's tensors, for every task along the first axis; results are stacked."""
+        """Calls a function for every task, in a loop or by `vmap` (`metarun.ops.tasks.over_tasks`).
+
+        Args:
+            function: A function of one task's tensors; it returns a tensor, or a dict or tuple of tensors.
+            tensors: Tensors with the task axis first.
+
+        Returns:
+            Its results, stacked along a new first axis.
+        """
         return over_tasks(function, *tensors, vectorize=self.vectorize)
 
     def task_loss(self, prediction: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy, with `smoothing` of the labels over all classes, or mean squared error for regression."""
+        """The mean cross-entropy of a classification step, or the mean squared error of a regression step.
+
+        Args:
+            prediction: Logits `[..., N]`, or values.
+            target: Labels `[...]`, probabilities `[..., N]`, or values.
+            smoothing: The share of each label that is spread over all classes, from 0 to 1.
+
+        Returns:
+            A scalar in single precision at least.
+        """
         if self.spec.kind == "regression":
             return F.mse_loss(precise(prediction), target)
         labels = target.flatten(0, -2) if target.is_floating_point() else target.flatten()  # probabilities, or classes
         return F.cross_entropy(precise(prediction).flatten(0, -2), labels, label_smoothing=smoothing)
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What to log beside the loss: the query accuracy of a classification step."""
+        """The scores that are logged with the loss: the query accuracy of a classification step.
+
+        Args:
+            prediction: Logits `[..., N]`, or values.
+            target: Labels `[...]`, probabilities `[..., N]`, or values.
+
+        Returns:
+            Detached scalars by name; none in regression.
+        """
         if self.spec.kind == "regression":
             return {}
         target = target.argmax(-1) if target.is_floating_point() else target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,19 +16,39 @@ ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) 
 class Backbone(Checked, nn.Module):
     """Images `[B, C, H, W]` (or vectors `[B, D]`) to features `[B, features]`.
 
-    `forward(x, n_support=None, activation_hook=None)`: with the norm `support`, the statistics of the first `n_support` rows
-    normalise all. `activation_hook(number, activations)` may change the activations of each block, `[B, widths[number], ...]`, where
-    they have been normalised and have not yet gone through the nonlinearity that ends the block.
+    `forward(x, n_support=None, activation_hook=None)` gets the items `x`. With the norm `support`, the statistics of the first
+    `n_support` rows normalise all rows. `activation_hook(number, activations)` may change the activations of each block,
+    `[B, widths[number], ...]`, after the normalisation and before the nonlinearity that ends the block.
+
+    Attributes:
+        features: D, the length of a feature vector.
+        widths: The channels of each block.
+        blocks: The blocks in order, a sequence of modules, each with the output of the one before as its first input.
+        norm: The kind of normalisation, a key of `metarun.ops.batch_norm.KINDS`.
+        pretrained: Whether it brings weights of a file, a library or an earlier run.
+        draws: Whether it draws random numbers in training.
+        channels_last: The memory order of images between its layers, set from `hardware.channels_last`.
     """
 
     configured_by = "backbone"
     features: int
-    widths: list[int]  # the channels of each block
-    blocks: Any  # the blocks in order (a sequence of modules), each with what goes on from the one before as its first input
-    norm: str  # a kind of `metarun.ops.batch_norm`
-    pretrained: bool = False  # whether it brings weights from elsewhere: of a file, a library or an earlier run
-    draws: bool = False  # whether it draws random numbers in training
-    channels_last: bool = False  # the memory order of images between its layers; set from `hardware.channels_last`
+    widths: list[int]
+    blocks: Any
+    norm: str
+    pretrained: bool = False
+    draws: bool = False
+    channels_last: bool = False
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        """Checks that the libraries which a backbone of these settings needs are installed.
+
+        Args:
+            settings: Its node of the config.
+
+        Raises:
+            UserError: One is not; it names the extra.
+        """
 
     @property
     def couples_rows(self) -> bool:
@@ -54,7 +74,7 @@ class Backbone(Checked, nn.Module):
         return both[: len(support_x)], both[len(support_x) :]
 
     def to_memory_order(self, images: Tensor) -> Tensor:
-        """The same images `[B, C, H, W]`, the channels of a pixel side by side in memory if that is the chosen order.
+        """The same images in the chosen memory order: the channels of a pixel side by side, or not.
 
         An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
         here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)

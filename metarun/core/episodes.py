@@ -15,13 +15,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Episodes:
-    """A meta-batch of T tasks of equal size; the sets are class-major (all of way 0, all of way 1, ...)."""
+    """A meta-batch of T tasks of equal size; the sets are class-major (all of way 0, all of way 1, ...).
 
-    support_x: Tensor  # [T, N*K, C, H, W] float  (regression: [T, K, D])
-    support_y: Tensor  # [T, N*K] int64 in [0, N)  (regression: [T, K, outputs] float)
-    query_x: Tensor  # [T, N*Q, C, H, W]
-    query_y: Tensor  # [T, N*Q]
-    ways: int  # N; 1 for regression
+    Args:
+        support_x: The support sets, float `[T, N*K, C, H, W]`; in regression `[T, K, D]`.
+        support_y: Their labels, int64 `[T, N*K]` in `[0, N)`; in regression values, float `[T, K, outputs]`.
+        query_x: The queries, `[T, N*Q, C, H, W]`; in regression `[T, Q, D]`.
+        query_y: Their labels `[T, N*Q]`, or in training probabilities `[T, N*Q, N]`; in regression `[T, Q, outputs]`.
+        ways: N, the classes of a task; 1 in regression.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    ways: int
     shots: tuple[int, ...] | None = None  # support images of each way, the same in all tasks; None: equally many
 
     @property
@@ -31,10 +39,18 @@ class Episodes:
 
     @property
     def n_tasks(self) -> int:
+        """T, the number of tasks, which a training step counts."""
         return self.support_x.shape[0]
 
     def split(self, size: int) -> Iterator[Episodes]:
-        """These tasks in chunks of at most `size` tasks."""
+        """Splits the meta-batch.
+
+        Args:
+            size: The most tasks of a chunk, at least 1.
+
+        Yields:
+            The tasks in their order, as views.
+        """
         parts = (tensor.split(size) for tensor in self.tensors)
         for support_x, support_y, query_x, query_y in zip(*parts, strict=True):
             yield Episodes(support_x, support_y, query_x, query_y, self.ways, self.shots)
@@ -54,26 +70,45 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Batch:
-    """B labelled images, in no order, of one label space a domain."""
+    """B labelled images in no order; each domain has its own labels.
 
-    x: Tensor  # [B, C, H, W] float
-    y: Tensor  # [B] int64; -1 where the label is not known
-    domain: Tensor  # [B] int64; 0 the source, 1 the target
+    Args:
+        x: The images, float `[B, C, H, W]`.
+        y: Their labels, int64 `[B]`; -1 where a label is not known.
+        domain: Where they are from, int64 `[B]`; 0 is the source, 1 the target.
+    """
+
+    x: Tensor
+    y: Tensor
+    domain: Tensor
 
     @property
     def n_tasks(self) -> int:
-        """What a training step counts: images here, tasks of `Episodes`."""
+        """B: a training step counts images here, and tasks in `Episodes`."""
         return len(self.x)
 
     def split(self, size: int) -> Iterator[Batch]:
-        """These images in chunks of at most `size`."""
+        """Splits the batch.
+
+        Args:
+            size: The most images of a chunk, at least 1.
+
+        Yields:
+            The images in their order, as views.
+        """
         for x, y, domain in zip(*(tensor.split(size) for tensor in (self.x, self.y, self.domain)), strict=True):
             yield Batch(x, y, domain)
 
 
 @dataclass(frozen=True)
 class TaskShape:
-    """Ways, shots and queries of a task; a regression task has one way."""
+    """The size of a task.
+
+    Args:
+        ways: N, its classes; 1 in regression.
+        shots: K, the support examples of each class.
+        queries: Q, the queries of each class.
+    """
 
     ways: int
     shots: int
@@ -82,10 +117,18 @@ class TaskShape:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a learner must know of its data before it is built."""
+    """What a method must know of its data before it is built.
 
-    input_shape: tuple[int, ...]  # (C, H, W), or (D,)
+    Args:
+        input_shape: The shape of an item: `(C, H, W)`, or `(D,)`.
+        kind: Whether labels or values are predicted.
+        outputs: The ways of a training task, the classes of labelled training images, or the dimensions of a regression target.
+        target_outputs: The classes of the target, for a method that trains on the target's images too.
+        shots: The shots of a training task.
+    """
+
+    input_shape: tuple[int, ...]
     kind: Literal["classification", "regression"]
-    outputs: int  # ways of a training task, classes of labelled training images, or dimensions of a regression target
-    target_outputs: int | None = None  # classes of the target, for a method that trains on its images too
-    shots: int = 1  # of a training task
+    outputs: int
+    target_outputs: int | None = None
+    shots: int = 1

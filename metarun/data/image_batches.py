@@ -16,6 +16,7 @@ from metarun.errors import UserError
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of each class's images, where the data set has no parts of its own
 
 BatchSampler = Callable[[int, int], Batch]  # the images from `start` to `stop` of an endless shuffled stream
+Reader = Callable[[torch.device, np.ndarray | None], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -80,11 +81,12 @@ class Labelled:
     rotations: np.ndarray  # int64 [n], quarter turns
     labels: np.ndarray  # int64 [n]
     names: list[str]  # of the classes
-    reader: Callable[[torch.device], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
+    reader: Reader
     change: Change = lambda x: x  # what is done to all images: another size, say
     identify: Callable[[np.ndarray], list[str]] = lambda rows: [
         str(row) for row in rows
     ]  # rows to files, or places in a class
+    reference: np.ndarray | None = None  # rows that give the pixel statistics; None: training images of the source
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,13 +105,18 @@ class Labelled:
         """The images `which` (positions, int64) alone."""
         return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
 
+    def normalized_by(self, known: Labelled) -> Labelled:
+        """These images, their pixels normalised by the mean and deviation of the images `known` where they are normalised."""
+        return replace(self, reference=np.unique(known.rows))
+
     def divide(self, seed: int, repeat: int) -> tuple[Labelled, Labelled]:
         """Training and test images: a stratified draw of `SHARES`, where the share of validation goes to the test images.
 
-        It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side.
+        It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side. Pixels of both are
+        normalised by the training images.
         """
         train, test = (self.take(places) for places in self.divide_places(seed, repeat))
-        return train, test
+        return train.normalized_by(train), test.normalized_by(train)
 
     def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
         """The positions of the training and of the test images that `divide` draws, int64 each."""
@@ -125,7 +132,7 @@ class Labelled:
 
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
         """The images `which` (positions, int64 [B]) with their labels."""
-        read = self.reader(device)
+        read = self.reader(device, self.reference)
         x = self.change(read(self.rows[which, None], self.rotations[which])[:, 0])
         y = torch.from_numpy(self.labels[which]).to(device)
         return Batch(x, y, torch.full_like(y, domain))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+BESIDE_PARTS = {"data", "dataset", "images", "image", "img", "imgs", "labels", "set", "split"}  # in names of parts
 TABLES = (".csv", ".tsv")
 NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".txt", ".xml", ".yaml", ".yml", ".zip"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
@@ -32,8 +34,12 @@ class LabelledFile(NamedTuple):
 
 
 def part_of(name: str) -> str:
-    """Which part of a data set a folder, a table or a cell names: train, val, test, or an empty string."""
-    return PARTS.get(name.strip().lower(), "")
+    """Which part of a data set a folder, a table or a cell names: train, val, test, or an empty string.
+
+    Words such as images beside it change nothing: `train_images`, `Test Set`, `labels-val`.
+    """
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word and word not in BESIDE_PARTS]
+    return PARTS.get(words[0], "") if len(words) == 1 else ""
 
 
 def tables_in(folder: Path) -> list[str]:

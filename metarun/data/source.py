@@ -17,11 +17,13 @@ from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import Table
 from metarun.errors import UserError
+from metarun.text import printable
 
 Split = Literal["train", "val", "test"]
 EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to `stop`, on the device
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
+PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
@@ -112,18 +114,37 @@ class ImageSource(DataSource):
         self.input_shape = tuple(table.images.shape[1:])
         self.normalize = normalize
         self._on_device: dict[torch.device, torch.Tensor] = {}
+        self._statistics: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
     @functools.cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
 
-        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1]."""
+        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
+        """
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
         part = "train" if own else "all"
-        rows = np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
+        return self.statistics_of(
+            np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
+        )
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """`statistics` over other images.
+
+        Args:
+            rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
+        """
+        if rows is None or not self.normalize:
+            return self.statistics
         rows = rows[:: -(-len(rows) // 2000)]
+        key = rows.tobytes()  # every batch of these images asks again
+        if key not in self._statistics:
+            self._statistics[key] = self._measured(rows)
+        return self._statistics[key]
+
+    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.
         counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
         for row in rows:
@@ -132,8 +153,35 @@ class ImageSource(DataSource):
         mean = counts @ values / counts.sum(1)
         return mean, np.sqrt(counts @ values**2 / counts.sum(1) - mean**2).clip(1e-3)
 
+    def _check_task(self, split: Split, task: TaskShape) -> None:
+        """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
+        key = "train.task" if split == "train" else "test.task"
+        if task.ways == 1:
+            raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
+        turned = 4 if self.rotations else 1
+        counts = {one: len(where) * turned for one, where in self.splits.items()}
+        if counts[split] < task.ways:
+            total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
+            told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
+            fits = min(counts.values())
+            take = f"take task.ways={fits}, or more classes" if fits > 1 else "take more classes"
+            raise UserError(
+                f"task: ways = {task.ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
+                f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
+                "apart: recipe=target_only target=folder target.data.root=FOLDER"
+            )
+        sizes = self.table.sizes[self.splits[split]]
+        needed = task.shots + task.queries
+        if sizes.min() < needed:
+            smallest = self.table.names[self.splits[split][int(sizes.argmin())]]
+            raise UserError(
+                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {sizes.min()} images "
+                f"of the smallest class of the {split} split, {printable(smallest)}; lower {key}.shots or {key}.queries"
+            )
+
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.splits[split]
+        self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         draw = ClassSampler(
             offsets=self.table.offsets,
@@ -159,10 +207,15 @@ class ImageSource(DataSource):
 
         return episodes
 
-    def reader(self, device: torch.device) -> Reader:
-        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`."""
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
+
+        Args:
+            device: Where the images shall lie.
+            reference: The rows whose mean and deviation pixels are normalised by, where they are; None as in `statistics_of`.
+        """
         images = self._images(device)
-        standardise = standardiser(*self.statistics, device)
+        standardise = standardiser(*self.statistics_of(reference), device)
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8

@@ -21,14 +21,33 @@ NAMED = 8  # runs of a folder that a message lists
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint: tensors, numbers, strings, lists and dicts."""
+    """Writes a checkpoint, all or nothing.
+
+    Args:
+        path: The file.
+        state: Tensors, numbers, strings, lists and dicts, by name.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     whole = io.BytesIO()  # torch would hide the reason of a failed write
     torch.save(state, whole)
     files.replace(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A checkpoint of `save`; a missing, truncated or foreign file is a `UserError`. Runs no code from the file."""
+    """Reads a checkpoint of `save`; runs no code from the file.
+
+    Args:
+        path: The file.
+        device: Where its tensors are put.
+
+    Returns:
+        The state that was saved.
+
+    Raises:
+        UserError: The file is missing or truncated, or no checkpoint of metarun.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     try:
@@ -61,7 +80,11 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file, 64 hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,7 +121,16 @@ def _instead(path: Path) -> str:
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """`weights` into `module`; names or shapes that differ are a `UserError` that shows the first one."""
+    """Loads weights into a module.
+
+    Args:
+        module: The module.
+        weights: Its `state_dict`.
+        path: The file that they are from, for the message.
+
+    Raises:
+        UserError: A name or a shape differs; the message shows the first one.
+    """
     own = module.state_dict()
     for name in [*own, *weights]:
         here, there = (tuple(state[name].shape) if name in state else "absent" for state in (own, weights))

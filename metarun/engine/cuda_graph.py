@@ -1,4 +1,4 @@
-"""A recording as one CUDA graph: its thousands of kernels start from one call, instead of waiting for Python one by one."""
+"""A traced step as one CUDA graph: its thousands of kernels start from one call, and need not wait for Python one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ WARM_UP = 3  # passes before the capture, in which libraries choose their kernel
 
 
 def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-    """What `compute` gave while it was captured, and what computes it anew into the same memory."""
+    """Captures a computation as a CUDA graph.
+
+    Args:
+        compute: The computation, without arguments; it must read and write the same memory in every call.
+
+    Returns:
+        The outputs that it gave while it was captured, and a function that computes them anew into the same memory.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -27,10 +34,14 @@ def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]
 
 
 class CudaGraph:
-    """`play` on tensors of the shapes and types of `inputs`, captured once by `capture`.
+    """A function of tensors, captured once and replayed for every call.
 
-    The memory that it works in is its own: what is given is copied in, and what is returned is a copy that the next call
-    leaves alone.
+    It works in memory of its own: a call copies its inputs there, and returns copies of the outputs.
+
+    Args:
+        play: The function.
+        inputs: Tensors of the shapes and types that every call will have.
+        capture: What captures a computation, `cuda_graph` for one.
     """
 
     def __init__(self, play: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], capture: Capture) -> None:
@@ -39,6 +50,14 @@ class CudaGraph:
             self.outputs, self.replay = capture(lambda: play(*self.inputs))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Computes the outputs for these inputs by a replay.
+
+        Args:
+            inputs: Tensors of the shapes and types that were captured.
+
+        Returns:
+            Copies of the outputs, which the next call leaves alone.
+        """
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given.detach())
         self.replay()

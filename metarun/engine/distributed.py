@@ -61,11 +61,25 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:
-        """The start and stop of this rank's part of `count` things."""
+        """The part of this rank.
+
+        Args:
+            count: How many things the ranks share.
+
+        Returns:
+            The start and the stop of this rank's part.
+        """
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor, of any device and floating type, by its sum over the ranks, in one message of float64."""
+        """Replaces each tensor by its sum over the ranks, in one message of float64.
+
+        Args:
+            tensors: Tensors of any device and floating type, of the same shapes in all ranks; changed in place.
+
+        Raises:
+            PeerLost: Another rank is gone.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).to(self.device, torch.float64) for tensor in tensors])
@@ -84,7 +98,17 @@ class World:
                 torch.distributed.all_reduce(torch.zeros(1))
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, in every rank. Tensors must be on the CPU."""
+        """Sends a value from rank 0 to all ranks.
+
+        Args:
+            value: What rank 0 sends, tensors on the CPU; other ranks may give anything of the type.
+
+        Returns:
+            Rank 0's value.
+
+        Raises:
+            PeerLost: Another rank is gone.
+        """
         if self.size == 1:
             return value
         message = [value]
@@ -93,7 +117,14 @@ class World:
         return message[0]
 
     def to(self, device: torch.device) -> World:
-        """This world with messages that lie on `device`, which must be of one type in all ranks. Every rank calls it."""
+        """This world with messages that lie on a device. Every rank calls it.
+
+        Args:
+            device: The device, of one type in all ranks.
+
+        Raises:
+            UserError: Some ranks have a CUDA device and others have none.
+        """
         if self.size == 1:
             return self
         count = torch.tensor([float(device.type == "cuda")])
@@ -108,7 +139,11 @@ class World:
         return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PEER_TIMEOUT))
 
     def report_failure(self, message: str) -> None:
-        """Leaves for rank 0, which does not meet the same error, what ends this rank."""
+        """Tells rank 0, which does not meet the same error, why this rank ends.
+
+        Args:
+            message: The reason, one line.
+        """
         with contextlib.suppress(RuntimeError):  # rank 0 may be gone
             self.store.set(f"failed {self.rank}", message)
 
@@ -127,7 +162,17 @@ class World:
 
 
 def place(processes: int) -> World:
-    """This process's place: in a launcher's world, or as rank 0 of `processes`, the config's `hardware.processes`."""
+    """This process's place among the ranks of its run.
+
+    Args:
+        processes: The config's `hardware.processes`, at least 1.
+
+    Returns:
+        The world of the launcher that started this process; without one, rank 0 of `processes`.
+
+    Raises:
+        UserError: The launcher has another number of processes.
+    """
     if not by_launcher():
         return World(0, processes, 0, processes)
     rank, size = rank_and_size()
@@ -142,9 +187,17 @@ def place(processes: int) -> World:
 
 @contextmanager
 def process_group(world: World, command: Sequence[str] = ()) -> Iterator[World]:
-    """The world of `place`, in which the ranks can talk. Without a launcher rank 0 starts the others by `command`.
+    """Connects the ranks. At the end no rank that was started here is left.
 
-    Raises `PeerLost` if a rank does not come. Who has joined stays together; at the end no rank that was started here is left.
+    Args:
+        world: The world of `place`.
+        command: The command by which rank 0 starts the others, where no launcher does.
+
+    Yields:
+        The world, in which the ranks can send messages.
+
+    Raises:
+        PeerLost: A rank does not come.
     """
     if world.size == 1 or world.store is not None:
         yield world
@@ -210,7 +263,7 @@ def _meet(world: World, children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> str:
-    """Which rank ended early and how: by its own words, or by its exit status if it is a child. Empty if that is not known."""
+    """Which rank ended early and how: by its own report, or by its exit status if it is a child. Empty if that is not known."""
     deadline = time.monotonic() + (BLAME_SECONDS if children else 0)
     while True:
         for rank in range(1, size):
@@ -218,7 +271,7 @@ def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> st
                 if store.check([f"failed {rank}"]):
                     return f"rank {rank} of {size} ended early ({store.get(f'failed {rank}').decode()})"
         codes = {rank: code for rank, child in enumerate(children, 1) if (code := child.poll()) is not None}
-        # One that ended by itself may have missed another, which ended in a worse way: it is looked for a while.
+        # A rank that exited by itself may have done so because another was killed, so the search for that one goes on a while.
         last = time.monotonic() >= deadline
         for rank, code in codes.items():
             if code or last:

@@ -22,15 +22,22 @@ IMAGES = 256  # classified together
 
 @dataclass
 class Scores:
-    """Per-episode scores after each number of inner steps: accuracies in [0, 1], or mean squared errors."""
+    """The scores of episodes after each number of inner steps.
+
+    Args:
+        steps: The numbers of inner steps.
+        values: Accuracies in [0, 1], or mean squared errors, float64 `[len(steps), episodes]`.
+        power: The mean squared target of regression tasks; 0 in classification.
+        loss: The mean loss on the queries after the last of `steps`.
+        measures: The method's own measures by name, float64 `[episodes]` or `[episodes, points]`; empty where they were not
+            wanted.
+    """
 
     steps: list[int]
-    values: Tensor  # [len(steps), episodes] float64
-    power: float  # the mean squared target of regression tasks; 0 for classification
-    loss: float  # the mean loss on the queries after the last of `steps`
-    measures: dict[
-        str, Tensor
-    ]  # the method's own, `[episodes]` or `[episodes, points]` float64; empty unless asked for
+    values: Tensor
+    power: float
+    loss: float
+    measures: dict[str, Tensor]
 
     @property
     def final(self) -> Tensor:
@@ -49,10 +56,21 @@ def evaluate(
     measure: bool = False,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Scores:
-    """Scores of the episodes 0 to `episodes`, in evaluation mode, after each of `steps` inner steps (default: the last).
+    """Tests a method on the episodes 0 to `episodes`, in evaluation mode; the ranks share them.
 
-    With `measure` the algorithm's own `measures` as well. `observe` is handed the number of the first episode of each chunk, the
-    predictions for its queries after the last step, and their labels.
+    Args:
+        algorithm: The method.
+        sampler: The episodes of a range of numbers.
+        episodes: How many there are, at least 1.
+        hardware: Where they are computed.
+        steps: The numbers of inner steps after which predictions are scored; None is what the method takes at test time.
+        progress: A function of the episodes that are done.
+        measure: Whether the method's own `measures` are computed too.
+        observe: A function of the number of the first episode of each chunk, the predictions for its queries after the last
+            step, and their labels.
+
+    Returns:
+        The scores, the same in every rank.
     """
     steps = [algorithm.test_steps] if steps is None else list(steps)
     regression = algorithm.spec.kind == "regression"
@@ -68,8 +86,8 @@ def evaluate(
         batch = sampler(start, stop)
         with hardware.autocast():
             predictions = algorithm.predict_after(batch, steps)
-            found = algorithm.measures(batch) if measure else {}
-        for name, value in found.items():
+            further = algorithm.measures(batch) if measure else {}
+        for name, value in further.items():
             whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
             whole[start:stop] = value.double().cpu()
         if observe is not None:

@@ -25,16 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run computes on."""
+    """The device of this rank, and how it computes.
+
+    Args:
+        device: The device.
+        autocast_dtype: The type of mixed precision; None computes in float32.
+        tf32: Whether float32 products on CUDA may round to 10 bits of mantissa.
+        channels_last: Whether the channels of a pixel are side by side in memory.
+        vectorize: Whether tasks are computed by `vmap` instead of a loop.
+        task_chunk: The tasks whose graph is held at once in training; None is all.
+        threads: The threads of a CPU operation.
+        traced: What takes the gradients of `backward` from a traced step, if anything does.
+        world: The ranks.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast_dtype: torch.dtype | None = None
     tf32: bool = False
     channels_last: bool = False
     vectorize: bool = False
-    task_chunk: int | None = 1  # tasks whose graph is held at once in training; None: all
+    task_chunk: int | None = 1
     threads: int = 1
-    traced: TracedStep | None = None  # takes the gradients of `backward` from a recording
+    traced: TracedStep | None = None
     world: World = field(default_factory=World)
 
     @property
@@ -53,7 +65,13 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=False)
 
     def seed(self, number: int) -> None:
-        """Seeds the global generators of the CPU and of this device. (`torch.manual_seed` formats a stack trace each time.)"""
+        """Seeds the global generators of the CPU and of this device.
+
+        `torch.manual_seed` would format a stack trace each time.
+
+        Args:
+            number: The seed, at least 0 and below 2**63.
+        """
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
@@ -63,13 +81,23 @@ class Hardware:
     def backward(
         self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradients of `weight` times the mean loss over `episodes`; the detached loss, and what to log."""
+        """Adds the gradients of a loss to the parameters' `grad`.
+
+        Args:
+            algorithm: The method, or the wrapper that holds it.
+            episodes: The tasks, or a batch of images.
+            step: The number of the step.
+            weight: The factor of the mean loss over `episodes`.
+
+        Returns:
+            The loss without the factor, detached, and the scalars to log by name.
+        """
         if self.traced and (done := self.traced(algorithm, episodes, step, weight, self.autocast)):
             return done
         with self.autocast():
-            loss, shown = algorithm.loss(episodes, step)
+            loss, scalars = algorithm.loss(episodes, step)
         (loss * weight).backward()
-        return loss.detach(), shown
+        return loss.detach(), scalars
 
     def place(self, algorithm: Algorithm) -> Algorithm:
         """Moves an algorithm to the device, in the memory order and with the form of the task axis chosen here."""
@@ -105,9 +133,9 @@ class Hardware:
         }
 
     def __str__(self) -> str:
-        shown = self.describe()
+        described = self.describe()
         tasks = "by vmap" if self.vectorize else "in a loop"
-        device = f"{shown['gpu'] or shown['device']}, {shown['precision']}{', TF32' if self.tf32 else ''}"
+        device = f"{described['gpu'] or described['device']}, {described['precision']}{', TF32' if self.tf32 else ''}"
         return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
 
 
@@ -125,15 +153,25 @@ def keep_freed_memory() -> None:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether CUDA devices may take TF32 for float32, in convolutions and matrix products alike.
+    """Lets CUDA devices take TF32 for float32 or not, in convolutions and matrix products alike.
 
-    torch's own default is TF32 in convolutions and not in matrix products; here float32 is what it says, or neither is.
+    torch's own default is TF32 in convolutions and float32 in matrix products; here both are the same.
+
+    Args:
+        allowed: Whether they may.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def check_device(device: str) -> None:
-    """Checks that the config's `hardware.device` is there; raises `UserError` where it is not, before anything is built."""
+    """Checks that a device is there, before anything is built.
+
+    Args:
+        device: The config's `hardware.device`.
+
+    Raises:
+        UserError: The device is not there.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("hardware.device=cuda: torch finds no CUDA device here; use hardware=cpu or hardware=auto")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -141,14 +179,21 @@ def check_device(device: str) -> None:
 
 
 def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper | None = None) -> Hardware:
-    """The hardware of the config's `hardware` node for `algorithm`, or its `wrapper`, in this rank of `world`.
+    """Chooses the hardware of this rank; each rank has a CUDA device of its own.
 
-    Each rank has a CUDA device of its own. Raises `UserError` where there is none, or not enough of them.
+    Args:
+        settings: The config's `hardware` node.
+        algorithm: The method that is to be computed.
+        world: The ranks.
+        wrapper: What holds the method in training, if anything does.
+
+    Raises:
+        UserError: There is no such device, there are not enough of them, or the settings do not go with the method.
     """
     check_device(settings.device)
-    found = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     device = torch.device("mps" if settings.device == "mps" else "cpu")
-    if settings.device in ("auto", "cuda") and found:
+    if settings.device in ("auto", "cuda") and has_cuda:
         if world.local_size > (count := torch.cuda.device_count()):
             raise UserError(
                 f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "

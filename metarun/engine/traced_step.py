@@ -99,11 +99,11 @@ def _record(
         tasks = Episodes(support_x, support_y, query_x, query_y, episodes.ways)
         named = {f"algorithm.{name}": value for name, value in values.items()}
         with autocast():  # the casts are operations, and so recorded
-            loss, shown = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
-        found = torch.autograd.grad(loss * weight, list(values.values()), allow_unused=True)
-        gradients = {name: value for name, value in zip(values, found, strict=True) if value is not None}
-        learned[:], logged[:] = gradients, shown
-        return loss.detach(), *gradients.values(), *(value.detach() for value in shown.values())
+            loss, scalars = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
+        derivatives = torch.autograd.grad(loss * weight, list(values.values()), allow_unused=True)
+        gradients = {name: value for name, value in zip(values, derivatives, strict=True) if value is not None}
+        learned[:], logged[:] = gradients, scalars
+        return loss.detach(), *gradients.values(), *(value.detach() for value in scalars.values())
 
     inputs = [*(value.detach().requires_grad_() for value in params.values()), *episodes.tensors]
     plain = compute(*inputs)

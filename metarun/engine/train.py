@@ -318,11 +318,11 @@ class Training:
     def log(self) -> None:
         """Records the means since the last line, and starts new ones."""
         state, tasks = self.state, self.settings.tasks_per_step
-        shown = {f"train/{name}": value / state.summed for name, value in state.sums.items()}
-        shown["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        scalars = {f"train/{name}": value / state.summed for name, value in state.sums.items()}
+        scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         elapsed = time.perf_counter() - self.started
-        shown["train/tasks_per_second"] = (state.step - self.first_step) * tasks / elapsed
-        self.logger.scalars(state.step, shown)
+        scalars["train/tasks_per_second"] = (state.step - self.first_step) * tasks / elapsed
+        self.logger.scalars(state.step, scalars)
         state.sums, state.summed = {}, 0
 
     def select(self) -> bool:
@@ -331,23 +331,23 @@ class Training:
         Returns:
             Whether `watch` gives up.
         """
-        state, watch, found = self.state, self.watch, None
+        state, watch, measured = self.state, self.watch, None
         if self.validate is not None:
-            found, shown = self.validate()
-            self.logger.scalars(state.step, shown, always=True)
-            found = -math.inf if math.isnan(found) else found
-        score = -math.inf if found is None else found
+            measured, scalars = self.validate()
+            self.logger.scalars(state.step, scalars, always=True)
+            measured = -math.inf if math.isnan(measured) else measured
+        score = -math.inf if measured is None else measured
         better = score > state.best_score or state.validated < 0  # the first, however bad
         state.worse = 0 if better else state.worse + 1
         state.validated = state.step
         if better:
             state.best_score, state.best_step = score, state.step
             if self.world.main:
-                best = {"model": self.algorithm.state_dict(), "step": state.step, "score": found}
+                best = {"model": self.algorithm.state_dict(), "step": state.step, "score": measured}
                 checkpoint.save(self.best, {**best, "seen": self.learner.seen})
         self.save()
-        asked = watch is not None and found is not None and self.world.main
-        return self.world.broadcast(asked and watch(state.step, score) if watch is not None else False)
+        watched = watch is not None and measured is not None and self.world.main
+        return self.world.broadcast(watched and watch(state.step, score) if watch is not None else False)
 
     def save_if_due(self, stopped: int) -> None:
         """Saves if an interval of steps or seconds has passed or a signal came, and the last validation did not save."""
@@ -487,8 +487,8 @@ def gradient_step(
         first = first_task + number * size
         hardware.seed(draws.mixed(seed, step, first))
         with draws.StepShare(seed, step, first, chunk.n_tasks, total, *several).entered():
-            loss, shown = hardware.backward(algorithm, chunk, step, share)
-        for name, value in {"loss": loss, **shown}.items():
+            loss, scalars = hardware.backward(algorithm, chunk, step, share)
+        for name, value in {"loss": loss, **scalars}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
     if averages:
         averages.settle()

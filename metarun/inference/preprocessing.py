@@ -37,12 +37,23 @@ class Preprocessing:
     input_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, data: DataSource, input_shape: tuple[int, ...]) -> Preprocessing | None:
-        """That of a data set whose images are brought to `input_shape`; None for data that are no square images."""
+    def of(
+        cls, data: DataSource, input_shape: tuple[int, ...], reference: np.ndarray | None = None
+    ) -> Preprocessing | None:
+        """That of a data set.
+
+        Args:
+            data: The data set.
+            input_shape: The shape (C, H, W) that its images are brought to.
+            reference: The rows that pixels are normalised by, as `Labelled.reference` has them.
+
+        Returns:
+            The preprocessing; None for data that are no square images.
+        """
         if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]
-        mean, deviation = (tuple(map(float, values)) for values in data.statistics)
+        mean, deviation = (tuple(map(float, values)) for values in data.statistics_of(reference))
         return cls(size, channels, data.mapped, data.inverted, mean, deviation, tuple(input_shape))
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Operations on tensors that methods share: tasks, inner loops, norms, prototypes, solvers, measures. None knows a method."""

@@ -28,14 +28,28 @@ REFERENCE_IMAGES = 256  # training images, at most, whose statistics are kept fo
 
 
 def check_kind(kind: str) -> str:
-    """`kind` if `Norm` knows it, else a `UserError`."""
+    """Checks a kind of norm.
+
+    Args:
+        kind: A key of `KINDS`.
+
+    Returns:
+        The same.
+
+    Raises:
+        UserError: There is no such kind.
+    """
     if kind not in KINDS:
         raise UserError(f"backbone.norm={kind}: is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
     return kind
 
 
 def transductive(kind: str) -> bool:
-    """Whether a test query's features depend on the other queries of its set."""
+    """Whether the features of a query depend, at test time, on the other queries of its set.
+
+    Args:
+        kind: A key of `KINDS`.
+    """
     return check_kind(kind) == "batch"
 
 
@@ -54,7 +68,12 @@ def labelled_rule(kind: str) -> str:
 
 
 def change_kind(module: nn.Module, kinds: Mapping[str, str]) -> None:
-    """Gives the norms of `module` other kinds, in place: `kinds` maps old to new ones; `norm` of a backbone follows."""
+    """Gives the norms of a module other kinds, in place; the attribute `norm` of a backbone follows.
+
+    Args:
+        module: The module.
+        kinds: The new kind of each old one; kinds that are not in it stay.
+    """
     for part in module.modules():
         if isinstance(part, Norm):
             part.change_kind(kinds.get(part.kind, part.kind))
@@ -142,6 +161,7 @@ class Norm(nn.Module):
         self.kind = kind
 
     def extra_repr(self) -> str:
+        """The channels and the kind, for the printed module."""
         return f"{self.channels}, {self.kind}"
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:

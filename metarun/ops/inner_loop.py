@@ -18,14 +18,32 @@ Params = dict[str, Tensor]
 
 
 def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
-    """d loss / d params. With `create_graph` the result can be differentiated again; without, no such graph is built."""
+    """The derivative of a loss with respect to parameters.
+
+    Args:
+        loss: A function from parameters to a scalar.
+        params: The parameters, by name.
+        create_graph: Whether the result can be differentiated again; otherwise no graph of it is built.
+
+    Returns:
+        d loss / d params, by name, each of the shape of its parameter.
+    """
     return gradient_and_value(loss, params, create_graph=create_graph)[0]
 
 
 def gradient_and_value(
     loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool
 ) -> tuple[Params, Tensor]:
-    """`gradient`, and the detached loss itself."""
+    """`gradient`, and the detached loss itself.
+
+    Args:
+        loss: A function from parameters to a scalar.
+        params: The parameters, by name.
+        create_graph: Whether the gradient can be differentiated again.
+
+    Returns:
+        The gradient by name, and the loss, a detached scalar.
+    """
     if vectorized():
         with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
             gradients, value = torch.func.grad_and_value(loss)(params)
@@ -47,15 +65,31 @@ def adapt(
     first_order: bool = False,
     recompute: bool = False,
 ) -> list[Params]:
-    """Gradient descent from `params` on `loss`: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
+    """Gradient descent on a loss: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
 
     Second order: the result is differentiable through every step (MAML). First order: the inner gradients are constants, so
-    the result's derivative with respect to `params` is the identity (FOMAML, section 5.2 of the MAML paper). Either way it is
-    differentiable with respect to a learning rate that is a tensor. With `recompute` the graphs of the inner steps are not
-    kept but made again, one at a time, on the way back: the same derivative, in memory that hardly grows with the steps, for
-    about a sixth more time; `loss` must then depend on nothing that is trained but its argument. Under `torch.no_grad()`
-    nothing keeps a graph. Returns the parameters after each of the numbers of steps in `steps`, of which the largest is the
-    number of steps taken.
+    the result's derivative with respect to `params` is the identity (FOMAML). Either way it is differentiable with respect to
+    a learning rate that is a tensor. Under `torch.no_grad()` nothing keeps a graph.
+
+    Args:
+        loss: A function from parameters to a scalar.
+        params: The parameters theta_0, by name.
+        steps: The numbers of steps after which parameters are returned, each at least 0; the largest is how many are taken.
+        learning_rate: The inner learning rate: one for all parameters, or one by name, of a shape that broadcasts to its
+            parameter's.
+        first_order: Whether the inner gradients are constants.
+        recompute: Whether the graphs of the inner steps are made again, one at a time, on the way back, instead of kept: the
+            same derivative, in memory that hardly grows with the steps, for about a sixth more time. `loss` must then depend
+            on nothing that is trained but its argument.
+
+    Returns:
+        The parameters after each of `steps`, in that order.
+
+    Raises:
+        UserError: `recompute` under `vmap`.
+
+    Source:
+        Finn, Abbeel, Levine (2017), equation 1; section 5.2 for the first order.
     """
     second_order = torch.is_grad_enabled() and not first_order
     if second_order and recompute:
@@ -88,7 +122,14 @@ class InnerLoop:
     recompute: bool = False
 
     def check(self, norm: str) -> None:
-        """Raises `UserError` where the norm of the backbone cannot go with these settings."""
+        """Checks that the norm of the backbone goes with these settings.
+
+        Args:
+            norm: A kind of `metarun.ops.batch_norm`.
+
+        Raises:
+            UserError: It does not.
+        """
         if self.recompute and norm == "running":
             raise UserError(
                 "algo.recompute=true: would count every step twice in the averages of backbone.norm=running"
@@ -101,7 +142,17 @@ class InnerLoop:
         steps: Sequence[int],
         lr: float | Tensor | Mapping[str, Any] | None = None,
     ) -> list[Params]:
-        """`adapt` with these settings; `lr` takes the place of the inner learning rate where it is given."""
+        """`adapt` with these settings.
+
+        Args:
+            loss: A function from parameters to a scalar.
+            params: The parameters, by name.
+            steps: The numbers of steps after which parameters are returned.
+            lr: What takes the place of the inner learning rate: one for all parameters, or one by name.
+
+        Returns:
+            The parameters after each of `steps`, in that order.
+        """
         return adapt(
             loss,
             params,
@@ -184,15 +235,29 @@ class _Recomputed(torch.autograd.Function):
 
 
 def rate(learning_rate: float | Tensor | Mapping[str, Tensor], name: str) -> float | Tensor:
-    """The inner learning rate of one parameter."""
+    """The inner learning rate of one parameter.
+
+    Args:
+        learning_rate: One for all parameters, or one by name.
+        name: The parameter.
+    """
     return learning_rate[name] if isinstance(learning_rate, Mapping) else learning_rate
 
 
 def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None = None) -> Tensor:
-    """`module(x)` with `params` in place of its own, for a module with a `backbone`.
+    """Calls a module that has a `backbone` with other parameters than its own.
 
-    Where the backbone's norm is `support`, the queries `x` are normalised with the statistics of `support_x`, for which
-    both sets go through together. Every other norm sees `x` alone.
+    Where the backbone's norm is `support`, the queries are normalised with the statistics of the support set, for which both
+    sets go through together. Every other norm sees `x` alone.
+
+    Args:
+        module: The module.
+        params: The parameters that take the place of its own, by name.
+        x: The items, `[B, ...]`.
+        support_x: The support set, `[N*K, ...]`, where `x` are queries.
+
+    Returns:
+        The outputs for `x`, `[B, outputs]`.
     """
     if support_x is None or getattr(module.backbone, "norm", None) != "support":
         outputs: Tensor = torch.func.functional_call(module, params, (x,))
@@ -202,5 +267,9 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
 
 
 def parameters(module: nn.Module) -> Params:
-    """The trainable parameters of a module by name, as `torch.func.functional_call` takes them."""
+    """The trainable parameters of a module by name, as `torch.func.functional_call` takes them.
+
+    Args:
+        module: The module; parameters without gradients are left out.
+    """
     return {name: value for name, value in module.named_parameters() if value.requires_grad}

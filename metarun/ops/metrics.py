@@ -65,20 +65,20 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     sizes, right = confusion.sum(1), confusion.diagonal()
     total = float(sizes.sum())
     share = float(right.sum()) / total
-    found: dict[str, float | None] = {"acc": reach(share, wilson(share, total))}
+    half_widths: dict[str, float | None] = {"acc": reach(share, wilson(share, total))}
     recalls = (right[sizes > 0] / sizes[sizes > 0]).tolist()
     bounds = [wilson(recall, n) for recall, n in zip(recalls, sizes[sizes > 0].tolist(), strict=True)]
     below = math.hypot(*(recall - low for recall, (low, _) in zip(recalls, bounds, strict=True)))
     above = math.hypot(*(high - recall for recall, (_, high) in zip(recalls, bounds, strict=True)))
-    found["balanced_acc"] = max(below, above) / len(recalls)
+    half_widths["balanced_acc"] = max(below, above) / len(recalls)
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
         spread = (auroc * (1 - auroc) + (positive - 1) * (one - auroc**2) + (negative - 1) * (other - auroc**2)) / (
             positive * negative
         )
-        found["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
-    return found
+        half_widths["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
+    return half_widths
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     predicted = scores.argmax(1)
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     sizes = confusion.sum(1)
-    found: dict[str, Any] = {
+    scored: dict[str, Any] = {
         "acc": float((predicted == labels).mean()),
         "balanced_acc": float((confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean()),
     }
@@ -130,8 +130,8 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
         negative, positive = np.sort(margin[labels == 0]), margin[labels == 1]
         below = [np.searchsorted(negative, positive, side) for side in ("left", "right")]  # a tie counts half
-        found["auroc"] = float(np.mean(below) / sizes[0])
-    return {**found, "confusion": confusion.tolist()}
+        scored["auroc"] = float(np.mean(below) / sizes[0])
+    return {**scored, "confusion": confusion.tolist()}
 
 
 def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) -> dict[str, Any]:

@@ -7,9 +7,17 @@ from torch import Tensor, nn
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Labels `[...]` as probabilities `[..., classes]`; what is in that form already stays as it is.
+    """Labels as probabilities.
 
-    (`F.one_hot` looks at the values, for which a GPU must be waited for, and which no recording can do.)
+    `F.one_hot` would look at the values, for which the CPU must wait for a GPU, and which a traced step cannot do.
+
+    Args:
+        labels: Classes in `[0, classes)`, integers `[...]`; or probabilities `[..., classes]`, which stay as they are.
+        classes: The number of classes.
+        dtype: The type of the result.
+
+    Returns:
+        Probabilities `[..., classes]`.
     """
     if labels.is_floating_point():
         return labels.to(dtype)
@@ -17,17 +25,31 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context in which autocast is off on the device of `x`: for distances, inner products and linear systems."""
+    """A context in which autocast is off: for distances, inner products and linear systems.
+
+    Args:
+        x: A tensor on the device that is meant.
+    """
     return torch.autocast(x.device.type, enabled=False)
 
 
 def precise(x: Tensor) -> Tensor:
-    """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision."""
+    """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision.
+
+    Args:
+        x: A floating tensor; float32 and float64 are returned as they are.
+    """
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def linear_head(features: int, outputs: int, std: float = 0.01) -> nn.Linear:
-    """A linear layer with truncated-normal weights (two standard deviations) and zero bias, as the MAML code's for regression."""
+    """A linear layer with truncated-normal weights and zero biases, as MAML's code has it for regression.
+
+    Args:
+        features: Its inputs.
+        outputs: Its outputs.
+        std: The standard deviation of the weights, which are cut off at twice as much.
+    """
     head = nn.Linear(features, outputs)
     nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(head.bias)

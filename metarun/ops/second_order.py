@@ -15,19 +15,33 @@ from torch.autograd.function import once_differentiable
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`F.batch_norm` of `[B, C]` or `[B, C, H, W]` with the statistics of `x` itself; can be differentiated twice.
+    """`F.batch_norm` with the statistics of `x` itself; can be differentiated twice.
 
-    Returns the mean and the biased variance of each channel too, as constants.
+    Args:
+        x: Activations `[B, C]` or `[B, C, H, W]`.
+        weight: The scale of each channel, `[C]`.
+        bias: The shift of each channel, `[C]`.
+        epsilon: The number that is added to the variance, above 0.
+
+    Returns:
+        The normalised activations, of the shape of `x`, and the mean and the biased variance of each channel, `[C]` each, as
+        constants.
     """
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _BatchNorm.apply
     return apply(x, weight, bias, epsilon)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the biased variance of each channel of `[B, C, H, W]` whose channels are side by side in memory.
+    """The mean and the biased variance of each channel of images whose channels are side by side in memory.
 
     On a CPU torch's batch norm adds all B*H*W values of a channel in single precision, one after the other, which leaves
     three digits of a large batch. Here each column of pixels has statistics of its own first, in the same time.
+
+    Args:
+        x: Activations `[B, C, H, W]`, float32, in torch's memory format `channels_last`.
+
+    Returns:
+        Both, `[C]` each.
     """
     count, channels, height, width = x.shape
     mean, variance = torch.batch_norm_update_stats(
@@ -60,7 +74,9 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _BatchNormGradient(torch.autograd.Function):
-    """With n = (x - mean) s, s the inverse standard deviation, M values a channel, and means over a channel in bars:
+    """The first derivative of batch normalisation, which can be differentiated once more.
+
+    With n = (x - mean) s, s the inverse standard deviation, M values a channel, and means over a channel in bars:
 
     dx = w s (g - bar(g) - n bar(g n)),   dw = sum g n,   db = sum g.
     """
@@ -79,7 +95,9 @@ class _BatchNormGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        """For a, b, q the channel means of h n, h and h g, where h is what comes for dx, u for dw and v for db:
+        """The second derivative.
+
+        For a, b, q the channel means of h n, h and h g, where h is the gradient of dx, u that of dw and v that of db:
 
         by g: w s (h - b - n a) + u n + v,
         by x: -w s^2 (c h + a g + n (q - b bar(g) - 3 a c) - b c - a bar(g)) + u s (g - bar(g) - n c),  c = bar(g n),

@@ -20,16 +20,40 @@ JITTER = 1e-9  # of a kernel's mean diagonal, added to it in Newton steps: one o
 
 
 def ridge(examples: Tensor, targets: Tensor, penalty: float | Tensor) -> Tensor:
-    """Coefficients of min_W |x W - targets|^2 + penalty |W|^2: (x x^T + penalty I)^-1 targets."""
+    """Coefficients of min_W |x W - targets|^2 + penalty |W|^2: (x x^T + penalty I)^-1 targets.
+
+    Args:
+        examples: The examples x, `[..., S, D]`.
+        targets: Their targets, `[..., S, N]`.
+        penalty: The weight of the squared weights, above 0.
+
+    Returns:
+        The coefficients, `[..., S, N]`, of the type of `examples`.
+
+    Source:
+        Bertinetto, Henriques, Torr, Vedaldi (2019), equation 4 (the Woodbury form).
+    """
     coefficients: Tensor = torch.linalg.solve(_kernel(examples, penalty), targets.double())
     return coefficients.to(examples.dtype)
 
 
 def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: float = 0.0) -> Tensor:
-    """Coefficients of the multi-class support vector machine of Crammer and Singer (2001), for one-hot targets.
+    """Coefficients of the multi-class support vector machine.
 
-    min_W 1/2 |W|^2 + cost * sum_i (max_k (w_k.x_i + [k != y_i]) - w_(y_i).x_i). Those of its dual are cost * (targets - p),
-    with p_i a point of the probability simplex for each example i. `diagonal` is added to the kernel's.
+    min_W 1/2 |W|^2 + cost * sum_i (max_k (w_k.x_i + [k != y_i]) - w_(y_i).x_i). The coefficients of its dual are
+    cost * (targets - p), with p_i a point of the probability simplex for each example i.
+
+    Args:
+        examples: The examples x, `[..., S, D]`.
+        targets: Their classes, one-hot, `[..., S, N]`.
+        cost: The weight of the margins that are not kept, above 0.
+        diagonal: The number that is added to the diagonal of the kernel x x^T, at least 0.
+
+    Returns:
+        The coefficients, `[..., S, N]`, of the type of `examples`.
+
+    Source:
+        Crammer and Singer (2001); Lee, Maji, Ravichandran, Soatto (2019), section 3.2.
     """
     targets = targets.double()
     simplex: Callable[[Tensor, Tensor], Tensor] = _Simplex.apply

@@ -46,6 +46,7 @@ class Setting(NamedTuple):
 
     @property
     def title(self) -> str:
+        """The setting in words, as the heading of a table."""
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
             return f"{self.data} as the target, {self.shots} training images, {self.queries} test images"
@@ -78,10 +79,12 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return int(self.config.get("seed") or 0)
 
     @property
     def setting(self) -> Setting:
+        """What another run must share for its test results to be compared with those of this one."""
         if self.tested == "target":
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
             content = [self.result["target/data"]["fingerprint"], self.result.get("target/division"), *draws]
@@ -161,6 +164,7 @@ class Collection:
 
     @property
     def runs(self) -> list[Run]:
+        """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
 

@@ -22,8 +22,29 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     from metarun import report
 
     check_keys(config, Config)
+    roots = folders(config)
+    to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
+    if report.write(roots, to, title(roots)) is None:
+        raise UserError(
+            f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
+        )
+    return {}
+
+
+def folders(config: DictConfig, required: bool = True) -> list[Path]:
+    """The folders of `runs=`.
+
+    Args:
+        config: The config, whose paths are made literal.
+        required: Whether one must be given; otherwise null is the folder of `outputs=`.
+
+    Raises:
+        UserError: None is given, or one is not there.
+    """
     make_literal(config, keys=("runs", "outputs"))
     given = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
+    if given == [None] and not required:
+        given = [config.outputs]
     if not given or None in given:
         raise UserError("recipe=report: needs the folder of the runs to report on; add runs=outputs/NAME")
     roots = [Path(str(folder)) for folder in given]
@@ -32,13 +53,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             beside = (
                 [shell_path(path) for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
             )
-            raise UserError(f"runs={shown_path(root)}: there is no such folder{nearest(shell_path(root), beside)}")
-    to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
-    if report.write(roots, to, title(roots)) is None:
-        raise UserError(
-            f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
-        )
-    return {}
+            key = "runs" if config.runs is not None else "outputs"
+            raise UserError(f"{key}={shown_path(root)}: there is no such folder{nearest(shell_path(root), beside)}")
+    return roots
 
 
 def title(roots: Sequence[Path]) -> str:

@@ -38,6 +38,7 @@ class Row:
 
     @property
     def n(self) -> int:
+        """The number of runs."""
         return len(self.group.runs)
 
 
@@ -52,6 +53,7 @@ class Section:
 
     @property
     def higher_is_better(self) -> bool:
+        """Whether the best row is the one with the largest number."""
         return self.setting.measure == "acc" or not self.setting.tested
 
 

@@ -20,6 +20,7 @@ from metarun.config import Config, check, construct, flat, to_container
 from metarun.config.overrides import key_of, make_literal
 from metarun.config.types import Given
 from metarun.config.validation import check_target
+from metarun.core import Backbone
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
 from metarun.engine import checkpoint, distributed
@@ -195,6 +196,7 @@ def build_stages(config: DictConfig) -> list[Stage]:
 def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     """The run with its stages prepared in this rank; raises `UserError` and writes nothing to `folder`."""
     built = build_stages(config)
+    check_installed(config)
     data, target = build_data(config, built)
     if target is not None:
         target.fit_to(data)
@@ -205,6 +207,19 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
         raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
     run.logger = RunLogger(folder if world.main else None)  # last: all is well
     return run
+
+
+def check_installed(config: DictConfig) -> None:
+    """Checks that the libraries are here which the backbone and the augmentation need: before a table of images is built.
+
+    Raises:
+        UserError: One is not; it names the extra.
+    """
+    backbone = get_class(config.backbone._target_)
+    if issubclass(backbone, Backbone):
+        backbone.check_installed(config.backbone)
+    if config.augment:
+        construct(config.augment, "augment")
 
 
 def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
@@ -241,6 +256,11 @@ def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
     if config.target.data and not wanted:
         raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
+    if config.transfer and not any(stage.uses_transfer for stage in built):
+        raise UserError(
+            "transfer: this recipe learns no target, and would not use it; add recipe=transfer target=pneumoniamnist, say, or leave "
+            "transfer out"
+        )
     return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
 
 

@@ -94,6 +94,7 @@ class Terminal(logging.Handler):
     """Plain lines on whatever `sys.stderr` is at the time (a progress bar replaces it while it is shown)."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record."""
         print(self.format(record), file=sys.stderr, flush=True)
 
 

@@ -25,6 +25,7 @@ class Stage(ABC):
         gives_weights: Whether it trains or loads a learner, which the stages after it use.
         needs_weights: Whether it uses a learner of a stage before it.
         needs_target: Whether it uses the target (`target=`).
+        uses_transfer: Whether it learns the target in the way that `transfer=` names.
         needs_checkpoint: Whether it loads `checkpoint=`.
         continues_config: Whether it goes on with the config of the run of `checkpoint=`, instead of this command line's.
         needs_data: Whether it uses images of the source or of the target.
@@ -36,6 +37,7 @@ class Stage(ABC):
     gives_weights: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
     needs_target: ClassVar[bool] = False
+    uses_transfer: ClassVar[bool] = False
     needs_checkpoint: ClassVar[bool] = False
     continues_config: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True

@@ -62,6 +62,8 @@ def build_learner(
             return run.episodes("val", run.test_task, hardware.device)(start, stop)
 
         around = construct(node, wrapper, method=algorithm, validation=validation)
+        if settings.steps:
+            around.check(settings.tasks_per_step)
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
     if around is not None:

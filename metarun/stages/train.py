@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import metarun
 from metarun import files
@@ -33,6 +33,7 @@ from metarun.text import shown_path
 log = logging.getLogger("metarun")
 
 CONTENT, NUMBERS = "content.json", checkpoint.NUMBERS  # files of a stage that is kept apart
+RULES = 2  # the version of the rules by which weights are trained and selected: a stage kept under others is not reused
 
 
 class Train(Stage):
@@ -216,6 +217,7 @@ class Train(Stage):
             settings["test.task"] = vars(run.test_task)
         if learner.algorithm.uses_target != "no" and run.target:
             settings["target"] = run.target.source.describe()["fingerprint"]
+            settings |= {f"target.{key}": value for key, value in read_as(config.target.data).items()}
         if origin := config.backbone.get("from"):
             settings["backbone.from"] = checkpoint.digest(checkpoint.weights_file("backbone.from", origin))
         if (weights := config.backbone.get("weights")) and (file := Path(weights).expanduser()).is_file():
@@ -225,10 +227,16 @@ class Train(Stage):
         return {
             "stage": self.name,
             "metarun": metarun.__version__,
+            "rules": RULES,
             "after": digest(earlier.depends_on(run)) if earlier else "",
             "seed": config.seed,
             "autocast": config.hardware.autocast,
-            "data": {**run.data.describe(), "input_shape": list(run.data.input_shape)},
+            "tf32": config.hardware.tf32,
+            "data": {
+                **run.data.describe(),
+                "input_shape": list(run.data.input_shape),
+                "settings": read_as(config.data),
+            },
             "classes": run.training_split or "all",
             "settings": dict(sorted(settings.items())),
         }
@@ -252,6 +260,12 @@ class Train(Stage):
         if self.held_out is None:
             found["test"] = vars(run.test_task)
         return found
+
+
+def read_as(data: DictConfig) -> dict[str, Any]:
+    """The settings of a data set, which say how its files become images; where they lie changes nothing."""
+    values = flat(OmegaConf.to_container(data, resolve=True))
+    return {key: value for key, value in sorted(values.items()) if key != "root" and not key.startswith("root.")}
 
 
 def digest(content: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ class Transfer(Stage):
     """
 
     needs_target = True
+    uses_transfer = True
     shares_training = True
 
     def prepare(self, run: Run) -> None:

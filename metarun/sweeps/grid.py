@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def sweep(
         print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run; nothing was run")
         return
     plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
+    began = time.monotonic()
     for number, (job, outcome, seconds) in enumerate(launcher.launch(to_run, config) if to_run else (), 1):
         ended.append((job, outcome, seconds))
-        plan.say(plan.progress(job, outcome, seconds, number, len(to_run)))
+        left = plan.time_left(time.monotonic() - began, number, len(to_run))
+        plan.say(plan.progress(job, outcome, seconds, number, len(to_run)) + left)
     plan.conclude(ended)

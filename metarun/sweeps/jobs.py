@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun import files
+from metarun.config.folder import CONF
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
 from metarun.runs.result import DAMAGED, FILE
@@ -69,12 +70,10 @@ def options_of(hydra: Any) -> list[str]:
     Returns:
         `--config-dir` and its like with absolute paths, and the overrides of Hydra's own keys that are not the sweep's.
     """
-    from metarun.cli import CONF
-
-    found = {source.provider: source.path for source in hydra.runtime.config_sources}
+    sources = {source.provider: source.path for source in hydra.runtime.config_sources}
     named = {
-        "--config-path": found["main"] if found.get("main") not in (None, str(CONF)) else None,
-        "--config-dir": found.get("command-line"),
+        "--config-path": sources["main"] if sources.get("main") not in (None, str(CONF)) else None,
+        "--config-dir": sources.get("command-line"),
         "--config-name": hydra.job.config_name if hydra.job.config_name != "config" else None,
     }
     options = [word for option, value in named.items() if value for word in (option, value)]

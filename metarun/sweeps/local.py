@@ -101,11 +101,11 @@ class Running:
 
     def outcome(self) -> Outcome:
         """How it ended; waits for that."""
-        told: Outcome | None = None
+        received: Outcome | None = None
         with contextlib.suppress(EOFError, ConnectionResetError):
-            told = self.pipe.recv()
+            received = self.pipe.recv()
         self.process.join()
-        outcome = told or how_it_ended(self.process.exitcode)
+        outcome = received or how_it_ended(self.process.exitcode)
         self.pipe.close()
         self.process.close()
         return outcome

@@ -20,7 +20,7 @@ from metarun.errors import UserError
 from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
-from metarun.text import printable, shell_path
+from metarun.text import duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
@@ -55,8 +55,8 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
     options = options_of(master.hydra)
     common = set(batch[0]).intersection(*batch) if batch else set()
     for words in batch:
-        told = " ".join(printable(word) for word in words if word not in common)
-        with telling(told if len(batch) > 1 else ""):
+        differing_words = " ".join(printable(word) for word in words if word not in common)
+        with naming(differing_words if len(batch) > 1 else ""):
             config = loader.load_sweep_config(master, list(words))
             raw, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
             with open_dict(config):
@@ -92,12 +92,12 @@ def fixed_word(override: Override) -> str:
 def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
     """Raises `JobRefused` for the first job whose config is no good, before any has run."""
     for job, config in jobs:
-        with telling(job.label if len(jobs) > 1 else ""):
+        with naming(job.label if len(jobs) > 1 else ""):
             check(config)
 
 
 @contextmanager
-def telling(label: str) -> Iterator[None]:
+def naming(label: str) -> Iterator[None]:
     """Errors that a user can mend become a `JobRefused` of the job with this label."""
     try:
         yield
@@ -139,16 +139,21 @@ def failures(ended: Iterable[Ended]) -> list[str]:
 
 def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
     """The line of a job that has ended."""
-    found = job.result if outcome.status == 0 and job.finished else {}
-    if "test/acc" in found:
-        told = f"test {found['test/acc']:.2%} {half(found['test/acc_ci95'], '.2%')}"
-    elif "target/acc" in found:
-        told = f"target {found['target/acc']:.2%} {half(found['target/acc_ci95'], '.2%')}"
-    elif "test/mse" in found:
-        told = f"test {found['test/mse']:.4g} {half(found['test/mse_ci95'], '.2g')}"
+    numbers = job.result if outcome.status == 0 and job.finished else {}
+    if "test/acc" in numbers:
+        text = f"test {numbers['test/acc']:.2%} {half(numbers['test/acc_ci95'], '.2%')}"
+    elif "target/acc" in numbers:
+        text = f"target {numbers['target/acc']:.2%} {half(numbers['target/acc_ci95'], '.2%')}"
+    elif "test/mse" in numbers:
+        text = f"test {numbers['test/mse']:.4g} {half(numbers['test/mse_ci95'], '.2g')}"
     else:
-        told = f"validation {found['val/score']:.4g}" if found else printable(outcome.message)
-    return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {told}"
+        text = f"validation {numbers['val/score']:.4g}" if numbers else printable(outcome.message)
+    return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"
+
+
+def time_left(seconds: float, ended: int, total: int) -> str:
+    """What follows the line of a job that has ended: about how long the others take, where some are left."""
+    return f"  (about {duration(seconds / ended * (total - ended))} left)" if 0 < ended < total else ""
 
 
 def counted(jobs: int) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +30,34 @@ SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws a key from: `choice(a,b)` or `a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
-    `int(interval(1,8))`. Raises `UserError` for the seed, which is no setting.
-    """
-    from optuna import distributions
+    """Translates the sweep of a key into what Optuna draws the key from.
 
+    Args:
+        override: `KEY=choice(a,b)` or `KEY=a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
+            `int(interval(1,8))`.
+
+    Raises:
+        UserError: The key is the seed, which is no setting.
+    """
     key, value = override.key_or_group, override.value()
     if key == "seed":
         raise UserError("seed: is not searched, every trial has the same; sweep it over the best settings afterwards")
+    try:
+        return _distribution(value, override)
+    except (ValueError, OverflowError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) and "index" not in str(error) else "it has no value"
+        raise UserError(
+            f"{key}: cannot be searched in {str(override.input_line).partition('=')[2]} ({reason})"
+        ) from error
+
+
+def _distribution(value: Any, override: Override) -> Any:
+    """The distribution of an override's values; raises the errors of Python and of Optuna."""
+    from optuna import distributions
+
     if isinstance(value, IntervalSweep):
+        if not all(math.isfinite(float(end or 0)) for end in (value.start, value.end)):
+            raise ValueError("its ends must be finite")
         log = "log" in value.tags
         if isinstance(value.start, int) and isinstance(value.end, int):
             return distributions.IntDistribution(value.start, value.end, log=log)
@@ -50,6 +72,11 @@ def distribution(override: Override) -> Any:
 def database(path: Path) -> str:
     """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
     return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
+
+
+def lock(root: Path, words: Sequence[str]) -> Path:
+    """The file that a search locks while it is at work: one for each set of words, as there is one study for each."""
+    return root / f".search-{hashlib.sha256(' '.join(sorted(words)).encode()).hexdigest()[:12]}.lock"
 
 
 def corners(space: dict[str, Any]) -> list[list[str]]:
@@ -86,13 +113,32 @@ class Study:
         A new trial's draw depends on the seed, its number and the trials before it, so that a search that was killed goes on
         as it would have.
         """
-        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))[:count]
-        trials = {trial.number: trial.params for trial in left}
+        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))
+        for trial in left:
+            if trial.params.keys() != self.space.keys():  # of an earlier version, killed while it drew
+                self.tell(trial.number, None, pruned=False)
+        whole = [trial for trial in left if trial.params.keys() == self.space.keys()]
+        trials = {trial.number: trial.params for trial in whole[:count]}
         while len(trials) < count:
-            self.study.sampler = self.make_sampler(seed=self.seed + len(self.study.get_trials(deepcopy=False)))
-            asked = self.study.ask(self.space)
-            trials[asked.number] = asked.params
+            number, params = self._draw()
+            trials[number] = params
         return {number: _words(params) for number, params in trials.items()}
+
+    def _draw(self) -> tuple[int, dict[str, Any]]:
+        """A new trial's number and its values, which enter the storage together with it.
+
+        Optuna's own `ask` writes one after the other, and a kill in between would leave a trial without some of its values.
+        So they are drawn on a copy of the study in memory.
+        """
+        import optuna
+
+        known = self.study.get_trials(deepcopy=False)
+        copy = optuna.create_study(direction="maximize", sampler=self.make_sampler(seed=self.seed + len(known)))
+        copy.add_trials(known)
+        params = copy.ask(self.space).params
+        drawn = optuna.trial.create_trial(state=self.states.RUNNING, params=params, distributions=self.space)
+        self.study.add_trial(drawn)
+        return len(known), params
 
     def tell(self, number: int, score: float | None, pruned: bool) -> None:
         """Ends a trial: with its validation score, or pruned, or failed."""
@@ -109,8 +155,8 @@ class Study:
     def mark(self, folder: Path, number: int) -> None:
         """Tells the run in `folder` which trial it is, so that it can be pruned."""
         beside(folder, "trial").parent.mkdir(parents=True, exist_ok=True)
-        told = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
-        beside(folder, "trial").write_text(json.dumps(told))
+        note = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
+        beside(folder, "trial").write_text(json.dumps(note))
 
 
 def _words(params: dict[str, Any]) -> list[str]:
@@ -130,15 +176,15 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = files.read_json(mark, "delete it, and start the search again")
-    study = optuna.load_study(storage=told["storage"], study_name=told["study"])
+    note = files.read_json(mark, "delete it, and start the search again")
+    study = optuna.load_study(storage=note["storage"], study_name=note["study"])
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-    found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == told["trial"])
-    trial = optuna.trial.Trial(study, found._trial_id)
+    frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == note["trial"])
+    trial = optuna.trial.Trial(study, frozen._trial_id)
 
     def watch(step: int, score: float) -> bool:
         trial.report(score, step)
-        return bool(told["prune"]) and trial.should_prune()
+        return bool(note["prune"]) and trial.should_prune()
 
     return watch
 
@@ -200,10 +246,28 @@ def sweep(
     if dry_run:
         print(f"search   {trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
         return
-    if storage is None:
-        root.mkdir(parents=True, exist_ok=True)
-    study = Study(storage or database(root / "search.db"), identity, space, sampler=sampler, prune=prune, seed=seed)
+    files.make_folder(root)
+    waiting = (
+        f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"
+    )
+    with files.locked(lock(root, identity), waiting):
+        study = Study(storage or database(root / "search.db"), identity, space, sampler=sampler, prune=prune, seed=seed)
+        ended = _carry_out(launcher, loader, config, study, fixed, trials, at_once)
+        if ended is None:
+            return
+        if best := study.best():
+            number, value, drawn = best
+            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
+            ended += _test(launcher, loader, config, [*fixed, *drawn], root)
+        plan.conclude(ended)
+
+
+def _carry_out(
+    launcher: Launcher, loader: Any, config: DictConfig, study: Study, fixed: Sequence[str], trials: int, at_once: int
+) -> list[plan.Ended] | None:
+    """Runs the trials that a study lacks; returns those that ended and were not pruned, None where nobody waits for them."""
     ended: list[plan.Ended] = []
+    began, first = time.monotonic(), study.ended
     while study.ended < trials:
         words_of = {
             number: [*fixed, *drawn] for number, drawn in study.next(min(at_once, trials - study.ended)).items()
@@ -212,14 +276,11 @@ def sweep(
         for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of):
             if outcome.status != PRUNED:
                 ended.append((job, outcome, seconds))
-            plan.say(plan.progress(job, outcome, seconds, study.ended, trials))
+            left = plan.time_left(time.monotonic() - began, study.ended - first, trials - first)
+            plan.say(plan.progress(job, outcome, seconds, study.ended, trials) + left)
         if study.ended == before:  # the launcher does not wait, and has said so
-            return
-    if best := study.best():
-        number, value, drawn = best
-        plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
-        ended += _test(launcher, loader, config, [*fixed, *drawn], root)
-    plan.conclude(ended)
+            return None
+    return ended
 
 
 def _run_trials(

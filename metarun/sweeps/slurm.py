@@ -98,8 +98,8 @@ def in_slurm(arguments: Sequence[str], note: Path) -> None:
 
 def queued() -> set[str] | None:
     """The jobs of this user that wait or run, as `<array>_<task>` or `<job>`; None if Slurm does not answer."""
-    asked = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
-    return set(asked.stdout.split()) if asked.returncode == 0 else None
+    answer = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
+    return set(answer.stdout.split()) if answer.returncode == 0 else None
 
 
 def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:

@@ -42,7 +42,7 @@ class Target:
     and 10%, for a method that trains on source and target together.
 
     `settings` are the config's `target`. Raises `UserError` for a data set that cannot be a target, and for subsets that
-    cannot be drawn.
+    cannot be drawn. Where pixels are normalised, their mean and deviation are those of training images.
     """
 
     def __init__(self, source: DataSource, settings: Any) -> None:
@@ -50,7 +50,11 @@ class Target:
         self.settings = settings
         self.train, self.test = (_named(source.labelled(part), part) for part in ("train", "test"))
         self.validation = source.labelled("val")  # for methods that train on the target's labels
-        self.images = None if source.has_test_part else source.labelled(None)  # that are divided anew
+        self.images = None
+        if not source.has_test_part:
+            self.images = source.labelled(None)  # that are divided anew
+            self.validation, self.test = (part.normalized_by(self.train) for part in (self.validation, self.test))
+            self.train = self.train.normalized_by(self.train)
         self.names = self.train.names
         if len(self.names) < 2:
             raise UserError(f"target: has one class alone ({self.names[0]}); there is nothing to tell apart")

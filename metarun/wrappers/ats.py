@@ -101,6 +101,12 @@ class ATS(Wrapper):
         self.scheduler = Scheduler(sum(value.ndim > 1 for value in self._learned().values()))
         self.register_buffer("average", torch.zeros(()))
 
+    def check(self, tasks: int) -> None:
+        if tasks <= self.chosen:
+            raise UserError(
+                f"train.tasks_per_step={tasks}: are the tasks that wrapper=ats chooses {self.chosen} from; it must be more"
+            )
+
     def _learned(self) -> Params:
         return {name: value for name, value in self.method.named_parameters() if value.requires_grad}
 
@@ -156,11 +162,7 @@ class ATS(Wrapper):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         first, _, total = part()
-        total = total or episodes.n_tasks
-        if total <= self.chosen:
-            raise UserError(
-                f"train.tasks_per_step={total}: are the tasks that wrapper=ats chooses {self.chosen} from; it must be more"
-            )
+        self.check(total or episodes.n_tasks)
         found, support = [], []
         for number, task in enumerate(episodes.split(1)):
             with at_task(number):

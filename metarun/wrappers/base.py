@@ -33,6 +33,9 @@ class Wrapper(Checked, nn.Module, ABC):
         self.method = method
         self.whole_batch = method.whole_batch  # whether `loss` needs all tasks of a step at once
 
+    def check(self, tasks: int) -> None:
+        """Checks that it can train on steps of so many tasks, before anything is trained; raises `UserError` if it cannot."""
+
     @abstractmethod
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that is trained on instead of the method's.

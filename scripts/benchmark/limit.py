@@ -88,6 +88,7 @@ class Convolutions:
 
     @torch.no_grad()
     def run(self, tasks: int) -> None:
+        """Computes the convolutions of so many tasks."""
         for _ in range(tasks // self.at_once):
             for call in self.calls:
                 call()

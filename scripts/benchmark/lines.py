@@ -8,8 +8,8 @@ from typing import Any, Literal
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli import CONF
 from metarun.config import check
+from metarun.config.folder import CONF
 
 # A conv4 of 64 channels on 28x28 images; the settings that learn2learn's own Omniglot example has, but for the queries.
 WORDS: dict[str, Any] = {
@@ -43,10 +43,12 @@ class Line:
 
     @property
     def overrides(self) -> dict[str, Any]:
+        """The keys and choices of the line that are set."""
         return {key: value for key, value in (WORDS | self.words).items() if value is not None}
 
     @property
     def algo(self) -> str:
+        """The choice of the method."""
         return str(self.overrides["algo"])
 
     @property

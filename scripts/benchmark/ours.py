@@ -137,6 +137,7 @@ class Ours:
 
     @functools.cached_property
     def limit(self) -> Convolutions:
+        """The convolutions of the line alone."""
         dtype = self.hardware.autocast_dtype or torch.float32
         return Convolutions(self.config, self.line.algo, dtype, self.hardware.device, self.end - self.first)
 

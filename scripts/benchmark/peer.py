@@ -39,6 +39,7 @@ class Perceptron(nn.Module):
         self.classifier = nn.Linear(widths[-1], 1)  # what learn2learn's networks call their last layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of vectors."""
         for layer in self.layers:
             x = F.relu(layer(x))
         return self.classifier(x)
@@ -138,6 +139,7 @@ class Peer:
         return statistics.fmean(errors)
 
     def step(self) -> None:
+        """Takes one step of the outer loop."""
         tasks = (self.draw(number) for number in range(self.line.tasks))
         if self.line.draw == "only":
             for _ in tasks:

@@ -1,4 +1,4 @@
-"""Rewrites the speed tables of README.md from benchmarks' JSON, tables for each file of scripts/results/speed/.
+"""Rewrites the speed tables of README.md beside this file from benchmarks' JSON, tables for each file of scripts/results/speed/.
 
     python -m scripts.benchmark.readme [FILE ...]
 
@@ -16,7 +16,7 @@ from typing import Any
 from .measure import spread
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+README = Path(__file__).with_name("README.md")
 RESULTS = ROOT / "scripts" / "results" / "speed"
 START, END = "<!-- made by scripts/benchmark/readme.py -->", "<!-- end of what scripts/benchmark/readme.py made -->"
 
@@ -61,6 +61,7 @@ def rewritten(readme: str) -> str:
 
 
 def main() -> None:
+    """Copies the files that are named, and writes the tables."""
     RESULTS.mkdir(exist_ok=True)
     for file in sys.argv[1:]:
         shutil.copy(file, RESULTS)

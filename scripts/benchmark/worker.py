@@ -92,6 +92,7 @@ def serve_ours(line: Line, reply: IO[str]) -> None:
 
 
 def serve_peer(line: Line, reply: IO[str]) -> None:
+    """Serves turns of learn2learn until the input ends."""
     from .peer import Peer
 
     peer = Peer(line)

@@ -1,0 +1,119 @@
+"""`recipe=runs`: the runs so far, finished or not, as a table that fits the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+from rich.text import Text
+
+from metarun import files
+from metarun.config import Config, check_keys
+from metarun.errors import UserError
+from metarun.report.collect import Run, Unreadable, check_usable, read, run_folders
+from metarun.report.command import folders
+from metarun.runs.folder import stored_config
+from metarun.runs.result import CI95, ERROR, SCORE, tested
+from metarun.terminal import Terminal
+from metarun.text import printable, shell_path
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is told of a run.
+
+    Attributes:
+        folder: Its folder.
+        name: The name that it shares with other runs: that of the folder above.
+        overridden: The overrides that name its folder, as far as they can be read there.
+        result: The main test number with half of its interval; else the validation score; empty without a result.
+        state: How far it is.
+        when: When it was last written to, seconds since the epoch.
+    """
+
+    folder: Path
+    name: str
+    overridden: str
+    result: str
+    state: str
+    when: float
+
+
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
+    """Prints the table of the runs below `config.runs`, or below `config.outputs`; returns 0.
+
+    Raises:
+        UserError: A folder is not there, or no run lies in it.
+    """
+    check_keys(config, Config)
+    roots = folders(config, required=False)
+    lines = sorted(found(roots), key=lambda line: line.when)
+    if not lines:
+        raise UserError(f"recipe=runs: no run lies in {', '.join(map(shell_path, roots))}; runs= names another folder")
+    show(lines)
+    return 0.0
+
+
+def found(roots: Sequence[Path]) -> Iterator[Line]:
+    """The runs below some folders, in the order of their names."""
+    for folder in run_folders(roots, Path()):
+        yield described(folder)
+
+
+def described(folder: Path) -> Line:
+    """What is told of the run in a folder."""
+    told: dict[str, Any] = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
+    when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
+    if not (folder / "result.json").is_file():
+        return Line(**told, result="", state=progress(folder), when=when)
+    try:
+        finished = read(folder)
+        check_usable(finished)
+    except Unreadable:
+        return Line(**told, result="", state="result damaged", when=when)
+    return Line(**told, result=number(finished), state="finished", when=finished.finished)
+
+
+def number(run: Run) -> str:
+    """The main number of a finished run, with half of its interval where it has one."""
+    key = tested(run.result)
+    if key is None:
+        return f"validation {run.result[SCORE]:.4g}" if SCORE in run.result else ""
+    form = ".3g" if key.endswith(ERROR) else ".2%"
+    half = run.result.get(f"{key}{CI95}")
+    return f"{run.result[key]:{form}}" + (f" ± {half:{form}}" if isinstance(half, int | float) else "")
+
+
+def progress(folder: Path) -> str:
+    """How far a run without a result is, by its last line of metrics."""
+    try:
+        config: Any = stored_config(folder / "config.yaml", "")
+        steps = f" of {config.train.steps:,}" if "train" in config else ""
+        lines = folder / "metrics.jsonl"
+        last = files.read_json_lines(lines)[0][-1]["step"]
+    except UserError:
+        return "config damaged"
+    except (OSError, IndexError, AttributeError, ValueError):
+        return "begun"
+    return f"step {last:,}{steps}"
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Prints the table, the latest run last, and below it the folders by number, which may be longer than a line."""
+    table = Table("", "name", "overridden", "result", "when", "state", title=f"{len(lines)} run{'s' * (len(lines) != 1)}",
+                  title_justify="left")  # fmt: skip
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[2].min_width = 12
+    for index, line in enumerate(lines, 1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.when))
+        cells = (str(index), line.name, line.overridden, line.result, when, line.state)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    Terminal().show(table)
+    for index, line in enumerate(lines, 1):
+        print(f"{index:3}  {shell_path(line.folder)}")

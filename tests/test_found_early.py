@@ -1,0 +1,88 @@
+"""What can be known to be wrong is said before anything is computed or written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from shell import SINUSOID, make_images, metarun
+
+REFUSED = {
+    "interval alone": (["train.optimizer.lr=interval(1e-4,1e-1)"], "add -m hydra/sweeper=optuna"),
+    "range alone": (["task.shots=range(1,5)"], "add -m"),
+    "interval in a grid": (["-m", "train.optimizer.lr=interval(1e-4,1e-1)"], "add hydra/sweeper=optuna"),
+    "launcher alone": (["hydra/launcher=slurm"], "add -m"),
+    "launcher's setting alone": (["hydra.launcher.at_once=2"], "add -m"),
+    "sweeper alone": (["hydra/sweeper=optuna"], "add -m"),
+    "typo in a search": (["-m", "hydra/sweeper=optuna", "train.optimizer.lrr=interval(1e-4,1e-1)"], "did you mean lr?"),
+    "value in a search": (["-m", "hydra/sweeper=optuna", "test.episodes=0", "seed=1", "algo=maml,fomaml"], "test.episodes"),
+    "empty interval": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=interval(1e-1,1e-4)"], "train.optimizer.lr"),
+    "endless interval": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=interval(0,inf)"], "must be finite"),
+    "no number in an interval": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=interval(nan,1)"], "must be finite"),
+    "logarithm of 0": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=tag(log,interval(0.0,1.0))"], "train.optimizer.lr"),
+    "empty range": (["-m", "hydra/sweeper=optuna", "train.log_every=range(5,5)"], "train.log_every"),
+    "negative rate": (["train.optimizer.lr=-1"], "Invalid learning rate"),
+    "a rate that is no number": (["train.optimizer.lr=nan"], "train.optimizer"),
+    "negative inner rate": (["algo.inner_lr=-1"], "algo.inner_lr=-1: must be at least 0"),
+    "one task for ATS": (["wrapper=ats", "train.tasks_per_step=1"], "train.tasks_per_step=1"),
+    "a transfer without a target": (["transfer=linear_probe"], "transfer: this recipe learns no target"),
+    "no CUDA": (["hardware=cuda"], "no CUDA device"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "expected"), REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line_and_nothing_is_left(words: list[str], expected: str, tmp_path: Path) -> None:
+    done = metarun(
+        *(word for word in SINUSOID if word.split("=")[0] not in [one.split("=")[0] for one in words]),
+        *words,
+        f"outputs={tmp_path}/out",
+    )
+    assert done.status == 2, done.err
+    assert expected in done.said[-1]
+    assert len(done.said) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["transfer.optimizer.lr=-1"],
+        ["transfer=lora", "transfer.optimizer.lr=-0.5"],
+        ["transfer.optimizer.weight_decay=-1"],
+    ],
+)
+def test_an_optimiser_of_the_target_is_tried_before_the_source_is_trained(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    images = make_images(tmp_path / "images")
+    backbone = (
+        ["backbone=vit", "backbone.width=8", "backbone.heads=2", "backbone.depth=1", "backbone.patch_size=4"]
+        if "lora" in words[0]
+        else []
+    )
+    done = metarun("recipe=transfer", "algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
+                   f"target.data.root={images}", "train.validate_on=images", "transfer=all", *backbone, *words, "train.steps=2",
+                   f"outputs={tmp_path}/out")  # fmt: skip
+    assert done.status == 2, done.err
+    assert "transfer.optimizer: Invalid" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("words", "missing"), [
+    (["backbone=pretrained", "backbone.name=timm:resnet18"], "timm"),
+    (["augment=standard"], "kornia"),
+    (["hardware=cuda"], "CUDA"),
+])  # fmt: skip
+def test_what_is_not_installed_is_told_before_a_table_is_built(
+    words: list[str], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    for module in ("timm", "kornia", "kornia.augmentation"):
+        monkeypatch.setitem(sys.modules, module, None)
+    done = metarun("data=glyphs", *words, f"outputs={tmp_path}/out")
+    assert done.status == 2, done.err
+    assert missing in done.err
+    assert len(done.said) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,207 @@
+"""Two processes at the same run, sweep or search; and signals that come twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from shell import SINUSOID, metarun, run_folder, start
+
+from metarun import files
+from metarun.runs import carry_out
+from metarun.sweeps import search
+
+
+def meanwhile(seconds: float, act: Callable[[], object]) -> threading.Timer:
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    return timer
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """The folder of a run without a result, and a stored one beside it."""
+    assert metarun(*SINUSOID, f"outputs={tmp_path / 'out'}").status == 0
+    folder = run_folder(tmp_path / "out")
+    shutil.move(folder / "result.json", tmp_path / "result.json")
+    return folder
+
+
+def test_a_rerun_waits_for_a_job_that_is_still_saving(interrupted: Path) -> None:
+    """As the jobs of a sweep do that was killed: they save and end within half a minute."""
+    lock = FileLock(interrupted / ".lock", thread_local=False)
+    lock.acquire()
+    timer = meanwhile(4.0, lock.release)
+    done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
+    timer.join()
+    assert done.status == 0, done.err
+    assert "another process is running this, or is just saving and ending; waiting for it, 33 s at most" in done.err
+    assert (interrupted / "result.json").is_file()
+
+
+def test_what_another_process_finished_meanwhile_is_shown_and_not_tested_again(
+    interrupted: Path, tmp_path: Path
+) -> None:
+    lock = FileLock(interrupted / ".lock", thread_local=False)
+    lock.acquire()
+
+    def finish() -> None:
+        shutil.copy(tmp_path / "result.json", interrupted / "result.json")
+        lock.release()
+
+    timer = meanwhile(1.0, finish)
+    done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
+    timer.join()
+    assert done.status == 0, done.err
+    assert "This run had finished before: nothing was computed" in done.out
+    assert (interrupted / "result.json").read_bytes() == (tmp_path / "result.json").read_bytes()
+
+
+def test_a_config_that_another_process_wrote_meanwhile_is_compared(
+    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (interrupted / "config.yaml").read_text()
+    (interrupted / "config.yaml").unlink()
+    lock = FileLock(interrupted / ".lock", thread_local=False)
+    lock.acquire()
+
+    def other() -> None:
+        (interrupted / "config.yaml").write_text(kept.replace("\nseed: 0", "\nseed: 1"))
+        lock.release()
+
+    timer = meanwhile(1.0, other)
+    done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
+    timer.join()
+    assert done.status == 2
+    assert "was made with another config (seed 1 -> 0)" in done.err
+
+
+@pytest.mark.parametrize("launcher", ["local", "serial"])
+def test_a_signal_that_comes_twice_leaves_no_job_behind(launcher: str, tmp_path: Path) -> None:
+    """`timeout` sends it to the sweep, and then to the whole group of processes."""
+    words = [
+        "-m",
+        f"hydra/launcher={launcher}",
+        "seed=0,1",
+        "algo=maml",
+        *(word for word in SINUSOID[1:] if "steps" not in word),
+    ]
+    process = start(
+        *words,
+        "train.steps=1000000",
+        "train.log_every=1",
+        "hardware.threads=1",
+        f"outputs={tmp_path}",
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("*/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=200)  # returns when nobody holds its output any more
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err
+    for folder in tmp_path.glob("*/*/"):
+        if (folder / "metrics.jsonl").is_file():
+            assert (folder / "last.pt").is_file()
+            with FileLock(folder / ".lock", timeout=0):  # free
+                pass
+
+
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra/launcher=serial", "hydra.sweeper.trials=2", "algo.inner_lr=interval(0.01,0.1)",
+          *(word for word in SINUSOID), "algo.test_inner_steps=1"]  # fmt: skip
+
+
+def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It then finds all trials done, and the best one tested."""
+    at_work: list[Any] = []
+    paths: list[Path] = []
+    locked = files.locked
+
+    def noted(path: Path, told: str, seconds: float | None = None) -> Any:
+        if ".search-" in path.name:
+            paths.append(path)
+            if not at_work:
+                lock = FileLock(path, thread_local=False)
+                lock.acquire()
+                at_work.append(lock)
+                meanwhile(1.0, lock.release)
+        return locked(path, told, seconds)
+
+    monkeypatch.setattr(files, "locked", noted)
+    done = metarun(*SEARCH, f"outputs={tmp_path}")
+    assert done.status == 0, done.err
+    assert "search: another process is at work on it" in done.err
+    assert len(paths) == 1
+    assert paths[0].name.startswith(".search-")
+
+
+def test_a_trial_enters_the_study_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash at any call of the storage while a trial is drawn leaves no trial without all its values."""
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from optuna.storages import RDBStorage
+
+    space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(0.0, 1.0)}
+    whole = search.Study(search.database(tmp_path / "whole.db"), ["x"], space, sampler="tpe", prune=False, seed=0)
+    expected = whole.next(1)
+
+    class Crash(BaseException):
+        pass
+
+    writes = [
+        "create_new_trial",
+        "set_trial_param",
+        "set_trial_state_values",
+        "set_trial_system_attr",
+        "set_trial_user_attr",
+    ]
+    for name in writes:
+        study = search.Study(search.database(tmp_path / f"{name}.db"), ["x"], space, sampler="tpe", prune=False, seed=0)
+
+        def crash(*given: Any, **options: Any) -> Any:
+            raise Crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RDBStorage, name, crash)
+            try:
+                study.next(1)
+            except Crash:
+                assert not study.study.get_trials()
+        for trial in study.study.get_trials():
+            assert trial.params.keys() == space.keys()
+        assert study.next(1) == expected  # as if nothing had happened
+    assert whole.study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_trial_without_all_its_values_is_never_run(tmp_path: Path) -> None:
+    from optuna.distributions import FloatDistribution
+
+    space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(0.0, 1.0)}
+    study = search.Study(search.database(tmp_path / "search.db"), ["x"], space, sampler="random", prune=False, seed=0)
+    study.study.ask()  # nothing drawn
+    study.study.ask({"a": space["a"]})
+    found = study.next(2)
+    assert set(found) == {2, 3}
+    assert all(len(words) == 2 for words in found.values())
+    assert study.ended == 2  # they failed
+    assert study.best() is None
+
+
+def test_lock_seconds_cover_the_last_save_of_a_job() -> None:
+    from metarun.sweeps.local import LAST_SAVE
+
+    assert carry_out.LOCK_SECONDS > LAST_SAVE

@@ -187,7 +187,7 @@ def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> No
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
-    text = (Path(metarun.__file__).parents[1] / "README.md").read_text()
+    text = (Path(metarun.__file__).parent / "inference" / "README.md").read_text()
     (example,) = [code for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "metarun.load" in code]
     images, labels = greys()
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -66,7 +66,7 @@ def evaluate(
         steps: The numbers of inner steps after which predictions are scored; None is what the method takes at test time.
         progress: A function of the episodes that are done.
         measure: Whether the method's own `measures` are computed too.
-        observe: Is handed the number of the first episode of each chunk, the predictions for its queries after the last
+        observe: A function of the number of the first episode of each chunk, the predictions for its queries after the last
             step, and their labels.
 
     Returns:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def kept_learner(run: Run) -> dict[str, Any] | None:
     """JSON values for `result.json` that `metarun.load` builds the run's learner from; None for one that classifies no images."""
-    source = run.target.source if run.target else run.data
-    preprocessing = Preprocessing.of(source, run.data.input_shape)
+    source, reference = (run.target.source, run.target.train.reference) if run.target else (run.data, None)
+    preprocessing = Preprocessing.of(source, run.data.input_shape, reference)
     if preprocessing is None or not run.learners:
         return None
     told = run.result.get(result.key(result.TEST, result.CALIBRATION), {})

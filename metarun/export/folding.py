@@ -67,7 +67,8 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     try:
         with quiet():
             program = torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
-            return program.run_decompositions({})
+            decomposed: ExportedProgram = program.run_decompositions({})
+            return decomposed
     except UserError:
         raise
     except Exception as error:  # the tracer raises whatever an operation that it cannot follow provokes

@@ -189,8 +189,8 @@ def fuzz_words(seconds: float, seed: int) -> int:
             options = hypothesis.settings(
                 max_examples=50, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
             )
-            seeded: Any = hypothesis.seed(number)(options(trial))
-            seeded()
+            seeded: Any = hypothesis.seed  # whose result has no type
+            seeded(number)(options(trial))()
             number += 1
     print(f"\n{tried} command lines, {len(found)} findings")
     return len(found)

@@ -68,8 +68,8 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     try:
         with quiet():
             program = torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
-            folded: torch.export.ExportedProgram = program.run_decompositions({})
-            return folded
+            decomposed: ExportedProgram = program.run_decompositions({})
+            return decomposed
     except UserError:
         raise
     except Exception as error:  # the tracer raises whatever an operation that it cannot follow provokes

@@ -155,11 +155,14 @@ class LogisticScores(Frozen):
         self.register_buffer("known_classes", known_classes)
 
     def of_features(self, x: Tensor) -> Tensor:
-        model = restored_regression(self.coefficients, self.intercepts, self.known_classes)
-        scores = torch.full((x.shape[0], self.classes), -torch.inf, dtype=torch.float64)
-        found = model.predict_log_proba(self.scaling(x.double()).cpu().numpy())
-        scores[:, self.known_classes.cpu()] = torch.as_tensor(found)
-        return scores
+        logits = F.linear(self.scaling(x.double()), self.coefficients.double(), self.intercepts.double())
+        if logits.shape[1] == 1:  # of two classes the model has the logit of the second alone
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        found = logits.log_softmax(1)
+        unseen = torch.full_like(found[:, :1], -torch.inf)
+        places = torch.full((self.classes,), found.shape[1], device=x.device)
+        places[self.known_classes] = torch.arange(found.shape[1], device=x.device)
+        return torch.cat([found, unseen], 1)[:, places]
 
 
 class LinearScores(Frozen):

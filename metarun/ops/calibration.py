@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
@@ -63,6 +62,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         return float(np.mean(logsumexp(rows * b, axis=1) - own * b))
 
     low, high = np.log(TEMPERATURES)
+    from scipy.optimize import minimize_scalar  # takes half a second to import
+
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     inside = low + EDGE < found.x < high - EDGE
     return float(np.exp(found.x)) if inside else None

@@ -29,7 +29,7 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
-from metarun.errors import Pruned, UserError, nearest
+from metarun.errors import Incomplete, Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.sweeps.plan import JobRefused, JobsFailed
@@ -58,7 +58,8 @@ def _run(config: DictConfig) -> float:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         carry_out = get_method(config.recipe.run)
-        return carry_out(config, overrides, dict(job.runtime.choices), command)
+        found = carry_out(config, overrides, dict(job.runtime.choices), command)
+        return float(found.get("val/score", 0.0))
     except BrokenPipeError:
         raise
     except MENDABLE as error:
@@ -167,7 +168,7 @@ def _told(words: list[str]) -> Outcome:
         _run()
     except BrokenPipeError:
         raise
-    except JobsFailed as failed:
+    except (JobsFailed, Incomplete) as failed:
         return Outcome(1, str(failed))
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))

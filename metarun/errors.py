@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -23,6 +24,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def reason(error: BaseException) -> str:
     """The first line of what caused `error`, or of `error` itself."""
     return str(error.__cause__ or error).splitlines()[0]
+
+
+class Incomplete(BaseException):
+    """All was done that could be, but a part of the input is bad: printed as one line, exit status 1.
+
+    No error, so that Hydra, which would print lines of its own, lets it pass.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Pruned(BaseException):

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
+from metarun.ops import batch_norm
 from metarun.ops.numerics import full_precision, precise
 
 
@@ -126,8 +127,7 @@ class Baseline(Algorithm):
         if self.backbone.norm in ("batch", "support"):
             return super().embed(episodes)
         sets = [episodes.support_x, episodes.query_x]
-        found = self.features(torch.cat([x.flatten(0, 1) for x in sets]))
-        support, queries = found.split([x.shape[0] * x.shape[1] for x in sets])
+        support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))
         return support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])
 
     def fit_head(self, features: Tensor, labels: Tensor, classes: int) -> Head:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.backbones.spatial import feature_maps, map_size
+from metarun.backbones.spatial import map_size, maps_of_sets
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision, precise
@@ -54,15 +54,15 @@ class DN4(Algorithm):
 
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Sums of cosines to the nearest descriptors of each class, `[N*Q, N]`, of one task with so many images a class."""
-        n_support = len(support_x)
-        maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        with full_precision(maps):
-            descriptors = F.normalize(precise(maps).flatten(2).mT, dim=-1)  # [images, places, channels]
-            support = descriptors[:n_support][support_y.argsort()]  # class by class
-            if len(set(sizes)) == 1:
-                return self.similarity(descriptors[n_support:], support.reshape(len(sizes), -1, support.shape[-1]))
+        maps = maps_of_sets(self.backbone, support_x, query_x, unpooled=self.unpooled)
+        with full_precision(query_x):
+            # Descriptors [images, places, channels].
+            support, queries = (F.normalize(precise(each).flatten(2).mT, dim=-1) for each in maps)
+            support = support[support_y.argsort()]  # class by class
+            if all(size == sizes[0] for size in sizes):
+                return self.similarity(queries, support.reshape(len(sizes), -1, support.shape[-1]))
             classes = [images.flatten(0, 1)[None] for images in support.split(list(sizes))]
-            return torch.cat([self.similarity(descriptors[n_support:], each) for each in classes], dim=1)
+            return torch.cat([self.similarity(queries, each) for each in classes], dim=1)
 
     def similarity(self, queries: Tensor, classes: Tensor) -> Tensor:
         """Of queries `[Q, places, channels]` to classes of equally many descriptors `[N, descriptors, channels]`, `[Q, N]`."""

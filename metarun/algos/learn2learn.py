@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from metarun import optional
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.batch_norm import both_sets
 from metarun.ops.inner_loop import InnerLoop
 from metarun.ops.numerics import linear_head, precise
 
@@ -30,7 +31,7 @@ def features(body: nn.Module, x: Tensor, support_x: Tensor | None = None) -> Ten
     """`body(x)`, normalised with the statistics of `support_x` where the norm is `support`."""
     if support_x is None or getattr(body, "norm", None) != "support":
         return body(x)
-    return body(torch.cat([support_x, x]), len(support_x))[len(support_x) :]
+    return both_sets(body, support_x, x)[1]
 
 
 class Network(nn.Module):

@@ -67,6 +67,7 @@ class MatchingNet(Algorithm):
         processing_steps: The steps of attention that embed a query, with full_context.
     """
 
+    metric = True
     recordable = True
 
     def __init__(

@@ -23,6 +23,7 @@ from metarun.ops.prototypes import class_means, negative_squared_distances
 class ProtoNet(Algorithm):
     """Classifies a query by the nearest class mean of an embedding. Train and test ways may differ."""
 
+    metric = True
     recordable = True
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -27,14 +27,13 @@ Differences from the official code (floodsung/LearningToCompare_FSL):
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.spatial import feature_maps, map_size
+from metarun.backbones.spatial import map_size, maps_of_sets
 from metarun.config.types import NonNegativeInt, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.batch_norm import Norm
+from metarun.ops.batch_norm import Norm, both_sets
 from metarun.ops.numerics import one_hot, precise
 from metarun.ops.prototypes import class_sums
 
@@ -96,12 +95,11 @@ class RelationNet(Algorithm):
 
     def logits(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
         """Relation scores before the sigmoid, `[N*Q, N]`, of one task."""
-        n_support = len(support_x)
-        maps = feature_maps(self.backbone, torch.cat([support_x, query_x]), n_support, unpooled=self.unpooled)
-        classes = class_sums(maps[:n_support].flatten(1), support_y, ways).unflatten(1, maps.shape[1:]).to(maps.dtype)
+        support, queries = maps_of_sets(self.backbone, support_x, query_x, unpooled=self.unpooled)
+        classes = class_sums(support.flatten(1), support_y, ways).unflatten(1, support.shape[1:]).to(support.dtype)
         if self.backbone.norm == "support":
-            return self.relation(classes, maps, n_support)[n_support:]
-        return self.relation(classes, maps[n_support:], 0)
+            return both_sets(lambda maps, n: self.relation(classes, maps, n), support, queries)[1]
+        return self.relation(classes, queries, 0)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits, target = precise(self.predict(episodes)), episodes.query_y

@@ -31,7 +31,7 @@ from metarun.algos.baseline import Baseline
 from metarun.config.types import DropRate, Le, PositiveFloat
 from metarun.core import Backbone, Batch, Episodes, Spec
 from metarun.ops.numerics import full_precision
-from metarun.ops.prototypes import class_means
+from metarun.ops.prototypes import class_means, negative_squared_distances
 
 TRANSFORMS = ["un", "l2n", "cl2n"]
 
@@ -45,6 +45,7 @@ class SimpleShot(Baseline):
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
+    metric = True
     mean: Tensor
     batches: Tensor
 
@@ -77,7 +78,8 @@ class SimpleShot(Baseline):
         if transform != "un":
             support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
         centroids = class_means(support, labels, ways)
-        return -torch.cdist(query, centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
+        # In double precision, in which the large terms may cancel.
+        return negative_squared_distances(query.double(), centroids.double()).to(query.dtype)
 
     def predict(self, episodes: Episodes) -> Tensor:
         support, query = self.embed(episodes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarun.core import Backbone
 from metarun.errors import UserError
+from metarun.ops.batch_norm import both_sets
 
 
 def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = None, *, unpooled: int = 0) -> Tensor:
@@ -46,6 +47,13 @@ def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = Non
             )
         return features.unflatten(1, (-1, *size))
     return features.unflatten(1, (-1, size[0] // 2, size[1] // 2))
+
+
+def maps_of_sets(backbone: Backbone, support_x: Tensor, query_x: Tensor, *, unpooled: int = 0) -> tuple[Tensor, Tensor]:
+    """`feature_maps` of one task's two sets, `[N*K, C, H, W]` and `[N*Q, C, H, W]`, which are one batch for the norm."""
+    return both_sets(
+        lambda images, n_support: feature_maps(backbone, images, n_support, unpooled=unpooled), support_x, query_x
+    )
 
 
 def map_size(backbone: Backbone, input_shape: tuple[int, ...], *, unpooled: int) -> tuple[int, int, int]:

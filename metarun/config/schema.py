@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from metarun.config import completion
-from metarun.config.types import Doc, FilePath, Ge, Given, Interval, Seed, Unit
+from metarun.config.types import Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
 
 
 @dataclass
@@ -113,6 +113,14 @@ class Test:
     baseline_episodes: Annotated[
         int, Ge(0), Unit("episodes"), Doc("The test episodes of the same method untrained; 0 leaves it out.")
     ] = 200
+    unknown_ways: Annotated[
+        int,
+        Ge(0),
+        Unit("classes"),
+        Doc(
+            "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
+        ),
+    ] = 0
     task: TaskChange = field(default_factory=TaskChange)
 
 
@@ -252,7 +260,45 @@ class Config:
     resume: Annotated[
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
-    checkpoint: Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests.")] | None = None
+    checkpoint: (
+        Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
+        | None
+    ) = None
+    images: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "The images that `recipe=predict` classifies: a file, a folder, a pattern, or - for a list of paths on stdin. "
+                "`recipe=export` compares its files on them."
+            ),
+        ]
+        | None
+    ) = None
+    support: (
+        Annotated[
+            FilePath,
+            Doc(
+                "Examples of the classes for `recipe=predict` and `export`: class folders, or a table of file and label; null: the run's."
+            ),
+        ]
+        | None
+    ) = None
+    unknown: (
+        Annotated[
+            str,
+            Doc(
+                "Which images are of no known class: off, auto by the run's threshold, or the least probability of a known one; "
+                "null is off."
+            ),
+        ]
+        | None
+    ) = None
+    format: Annotated[
+        str,
+        Literal["onnx", "torch"],
+        Doc("The file that `recipe=export` writes: ONNX for onnxruntime, or a program of torch.export for PyTorch."),
+    ] = "onnx"
+    int8: Annotated[bool, Doc("Whether `recipe=export` writes the ONNX file with weights in eight bits too.")] = False
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,

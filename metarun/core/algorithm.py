@@ -36,6 +36,7 @@ class Algorithm(Checked, nn.Module, ABC):
     needs_queries: bool = True  # whether training tasks need a query set
     vectorizable: bool = True  # whether its tasks can run by vmap
     soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
+    metric: bool = False  # whether it classifies by distances, of `embed`, to support examples or their means
     recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
     inner: InnerLoop | None = None  # the settings of the inner loop, where the method has one
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`

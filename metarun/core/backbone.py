@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from metarun.config.checked import Checked
+from metarun.ops import batch_norm
 
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
 
@@ -70,8 +70,7 @@ class Backbone(Checked, nn.Module):
         """
         if not shared_batch and self.norm in ("batch", "running"):
             return self(support_x), self(query_x)
-        both = self(torch.cat([support_x, query_x]), len(support_x))
-        return both[: len(support_x)], both[len(support_x) :]
+        return batch_norm.both_sets(self, support_x, query_x)
 
     def to_memory_order(self, images: Tensor) -> Tensor:
         """The same images in the chosen memory order: the channels of a pixel side by side, or not.

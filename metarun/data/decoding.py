@@ -67,10 +67,44 @@ def all_grey(paths: Sequence[Path]) -> bool:
     return True
 
 
+class UnreadableImage(ValueError):
+    """A file that is no whole image; the message is the reason."""
+
+
+def read(path: Path, size: int, channels: int, values: Range | None = None) -> Decoded:
+    """Reads one image file, turned as its EXIF data say.
+
+    Args:
+        path: The file.
+        size: Pixels of a side.
+        channels: 1 or 3.
+        values: The values that become 0 and 255; None for those of the depth.
+
+    Raises:
+        UnreadableImage: The file is no whole image, or is of floating-point pixels and no `values` are given.
+        OSError: The disk cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            halved = _deep_colour(file)
+            if halved and values:
+                raise ValueError(
+                    "16 bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
+                )
+            image = ImageOps.exif_transpose(file)
+            used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
+            return Decoded(square(image, size, channels, values), used)
+    except Exception as error:  # the decoders raise whatever a broken file provokes
+        if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise  # of the disk, not of the image
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise UnreadableImage("no image that Pillow knows" if unknown else str(error)) from error
+
+
 def decode(
     path: Path, size: int, channels: int, *, values: Range | None = None, skip_bad: bool = False
 ) -> Decoded | None:
-    """Reads one image file.
+    """Reads one image file of a data set.
 
     Args:
         path: The file.
@@ -87,23 +121,12 @@ def decode(
         OSError: The disk cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            halved = _deep_colour(file)
-            if halved and values:
-                raise ValueError(
-                    "16 bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
-                )
-            image = ImageOps.exif_transpose(file)
-            used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
-            return Decoded(square(image, size, channels, values), used)
-    except Exception as error:  # the decoders raise whatever a broken file provokes
-        if isinstance(error, OSError) and error.errno is not None and path.exists():
-            raise  # of the disk, not of the image: never skipped
+        return read(path, size, channels, values)
+    except UnreadableImage as error:
         if skip_bad:
             return None
-        reason = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"data.root: {path} is not a whole image ({reason}); remove it, or leave such files out with data.skip_bad=true"
+            f"data.root: {path} is not a whole image ({error}); remove it, or leave such files out with data.skip_bad=true"
         ) from error
 
 

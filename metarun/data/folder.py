@@ -179,6 +179,9 @@ class Folder(ImageSource):
         files = [os.path.relpath(path, folder) for path in paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.
         self.files = files if len(files) == len(self.table.images) else None
+        if values is not None:
+            low, high = self.table.metadata["values"]["mapped"]
+            self.mapped = (low, high)
         used = self.table.metadata.get("values", {}).get("used")
         if used and too_small_a_part(used):
             log.warning(

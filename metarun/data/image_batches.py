@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from metarun.core import Batch
 from metarun.errors import UserError
@@ -17,6 +18,18 @@ SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of each class's images, wher
 BatchSampler = Callable[[int, int], Batch]  # the images from `start` to `stop` of an endless shuffled stream
 Reader = Callable[[torch.device, np.ndarray | None], Callable[[np.ndarray, np.ndarray], torch.Tensor]]
 Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def to_shape(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Images `[B, C, H, W]` as images of the shape `(C, H, W)`.
+
+    One channel is repeated, several become their mean; sides are resized bilinearly, smoothed where they shrink.
+    """
+    if x.shape[1] != shape[0]:
+        x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
+    if x.shape[2:] != shape[1:]:
+        x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
+    return x
 
 
 def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | None) -> dict[str, np.ndarray]:
@@ -102,6 +115,11 @@ class Labelled:
         It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side. Pixels of both are
         normalised by the training images.
         """
+        train, test = (self.take(places) for places in self.divide_places(seed, repeat))
+        return train.normalized_by(train), test.normalized_by(train)
+
+    def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the training and of the test images that `divide` draws, int64 each."""
         sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for label in range(len(self.names)):
             members = np.flatnonzero(self.labels == label)
@@ -109,8 +127,8 @@ class Labelled:
             n = part_sizes(len(members))[0]
             for side, chosen in zip(sides, (order[:n], order[n:]), strict=True):
                 side.append(members[np.sort(chosen)])
-        train, test = (self.take(np.concatenate(side)) for side in sides)
-        return train.normalized_by(train), test.normalized_by(train)
+        train, test = (np.concatenate(side) for side in sides)
+        return train, test
 
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
         """The images `which` (positions, int64 [B]) with their labels."""

@@ -77,6 +77,8 @@ class Omniglot(ImageSource):
         download: Whether archives that are not there are downloaded.
     """
 
+    inverted = True
+
     def __init__(
         self,
         *,

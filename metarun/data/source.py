@@ -27,6 +27,23 @@ PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
+def standardiser(
+    mean: np.ndarray, deviation: np.ndarray, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that shifts and scales the channels of images uint8 `[..., C, H, W]`; it returns float32.
+
+    Args:
+        mean: What is subtracted from each channel, `[C]` or `[1]`, where black is 0 and white 1.
+        deviation: What each channel is divided by, `[C]` or `[1]`.
+        device: Where the images lie.
+    """
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (mean, deviation)
+    )
+    shift, scale = shift * 255, 1 / (scale * 255)
+    return lambda x: (x.float() - shift) * scale
+
+
 class DataSource(Checked, ABC):
     """Tasks of three splits. Knows nothing of methods."""
 
@@ -56,6 +73,19 @@ class DataSource(Checked, ABC):
         return False
 
 
+class NoData(DataSource):
+    """In place of data for a run that uses none."""
+
+    kind = "classification"
+    input_shape = ()
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        raise UserError("data: this recipe uses none")
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
 class ImageSource(DataSource):
     """A table of images with its classes divided among the splits.
 
@@ -65,6 +95,8 @@ class ImageSource(DataSource):
     """
 
     kind = "classification"
+    inverted: bool = False  # whether an image in the table is the negative of its file
+    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
 
     def __init__(
         self,
@@ -183,11 +215,7 @@ class ImageSource(DataSource):
             reference: The rows whose mean and deviation pixels are normalised by, where they are; None as in `statistics_of`.
         """
         images = self._images(device)
-        mean, scale = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for values in self.statistics_of(reference)
-        )
-        mean, scale = mean * 255, 1 / (scale * 255)
+        standardise = standardiser(*self.statistics_of(reference), device)
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
@@ -196,7 +224,7 @@ class ImageSource(DataSource):
                 for quarter in (1, 2, 3):
                     where = turned == quarter
                     x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            return (x.float() - mean) * scale
+            return standardise(x)
 
         return read
 

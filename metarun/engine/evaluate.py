@@ -54,6 +54,7 @@ def evaluate(
     steps: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     measure: bool = False,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Scores:
     """Tests a method on the episodes 0 to `episodes`, in evaluation mode; the ranks share them.
 
@@ -65,6 +66,8 @@ def evaluate(
         steps: The numbers of inner steps after which predictions are scored; None is what the method takes at test time.
         progress: A function of the episodes that are done.
         measure: Whether the method's own `measures` are computed too.
+        observe: A function of the number of the first episode of each chunk, the predictions for its queries after the last
+            step, and their labels.
 
     Returns:
         The scores, the same in every rank.
@@ -87,6 +90,8 @@ def evaluate(
         for name, value in further.items():
             whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
             whole[start:stop] = value.double().cpu()
+        if observe is not None:
+            observe(start, predictions[-1], batch.query_y)
         share = (stop - start) / episodes
         loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
         if regression:

@@ -105,6 +105,7 @@ class Learner:
         fresh: Builds the same method anew, with the weights that it had before any training.
         seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
         selected_by: The rule that chose its weights, for `result.json`.
+        built_from: The key of its method in the config; None for a backbone without a method.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Learner:
     fresh: Callable[[], Algorithm] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     selected_by: str = ""
+    built_from: str | None = None
 
 
 @dataclass

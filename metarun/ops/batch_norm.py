@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,54 @@ def keep_statistics(module: nn.Module, forward: Callable[[], object]) -> None:
         part.running_var.copy_(variance)
 
 
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+_support: ContextVar[dict[Norm, tuple[Tensor, Tensor]] | None] = ContextVar("support", default=None)
+
+
+@contextmanager
+def sets_apart() -> Iterator[None]:
+    """A context in which `both_sets` sends the support set and the queries through a network one after the other.
+
+    In evaluation mode the values are the same up to float order, for every kind but `batch`. What is computed of the support
+    set then depends on no query, so that it has to be computed only once for a support set that is fixed.
+    """
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+@contextmanager
+def _shared(statistics: dict[Norm, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """A context in which norms of kind `support` leave their statistics in `statistics`, or take those that are there."""
+    token = _support.set(statistics)
+    try:
+        yield
+    finally:
+        _support.reset(token)
+
+
+def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of a task through a network as one batch, of which the support set gives the statistics of the norm `support`.
+
+    Args:
+        forward: The network: takes rows, and how many of the leading ones are the support set.
+        support: The support set, `[N*K, ...]`.
+        queries: The queries, `[N*Q, ...]`.
+
+    Returns:
+        What the network gives for the support set and for the queries.
+    """
+    if not _apart.get():
+        both = forward(torch.cat([support, queries]), len(support))
+        return both[: len(support)], both[len(support) :]
+    # Of a traced set only its shape tells the length without fixing it.
+    statistics: dict[Norm, tuple[Tensor, Tensor]] = {}
+    with _shared(statistics):
+        return forward(support, support.shape[0]), forward(queries, 0)
+
+
 def group_count(channels: int) -> int:
     """Groups of `group`: the largest divisor of `channels` up to 8 that leaves at least 4 channels a group, else 1."""
     return max(groups for groups in range(1, 9) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
@@ -172,6 +222,8 @@ class Norm(nn.Module):
             return self._group(x)
         if self.kind == "running":
             return self._running(x)
+        if self.kind == "support" and (known := _support.get()) is not None:
+            return self._of_support(x, known)
         reference = n_support if self.kind == "support" and n_support is not None else len(x)
         self._check(reference, x)
         if reference >= len(x) and not vectorized():
@@ -206,6 +258,18 @@ class Norm(nn.Module):
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
             self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)
         return normalised
+
+    def _of_support(self, x: Tensor, known: dict[Norm, tuple[Tensor, Tensor]]) -> Tensor:
+        """The support set, which comes first, leaves its statistics in `known`; the queries are normalised by them."""
+        values = precise(x)
+        if self not in known:
+            self._check(x.shape[0], x)
+            axes = [0, *range(2, x.ndim)]
+            known[self] = values.mean(axes), values.var(axes, correction=0)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        mean, variance = (each.view(shape) for each in known[self])
+        scale = self.weight.view(shape) * torch.rsqrt(variance + EPSILON)
+        return ((values - mean) * scale + self.bias.view(shape)).to(x.dtype)
 
     def _group(self, x: Tensor) -> Tensor:
         groups = group_count(self.channels)

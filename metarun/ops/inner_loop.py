@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from metarun.errors import UserError
 from metarun.ops import draws
+from metarun.ops.batch_norm import both_sets
 from metarun.ops.tasks import vectorized
 
 Params = dict[str, Tensor]
@@ -262,8 +263,7 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
     if support_x is None or getattr(module.backbone, "norm", None) != "support":
         outputs: Tensor = torch.func.functional_call(module, params, (x,))
         return outputs
-    outputs = torch.func.functional_call(module, params, (torch.cat([support_x, x]), len(support_x)))
-    return outputs[len(support_x) :]
+    return both_sets(lambda rows, n: torch.func.functional_call(module, params, (rows, n)), support_x, x)[1]
 
 
 def parameters(module: nn.Module) -> Params:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
@@ -13,8 +14,8 @@ from metarun.errors import UserError, nearest
 from metarun.text import shell_path, shown_path
 
 
-def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
-    """Writes the report over `config.runs`, and prints its table and where it lies; returns 0.
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """Writes the report over `config.runs`, and prints its table and where it lies; returns nothing.
 
     Raises `UserError` if no folder was given, one is not there, or no run in them is finished.
     """
@@ -27,7 +28,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         raise UserError(
             f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
         )
-    return 0.0
+    return {}
 
 
 def folders(config: DictConfig, required: bool = True) -> list[Path]:

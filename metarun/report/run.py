@@ -23,22 +23,17 @@ def stored(folder: Path) -> dict[str, Any]:
     return files.read_json(folder / FILE, DAMAGED)
 
 
-def show_stored(folder: Path, unchecked: str = "") -> float:
+def show_stored(folder: Path, unchecked: str = "") -> None:
     """Shows the result of a finished run.
 
     Args:
         folder: The run folder.
         unchecked: Why it is not known whether the data are still those of the run; empty where it is.
-
-    Returns:
-        Its validation score.
     """
-    result = stored(folder)
-    show(folder, result)
+    show(folder, stored(folder))
     if unchecked:
         print(f"The data were not checked: {unchecked}")
     print("This run had finished before: nothing was computed; resume=false starts over beside it.")
-    return float(result.get("val/score", 0.0))
 
 
 def show(folder: Path, result: dict[str, Any]) -> None:

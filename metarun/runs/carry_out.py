@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.download import without_downloads
-from metarun.data.source import DataSource
+from metarun.data.source import DataSource, NoData
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
 from metarun.engine.train import Interrupted
-from metarun.errors import Pruned, UserError, nearest, reason
+from metarun.errors import Incomplete, Pruned, UserError, nearest, reason
+from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
 from metarun.renamed import refuse_old_words
+from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored, stored
 from metarun.runs import provenance, result
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
@@ -47,8 +50,8 @@ log = logging.getLogger("metarun")
 LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job that is to end may save for half a minute
 
 
-def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
-    """Runs the config's recipe, or goes on with it, or shows its stored result; returns the validation score.
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """Runs the config's recipe, or goes on with it, or shows its stored result; returns what `result.json` holds.
 
     `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
     """
@@ -61,20 +64,26 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     config = complete(config, overrides, choices)
     if not world.main:
         follow(config, world)
-        return 0.0
+        return {}
     with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
         if (folder / "config.yaml").is_file():
             refuse_other_config(folder, config)
+        built = build_stages(config)
+        continues = config.checkpoint and any(stage.continues_config for stage in built)
+        outdated = False
         if (folder / result.FILE).is_file():
-            if config.checkpoint:
+            if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            return show_stored(folder, unchecked_data(config, folder))
+            outdated = not all(stage.is_current(config, stored(folder)) for stage in built)
+            if not outdated:
+                show_stored(folder, unchecked_data(config, folder))
+                return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
         described = descriptions(shared.data, shared.target.source if shared.target else None)
         refuse_other_data(folder, described)
-        if config.checkpoint:
+        if continues:
             origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
             shared.result |= tested_on_others(origin, described, overrides)
         shared.watch = watcher(folder)
@@ -82,8 +91,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         try:
             told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
             with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
-                if (folder / result.FILE).is_file():  # by now
-                    return show_stored(folder)
+                if (folder / result.FILE).is_file() and not outdated:  # by now
+                    show_stored(folder)
+                    return conclude(built, folder)
                 if (folder / "config.yaml").is_file():
                     refuse_other_config(folder, config)
                 keep(folder, described)
@@ -101,7 +111,22 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         finally:
             shared.logger.close()
     show(folder, shared.result)
-    return float(shared.result.get(result.SCORE, 0.0))
+    return conclude(shared.stages, folder)
+
+
+def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
+    """Shows what each stage found, of the result of a finished run; returns the result, and under `folder` where it lies.
+
+    Raises:
+        Incomplete: A part of the input was bad.
+    """
+    found = {**stored(folder), "folder": str(folder)}
+    left_out = [said for stage in built if (said := stage.conclude(folder, found))]
+    for step in next_steps(folder, found):
+        print(f"next     {step}")
+    if left_out:
+        raise Incomplete("; ".join(left_out), found)
+    return found
 
 
 def follow(config: DictConfig, world: World) -> None:
@@ -127,12 +152,14 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
     loads = any(stage.needs_checkpoint for stage in built)
     if loads != bool(config.checkpoint):
         raise UserError(
-            "recipe=test: needs the run to test; add checkpoint=outputs/RUN"
+            f"recipe={choices.get('recipe', 'test')}: needs the run to test; add checkpoint=outputs/RUN"
+            if loads and any(stage.continues_config for stage in built)
+            else f"recipe={choices.get('recipe')}: needs what was learned; add checkpoint=outputs/RUN, or a classifier.pt"
             if loads
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
     check_order(built)
-    if config.checkpoint:
+    if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
         check(config)
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
@@ -197,6 +224,8 @@ def check_installed(config: DictConfig) -> None:
 
 def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
     """Builds the source and the target; a recipe without a source takes the target for it."""
+    if not any(stage.needs_data for stage in built):
+        return NoData(), None
     target = build_target(config, built)
     data = construct(config.data, "data") if target is None or config.recipe.source else target.source
     return data, target
@@ -298,6 +327,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
         "interval": "95%, over episodes, normal approximation",
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
+        **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),
         **({result.CONTENT: run.target.describe()} if run.target else {}),
         "parameters": sum(value.numel() for value in algorithm.parameters()),
         "hardware": run.hardware.describe(),

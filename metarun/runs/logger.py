@@ -23,6 +23,7 @@ from metarun import files
 from metarun.core import Episodes
 from metarun.engine import platform
 from metarun.errors import UserError
+from metarun.progress import progress_bar
 from metarun.text import duration
 
 log = logging.getLogger("metarun")
@@ -308,24 +309,10 @@ class RunLogger:
                 log.info("%s: %d of %d in %s, so about %s more; to take less, add %s",
                          what, now, total, duration(pace.passed), duration(left), take_less)  # fmt: skip
 
-        if not sys.stderr.isatty():
-            yield told
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total, completed=done)
+        with progress_bar(what, total, done) as show:
 
             def advance(now: int) -> None:
                 told(now)
-                bar.update(task, completed=now)
+                show(now)
 
             yield advance

@@ -37,6 +37,11 @@ SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; abse
 PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
+LEARNER = "learner"  # what `metarun.load` builds it from
+WORST_CLASS = "worst_class_acc"  # the mean over the episodes of the accuracy of the class that fared worst
+FIFTH_PERCENTILE = "acc_p05"  # of the episodes
+UNKNOWN = "unknown"  # of a test with queries of unknown classes
+CALIBRATION = "calibration"  # of a test: the temperature, and scores of the probabilities with and without it
 
 
 def key(kind: str, measure: str) -> str:

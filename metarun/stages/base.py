@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
+
     from metarun.runs.run import Run
 
 
@@ -23,6 +27,8 @@ class Stage(ABC):
         needs_target: Whether it uses the target (`target=`).
         uses_transfer: Whether it learns the target in the way that `transfer=` names.
         needs_checkpoint: Whether it loads `checkpoint=`.
+        continues_config: Whether it goes on with the config of the run of `checkpoint=`, instead of this command line's.
+        needs_data: Whether it uses images of the source or of the target.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
             run's folder, where all of them find it.
@@ -33,6 +39,8 @@ class Stage(ABC):
     needs_target: ClassVar[bool] = False
     uses_transfer: ClassVar[bool] = False
     needs_checkpoint: ClassVar[bool] = False
+    continues_config: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = True
     meta_tests: ClassVar[bool] = False
     shares_training: ClassVar[bool] = False
 
@@ -55,6 +63,22 @@ class Stage(ABC):
     def protocol(self, run: Run) -> dict[str, Any]:
         """What `protocol` of `result.json` says of the stage."""
         return {}
+
+    def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
+        """Whether the stored result of a finished run is still that of its inputs; otherwise the stages are carried out anew."""
+        return True
+
+    def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
+        """Shows what the stage found, at the end of a run and wherever its stored result is shown.
+
+        Args:
+            folder: The run's folder.
+            stored: What `result.json` holds.
+
+        Returns:
+            What was bad in the input and so left out, for exit status 1; an empty string where nothing was.
+        """
+        return ""
 
     def __str__(self) -> str:
         """The stage as messages name it."""

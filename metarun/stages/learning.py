@@ -78,6 +78,7 @@ def build_learner(
         wrapper=around,
         fresh=fresh,
         seen=brought,
+        built_from=algo,
     )
     if trains and algorithm.trains_on == "batches":
         learner.sampler = image_batches(run, learner, algo, split)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from metarun import files
+from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
+from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
+from metarun.errors import UserError
 from metarun.ops import metrics
+from metarun.report.reliability import reliability_diagram
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -23,20 +30,69 @@ class MetaTest(Stage):
 
     def prepare(self, run: Run) -> None:
         check_test_task(run.learner, run.test_task)
-        self.episodes = run.episodes("test", run.test_task, run.hardware.device)
+        device, task = run.hardware.device, run.test_task
+        self.episodes = run.episodes("test", task, device)
+        self.classifies = run.algorithm.spec.kind == "classification"
+        self.validation = None
+        if self.classifies:
+            with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
+                self.validation = run.episodes("val", task, device)
+        self.with_unknown = self._with_unknown(run)
 
     def execute(self, run: Run) -> None:
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
+        observed, number = None, run.learner.settings.validate_episodes
+        if self.classifies:
+            temperature = self.validation and validation_temperature(algorithm, self.validation, number, hardware)
+            observed = Observed(settings.episodes, run.test_task.ways, temperature)
         with run.logger.progress("testing", settings.episodes) as advance:
-            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True)
+            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True, observed)
         run.result |= summary(scores, result.TEST) | own_measures(scores)
+        if observed is not None:
+            run.result |= self._probabilities(run, scores, observed, number)
         self._record(run, scores)
         if settings.baseline_episodes:
             run.result |= self._baseline(run, steps)
         if not scores.power:
             run.result[result.key(result.CHANCE, result.ACCURACY)] = 1 / run.test_task.ways
+
+    def _with_unknown(self, run: Run) -> dict[Split, EpisodeSampler]:
+        """Episodes with more classes than a support set has, where `test.unknown_ways` asks for them."""
+        more = run.config.test.unknown_ways
+        if not more:
+            return {}
+        if not self.classifies:
+            raise UserError(
+                f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
+            )
+        task = replace(run.test_task, ways=run.test_task.ways + more)
+        try:
+            return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
+        except UserError as error:
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {task.ways} classes; {error}") from error
+
+    def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
+        """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""
+        hardware, count = run.hardware, run.config.test.episodes
+        observed.gather(hardware)
+        worst = result.key(result.TEST, result.WORST_CLASS)
+        found: dict[str, Any] = {
+            result.key(result.TEST, result.FIFTH_PERCENTILE): float(np.quantile(scores.final.numpy(), 0.05)),
+            result.key(result.TEST, result.CALIBRATION): observed.describe(validated),
+        }
+        found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
+        run.logger.picture("test/reliability", reliability_diagram(observed.after.bins()))
+        if self.with_unknown:
+            ways, temperature = run.test_task.ways, observed.temperature
+            with torch.random.fork_rng():
+                sides = [
+                    known_and_unknown(run.algorithm, sampler, number, ways, temperature, hardware)
+                    for sampler, number in ((self.with_unknown["val"], validated), (self.with_unknown["test"], count))
+                ]
+            found[result.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
+        return found
 
     def _record(self, run: Run, scores: Scores) -> None:
         """Leaves the score of every episode, for paired comparisons, and curves."""

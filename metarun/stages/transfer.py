@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
-from torch import Tensor
 
 from metarun import files
 from metarun.config import construct
-from metarun.core import Algorithm, Episodes, Spec
+from metarun.core import Batch, Spec
+from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner
 from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.kept import keep_classifier
+from metarun.ops.calibration import Reliability, tempered
+from metarun.report.reliability import reliability_diagram
 from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.target.base import SourceImages, TargetMethod
+from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
 class Transfer(Stage):
@@ -53,7 +58,14 @@ class Transfer(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         run.algorithm.eval()
-        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, run.folder / "target", run.logger)
+
+        def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
+            keep_classifier(run, self.method, classifier, train, known, run.folder / store.FILE)
+
+        where = run.folder / "target"
+        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
+        if run.hardware.world.main:
+            run.result |= self._probabilities(run)
         curve = run.result[result.key(result.TARGET, "curve")]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.key(result.TARGET, "chance")]
@@ -61,21 +73,46 @@ class Transfer(Stage):
             files.save_bytes(run.folder / "learning_curve.png", picture)
             run.logger.picture("target/learning_curve", picture)
 
+    def _probabilities(self, run: Run) -> dict[str, Any]:
+        """The accuracy of each class, and how far the probabilities of the kept classifier can be trusted."""
+        assert run.target is not None
+        confusion = np.array(run.result[result.key(result.TARGET, "confusion")])
+        shares = confusion.diagonal() / confusion.sum(1).clip(1)
+        found: dict[str, Any] = {
+            result.key(result.TARGET, "class_acc"): shares.tolist(),
+            result.key(result.TARGET, result.WORST_CLASS): float(shares.min()),
+        }
+        if not (run.folder / store.FILE).is_file():
+            return found
+        held = store.load(run.folder)
+        with np.errstate(divide="ignore"):
+            images, probabilities = run.target.tested(run.folder)
+            logs = np.log(probabilities.astype(np.float64))
+        temperature, before, after = held.calibration.temperature, Reliability(), Reliability()
+        before.add(logs, images.labels)
+        after.add(tempered(logs, temperature or 1.0), images.labels)
+        run.logger.picture("target/reliability", reliability_diagram(after.bins()))
+        found[result.key(result.TARGET, "classifier")] = {
+            "file": store.FILE,
+            "repeat": 0,
+            "train_images": len(held.examples),
+            "examples": held.examples,
+            "acc": float((logs.argmax(1) == images.labels).mean()),
+        }
+        found[result.key(result.TARGET, result.CALIBRATION)] = {
+            "temperature": temperature,
+            "fitted_on": "a fifth of the training images, held out" if temperature else None,
+            "without": before.describe(),
+            "with": after.describe(),
+            "bins": after.bins(),
+        }
+        return found
+
     def protocol(self, run: Run) -> dict[str, Any]:
         fixed = "the last weights of a fixed number of steps"
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
         return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
-
-
-class Bare(Algorithm):
-    """A backbone without a method, for a way with the target that asks for the backbone alone."""
-
-    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError("a bare backbone is not trained on a source")
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        raise NotImplementedError("a bare backbone predicts nothing")
 
 
 def uses_method(config: DictConfig) -> bool:

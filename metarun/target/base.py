@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,34 @@ from metarun.ops import batch_norm
 CHUNK = 256  # images, at most, whose features are computed together
 
 
+class Bare(Algorithm):
+    """A backbone without a method, for a way with the target that asks for the backbone alone."""
+
+    def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError("a bare backbone is not trained on a source")
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        raise NotImplementedError("a bare backbone predicts nothing")
+
+
 class SourceImages:
     """The labelled images of the source, for methods that go on using them; the same ones at every call."""
 
-    def __init__(self, data: DataSource, seed: int, device: torch.device) -> None:
+    def __init__(self, data: DataSource | None, seed: int, device: torch.device) -> None:
         self.data, self.seed, self.device = data, seed, device
 
     @cached_property
     def images(self) -> Labelled:
+        """The images.
+
+        Raises:
+            UserError: The data are not at hand: a classifier was stored without them.
+        """
+        if self.data is None:
+            raise UserError(
+                "transfer: this way goes on using the images of the source, which are not kept with what it learned; fit it "
+                "in a run, recipe=transfer"
+            )
         return self.data.labelled("train")
 
     @property
@@ -57,6 +77,13 @@ class Classifier(nn.Module, ABC):
     def probabilities(self, scores: Tensor) -> Tensor:
         """The probability of each class, `[B, classes]` float64, of this classifier's scores: their softmax."""
         return scores.double().softmax(1)
+
+    def embedding(self, images: Tensor) -> Tensor | None:
+        """Where images `[B, C, H, W]` lie in the space, `[B, D]`, in which they are compared with examples by distance.
+
+        None for a classifier that compares them with none.
+        """
+        return None
 
 
 class TargetMethod(Checked, ABC):
@@ -133,7 +160,8 @@ class Own(TargetMethod):
         if learner.fixed_ways and learner.spec.outputs != classes:
             raise UserError(
                 f"transfer=own: {type(learner).__name__}'s head has {learner.spec.outputs} outputs, and the target "
-                f"{classes} classes; train with task.ways={classes}, or choose another transfer="
+                f"{classes} classes; train with task.ways={classes}, take a method for any number of classes (algo=protonet, "
+                "say), or choose another transfer="
             )
 
     def fit(self, train: Batch, classes: int) -> OwnClassifier:
@@ -165,10 +193,20 @@ class OwnClassifier(Classifier):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
-        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
+        blank = torch.zeros(1, images.shape[0], dtype=torch.int64, device=images.device)
         shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
         sets = self.support_x[None], self.support_y[None], images[None], blank
         return self.learner.predict(Episodes(*sets, self.classes, shots))[0]
+
+    @torch.no_grad()
+    def embedding(self, images: Tensor) -> Tensor | None:
+        if not self.learner.metric:
+            return None
+        self.learner.eval()
+        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
+        shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
+        sets = self.support_x[None], self.support_y[None], images[None], blank
+        return self.learner.embed(Episodes(*sets, self.classes, shots))[1][0]
 
 
 class Frozen(Classifier):
@@ -236,7 +274,10 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     training = backbone.training
     backbone.eval()
-    found = torch.cat([backbone(chunk).float() for chunk in x.tensor_split(math.ceil(len(x) / CHUNK))])
+    # A traced batch has no length that could be divided.
+    known = isinstance(x.shape[0], int)
+    chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
+    found = torch.cat([backbone(chunk).float() for chunk in chunks])
     backbone.train(training)
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
+from metarun.ops.prototypes import negative_squared_distances
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 
@@ -154,11 +155,14 @@ class LogisticScores(Frozen):
         self.register_buffer("known_classes", known_classes)
 
     def of_features(self, x: Tensor) -> Tensor:
-        model = restored_regression(self.coefficients, self.intercepts, self.known_classes)
-        scores = torch.full((len(x), self.classes), -torch.inf, dtype=torch.float64)
-        found = model.predict_log_proba(self.scaling(x.double()).cpu().numpy())
-        scores[:, self.known_classes.cpu()] = torch.as_tensor(found)
-        return scores
+        logits = F.linear(self.scaling(x.double()), self.coefficients.double(), self.intercepts.double())
+        if logits.shape[1] == 1:  # of two classes the model has the logit of the second alone
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        found = logits.log_softmax(1)
+        unseen = torch.full_like(found[:, :1], -torch.inf)
+        places = torch.full((self.classes,), found.shape[1], device=x.device)
+        places[self.known_classes] = torch.arange(found.shape[1], device=x.device)
+        return torch.cat([found, unseen], 1)[:, places]
 
 
 class LinearScores(Frozen):
@@ -189,8 +193,14 @@ class CentroidScores(Frozen):
         self.register_buffer("mean", mean)
 
     def of_features(self, x: Tensor) -> Tensor:
-        x = x if self.mean is None else F.normalize(x - self.mean, dim=1)
-        return -torch.cdist(x, self.centroids).square()
+        # In double precision, in which the large terms may cancel.
+        return negative_squared_distances(self._shifted(x).double(), self.centroids.double()).float()
+
+    def embedding(self, images: Tensor) -> Tensor:
+        return self._shifted(features(self.backbone, images))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x if self.mean is None else F.normalize(x - self.mean, dim=1)
 
 
 def restored_regression(coefficients: Tensor, intercepts: Tensor, classes: Tensor) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from metarun import files
-from metarun.data.image_batches import Labelled, generator
+from metarun.core import Batch
+from metarun.data.image_batches import Labelled, generator, to_shape
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import metrics
@@ -24,9 +24,11 @@ from metarun.target.predictions import Predicted
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
     from metarun.runs.logger import RunLogger
-    from metarun.target.base import TargetMethod
+    from metarun.target.base import Classifier, TargetMethod
 
 log = logging.getLogger("metarun")
+
+Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
 PREDICTIONS = "predictions"  # the folder of what each repeat predicted
 DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20% to test on"
@@ -68,13 +70,7 @@ class Target:
             return
         log.info("target: images %s are brought to the source's %s", _times(own), _times(shape))
 
-        def change(x: Tensor) -> Tensor:
-            if x.shape[1] != shape[0]:
-                x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
-            if x.shape[2:] != shape[1:]:
-                x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True)
-            return x
-
+        change = partial(to_shape, shape=shape)
         self.train, self.validation, self.test = (
             replace(part, change=change) for part in (self.train, self.validation, self.test)
         )
@@ -106,7 +102,13 @@ class Target:
         return found
 
     def measure(
-        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, logger: RunLogger
+        self,
+        method: TargetMethod,
+        seed: int,
+        hardware: Hardware,
+        folder: Path,
+        logger: RunLogger,
+        keep: Keep | None = None,
     ) -> dict[str, Any]:
         """Scores of `method` on every size and repeat, shared out among the ranks.
 
@@ -119,6 +121,7 @@ class Target:
             hardware: where it is computed.
             folder: of the numbers of each repeat.
             logger: where the learning curve goes.
+            keep: leaves the classifier of the first repeat with the most training images; it is called once at least.
 
         Returns:
             Numbers for `result.json`.
@@ -136,7 +139,8 @@ class Target:
         with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
                 if number % world.size == world.rank:
-                    self._measure_one(method, seed, hardware, folder, size, repeat)
+                    kept = keep if (size, repeat) == (self.sizes[-1], 0) else None
+                    self._measure_one(method, seed, hardware, folder, size, repeat, kept)
                 advance(number + 1)
         world.barrier()
         curve: list[dict[str, Any]] = []
@@ -177,7 +181,14 @@ class Target:
         }
 
     def _measure_one(
-        self, method: TargetMethod, seed: int, hardware: Hardware, folder: Path, size: int | None, repeat: int
+        self,
+        method: TargetMethod,
+        seed: int,
+        hardware: Hardware,
+        folder: Path,
+        size: int | None,
+        repeat: int,
+        keep: Keep | None = None,
     ) -> None:
         stem = _stem(size, repeat)
         numbers, scored = folder / f"{stem}.json", folder.parent / PREDICTIONS / f"{stem}.npz"
@@ -198,7 +209,19 @@ class Target:
         values = scores.double().cpu().numpy()
         files.save_arrays(scored, probabilities=shares, classes=values.argmax(1))
         found = metrics.classification(values, test.labels)
+        if keep is not None:  # before the numbers, which mark what is done
+            with hardware.autocast():
+                keep(classifier, train, known)
         files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
+
+    def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
+        """The test images of the first repeat with the most training images, and the probabilities `[n, classes]` of each class.
+
+        Args:
+            folder: Of a run that `measure` measured.
+        """
+        first = next(self._predictions(folder / PREDICTIONS))
+        return first.images, first.probabilities
 
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
         """Of each repeat with the most training images."""

@@ -1,0 +1,61 @@
+"""What `import metarun` offers to Python; imported when it is first used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from metarun.cli import CONF, MENDABLE, for_hydra, one_line, parsed
+from metarun.config.overrides import canonical
+from metarun.errors import Incomplete, UserError
+
+log = logging.getLogger("metarun")
+
+
+def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Carries out `metarun words...`, or goes on with it, or takes its stored result.
+
+    Args:
+        words: The words of the command line, each `key=value` or `group=choice`.
+        outputs: The folder that run folders lie in, as `outputs=` gives it.
+
+    Returns:
+        What `result.json` holds, and under `folder` the run's folder.
+
+    Raises:
+        UserError: What the command would refuse, in the same words.
+    """
+    given = [*words, *([f"outputs={os.fspath(outputs)}"] if outputs is not None else [])]
+    try:
+        arguments, options = parsed(given)
+        if options:
+            raise UserError(f"{options[0]}: metarun.run carries out one run; it takes key=value alone")
+        typed = for_hydra(arguments)
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("config", overrides=typed, return_hydra_config=True)
+        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            OmegaConf.set_readonly(config, False)
+            own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
+            overrides = canonical(typed, own)
+            command = [sys.executable, "-m", "metarun", *overrides]
+            found: dict[str, Any] = get_method(own.recipe.run)(own, overrides, choices, command)
+            return found
+        finally:
+            HydraConfig.instance().cfg = before
+    except Incomplete as left_out:
+        log.warning("%s", left_out)
+        return left_out.result
+    except UserError:
+        raise
+    except MENDABLE as error:
+        raise UserError(one_line(error)) from error

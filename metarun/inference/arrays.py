@@ -1,0 +1,131 @@
+"""Images in memory, as Pillow, numpy and torch have them, brought to the pixels that files are decoded to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metarun.data.decoding import square
+from metarun.errors import UserError
+from metarun.inference.image_files import ImageFiles, find_images, of_paths
+from metarun.inference.preprocessing import Preprocessing
+
+Images = Any  # a path, a sequence of paths or of PIL images, an array or a tensor
+
+WANTED = (
+    "images are uint8 (0 to 255) or floating-point (0 to 1), [images, height, width] or the same with 1 or 3 channels"
+)
+
+
+def as_files(images: Images) -> ImageFiles | None:
+    """The files that `images` names; None for images in memory."""
+    if isinstance(images, str | os.PathLike):
+        return find_images(images)
+    if isinstance(images, ImageFiles):
+        return images
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim == 1:
+        images = images.tolist()
+    if isinstance(images, Sequence) and images and all(isinstance(one, str | os.PathLike) for one in images):
+        return of_paths([Path(one).expanduser() for one in images], "images")
+    return None
+
+
+def count(images: Images) -> int:
+    """How many images in memory there are.
+
+    Raises:
+        UserError: They are no images.
+    """
+    if isinstance(images, Sequence | np.ndarray | torch.Tensor) and not isinstance(images, str):
+        if len(images) == 0:
+            raise UserError("images: there is none")
+        return len(images)
+    if isinstance(images, Image.Image):
+        raise UserError("images: this is one image; give a list of them, [image]")
+    raise UserError(f"images: {type(images).__name__} is none of paths, PIL images, numpy arrays and tensors")
+
+
+def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarray]:
+    """Pixels uint8 `[B, C, S, S]` of images in memory, at most `size` at once.
+
+    They are brought to the size and the channels of the classifier as files are. Floating-point values are rounded to 256.
+
+    Args:
+        images: PIL images; or an array or a tensor `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`, or a list of single ones.
+        how: What they are brought to.
+        size: The most that are held at once.
+
+    Raises:
+        UserError: The shape, the type, the values or the channels are not those of images.
+    """
+    total = count(images)
+    for start in range(0, total, size):
+        part = images[start : start + size]
+        if isinstance(part, np.ndarray) and part.dtype.kind == "O":
+            part = part.tolist()
+        if isinstance(part, Sequence):
+            yield np.stack([_one(image, how) for image in part])
+        else:
+            yield np.stack([square(picture, how.image_size, how.channels, how.values) for picture in _pictures(part)])
+
+
+def _one(image: Any, how: Preprocessing) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        array = image if isinstance(image, torch.Tensor) else np.asarray(image)
+        if array.ndim not in (2, 3):
+            raise UserError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
+        (image,) = _pictures(array[None])
+    try:
+        return square(image, how.image_size, how.channels, how.values)
+    except ValueError as error:
+        raise UserError(f"images: {error}") from error
+
+
+def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
+    """The images of an array `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`."""
+    channels_first = isinstance(images, torch.Tensor)
+    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    shape = list(array.shape)
+    if array.ndim == 2:
+        raise UserError(f"images: the shape {shape} is that of one grey image, or of vectors; {WANTED}")
+    if array.ndim == 3 and (array.shape[-1] in (1, 3) or array.shape[0] in (1, 3)) and min(shape) < 4 < max(shape):
+        if array.shape[-1] in (1, 3):
+            raise UserError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
+    elif array.ndim not in (3, 4):
+        raise UserError(f"images: the shape {shape} has {array.ndim} axes; {WANTED}")
+    if array.ndim == 4:
+        first, last = (array.shape[axis] in (1, 3) for axis in (1, 3))
+        if not first and not last:
+            raise UserError(
+                f"images: the shape {shape} has neither 1 nor 3 channels, on the second axis or the last; {WANTED}"
+            )
+        if first and (channels_first or not last):
+            array = array.transpose(0, 2, 3, 1)
+        if array.shape[-1] == 1:
+            array = array[..., 0]
+    return [Image.fromarray(one) for one in np.ascontiguousarray(_eight_bits(array))]
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind != "f":
+        raise UserError(f"images: {array.dtype} values; {WANTED}")
+    if not np.isfinite(array).all():
+        raise UserError("images: a value is not finite")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"images: floating-point values from {low:g} to {high:g}, but they must be in 0 to 1; divide by 255, or undo a "
+            "normalisation: the classifier does its own"
+        )
+    found: np.ndarray = np.rint(array * 255).astype(np.uint8)
+    return found

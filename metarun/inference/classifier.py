@@ -1,0 +1,270 @@
+"""A classifier of images by scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+
+from metarun.core import Batch
+from metarun.errors import UserError
+from metarun.inference import arrays, store
+from metarun.inference.arrays import Images
+from metarun.inference.image_files import ImageFiles, examples
+from metarun.inference.learner import Learner
+from metarun.ops import calibration
+from metarun.ops.certainty import certainties
+from metarun.progress import progress_bar
+from metarun.target import base
+
+Progress = Callable[[int], None]
+
+
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Classifies images by what a learner learns from examples.
+
+    Attributes:
+        classes_: The classes, sorted where `fit` found them.
+        network_: The fitted function of network inputs to scores.
+        examples_: The files that it learned from, if it learned from files.
+        labels_: The class of each example, as a place in `classes_`.
+
+    Args:
+        learner: What learns, from `metarun.load`.
+        unknown: Which images are of none of the classes: `off` for none; `auto` for those whose certainty is below the
+            threshold that the run chose; or the largest probability, in 0 to 1, below which an image is.
+        batch_size: The images that go through the network together, which bounds the memory.
+        seed: The seed of what `fit` draws.
+    """
+
+    def __init__(self, learner: Learner, *, unknown: str | float = "off", batch_size: int = 256, seed: int = 0) -> None:
+        self.learner = learner
+        self.unknown = unknown
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def fit(self, images: Images, labels: Any = None) -> Classifier:
+        """Learns the classes from examples.
+
+        Args:
+            images: Paths, PIL images, numpy arrays or tensors; or, without labels, a folder of class folders or a table (CSV)
+                of file and label.
+            labels: The class of each image.
+
+        Raises:
+            UserError: The images are none, a class is alone, or the method cannot serve so many classes.
+        """
+        threshold(self.unknown, self.learner)
+        if labels is None:
+            if not isinstance(images, str | os.PathLike):
+                raise UserError("labels: must be given, one for each image; a folder of class folders needs none")
+            found = examples(images)
+            labels = [entry.name for entry in found for _ in entry.paths]
+            images = [path for entry in found for path in entry.paths]
+        files = arrays.as_files(images)
+        number = len(files.paths) if files else arrays.count(images)
+        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        if given.shape != (number,):
+            raise UserError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
+        self.classes_, places = np.unique(given, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UserError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
+        self.learner.method.check(len(self.classes_))
+        x = torch.cat(list(self._inputs(files or images)))
+        if files and files.unreadable:
+            path, reason = next(iter(files.unreadable.items()))
+            raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
+        order = places.argsort(kind="stable")  # examples are class-major
+        y = torch.from_numpy(places[order]).to(x.device)
+        with torch.random.fork_rng(), self._autocast():
+            torch.manual_seed(self.seed)
+            batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
+            self.network_ = self.learner.method.fit(batch, len(self.classes_))
+        self.labels_ = places[order]
+        self.examples_ = [str(files.paths[place]) for place in order] if files else []
+        return self
+
+    def restored(self) -> Classifier:
+        """This classifier with the classes that its learner was stored with."""
+        held = self.learner.held
+        assert held.classes is not None
+        self.classes_, self.labels_ = np.array(held.classes), np.array([], dtype=np.int64)
+        state = {name: value.to(self.learner.device) for name, value in held.state.items()}
+        blank = self.learner.method.restore(state, len(held.classes))
+        self.network_ = blank.to(self.learner.device).eval()
+        self.examples_ = list(held.examples)
+        return self
+
+    def scores(self, images: Images, progress: Progress | None = None) -> np.ndarray:
+        """The scores `[n, classes]` float64 of images, the largest for the predicted class; NaN for files nobody can read.
+
+        Args:
+            images: Paths, PIL images, numpy arrays or tensors, a folder, or `ImageFiles`.
+            progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
+        """
+        network = self._fitted()
+        files = arrays.as_files(images)
+        total = len(files.paths) if files else arrays.count(images)
+        found = np.full((total, len(self.classes_)), np.nan)
+        shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
+        with shown as advance:
+            for rows, x in self._placed(files, images, whole=network.transductive):
+                with torch.no_grad(), self._autocast():
+                    found[rows] = network(x).double().cpu().numpy()
+                advance(int(rows[-1]) + 1)
+        return found
+
+    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
+        shares = self._fitted().probabilities(torch.from_numpy(scores)).numpy()
+        with np.errstate(divide="ignore"):
+            logs = np.log(shares)
+        return calibration.tempered(logs, self.learner.held.calibration.temperature or 1.0)
+
+    def predict(self, images: Images) -> np.ndarray:
+        """The most probable class of each image, `[n]`."""
+        scores = self._readable(images)
+        found: np.ndarray = self.classes_[scores.argmax(1)]
+        return found
+
+    def predict_proba(self, images: Images) -> np.ndarray:
+        """The probability of each class, `[n, classes]`, in the order of `classes_`; each row sums to 1."""
+        found: np.ndarray = np.exp(self.log_probabilities(self._readable(images)))
+        return found
+
+    def score(self, images: Images, labels: Any, sample_weight: Any = None) -> float:
+        """The accuracy on labelled images."""
+        return float(np.average(self.predict(images) == np.asarray(labels), weights=sample_weight))
+
+    def is_unknown(self, images: Images) -> np.ndarray:
+        """Whether each image is of none of the classes, bool `[n]`, by the setting `unknown`."""
+        return self.judged_unknown(self._readable(images))
+
+    def judged_unknown(self, scores: np.ndarray) -> np.ndarray:
+        """Whether images with these scores are of none of the classes, bool `[n]`."""
+        name, least = threshold(self.unknown, self.learner)
+        if name is None:
+            return np.zeros(len(scores), dtype=bool)
+        found: np.ndarray = certainties(scores, self.log_probabilities(scores))[name] < least
+        return found
+
+    def nearest_examples(self, images: Images, predicted: np.ndarray) -> np.ndarray | None:
+        """For each image the nearest example of the class that was predicted, as a place in `examples_`, int64 `[n]`.
+
+        Returns:
+            The places; None where the classifier compares images with no examples, or its examples are not at hand.
+        """
+        known = self._embedded([Path(path) for path in self.examples_]) if len(self.labels_) else None
+        asked = self._embedded(images) if known is not None else None
+        if known is None or asked is None:
+            return None
+        distances = torch.cdist(asked, known)
+        others = torch.from_numpy(self.labels_[None] != predicted[:, None])
+        return distances.masked_fill(others, torch.inf).argmin(1).numpy()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a classifier file, which `metarun.load` and `recipe=predict` read."""
+        held = self.learner.held
+        kept = store.Stored(
+            held.blueprint,
+            held.preprocessing,
+            store.tensors(self.learner.algorithm),
+            held.autocast,
+            held.calibration,
+            held.origin,
+            [str(name) for name in self.classes_],
+            {name: value.detach().cpu() for name, value in self._fitted().state_dict().items()},
+            self.examples_,
+        )
+        store.save(Path(path), kept)
+
+    def _fitted(self) -> base.Classifier:
+        if not hasattr(self, "network_"):
+            raise NotFittedError("this Classifier has learned no classes yet; call fit(images, labels) first")
+        return self.network_
+
+    def _readable(self, images: Images) -> np.ndarray:
+        files = arrays.as_files(images)
+        scores = self.scores(files or images)
+        if files and files.unreadable:
+            path, reason = next(iter(files.unreadable.items()))
+            raise UserError(f"images: {path} is not a whole image ({reason})")
+        return scores
+
+    def _embedded(self, images: Images) -> Tensor | None:
+        parts = []
+        for x in self._inputs(images):
+            with torch.no_grad(), self._autocast():
+                part = self._fitted().embedding(x)
+            if part is None:
+                return None
+            parts.append(part.float().cpu())
+        return torch.cat(parts)
+
+    def _inputs(self, images: Images) -> Iterator[Tensor]:
+        return (x for _, x in self._placed(arrays.as_files(images), images))
+
+    def _placed(self, files: ImageFiles | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
+        """Network inputs of at most `batch_size` images and their places; of all images at once if `whole`."""
+        how, device = self.learner.held.preprocessing, self.learner.device
+
+        def parts() -> Iterator[tuple[list[int], np.ndarray]]:
+            if files:
+                yield from files.batches(how, self.batch_size)
+                return
+            start = 0
+            for pixels in arrays.batches(images, how, self.batch_size):
+                yield list(range(start, start + len(pixels))), pixels
+                start += len(pixels)
+
+        found: Iterable[tuple[list[int], np.ndarray]] = parts()
+        if whole and (every := list(found)):
+            rows = [row for part, _ in every for row in part]
+            found = [(rows, np.concatenate([pixels for _, pixels in every]))]
+        for rows, pixels in found:
+            yield rows, how.inputs(pixels, device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        name = self.learner.held.autocast
+        if name is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.learner.device.type, dtype=getattr(torch, name), cache_enabled=False)
+
+
+def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:
+    """The certainty that tells images of no known class, and the value below which it does.
+
+    Args:
+        unknown: The setting of `Classifier`.
+        learner: What learned, whose run may have chosen a threshold.
+
+    Returns:
+        The name of the certainty, or None for `off`, and the threshold.
+
+    Raises:
+        UserError: It is neither `off`, `auto` nor a number from 0 to 1; or `auto`, and the run chose no threshold.
+    """
+    if isinstance(unknown, str) and unknown not in ("off", "auto"):
+        with contextlib.suppress(ValueError):
+            unknown = float(unknown)
+    if unknown == "off":
+        return None, 0.0
+    if unknown == "auto":
+        held = learner.held.calibration
+        if held.certainty is None:
+            raise UserError(
+                "unknown=auto: the run chose no threshold; train it with test.unknown_ways=5, say, or give the least "
+                "probability of a known class, unknown=0.7"
+            )
+        return held.certainty, held.thresholds[held.certainty]
+    if isinstance(unknown, str | bool) or not 0 <= unknown <= 1:
+        raise UserError(f"unknown={unknown}: must be auto, off, or a probability from 0 to 1")
+    return "max_probability", float(unknown)

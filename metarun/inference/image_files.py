@@ -1,0 +1,163 @@
+"""The image files that a user names, read in batches of bounded memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from metarun.data.class_folders import ClassFiles, by_folders, by_labels
+from metarun.data.decoding import THREADS, UnreadableImage, read
+from metarun.data.label_files import NO_IMAGES, TABLES, visible
+from metarun.errors import UserError, nearest
+from metarun.inference.preprocessing import Preprocessing
+from metarun.text import printable, shown_path
+
+AHEAD = 2  # batches that are read while the network is at another
+
+
+@dataclass
+class ImageFiles:
+    """Image files, and what nobody could read of them.
+
+    Attributes:
+        paths: The files, in order.
+        labels: The class of each, where a folder or a table tells; None for others.
+        ignored: How many files of the folders are no images by their names.
+        unreadable: The reason of each file that `batches` could not read.
+    """
+
+    paths: list[Path]
+    labels: list[str | None]
+    ignored: int = 0
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    def batches(self, how: Preprocessing, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The places of at most `size` files that can be read, and their pixels uint8 `[B, C, S, S]`, batch after batch.
+
+        The files of the next batches are read meanwhile, by threads; no more than these are held.
+        """
+
+        def one(place: int) -> np.ndarray | str:
+            try:
+                return read(self.paths[place], how.image_size, how.channels, how.values).pixels
+            except UnreadableImage as error:
+                return str(error)
+            except OSError as error:
+                return error.strerror or str(error)
+
+        places = iter(range(len(self.paths)))
+        waiting: deque[tuple[list[int], list[Future[np.ndarray | str]]]] = deque()
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+            while True:
+                while len(waiting) < AHEAD and (chosen := list(islice(places, size))):
+                    waiting.append((chosen, [pool.submit(one, place) for place in chosen]))
+                if not waiting:
+                    return
+                chosen, promised = waiting.popleft()
+                found = [promise.result() for promise in promised]
+                self.unreadable |= {
+                    self.paths[place]: pixels
+                    for place, pixels in zip(chosen, found, strict=True)
+                    if isinstance(pixels, str)
+                }
+                kept = [
+                    (place, pixels)
+                    for place, pixels in zip(chosen, found, strict=True)
+                    if isinstance(pixels, np.ndarray)
+                ]
+                if kept:
+                    yield [place for place, _ in kept], np.stack([pixels for _, pixels in kept])
+
+
+def find_images(origin: str | os.PathLike[str], key: str = "images", classes: Iterable[str] = ()) -> ImageFiles:
+    """The image files that a user names.
+
+    Args:
+        origin: A file; a folder, with all below it; a pattern with `*`, `?` or `**`; or `-` for a list on standard input,
+            a path a line.
+        key: What errors are about.
+        classes: The names of classes. A file in a folder that has such a name is of that class.
+
+    Raises:
+        UserError: There is no such file or folder, or no file in it.
+    """
+    text = os.fspath(origin)
+    if text == "-":
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        return of_paths([Path(line).expanduser() for line in lines if line.strip()], f"{key}=-", classes)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return of_paths([path], f"{key}={shown_path(path)}", classes)
+    if path.is_dir():
+        found, ignored = _below(path)
+        if not found:
+            more = f"; {ignored} other file{'s' * (ignored != 1)} in it" if ignored else ""
+            raise UserError(f"{key}={shown_path(path)}: the folder holds no image{more}")
+        return ImageFiles(found, [_label(file, path, set(classes)) for file in found], ignored)
+    if any(character in text for character in "*?["):
+        matched = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if files := [match for match in matched if match.is_file()]:
+            return of_paths(files, f"{key}={text}", classes)
+        raise UserError(f"{key}={printable(text)}: no file matches this pattern")
+    siblings = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError(f"{key}={shown_path(path)}: there is no such file or folder{nearest(shown_path(path), siblings)}")
+
+
+def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) -> ImageFiles:
+    """Files that were named one by one; their own folders may have the names of classes."""
+    if not paths:
+        raise UserError(f"{origin}: names no file")
+    names = set(classes)
+    return ImageFiles(list(paths), [path.parent.name if path.parent.name in names else None for path in paths])
+
+
+def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
+    """The labelled examples of some classes: a folder of class folders, or a table of file and label.
+
+    A folder that is divided into `train` and `test` folders gives the former.
+
+    Raises:
+        UserError: There is no such folder or table, a class has no image, or there is one class alone.
+    """
+    path = Path(origin).expanduser().absolute()
+    try:
+        table = path.suffix.lower() in TABLES and path.is_file()
+        classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
+    except UserError as error:  # of a data set, by whose keys it names what is wrong
+        raise UserError(re.sub(r"^data\.(labels|root)\b", key, str(error))) from error
+    parts = {entry.part for entry in classes}
+    chosen = [entry for entry in classes if entry.part in (("train",) if "train" in parts else ("",))]
+    if len(chosen) < 2:
+        raise UserError(
+            f"{key}={shown_path(path)}: has one class alone ({chosen[0].name}); there is nothing to tell apart"
+        )
+    return chosen
+
+
+def _below(folder: Path) -> tuple[list[Path], int]:
+    """The images below a folder by their names, and how many files are none."""
+    found, ignored = [], 0
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(filter(visible, folders))
+        for name in sorted(filter(visible, names)):
+            path = Path(home, name)
+            if path.suffix.lower() in NO_IMAGES:
+                ignored += 1
+            else:
+                found.append(path)
+    return found, ignored
+
+
+def _label(path: Path, root: Path, classes: set[str]) -> str | None:
+    """The class that a folder between `root` and the file names; the nearest to the file counts."""
+    return next((part for part in reversed(path.relative_to(root).parts[:-1]) if part in classes), None)

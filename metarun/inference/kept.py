@@ -1,0 +1,105 @@
+"""What a run keeps so that its learner can be used on further images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metarun.core import Batch
+from metarun.data.image_batches import Labelled
+from metarun.inference import store
+from metarun.inference.blueprint import Blueprint
+from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.store import Calibration, Stored
+from metarun.ops.calibration import fit_temperature
+from metarun.runs import result
+from metarun.target.base import Classifier, TargetMethod
+
+if TYPE_CHECKING:
+    from metarun.runs.run import Run
+
+
+def kept_learner(run: Run) -> dict[str, Any] | None:
+    """JSON values for `result.json` that `metarun.load` builds the run's learner from; None for one that classifies no images."""
+    source, reference = (run.target.source, run.target.train.reference) if run.target else (run.data, None)
+    preprocessing = Preprocessing.of(source, run.data.input_shape, reference)
+    if preprocessing is None or not run.learners:
+        return None
+    told = run.result.get(result.key(result.TEST, result.CALIBRATION), {})
+    unknown = run.result.get(result.key(result.TEST, result.UNKNOWN), {})
+    calibration = Calibration(told.get("temperature"), unknown.get("thresholds", {}), unknown.get("certainty"))
+    continued = run.config.checkpoint if any(stage.needs_checkpoint for stage in run.stages) else None
+    return {
+        "format": store.FORMAT,
+        "blueprint": Blueprint.of(run.config, run.learner.built_from, run.algorithm).describe(),
+        "preprocessing": preprocessing.describe(),
+        "autocast": autocast(run),
+        "calibration": vars(calibration),
+        "weights": continued,
+    }
+
+
+def autocast(run: Run) -> str | None:
+    """The name of the type of mixed precision of a run."""
+    dtype = run.hardware.autocast_dtype
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def keep_classifier(
+    run: Run, method: TargetMethod, classifier: Classifier, train: Labelled, known: Batch, path: Path
+) -> None:
+    """Leaves `classifier.pt`: a classifier of the target, with a temperature that was fitted on images held out for it.
+
+    Args:
+        run: The run.
+        method: What learned it.
+        classifier: What it learned.
+        train: The images that it learned from.
+        known: The same as a batch.
+        path: The file.
+    """
+    assert run.target is not None
+    preprocessing = Preprocessing.of(run.target.source, run.data.input_shape, train.reference)
+    if preprocessing is None:
+        return
+    held = Stored(
+        Blueprint.of(run.config, run.learner.built_from, run.algorithm),
+        preprocessing,
+        store.tensors(run.algorithm),
+        autocast(run),
+        Calibration(held_out_temperature(method, train, known, run.config.seed)),
+        path,
+        list(train.names),
+        {name: value.detach().cpu() for name, value in classifier.state_dict().items()},
+        train.identities,
+    )
+    store.save(path, held)
+
+
+def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, seed: int) -> float | None:
+    """The temperature of a classifier of 80% of the training images, fitted on the others, of each class its share.
+
+    Args:
+        method: What learns the classifier.
+        train: The training images.
+        known: The same as a batch.
+        seed: Of the division.
+
+    Returns:
+        The temperature; None where the classes have too few images to hold any out.
+    """
+    part, rest = train.divide_places(seed, 0)
+    if not len(rest):
+        return None
+    learned, asked = (
+        Batch(*(tensor[torch.from_numpy(which).to(tensor.device)] for tensor in (known.x, known.y, known.domain)))
+        for which in (part, rest)
+    )
+    fitted = method.fit(learned, len(train.names))
+    scores: Tensor = fitted(asked.x)
+    if not scores.isfinite().any(1).all():
+        return None
+    return fit_temperature(fitted.probabilities(scores).log().cpu().numpy(), asked.y.cpu().numpy())

@@ -1,0 +1,91 @@
+"""A learner at hand: built from a file or a run folder, ready to learn classes from a few examples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metarun.core import Algorithm
+from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.store import Stored
+from metarun.target.base import SourceImages, TargetMethod
+
+if TYPE_CHECKING:
+    from metarun.inference.classifier import Classifier
+
+
+class Learner:
+    """What a run trained, with all that using it on further images takes.
+
+    `fit` learns classes from examples, `classifier` is what the run itself learned on its target.
+
+    Attributes:
+        held: What the file or the run folder holds.
+        algorithm: The method on its backbone.
+        method: The way with labelled examples: the method's own, or that of the run's `transfer=`.
+        device: Where it computes.
+    """
+
+    def __init__(self, held: Stored, device: torch.device | str = "auto") -> None:
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.held, self.device = held, torch.device(chosen)
+        self.algorithm: Algorithm = held.blueprint.learner()
+        store.load_tensors(self.algorithm, held.weights, held.origin)
+        self.algorithm.to(self.device).eval()
+        source = SourceImages(None, 0, self.device)
+        self.method: TargetMethod = held.blueprint.method(self.algorithm, source)
+
+    def __repr__(self) -> str:
+        return f"Learner({type(self.algorithm).__name__}, {type(self.method).__name__}, {str(self.held.origin)!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
+        """Itself: a classifier that scikit-learn clones goes on with the same learner, which nothing changes."""
+        return self
+
+    def fit(self, images: Any, labels: Any = None, **settings: Any) -> Classifier:
+        """Learns classes from examples.
+
+        Args:
+            images: Paths, PIL images, numpy arrays or tensors; or, without labels, a folder of class folders or a table (CSV)
+                of file and label.
+            labels: The class of each image.
+            settings: Those of `Classifier`.
+
+        Raises:
+            UserError: The images are none, a class is alone, or the method cannot serve so many classes.
+        """
+        from metarun.inference.classifier import Classifier
+
+        return Classifier(self, **settings).fit(images, labels)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of the classes that the run learned.
+
+        Raises:
+            UserError: The run learned to learn, but no classes of its own.
+        """
+        from metarun.inference.classifier import Classifier
+
+        if self.held.classes is None:
+            raise UserError(
+                f"{self.held.origin}: learned from episodes and has no classes of its own; give it examples, fit(images, labels)"
+            )
+        return Classifier(self).restored()
+
+
+def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto") -> Learner:
+    """The learner of a run folder or of a classifier file.
+
+    Args:
+        origin: A finished run's folder, or a `classifier.pt`.
+        device: Where it computes; `auto` takes CUDA where there is one.
+
+    Raises:
+        UserError: There is no such file or folder, or it cannot be used.
+    """
+    return Learner(store.load(Path(origin)), device)

@@ -1,0 +1,162 @@
+"""What a classifier said of image files, as a table, as numbers and as lines of the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from metarun.inference.classifier import Classifier
+from metarun.inference.image_files import ImageFiles
+from metarun.ops import metrics
+from metarun.ops.calibration import Reliability
+from metarun.text import printable, shell_path
+
+LEAST_CERTAIN = 5  # images that the terminal names
+
+
+class Predictions:
+    """What a classifier said of image files.
+
+    Attributes:
+        classifier: What classified them.
+        images: The files.
+        readable: Which files could be read, bool `[n]`; the arrays below are of the m that could.
+        paths: Their paths.
+        scores: `[m, classes]` float64.
+        truth: The class of each as a place in the classifier's classes, int64 `[m]`; -1 where it is not known.
+    """
+
+    def __init__(self, classifier: Classifier, images: ImageFiles, scores: np.ndarray) -> None:
+        self.classifier, self.images = classifier, images
+        self.readable = ~np.isnan(scores).all(1)
+        self.paths = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
+        self.scores = scores[self.readable]
+        places = {str(name): place for place, name in enumerate(classifier.classes_)}
+        told = [label for label, is_read in zip(images.labels, self.readable, strict=True) if is_read]
+        self.truth = np.array([-1 if label is None else places[label] for label in told], dtype=np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes."""
+        return [str(name) for name in self.classifier.classes_]
+
+    @cached_property
+    def log_probabilities(self) -> np.ndarray:
+        """The logarithms of the probabilities, `[m, classes]`."""
+        return self.classifier.log_probabilities(self.scores)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class, `[m, classes]`."""
+        found: np.ndarray = np.exp(self.log_probabilities)
+        return found
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """The predicted class of each, int64 `[m]`."""
+        found: np.ndarray = self.scores.argmax(1)
+        return found
+
+    @cached_property
+    def margin(self) -> np.ndarray:
+        """The probability of the first class less that of the second, `[m]`."""
+        first_two = np.sort(self.probabilities, axis=1)[:, -2:]
+        found: np.ndarray = first_two[:, 1] - first_two[:, 0]
+        return found
+
+    @cached_property
+    def unknown(self) -> np.ndarray:
+        """Which are of none of the classes, bool `[m]`."""
+        return self.classifier.judged_unknown(self.scores)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Of which the class is known, bool `[m]`."""
+        found: np.ndarray = self.truth >= 0
+        return found
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """The calibration on the labelled images."""
+        found = Reliability()
+        found.add(self.log_probabilities[self.labelled], self.truth[self.labelled])
+        return found
+
+    def table(self) -> str:
+        """The content of `predictions.csv`: a line for each image that could be read."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        names, truth = self.names, ["truth", "right"] if self.labelled.any() else []
+        writer.writerow(["path", *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown"])
+        for place, path in enumerate(self.paths):
+            own, chosen = self.truth[place], self.predicted[place]
+            told = [names[own] if own >= 0 else "", int(own == chosen) if own >= 0 else ""] if truth else []
+            shares = [f"{share:.6g}" for share in self.probabilities[place]]
+            writer.writerow(
+                [path, *told, names[chosen], *shares, f"{self.margin[place]:.6g}", int(self.unknown[place])]
+            )
+        return text.getvalue()
+
+    def describe(self) -> dict[str, Any]:
+        """Numbers for `result.json`."""
+        order = np.argsort(self.margin, kind="stable")[:LEAST_CERTAIN]
+        found: dict[str, Any] = {
+            "images": len(self.paths),
+            "classes": self.names,
+            "counts": np.bincount(self.predicted, minlength=len(self.names)).tolist(),
+            "mean_probability": [
+                float(self.probabilities[self.predicted == place, place].mean())
+                if (self.predicted == place).any()
+                else None
+                for place in range(len(self.names))
+            ],
+            "unknown": int(self.unknown.sum()),
+            "temperature": self.classifier.learner.held.calibration.temperature,
+            "ignored": self.images.ignored,
+            "least_certain": [
+                {
+                    "path": str(self.paths[place]),
+                    "class": self.names[self.predicted[place]],
+                    "probability": float(self.probabilities[place].max()),
+                    "margin": float(self.margin[place]),
+                }
+                for place in order
+            ],
+        }
+        if self.labelled.any():
+            known = self.labelled
+            found |= {"labelled": int(known.sum()), **metrics.classification(self.scores[known], self.truth[known])}
+            found |= {**self.reliability.describe(), "bins": self.reliability.bins()}
+        return found
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """Prints how many images each class has, the least certain ones, and where everything lies."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    shown = Table("class", title=f"{found['images']} images", title_justify="left", min_width=60)
+    for heading in ("images", "mean probability"):
+        shown.add_column(heading, justify="right")
+    for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
+        shown.add_row(escape(printable(name)), str(count), "" if share is None else f"{share:.1%}")
+    console.print(shown)
+    if "acc" in found:
+        print(
+            f"accuracy {found['acc']:.2%} of {found['labelled']} labelled images, expected calibration error {found['ece']:.2%}"
+        )
+    if found["unknown"]:
+        print(f"of no known class: {found['unknown']} of {found['images']}, marked in the column unknown")
+    print("least certain:")
+    for one in found["least_certain"]:
+        print(f"  {one['probability']:6.1%} {printable(one['class'])}  {printable(one['path'])}")
+    if found["ignored"]:
+        print(f"{found['ignored']} other file{'s' * (found['ignored'] != 1)} in the folders, no images by their names")
+    print(f"table    {shell_path(folder / 'predictions.csv')}\npage     {shell_path(folder / 'index.html')}")

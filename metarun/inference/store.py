@@ -1,0 +1,187 @@
+"""`classifier.pt`: what learned some classes, with everything that using it takes, in a file that runs no code."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import metarun
+from metarun import files
+from metarun.engine import checkpoint
+from metarun.errors import UserError
+from metarun.inference.blueprint import Blueprint
+from metarun.inference.preprocessing import Preprocessing
+from metarun.runs import result
+from metarun.text import shown_path
+
+FILE = "classifier.pt"
+FORMAT = 1  # of what follows; another number is of another version of metarun
+KIND = "classifier of metarun"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on data apart from those that were learned and those that are tested on.
+
+    Attributes:
+        temperature: Divides the logits; None where there was nothing to fit it on.
+        thresholds: Of each certainty the value below which an image counts as of no known class.
+        certainty: The certainty that told known classes from unknown ones best; None where none was tried.
+    """
+
+    temperature: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    certainty: str | None = None
+
+
+@dataclass
+class Stored:
+    """What a classifier file, or a run folder, holds.
+
+    Attributes:
+        blueprint: What the learner is built from.
+        preprocessing: What files go through.
+        weights: The learner's.
+        autocast: The type of mixed precision that it computed in.
+        calibration: How far its probabilities can be trusted.
+        origin: Where it came from.
+        classes: The names of the classes that were learned; None for a learner alone.
+        state: What the classifier of these classes depends on.
+        examples: The files that it learned from, below the root of their data set where one is known.
+    """
+
+    blueprint: Blueprint
+    preprocessing: Preprocessing
+    weights: dict[str, Tensor]
+    autocast: str | None
+    calibration: Calibration
+    origin: Path
+    classes: list[str] | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a module on the CPU, those too that its `state_dict` leaves out."""
+    found = {**dict(module.named_buffers()), **module.state_dict()}
+    return {name: value.detach().cpu() for name, value in found.items()}
+
+
+def load_tensors(module: nn.Module, values: dict[str, Tensor], origin: Path) -> None:
+    """Loads what `tensors` found into a module that is built alike."""
+    own = module.state_dict()
+    others = {name: buffer for name, buffer in module.named_buffers() if name not in own}
+    for name, buffer in others.items():
+        if name in values and buffer.shape == values[name].shape:
+            buffer.copy_(values[name])
+    checkpoint.load_weights(module, {name: value for name, value in values.items() if name not in others}, origin)
+
+
+def save(path: Path, held: Stored) -> None:
+    """Writes a classifier file, all or nothing."""
+    content = {
+        "kind": KIND,
+        "format": FORMAT,
+        "metarun": metarun.__version__,
+        "blueprint": json.dumps(held.blueprint.describe()),
+        "preprocessing": json.dumps(held.preprocessing.describe()),
+        "calibration": json.dumps(vars(held.calibration)),
+        "autocast": held.autocast,
+        "classes": held.classes,
+        "examples": held.examples,
+        "weights": held.weights,
+        "state": held.state,
+    }
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    files.replace(path, lambda file: file.write(whole.getbuffer()))
+
+
+def load(origin: Path, key: str = "checkpoint") -> Stored:
+    """What a classifier file or a run folder holds.
+
+    Args:
+        origin: A file of `save`, the folder of a finished run, or the `best.pt` in one.
+        key: What errors are about.
+
+    Raises:
+        UserError: There is no such file or folder, it is damaged or foreign, or it is of another version of metarun.
+    """
+    origin = origin.expanduser()
+    shown = f"{key}={shown_path(origin)}"
+    if origin.is_dir() and (origin / FILE).is_file():
+        return _from_file(origin / FILE, f"{key}={shown_path(origin / FILE)}")
+    if origin.is_dir() and (origin / "config.yaml").is_file():
+        return _from_run(origin, shown)
+    if origin.is_file() and (origin.parent / result.FILE).is_file() and origin.name in ("best.pt", "last.pt"):
+        return _from_run(origin.parent, shown)
+    if origin.is_file():
+        return _from_file(origin, shown)
+    checkpoint.weights_file(key, str(origin))  # raises, and says what is there instead
+    raise UserError(f"{shown}: is no run folder of metarun")
+
+
+def _from_file(path: Path, shown: str) -> Stored:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{shown}: cannot be read, it is damaged or no classifier file of metarun") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        hint = "; give the folder of its run" if isinstance(content, dict) and "model" in content else ""
+        raise UserError(f"{shown}: is no classifier file of metarun{hint}")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{shown}: was written by metarun {content.get('metarun')} (format {content.get('format')}), and this is metarun "
+            f"{metarun.__version__} (format {FORMAT}); use that version, or train again"
+        )
+    try:
+        values = {name: json.loads(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
+        return Stored(
+            Blueprint.stored(values["blueprint"], path),
+            Preprocessing.stored(values["preprocessing"]),
+            content["weights"],
+            content["autocast"],
+            Calibration(**values["calibration"]),
+            path,
+            content["classes"],
+            content["state"],
+            content["examples"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({error})") from error
+
+
+def _from_run(folder: Path, shown: str) -> Stored:
+    if not (folder / result.FILE).is_file():
+        raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
+    found = json.loads((folder / result.FILE).read_text())
+    if result.LEARNER not in found:
+        regression = "mse" in str(result.tested(found))
+        reason = (
+            "learned regression tasks, and classifies nothing"
+            if regression
+            else "does not say how its images are read: an earlier version of metarun made it; run its command again with "
+            "resume=false"
+        )
+        raise UserError(f"{shown}: the run {reason}")
+    values = found[result.LEARNER]
+    if values["format"] != FORMAT:
+        version = found.get("versions", {}).get("metarun")
+        raise UserError(
+            f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
+        )
+    weights = checkpoint.weights_file("checkpoint", values["weights"] or str(folder))
+    return Stored(
+        Blueprint.stored(values["blueprint"], folder / result.FILE),
+        Preprocessing.stored(values["preprocessing"]),
+        checkpoint.load(weights)["model"],
+        values["autocast"],
+        Calibration(**values["calibration"]),
+        weights,
+    )

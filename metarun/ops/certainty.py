@@ -1,0 +1,37 @@
+"""Certainties: numbers that are larger for images of known classes than for others."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import logsumexp
+
+
+def certainties(scores: np.ndarray, log_probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """The certainties that follow from a classifier's scores, each `[n]`, by name.
+
+    `max_probability` is the largest probability (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136). `energy` is
+    minus the free energy, log sum exp of the scores (Liu et al. 2020, https://arxiv.org/abs/2010.03759), which for a method
+    of distances grows with the nearness of the classes.
+
+    Args:
+        scores: `[n, classes]`.
+        log_probabilities: `[n, classes]`, calibrated.
+    """
+    return {"max_probability": np.exp(log_probabilities.max(1)), "energy": logsumexp(scores, axis=1)}
+
+
+def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """The chance that an image of a known class is more certain than one of an unknown class; a tie counts half.
+
+    Args:
+        known: Certainties of images of known classes, `[n]`.
+        unknown: Those of others, `[m]`.
+    """
+    ordered = np.sort(unknown)
+    below = [np.searchsorted(ordered, known, side) for side in ("left", "right")]
+    return float(np.mean(below) / len(unknown))
+
+
+def threshold(known: np.ndarray, kept: float = 0.95) -> float:
+    """The largest value that at least the share `kept` of the certainties `[n]` of known classes reach."""
+    return float(np.sort(known)[int(np.floor((1 - kept) * len(known) + 1e-9))])

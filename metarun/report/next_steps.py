@@ -1,0 +1,32 @@
+"""The commands that somebody is likely to want after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metarun.runs import result
+from metarun.text import shell_path
+
+
+def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
+    """One or two commands that can be pasted.
+
+    Args:
+        folder: The folder of a finished run.
+        found: What its `result.json` holds.
+    """
+    learner = found.get(result.LEARNER)
+    run = f"checkpoint={shell_path(folder)}"
+    if learner is None:  # regression, or predictions
+        return [f"metarun recipe=report runs={shell_path(folder.parent)}"] if result.tested(found) else []
+    if (folder / "classifier.pt").is_file():
+        return [
+            f"metarun recipe=predict {run} images=FOLDER",
+            f"metarun recipe=report runs={shell_path(folder.parent)}",
+        ]
+    steps = [f"metarun recipe=predict {run} support=FOLDER images=FOLDER"]
+    task = found.get(result.PROTOCOL, {}).get("test")
+    if result.key(result.TEST, result.ACCURACY) in found and task and not learner["weights"]:
+        return [*steps, f"metarun recipe=test {run} test.task.shots={5 if task['shots'] == 1 else 2 * task['shots']}"]
+    return steps if result.tested(found) else [f"metarun recipe=test {run}", *steps]

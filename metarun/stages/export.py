@@ -1,0 +1,293 @@
+"""The stage that writes what a run learned as a file that other programs run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from torch.export import Dim
+
+import metarun
+from metarun import files
+from metarun.engine import checkpoint
+from metarun.engine import hardware as hardware_module
+from metarun.engine.train import Learner as Trained
+from metarun.errors import UserError
+from metarun.export import exported, graphs, onnx_file
+from metarun.export.exported import IMAGES, Exported, Input
+from metarun.inference import store
+from metarun.inference.classifier import Classifier
+from metarun.inference.image_files import ImageFiles, examples, find_images
+from metarun.inference.learner import Learner
+from metarun.runs import result
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.stages.predict import inputs_digest
+from metarun.target.base import Own
+from metarun.text import shell_path, shown_path
+
+EXPORT = "export"  # the kind of its numbers in `result.json`
+SHOTS = 2  # support images of a class, of a graph that takes any number, when it is traced and compared
+
+
+class Export(Stage):
+    """Writes the classifier of a run as ONNX or as a program of torch.export.
+
+    With the classes of a transfer run, or those of `support=`, the file takes images and gives probabilities. Without, it takes
+    the support images and their labels along. It is made and compared with metarun before anything is written.
+    """
+
+    needs_checkpoint = True
+    continues_config = False
+    needs_data = False
+
+    def prepare(self, run: Run) -> None:
+        config = run.config
+        if run.world.size > 1:
+            raise UserError(f"hardware.processes={run.world.size}: one process exports; leave it at 1")
+        if config.format == "onnx":
+            for name in ("onnx", "onnxscript", "onnxruntime"):
+                onnx_file.library(name)
+        elif config.int8:
+            raise UserError(f"int8=true: is for ONNX files, but format={config.format}; use format=onnx")
+        held = store.load(Path(config.checkpoint))
+        cpu = OmegaConf.merge(config.hardware, {"device": "cpu", "autocast": None})
+        hardware = hardware_module.choose(cpu, held.blueprint.learner(), run.world)
+        learner = Learner(held, "cpu")
+        self.origin, self.given = held.origin, ImageSet(learner, [])
+        prepare, self.temperature = held.preprocessing.of_pixels, held.calibration.temperature or 1.0
+        if held.classes is None and not config.support:
+            if config.images:
+                raise UserError(
+                    "images: compare the files of a classifier of fixed classes; add support=FOLDER, or leave them out"
+                )
+            function, inputs, asked = self._of_learner(learner, config)
+            self.name, self.classes = "learner", None
+        else:
+            classifier = fitted(learner, config)
+            if classifier.network_.transductive:
+                raise UserError(
+                    f"checkpoint={shown_path(config.checkpoint)}: its prediction for an image depends on the others, which a "
+                    "file cannot keep; train with backbone.norm=running"
+                )
+            self.name, self.classes = "classifier", [str(name) for name in classifier.classes_]
+            self.given = given_images(learner, classifier, config)
+            function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
+            images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
+            inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
+        try:
+            self.made = exported.export(function, inputs, asked, config.format, self._metadata(learner, config))
+        except UserError as error:
+            raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
+        self.inputs = inputs
+        self.small = self._in_eight_bits(asked) if config.int8 else None
+        run.add(EXPORT, Trained(EXPORT, learner.algorithm, config.train, config.seed, hardware))
+
+    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
+        """The function, inputs and values to compare on, of a method whose support set is given along."""
+        algorithm = learner.algorithm
+        trained = algorithm.spec.outputs if algorithm.trains_on == "episodes" else config.task.ways
+        ways = config.test.task.ways or trained
+        method = Own(algorithm)
+        method.check(ways)
+        function = graphs.of_learner(
+            method.inductive.eval(), learner.held.preprocessing.of_pixels, ways, self.temperature
+        )
+        shots, shape = Dim("shots", min=1), pixels_of(learner)
+        inputs = [
+            Input("support_images", f"{ways}*shots", ways * shots, shape),
+            Input("support_labels", f"{ways}*shots", ways * shots, (), "int64"),
+            Input("images", "batch", Dim("batch", min=1), shape),
+        ]
+        draw = np.random.default_rng(config.seed)
+        support, images = (draw.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (ways * SHOTS, IMAGES))
+        self.ways = ways
+        return function, inputs, [support, np.arange(ways).repeat(SHOTS), images]
+
+    def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
+        """What the file says of itself."""
+        shape = pixels_of(learner)
+        found = {
+            "metarun": metarun.__version__,
+            "method": type(learner.algorithm).__name__,
+            "channels": shape[0],
+            "image_size": shape[1],
+            "temperature": self.temperature,
+            "command": shlex.join(["metarun", *sys.argv[1:]]),
+        }
+        return {**found, "classes": self.classes} if self.classes else {**found, "ways": self.ways}
+
+    def _in_eight_bits(self, asked: list[np.ndarray]) -> Exported:
+        content = onnx_file.quantized(self.made.content)
+        run = onnx_file.Session(content)
+        difference = float(np.abs(run(*asked) - self.made.run(*asked)).max())
+        seconds = exported.seconds_an_image(run, asked)
+        self.same = float((run(*asked).argmax(1) == self.made.run(*asked).argmax(1)).mean())
+        return Exported(content, run, self.made.parameters, difference, seconds)
+
+    def execute(self, run: Run) -> None:
+        suffix = exported.SUFFIXES[run.config.format]
+        written = {self.name + suffix: self.made}
+        if self.small is not None:
+            written[f"{self.name}.int8{suffix}"] = self.small
+        found: dict[str, Any] = {"files": {}}
+        for name, one in written.items():
+            files.save_bytes(run.folder / name, one.content)
+            found["files"][name] = {
+                "bytes": len(one.content),
+                "parameters": one.parameters,
+                "ms_an_image": one.seconds * 1000,
+                "largest_difference": one.difference,
+                **self.given.accuracy(one),
+                **({"same_class": self.same} if one is self.small else {}),
+            }
+        if self.classes:
+            found["classes"] = self.classes
+        found["compared_on"] = IMAGES
+        found["takes"] = [one.describe() for one in self.inputs]
+        found["inputs"] = inputs_digest(self.origin, run.config, compared_files(run.config))
+        run.result |= {
+            result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.origin),
+            **{result.key(EXPORT, name): value for name, value in found.items()},
+        }
+
+    def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
+        origin = store.load(Path(config.checkpoint)).origin
+        return inputs_digest(origin, config, compared_files(config)) == stored.get(result.key(EXPORT, "inputs"))
+
+    def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
+        found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
+        for name, one in found["files"].items():
+            line = (
+                f"{shell_path(folder / name)}: {size(one['bytes'])}, {one['parameters']:,} parameters, "
+                f"{one['ms_an_image']:.2g} ms an image in one thread of this machine"
+            )
+            if "same_class" in one:
+                line += (
+                    f"; the class of {one['same_class']:.0%} of {found['compared_on']} images as in float32, probabilities "
+                    f"within {one['largest_difference']:.2g}"
+                )
+            else:
+                line += f"; probabilities within {one['largest_difference']:.1g} of metarun's on {found['compared_on']} images"
+            if "acc" in one:
+                line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
+            print(line)
+        for name in found["files"]:
+            print(f"try it   {command(folder / name, found['takes'])}")
+        return ""
+
+
+class ImageSet:
+    """Images that were given to compare files on, as pixels, with the labels that are known.
+
+    Attributes:
+        pixels: uint8 `[n, channels, size, size]`.
+        labels: int64 `[n]`, -1 where not known.
+        of: What they are, for messages.
+    """
+
+    def __init__(self, learner: Learner, labels: Iterable[int], pixels: np.ndarray | None = None, of: str = "") -> None:
+        self.of = of
+        self.labels = np.array(list(labels), dtype=np.int64)
+        self.pixels = np.zeros((0, *pixels_of(learner)), np.uint8) if pixels is None else pixels
+
+    def accuracy(self, one: Exported) -> dict[str, Any]:
+        """The accuracy of an exported file on those whose label is known; nothing where there is none."""
+        known = self.labels >= 0
+        if not known.any():
+            return {}
+        right = [
+            one.run(part).argmax(1) == labels
+            for part, labels in zip(
+                np.array_split(self.pixels[known], -(-known.sum() // IMAGES)),
+                np.array_split(self.labels[known], -(-known.sum() // IMAGES)),
+                strict=True,
+            )
+        ]
+        return {"acc": float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
+
+
+def fitted(learner: Learner, config: DictConfig) -> Classifier:
+    """The classifier of the examples of `support=`, or the one that the run kept."""
+    if not config.support:
+        return Classifier(learner).restored()
+    found = examples(config.support)
+    learner.method.check(len(found))
+    paths = [path for entry in found for path in entry.paths]
+    labels = [entry.name for entry in found for _ in entry.paths]
+    return Classifier(learner, seed=config.seed).fit(paths, labels)
+
+
+def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -> ImageSet:
+    """The images of `images=`, or without them the examples of `support=`."""
+    origin = config.images or config.support
+    if not origin:
+        return ImageSet(learner, [])
+    names = [str(name) for name in classifier.classes_]
+    images: ImageFiles = find_images(origin, "images" if config.images else "support", names)
+    parts = list(images.batches(learner.held.preprocessing, IMAGES))
+    if not parts:
+        raise UserError(f"images={shown_path(origin)}: none of them can be read")
+    rows = [row for part, _ in parts for row in part]
+    places = {name: place for place, name in enumerate(names)}
+    labels = [places.get(images.labels[row] or "", -1) for row in rows]
+    of = "labelled images" if config.images else "examples that it learned from"
+    return ImageSet(learner, labels, np.concatenate([pixels for _, pixels in parts]), of)
+
+
+def compared_files(config: DictConfig) -> list[Path]:
+    """The files of `images=`."""
+    return list(find_images(config.images).paths) if config.images else []
+
+
+def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:
+    """`IMAGES` images to compare on: at most half of them given ones, the others noise."""
+    given = pixels[: IMAGES // 2]
+    noise = np.random.default_rng(seed).integers(0, 256, (IMAGES - len(given), *pixels_of(learner)), dtype=np.uint8)
+    return np.concatenate([given, noise])
+
+
+def pixels_of(learner: Learner) -> tuple[int, int, int]:
+    """The shape of an image before preprocessing."""
+    how = learner.held.preprocessing
+    return how.channels, how.image_size, how.image_size
+
+
+def described(learner: Learner) -> str:
+    """What is exported, for messages."""
+    return type(learner.algorithm).__name__
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def command(path: Path, inputs: list[dict[str, Any]]) -> str:
+    """A command that runs an exported file on black images.
+
+    Args:
+        path: The file.
+        inputs: What it takes, as `Input.describe` describes it.
+    """
+    values = []
+    for one in inputs:
+        # Of classes as many as there must be, and otherwise one row.
+        rows, *shape = one["shape"]
+        count = int(rows.partition("*")[0]) if "*" in rows else 1
+        kind = f"numpy.arange({count})" if not shape else f"numpy.zeros({(count, *shape)}, '{one['dtype']}')"
+        values.append((one["name"], kind))
+    if path.suffix == ".onnx":
+        given = ", ".join(f"'{name}': {kind}" for name, kind in values)
+        code = (
+            "import numpy, onnxruntime, sys; s = onnxruntime.InferenceSession(sys.argv[1]); print(s.run(None, {%s})[0])"
+        )
+    else:
+        given = ", ".join(f"torch.from_numpy({kind})" for _, kind in values)
+        code = "import numpy, torch, sys; m = torch.export.load(sys.argv[1]).module(); print(m(%s))"
+    return f'python -c "{code % given}" {shell_path(path)}'

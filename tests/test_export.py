@@ -1,0 +1,268 @@
+"""What a run learned as files that other programs run, compared with what they were made of."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hydra.utils import get_class
+from shell import make_images, metarun
+from torch import Tensor
+from torch.export import Dim
+
+import metarun.export as metarun_export
+from metarun.backbones.conv4 import Conv4
+from metarun.core import Algorithm, Batch, Spec
+from metarun.errors import UserError
+from metarun.export import exported, graphs
+from metarun.export.exported import Input
+from metarun.target.base import Own, TargetMethod
+from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
+from metarun.target.finetuning import FineTuning
+from metarun.target.prompts import LoRA
+
+WAYS, SHAPE = 3, (1, 16, 16)
+ALONE = """
+import sys
+import numpy, onnxruntime
+given = numpy.load(sys.argv[2])
+session = onnxruntime.InferenceSession(sys.argv[1])
+numpy.save(sys.argv[3], session.run(None, {name: given[name] for name in given.files})[0])
+assert not {"torch", "metarun"} & set(sys.modules)
+"""
+METHODS = [
+    "protonet.ProtoNet", "matchingnet.MatchingNet", "relationnet.RelationNet", "dn4.DN4", "feat.FEAT", "simpleshot.SimpleShot",
+    "r2d2.R2D2", "metaoptnet.MetaOptNet", "maml.MAML", "anil.ANIL", "protomaml.ProtoMAML", "cavia.CAVIA", "baseline.Baseline",
+    "leo.LEO", "metasgd.MetaSGD",
+]  # fmt: skip
+COMPARING = [*METHODS[:4], "feat.FEAT", "r2d2.R2D2"]  # queries with the support set, without inner steps
+QUICK: dict[str, dict[str, Any]] = {"baseline.Baseline": {"head_epochs": 5}}
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def prepare(x: Tensor) -> Tensor:
+    return (x.float() - 100) / 60
+
+
+def learner(name: str, norm: str, **settings: Any) -> Algorithm:
+    """A method on a small network, with weights and averages that are not those of the start."""
+    torch.manual_seed(0)
+    built: Algorithm = get_class(f"metarun.algos.{name}")(
+        Conv4(SHAPE, channels=8, norm=norm), Spec(SHAPE, "classification", WAYS, None, 2), **settings
+    )
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in built.parameters():
+            value.add_(0.2 * torch.randn(value.shape, generator=draw))
+        for key, value in built.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                value.add_(torch.rand(value.shape, generator=draw))
+    return built.eval()
+
+
+def examples() -> Batch:
+    """Classes of unequal sizes."""
+    y = torch.tensor([0, 0, 0, 1, 1, 2])
+    return Batch(prepare(torch.from_numpy(pixels(len(y), 5))), y, torch.zeros_like(y))
+
+
+def exported_classifier(method: TargetMethod, form: str = "onnx") -> tuple[exported.Exported, Any]:
+    torch.manual_seed(0)
+    function = graphs.of_classifier(method.fit(examples(), WAYS).eval(), prepare, 1.7)
+    images = Input("images", "batch", Dim("batch", min=1), SHAPE)
+    return exported.export(function, [images], [pixels(100)], form, {"classes": ["a", "b", "c"]}), function
+
+
+def alone(content: bytes, folder: Path, **inputs: np.ndarray) -> np.ndarray:
+    """What onnxruntime says without torch or metarun."""
+    (folder / "file.onnx").write_bytes(content)
+    np.savez(folder / "inputs.npz", **inputs)
+    subprocess.run(
+        [sys.executable, "-c", ALONE, "file.onnx", "inputs.npz", "outputs.npy"], cwd=folder, check=True, env={}
+    )
+    found: np.ndarray = np.load(folder / "outputs.npy")
+    return found
+
+
+def close(content: bytes, function: Any, folder: Path) -> None:
+    """The file agrees with the function on other images, and on one alone: no image knows the others."""
+    images = pixels(100, 9)
+    with torch.no_grad():
+        wanted = function(torch.from_numpy(images)).numpy()
+    assert wanted.std(0).max() > 1e-3  # not the same for all
+    found = alone(content, folder, images=images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(alone(content, folder, images=images[:1]), wanted[:1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_with_a_fixed_support_set_is_a_classifier_that_onnxruntime_runs_alone(
+    name: str, tmp_path: Path
+) -> None:
+    made, function = exported_classifier(Own(learner(name, "batch", **QUICK.get(name, {}))))
+    close(made.content, function, tmp_path)
+
+
+@pytest.mark.parametrize("norm", ["running", "group", "support", "batch", "none"])
+@pytest.mark.parametrize("name", ["protonet.ProtoNet", "maml.MAML", "relationnet.RelationNet"])
+def test_every_norm_is_exported(name: str, norm: str, tmp_path: Path) -> None:
+    made, function = exported_classifier(Own(learner(name, norm)))
+    close(made.content, function, tmp_path)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.05)
+
+
+TARGETS: dict[str, tuple[type[TargetMethod], dict[str, Any]]] = {
+    "all": (FineTuning, {"optimizer": sgd, "steps": 3, "batch_size": 4}),
+    "linear_probe": (LinearProbe, {"steps": 5}),
+    "logistic_regression": (LogisticRegression, {}),
+    "nearest_centroid": (NearestCentroid, {}),
+    "lora": (LoRA, {"optimizer": sgd, "steps": 3, "batch_size": 4}),
+}
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("way", TARGETS)
+def test_a_classifier_of_a_target_is_exported(way: str, form: str, tmp_path: Path) -> None:
+    cls, settings = TARGETS[way]
+    made, function = exported_classifier(cls(learner("protonet.ProtoNet", "batch"), **settings), form)
+    if form == "onnx":
+        close(made.content, function, tmp_path)
+        return
+    loaded = torch.export.load(io.BytesIO(made.content)).module()
+    images = torch.from_numpy(pixels(7, 9))
+    torch.testing.assert_close(loaded(images), function(images), atol=1e-4, rtol=0)
+
+
+def test_a_support_set_that_is_fixed_is_computed_once() -> None:
+    """Neither its images nor the steps on it are in the file."""
+    made, _ = exported_classifier(Own(learner("maml.MAML", "support", inner_steps=5)))
+    graph = onnx.load_from_string(made.content).graph
+    assert sum(node.op_type == "Conv" for node in graph.node) == 4  # the network, once
+
+
+@pytest.mark.parametrize("name", COMPARING)
+@pytest.mark.parametrize("norm", ["running", "support"])
+def test_a_method_without_a_support_set_takes_one_along(name: str, norm: str, tmp_path: Path) -> None:
+    function = graphs.of_learner(learner(name, norm), prepare, WAYS)
+    shots = Dim("shots", min=1)
+    inputs = [
+        Input("support_images", "3*shots", WAYS * shots, SHAPE),
+        Input("support_labels", "3*shots", WAYS * shots, (), "int64"),
+        Input("images", "batch", Dim("batch", min=1), SHAPE),
+    ]
+    made = exported.export(function, inputs, [pixels(6), np.arange(3).repeat(2), pixels(20)], "onnx", {})
+    for shot in (1, 4):  # other than those that it was traced with
+        given = [pixels(3 * shot, 7), np.arange(3).repeat(shot), pixels(9, 8)]
+        with torch.no_grad():
+            wanted = function(*map(torch.from_numpy, given)).numpy()
+        found = alone(made.content, tmp_path, support_images=given[0], support_labels=given[1], images=given[2])
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(*parts: Any) -> Any:
+        content, run = right(*parts)
+        return content, lambda *arrays: run(*arrays) + np.float32(2e-4)
+
+    right = exported.FORMATS["onnx"]
+    monkeypatch.setitem(exported.FORMATS, "onnx", off)
+    with pytest.raises(UserError, match="differ from metarun's by up to"):
+        exported_classifier(NearestCentroid(learner("protonet.ProtoNet", "running")))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of ProtoNet on folders, and these folders."""
+    root = tmp_path_factory.mktemp("run")
+    images = make_images(root / "images")
+    outcome = metarun(
+        "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
+        "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0",
+        f"data.root={images}", f"outputs={root}", "name=made",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (found,) = root.glob("made/*/result.json")
+    return found.parent, images
+
+
+def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, images = run
+    command = ["recipe=export", f"checkpoint={folder}", f"support={images}", "int8=true", f"outputs={tmp_path}"]
+    outcome = metarun(*command)
+    assert outcome.status == 0, outcome.err
+    (stored,) = tmp_path.glob("exports/*/result.json")
+    numbers = json.loads(stored.read_text())
+    assert numbers["export/classes"] == sorted(numbers["export/classes"])
+    for name in ("classifier.onnx", "classifier.int8.onnx"):
+        told = numbers["export/files"][name]
+        assert told["bytes"] == (stored.parent / name).stat().st_size
+        assert told["parameters"] > 0
+        assert told["ms_an_image"] > 0
+        assert 0 <= told["acc"] <= 1
+        assert name in outcome.out
+    assert numbers["export/files"]["classifier.onnx"]["largest_difference"] <= 1e-4
+    model = onnx.load(stored.parent / "classifier.onnx")
+    metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert metadata["classes"] == numbers["export/classes"]
+    assert metadata["image_size"] == 16
+    assert metadata["channels"] == 3
+    assert metadata["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 3, 16, 16]}]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    script = (Path(metarun_export.__file__).parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    photos = sorted(map(str, images.glob("*/*/*.png")))[:4]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(stored.parent / "classifier.onnx"), *photos],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for line, photo in zip(ran.stdout.splitlines(), photos, strict=True):
+        assert line.startswith(photo)
+        assert any(f" {name} " in line for name in metadata["classes"])
+    before = (stored.parent / "classifier.onnx").read_bytes()
+    again = metarun(*command)
+    assert again.status == 0
+    assert "nothing was computed" in again.out
+    assert (stored.parent / "classifier.onnx").read_bytes() == before
+
+
+def test_the_printed_commands_run(run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, images = run
+    for extra in (["format=onnx"], [f"support={images}", "format=torch"]):
+        outcome = metarun("recipe=export", f"checkpoint={folder}", f"outputs={tmp_path}", *extra)
+        assert outcome.status == 0, outcome.err
+        (line,) = [line for line in outcome.out.splitlines() if line.startswith("try it")]
+        command = line.removeprefix("try it").strip().replace("python", sys.executable, 1)
+        shown = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+        assert "[[" in shown
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = run
+    command = ["recipe=export", f"checkpoint={folder}", f"outputs={tmp_path}"]
+    assert "onnx" in metarun(*command, "format=onx").err
+    assert "use format=onnx" in metarun(*command, f"support={images}", "format=torch", "int8=true").err
+    assert "images" in metarun(*command, f"images={images}").err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    outcome = metarun(*command, f"support={images}")
+    assert outcome.status == 2
+    assert "pip install 'metarun[export]'" in outcome.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,337 @@
+"""Classifying a user's own images by what a run learned: from the shell, and from files that may be bad."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shell import Outcome, make_images, metarun, result
+
+from metarun.inference import store
+from metarun.report.next_steps import next_steps
+
+EPISODIC = [
+    "data=folder",
+    "data.image_size=16",
+    "backbone.channels=4",
+    "task.ways=3",
+    "task.queries=2",
+    "train.steps=2",
+    "train.validate_every=2",
+    "train.validate_episodes=4",
+    "test.episodes=6",
+    "test.baseline_episodes=0",
+]
+TARGET = ["target=folder", "target.data.image_size=16", "target.repeats=2", "backbone.channels=4"]
+
+
+def done(*command: str) -> Outcome:
+    outcome = metarun(*command)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def kinds(root: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    """Folders of small pictures, each class in a grey of its own, with noise; of each class as many as `sizes` says."""
+    draw = np.random.default_rng(seed)
+    for number, (name, size) in enumerate(sizes.items()):
+        (root / name).mkdir(parents=True)
+        for image in range(size):
+            pixels = draw.integers(0, 120, (16, 16, 3)) + 50 * number
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{image}.png")
+    return root
+
+
+def folder_of(outputs: Path, recipe: str = "predictions") -> Path:
+    (found,) = outputs.glob(f"{recipe}/*/result.json")
+    return found.parent
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "predictions.csv").read_text())))
+
+
+@pytest.fixture(scope="module")
+def episodic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ProtoNet on folders."""
+    root = tmp_path_factory.mktemp("episodic")
+    done("algo=protonet", *EPISODIC, f"data.root={make_images(root / 'images')}", f"outputs={root}", "name=made")
+    (found,) = root.glob("made/*/result.json")
+    return found.parent
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target with a test part of its own, whose classes are hard to tell apart."""
+    root = tmp_path_factory.mktemp("divided")
+    for seed, (part, n) in enumerate({"train": 8, "test": 7}.items()):
+        kinds(root / part, {"ash": n, "birch": n, "cedar": n}, seed)
+    return root
+
+
+@pytest.mark.parametrize("transfer", ["all", "linear_probe", "nearest_centroid"])
+def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
+    tmp_path: Path, divided: Path, transfer: str
+) -> None:
+    quick = [] if transfer == "nearest_centroid" else ["transfer.steps=3"]
+    done(
+        "recipe=target_only",
+        *TARGET,
+        f"target.data.root={divided}",
+        f"transfer={transfer}",
+        *quick,
+        f"outputs={tmp_path}",
+        "name=made",
+    )
+    (made,) = tmp_path.glob("made/*/result.json")
+    reported = rows(made.parent)
+    done("recipe=predict", f"checkpoint={made.parent}", f"images={divided / 'test'}", f"outputs={tmp_path}")
+    found = folder_of(tmp_path)
+    first = [row for row in reported if row["repeat"] == "0"]
+    assert [row["prediction"] for row in first] == [row["class"] for row in rows(found)]
+    assert result(found)["predict/acc"] == np.mean([int(row["right"]) for row in first])
+    told = result(made.parent)
+    assert told["target/classifier"]["acc"] == result(found)["predict/acc"]
+    assert set(told["target/calibration"]["with"]) == {"nll", "brier", "ece"}
+    assert told["target/worst_class_acc"] == min(told["target/class_acc"])
+    held = store.load(made.parent)
+    assert held.classes == ["ash", "birch", "cedar"]
+    assert len(held.examples) == 24
+    assert all(name.startswith("train/") for name in held.examples)
+
+
+def test_a_kept_classifier_has_learned_the_first_draw_of_the_largest_size(tmp_path: Path, divided: Path) -> None:
+    done(
+        "recipe=target_only",
+        *TARGET,
+        "target.train_images=[6,9]",
+        f"target.data.root={divided}",
+        f"outputs={tmp_path}",
+        "transfer=nearest_centroid",
+        "name=made",
+    )
+    (made,) = tmp_path.glob("made/*/result.json")
+    assert len(store.load(made.parent).examples) == 9
+
+
+def test_classes_of_a_few_examples_unequal_in_number(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 1, "birch": 4, "cedar": 2, "elm": 3})
+    images = kinds(tmp_path / "images", {"ash": 3, "elm": 3}, seed=1)
+    said = done(
+        "recipe=predict", f"checkpoint={episodic}", f"support={support}", f"images={images}", f"outputs={tmp_path}"
+    )
+    found = folder_of(tmp_path)
+    written = rows(found)
+    names = ["ash", "birch", "cedar", "elm"]
+    assert list(written[0]) == [
+        "path",
+        "truth",
+        "right",
+        "class",
+        *(f"probability of {name}" for name in names),
+        "margin",
+        "unknown",
+    ]
+    for row in written:
+        shares = sorted((float(row[f"probability of {name}"]) for name in names), reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert float(row["margin"]) == pytest.approx(shares[0] - shares[1], abs=1e-5)
+        assert float(row[f"probability of {row['class']}"]) == shares[0]
+    assert result(found)["predict/labelled"] == 6
+    assert "least certain:" in said.out
+    page = (found / "index.html").read_text()
+    assert page.count("nearest: ") == 6  # the example that decided most, of a metric method
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_examples_from_a_table(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    lines = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(support.rglob("*.png"))]
+    (tmp_path / "classes.csv").write_text("file,label\n" + "\n".join(lines) + "\n")
+    images = kinds(tmp_path / "images", {"x": 2})
+    for where in (support, tmp_path / "classes.csv"):
+        done(
+            "recipe=predict",
+            f"checkpoint={episodic}",
+            f"support={where}",
+            f"images={images}",
+            f"outputs={tmp_path / where.stem}_to",
+        )
+    first, second = (folder_of(tmp_path / name) / "predictions.csv" for name in ("support_to", "classes_to"))
+    assert first.read_text() == second.read_text()
+
+
+@pytest.mark.parametrize("form", ["file", "pattern", "stdin", "deep"])
+def test_images_may_be_named_in_many_ways(tmp_path: Path, episodic: Path, form: str) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"a": 2, "deep/er": 1})
+    given = {"file": images / "a" / "0.png", "pattern": images / "**" / "*.png", "stdin": "-", "deep": images}[form]
+    listed = "\n".join(str(path) for path in sorted(images.rglob("*.png"))) + "\n"
+    with mock.patch("sys.stdin", io.StringIO(listed)):
+        done("recipe=predict", f"checkpoint={episodic}", f"support={support}", f"images={given}", f"outputs={tmp_path}")
+    assert len(rows(folder_of(tmp_path))) == (1 if form == "file" else 3)
+
+
+def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"a": 3})
+    (images / "a" / "empty.png").touch()
+    (images / "a" / "half.png").write_bytes((images / "a" / "0.png").read_bytes()[:200])
+    (images / "a" / "notes.txt").write_text("none")
+    command = [
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path}",
+    ]
+    for _ in range(2):  # the stored result, too
+        outcome = metarun(*command)
+        assert outcome.status == 1
+        assert outcome.err.splitlines()[-1].startswith("metarun: images: 2 of 5 cannot be read")
+        assert "Error executing job" not in outcome.err
+        assert outcome.out.count("not read") == 2
+        assert len(rows(folder_of(tmp_path))) == 3
+    assert result(folder_of(tmp_path))["predict/ignored"] == 1
+
+
+def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"a": 3})
+    command = [
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path}",
+    ]
+    done(*command)
+    assert "finished before" in done(*command).out
+    shutil.copy(images / "a" / "0.png", images / "a" / "more.png")
+    assert "finished before" not in done(*command).out
+    assert len(rows(folder_of(tmp_path))) == 4
+
+
+def test_a_kill_leaves_nothing_half_written(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"a": 3})
+    command = [
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path}",
+    ]
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with mock.patch("metarun.stages.predict.page", killed):
+        assert metarun(*command).status == 130
+    (unfinished,) = tmp_path.glob("predictions/*/predictions.csv")
+    before = unfinished.read_text()
+    done(*command)
+    assert (folder_of(tmp_path) / "predictions.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": None}, "images: must be given"),
+        ({"checkpoint": None}, "recipe=predict: needs what was learned; add checkpoint="),
+        ({"images": "missing"}, "there is no such file or folder"),
+        ({"images": "none/*.png"}, "no file matches this pattern"),
+        ({"images": "empty"}, "the folder holds no image"),
+        ({"support": None}, "has no classes of its own; add support="),
+        ({"support": "missing"}, "support: there is no folder"),
+        ({"support": "one"}, "has one class alone (ash)"),
+        ({"support": "hollow"}, "the class folder"),
+        ({"unknown": "auto"}, "unknown=auto: the run chose no threshold"),
+        ({"unknown": "1.5"}, "unknown=1.5: must be auto, off, or a probability from 0 to 1"),
+        ({"checkpoint": "foreign.pt"}, "is no classifier file of metarun"),
+        ({"checkpoint": "damaged.pt"}, "cannot be read, it is damaged"),
+        ({"checkpoint": "newer.pt"}, "was written by metarun 9.9 (format 99)"),
+        ({"checkpoint": "best.pt"}, "is no classifier file of metarun; give the folder of its run"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str, str | None], told: str) -> None:
+    kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    kinds(tmp_path / "one", {"ash": 2})
+    kinds(tmp_path / "hollow", {"ash": 2, "elm": 0})
+    kinds(tmp_path / "images", {"a": 1})
+    (tmp_path / "empty").mkdir()
+    torch.save({"format": 99}, tmp_path / "foreign.pt")
+    torch.save({"kind": store.KIND, "format": 99, "metarun": "9.9"}, tmp_path / "newer.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"PK no file")
+    shutil.copy(episodic / "best.pt", tmp_path / "best.pt")
+    given = {"checkpoint": str(episodic), "support": str(tmp_path / "support"), "images": str(tmp_path / "images")}
+    for key, value in change.items():
+        given[key] = value if key == "unknown" or value is None else str(tmp_path / value)  # type: ignore[assignment]
+    words = [f"{key}={value}" for key, value in given.items() if value is not None]
+    outcome = metarun("recipe=predict", *words, f"outputs={tmp_path / 'outputs'}")
+    assert outcome.status == 2
+    (line,) = outcome.said
+    assert told in line
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_method_with_fixed_ways_names_one_that_has_none(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "source")
+    done("algo=maml", *EPISODIC, f"data.root={images}", f"outputs={tmp_path}", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    support, asked = kinds(tmp_path / "support", {"ash": 2, "elm": 2}), kinds(tmp_path / "images", {"a": 1})
+    outcome = metarun(
+        "recipe=predict", f"checkpoint={made.parent}", f"support={support}", f"images={asked}", f"outputs={tmp_path}"
+    )
+    assert outcome.status == 2
+    assert "algo=protonet" in outcome.said[0]
+    kinds(tmp_path / "three", {"ash": 2, "elm": 1, "fir": 2})
+    done(
+        "recipe=predict",
+        f"checkpoint={made.parent}",
+        f"support={tmp_path / 'three'}",
+        f"images={asked}",
+        f"outputs={tmp_path}",
+    )
+
+
+def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    learner = {"weights": None}
+    tested = next_steps(folder, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"shots": 1}}})
+    assert [shlex.split(step)[2] for step in tested] == [f"checkpoint={folder}"] * 2
+    assert tested[1].endswith("test.task.shots=5")
+    assert next_steps(folder, {"test/mse": 1.0}) == [f"metarun recipe=report runs={tmp_path}"]
+    assert "recipe=test" in next_steps(folder, {"learner": learner})[0]
+    assert next_steps(folder, {"predict/images": 3}) == []
+
+
+def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -> None:
+    shutil.copytree(episodic, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    images = kinds(tmp_path / "images", {"a": 1, "b": 1})
+    outcome = metarun("recipe=predict", f"checkpoint={tmp_path / 'run'}", f"support={images}", f"images={images}")
+    assert outcome.status == 2
+    assert "has not finished" in outcome.said[0]
+
+
+def test_a_classifier_file_that_names_a_foreign_class_is_not_built(tmp_path: Path, episodic: Path) -> None:
+    shutil.copytree(episodic, tmp_path / "run")
+    stored = result(tmp_path / "run")
+    stored["learner"]["blueprint"]["algo"]["_target_"] = "os.system"
+    (tmp_path / "run" / "result.json").write_text(json.dumps(stored))
+    images = kinds(tmp_path / "images", {"a": 1, "b": 1})
+    outcome = metarun("recipe=predict", f"checkpoint={tmp_path / 'run'}", f"support={images}", f"images={images}")
+    assert outcome.status == 2
+    assert "names os.system, which is no class of metarun's" in outcome.said[0]

@@ -1,0 +1,208 @@
+"""`import metarun`: the same runs as the command's, and classifiers by scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shell import environment, make_images
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+
+import metarun
+from metarun.inference.classifier import Classifier
+
+WORDS = [
+    "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
+    "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=4", "test.baseline_episodes=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    root = tmp_path_factory.mktemp("api")
+    found = metarun.run(*WORDS, f"data.root={make_images(root / 'images')}", outputs=root / "runs")
+    (folder,) = (root / "runs").glob("*/*/result.json")
+    return found, folder.parent
+
+
+@pytest.fixture(scope="module")
+def learner(made: tuple[dict[str, Any], Path]) -> metarun.Learner:
+    return metarun.load(made[1], device="cpu")
+
+
+def greys(n: int = 4, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[classes * n, 16, 16, 3]` uint8 in greys of their own, and the names of their classes."""
+    draw = np.random.default_rng(0)
+    labels = np.repeat([f"kind{number}" for number in range(classes)], n)
+    base = np.repeat(np.arange(classes) * 80, n)[:, None, None, None]
+    return (base + draw.integers(0, 40, (classes * n, 16, 16, 3))).astype(np.uint8), labels
+
+
+def test_a_run_returns_what_its_result_holds_and_knows_it_again(made: tuple[dict[str, Any], Path]) -> None:
+    found, folder = made
+    assert "test/acc" in found
+    words = [*WORDS, f"data.root={folder.parents[2] / 'images'}"]
+    assert metarun.run(*words, outputs=folder.parents[1]) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["algo=protonett"], "algo=protonett: there is no such choice; did you mean protonet"),
+        (["train.stepss=3"], "train.stepss: there is no such key; did you mean"),
+        (["-m", "seed=1,2"], "-m: metarun.run carries out one run"),
+    ],
+)
+def test_a_run_refuses_what_the_command_refuses(words: list[str], told: str) -> None:
+    with pytest.raises(metarun.UserError, match=told):
+        metarun.run(*words)
+
+
+def forms(images: np.ndarray, root: Path) -> dict[str, Any]:
+    """The same images in every form that is taken."""
+    paths = []
+    for number, image in enumerate(images):
+        paths.append(root / f"{number:02}.png")
+        Image.fromarray(image).save(paths[-1])
+    tensor = torch.from_numpy(images).movedim(-1, 1)
+    return {
+        "paths": paths,
+        "strings": [str(path) for path in paths],
+        "folder": str(root),
+        "pil": [Image.fromarray(image) for image in images],
+        "list of arrays": list(images),
+        "floats": images.astype(np.float32) / 255,
+        "channels first": images.transpose(0, 3, 1, 2),
+        "tensor": tensor,
+        "tensor of floats": tensor.float() / 255,
+    }
+
+
+def test_every_form_of_the_same_images_gives_the_same(tmp_path: Path, learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    expected = classifier.predict_proba(images)
+    for name, form in forms(images, tmp_path).items():
+        np.testing.assert_allclose(classifier.predict_proba(form), expected, atol=1e-6, err_msg=name)
+        if name != "folder":
+            np.testing.assert_allclose(
+                learner.fit(form, labels).predict_proba(images), expected, atol=1e-6, err_msg=name
+            )
+
+
+def test_scikit_learns_conventions(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = Classifier(learner, batch_size=5)
+    with pytest.raises(NotFittedError):
+        classifier.predict(images)
+    assert classifier.fit(images, labels) is classifier
+    assert classifier.classes_.tolist() == ["kind0", "kind1", "kind2"]
+    shares = classifier.predict_proba(images)
+    assert shares.shape == (12, 3)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    assert classifier.predict(images).tolist() == classifier.classes_[shares.argmax(1)].tolist()
+    assert classifier.score(images, labels) == np.mean(classifier.predict(images) == labels)
+    assert classifier.get_params()["batch_size"] == 5
+    assert not hasattr(clone(classifier), "classes_")
+    assert clone(classifier).set_params(batch_size=3).batch_size == 3
+    assert len(cross_val_score(classifier, images, labels, cv=2)) == 2
+    numbers = np.repeat([3, 7, 5], 4)
+    assert classifier.fit(images, numbers).classes_.tolist() == [3, 5, 7]
+    assert classifier.predict(images).dtype == numbers.dtype
+
+
+def test_batches_change_nothing(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    first, second = (learner.fit(images, labels, batch_size=size).predict_proba(images) for size in (2, 100))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_a_saved_classifier_predicts_the_same_and_learns_anew(tmp_path: Path, learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    classifier.save(tmp_path / "classifier.pt")
+    again = metarun.load(tmp_path / "classifier.pt", device="cpu")
+    np.testing.assert_allclose(again.classifier.predict_proba(images), classifier.predict_proba(images), atol=1e-6)
+    half = [0, 1, 4, 5]
+    expected = learner.fit(images[half], labels[half]).predict_proba(images)
+    np.testing.assert_allclose(again.fit(images[half], labels[half]).predict_proba(images), expected, atol=1e-6)
+
+
+def test_what_is_unknown(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels, unknown=0.999999)
+    shares = classifier.predict_proba(images)
+    assert classifier.is_unknown(images).tolist() == (shares.max(1) < 0.999999).tolist()
+    assert not learner.fit(images, labels).is_unknown(images).any()
+    with pytest.raises(metarun.UserError, match="unknown=2: must be auto, off"):
+        learner.fit(images, labels, unknown=2)
+
+
+GOOD = greys()[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (GOOD[0, :, :, 0], "is that of one grey image, or of vectors"),
+        (GOOD[0], "is that of one image; give several"),
+        (GOOD[..., :2], "has neither 1 nor 3 channels"),
+        (GOOD[None], "has 5 axes"),
+        (GOOD.astype(np.int64), "int64 values"),
+        (GOOD.astype(np.float64), "floating-point values from 0 to"),
+        (GOOD / 255 - 0.5, "floating-point values from -0.5"),
+        (np.full((2, 16, 16), np.nan), "a value is not finite"),
+        (GOOD[:0], "there is none"),
+        ([], "there is none"),
+        (Image.fromarray(GOOD[0]), "this is one image"),
+        (7, "int is none of paths"),
+        ("missing_folder", "there is no such file or folder"),
+        ([np.zeros(5)], r"an item of the list has the shape \[5\]"),
+    ],
+)
+def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, images: Any, told: str) -> None:
+    classifier = learner.fit(*greys())
+    with pytest.raises(metarun.UserError, match=told) as caught:
+        classifier.predict(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    with pytest.raises(metarun.UserError, match=r"labels: have the shape \[5\], but there are 12 images"):
+        learner.fit(images, labels[:5])
+    with pytest.raises(metarun.UserError, match=r"one class alone \(kind0\)"):
+        learner.fit(images[:4], labels[:4])
+    with pytest.raises(metarun.UserError, match="labels: must be given"):
+        learner.fit(images)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (Path(metarun.__file__).parent / "inference" / "README.md").read_text()
+    (example,) = [code for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "metarun.load" in code]
+    images, labels = greys()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (tmp_path / "my_images" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "my_images" / label / f"{number}.png")
+    quick = '"test.episodes=2", "test.baseline_episodes=0", "train.validate_episodes=2", "train.steps=1", "backbone.channels=4"'
+    code = example.replace('"train.steps=20"', quick)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=tmp_path)
+    assert (tmp_path / "classifier.pt").is_file()
+
+
+def test_importing_metarun_imports_no_torch() -> None:
+    code = "import sys, metarun; assert not {'torch', 'sklearn', 'numpy', 'hydra'} & set(sys.modules); metarun.load"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+    assert {"run", "load", "Classifier", "Learner"} <= set(dir(metarun))
+    assert (Path(metarun.__file__).parent / "py.typed").is_file()
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        metarun.lod  # noqa: B018

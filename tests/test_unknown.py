@@ -1,0 +1,114 @@
+"""Queries of classes that are in no support set, and calibration on episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import build, compose, episodes, hardware, toy_images
+from shell import make_images, metarun, result
+from sklearn.metrics import roc_auc_score
+
+from metarun.core import TaskShape
+from metarun.engine.probabilities import known_and_unknown, tell_apart, with_unknown
+from metarun.ops.certainty import auroc, threshold
+
+SMALL = [
+    "algo=protonet",
+    "data=folder",
+    "data.image_size=16",
+    "backbone.channels=4",
+    "task.ways=2",
+    "task.queries=3",
+    "train.steps=2",
+    "train.validate_every=2",
+    "train.validate_episodes=6",
+    "test.episodes=8",
+    "test.baseline_episodes=0",
+]
+
+
+def test_auroc_counts_ties_half() -> None:
+    draw = np.random.default_rng(0)
+    known, unknown = draw.integers(0, 5, 50) + 0.5, draw.integers(0, 4, 40) + 0.5
+    expected = roc_auc_score([1] * 50 + [0] * 40, np.concatenate([known, unknown]))
+    assert auroc(known, unknown) == pytest.approx(expected, rel=1e-12)
+    assert auroc(known, known) == 0.5
+
+
+@pytest.mark.parametrize("n", [1, 19, 20, 21, 1000])
+def test_a_threshold_keeps_its_share_and_no_higher_one_does(n: int) -> None:
+    known = np.random.default_rng(n).normal(size=n)
+    found = threshold(known)
+    assert (known >= found).mean() >= 0.95
+    higher = known[known > found]
+    assert not len(higher) or (known >= higher.min()).mean() < 0.95
+
+
+def test_unknown_queries_come_last_and_their_support_images_are_left_out() -> None:
+    drawn = episodes(toy_images(), TaskShape(5, 2, 3), 2)
+    found = with_unknown(drawn, 3)
+    assert found.ways == 3
+    torch.testing.assert_close(found.support_x, drawn.support_x[:, :6])
+    torch.testing.assert_close(found.query_x, drawn.query_x)
+    assert found.query_y[:, :9].tolist() == drawn.query_y[:, :9].tolist()
+    assert int(found.query_y.max()) == 2
+
+
+def test_certainties_tell_classes_that_are_easily_told() -> None:
+    source = toy_images()
+    algorithm = build(compose("algo=protonet", "backbone.channels=8"), source)
+    sides = [
+        known_and_unknown(algorithm, source.sampler(split, TaskShape(5, 5, 5), 0, torch.device("cpu")), 6, 3, None, hardware())
+        for split in ("val", "test")
+    ]  # fmt: skip
+    known, unknown = sides[1]
+    assert {len(values) for values in known.values()} == {6 * 3 * 5}
+    assert {len(values) for values in unknown.values()} == {6 * 2 * 5}
+    found = tell_apart(*sides)
+    assert found["certainties"]["prototype_distance"]["auroc"] > 0.8
+    assert found["certainty"] in ("max_probability", "energy")
+    for one in found["certainties"].values():
+        assert 0 <= one["fpr_at_95_tpr"] <= 1
+
+
+def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_threshold(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    words = [*SMALL, f"data.root={images}", f"outputs={tmp_path}"]
+    plain = metarun(*words, "name=plain")
+    assert plain.status == 0, plain.err
+    outcome = metarun(*words, "test.unknown_ways=2", "name=made")
+    assert outcome.status == 0, outcome.err
+    (before,), (made,) = tmp_path.glob("plain/*/result.json"), tmp_path.glob("made/*/result.json")
+    first, found = result(before.parent), result(made.parent)
+    assert first["test/acc"] == found["test/acc"]
+    assert "test/unknown" not in first
+    told = found["test/calibration"]
+    assert told["fitted_on"] == ("6 validation episodes" if told["temperature"] else None)
+    assert set(told["with"]) == set(told["without"]) == {"nll", "brier", "ece"}
+    assert found["test/acc_p05"] <= found["test/acc"]
+    assert found["test/worst_class_acc"] <= found["test/acc"]
+    assert set(found["test/unknown"]["certainties"]) == {"max_probability", "energy", "prototype_distance"}
+    asked = metarun(
+        "recipe=predict", f"checkpoint={made.parent}", f"support={images / 'test'}", f"images={images / 'val'}",
+        "unknown=auto", f"outputs={tmp_path}",
+    )  # fmt: skip
+    assert asked.status == 0, asked.err
+    (predicted,) = tmp_path.glob("predictions/*/result.json")
+    assert result(predicted.parent)["predict/temperature"] == told["temperature"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["test.unknown_ways=3"], "test.unknown_ways=3: with them a test needs 5 classes"),
+        (["test.unknown_ways=-1"], "test.unknown_ways=-1"),
+    ],
+)
+def test_too_many_unknown_ways_are_one_line(tmp_path: Path, words: list[str], told: str) -> None:
+    outcome = metarun(*SMALL, *words, f"data.root={make_images(tmp_path / 'images')}", f"outputs={tmp_path / 'runs'}")
+    assert outcome.status == 2
+    assert told in outcome.said[0]
+    assert not (tmp_path / "runs").exists()

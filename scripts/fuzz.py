@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -149,7 +150,7 @@ def check(words: Sequence[str], outputs: Path) -> None:
 
 def words_strategy() -> Any:
     """Command lines: the base, and one to three words of keys with values, or options, in any order."""
-    from hypothesis import strategies as st
+    st: Any = importlib.import_module("hypothesis.strategies")
 
     value = st.one_of(
         st.sampled_from(VALUES),
@@ -165,8 +166,7 @@ def words_strategy() -> Any:
 
 def fuzz_words(seconds: float, seed: int) -> int:
     """Tries command lines for some seconds; returns how many, and prints each finding."""
-    import hypothesis
-
+    hypothesis: Any = importlib.import_module("hypothesis")  # which not everybody has
     began, tried, found = time.monotonic(), 0, set[str]()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         number = seed

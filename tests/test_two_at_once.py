@@ -131,7 +131,7 @@ def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest
     paths: list[Path] = []
     locked = files.locked
 
-    def noted(path: Path, told: str, seconds: float | None = None) -> Any:
+    def noted(path: Path, told: str, *given: Any, **options: Any) -> Any:
         if ".search-" in path.name:
             paths.append(path)
             if not at_work:
@@ -141,7 +141,7 @@ def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest
                 other.start()
                 other.join()
                 meanwhile(1.0, lock.release)
-        return locked(path, told, seconds)
+        return locked(path, told, *given, **options)
 
     monkeypatch.setattr(files, "locked", noted)
     done = metarun(*SEARCH, f"outputs={tmp_path}")

@@ -250,7 +250,7 @@ def sweep(
     waiting = (
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"
     )
-    with files.locked(lock(root, identity), waiting):
+    with files.locked(lock(root, identity), waiting, tell=plan.say):
         study = Study(storage or database(root / "search.db"), identity, space, sampler=sampler, prune=prune, seed=seed)
         ended = _carry_out(launcher, loader, config, study, fixed, trials, at_once)
         if ended is None:

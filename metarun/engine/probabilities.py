@@ -15,6 +15,7 @@ from metarun.core import Algorithm, Episodes
 from metarun.data.source import EpisodeSampler
 from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
+from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
 from metarun.ops.certainty import auroc, certainties, threshold
 from metarun.ops.prototypes import class_means, negative_squared_distances
@@ -79,7 +80,7 @@ def validation_temperature(
         logits[start : start + len(found)] = found.double().cpu()
         truth[start : start + len(labels)] = labels.cpu()
 
-    with torch.random.fork_rng():
+    with draws.untouched(hardware.device):
         evaluate(algorithm, sampler, episodes, hardware, observe=collect)
         if logits is None or truth is None:  # this rank has no episode
             blank = sampler(0, 1)

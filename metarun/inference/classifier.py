@@ -20,7 +20,7 @@ from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.image_files import ImageFiles, examples
 from metarun.inference.learner import Learner
-from metarun.ops import calibration
+from metarun.ops import calibration, draws
 from metarun.ops.certainty import certainties
 from metarun.progress import progress_bar
 from metarun.target import base
@@ -84,7 +84,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
         order = places.argsort(kind="stable")  # examples are class-major
         y = torch.from_numpy(places[order]).to(x.device)
-        with torch.random.fork_rng(), self._autocast():
+        with draws.untouched(x.device), self._autocast():
             torch.manual_seed(self.seed)
             batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
             self.network_ = self.learner.method.fit(batch, len(self.classes_))

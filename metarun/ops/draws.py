@@ -187,6 +187,13 @@ def of_the_step() -> Iterator[None]:
 
 
 @contextmanager
+def untouched(device: torch.device) -> Iterator[None]:
+    """Within, anything may be drawn: the global generators of the CPU and of `device` are afterwards as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
 def at_task(number: int) -> Iterator[None]:
     """Within, one task of the current share is a step of its own, with the random numbers that belong to it."""
     share = _share.get()
@@ -270,7 +277,7 @@ def snapshot(device: torch.device) -> Callable[[], Any]:
 
     @contextmanager
     def again() -> Iterator[None]:
-        with torch.random.fork_rng([device] if on_device is not None else []):
+        with untouched(device):
             torch.set_rng_state(state)
             if on_device is not None:
                 torch.cuda.set_rng_state(on_device, device)

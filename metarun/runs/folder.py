@@ -171,7 +171,8 @@ def stored_config(path: Path, advice: str) -> DictConfig:
     """
     try:
         found = OmegaConf.load(path)
-        if isinstance(found, DictConfig) and found:
+        # It was written whole, and so ends its last line.
+        if isinstance(found, DictConfig) and found and path.read_bytes().endswith(b"\n"):
             return found
     except OSError as error:
         raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error

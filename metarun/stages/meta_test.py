@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from metarun import files
 from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.errors import UserError
-from metarun.ops import metrics
+from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
 from metarun.runs import result
 from metarun.runs.run import Run
@@ -86,7 +85,7 @@ class MetaTest(Stage):
         run.logger.picture("test/reliability", reliability_diagram(observed.after.bins()))
         if self.with_unknown:
             ways, temperature = run.test_task.ways, observed.temperature
-            with torch.random.fork_rng():
+            with draws.untouched(hardware.device):
                 sides = [
                     known_and_unknown(run.algorithm, sampler, number, ways, temperature, hardware)
                     for sampler, number in ((self.with_unknown["val"], validated), (self.with_unknown["test"], count))

@@ -36,7 +36,9 @@ class LogisticRegression(TargetMethod):
         known = features(backbone, train.x).double()
         scaling = Scaling(known)
         model = Model(C=self.inverse_penalty, max_iter=5000).fit(scaling(known).cpu().numpy(), train.y.cpu().numpy())
-        found = (torch.as_tensor(array) for array in (model.coef_, model.intercept_, model.classes_))
+        found = (
+            torch.as_tensor(array, device=known.device) for array in (model.coef_, model.intercept_, model.classes_)
+        )
         return LogisticScores(backbone, scaling, classes, *found)
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> LogisticScores:

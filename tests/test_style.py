@@ -42,7 +42,8 @@ def test_no_test_is_skipped() -> None:
 # A module imports only from its own line and from those above it. A room that is not named module by module stands as a whole.
 ORDER = """
 metarun.errors
-metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional metarun.engine.platform metarun.engine.launched metarun.files
+metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional
+metarun.engine.platform metarun.engine.launched metarun.files
 metarun.config
 metarun.trust
 metarun.ops

@@ -42,8 +42,10 @@ def test_no_test_is_skipped() -> None:
 # A module imports only from its own line and from those above it. A room that is not named module by module stands as a whole.
 ORDER = """
 metarun.errors
-metarun.text metarun.terminal metarun.renamed metarun.optional metarun.engine.platform metarun.engine.launched metarun.files
+metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional
+metarun.engine.platform metarun.engine.launched metarun.files
 metarun.config
+metarun.trust
 metarun.ops
 metarun.core
 metarun.data
@@ -52,15 +54,17 @@ metarun.runs.result metarun.runs.folder metarun.runs.provenance metarun.runs.log
 metarun.engine
 metarun.backbones
 metarun.target
+metarun.export
+metarun.inference
 metarun.algos
 metarun.report
 metarun.runs.run
 metarun.stages
-metarun.trust
 metarun.sweeps
 metarun.plugins
 metarun.runs.carry_out
 metarun.cli
+metarun.api metarun
 metarun.__main__
 """
 LEVEL = {name: number for number, line in enumerate(ORDER.split("\n")) for name in line.split()}
@@ -76,9 +80,11 @@ UPWARDS = {
 
 def level(module: str) -> int | None:
     """The line of ORDER that the module, or the room around it, stands on."""
-    while module and module not in LEVEL:
+    while module not in LEVEL:
         module = module.rpartition(".")[0]
-    return LEVEL.get(module)
+        if module in ("", "metarun"):  # a module at the top has a place of its own, or none
+            return None
+    return LEVEL[module]
 
 
 def dotted(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import subprocess
@@ -100,7 +101,7 @@ def close(content: bytes, function: Any, folder: Path) -> None:
     images = pixels(100, 9)
     with torch.no_grad():
         wanted = function(torch.from_numpy(images)).numpy()
-    assert wanted.std(0).max() > 1e-3  # not the same for all
+    assert wanted.std(0).max() > 3e-4  # not the same for all, by more than the tolerance
     found = alone(content, folder, images=images)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=1e-4)
@@ -123,8 +124,7 @@ def test_every_norm_is_exported(name: str, norm: str, tmp_path: Path) -> None:
     close(made.content, function, tmp_path)
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.05)
+sgd = functools.partial(torch.optim.SGD, lr=0.05)
 
 
 TARGETS: dict[str, tuple[type[TargetMethod], dict[str, Any]]] = {

@@ -39,7 +39,8 @@ def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
     for path, content in files:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
-    (command,) = re.findall(r"^metarun (.*)$", "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)), re.M)
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+    (command,) = re.findall(r"^metarun (--config-dir .*)$", shell, re.M)
     words = [*shlex.split(command), *TINY]
     about, _, shown = files[1][1].partition("; metarun ")
     assert shown.splitlines()[0].split()[:2] == words[:2]

@@ -169,7 +169,7 @@ def test_checkpoint_is_for_testing(made: Made, tmp_path: Path) -> None:
     ("algo", "words", "expected"),
     [
         ("maml", ["task.ways=2"], ["test.task.ways=2: MAML's head has the 3 outputs", "test.task.ways=3"]),
-        ("protonet", ["task.ways=5"], ["ways = 5 is above the 4 classes of the test split; lower test.task.ways"]),
+        ("protonet", ["task.ways=5"], ["ways = 5 is above the 4 classes of the test split: of 12 classes"]),
         ("protonet", ["algo=maml"], ["algo=: a checkpoint brings its own"]),
         ("protonet", ["experiment=omniglot_maml"], ["experiment=: a checkpoint brings its own"]),
         ("protonet", ["backbone.channels=5"], ["of another architecture", "(4, 3, 3, 3) in the file and (5, 3, 3, 3) in this"]),
@@ -204,8 +204,8 @@ def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
         tmp_path / "nowhere": "there is no such run folder or file",
         tmp_path: "there is no such run folder or file",
         tmp_path / "alone": "no config.yaml lies beside it",
-        tmp_path / "cut": "cannot be read, it is truncated or no checkpoint of metarun",
-        made.maml / "config.yaml": "cannot be read, it is truncated or no checkpoint of metarun",
+        tmp_path / "cut": "cannot be read, it is truncated or damaged, or no checkpoint of metarun",
+        made.maml / "config.yaml": "cannot be read, it is truncated or damaged, or no checkpoint of metarun",
     }.items():
         done = metarun("recipe=test", f"checkpoint={path}", f"outputs={outputs}")
         assert (done.status, len(done.said)) == (2, 1), done

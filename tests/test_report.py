@@ -565,7 +565,7 @@ def test_line_colours_are_seen_on_both_grounds() -> None:
         channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colors.to_rgb(colour)]
         return float(np.dot(channels, [0.2126, 0.7152, 0.0722]))
 
-    grounds = re.findall(r"--ground: (#\w+)", (ROOT / "metarun" / "report" / "page.html").read_text())
+    grounds = re.findall(r"--ground: (#\w+)", (ROOT / "metarun" / "report" / "style.html").read_text())
     assert len(grounds) == 2
     for colour in figures.COLOURS:
         for ground in grounds:

@@ -483,6 +483,10 @@ def test_noise_that_cannot_be() -> None:
         with_noise(plain, 0, tasks=1.5, labels=0.5)
     with pytest.raises(UserError, match=r"^train\.noise\.labels=-0\.1: is a share"):
         with_noise(plain, 0, tasks=1.0, labels=-0.1)
-    one_way = IMAGES.sampler("train", TaskShape(1, 3, 2), 0, CPU)
+
+    def one_way(start: int, stop: int) -> Episodes:
+        x, y = torch.rand(stop - start, 3, 1, 4, 4), torch.zeros(stop - start, 3, dtype=torch.int64)
+        return Episodes(x, y, x, y, ways=1)
+
     with pytest.raises(UserError, match=r"^train\.noise: .* one way alone$"):
         with_noise(one_way, 0, tasks=1.0, labels=0.5)

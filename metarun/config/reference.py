@@ -32,6 +32,7 @@ GROUPS = {
     "preset": "A paper's settings for one method on one data set. The preset METHOD_DATA, if there is one, applies by "
     "itself; preset=NAME takes another and ~preset none.",
     "approach": "A recipe, a method and a way of transfer under one name, so that approaches can be compared.",
+    "debug": "Settings with which a whole command runs in seconds, to see that it works.",
     "experiment": "A whole command under one name: everything that reproduces a row of results.",
     "hydra/launcher": "What runs the jobs of a sweep (-m).",
     "hydra/sweeper": "What chooses the jobs of a sweep (-m).",

@@ -44,8 +44,8 @@ class Line:
     when: float
 
 
-def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> float:
-    """Prints the table of the runs below `config.runs`, or below `config.outputs`; returns 0.
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """Prints the table of the runs below `config.runs`, or below `config.outputs`; returns nothing.
 
     Raises:
         UserError: A folder is not there, or no run lies in it.
@@ -56,7 +56,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     if not lines:
         raise UserError(f"recipe=runs: no run lies in {', '.join(map(shell_path, roots))}; runs= names another folder")
     show(lines)
-    return 0.0
+    return {}
 
 
 def found(roots: Sequence[Path]) -> Iterator[Line]:

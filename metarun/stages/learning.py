@@ -155,7 +155,11 @@ def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
     if learner.settings.validate_on != "images":
         return None
     of_target = learner.algorithm.uses_target == "labels" and run.target
-    images = run.target.validation if of_target and run.target else run.data.labelled("val", run.training_split)
+    if of_target and run.target:
+        images = run.target.validation
+    else:
+        known = training_images(run.data, "images", run.training_split)
+        images = replace(run.data.labelled("val", run.training_split), reference=known.reference)
     if not len(images):
         raise UserError(
             f"{train}.validate_on=images: the classes have too few images to hold any out for validation; use "
@@ -226,7 +230,11 @@ def training_images(data: DataSource, validate_on: str, split: Split | None) -> 
             a part of each class is held out, and these are the others.
         split: With `images`, the split of whose classes they are; None for all classes.
     """
-    return data.labelled("train", split) if validate_on == "images" else data.labelled(None, "train")
+    if validate_on != "images":
+        return data.labelled(None, "train")
+    images = data.labelled("train", split)
+    # Pixels of all classes are normalised by these images, as those of a target are; of the training classes as in episodes.
+    return images if split is not None else images.normalized_by(images)
 
 
 def check_training(

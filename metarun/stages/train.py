@@ -33,7 +33,7 @@ from metarun.text import shown_path
 log = logging.getLogger("metarun")
 
 CONTENT, NUMBERS = "content.json", checkpoint.NUMBERS  # files of a stage that is kept apart
-RULES = 2  # the version of the rules by which weights are trained and selected: a stage kept under others is not reused
+RULES = 3  # the version of the rules by which weights are trained and selected: a stage kept under others is not reused
 
 
 class Train(Stage):

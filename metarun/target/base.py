@@ -50,7 +50,8 @@ class SourceImages:
                 "transfer: this way goes on using the images of the source, which are not kept with what it learned; fit it "
                 "in a run, recipe=transfer"
             )
-        return self.data.labelled("train")
+        images = self.data.labelled("train")
+        return images.normalized_by(images)
 
     @property
     def classes(self) -> int:

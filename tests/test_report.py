@@ -217,7 +217,7 @@ def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
         broken[name].write_text(text, errors="surrogateescape")
     (make_run(root / "no config", scores=[0.5, 1]) / "config.yaml").write_text("a: [")
     (root / "new").mkdir()
-    (root / "new" / "config.yaml").write_text("seed: 0")
+    (root / "new" / "config.yaml").write_text("seed: 0\n")
     found = collect([root, root / "deep"], root / "report")
     assert [run.folder.name for run in found.runs] == ["done"]
     assert [path.name for path in found.unfinished] == ["new"]
@@ -416,7 +416,7 @@ def grid(root: Path, seeds: int = 2) -> Path:
                     curve=[0.4, 0.6 + gain, 0.7 + gain + 0.01 * seed],
                 )  # fmt: skip
     (root / "unfinished run").mkdir()
-    (root / "unfinished run" / "config.yaml").write_text("seed: 9")
+    (root / "unfinished run" / "config.yaml").write_text("seed: 9\n")
     return root
 
 
@@ -770,7 +770,7 @@ def test_one_seed_and_one_run_have_no_nan(tmp_path: Path) -> None:
 
 def test_command_needs_finished_runs(tmp_path: Path) -> None:
     (tmp_path / "outputs" / "glyphs").mkdir(parents=True)
-    (tmp_path / "outputs" / "glyphs" / "config.yaml").write_text("seed: 0")
+    (tmp_path / "outputs" / "glyphs" / "config.yaml").write_text("seed: 0\n")
     given = {
         "": "recipe=report: needs the folder of the runs to report on; add runs=outputs/NAME",
         f"runs={tmp_path}/outputs/glyps": (

@@ -170,7 +170,11 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
             {},
             "hardware.threads=2: changes no number, so that hardware.threads=1 is the same run",
         ),
-        (["seed=0,1"], {"WORLD_SIZE": "2"}, "-m: a sweep starts its own processes; torchrun is for a single run"),
+        (
+            ["seed=0,1"],
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "-m: a sweep starts its own processes; torchrun is for a single run",
+        ),
     ],
 )
 def test_sweeps_that_make_no_sense(words: list[str], variables: dict[str, str], expected: str, tmp_path: Path) -> None:

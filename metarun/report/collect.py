@@ -224,9 +224,12 @@ def read(folder: Path) -> Run:
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
         result["protocol"].setdefault("split", None)
         path = folder / "config.yaml"
-        config = flat(yaml.load(path.read_text(), _Loader))
+        text = path.read_text()
+        config = flat(yaml.load(text, _Loader))
         if not config.keys() - {""}:
             raise ValueError("it holds no keys")
+        if not text.endswith("\n"):  # it was written whole, and so ended its last line
+            raise ValueError("it was cut off")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
         why = found if "zero" in found or "empty" in found else _first_line(error)

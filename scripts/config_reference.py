@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import metarun.cli  # noqa: F401 - it says where Hydra's plugins lie, whose settings stand on the page too
 from metarun.config.folder import CONF
 from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section, sections

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from metarun.engine.platform import sync_folder
@@ -130,6 +129,8 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """A compressed `.npz` file."""
+    import numpy as np  # not at the top: --help needs no arrays
+
     replace(path, lambda file: np.savez_compressed(file, **arrays))
 
 

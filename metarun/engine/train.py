@@ -398,11 +398,8 @@ def fit(
         Pruned: `watch` gave up.
         UserError: The loss or the gradient was not finite.
     """
-    training, world, settings = (
-        Training(learner, validate, folder, logger, watch),
-        learner.hardware.world,
-        learner.settings,
-    )
+    training = Training(learner, validate, folder, logger, watch)
+    world, settings = learner.hardware.world, learner.settings
     training.restore()
     state = training.state
     training.trained.train()

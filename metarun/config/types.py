@@ -56,10 +56,12 @@ class Given:
     Args:
         names: Parameters of the class's constructor.
         beside: Keys of the node that its builder reads itself, with their types.
+        many: Whether the key holds a mapping of names to such nodes.
     """
 
     names: tuple[str, ...] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
+    many: bool = False
 
 
 PositiveInt = Annotated[int, Ge(1)]

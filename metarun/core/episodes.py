@@ -5,9 +5,9 @@ T tasks (the meta-batch), N ways, K shots, Q queries per way; C, H, W an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -98,6 +98,17 @@ class Batch:
         """
         for x, y, domain in zip(*(tensor.split(size) for tensor in (self.x, self.y, self.domain)), strict=True):
             yield Batch(x, y, domain)
+
+
+Tasks = TypeVar("Tasks", Episodes, Batch)
+
+
+def joined(parts: Sequence[Tasks]) -> Tasks:
+    """Several meta-batches or batches as one, in their order; what is no tensor is that of the first."""
+    first = parts[0]
+    names = [item.name for item in fields(first) if isinstance(getattr(first, item.name), Tensor)]
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(first, **whole)
 
 
 @dataclass(frozen=True)

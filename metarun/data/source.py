@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from metarun.config.checked import Checked
 from metarun.core import Episodes, TaskShape
-from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.image_batches import Labelled, divide_images, to_shape
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import Table
 from metarun.errors import UserError
@@ -51,6 +52,8 @@ class DataSource(Checked, ABC):
     kind: Literal["classification", "regression"]
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
+    inverted: bool = False  # whether an image is the negative of its file
+    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
 
     @abstractmethod
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
@@ -71,6 +74,24 @@ class DataSource(Checked, ABC):
     def has_test_part(self) -> bool:
         """Whether the data set itself says which labelled images are for testing."""
         return False
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel of an image and what it is divided by; 0 and 1 where nothing is.
+
+        Args:
+            rows: The rows of its table whose mean and deviation count; None for the training images of the training classes.
+        """
+        return np.zeros(1), np.ones(1)
+
+    @property
+    def members(self) -> Mapping[str, ImageSource]:
+        """The sets of images that its tasks are drawn from, by name: one without a name, or several; none of regression tasks."""
+        return {}
+
+    @property
+    def tested(self) -> Mapping[str, DataSource]:
+        """What a meta-test tests on, by name: this data set, or several in a test each."""
+        return {"": self}
 
 
 class NoData(DataSource):
@@ -95,13 +116,13 @@ class ImageSource(DataSource):
     """
 
     kind = "classification"
-    inverted: bool = False  # whether an image in the table is the negative of its file
-    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
+
+    given: tuple[np.ndarray, np.ndarray] | None = None  # the statistics that are another data set's
 
     def __init__(
         self,
         table: Table,
-        splits: dict[Split, Sequence[int]],
+        splits: Mapping[Split, Sequence[int]],
         *,
         rotations: bool = False,
         within_group: bool = False,
@@ -122,6 +143,8 @@ class ImageSource(DataSource):
 
         Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
         """
+        if self.given is not None:
+            return self.given
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
@@ -136,7 +159,7 @@ class ImageSource(DataSource):
         Args:
             rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
         """
-        if rows is None or not self.normalize:
+        if rows is None or not self.normalize or self.given is not None:
             return self.statistics
         rows = rows[:: -(-len(rows) // 2000)]
         key = rows.tobytes()  # every batch of these images asks again
@@ -144,9 +167,33 @@ class ImageSource(DataSource):
             self._statistics[key] = self._measured(rows)
         return self._statistics[key]
 
+    @property
+    def members(self) -> Mapping[str, ImageSource]:
+        return {"": self}
+
+    def fitted(
+        self,
+        shape: tuple[int, ...],
+        statistics: tuple[np.ndarray, np.ndarray],
+        splits: Mapping[Split, Sequence[int]] | None = None,
+    ) -> ImageSource:
+        """The same images for a network that takes another shape, or knows other statistics.
+
+        Args:
+            shape: The shape (C, H, W) that images are brought to as `image_batches.to_shape` does it.
+            statistics: What is subtracted from each channel of that shape and what it is divided by, as `statistics`.
+            splits: Another division of the classes; None keeps this one's.
+        """
+        found = copy.copy(self)
+        found.__dict__.pop("statistics", None)
+        found.input_shape, found.given = tuple(shape), statistics
+        if splits is not None:
+            found.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
+        return found
+
     def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.
-        counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
+        counts = np.zeros((self.table.images.shape[1], 256), dtype=np.int64)
         for row in rows:
             counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
         values = np.arange(256) / 255
@@ -216,6 +263,8 @@ class ImageSource(DataSource):
         """
         images = self._images(device)
         standardise = standardiser(*self.statistics_of(reference), device)
+        shape = self.input_shape
+        fits = tuple(images.shape[1:]) == shape
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
@@ -224,7 +273,7 @@ class ImageSource(DataSource):
                 for quarter in (1, 2, 3):
                     where = turned == quarter
                     x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            return standardise(x)
+            return standardise(x if fits else to_shape(x.float().flatten(0, -4), shape).unflatten(0, x.shape[:-3]))
 
         return read
 

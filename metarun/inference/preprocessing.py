@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun.data.decoding import Range
 from metarun.data.image_batches import to_shape
-from metarun.data.source import DataSource, ImageSource, standardiser
+from metarun.data.source import DataSource, standardiser
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Preprocessing:
         Returns:
             The preprocessing; None for data that are no square images.
         """
-        if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
+        if not data.members or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]
         mean, deviation = (tuple(map(float, values)) for values in data.statistics_of(reference))

@@ -11,7 +11,20 @@ from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import half
-from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
+from metarun.runs.result import (
+    ACCURACY,
+    BASELINES,
+    CHANCE,
+    CI95,
+    DAMAGED,
+    EPISODES,
+    FILE,
+    SCORE,
+    SETS,
+    TEST,
+    key,
+    of_set,
+)
 from metarun.terminal import Terminal
 from metarun.text import shell_path
 
@@ -79,6 +92,8 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
+    if sets := result["protocol"].get(SETS):
+        return _by_set(result, what, sets)
     task = result["protocol"]["test"]
     title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
@@ -86,6 +101,39 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
         if f"{prefix}/acc" in result:
             interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
             table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+    return table
+
+
+def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
+    """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
+    columns = ("tasks", "accuracy", "95% interval", "before", "chance")
+    table = _table(
+        result, f"{what}{len(sets)} data sets, {result['protocol']['test']['queries']} queries a class", columns
+    )
+
+    def row(title: str, tasks: str, name: str) -> None:
+        def number(kind: str, measure: str = ACCURACY) -> str:
+            value = result.get(key(of_set(kind, name), measure))
+            return "" if value is None else f"{value:.2%}"
+
+        before = next(filter(None, map(number, BASELINES)), "")
+        interval = half(result[key(of_set(TEST, name), f"{ACCURACY}{CI95}")], ".2%")
+        table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
+
+    for name, told in sets.items():
+        row(name, f"{told['task']['ways']}-way {told['task']['shots']}-shot", name)
+    table.add_section()
+    row("mean", "", "")
+    table.caption = "\n".join(
+        [
+            *(
+                f"{name}: {', '.join(filter(None, (told.get('classes'), told.get('images'))))}"
+                for name, told in sets.items()
+            ),
+            f"{result[key(of_set(TEST, next(iter(sets))), EPISODES)]} episodes each; before: without training",
+        ]
+    )
+    table.caption_justify = "left"
     return table
 
 

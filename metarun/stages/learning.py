@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
-from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape
+from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape, joined
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, Split
@@ -328,8 +328,7 @@ def augmented(
         first = start - start % tasks_per_step
         parts = [part for at in range(first, stop, tasks_per_step) for part in step(at).split(1)]
         parts = parts[start - first : stop - first]
-        tensors = [item.name for item in fields(parts[0]) if isinstance(getattr(parts[0], item.name), torch.Tensor)]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+        return joined(parts)
 
     def step(first: int) -> Any:
         batch = sampler(first, first + tasks_per_step)

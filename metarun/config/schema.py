@@ -196,7 +196,9 @@ class Hardware:
         Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
     ) = None
     record: (
-        Annotated[bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null does so for MLPs on CPUs.")]
+        Annotated[
+            bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null: on CPUs, where no bit changes.")
+        ]
         | None
     ) = None
     task_chunk: (

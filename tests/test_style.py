@@ -53,6 +53,7 @@ metarun.wrappers
 metarun.runs.result metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.fingerprints metarun.runs.seen
 metarun.engine
 metarun.backbones
+metarun.encoders
 metarun.target
 metarun.export
 metarun.inference

@@ -47,11 +47,11 @@ class TrainTaskChange(TaskChange):
 
 @dataclass
 class Noise:
-    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+    """Training tasks with wrong labels: the share of the tasks, and in these the probability of each label."""
 
     tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
     labels: Annotated[
-        float, Interval(ge=0, le=1), Doc("The share of wrong labels among the support examples of such a task.")
+        float, Interval(ge=0, le=1), Doc("The probability that a support label of such a task is wrong.")
     ] = 0.8
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
@@ -150,6 +148,8 @@ def locked(
         UserError: The folder takes no locks.
         Timeout: Another process held the lock all the time.
     """
+    from filelock import FileLock, Timeout  # not at the top: --help locks nothing
+
     lock = FileLock(path)
     with _takes_locks(path.parent):
         try:

@@ -151,7 +151,7 @@ def test_every_module_begins_with_what_it_is() -> None:
     assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
-YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "help" not in path.parts)
+YAMLS = sorted(CONF.rglob("*.yaml"))
 
 
 def command(path: Path) -> list[str]:

@@ -53,7 +53,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         UserError: It cannot be read, or holds no object; it names the file, what is wrong, and `advice`.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
     except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
@@ -73,7 +73,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         The objects; and how many lines are damaged. Half a line at the end, which a kill leaves, is none of either.
     """
     found, damaged = [], 0
-    for line in path.read_text(errors="replace").split("\n")[:-1]:
+    for line in path.read_text(errors="replace", encoding="utf-8").split("\n")[:-1]:
         try:
             values = json.loads(line.strip("\0"))
             whole = isinstance(values["step"], int)

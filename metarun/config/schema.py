@@ -339,8 +339,5 @@ def _pixels_normalized(*, _root_: DictConfig) -> bool:
 
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
-# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
-# the time that --help takes. A copy of the one store is the store.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 completion.install({"encoder": ENCODING_DEFAULTS})
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

@@ -196,7 +196,7 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
             "sample": sample_digest(np.memmap(written, np.uint8, "r")),
         }  # fmt: skip
         description["checksum"] = checksum(description)
-        with open(unfinished / "table.json", "w") as file:
+        with open(unfinished / "table.json", "w", encoding="utf-8") as file:
             json.dump(description, file)
             file.flush()
             files.sync(file)
@@ -243,7 +243,7 @@ def checksum(description: dict[str, Any]) -> str:
 
 def _open(folder: Path) -> Table:
     try:
-        description = json.loads((folder / "table.json").read_text())
+        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was built")
         offsets = np.array(description["offsets"], dtype=np.int64)

@@ -358,6 +358,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
         "transductive": algorithm.transductive,
+        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:

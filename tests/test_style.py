@@ -56,6 +56,7 @@ metarun.backbones
 metarun.target
 metarun.export
 metarun.inference
+metarun.unsupervised
 metarun.algos
 metarun.report
 metarun.runs.run

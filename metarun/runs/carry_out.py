@@ -228,6 +228,8 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
         return NoData(), None
     target = build_target(config, built)
     data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    if config.unsupervised and config.recipe.source:
+        data = construct(config.unsupervised, "unsupervised", source=data)
     return data, target
 
 
@@ -361,6 +363,8 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
+    if run.data.labels_read:
+        found["labels_read"] = run.data.labels_read
     found[result.SELECTED_BY] = run.learner.selected_by
     seen: dict[str, str] = {}
     for stage in run.stages:
@@ -374,7 +378,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
     if config.recipe.source:
         return ()
-    source = ("data", "pretrain", "wrapper", "test")
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
     gives = any(stage.gives_weights for stage in build_stages(config))
     return source if gives or uses_method(config) else (*source, *method)

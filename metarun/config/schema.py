@@ -252,6 +252,11 @@ class Config:
     data: Annotated[dict[str, Any], Given(), Doc("The data set that is trained on; `data=` chooses one.")] = field(
         default_factory=dict
     )
+    unsupervised: Annotated[
+        dict[str, Any],
+        Given(("source",)),
+        Doc("How training tasks are made without labels, if they are; `unsupervised=` chooses a way."),
+    ] = field(default_factory=dict)
     backbone: Annotated[
         dict[str, Any],
         Given(("input_shape",), {"from": BACKBONE_FROM}),

@@ -138,8 +138,8 @@ def test_a_test_set_has_all_classes_unless_it_is_trained_on() -> None:
     found = fit_to_network(sets, trained)
     assert found["grey"].splits["test"].tolist() == [6, 7, 8]
     assert found["new"].splits["test"].tolist() == list(range(9))
-    assert rule(found["new"]) == {"classes": "all 9 classes", "images": "3x8x8"}
-    assert rule(found["grey"])["images"] == "1x8x8 brought to 3x8x8"
+    assert rule(found["new"], whole=True) == {"classes": "all 9 classes", "images": "3x8x8"}
+    assert rule(found["grey"], whole=True)["images"] == "1x8x8 brought to 3x8x8"
     mean, deviation = trained.statistics_of(None)
     x = found["new"].sampler("test", TASK, 0, CPU)(0, 2).support_x
     assert x.shape == (2, 2, 3, 8, 8)

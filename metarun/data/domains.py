@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -19,7 +20,7 @@ from metarun.config.types import Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, TaskShape, joined
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.sampler import uniforms
-from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
+from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split, TableSource
 from metarun.errors import UserError
 from metarun.text import printable
 
@@ -79,7 +80,10 @@ class Domains(DataSource):
             self.statistics = _pooled(
                 [_moments(own[name], self.input_shape) for name in own], list(self.shares.values())
             )
-        self.sets = {name: source.fitted(self.input_shape, self.statistics) for name, source in own.items()}
+        self.own = own
+        self.sets: dict[str, TableSource] = {
+            name: source.fitted(self.input_shape, self.statistics) for name, source in own.items()
+        }
         self.rule = (
             f"all images are {_times(self.input_shape)}: {'data.image_size' if image_size else 'the largest of the sets'}, "
             f"{'data.channels' if channels else 'colours' if depth == 3 else 'grey'}"
@@ -89,8 +93,18 @@ class Domains(DataSource):
         log.info("data sets: %s of the tasks; %s", told, self.rule)
 
     @property
-    def members(self) -> Mapping[str, ImageSource]:
+    def members(self) -> Mapping[str, TableSource]:
         return self.sets
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        found = copy.copy(self)
+        found.sets = {name: change(source) for name, source in self.own.items()}
+        found.input_shape = next(iter(found.sets.values())).input_shape
+        return found
+
+    def make_ready(self, device: torch.device) -> None:
+        for source in self.sets.values():
+            source.make_ready(device)
 
     @property
     def tested(self) -> Mapping[str, DataSource]:
@@ -127,7 +141,7 @@ class Domains(DataSource):
         """The labelled images of all sets, the classes of each numbered after those of the sets before it."""
         found = [source.labelled(part, split) for source in self.sets.values()]
         classes = np.cumsum([0, *(len(images.names) for images in found)])
-        rows = np.cumsum([0, *(len(source.table.images) for source in self.sets.values())])
+        rows = np.cumsum([0, *(int(source.table.offsets[-1]) for source in self.sets.values())])
 
         def reader(
             device: torch.device, reference: np.ndarray | None = None
@@ -178,51 +192,65 @@ class Domains(DataSource):
         }
 
 
-def fit_to_network(nodes: Mapping[str, Node], source: DataSource) -> dict[str, ImageSource]:
-    """The data sets that a network is tested on, brought to the shape that it takes.
+def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bool = False) -> dict[str, TableSource]:
+    """The data sets that a network is tested on, brought to what it takes.
 
-    A data set that can reads its files at that size; images of any other are resized bilinearly. Grey images are repeated as
-    colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no test image has
-    a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of that training.
+    A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
+    repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
+    test image has a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of
+    that training.
 
     Args:
         nodes: The data sets.
         source: What is trained on.
+        encoded: Whether an encoder stands between the items and the network, which takes items of any size.
 
     Raises:
         UserError: One is no set of images, or the network takes none.
     """
-    trained = {tuple(images.table.names): images for images in source.members.values()}
-    if not trained or len(source.input_shape) != 3:
-        kind = "regression tasks" if not trained else "vectors"
+    trained = {tuple(member.table.names): member.splits for member in source.members.values()}
+    if not trained or (len(source.input_shape) != 3 and not encoded):
+        kind = "vectors" if trained else "regression tasks"
         raise UserError(
             f"test.data: {', '.join(nodes)}: the network is trained on {kind}, and cannot be tested on images"
         )
-    shape, statistics = source.input_shape, next(iter(source.members.values())).statistics
-    found = {}
+    found: dict[str, TableSource] = {}
     for name, node in nodes.items():
-        built = _built(node, name, shape[1] if shape[1] == shape[2] else None, shape[0], "test.data")
-        same = trained.get(tuple(built.table.names))
-        everything = range(len(built.table.names))
-        splits: Mapping[Split, Sequence[int]] = (
-            {split: classes.tolist() for split, classes in same.splits.items()}
-            if same
-            else {"train": [], "val": [], "test": everything}
-        )
-        found[name] = built.fitted(shape, statistics, splits)
+        if encoded:
+            built = _table(node, name, "test.data")
+        else:
+            depth, height, width = source.input_shape
+            images = _built(node, name, height if height == width else None, depth, "test.data")
+            built = images.fitted(source.input_shape, source.statistics_of(None))
+        everything: dict[Split, np.ndarray] = {
+            "train": np.arange(0),
+            "val": np.arange(0),
+            "test": np.arange(len(built.table.names)),
+        }
+        found[name] = built.divided(trained.get(tuple(built.table.names), everything))
     return found
 
 
-def rule(images: ImageSource) -> dict[str, Any]:
-    """What a test on a data set says of its classes and of its images, for `result.json`."""
-    whole = len(images.table.names) == len(images.splits["test"])
-    count = len(images.splits["test"])
-    own, shape = tuple(images.table.images.shape[1:]), images.input_shape
-    return {
-        "classes": (f"all {count} classes" if whole else f"its {count} test classes, since it is trained on too")
-        + (", each also turned by 90, 180 and 270 degrees" if images.rotations else ""),
-        "images": _times(shape) if own == shape else f"{_times(own)} brought to {_times(shape)}",
+def rule(items: TableSource, whole: bool) -> dict[str, Any]:
+    """What a test on a data set says of its classes and of its images, for `result.json`.
+
+    Args:
+        items: The data set.
+        whole: Whether the network takes them as they are, without an encoder between.
+    """
+    count = len(items.splits["test"])
+    told = {
+        "classes": (
+            f"all {count} classes"
+            if not len(items.splits["train"])
+            else f"its {count} test classes, since it is trained on too"
+        )
+        + (", each also turned by 90, 180 and 270 degrees" if items.rotations else ""),
     }
+    if whole and isinstance(items, ImageSource):
+        own, shape = tuple(items.table.images.shape[1:]), items.input_shape
+        told["images"] = _times(shape) if own == shape else f"{_times(own)} brought to {_times(shape)}"
+    return told
 
 
 def named(where: str, build: Callable[[], Any]) -> Any:
@@ -233,14 +261,23 @@ def named(where: str, build: Callable[[], Any]) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
+def _table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
+    """A data set of labelled items."""
+    built = named(f"{key}: {name}", lambda: node.build(**changes))
+    if not isinstance(built, TableSource):
+        raise UserError(f"{key}: {printable(name)}: are regression tasks, which cannot stand beside sets of images")
+    return built
+
+
 def _built(node: Node, name: str, size: int | None, channels: int | None, key: str = "data") -> ImageSource:
-    """A data set, read from its files at a size and with so many channels, where it can."""
+    """A set of images, read from its files at a size and with so many channels, where it can."""
     wanted = {"image_size": size, "channels": channels}
     changes = {setting: value for setting, value in wanted.items() if value is not None and node.knows(setting)}
-    built = named(f"{key}: {name}", lambda: node.build(**changes))
-    if not isinstance(built, ImageSource) or len(built.input_shape) != 3:
-        what = "regression tasks" if getattr(built, "kind", "") == "regression" else "no images"
-        raise UserError(f"{key}: {printable(name)}: are {what}, which cannot stand beside sets of images")
+    built = _table(node, name, key, **changes)
+    if not isinstance(built, ImageSource):
+        raise UserError(
+            f"{key}: {printable(name)}: are no images, and cannot stand beside sets of images without an encoder"
+        )
     return built
 
 

@@ -56,6 +56,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     tested = "test/acc" in result or "test/mse" in result
     if "target/acc" in result:
         terminal.show(target.table(result))
+        if kept := target.kept(result):
+            print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
     if result.get("train/steps") == 0 and SCORE not in result:
@@ -85,6 +87,8 @@ def subject(folder: Path) -> str:
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
+    if protocol.get("assumes_balanced_queries"):
+        mode += ", supposes balanced queries"
     table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
     for column in columns:
         table.add_column(column, justify="right")

@@ -13,7 +13,7 @@ import numpy as np
 from metarun import files
 from metarun.core import TaskShape
 from metarun.data.domains import named, rule
-from metarun.data.source import EpisodeSampler, ImageSource, Split
+from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.errors import UserError
@@ -206,17 +206,20 @@ class MetaTest(Stage):
                 f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over their episodes"
             )
             found["test_images"] = (
-                f"at the size that the network takes, {'x'.join(map(str, run.data.input_shape))}: read so from their files where "
-                "the data set can, else resized bilinearly; grey is repeated as colours, colours become their mean; pixels are "
-                "normalised by the training images of what is trained on"
+                "encoded as those that are trained on"
+                if run.config.encoder
+                else (
+                    f"at the size that the network takes, {'x'.join(map(str, run.data.input_shape))}: read so from their files where "
+                    "the data set can, else resized bilinearly; grey is repeated as colours, colours become their mean; pixels are "
+                    "normalised by the training images of what is trained on"
+                )
             )
             found[result.SETS] = {test.name: {"task": vars(test.task), **_rule(run, test.name)} for test in self.tests}
         return found
 
 
 def _rule(run: Run, name: str) -> dict[str, Any]:
-    data = run.tests[name]
-    return rule(data) if isinstance(data, ImageSource) else {}
+    return rule(run.tests[name].members[""], whole=not run.config.encoder)
 
 
 def own_task(run: Run, name: str) -> TaskShape:

@@ -1,0 +1,62 @@
+"""The encoder of a config, and data sets encoded by it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config import construct
+from metarun.config.schema import ENCODING_DEFAULTS
+from metarun.data.source import DataSource, TableSource
+from metarun.encoders.base import Encoder, Encoding
+from metarun.encoders.encoded import EncodedSource, training_items
+from metarun.errors import UserError
+
+
+def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
+    """The encoder that `encoder` of a config names, and how it encodes.
+
+    Raises:
+        UserError: A setting is wrong, or its weights cannot be read.
+    """
+    shared = [item.name for item in fields(Encoding)]
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in (*shared, "from")])
+    given = {"origin": node["from"]} if node.get("from") else {}
+    encoder: Encoder = construct(own, "encoder", **given)
+    settings = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(settings, dict)
+    encoder.settings = {str(key): value for key, value in settings.items()}
+    return encoder, Encoding(**{**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}})
+
+
+def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
+    """Data sets whose items are replaced by the vectors of one encoder; as they are where the config has none.
+
+    Args:
+        sources: The data sets; an encoder that is fitted is fitted to the training items of the first.
+        node: `encoder` of the config.
+
+    Raises:
+        UserError: The encoder cannot encode one of them.
+    """
+    if not node:
+        return sources
+    encoder, encoding = build_encoder(node)
+    for source in sources:
+        if not source.members:
+            raise UserError("encoder: these are regression tasks, which have no items to encode; leave encoder out")
+        for member in source.members.values():
+            encoder.check(member)
+    if encoder.fitted:
+        encoder.fit(item for member in sources[0].members.values() for item in training_items(member))
+    return [source.each(lambda member: EncodedSource(member, encoder, encoding)) for source in sources]
+
+
+def encoded_as(items: TableSource, source: DataSource) -> TableSource:
+    """A data set that is tested on, its items encoded as those of the source are; as it is where these are not encoded."""
+    first = next(iter(source.members.values()))
+    if not isinstance(first, EncodedSource):
+        return items
+    first.encoder.check(items)
+    return EncodedSource(items, first.encoder, first.encoding).centred_as(first)

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit status 2, no traceback."""
 
 
+class InputError(UserError, ValueError):
+    """What was given from Python is no input; a `ValueError` too, as callers of scikit-learn's estimators expect."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean a, b?` for the known words closest to `word`, or an empty string."""
     known = sorted(set(known))

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from metarun.core import Batch
-from metarun.errors import UserError
+from metarun.errors import InputError, UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.image_files import ImageFiles, examples
@@ -78,18 +80,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         threshold(self.unknown, self.learner)
         if labels is None:
             if not isinstance(images, str | os.PathLike):
-                raise UserError("labels: must be given, one for each image; a folder of class folders needs none")
+                raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
             found = examples(images)
             labels = [entry.name for entry in found for _ in entry.paths]
             images = [path for entry in found for path in entry.paths]
         files = arrays.as_files(images)
         number = len(files.paths) if files else arrays.count(images)
-        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-        if given.shape != (number,):
-            raise UserError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
-        self.classes_, places = np.unique(given, return_inverse=True)
+        self.classes_, places = np.unique(checked_labels(labels, number), return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
+            raise InputError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
         self.learner.method.check(len(self.classes_))
         x = torch.cat(list(self._inputs(files or images)))
         if files and files.unreadable:
@@ -149,7 +148,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def predict(self, images: Images) -> np.ndarray:
         """The most probable class of each image, `[n]`."""
-        found: np.ndarray = self.classes_[self._readable(images).scores.argmax(1)]
+        scores = self._readable(images).scores
+        found: np.ndarray = self.classes_[scores.argmax(1)]
         return found
 
     def predict_proba(self, images: Images) -> np.ndarray:
@@ -255,6 +255,26 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if name is None:
             return contextlib.nullcontext()
         return torch.autocast(self.learner.device.type, dtype=getattr(torch, name), cache_enabled=False)
+
+
+def checked_labels(labels: Any, number: int) -> np.ndarray:
+    """Labels of so many images, `[number]`.
+
+    Raises:
+        InputError: They are not so many, or are no names of classes.
+    """
+    given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if given.shape == (number, 1):
+        given = column_or_1d(given, warn=True)
+    if given.shape != (number,):
+        raise InputError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise InputError("labels: one of them is NaN or inf, which names no class")
+    try:
+        check_classification_targets(given)
+    except ValueError as error:
+        raise InputError(f"labels: {str(error).splitlines()[0]}") from error
+    return given
 
 
 def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:

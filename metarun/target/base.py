@@ -95,6 +95,11 @@ class Classifier(nn.Module, ABC):
         return None
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """`x` itself: no augmentation. No lambda, so that a classifier can be pickled."""
+    return x
+
+
 class TargetMethod(Checked, ABC):
     """From a learner and the labelled training images of a target to a classifier of further images.
 
@@ -110,7 +115,7 @@ class TargetMethod(Checked, ABC):
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
         self.source = source
-        self.augment: Callable[[Tensor], Tensor] = lambda x: x  # of training images
+        self.augment: Callable[[Tensor], Tensor] = unchanged  # of training images
         if self.needs_source and source is None:
             raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
 

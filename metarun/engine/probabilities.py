@@ -17,11 +17,8 @@ from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
 from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
-from metarun.ops.certainty import auroc, certainties, threshold
-from metarun.ops.prototypes import class_means, negative_squared_distances
-
-PROTOTYPE = "prototype_distance"  # minus the squared distance of a query to the nearest class mean, in the embedding
-FROM_SCORES = ("max_probability", "energy")  # certainties that a classifier has, too, which is all scores
+from metarun.ops.certainty import NAMES, auroc, certainties, threshold
+from metarun.ops.prototypes import nearness
 
 
 class Observed:
@@ -121,7 +118,6 @@ def known_and_unknown(
     training = algorithm.training
     algorithm.eval()
     first, end = hardware.world.share(episodes)
-    names = (*FROM_SCORES, PROTOTYPE)
     whole: Tensor | None = None
     known = 0
     for start in range(first, max(end, first + 1), hardware.test_chunk):
@@ -130,26 +126,24 @@ def known_and_unknown(
         batch = with_unknown(drawn, ways)
         known = batch.query_y.shape[1] * ways // drawn.ways
         if whole is None:
-            whole = torch.zeros(len(names), episodes, batch.query_y.shape[1], dtype=torch.float64)
+            whole = torch.zeros(len(NAMES), episodes, batch.query_y.shape[1], dtype=torch.float64)
         if start >= end:  # this rank has no episode, but knows their shape now
             break
         with hardware.autocast():
             logits = algorithm.predict(batch)
             support, queries = algorithm.embed(batch)
-        means = class_means(support.flatten(2).double(), batch.support_y, ways)
-        distances = negative_squared_distances(queries.flatten(2).double(), means).max(-1).values
+        near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), ways).cpu().numpy().ravel()
         scores = logits.double().cpu().numpy().reshape(-1, ways)
-        found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0))
-        for row, name in enumerate(FROM_SCORES):
+        found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0), near)
+        for row, name in enumerate(NAMES):
             whole[row, start:stop] = torch.from_numpy(found[name]).view(stop - start, -1)
-        whole[-1, start:stop] = distances.cpu()
         progress(stop * hardware.world.size)
     assert whole is not None
     hardware.world.all_reduce([whole])
     algorithm.train(training)
     values = whole.numpy()
     sides = (values[:, :, :known], values[:, :, known:])
-    own, other = ({name: side[row].ravel() for row, name in enumerate(names)} for side in sides)
+    own, other = ({name: side[row].ravel() for row, name in enumerate(NAMES)} for side in sides)
     return own, other
 
 
@@ -183,10 +177,10 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
             "known_kept": float(np.mean(known >= chosen)),
             "unknown_kept": float(np.mean(unknown >= chosen)),
         }
-    best = max(FROM_SCORES, key=lambda name: auroc(validation[0][name], validation[1][name]))
+    best = max(NAMES, key=lambda name: auroc(validation[0][name], validation[1][name]))
     return {
         "certainties": found,
         "certainty": best,
-        "thresholds": {name: found[name]["threshold"] for name in FROM_SCORES},
+        "thresholds": {name: found[name]["threshold"] for name in NAMES},
         "threshold_keeps": 0.95,
     }

@@ -29,10 +29,9 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
-from metarun.errors import Incomplete, Pruned, UserError, nearest
+from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
-from metarun.sweeps.plan import JobRefused, JobsFailed
 from metarun.text import has_control, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
@@ -163,6 +162,12 @@ def _told(words: list[str]) -> Outcome:
         arguments, options = parsed(words)
         if arguments.version:
             print(f"metarun {__version__}")
+            return Outcome()
+        if arguments.help:
+            from metarun.config.help import front_page
+
+            own = [Path(arguments.config_dir)] if arguments.config_dir else []
+            print(front_page([*own, Path(arguments.config_path or CONF)]))
             return Outcome()
         sys.argv[1:] = [*for_hydra(arguments), *options]
         _run()

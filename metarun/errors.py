@@ -1,14 +1,36 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read, each as one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit status 2, no traceback."""
+
+
+class JobRefused(UserError):
+    """A job of a sweep that cannot be run as it is.
+
+    Args:
+        label: The overrides in which it differs from the others; empty for the only one.
+        error: What is wrong with it.
+    """
+
+    def __init__(self, label: str, error: Exception) -> None:
+        super().__init__(str(error))
+        self.label, self.error = label, error
+
+    def told(self, one_line: Callable[[BaseException], str]) -> str:
+        """What is wrong, and with which job where the message does not name it."""
+        line = one_line(self.error)
+        return line if not self.label or self.label in line else f"{line} (in the job {self.label})"
+
+
+class JobsFailed(UserError):
+    """Some jobs of a sweep did not succeed."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -47,11 +47,11 @@ class TrainTaskChange(TaskChange):
 
 @dataclass
 class Noise:
-    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+    """Training tasks with wrong labels: the share of the tasks, and in these the probability of each label."""
 
     tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
     labels: Annotated[
-        float, Interval(ge=0, le=1), Doc("The share of wrong labels among the support examples of such a task.")
+        float, Interval(ge=0, le=1), Doc("The probability that a support label of such a task is wrong.")
     ] = 0.8
 
 
@@ -196,7 +196,9 @@ class Hardware:
         Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
     ) = None
     record: (
-        Annotated[bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null does so for MLPs on CPUs.")]
+        Annotated[
+            bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null: on CPUs, where no bit changes.")
+        ]
         | None
     ) = None
     task_chunk: (
@@ -219,6 +221,23 @@ class Recipe:
     run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.runs.carry_out.run"
 
 
+ENCODING = {
+    "dtype": Annotated[str, Literal["float16", "float32"], Doc("The type that vectors are kept in.")],
+    "views": Annotated[
+        int,
+        Interval(ge=1, le=100),
+        Unit("vectors an item"),
+        Doc("The vectors of an item: its own, and those of changed copies, among which training draws."),
+    ],
+    "batch_size": Annotated[int, Ge(1), Unit("items"), Doc("The items that are encoded together.")],
+    "transform": Annotated[
+        str,
+        Literal["un", "l2n", "cl2n"],
+        Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
+    ],
+    "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
+}
+ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]
 
 
@@ -242,6 +261,11 @@ class Config:
         Given(("input_shape",), {"from": BACKBONE_FROM}),
         Doc("The network that the method trains; `backbone=` chooses one."),
     ] = field(default_factory=lambda: {"from": None})
+    encoder: Annotated[
+        dict[str, Any],
+        Given((), ENCODING),
+        Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
+    ] = field(default_factory=dict)
     wrapper: Annotated[
         dict[str, Any], Given(("method", "validation")), Doc("What changes the training of the method, if anything.")
     ] = field(default_factory=dict)
@@ -320,8 +344,5 @@ def _pixels_normalized(*, _root_: DictConfig) -> bool:
 
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
-# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
-# the time that --help takes. A copy of the one store is the store.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-completion.install()
+completion.install({"encoder": ENCODING_DEFAULTS})
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

@@ -51,6 +51,7 @@ class Preprocessing:
         Returns:
             The preprocessing; None for data that are no square images.
         """
+        data = data.underlying
         if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]

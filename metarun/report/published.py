@@ -21,7 +21,9 @@ class Published(NamedTuple):
 
 @functools.cache
 def _entries() -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    entries: list[dict[str, Any]] = yaml.safe_load(
+        Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    )
     return entries
 
 

@@ -23,6 +23,7 @@ from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
+from metarun.encoders.building import encoded
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
@@ -226,11 +227,14 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     """Builds the source and the target; a recipe without a source takes the target for it."""
     if not any(stage.needs_data for stage in built):
         return NoData(), None
-    target = build_target(config, built)
-    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    node = target_data(config, built)
+    named = [(config.data, "data")] if node is None or config.recipe.source else []
+    if node is not None:
+        named.append((node, "target.data"))
+    sources = encoded([construct(one, key) for one, key in named], config.encoder)
     if config.unsupervised and config.recipe.source:
-        data = construct(config.unsupervised, "unsupervised", source=data)
-    return data, target
+        sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
+    return sources[0], Target(sources[-1], config.target) if node is not None else None
 
 
 def unchecked_data(config: DictConfig, folder: Path) -> str:
@@ -251,8 +255,8 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     return ""
 
 
-def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
-    """The target, if the recipe has a use for one."""
+def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
+    """The node of the target's data set, if the recipe has a use for a target."""
     wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
@@ -263,7 +267,7 @@ def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
             "transfer: this recipe learns no target, and would not use it; add recipe=transfer target=pneumoniamnist, say, or leave "
             "transfer out"
         )
-    return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
+    return config.target.data if wanted else None
 
 
 def carry_out(run: Run, world: World) -> None:
@@ -273,6 +277,8 @@ def carry_out(run: Run, world: World) -> None:
     for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
+    for source in (run.data, *([run.target.source] if run.target else [])):
+        source.make_ready(run.hardware.device)
     for stage in run.stages:
         stage.execute(run)
 

@@ -57,6 +57,7 @@ metarun.encoders
 metarun.target
 metarun.export
 metarun.inference
+metarun.unsupervised
 metarun.algos
 metarun.report
 metarun.runs.run

@@ -41,6 +41,8 @@ def find(choices: dict[str, str], ways: int, shots: int) -> Published | None:
     facts = {**choices, "ways": ways, "shots": shots}
     for entry in _entries():
         wanted = {key: value for key, value in entry.items() if key not in ("value", "source")}
+        if choices.get("unsupervised") and "unsupervised" not in wanted:  # a number with labels is of another task
+            continue
         if wanted.items() <= facts.items():
             return Published(entry["value"], entry["source"])
     return None

@@ -32,7 +32,9 @@ class Algorithm(Checked, nn.Module, ABC):
     regression: bool = False  # whether it can learn regression tasks
     fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
     shared_batch: bool = True  # whether a task's support set and queries are one batch for the backbone's norm
-    whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
+    equal_classes: bool = False  # whether all classes of a task must have equally many items
+    whole_batch: bool = False  # whether `loss` is computed for all tasks of a step at once
+    couples_tasks: bool = False  # whether it cannot do otherwise: then all tasks of a step must have one shape
     needs_queries: bool = True  # whether training tasks need a query set
     vectorizable: bool = True  # whether its tasks can run by vmap
     soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from metarun.core import Episodes
+from metarun.core import Episodes, MixedEpisodes
 from metarun.data.image_batches import generator
 from metarun.data.sampler import uniforms
 from metarun.data.source import EpisodeSampler
@@ -55,39 +56,52 @@ def with_noise(sampler: EpisodeSampler, seed: int, tasks: float, labels: float) 
         if not 0 <= share <= 1:
             raise UserError(f"train.noise.{name}={share}: is a share; it must be from 0 to 1")
 
-    if sampler(0, 1).ways < 2:
+    if any(one.ways < 2 for one in sampler(0, 1).split(1)):
         raise UserError("train.noise: a wrong label needs another class, and these tasks have one way alone")
 
-    def episodes(start: int, stop: int) -> Episodes:
+    def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
         found = sampler(start, stop)
-        size = found.support_x.shape[1]
-        order = np.tile(np.arange(size), (stop - start, 1))
-        for row in np.flatnonzero(noisy_tasks(seed, start, stop, tasks)):
-            order[row] = misplaced(generator("train/noise", seed, start + row), size, found.ways, labels)
+        noisy = noisy_tasks(seed, start, stop, tasks)
+        if isinstance(found, Episodes):
+            return with_wrong_labels(found, range(start, stop), noisy)
+        groups = tuple(
+            with_wrong_labels(group, [start + place for place in places], noisy[list(places)])
+            for places, group in found.chunks()
+        )
+        return MixedEpisodes(groups, found.places)
+
+    def with_wrong_labels(found: Episodes, numbers: Sequence[int], noisy: np.ndarray) -> Episodes:
+        order = np.tile(np.arange(found.support_x.shape[1]), (len(numbers), 1))
+        for row in np.flatnonzero(noisy).tolist():
+            order[row] = misplaced(generator("train/noise", seed, numbers[row]), found.support_sizes, labels)
         places = torch.from_numpy(order).to(found.support_x.device)
-        rows = torch.arange(stop - start, device=places.device)[:, None]
+        rows = torch.arange(len(numbers), device=places.device)[:, None]
         return replace(found, support_x=found.support_x[rows, places])
 
     return episodes
 
 
-def misplaced(random: np.random.Generator, size: int, ways: int, share: float) -> np.ndarray:
+def misplaced(random: np.random.Generator, sizes: Sequence[int], share: float) -> np.ndarray:
     """Moves examples of a class-major set to places of other classes.
 
     Args:
         random: What the draws are made with.
-        size: The number of examples, a multiple of `ways`.
-        ways: The number of classes, at least 2.
-        share: The probability that a place gets an example of another class, in [0, 1].
+        sizes: The number of examples of each class; at least 2 classes.
+        share: The probability that a place gets an example of another class, in [0, 1]. Where one class has more examples
+            than all others together, not all of them can have such places, and fewer places are wrong.
 
     Returns:
         For each place the example that it gets, int64 `[size]`, a permutation. Each of the other classes is as likely.
     """
-    classes = np.arange(size) // (size // ways)
+    size, ways = sum(sizes), len(sizes)
+    classes = np.repeat(np.arange(ways), sizes)
     rank = random.permutation(ways)[classes]
     # The places that change are spread over the classes as evenly as can be, so that no class has more than half of them.
-    turn = np.concatenate([random.permutation(size // ways) for _ in range(ways)])
+    turn = np.concatenate([random.permutation(members) for members in sizes])
     wrong = np.lexsort((rank, turn))[: _rounded(share * size, size, ways, random.random())]
+    most, others = np.bincount(classes[wrong], minlength=ways).argmax(), classes[wrong]
+    if (excess := 2 * int((others == most).sum()) - len(wrong)) > 0:  # of classes of other sizes alone
+        wrong = np.delete(wrong, np.flatnonzero(others == most)[-excess:])
     # In the order of the classes, a shift by the largest number of places of one class leads out of every class.
     wrong = wrong[np.lexsort((turn[wrong], rank[wrong]))]
     given = np.roll(wrong, -np.bincount(classes[wrong], minlength=ways).max())

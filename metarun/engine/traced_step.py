@@ -66,8 +66,8 @@ class TracedStep:
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """As `Hardware.backward`, under `autocast()`; None where there is no recording that could be trusted."""
         params: Params = {name: value for name, value in algorithm.named_parameters() if value.requires_grad}
-        inputs = (*params.values(), *episodes.tensors)
-        key = (*((value.shape, value.dtype) for value in inputs), episodes.ways, weight, algorithm.training)
+        inputs = (*params.values(), *episodes.named_tensors.values())
+        key = (*((value.shape, value.dtype) for value in inputs), episodes.shape, weight, algorithm.training)
         if key not in self.recordings:
             self.recordings[key] = _record(algorithm, episodes, step, weight, params, autocast, self.capture)
         recording = self.recordings[key]
@@ -95,8 +95,7 @@ def _record(
 
     def compute(*inputs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(params, inputs, strict=False))
-        support_x, support_y, query_x, query_y = inputs[len(params) :]
-        tasks = Episodes(support_x, support_y, query_x, query_y, episodes.ways)
+        tasks = episodes.with_tensors(inputs[len(params) :])
         named = {f"algorithm.{name}": value for name, value in values.items()}
         with autocast():  # the casts are operations, and so recorded
             loss, scalars = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
@@ -105,7 +104,7 @@ def _record(
         learned[:], logged[:] = gradients, scalars
         return loss.detach(), *gradients.values(), *(value.detach() for value in scalars.values())
 
-    inputs = [*(value.detach().requires_grad_() for value in params.values()), *episodes.tensors]
+    inputs = [*(value.detach().requires_grad_() for value in params.values()), *episodes.named_tensors.values()]
     plain = compute(*inputs)
     try:
         play: Callable[..., tuple[Tensor, ...]] = _without_idle(make_fx(compute)(*inputs))

@@ -27,6 +27,7 @@ class Wrapper(Checked, nn.Module, ABC):
 
     configured_by = "wrapper"
     recordable = False  # whether `loss` does the same operations in every step, none of them random
+    couples_tasks = False  # whether `loss` needs all tasks of a step at once, as tasks of one shape
 
     def __init__(self, method: Algorithm) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -50,8 +51,13 @@ def complete(config: DictConfig) -> None:
             config[key] = value
 
 
-def install() -> None:
-    """Makes Hydra complete what it composes; more than one call changes nothing."""
+def install(shared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes Hydra complete what it composes; more than one call changes nothing.
+
+    Args:
+        shared: Of nodes that hold keys for whoever builds their class, besides the settings of the class, the defaults of
+            these keys.
+    """
     merge_files = ConfigLoaderImpl._compose_config_from_defaults_list
     if hasattr(merge_files, "__wrapped__"):
         return
@@ -60,6 +66,11 @@ def install() -> None:
     def merge_and_complete(self: ConfigLoaderImpl, *arguments: Any, **options: Any) -> DictConfig:
         config = merge_files(self, *arguments, **options)
         complete(config)
+        for key, defaults in shared.items():
+            node = OmegaConf.select(config, key)
+            if node and "_target_" in node:
+                with open_dict(node):
+                    node.update({name: value for name, value in defaults.items() if name not in node})
         return config
 
     ConfigLoaderImpl._compose_config_from_defaults_list = merge_and_complete  # type: ignore[method-assign]

@@ -138,11 +138,11 @@ class TrainTaskChange(TaskChange):
 
 @dataclass
 class Noise:
-    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+    """Training tasks with wrong labels: the share of the tasks, and in these the probability of each label."""
 
     tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
     labels: Annotated[
-        float, Interval(ge=0, le=1), Doc("The share of wrong labels among the support examples of such a task.")
+        float, Interval(ge=0, le=1), Doc("The probability that a support label of such a task is wrong.")
     ] = 0.8
 
 
@@ -287,7 +287,9 @@ class Hardware:
         Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
     ) = None
     record: (
-        Annotated[bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null does so for MLPs on CPUs.")]
+        Annotated[
+            bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null: on CPUs, where no bit changes.")
+        ]
         | None
     ) = None
     task_chunk: (
@@ -310,6 +312,24 @@ class Recipe:
     run: Annotated[str, Doc("The function that carries the config out.")] = "metarun.runs.carry_out.run"
 
 
+ENCODING = {
+    "dtype": Annotated[str, Literal["float16", "float32"], Doc("The type that vectors are kept in.")],
+    "views": Annotated[
+        int,
+        Interval(ge=1, le=100),
+        Unit("vectors an item"),
+        Doc("The vectors of an item: its own, and those of changed copies, among which training draws."),
+    ],
+    "batch_size": Annotated[int, Ge(1), Unit("items"), Doc("The items that are encoded together.")],
+    "transform": Annotated[
+        str,
+        Literal["un", "l2n", "cl2n"],
+        Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
+    ],
+    "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
+    "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
+}
+ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]
 
 
@@ -323,11 +343,21 @@ class Config:
     data: Annotated[dict[str, Any], Given(), Doc("The data set that is trained on; `data=` chooses one.")] = field(
         default_factory=dict
     )
+    unsupervised: Annotated[
+        dict[str, Any],
+        Given(("source",)),
+        Doc("How training tasks are made without labels, if they are; `unsupervised=` chooses a way."),
+    ] = field(default_factory=dict)
     backbone: Annotated[
         dict[str, Any],
         Given(("input_shape",), {"from": BACKBONE_FROM}),
         Doc("The network that the method trains; `backbone=` chooses one."),
     ] = field(default_factory=lambda: {"from": None})
+    encoder: Annotated[
+        dict[str, Any],
+        Given(("origin",), ENCODING, ENCODING_DEFAULTS),
+        Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
+    ] = field(default_factory=dict)
     wrapper: Annotated[
         dict[str, Any], Given(("method", "validation")), Doc("What changes the training of the method, if anything.")
     ] = field(default_factory=dict)
@@ -412,8 +442,5 @@ def _of_protocol(name: str, *, _root_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("of_protocol", _of_protocol, replace=True)
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
-# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
-# the time that --help takes. A copy of the one store is the store.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-completion.install()
+completion.install({"encoder": ENCODING_DEFAULTS})
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metarun.errors import UserError
+
 Count = int | tuple[int, int]  # a number, or the least and the largest of a range that each task draws from
 
 
@@ -249,6 +251,21 @@ class TaskShape:
     def plain(self) -> bool:
         """Whether all tasks have one shape, and nothing but labelled items."""
         return not (self.varies or self.unlabelled or self.labelled_share < 1)
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """The ways, the shots and the queries of tasks that are `plain`.
+
+        Raises:
+            UserError: Tasks are not, and the source that asks knows no others.
+        """
+        found = self.ways, self.shots, self.queries
+        if self.plain and all(isinstance(count, int) for count in found):
+            return least(found[0]), least(found[1]), least(found[2])
+        what = "draw their numbers from ranges" if self.varies else "have unlabelled items, or a labelled_share"
+        raise UserError(
+            f"task: these tasks {what}, but here all are of one shape and of labelled items alone; leave that out"
+        )
 
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`: the sizes, ranges as lists of two, and what else is not as usual."""

@@ -83,26 +83,25 @@ class ClassSampler:
 
     def __post_init__(self) -> None:
         task = self.task
-        if not isinstance(task.ways, int) or not isinstance(task.shots, int) or not isinstance(task.queries, int):
-            raise TypeError("tasks of several shapes are drawn by VariedSampler")
-        names = f"ways={task.ways} shots={task.shots} queries={task.queries}"
-        if min(task.ways, task.shots) < 1 or task.queries < 0:
+        ways, shots, queries = task.numbers  # those of other tasks are drawn by `VariedSampler`
+        names = f"ways={ways} shots={shots} queries={queries}"
+        if min(ways, shots) < 1 or queries < 0:
             raise UserError(f"task: {names} must be positive")
         sizes = np.diff(self.offsets)[self.classes]
-        needed = task.shots + task.queries
+        needed = shots + queries
         if len(sizes) and sizes.min() < needed:
             raise UserError(
-                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {sizes.min()} images "
+                f"task: shots + queries = {shots} + {queries} = {needed} is above the {sizes.min()} images "
                 f"of the smallest class of the {self.split} split; lower {self._key('shots')} or {self._key('queries')}"
             )
-        members, largest = members_of(self.classes, self.groups, self.rotations, task.ways)
+        members, largest = members_of(self.classes, self.groups, self.rotations, ways)
         if not members:
             within = "" if self.groups is None else " within one group"
             raise UserError(
-                f"task: ways = {task.ways} is above the {largest} classes of the {self.split} split{within}; lower {self._key('ways')}"
+                f"task: ways = {ways} is above the {largest} classes of the {self.split} split{within}; lower {self._key('ways')}"
             )
         object.__setattr__(self, "_members", members)
-        object.__setattr__(self, "_size", (task.ways, task.shots + task.queries))
+        object.__setattr__(self, "_size", (ways, needed))
 
     def _key(self, name: str) -> str:
         return f"{'train' if self.split == 'train' else 'test'}.task.{name}"

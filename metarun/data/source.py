@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,17 +16,20 @@ from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.sampler import ClassSampler
-from metarun.data.table import Table
+from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
 from metarun.text import printable
 
 Split = Literal["train", "val", "test"]
+Item = Literal["image", "text", "vector"]  # the kinds of items; an encoder turns one of the first two into the third
 # The episodes from `start` to `stop`, on the device. Only tasks of `TaskShape.varies` are ever of several shapes.
 EpisodeSampler = Callable[[int, int], Episodes | MixedEpisodes]
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
+log = logging.getLogger("metarun")
+
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
@@ -51,6 +55,7 @@ class DataSource(Checked, ABC):
 
     configured_by = "data"
     kind: Literal["classification", "regression"]
+    item: Item = "vector"
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
 
@@ -74,6 +79,22 @@ class DataSource(Checked, ABC):
         """Whether the data set itself says which labelled images are for testing."""
         return False
 
+    def make_ready(self, device: torch.device) -> None:
+        """Computes what lies between a table and its items, if anything, before the first item is asked for.
+
+        Args:
+            device: Where it is computed.
+        """
+
+    def tasks_of(self, split: Split) -> str:
+        """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
+        return f"episodes of the {PURPOSE[split]} classes"
+
+    @property
+    def labels_read(self) -> str:
+        """Which labels are read before the test, in words; an empty string where nothing is withheld."""
+        return ""
+
 
 class NoData(DataSource):
     """In place of data for a run that uses none."""
@@ -88,72 +109,64 @@ class NoData(DataSource):
         return {}
 
 
-class ImageSource(DataSource):
-    """A table of images with its classes divided among the splits.
+class TableSource(DataSource):
+    """A table of items with its classes divided among the splits; the source of labelled items of any kind.
 
-    `rotations` counts each class turned by 90, 180 and 270 degrees as further classes; `within_group` draws all ways of
-    an episode from one group (alphabet). `normalize` shifts and scales each channel by the mean and standard deviation of
-    the training split; otherwise pixels are in [0, 1].
+    What a kind of item is, its subclass says: `item`, `items`, `reader` and `input_shape`.
+
+    Args:
+        table: The items of all classes, class by class.
+        splits: The numbers of the classes of each split.
+        within_group: Whether all ways of an episode come from one group (an alphabet).
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as a class of its own; of images alone.
     """
 
     kind = "classification"
-    inverted: bool = False  # whether an image in the table is the negative of its file
-    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
 
     def __init__(
         self,
-        table: Table,
-        splits: dict[Split, Sequence[int]],
+        table: ItemTable,
+        splits: Mapping[Split, Sequence[int] | np.ndarray],
         *,
-        rotations: bool = False,
         within_group: bool = False,
-        normalize: bool = False,
+        rotations: bool = False,
     ) -> None:
         self.table = table
         self.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
         self.rotations = rotations
         self.within_group = within_group
-        self.input_shape = tuple(table.images.shape[1:])
-        self.normalize = normalize
-        self._on_device: dict[torch.device, torch.Tensor] = {}
-        self._statistics: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
-    @functools.cached_property
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
+    @property
+    def training_rows(self) -> np.ndarray:
+        """The rows of the table that a training on this source may see, int64: of what is measured on items before any test.
 
-        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
+        Those of the training classes, without items that the data set itself names for testing.
         """
-        if not self.normalize:
-            return np.zeros(1), np.ones(1)
-        own = self.table.metadata.get("parts")  # images for testing are left out, where the data set names such
+        own = self.table.metadata.get("parts")
         part = "train" if own else "all"
-        return self.statistics_of(
-            np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
-        )
+        return np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
 
-    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """`statistics` over other images.
+    @abstractmethod
+    def items(self, start: int, stop: int, turns: int = 0) -> Any:
+        """The items of the rows from `start` to `stop`, as an encoder of their kind takes them; no more than these are read.
 
         Args:
-            rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
-        """
-        if rows is None or not self.normalize:
-            return self.statistics
-        rows = rows[:: -(-len(rows) // 2000)]
-        key = rows.tobytes()  # every batch of these images asks again
-        if key not in self._statistics:
-            self._statistics[key] = self._measured(rows)
-        return self._statistics[key]
+            start: The first row.
+            stop: The row after the last.
+            turns: The quarter turns that the items are turned by; 0 where they cannot be turned.
 
-    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Counts of the 256 values are exact and, unlike the images as floats, small.
-        counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
-        for row in rows:
-            counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
-        values = np.arange(256) / 255
-        mean = counts @ values / counts.sum(1)
-        return mean, np.sqrt(counts @ values**2 / counts.sum(1) - mean**2).clip(1e-3)
+        Returns:
+            Images uint8 `[n, C, H, W]`; a list of n texts; whatever the encoders of this `item` read.
+        """
+
+    @abstractmethod
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their items, float `[..., n, *input_shape]`.
+
+        Args:
+            device: Where the items shall lie.
+            reference: The rows whose statistics items are normalised by, where they are; None for the training items.
+        """
 
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
@@ -220,27 +233,6 @@ class ImageSource(DataSource):
 
         return episodes
 
-    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
-        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
-
-        Args:
-            device: Where the images shall lie.
-            reference: The rows whose mean and deviation pixels are normalised by, where they are; None as in `statistics_of`.
-        """
-        images = self._images(device)
-        standardise = standardiser(*self.statistics_of(reference), device)
-
-        def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
-            if self.rotations:
-                turned = torch.from_numpy(turns).to(device)
-                for quarter in (1, 2, 3):
-                    where = turned == quarter
-                    x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            return standardise(x)
-
-        return read
-
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
         classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
@@ -270,14 +262,6 @@ class ImageSource(DataSource):
             for number, row in zip(numbers, rows, strict=True)
         ]
 
-    def _images(self, device: torch.device) -> torch.Tensor:
-        if device not in self._on_device:
-            images = torch.from_numpy(self.table.images)
-            if self.table.images.nbytes <= DEVICE_TABLE_BYTES:
-                images = images.clone() if device.type == "cpu" else images.to(device)
-            self._on_device[device] = images
-        return self._on_device[device]
-
     def describe(self) -> dict[str, Any]:
         sizes = self.table.sizes
         listing = "\n".join(f"{split}:{','.join(map(str, classes))}" for split, classes in self.splits.items())
@@ -288,3 +272,110 @@ class ImageSource(DataSource):
             "input_shape": list(self.input_shape),
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},
         }
+
+
+class ImageSource(TableSource):
+    """A table of images with its classes divided among the splits.
+
+    `rotations` counts each class turned by 90, 180 and 270 degrees as further classes; `within_group` draws all ways of
+    an episode from one group (alphabet). `normalize` shifts and scales each channel by the mean and standard deviation of
+    the training split; otherwise pixels are in [0, 1].
+    """
+
+    item = "image"
+    table: Table
+    inverted: bool = False  # whether an image in the table is the negative of its file
+    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
+
+    def __init__(
+        self,
+        table: Table,
+        splits: dict[Split, Sequence[int]],
+        *,
+        rotations: bool = False,
+        within_group: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(table, splits, within_group=within_group, rotations=rotations)
+        self.input_shape = tuple(table.images.shape[1:])
+        self.normalize = normalize
+        self._on_device: dict[torch.device, torch.Tensor] = {}
+        self._statistics: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def items(self, start: int, stop: int, turns: int = 0) -> np.ndarray:
+        images = self.table.read(start, stop)
+        return np.ascontiguousarray(np.rot90(images, turns, (-2, -1))) if turns else images
+
+    @functools.cached_property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel and what it is divided by: 0 and 1 without `normalize`.
+
+        Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
+        """
+        if not self.normalize:
+            return np.zeros(1), np.ones(1)
+        return self.statistics_of(self.training_rows)
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """`statistics` over other images.
+
+        Args:
+            rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
+        """
+        if rows is None or not self.normalize:
+            return self.statistics
+        rows = rows[:: -(-len(rows) // 2000)]
+        key = rows.tobytes()  # every batch of these images asks again
+        if key not in self._statistics:
+            self._statistics[key] = self._measured(rows)
+        return self._statistics[key]
+
+    def normalize_as(self, other: ImageSource) -> None:
+        """Normalises the pixels if those of the source `other` are: a network that was trained on one kind is no use for the other.
+
+        It is called before any image is read.
+        """
+        if self.normalize != other.normalize:
+            self.normalize = other.normalize
+            log.info(
+                "target: its pixels are %s, as those of the source are",
+                "normalised" if self.normalize else "left in 0 to 1",
+            )
+
+    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Counts of the 256 values are exact and, unlike the images as floats, small.
+        counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
+        for row in rows:
+            counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
+        values = np.arange(256) / 255
+        mean = counts @ values / counts.sum(1)
+        return mean, np.sqrt(counts @ values**2 / counts.sum(1) - mean**2).clip(1e-3)
+
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
+
+        Args:
+            device: Where the images shall lie.
+            reference: The rows whose mean and deviation pixels are normalised by, where they are; None as in `statistics_of`.
+        """
+        images = self._images(device)
+        standardise = standardiser(*self.statistics_of(reference), device)
+
+        def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
+            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
+            if self.rotations:
+                turned = torch.from_numpy(turns).to(device)
+                for quarter in (1, 2, 3):
+                    where = turned == quarter
+                    x[where] = torch.rot90(x[where], quarter, (-2, -1))
+            return standardise(x)
+
+        return read
+
+    def _images(self, device: torch.device) -> torch.Tensor:
+        if device not in self._on_device:
+            images = torch.from_numpy(self.table.images)
+            if self.table.images.nbytes <= DEVICE_TABLE_BYTES:
+                images = images.clone() if device.type == "cpu" else images.to(device)
+            self._on_device[device] = images
+        return self._on_device[device]

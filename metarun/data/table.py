@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from platformdirs import user_cache_path
@@ -24,6 +24,7 @@ from platformdirs import user_cache_path
 from metarun import files
 from metarun.engine import platform
 from metarun.errors import UserError
+from metarun.text import has_control, printable
 
 FORMAT_VERSION = 3
 SAMPLED_BYTES = 2**25  # a larger table is compared by a sample of as many bytes
@@ -39,6 +40,32 @@ class ClassImages(NamedTuple):
     name: str
     group: str  # alphabet, script or sub-folder; an empty string where there is none
     images: np.ndarray  # uint8 [n, C, H, W]
+
+
+class ItemTable(Protocol):
+    """What a source must know of its table, whatever its items are; those of class c are the rows `offsets[c]` to `offsets[c + 1]`.
+
+    Attributes:
+        offsets: int64 `[classes + 1]`.
+        names: Of the classes.
+        groups: Of each class its alphabet, script or sub-folder; an empty string where there is none.
+        fingerprint: A digest of the items and offsets.
+        metadata: JSON values for `result.json`; `parts` are the data set's own training, validation and test items.
+        sizes: Items per class, int64 `[classes]`.
+    """
+
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def groups(self) -> list[str]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+    @property
+    def sizes(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,16 @@ class Table:
         """Images per class, int64 [classes]."""
         return np.diff(self.offsets)
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop`, by reading the file: mapped pages would count as this process's memory."""
+        path = getattr(self.images, "filename", None)
+        if path is None:  # made in memory
+            return self.images[start:stop]
+        shape = self.images.shape[1:]
+        size = int(np.prod(shape))
+        found = np.fromfile(path, np.uint8, (stop - start) * size, offset=start * size)
+        return found.reshape(-1, *shape)
+
 
 def data_root() -> Path:
     """Where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
@@ -74,6 +111,8 @@ def _folder(variable: str, otherwise: str) -> Path:
         folder = Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser()
     except RuntimeError as error:
         raise UserError(f"{variable}: this user has no home folder; set HOME, or {variable} to a folder") from error
+    if has_control(str(folder)):
+        raise UserError(f"{variable}: {printable(str(folder))} has a control character, or bytes that are no UTF-8")
     return folder.absolute()
 
 
@@ -157,10 +196,10 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
         description = {
             "key": key, "shape": shape, "offsets": offsets, "names": names, "groups": groups,
             "fingerprint": digest.hexdigest(), "metadata": metadata, "modified": written.stat().st_mtime_ns,
-            "sample": _sample(np.memmap(written, np.uint8, "r")),
+            "sample": sample_digest(np.memmap(written, np.uint8, "r")),
         }  # fmt: skip
-        description["checksum"] = _checksum(description)
-        with open(unfinished / "table.json", "w") as file:
+        description["checksum"] = checksum(description)
+        with open(unfinished / "table.json", "w", encoding="utf-8") as file:
             json.dump(description, file)
             file.flush()
             files.sync(file)
@@ -188,7 +227,7 @@ def _read(name: str, build: Build, metadata: dict[str, Any]) -> Iterator[ClassIm
         raise UserError(f"data {name}: {where}cannot be read ({error.strerror or error})") from error
 
 
-def _sample(raw: np.ndarray) -> str:
+def sample_digest(raw: np.ndarray) -> str:
     """A digest of bytes `[n]`: of all, or where they are many of `SAMPLES` stretches from the first to the last."""
     digest = hashlib.sha256(str(raw.size).encode())
     if raw.size <= SAMPLED_BYTES:
@@ -200,22 +239,22 @@ def _sample(raw: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _checksum(description: dict[str, Any]) -> str:
+def checksum(description: dict[str, Any]) -> str:
     """A digest of what `table.json` says."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _open(folder: Path) -> Table:
     try:
-        description = json.loads((folder / "table.json").read_text())
-        if description.pop("checksum") != _checksum(description):
+        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was built")
         offsets = np.array(description["offsets"], dtype=np.int64)
         shape = (int(offsets[-1]), *description["shape"])
         path = folder / "images.u8"
         # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
         raw = np.memmap(path, dtype=np.uint8, mode="c")
-        whole = raw.size == np.prod(shape) and _sample(raw) == description["sample"]
+        whole = raw.size == np.prod(shape) and sample_digest(raw) == description["sample"]
         if whole and raw.size > SAMPLED_BYTES and path.stat().st_mtime_ns != description["modified"]:
             digest = hashlib.sha256(raw.data)
             digest.update(json.dumps(description["offsets"]).encode())

@@ -22,7 +22,9 @@ class Published(NamedTuple):
 
 @functools.cache
 def _entries() -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    entries: list[dict[str, Any]] = yaml.safe_load(
+        Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    )
     return entries
 
 
@@ -42,6 +44,8 @@ def find(choices: dict[str, str], task: Mapping[str, Any]) -> Published | None:
     for entry in _entries():
         tasks = entry.get("task", {})
         wanted = {key: value for key, value in entry.items() if key not in ("value", "source", "task")}
+        if choices.get("unsupervised") and "unsupervised" not in wanted:  # a number with labels is of another task
+            continue
         if tasks == more and all(key in facts and facts[key] == value for key, value in wanted.items()):
             return Published(entry["value"], entry["source"])
     return None

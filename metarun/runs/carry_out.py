@@ -23,6 +23,7 @@ from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
+from metarun.encoders.building import encoded
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
@@ -226,8 +227,14 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     """Builds the source and the target; a recipe without a source takes the target for it."""
     if not any(stage.needs_data for stage in built):
         return NoData(), None
-    target = build_target(config, built)
-    data = construct(config.data, "data") if target is None or config.recipe.source else target.source
+    node = target_data(config, built)
+    named = [(config.data, "data")] if node is None or config.recipe.source else []
+    if node is not None:
+        named.append((node, "target.data"))
+    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    data, target = sources[0], Target(sources[-1], config.target) if node is not None else None
+    if config.unsupervised and config.recipe.source:
+        data = construct(config.unsupervised, "unsupervised", source=data)
     return data, target
 
 
@@ -249,8 +256,8 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     return ""
 
 
-def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
-    """The target, if the recipe has a use for one."""
+def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
+    """The node of the target's data set, if the recipe has a use for a target."""
     wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
@@ -261,7 +268,7 @@ def build_target(config: DictConfig, built: list[Stage]) -> Target | None:
             "transfer: this recipe learns no target, and would not use it; add recipe=transfer target=pneumoniamnist, say, or leave "
             "transfer out"
         )
-    return Target(construct(config.target.data, "target.data"), config.target) if wanted else None
+    return config.target.data if wanted else None
 
 
 def carry_out(run: Run, world: World) -> None:
@@ -271,6 +278,8 @@ def carry_out(run: Run, world: World) -> None:
     for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
+    for source in (run.data, *([run.target.source] if run.target else [])):
+        source.make_ready(run.hardware.device)
     for stage in run.stages:
         stage.execute(run)
 
@@ -352,6 +361,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
         "transductive": algorithm.transductive,
+        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
@@ -361,6 +371,8 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
+    if run.data.labels_read:
+        found["labels_read"] = run.data.labels_read
     found[result.SELECTED_BY] = run.learner.selected_by
     seen: dict[str, str] = {}
     for stage in run.stages:
@@ -374,7 +386,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
     if config.recipe.source:
         return ()
-    source = ("data", "pretrain", "wrapper", "test")
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
     gives = any(stage.gives_weights for stage in build_stages(config))
     return source if gives or uses_method(config) else (*source, *method)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
-from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
+from metarun.data.source import DataSource, EpisodeSampler, Split, TableSource
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
 from metarun.engine.train import Learner, Watch
@@ -126,8 +126,8 @@ class Run:
             for learner in self.learners.values():
                 seen.refuse_test_classes(learner.seen, self.data, f"stage {learner.name}")
         if (split, task) not in self._samplers:
-            shared = isinstance(self.data, ImageSource) and {*self.data.splits["train"]} & {*self.data.splits["test"]}
+            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
+            shared = isinstance(self.data, TableSource) and {*self.data.splits["train"]} & {*self.data.splits["test"]}
             if split == "train" and shared:
                 log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
-            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
         return self._samplers[split, task]

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from metarun.data.source import DataSource, ImageSource, Split
+from metarun.data.source import DataSource, Split, TableSource
 from metarun.errors import UserError
 
 KEY = "seen"  # of what a checkpoint holds
 Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose images training has seen
 
 
-def key(data: ImageSource) -> str:
+def key(data: TableSource) -> str:
     """A digest of the names of all classes: the same for a data set at another size or with another split."""
     return hashlib.sha256(json.dumps(list(data.table.names)).encode()).hexdigest()[:16]
 
@@ -26,7 +26,7 @@ def classes(data: DataSource, split: Split | None) -> Seen:
         data: The data set; regression tasks have no classes.
         split: The split whose classes it sees; None for all classes.
     """
-    if not isinstance(data, ImageSource):
+    if not isinstance(data, TableSource):
         return {}
     every = range(len(data.table.names))
     return {key(data): sorted(map(int, every if split is None else data.splits[split]))}
@@ -50,7 +50,7 @@ def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> 
     Raises:
         UserError: The learner was trained on images of test classes.
     """
-    if not isinstance(data, ImageSource):
+    if not isinstance(data, TableSource):
         return
     own = {*map(int, data.splits["train"]), *map(int, data.splits["val"])}
     leaked = {int(number) for number in data.splits["test"]} & set(seen.get(key(data), [])) - own
@@ -61,7 +61,7 @@ def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> 
         )
 
 
-def named(data: ImageSource, numbers: Sequence[int], shown: int = 3) -> str:
+def named(data: TableSource, numbers: Sequence[int], shown: int = 3) -> str:
     """The names of classes, the first few of them."""
     names = ", ".join(str(data.table.names[number]) for number in numbers[:shown])
     return names + (", ..." if len(numbers) > shown else "")

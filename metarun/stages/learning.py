@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
 from metarun.target.target import Target
+
+log = logging.getLogger("metarun")
 
 
 def build_learner(
@@ -76,6 +79,9 @@ def build_learner(
         around = construct(node, wrapper, method=algorithm, validation=validation)
         if settings.steps:
             around.check(settings.tasks_per_step)
+    if settings.steps and config.encoder and not any(value.requires_grad for value in algorithm.parameters()):
+        log.info("%s: the vectors of the encoder leave nothing to train; they are tested as they are", train)
+        settings = OmegaConf.merge(settings, {"steps": 0})
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
     if around is not None:
@@ -92,9 +98,6 @@ def build_learner(
         seen=brought,
         built_from=algo,
     )
-    if task.varies and config.hardware.record is None:
-        hardware = replace(hardware, traced=None)  # a recording for every shape would hardly be played back
-        learner.hardware = hardware
     if trains and algorithm.trains_on == "batches":
         learner.sampler = image_batches(run, learner, algo, split)
     elif trains:
@@ -187,9 +190,14 @@ def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
     """Episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
     check_train_task(learner, learner.task, train)
-    sampler = run.episodes("train", learner.task, learner.hardware.device)
     noise = learner.settings.noise
-    return with_noise(sampler, run.config.seed, noise.tasks, noise.labels) if noise.tasks else sampler
+
+    def sampler(task: TaskShape) -> Sampler:
+        return run.episodes("train", task, learner.hardware.device)
+
+    if not noise.tasks:
+        return sampler(learner.task)
+    return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
 
 
 def build_algorithm(

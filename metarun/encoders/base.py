@@ -1,0 +1,144 @@
+"""The contract of an encoder: items of one kind in, vectors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.config.checked import Checked
+from metarun.data.source import Item, TableSource
+from metarun.errors import UserError
+
+PLURAL = {"image": "images", "text": "texts", "vector": "vectors"}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a table of vectors is made and read: the keys of `encoder` that hold of every encoder, see `config/schema.py`.
+
+    Attributes:
+        dtype: The type that vectors are kept in, float16 or float32.
+        views: The vectors of an item: its own, and those of so many less one changed copies, among which training draws.
+        batch_size: The items that are encoded together.
+        transform: What is done to vectors when they are read, after SimpleShot (Wang et al. 2019, section 2.2): nothing (`un`);
+            unit length (`l2n`); the mean of the training items taken off, and unit length (`cl2n`).
+        saw: What the encoder was pretrained on, by name; None where it is not known, or nothing.
+    """
+
+    dtype: str
+    views: int
+    batch_size: int
+    transform: str
+    saw: str | None
+
+
+class Encoder(Checked, ABC):
+    """Items of one kind to vectors `[n, features]`.
+
+    The constructor's keyword-only parameters are its settings; it reads its weights, and knows `features`, unless it is fitted.
+    It must not change while it encodes, and the vector of an item must not depend on the items that it is encoded with.
+
+    Attributes:
+        item: The kind of item that it reads.
+        fitted: Whether it learns from training items before it encodes any: `fit` is called then, once.
+        features: D, the length of a vector.
+        settings: The node of the config that it was built from; set by its builder.
+    """
+
+    configured_by = "encoder"
+    item: ClassVar[Item]
+    fitted: ClassVar[bool] = False
+    features: int
+    settings: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON values that its vectors depend on: the digest of its weights (or of what it was fitted to), its preprocessing.
+
+        Another identity is another table. `result.json` holds it under `data.encoder`.
+        """
+
+    def prepare(self, items: Any) -> Any:
+        """What comes before `encode` and can go on beside it, in another thread: resizing, cutting words into tokens.
+
+        Args:
+            items: What `TableSource.items` of a source of this kind returns: images uint8 `[n, C, H, W]`, or a list of n texts.
+
+        Returns:
+            What `encode` takes; the items themselves unless a subclass says otherwise.
+        """
+        return items
+
+    @abstractmethod
+    def encode(self, items: Any) -> Tensor:
+        """The vectors of items that were prepared.
+
+        Args:
+            items: What `prepare` returned of n items.
+
+        Returns:
+            float32 `[n, features]`, on the encoder's device. Gradients are not wanted.
+        """
+
+    def __call__(self, items: Any) -> Tensor:
+        """The vectors float32 `[n, features]` of items, as `prepare` takes them."""
+        with torch.no_grad():
+            return self.encode(self.prepare(items))
+
+    def check(self, source: TableSource) -> None:
+        """Checks that it can encode the items of a source, before anything is computed.
+
+        Args:
+            source: The data set. A subclass checks more than the kind: the channels of images, say.
+
+        Raises:
+            UserError: It reads items of another kind.
+        """
+        if source.item != self.item:
+            raise UserError(
+                f"encoder: {type(self).__name__} reads {PLURAL[self.item]}, but the items of this data set are "
+                f"{PLURAL[source.item]}; choose an encoder for these, or leave encoder out"
+            )
+
+    def fit(self, items: Iterable[Any]) -> None:
+        """Learns from training items; only an encoder that is `fitted` is asked to. It sets `features`.
+
+        Args:
+            items: The training items in chunks, each as `prepare` takes them: of training classes alone, none of which is tested
+                on.
+        """
+
+    def to(self, device: torch.device) -> None:
+        """Moves it to a device; one that computes without torch stays where it is."""
+
+    def changed(self, items: Any, view: int) -> Any:
+        """Changed copies of items, for `encoder.views`: random crops and so on, a function of each item and of `view` alone.
+
+        Args:
+            items: As `prepare` takes them.
+            view: The number of the copy, from 1.
+
+        Raises:
+            UserError: There is no such thing for this encoder.
+        """
+        raise UserError(f"encoder.views: {type(self).__name__} makes no changed copies of items; use encoder.views=1")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that `restore` needs, on the CPU, for a classifier's file."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        """The JSON values that `restore` needs besides tensors: what `fit` learned that is no tensor, a vocabulary say."""
+        return {}
+
+    def blueprint(self) -> dict[str, Any]:
+        """The node of a config that builds it again without its weights, for `restore` to bring them."""
+        return dict(self.settings)
+
+    def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Makes an encoder that `blueprint` built what it was, from what `learned` and `tensors` returned."""

@@ -1,0 +1,54 @@
+"""The encoder of a config, and data sets encoded by it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config import construct
+from metarun.config.schema import ENCODING_DEFAULTS
+from metarun.data.source import DataSource, TableSource
+from metarun.encoders.base import Encoder, Encoding
+from metarun.encoders.encoded import EncodedSource, training_items
+from metarun.errors import UserError
+
+
+def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
+    """The encoder that `encoder` of a config names, and how it encodes.
+
+    Raises:
+        UserError: A setting is wrong, or its weights cannot be read.
+    """
+    shared = [item.name for item in fields(Encoding)]
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in (*shared, "from")])
+    given = {"origin": node["from"]} if node.get("from") else {}
+    encoder: Encoder = construct(own, "encoder", **given)
+    settings = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(settings, dict)
+    encoder.settings = {str(key): value for key, value in settings.items()}
+    return encoder, Encoding(**{**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}})
+
+
+def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
+    """Data sets whose items are replaced by the vectors of one encoder; as they are where the config has none.
+
+    Args:
+        sources: The data sets; an encoder that is fitted is fitted to the training items of the first.
+        node: `encoder` of the config.
+
+    Raises:
+        UserError: The encoder cannot encode one of them.
+    """
+    if not node:
+        return sources
+    encoder, encoding = build_encoder(node)
+    tables = []
+    for source in sources:
+        if not isinstance(source, TableSource):
+            raise UserError("encoder: these are regression tasks, which have no items to encode; leave encoder out")
+        encoder.check(source)
+        tables.append(source)
+    if encoder.fitted:
+        encoder.fit(training_items(tables[0]))
+    return [EncodedSource(source, encoder, encoding) for source in tables]

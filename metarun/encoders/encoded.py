@@ -1,0 +1,184 @@
+"""A data set whose items are the vectors of another one's."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from metarun.core import TaskShape
+from metarun.data.image_batches import Labelled
+from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource
+from metarun.encoders import vectors
+from metarun.encoders.base import Encoder, Encoding
+from metarun.errors import UserError
+
+MEASURED = 10_000  # training vectors, at most, that the mean is taken over
+
+
+class EncodedSource(TableSource):
+    """The classes, splits and tasks of a source, its items replaced by an encoder's vectors.
+
+    Episode i has the items that it has without the encoder. Vectors are computed when the first is asked for, or by
+    `make_ready`. What is measured on vectors (their mean) is measured on training items alone.
+
+    Args:
+        source: The data set.
+        encoder: What encodes its items.
+        encoding: How.
+
+    Raises:
+        UserError: The encoder cannot encode such items.
+    """
+
+    item = "vector"
+
+    def __init__(self, source: TableSource, encoder: Encoder, encoding: Encoding) -> None:
+        encoder.check(source)
+        super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
+        self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.input_shape = (encoder.features,)
+        self._drawn: int | None = None  # the seed of the views that training episodes draw
+        self._means: dict[bytes, np.ndarray] = {}
+        self._on_device: dict[torch.device, torch.Tensor] = {}
+        self._computed_on = torch.device("cpu")
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The table, `[M, copies, D]`: of each row its quarter turns, of each of these its views."""
+        return vectors.table(self.source, self.encoder, self.encoding, self._computed_on)
+
+    def make_ready(self, device: torch.device) -> None:
+        self.source.make_ready(device)
+        self._computed_on = device
+        _ = self.vectors
+
+    def items(self, start: int, stop: int, turns: int = 0) -> np.ndarray:
+        found: np.ndarray = self.vectors[start:stop, turns * self.encoding.views]
+        return found
+
+    def mean(self, reference: np.ndarray | None = None) -> np.ndarray:
+        """What is taken off all vectors, float32 `[D]`: the mean of the training items' vectors, or 0 where none is taken off.
+
+        Args:
+            reference: The rows that the mean is taken over; None for the training items of the training classes.
+        """
+        if self.encoding.transform != "cl2n":
+            return np.zeros(self.encoder.features, np.float32)
+        rows = self.training_rows if reference is None else reference
+        rows = rows[:: -(-len(rows) // MEASURED)]
+        key = rows.tobytes()
+        if key not in self._means:
+            self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
+        return self._means[key]
+
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.
+
+        Args:
+            device: Where the vectors shall lie.
+            reference: The rows that the mean is taken over, see `mean`.
+        """
+        views, drawn = self.encoding.views, self._drawn
+
+        def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
+            table, mean = self._table(device), torch.from_numpy(self.mean(reference)).to(device)
+            copies = np.broadcast_to((turns * views)[..., None], rows.shape)
+            if drawn is not None:
+                copies = copies + drawn_views(drawn, rows, views)
+            where = (torch.from_numpy(np.ascontiguousarray(each)).to(table.device) for each in (rows, copies))
+            return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
+
+        return read
+
+    def _table(self, device: torch.device) -> torch.Tensor:
+        if device not in self._on_device:
+            table = torch.from_numpy(self.vectors)
+            if self.vectors.nbytes <= DEVICE_TABLE_BYTES:
+                table = table.clone() if device.type == "cpu" else table.to(device)
+            self._on_device[device] = table
+        return self._on_device[device]
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        if split != "train" or self.encoding.views == 1:
+            return super().sampler(split, task, seed, device)
+        drawing = copy.copy(self)
+        drawing._drawn = seed
+        return super(EncodedSource, drawing).sampler(split, task, seed, device)
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        return replace(self.source.labelled(part, split), reader=self.reader)
+
+    @property
+    def has_test_part(self) -> bool:
+        return self.source.has_test_part
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        return self.source.identities(rows)
+
+    def describe(self) -> dict[str, Any]:
+        found = self.source.describe()
+        told = {
+            "class": type(self.encoder).__name__,
+            **self.encoder.identity(),
+            **{name: value for name, value in vars(self.encoding).items() if name != "batch_size"},
+        }
+        depends = json.dumps([found["fingerprint"], told], sort_keys=True)
+        return {
+            **found,
+            "fingerprint": hashlib.sha256(depends.encode()).hexdigest(),
+            "input_shape": list(self.input_shape),
+            "items": self.source.item,
+            "encoder": told,
+        }
+
+
+def transformed(x: torch.Tensor, mean: torch.Tensor, transform: str) -> torch.Tensor:
+    """Vectors `[..., D]` as `encoder.transform` says.
+
+    Args:
+        x: The vectors.
+        mean: What is taken off them, `[D]`.
+        transform: `un`, `l2n` or `cl2n`.
+    """
+    return x if transform == "un" else F.normalize(x - mean, dim=-1)
+
+
+def drawn_views(seed: int, rows: np.ndarray, views: int) -> np.ndarray:
+    """A view of each item of each task, int64 as `rows` `[T, ..., n]`: a function of the seed and of the task's own rows."""
+    found = []
+    for task in rows:
+        key = hashlib.blake2b(str(seed).encode() + task.tobytes(), digest_size=16).digest()
+        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+        found.append(draw.integers(0, views, task.shape))
+    return np.stack(found)
+
+
+def training_items(source: TableSource, chunk: int = 1024) -> Iterator[Any]:
+    """The training items of a source in chunks, for an encoder that is fitted.
+
+    Args:
+        source: The data set.
+        chunk: The most items of a chunk.
+
+    Raises:
+        UserError: Its training and test classes are the same and no items are set apart for training.
+    """
+    tested, own = {*source.splits["test"]} & {*source.splits["train"]}, source.table.metadata.get("parts")
+    if tested and not own:
+        raise UserError(
+            "encoder: is fitted to training items, but these data do not say which items are for training; divide them into train "
+            "and test folders, or train on a source (recipe=transfer data=...)"
+        )
+    rows = source.training_rows
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        for start in range(0, len(run), chunk):
+            yield source.items(int(run[start]), int(run[min(start + chunk, len(run)) - 1]) + 1)

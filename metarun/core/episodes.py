@@ -58,6 +58,15 @@ class Episodes:
         changed: dict[str, Any] = dict(zip(self.named_tensors, tensors, strict=True))
         return replace(self, **changed)
 
+    def with_queries(self, x: Tensor, y: Tensor) -> Episodes:
+        """The same tasks with other queries, in any order."""
+        return replace(self, query_x=x, query_y=y, queries=None)
+
+    def with_support(self, x: Tensor, y: Tensor) -> Episodes:
+        """The same tasks with other support sets, class-major and with the same number of items of a class in each task."""
+        sizes = tuple(y[0].bincount(minlength=self.ways).tolist())
+        return replace(self, support_x=x, support_y=y, shots=None if len(set(sizes)) == 1 else sizes)
+
     @property
     def n_tasks(self) -> int:
         """T, the number of tasks, which a training step counts."""

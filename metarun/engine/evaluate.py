@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.core import Algorithm, Batch
+from metarun.core import Algorithm, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
@@ -85,8 +85,7 @@ def evaluate(
     first, end = hardware.world.share(episodes)
     for start in range(first, end, hardware.test_chunk):
         stop = min(start + hardware.test_chunk, end)
-        for places, tasks in sampler(start, stop).chunks():
-            rows = start + torch.tensor(places)
+        for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
             with hardware.autocast():
                 predictions = algorithm.predict_after(tasks, steps)
                 further = algorithm.measures(tasks) if measure else {}
@@ -116,6 +115,22 @@ def evaluate(
     hardware.world.all_reduce([values, power, loss, *measures.values()])
     algorithm.train(training)
     return Scores(steps, values, power.item(), loss.item(), measures)
+
+
+def prepared_tasks(
+    algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, hardware: Hardware
+) -> Iterator[tuple[Tensor, Episodes]]:
+    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+
+    Yields:
+        The numbers of the episodes of a chunk, int64 `[T]`, and these episodes.
+    """
+    for places, drawn in sampler(start, stop).chunks():
+        numbers = start + torch.tensor(places)
+        with hardware.autocast():
+            found = algorithm.prepared(drawn)
+        for rows, tasks in found.chunks():
+            yield numbers[list(rows)], tasks
 
 
 @torch.no_grad()

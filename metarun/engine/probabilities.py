@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -139,8 +139,7 @@ def known_and_unknown(
     kinds = torch.zeros(whole.shape[1:], dtype=torch.float64)  # of each query 1 for a known class, 2 for another
     for start in range(first, end, hardware.test_chunk):
         stop = min(start + hardware.test_chunk, end)
-        for places, drawn in sampler(start, stop).chunks():
-            rows, (batch, kind) = start + torch.tensor(places), with_unknown(drawn, unknown)
+        for rows, batch, kind in tasks_with_unknown(algorithm, sampler, start, stop, unknown, hardware):
             with hardware.autocast():
                 logits = algorithm.predict(batch)
                 support, queries = algorithm.embed(batch)
@@ -160,6 +159,22 @@ def known_and_unknown(
         {name: whole[row][kinds == kind].numpy() for row, name in enumerate(names)} for kind in (KNOWN, UNKNOWN)
     )
     return own, other
+
+
+def tasks_with_unknown(
+    algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, unknown: int, hardware: Hardware
+) -> Iterator[tuple[Tensor, Episodes, Tensor]]:
+    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+
+    Yields:
+        The numbers of the episodes of a chunk, these episodes, and of each query `KNOWN` or `UNKNOWN`.
+    """
+    for places, drawn in sampler(start, stop).chunks():
+        batch, kind = with_unknown(drawn, unknown)
+        with hardware.autocast():
+            found = algorithm.prepared(batch)
+        for rows, tasks in found.chunks():
+            yield start + torch.tensor(places)[list(rows)], tasks, kind[list(rows)]
 
 
 def with_unknown(drawn: Episodes, unknown: int) -> tuple[Episodes, Tensor]:

@@ -39,6 +39,7 @@ from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
 from metarun.target.target import Target
+from metarun.wrappers.base import Wrapper
 
 log = logging.getLogger("metarun")
 
@@ -64,20 +65,27 @@ def build_learner(
     split = run.training_split
 
     def fresh() -> Algorithm:
-        return build_algorithm(config, data, task, target, algo, train, split)
+        found = build_algorithm(config, data, task, target, algo, train, split)
+        found.prepare = None if around is None else around.preparation()
+        return found
 
+    around: Wrapper | None = None
     brought = seen_before(run)
     algorithm = fresh()
-    node, around = OmegaConf.select(config, wrapper) if wrapper else None, None
-    if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if node else None)
+    node = OmegaConf.select(config, wrapper) if wrapper else None
+    if node and not (trains or getattr(get_class(node._target_), "prepares", False)):
+        node = None
     if node and wrapper:
 
         def validation(start: int, stop: int) -> Any:
             return run.episodes("val", run.test_task, hardware.device)(start, stop)
 
         around = construct(node, wrapper, method=algorithm, validation=validation)
-        if settings.steps:
+        assert around is not None
+        algorithm.prepare = around.preparation()
+    if trains:
+        check_training(config, algorithm, settings, run.world, train, wrapper if around and around.trains else None)
+        if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
     if settings.steps and config.encoder and not any(value.requires_grad for value in algorithm.parameters()):
         log.info("%s: the vectors of the encoder leave nothing to train; they are tested as they are", train)

@@ -137,7 +137,10 @@ class MetaTest(Stage):
         return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        return {"test": run.test_task.describe()}
+        found: dict[str, Any] = {"test": run.test_task.describe()}
+        if run.test_task.unlabelled:
+            found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
+        return found
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:

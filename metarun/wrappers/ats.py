@@ -26,8 +26,6 @@ Differences from the paper and its official code (huaxiuyao/ATS):
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -173,7 +171,7 @@ class ATS(Wrapper):
         for number, task in enumerate(episodes.split(1)):
             with at_task(number):
                 found.append(self.gradients(task, step))
-                swapped = replace(task, query_x=task.support_x, query_y=task.support_y, queries=task.shots)
+                swapped = task.with_queries(task.support_x, task.support_y)
                 support.append(self.gradients(swapped, step)[2])
         losses = torch.stack([loss for loss, _, _ in found])
         query = [gradients for _, _, gradients in found]

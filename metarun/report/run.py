@@ -10,7 +10,7 @@ from rich.table import Table
 from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
-from metarun.report.text import half
+from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
 from metarun.terminal import Terminal
 from metarun.text import shell_path
@@ -43,6 +43,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     tested = "test/acc" in result or "test/mse" in result
     if "target/acc" in result:
         terminal.show(target.table(result))
+        if kept := target.kept(result):
+            print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
     if encoder := result["protocol"].get("encoder"):
@@ -85,6 +87,8 @@ def subject(folder: Path) -> str:
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
+    if protocol.get("assumes_balanced_queries"):
+        mode += ", supposes balanced queries"
     table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
     for column in columns:
         table.add_column(column, justify="right")
@@ -92,8 +96,7 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
-    task = result["protocol"]["test"]
-    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -103,7 +106,7 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
+    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config.overrides import quoted, varies
 from metarun.errors import UserError
+from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, beside
 from metarun.sweeps.launcher import Launcher
@@ -156,7 +157,7 @@ class Study:
         """Tells the run in `folder` which trial it is, so that it can be pruned."""
         beside(folder, "trial").parent.mkdir(parents=True, exist_ok=True)
         note = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
-        beside(folder, "trial").write_text(json.dumps(note))
+        beside(folder, "trial").write_text(json.dumps(note), encoding="utf-8")
 
 
 def _words(params: dict[str, Any]) -> list[str]:
@@ -191,7 +192,7 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
 
 def score(job: Job) -> float:
     """The validation score of a finished job; 0.0 of one that only tested."""
-    return float(job.result.get("val/score", 0.0))
+    return float(job.result.get(SCORE, 0.0))
 
 
 def sweep(
@@ -244,7 +245,7 @@ def sweep(
     plan.check_jobs(possible)
     root = possible[0][0].folder.parent
     if dry_run:
-        print(f"search   {trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
+        print(f"search   {trials} trials of {', '.join(space)}{plan.estimate(root, trials)}\nfolder   {shell_path(root)}")
         return
     files.make_folder(root)
     waiting = (

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
-from metarun.report.text import half
+from metarun.report.text import half, task_text
 
 from . import store
 from .changed import ROOT, Checkout
@@ -106,13 +106,12 @@ def task_cells(made: Made) -> list[str]:
     """The cells of one run but the last."""
     result, protocol = made.result, made.result["protocol"]
     test, regression = protocol["test"], "test/mse" in made.result
-    published = find(result["choices"], test["ways"], test["shots"])
+    published = find(result["choices"], test)
     split = f" ({protocol['split']} split)" if protocol["split"] else ""
-    count = f"{test['shots']} points" if regression else f"{test['ways']}-way {test['shots']}-shot"
-    queries = f"{test['queries']} queries{'' if regression else ' a class'}"
+    tasks = f"{test['shots']} points, {test['queries']} queries" if regression else task_text(test)
     return [
         made.run.row.label or name_of("algo", result["choices"]["algo"]),
-        f"{result['choices']['data']}{split}, {count}, {queries}; norm {protocol['norm']}",
+        f"{result['choices']['data']}{split}, {tasks}; norm {protocol['norm']}",
         errors(result) if regression else f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
         "none collected" if published is None else str(published),
         f"{result['test/episodes']:,}",
@@ -179,7 +178,7 @@ def method_cells(made: Made) -> list[str]:
     choices = result["choices"]
     # The published values are of plain methods, trained on right labels.
     plain = not (choices.get("wrapper") or result["protocol"].get("train_noise"))
-    published = find(choices, *kind(result)) if plain else None
+    published = find(choices, result["protocol"]["test"]) if plain else None
     return [
         label(result),
         f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
@@ -202,7 +201,7 @@ def label(result: dict[str, Any]) -> str:
 
 def name_of(group: str, choice: str) -> str:
     """A choice's name, as its file begins."""
-    text = (ROOT / "conf" / group / f"{choice}.yaml").read_text()
+    text = (ROOT / "conf" / group / f"{choice}.yaml").read_text(encoding="utf-8")
     called = re.search(r"^# ([^@(,:;]+?)(?: \(|,|:|;)", text, re.MULTILINE)
     if not called:
         raise SystemExit(f"results: conf/{group}/{choice}.yaml does not begin with a name")
@@ -214,7 +213,10 @@ def paper(group: str, choice: str) -> str:
     config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
     target = str((OmegaConf.select(config, group) or config)._target_)
     module = target.rpartition(".")[0]
-    about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
+    about = (
+        ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")))
+        or ""
+    )
     head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
     authors = re.fullmatch(r"[^(]+\(([^()]+)\)\.", head)
     if not authors or not link:

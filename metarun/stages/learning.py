@@ -155,7 +155,7 @@ def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) ->
             f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
             "use recipe=domain_adaptation target=digits, say"
         )
-    images = training_images(run.data, learner.settings.validate_on, split)
+    images = training_images(run.data, learner.settings.validate_on, split).with_views()
     second = target.train if reads and target else None
     if reads and target:
         learner.seen = seen.merged(learner.seen, seen.classes(target.source, None))

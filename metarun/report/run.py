@@ -10,7 +10,7 @@ from rich.table import Table
 from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
-from metarun.report.text import half
+from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
 from metarun.terminal import Terminal
 from metarun.text import shell_path
@@ -83,8 +83,7 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
-    task = result["protocol"]["test"]
-    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -94,7 +93,7 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
+    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

@@ -67,6 +67,7 @@ class MetaMix(Wrapper):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         n_support, n_query = episodes.support_x.shape[1], episodes.query_x.shape[1]
+        episodes = replace(episodes, queries=None)  # a mixed query is of two classes
         with of_the_step():
             share = torch.distributions.Beta(self.alpha, self.alpha).sample().item()
             layer = self.layers[int(torch.randint(len(self.layers), ()))]

@@ -408,8 +408,8 @@ class Config:
         Annotated[
             str,
             Doc(
-                "Which images are of no known class: off, auto by the run's threshold, or the least probability of a known one; "
-                "null is off."
+                "Which images are of no known class: off, auto by the run's threshold, max_probability, energy or "
+                "prototype_distance by its threshold for that certainty, or the least probability of a known one; null is off."
             ),
         ]
         | None

@@ -79,13 +79,6 @@ class DataSource(Checked, ABC):
         """Whether the data set itself says which labelled images are for testing."""
         return False
 
-    def make_ready(self, device: torch.device) -> None:
-        """Computes what lies between a table and its items, if anything, before the first item is asked for.
-
-        Args:
-            device: Where it is computed.
-        """
-
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
         return f"episodes of the {PURPOSE[split]} classes"
@@ -94,6 +87,18 @@ class DataSource(Checked, ABC):
     def labels_read(self) -> str:
         """Which labels are read before the test, in words; an empty string where nothing is withheld."""
         return ""
+
+    @property
+    def underlying(self) -> DataSource:
+        """The data set whose items these are, where only its tasks are other ones; else itself."""
+        return self
+
+    def make_ready(self, device: torch.device) -> None:
+        """Computes what lies between a table and its items, if anything, before the first item is asked for.
+
+        Args:
+            device: Where it is computed.
+        """
 
 
 class NoData(DataSource):

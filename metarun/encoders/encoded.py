@@ -91,10 +91,10 @@ class EncodedSource(TableSource):
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             table, mean = self._table(device), torch.from_numpy(self.mean(reference)).to(device)
-            copies = np.broadcast_to((turns * views)[..., None], rows.shape)
+            copies = np.zeros_like(rows) + (turns * views)[..., None]
             if drawn is not None:
-                copies = copies + drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(np.ascontiguousarray(each)).to(table.device) for each in (rows, copies))
+                copies += drawn_views(drawn, rows, views)
+            where = (torch.from_numpy(each).to(table.device) for each in (rows, copies))
             return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
 
         return read

@@ -17,12 +17,10 @@ from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
 from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
-from metarun.ops.certainty import auroc, certainties, threshold
-from metarun.ops.prototypes import class_means, negative_squared_distances
+from metarun.ops.certainty import NAMES, auroc, certainties, threshold
+from metarun.ops.prototypes import nearness
 
-PROTOTYPE = "prototype_distance"  # minus the squared distance of a query to the nearest class mean, in the embedding
 KNOWN, UNKNOWN = 1, 2  # of a query: whether the support set has its class
-FROM_SCORES = ("max_probability", "energy")  # certainties that a classifier has, too, which is all scores
 
 
 class Observed:
@@ -132,9 +130,8 @@ def known_and_unknown(
     training = algorithm.training
     algorithm.eval()
     first, end = hardware.world.share(episodes)
-    names = (*FROM_SCORES, PROTOTYPE)
     whole = torch.zeros(
-        len(names), episodes, (largest(task.ways) + unknown) * largest(task.queries), dtype=torch.float64
+        len(NAMES), episodes, (largest(task.ways) + unknown) * largest(task.queries), dtype=torch.float64
     )
     kinds = torch.zeros(whole.shape[1:], dtype=torch.float64)  # of each query 1 for a known class, 2 for another
     for start in range(first, end, hardware.test_chunk):
@@ -143,20 +140,18 @@ def known_and_unknown(
             with hardware.autocast():
                 logits = algorithm.predict(batch)
                 support, queries = algorithm.embed(batch)
-            means = class_means(support.flatten(2).double(), batch.support_y, batch.ways)
-            distances = negative_squared_distances(queries.flatten(2).double(), means).max(-1).values
+            near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways).cpu().numpy().ravel()
             scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
-            found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0))
+            found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0), near)
             size = kind.shape[1]
             kinds[rows, :size] = kind.double().cpu()
-            for row, name in enumerate(FROM_SCORES):
+            for row, name in enumerate(NAMES):
                 whole[row, rows, :size] = torch.from_numpy(found[name]).view(len(rows), -1)
-            whole[-1, rows, :size] = distances.cpu()
         progress(stop * hardware.world.size)
     hardware.world.all_reduce([whole, kinds])
     algorithm.train(training)
     own, other = (
-        {name: whole[row][kinds == kind].numpy() for row, name in enumerate(names)} for kind in (KNOWN, UNKNOWN)
+        {name: whole[row][kinds == kind].numpy() for row, name in enumerate(NAMES)} for kind in (KNOWN, UNKNOWN)
     )
     return own, other
 
@@ -224,10 +219,10 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
             "known_kept": float(np.mean(known >= chosen)),
             "unknown_kept": float(np.mean(unknown >= chosen)),
         }
-    best = max(FROM_SCORES, key=lambda name: auroc(validation[0][name], validation[1][name]))
+    best = max(NAMES, key=lambda name: auroc(validation[0][name], validation[1][name]))
     return {
         "certainties": found,
         "certainty": best,
-        "thresholds": {name: found[name]["threshold"] for name in FROM_SCORES},
+        "thresholds": {name: found[name]["threshold"] for name in NAMES},
         "threshold_keeps": 0.95,
     }

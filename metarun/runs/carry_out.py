@@ -232,10 +232,9 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     if node is not None:
         named.append((node, "target.data"))
     sources = encoded([construct(one, key) for one, key in named], config.encoder)
-    data, target = sources[0], Target(sources[-1], config.target) if node is not None else None
     if config.unsupervised and config.recipe.source:
-        data = construct(config.unsupervised, "unsupervised", source=data)
-    return data, target
+        sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
+    return sources[0], Target(sources[-1], config.target) if node is not None else None
 
 
 def unchecked_data(config: DictConfig, folder: Path) -> str:

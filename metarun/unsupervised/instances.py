@@ -74,6 +74,8 @@ class Instances(PseudoTasks):
         grey: Share = 0.0,
     ) -> None:
         super().__init__(source, validation)
+        if self.item != "image":
+            raise UserError(f"unsupervised: distorts images, but the items are {self.item}s; take unsupervised=cactus")
         low, high = area or (1.0, 1.0)
         if low > high:
             raise UserError(f"unsupervised.area=[{low},{high}]: the smallest share is above the largest")

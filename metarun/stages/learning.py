@@ -329,6 +329,8 @@ def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> Non
                 f"{train}.task: its ranges make tasks of several shapes, and {type(part).__name__} ({key}) learns from all tasks "
                 f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
             )
+    if learner.wrapper is not None:
+        learner.wrapper.check_varied()
 
 
 def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:

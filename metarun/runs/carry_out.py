@@ -338,7 +338,11 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data = run.data.describe()
     run.result |= {
-        "interval": "95%, over episodes, normal approximation",
+        **(
+            {"interval": "95%, over episodes, normal approximation"}
+            if (main or "").startswith(f"{result.TEST}/")
+            else {}
+        ),
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
         **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),

@@ -15,6 +15,7 @@ import torch
 from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.imbalanced import ImbalancedSampler
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
@@ -179,6 +180,10 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
         ways = largest(task.ways)
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
@@ -225,6 +230,8 @@ class TableSource(DataSource):
         read = self.reader(device)
         if not task.plain:
             return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
         draw = ClassSampler(*given).draw
         ways, shots = largest(task.ways), largest(task.shots)
         labels = torch.arange(ways, device=device)

@@ -335,6 +335,8 @@ def check_training(
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks."""
     check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
     if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
         raise UserError(
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "

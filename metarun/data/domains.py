@@ -17,7 +17,7 @@ import torch
 from metarun.config import Node
 from metarun.config.ranges import shown
 from metarun.config.types import Len, PositiveFloat, PositiveInt
-from metarun.core import Episodes, TaskShape, joined
+from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split, TableSource
@@ -127,13 +127,14 @@ class Domains(DataSource):
             for name, source in self.sets.items()
         ]
 
-        def episodes(start: int, stop: int) -> Episodes:
+        def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
             numbered = enumerate(self.domains(seed, split, start, stop), start)
-            parts = []
-            for domain, together in itertools.groupby(numbered, key=lambda item: int(item[1])):
-                places = [place for place, _ in together]
-                parts.append(samplers[domain](places[0], places[-1] + 1))
-            return joined(parts)
+            parts: list[Episodes] = []
+            for domain, stretch in itertools.groupby(numbered, key=lambda item: int(item[1])):
+                places = [place for place, _ in stretch]
+                drawn = samplers[domain](places[0], places[-1] + 1)
+                parts += drawn.split(1) if isinstance(drawn, MixedEpisodes) else [drawn]  # in their order
+            return together(parts)
 
         return episodes
 

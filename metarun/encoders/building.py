@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,8 @@ from metarun.data.source import DataSource, TableSource
 from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource, training_items
 from metarun.errors import UserError
+
+log = logging.getLogger("metarun")
 
 
 def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
@@ -50,6 +53,7 @@ def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
             encoder.check(member)
     if encoder.fitted:
         encoder.fit(item for member in sources[0].members.values() for item in training_items(member))
+    log.info("encoder: %s", encoder)
     return [source.each(lambda member: EncodedSource(member, encoder, encoding)) for source in sources]
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
-from metarun.report.text import half
+from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import (
     ACCURACY,
     BASELINES,
@@ -60,6 +60,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+    if encoder := result["protocol"].get("encoder"):
+        print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
         print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
     elif "train/steps" in result:
@@ -73,6 +75,17 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
+
+
+def pretraining(encoder: dict[str, Any]) -> str:
+    """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if encoder["saw"] is None:
+        return "of whose pretraining nothing is known"
+    whether = {
+        "yes": "which has classes that are tested on",
+        "no": "which has none of the classes that are tested on",
+    }.get(encoder["saw_these_classes"], "which may have classes that are tested on")
+    return f"pretrained on {encoder['saw']}, {whether}"
 
 
 def subject(folder: Path) -> str:
@@ -98,8 +111,7 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 def _accuracies(result: dict[str, Any], what: str) -> Table:
     if sets := result["protocol"].get(SETS):
         return _by_set(result, what, sets)
-    task = result["protocol"]["test"]
-    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -111,9 +123,8 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
     columns = ("tasks", "accuracy", "95% interval", "before", "chance")
-    table = _table(
-        result, f"{what}{len(sets)} data sets, {result['protocol']['test']['queries']} queries a class", columns
-    )
+    queries = count_text(result["protocol"]["test"]["queries"])
+    table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
 
     def row(title: str, tasks: str, name: str) -> None:
         def number(kind: str, measure: str = ACCURACY) -> str:
@@ -125,24 +136,18 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
         table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
 
     for name, told in sets.items():
-        row(name, f"{told['task']['ways']}-way {told['task']['shots']}-shot", name)
+        row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot", name)
     table.add_section()
     row("mean", "", "")
-    table.caption = "\n".join(
-        [
-            *(
-                f"{name}: {', '.join(filter(None, (told.get('classes'), told.get('images'))))}"
-                for name, told in sets.items()
-            ),
-            f"{result[key(of_set(TEST, next(iter(sets))), EPISODES)]} episodes each; before: without training",
-        ]
-    )
+    told = (f"{name}: {', '.join(filter(None, (of.get('classes'), of.get('images'))))}" for name, of in sets.items())
+    episodes = result[key(of_set(TEST, next(iter(sets))), EPISODES)]
+    table.caption = "\n".join([*told, f"{episodes} episodes each; before: without training"])
     table.caption_justify = "left"
     return table
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
+    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

@@ -111,9 +111,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
     of_source = not setting.target and runs[0].tested_on in ("", runs[0].choices.get("data"))
-    row.published = (
-        published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested and of_source else None
-    )
+    if setting.tested and of_source:
+        row.published = published.find(runs[0].choices, runs[0].result["protocol"]["test"])
     return row
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from metarun import files
-from metarun.core import TaskShape
+from metarun.config.lists import TASK
+from metarun.core import TaskShape, largest
 from metarun.data.domains import named, rule
 from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
@@ -65,6 +65,11 @@ class MetaTest(Stage):
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
                 self.validation = run.episodes("val", task, device)
 
+    @property
+    def of_many(self) -> bool:
+        """Whether several data sets, which have names, are tested on."""
+        return [test.name for test in self.tests] != [""]
+
     def _test(self, run: Run, name: str) -> Test:
         """The test on one data set.
 
@@ -72,13 +77,12 @@ class MetaTest(Stage):
             UserError: The data set cannot serve such tasks, or the method cannot be tested on them; it names the set.
         """
         task = own_task(run, name)
-        where = f"{'test.data' if run.config.test.data else 'data'}: {name}" if name else ""
 
         def prepared() -> Test:
-            if name and (classes := len(run.tests[name].members[""].splits["test"])) < task.ways:
+            if name and (classes := len(run.tests[name].members[""].splits["test"])) < largest(task.ways):
                 listed = f"test.data.{name}.ways={classes} tests on tasks of {classes}, and " if classes > 1 else ""
                 raise UserError(
-                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={task.ways}; "
+                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={largest(task.ways)}; "
                     f"{listed}test.data=[...] leaves it out"
                 )
             check_test_task(run.learner, task)
@@ -86,6 +90,7 @@ class MetaTest(Stage):
             found.with_unknown = self._with_unknown(run, found)
             return found
 
+        where = f"{'test.data' if run.config.test.data else 'data'}: {name}"
         test: Test = named(where, prepared) if name else prepared()
         return test
 
@@ -95,35 +100,50 @@ class MetaTest(Stage):
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
         temperature = None
         if self.classifies:
-            temperature = self.validation and validation_temperature(algorithm, self.validation, number, hardware)
+            temperature = self.validation and validation_temperature(
+                algorithm, self.validation, number, run.test_task, hardware
+            )
         for test in self.tests:
             self._carry_out(run, test, steps, temperature, number)
-        if [test.name for test in self.tests] != [""]:
+        if self.of_many:
             self._conclude(run, temperature)
 
-    def _carry_out(self, run: Run, test: Test, steps: Sequence[int], temperature: float | None, validated: int) -> None:
+    def _carry_out(self, run: Run, test: Test, steps: list[int], temperature: float | None, validated: int) -> None:
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
-        observed = Observed(settings.episodes, test.task.ways, temperature) if self.classifies else None
+        observed = Observed(settings.episodes, temperature) if self.classifies else None
         with run.logger.progress(f"testing {test.name}".rstrip(), settings.episodes) as advance:
-            scores = evaluate(algorithm, test.episodes, settings.episodes, hardware, steps, advance, True, observed)
+            scores = evaluate(
+                algorithm,
+                test.episodes,
+                settings.episodes,
+                hardware,
+                steps,
+                advance,
+                measure=True,
+                observe=observed,
+                curves=not test.task.varies,
+            )
         kind = result.of_set(result.TEST, test.name)
         run.result |= summary(scores, kind) | own_measures(scores, kind)
         if observed is not None:
             run.result |= self._probabilities(run, test, scores, observed, validated)
         self._record(run, test, scores)
-        if settings.baseline_episodes:
+        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
             run.result |= self._baseline(run, test, steps)
         if not scores.power:
-            run.result[test.key(result.CHANCE, result.ACCURACY)] = 1 / test.task.ways
+            ways = test.task.ways
+            chance = 1 / ways if isinstance(ways, int) else 0.0
+            if isinstance(ways, tuple) and observed is not None:
+                chance = observed.chance.mean().item()
+            run.result[test.key(result.CHANCE, result.ACCURACY)] = chance
 
     def _conclude(self, run: Run, temperature: float | None) -> None:
         """The means over the data sets, and what each data set is."""
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
             key = result.key(kind, result.ACCURACY)
             values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
-            halves: list[Any] = [
-                run.result.get(test.key(kind, f"{result.ACCURACY}{result.CI95}")) for test in self.tests
-            ]
+            ends = f"{result.ACCURACY}{result.CI95}"
+            halves: list[Any] = [run.result.get(test.key(kind, ends)) for test in self.tests]
             if None in values:
                 continue
             run.result[key] = math.fsum(values) / len(values)
@@ -144,11 +164,14 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        task, device = replace(test.task, ways=test.task.ways + more), run.hardware.device
+        ways, device = test.task.ways, run.hardware.device
+        wider = ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more)
+        task = replace(test.task, ways=wider, query_dirichlet=None)
         try:
             return {"val": run.episodes("val", task, device), "test": run.episodes("test", task, device, test.name)}
         except UserError as error:
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {task.ways} classes; {error}") from error
+            needed = largest(task.ways)
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
 
     def _probabilities(
         self, run: Run, test: Test, scores: Scores, observed: Observed, validated: int
@@ -164,10 +187,10 @@ class MetaTest(Stage):
         found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
         run.logger.picture(test.key(result.TEST, "reliability"), reliability_diagram(observed.after.bins()))
         if test.with_unknown:
-            ways, temperature = test.task.ways, observed.temperature
+            unknown, temperature = run.config.test.unknown_ways, observed.temperature
             with draws.untouched(hardware.device):
                 sides = [
-                    known_and_unknown(run.algorithm, sampler, number, ways, temperature, hardware)
+                    known_and_unknown(run.algorithm, sampler, number, test.task, unknown, temperature, hardware)
                     for sampler, number in ((test.with_unknown["val"], validated), (test.with_unknown["test"], count))
                 ]
             found[test.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
@@ -178,8 +201,7 @@ class MetaTest(Stage):
         if run.hardware.world.main:
             # Of every test episode [steps, episodes] after each of `steps` [steps].
             values = scores.values.numpy()
-            path = run.folder / result.scores_file(test.name)
-            files.save_arrays(path, steps=np.array(scores.steps), values=values)
+            files.save_arrays(run.folder / result.scores_file(test.name), steps=np.array(scores.steps), values=values)
         curves = run.result.get(test.key(result.TEST, result.CURVES), {})
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):
@@ -189,7 +211,7 @@ class MetaTest(Stage):
             value = metrics.median(values) if scores.power else values.mean().item()
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
-    def _baseline(self, run: Run, test: Test, steps: Sequence[int]) -> dict[str, Any]:
+    def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
         """The numbers of the same method with the weights that it had before any training of this run."""
         assert run.learner.fresh is not None
         algorithm, hardware = run.learner.fresh(), run.hardware
@@ -200,32 +222,35 @@ class MetaTest(Stage):
         return summary(scores, result.of_set(kind, test.name))
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        found: dict[str, Any] = {"test": vars(run.test_task)}
-        if [test.name for test in self.tests] != [""]:
+        found: dict[str, Any] = {"test": run.test_task.describe()}
+        if run.test_task.unlabelled:
+            found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
+        if self.of_many:
+            shape = "x".join(map(str, run.data.input_shape))
             found["test_mean"] = (
                 f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over their episodes"
             )
             found["test_images"] = (
                 "encoded as those that are trained on"
                 if run.config.encoder
-                else (
-                    f"at the size that the network takes, {'x'.join(map(str, run.data.input_shape))}: read so from their files where "
-                    "the data set can, else resized bilinearly; grey is repeated as colours, colours become their mean; pixels are "
-                    "normalised by the training images of what is trained on"
-                )
+                else f"at the size that the network takes, {shape}: read so from their files where the data set can, else resized "
+                "bilinearly; grey is repeated as colours, colours become their mean; pixels are normalised by the training images of "
+                "what is trained on"
             )
-            found[result.SETS] = {test.name: {"task": vars(test.task), **_rule(run, test.name)} for test in self.tests}
+            found[result.SETS] = {
+                test.name: {
+                    "task": test.task.describe(),
+                    **rule(run.tests[test.name].members[""], whole=not run.config.encoder),
+                }
+                for test in self.tests
+            }
         return found
-
-
-def _rule(run: Run, name: str) -> dict[str, Any]:
-    return rule(run.tests[name].members[""], whole=not run.config.encoder)
 
 
 def own_task(run: Run, name: str) -> TaskShape:
     """The shape of the test tasks of a data set."""
     node = run.config.test.data.get(name) or {}
-    own = {part: node.get(part) for part in ("ways", "shots", "queries")}
+    own = {part: node.get(part) for part in TASK}
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
 
 

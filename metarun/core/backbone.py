@@ -28,6 +28,8 @@ class Backbone(Checked, nn.Module):
         pretrained: Whether it brings weights of a file, a library or an earlier run.
         draws: Whether it draws random numbers in training.
         channels_last: The memory order of images between its layers, set from `hardware.channels_last`.
+        reads_texts: Whether its items are the word pieces of texts, int64 `[B, L]`.
+        vectorizable: Whether tasks can go through it by `vmap`.
     """
 
     configured_by = "backbone"
@@ -38,6 +40,8 @@ class Backbone(Checked, nn.Module):
     pretrained: bool = False
     draws: bool = False
     channels_last: bool = False
+    reads_texts: bool = False
+    vectorizable: bool = True
 
     @classmethod
     def check_installed(cls, settings: Mapping[str, Any]) -> None:

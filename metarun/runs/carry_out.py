@@ -231,7 +231,8 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     named = [(config.data, "data")] if node is None or config.recipe.source else []
     if node is not None:
         named.append((node, "target.data"))
-    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    alone = not any(key == "data" for _, key in named)
+    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
     return sources[0], Target(sources[-1], config.target) if node is not None else None
 
 

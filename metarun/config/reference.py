@@ -222,7 +222,7 @@ class Reference:
             if given:
                 for name, beside in given.beside.items():
                     meaning = next((mark.documentation for mark in _marks(beside) if isinstance(mark, Doc)), "")
-                    found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, None)
+                    found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, given.defaults.get(name))
         return found
 
     def meaning(self, group: str) -> str:

@@ -233,6 +233,7 @@ ENCODING = {
         Literal["un", "l2n", "cl2n"],
         Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
     ],
+    "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
     "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
 }
 ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
@@ -256,7 +257,7 @@ class Config:
     ] = field(default_factory=lambda: {"from": None})
     encoder: Annotated[
         dict[str, Any],
-        Given((), ENCODING),
+        Given(("origin",), ENCODING, ENCODING_DEFAULTS),
         Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
     ] = field(default_factory=dict)
     wrapper: Annotated[

@@ -56,10 +56,12 @@ class Given:
     Args:
         names: Parameters of the class's constructor.
         beside: Keys of the node that its builder reads itself, with their types.
+        defaults: What these keys are where no file sets them.
     """
 
     names: tuple[str, ...] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 PositiveInt = Annotated[int, Ge(1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,8 @@ EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to 
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
+log = logging.getLogger("metarun")
+
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
@@ -304,6 +307,18 @@ class ImageSource(TableSource):
         if key not in self._statistics:
             self._statistics[key] = self._measured(rows)
         return self._statistics[key]
+
+    def normalize_as(self, other: ImageSource) -> None:
+        """Normalises the pixels if those of the source `other` are: a network that was trained on one kind is no use for the other.
+
+        It is called before any image is read.
+        """
+        if self.normalize != other.normalize:
+            self.normalize = other.normalize
+            log.info(
+                "target: its pixels are %s, as those of the source are",
+                "normalised" if self.normalize else "left in 0 to 1",
+            )
 
     def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.

@@ -21,8 +21,9 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
         UserError: A setting is wrong, or its weights cannot be read.
     """
     shared = [item.name for item in fields(Encoding)]
-    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in shared])
-    encoder: Encoder = construct(own, "encoder")
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in (*shared, "from")])
+    given = {"origin": node["from"]} if node.get("from") else {}
+    encoder: Encoder = construct(own, "encoder", **given)
     settings = OmegaConf.to_container(own, resolve=True)
     assert isinstance(settings, dict)
     encoder.settings = {str(key): value for key, value in settings.items()}

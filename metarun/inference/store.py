@@ -98,6 +98,8 @@ def save(path: Path, held: Stored) -> None:
         "weights": held.weights,
         "state": held.state,
     }
+    if held.preprocessing.encoding is not None:
+        content["encoder"] = held.preprocessing.encoding.encoder.tensors()
     whole = io.BytesIO()
     torch.save(content, whole)
     files.replace(path, lambda file: file.write(whole.getbuffer()))
@@ -144,7 +146,7 @@ def _from_file(path: Path, shown: str) -> Stored:
         values = {name: json.loads(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
         return Stored(
             Blueprint.stored(values["blueprint"], path),
-            Preprocessing.stored(values["preprocessing"]),
+            Preprocessing.stored(values["preprocessing"], path, content.get("encoder")),
             content["weights"],
             content["autocast"],
             Calibration(**values["calibration"]),
@@ -179,7 +181,7 @@ def _from_run(folder: Path, shown: str) -> Stored:
     weights = checkpoint.weights_file("checkpoint", values["weights"] or str(folder))
     return Stored(
         Blueprint.stored(values["blueprint"], folder / result.FILE),
-        Preprocessing.stored(values["preprocessing"]),
+        Preprocessing.stored(values["preprocessing"], folder / result.FILE),
         checkpoint.load(weights)["model"],
         values["autocast"],
         Calibration(**values["calibration"]),

@@ -15,7 +15,7 @@ import numpy as np
 from metarun import files
 from metarun.core import Batch
 from metarun.data.image_batches import Labelled, generator, to_shape
-from metarun.data.source import DataSource
+from metarun.data.source import DataSource, ImageSource
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.target import predictions
@@ -64,7 +64,9 @@ class Target:
             self.subset(size, 0)
 
     def fit_to(self, source: DataSource) -> None:
-        """Brings all images to the shape of the source's, for a backbone that was trained on these."""
+        """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither."""
+        if isinstance(source, ImageSource) and isinstance(self.source, ImageSource):
+            self.source.normalize_as(source)
         shape, own = source.input_shape, self.source.input_shape
         if shape == own:
             return

@@ -137,7 +137,12 @@ class TextSource(TableSource):
 
 def as_pieces(texts: Sequence[str]) -> np.ndarray:
     """The numbers of the word pieces of texts, int32 `[n, 256]`, as `backbone=minilm` reads them."""
-    found = tokenize(texts, model_folder("pretrained", "data"), "data")
+    found, cut = tokenize(texts, model_folder("pretrained", "data"), "data")
+    if cut:
+        log.warning(
+            "data: %d of %d texts are longer than the %d word pieces that the model reads, and are cut there",
+            len(cut), len(texts), LENGTH,
+        )  # fmt: skip
     whole = np.zeros((len(texts), LENGTH), np.int32)
     whole[:, : found.shape[1]] = found
     return whole

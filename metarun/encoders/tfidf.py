@@ -70,13 +70,10 @@ class TfIdf(Encoder):
 
     def learned(self) -> dict[str, Any]:
         terms: dict[str, int] = self.model.vocabulary_
-        return {"terms": sorted(terms, key=lambda term: terms[term])}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"idf": torch.from_numpy(np.array(self.model.idf_))}
+        return {"terms": sorted(terms, key=lambda term: terms[term]), "idf": np.asarray(self.model.idf_).tolist()}
 
     def identity(self) -> dict[str, Any]:
-        told = json.dumps([self.learned(), np.asarray(self.model.idf_).tolist()])
+        told = json.dumps(self.learned())
         return {
             "fitted_to": hashlib.sha256(told.encode()).hexdigest(),
             "features": self.features,
@@ -87,7 +84,7 @@ class TfIdf(Encoder):
 
     def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         model = self._blank(vocabulary=list(learned["terms"]))
-        model.idf_ = tensors["idf"].cpu().numpy()
+        model.idf_ = np.array(learned["idf"])
         self.model, self.features = model, len(learned["terms"])
 
     def encode(self, items: Sequence[str]) -> Tensor:

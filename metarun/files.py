@@ -7,11 +7,10 @@ import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
 
 from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
@@ -41,6 +40,20 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
+def special(path: Path) -> str | None:
+    """What a path leads to that is neither a file nor a folder, and that a reader might wait for or read without end; else None."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, which opening it tells better
+        return None
+    kinds = {
+        "a pipe": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    }
+    return next((kind for kind, has in kinds.items() if has(mode)), None)
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """Reads a JSON file that metarun wrote.
 
@@ -55,7 +68,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         UserError: It cannot be read, or holds no object; it names the file, what is wrong, and `advice`.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
     except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
@@ -75,7 +88,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         The objects; and how many lines are damaged. Half a line at the end, which a kill leaves, is none of either.
     """
     found, damaged = [], 0
-    for line in path.read_text(errors="replace").split("\n")[:-1]:
+    for line in path.read_text(errors="replace", encoding="utf-8").split("\n")[:-1]:
         try:
             values = json.loads(line.strip("\0"))
             whole = isinstance(values["step"], int)
@@ -150,6 +163,8 @@ def locked(
         UserError: The folder takes no locks.
         Timeout: Another process held the lock all the time.
     """
+    from filelock import FileLock, Timeout  # not at the top: --help locks nothing
+
     lock = FileLock(path)
     with _takes_locks(path.parent):
         try:

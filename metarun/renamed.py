@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from metarun.errors import UserError
 
 GROUPS = {"around": "wrapper", "finetune": "transfer"}  # and the keys of these names
+ELSEWHERE = {"data.labels": "to train without labels take unsupervised=umtra, cactus or prototransfer"}  # unknown keys
 CHOICES = {"recipe": {"adapt": "domain_adaptation", "finetune": "target_only"}}
 
 
@@ -22,6 +23,8 @@ def renamed_key(key: str) -> str | None:
     Returns:
         The line, or None where the key was not renamed.
     """
+    if key in ELSEWHERE:
+        return f"{key}: these data have no such setting; {ELSEWHERE[key]}"
     old, dot, tail = key.partition(".")
     if old not in GROUPS:
         return None

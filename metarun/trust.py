@@ -77,4 +77,8 @@ def _own_folders() -> list[Path]:
 
 def _named_in(folder: Path) -> Iterable[str]:
     """The classes that the YAML files of a folder name."""
-    return (name for path in folder.rglob("*.yaml") for name in TARGET.findall(path.read_text(errors="replace")))
+    return (
+        name
+        for path in folder.rglob("*.yaml")
+        for name in TARGET.findall(path.read_text(errors="replace", encoding="utf-8"))
+    )

@@ -54,7 +54,7 @@ def test_wheel_holds_the_package_and_all_configs_and_nothing_else(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"metarun/{name}" for name in files(ROOT / "conf", "*.yaml", "*.md")}
-    assert "metarun/conf/hydra/help/metarun.yaml" in configs
+    assert "metarun/conf/hydra/launcher/slurm.yaml" in configs
     assert inside == configs | files(ROOT / "metarun", "*.py", "*.txt", "*.html", "*.yaml", "*.md", "py.typed")
 
 

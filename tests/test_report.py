@@ -487,6 +487,51 @@ def test_latex_escapes_what_tex_takes_for_its_own(tmp_path: Path) -> None:
     assert sum(row.count(r"\textbf{") for row in rows) == 1
 
 
+def with_target(root: Path, algo: str, *accuracies: float, half: float | None = 0.1, **numbers: Any) -> None:
+    """A run on a target that learned from 5, 10, ... images."""
+    curve = [
+        {"train_images": 5 * 2**n, "acc": each, "acc_ci95": half, "test_images": 40}
+        for n, each in enumerate(accuracies)
+    ]
+    found = {f"target/{name}": value for name, value in curve[-1].items()} | {"target/curve": curve}
+    found |= {"target/classes": ["a", "b"], "target/data": {"fingerprint": "f"}, "target/over": "repeats", **numbers}
+    make_run(root / algo, f"algo={algo}", choices={"algo": algo, "target": "digits"}, result=found)
+
+
+def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> None:
+    with_target(tmp_path, "maml", 0.4, 0.6, 0.7)
+    with_target(tmp_path, "protonet", 0.5, 0.55, 0.8, half=None)
+    (section,) = sections(tmp_path)
+    table = tables.target_curve(section)
+    assert table is not None
+    assert table.headings == ["algo", "5 images", "10 images", "20 images"]
+    assert table.rows == [
+        ["maml", "40.00% ± 10.00%", "60.00% ± 10.00%", "70.00% ± 10.00%"],
+        ["protonet", "50.00%", "55.00%", "80.00%"],
+    ]
+    assert table.best == {(1, 1), (0, 2), (1, 3)}
+    assert {"target_curves"} <= {drawing.name for drawing in figures.draw([section])}
+    (root := tmp_path / "one").mkdir()
+    with_target(root, "maml", 0.4)
+    (section,) = sections(root)
+    assert tables.target_curve(section) is None
+    assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
+
+
+def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:
+    bins = [
+        {"count": count, "confidence": n / 15 - 0.01, "accuracy": n / 20}
+        for n, count in ((5, 6), (9, 6), (15, 30), (3, 2))
+    ]
+    merged = figures._merged({n: np.array([each["count"], 0.0, 0.0]) for n, each in enumerate(bins)})
+    assert merged[:, 0].tolist() == [12, 32]
+    assert figures._merged({3: np.array([2.0, 1, 1])}).tolist() == [[2, 1, 1]]
+    with_target(tmp_path / "target", "maml", 0.5, **{"target/calibration": {"bins": bins}})
+    make_run(tmp_path / "test" / "maml", "algo=maml", scores=[0.5, 1], result={"test/calibration": {"bins": bins}})
+    for name in ("target", "test"):
+        assert "reliability" in {drawing.name for drawing in figures.draw(sections(tmp_path / name))}
+
+
 def test_labels_tell_groups_apart_in_few_words(tmp_path: Path) -> None:
     """What a method does not have, or all of a setting have alike, is not in its label; the table has the latter."""
     for shots, algo, rate in ((1, "maml", 0.1), (1, "maml", 0.5), (1, "protonet", None), (5, "protonet", None)):
@@ -503,6 +548,17 @@ def test_labels_tell_groups_apart_in_few_words(tmp_path: Path) -> None:
     ]
     assert second.columns == ["algo", "train.steps"]
     assert second.rows[0].label == "protonet, steps 50"
+
+
+def test_what_a_group_lacks_is_not_in_the_labels_where_the_rest_tells(tmp_path: Path) -> None:
+    """Of an approach without a source the table says so, and no legend names the source's settings."""
+    for algo, steps in (("scratch", None), ("maml", 10), ("protonet", 10)):
+        words = [f"algo={algo}", *([f"train.steps={steps}"] if steps else [])]
+        config = {"train": {} if steps is None else {"steps": steps}}
+        make_run(tmp_path / algo, *words, scores=[0.5, 1], choices={"algo": algo}, config=config)
+    (section,) = sections(tmp_path)
+    assert {row.label for row in section.rows} == {"scratch", "maml", "protonet"}
+    assert section.columns == ["algo", "train.steps"]
 
 
 def test_trained_only_runs_are_ranked_by_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -749,10 +805,13 @@ def test_a_later_report_leaves_no_figure_of_an_earlier_one(tmp_path: Path) -> No
     grid(tmp_path, seeds=1)
     report.write([tmp_path], tmp_path / "report", "first")
     assert (tmp_path / "report" / "inner_steps.svg").is_file()
+    for name in figures.NAMES:  # of which an earlier report may have had each
+        (tmp_path / "report" / f"{name}.png").touch()
     for folder in tmp_path.glob("algo=maml*"):
         (folder / "result.json").unlink()
     report.write([tmp_path], tmp_path / "report", "second")
     assert not list((tmp_path / "report").glob("inner_steps*"))
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == {"cost", "learning_curves"}
     assert (tmp_path / "report" / "cost.svg").is_file()
 
 

@@ -57,6 +57,7 @@ metarun.encoders
 metarun.target
 metarun.export
 metarun.inference
+metarun.unsupervised
 metarun.algos
 metarun.report
 metarun.runs.run
@@ -152,7 +153,7 @@ def test_every_module_begins_with_what_it_is() -> None:
     assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
-YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "help" not in path.parts)
+YAMLS = sorted(CONF.rglob("*.yaml"))
 
 
 def command(path: Path) -> list[str]:
@@ -174,3 +175,38 @@ def test_every_yaml_begins_with_a_command_that_composes(path: Path, monkeypatch:
         composed = hydra.compose("config", overrides=first)
     if composed.recipe.run.endswith("carry_out.run"):
         schema.check(composed)
+
+
+def opens_text_in_the_systems_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text without an encoding: as UTF-8 on one system, in a code page of its own on Windows."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    words = {word.arg: word.value for word in call.keywords}
+    if "encoding" in words:
+        return False
+    if name in ("read_text", "write_text"):
+        return not (name == "read_text" and call.args and ast.unparse(call.args[0]).strip("'\"") == "utf-8")
+    if name in ("run", "Popen", "check_output", "check_call"):
+        return "text" in words or "universal_newlines" in words
+    if name not in ("open", "fdopen") or ast.unparse(call.func) in ("Image.open", "os.open", "tarfile.open"):
+        return False
+    at = 1 if isinstance(call.func, ast.Name) or name == "fdopen" or ast.unparse(call.func) == "gzip.open" else 0
+    default = ast.Constant("rb" if ast.unparse(call.func) == "gzip.open" else "r")
+    mode = words.get("mode", call.args[at] if len(call.args) > at else default)
+    return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and "b" not in mode.value
+
+
+def test_text_is_utf_8_on_every_system() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for path in (*MODULES, *(ROOT / "scripts").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text_in_the_systems_encoding(node)
+    ]
+    assert found == []
+    seen = "open(p)|p.read_text()|p.write_text(t)|p.open('a')|run(w, text=True)|open(p, mode='w')|os.fdopen(n, 'w')"
+    fine = "open(p, 'rb')|p.open('rb')|p.read_text(encoding='utf-8')|run(w)|Image.open(p)|open(p, encoding='utf-8')"
+    for text, expected in [(seen, True), (fine, False)]:
+        for one in text.split("|"):
+            call = ast.parse(one, mode="eval").body
+            assert isinstance(call, ast.Call)
+            assert opens_text_in_the_systems_encoding(call) is expected, one

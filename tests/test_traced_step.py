@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from metarun.config import task_of
 from metarun.core import Algorithm, Episodes
 from metarun.data.regression import Sinusoid
+from metarun.engine import traced_step
 from metarun.engine.distributed import World
-from metarun.engine.hardware import choose
+from metarun.engine.hardware import Hardware, choose
 from metarun.engine.traced_step import TracedStep
 from metarun.engine.train import gradient_step
 from metarun.errors import UserError
@@ -26,6 +28,8 @@ MLP = ["backbone=mlp", "backbone.hidden=[16]", "backbone.init_std=null", "task.q
 def learner(name: str, *words: str, source: object = IMAGES, tasks: int = 6) -> tuple[Algorithm, list[Episodes]]:
     """An untrained algorithm, and two batches of its training tasks."""
     config = compose(f"algo={name}", *MLP, "backbone.norm=batch", "train.task.ways=5", "train.task.queries=4", *words)
+    if "inner_steps" in config.algo:
+        config.algo.inner_steps = 2  # what a recording of more steps would only repeat
     task = task_of(config, "train")
     return build(config, source, vectorize=True), [episodes(source, task, tasks, start=start) for start in (0, 100)]
 
@@ -107,17 +111,73 @@ def chosen(*words: str, name: str = "maml") -> object:
     return choose(config.hardware, build(config, source), World())
 
 
-def test_it_is_chosen_for_small_networks_alone() -> None:
+def test_small_networks_are_recorded_at_once_and_others_after_some_steps() -> None:
     sinusoids = ["data=sinusoid", "backbone=mlp", "task.ways=1"]
-    assert chosen(*sinusoids).describe()["record"]
-    assert not chosen(*sinusoids, name="reptile").describe()["record"]
-    assert not chosen(*sinusoids, "hardware.record=false").describe()["record"]
-    assert not chosen("backbone.norm=batch").describe()["record"]
-    assert chosen("backbone.norm=batch", "hardware.record=true").describe()["record"]
+    assert chosen(*sinusoids).traced.patience == 0
+    assert chosen(*sinusoids, name="reptile").traced is None
+    assert chosen(*sinusoids, "hardware.record=false").traced is None
+    assert chosen("backbone.norm=batch").traced.patience > 0
+    assert chosen("backbone.norm=batch", "hardware.record=true").traced.patience == 0
+    assert chosen("backbone.norm=running", "backbone=mlp", name="protonet").traced.patience > 0
 
 
 def test_where_it_cannot_be_it_is_refused() -> None:
-    with pytest.raises(UserError, match=r"hardware\.record=true: .*it keeps state"):
-        chosen("hardware.record=true", "backbone.norm=running", "hardware.vectorize=false")
+    with pytest.raises(UserError, match=r"hardware\.record=true: .*its backbone draws random numbers"):
+        chosen("hardware.record=true", "backbone=resnet12", "backbone.drop_rate=0.1", name="protonet")
     with pytest.raises(UserError, match="its operations change"):
         chosen("hardware.record=true", name="reptile")
+
+
+def convolutions(name: str, norm: str, *words: str) -> tuple[Algorithm, list[Episodes], Hardware]:
+    config = compose(f"algo={name}", "backbone.channels=4", f"backbone.norm={norm}", "task.queries=2", *words)
+    source = IMAGES
+    algorithm = build(config, source)
+    plain = replace(hardware(task_chunk=1), channels_last=True)
+    plain.place(algorithm)
+    return algorithm, [episodes(source, task_of(config, "train"), 3, start=start) for start in (0, 100)], plain
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+@pytest.mark.parametrize("norm", ["batch", "running", "support", "group"])
+def test_convolutions_are_played_back_to_the_bit(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever they are recorded, gradients, scalars and running averages are those of the plain steps."""
+    monkeypatch.setattr(traced_step, "_faster", lambda one, other: True)
+    algorithm, batches, plain = (
+        convolutions(name, norm, "algo.inner_steps=2") if name == "maml" else convolutions(name, norm)
+    )
+    other = copy.deepcopy(algorithm)
+    recorded = replace(plain, traced=TracedStep(patience=4))
+    for step, batch in enumerate(batches):
+        expected, found = gradients(algorithm, batch, step, plain), gradients(other, batch, step, recorded)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+        assert all(torch.equal(*pair) for pair in zip(algorithm.buffers(), other.buffers(), strict=True))
+        assert recorded.describe()["record"] == (step == 1)  # four chunks are computed plainly, three of them in step 0
+
+
+def test_a_recording_that_is_slower_is_not_played_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced_step, "_faster", lambda one, other: False)
+    algorithm, batches, plain = convolutions("protonet", "batch")
+    recorded = replace(plain, traced=TracedStep(patience=1))
+    gradients(algorithm, batches[0], 0, recorded)
+    assert list(recorded.traced.recordings.values()) == [None]
+    assert not recorded.describe()["record"]
+
+
+def test_a_recording_that_differs_in_a_bit_is_not_played_back_unasked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    algorithm, batches, plain = convolutions("protonet", "batch")
+    honest = traced_step._streamlined
+
+    def dishonest(recording: object) -> object:
+        play = honest(recording)
+        return lambda *inputs: tuple(value * (1 + 1e-6) for value in play(*inputs))
+
+    monkeypatch.setattr(traced_step, "_streamlined", dishonest)
+    with caplog.at_level(logging.WARNING, logger="metarun"):
+        for patience, played in ((0, True), (1, False)):
+            recorded = replace(plain, traced=TracedStep(patience=patience))
+            gradients(algorithm, batches[0], 0, recorded)
+            assert recorded.describe()["record"] is played
+    assert not caplog.text

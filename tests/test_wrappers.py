@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -428,65 +429,89 @@ def test_ats_says_what_it_needs() -> None:
 # Wrong labels
 
 
-@pytest.mark.parametrize("labels", [0.1, 0.5, 0.8, 1.0])
-@pytest.mark.parametrize(("ways", "shots"), [(2, 1), (2, 5), (3, 1), (3, 2), (5, 1), (5, 3), (20, 1)])
-def test_a_label_turns_into_each_other_class_with_its_probability(ways: int, shots: int, labels: float) -> None:
-    """The pixels of an image are its class, so that what a label says can be held against what the image is."""
-    tasks = 2000
-    shape = TaskShape(ways, shots, 2)
+def numbered(task: TaskShape, per_class: int) -> Callable[[int, int], Episodes]:
+    """Tasks whose pixels number the images of each class, of which there are `per_class`; a sampler that refuses larger ones."""
+    if task.shots + task.queries > per_class:
+        raise UserError("too few images")
 
     def sampler(start: int, stop: int) -> Episodes:
-        y = torch.arange(ways).repeat_interleave(shots).expand(stop - start, -1)
-        x = (torch.arange(ways * shots).expand(stop - start, -1)).float()[..., None]
-        return Episodes(x, y, x[:, :2], y[:, :2], ways=ways)
+        tasks = stop - start
+        images = (torch.arange(task.ways)[:, None] * per_class + torch.arange(task.shots + task.queries)).float()
+        x = images.expand(tasks, -1, -1)[..., None]
+        parts = x[:, :, : task.shots], x[:, :, task.shots :]
+        y = [torch.arange(task.ways).repeat_interleave(part.shape[2]).expand(tasks, -1) for part in parts]
+        return Episodes(parts[0].flatten(1, 2), y[0], parts[1].flatten(1, 2), y[1], ways=task.ways)
 
-    noisy = with_noise(sampler, 3, tasks=1.0, labels=labels)(0, tasks)
-    assert torch.equal(noisy.support_y, sampler(0, tasks).support_y)
-    images = noisy.support_x[..., 0]
-    assert torch.equal(images.sort(1).values, sampler(0, tasks).support_x[..., 0])  # no image is lost or doubled
-    truth, told = images.long() // shape.shots, noisy.support_y
+    return sampler
+
+
+@pytest.mark.parametrize("labels", [0.1, 0.8, 1.0])
+@pytest.mark.parametrize(
+    ("ways", "shots", "spare"),
+    [(2, 1, 9), (2, 5, 9), (3, 2, 0), (5, 1, 4), (5, 1, 0), (5, 3, 20), (20, 1, 2)],
+)
+def test_each_label_is_wrong_by_itself_with_its_probability(ways: int, shots: int, spare: int, labels: float) -> None:
+    """Whatever the room for further images; the pixels of an image tell its class."""
+    tasks, queries = 1000, 2
+    shape, images = TaskShape(ways, shots, queries), shots + queries + spare
+    plain = numbered(shape, images)(0, tasks)
+    noisy = with_noise(lambda task: numbered(task, images), shape, 3, tasks=1.0, labels=labels)(0, tasks)
+    for name in ("support_y", "query_x", "query_y"):
+        assert torch.equal(getattr(noisy, name), getattr(plain, name))
+    truth, told = noisy.support_x[..., 0].long() // images, noisy.support_y
     wrong = truth != told
-    per_place = wrong.double().mean(0)
+    assert torch.equal(noisy.support_x[~wrong], plain.support_x[~wrong])
     deviation = (labels * (1 - labels) / tasks) ** 0.5
-    assert (per_place - labels).abs().max() <= 4.5 * deviation
-    assert (
-        abs(wrong.double().mean().item() - labels)
-        <= 4.5 * (labels * (1 - labels) / (tasks * ways * shots)) ** 0.5 + 4 / tasks
-    )
-    if ways > 2:  # among the wrong ones each class that it is not is as frequent: chi-square against equal counts
-        counts = torch.zeros(ways, ways).index_put((told[wrong], truth[wrong]), torch.tensor(1.0), accumulate=True)
-        others = counts[~torch.eye(ways, dtype=torch.bool)]
-        chi2 = ((others - others.mean()) ** 2 / others.mean()).sum().item()
-        freedom = len(others) - 1
-        assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
+    assert (wrong.double().mean(0) - labels).abs().max() <= 4.5 * deviation
+    # Labels are independent: their number has the variance of a binomial distribution, and so has each pair of them.
+    number = wrong.double().sum(1)
+    expected = ways * shots * labels * (1 - labels)
+    assert abs(number.var().item() - expected) <= 0.25 * expected + 1e-9
+    # Among the wrong ones each class that it is not is as frequent: chi-square against equal counts.
+    counts = torch.zeros(ways, ways).index_put((told[wrong], truth[wrong]), torch.tensor(1.0), accumulate=True)
+    others = counts[~torch.eye(ways, dtype=torch.bool)]
+    expect = others.mean()
+    assert (((others - expect) ** 2 / expect).sum() - len(others) + 1).abs() < 5 * (2 * len(others)) ** 0.5 + 4
+    own = torch.cat([noisy.support_x, noisy.query_x], 1)[..., 0]
+    if (ways, shots, spare) in ((2, 1, 9), (2, 5, 9), (5, 1, 4)):  # there is room for all: no image is in a task twice
+        assert (own.sort(1).values.diff(dim=1) > 0).all()
 
 
 def test_noise_of_a_task_depends_on_the_task_alone() -> None:
-    plain = IMAGES.sampler("train", TaskShape(5, 3, 2), 0, CPU)
-    noisy = with_noise(plain, 7, tasks=0.4, labels=0.8)
-    before, after = plain(0, 200), noisy(0, 200)
+    shape = TaskShape(5, 3, 2)
+
+    def sampler(task: TaskShape) -> Callable[[int, int], Episodes]:
+        return IMAGES.sampler("train", task, 0, CPU)
+
+    clean = with_noise(sampler, shape, 7, tasks=0.4, labels=0.0)
+    noisy = with_noise(sampler, shape, 7, tasks=0.4, labels=0.8)
+    before, after = clean(0, 200), noisy(0, 200)
+    assert before.support_x.shape[1] == 15
+    assert before.query_x.shape[1] == 10
     wrong = torch.from_numpy(noisy_tasks(7, 0, 200, 0.4))
     assert 0.3 < wrong.double().mean() < 0.5
     moved = (before.support_x != after.support_x).flatten(2).any(-1)
     assert not moved[~wrong].any()
-    assert moved[wrong].any(1).all()  # no noisy task is without a wrong label
+    assert moved[wrong].any(1).all()
     for name in ("support_y", "query_x", "query_y"):
         assert torch.equal(getattr(before, name), getattr(after, name))
     assert torch.equal(noisy(150, 160).support_x, after.support_x[150:160])
-    unchanged = with_noise(plain, 7, tasks=1.0, labels=0.0)(0, 20)
-    assert torch.equal(unchanged.support_x, before.support_x[:20])
 
 
 def test_noise_that_cannot_be() -> None:
-    plain = IMAGES.sampler("train", TaskShape(5, 3, 2), 0, CPU)
+    shape = TaskShape(5, 3, 2)
+
+    def plain(task: TaskShape) -> Callable[[int, int], Episodes]:
+        return IMAGES.sampler("train", task, 0, CPU)
+
     with pytest.raises(UserError, match=r"^train\.noise\.tasks=1\.5: is a share; it must be from 0 to 1$"):
-        with_noise(plain, 0, tasks=1.5, labels=0.5)
+        with_noise(plain, shape, 0, tasks=1.5, labels=0.5)
     with pytest.raises(UserError, match=r"^train\.noise\.labels=-0\.1: is a share"):
-        with_noise(plain, 0, tasks=1.0, labels=-0.1)
+        with_noise(plain, shape, 0, tasks=1.0, labels=-0.1)
 
     def one_way(start: int, stop: int) -> Episodes:
         x, y = torch.rand(stop - start, 3, 1, 4, 4), torch.zeros(stop - start, 3, dtype=torch.int64)
         return Episodes(x, y, x, y, ways=1)
 
     with pytest.raises(UserError, match=r"^train\.noise: .* one way alone$"):
-        with_noise(one_way, 0, tasks=1.0, labels=0.5)
+        with_noise(lambda task: one_way, TaskShape(5, 3, 3), 0, tasks=1.0, labels=0.5)

@@ -1,4 +1,4 @@
-"""`metarun help`: what a key, a group or a choice means, from the same schema and signatures that check the config."""
+"""`metarun --help` and `metarun help`: what a key, a group or a choice means, from what checks the config."""
 
 from __future__ import annotations
 
@@ -14,6 +14,51 @@ from metarun.errors import UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
 
 WIDTH = 80
+
+FRONT = """\
+metarun: meta-learning experiments from the shell.
+
+  metarun                        protonet on the built-in glyphs, in minutes
+  metarun algo=maml data=omniglot   meta-train, choose on validation, test
+  metarun algo=maml data=sinusoid backbone=mlp             regression
+  metarun data=folder data.root=DIR    your own images, one folder a class
+  metarun recipe=transfer data=caltech101 target=pneumoniamnist
+                                 pretrain on a source, then learn a target
+  metarun recipe=test checkpoint=outputs/RUN   only test a finished run
+  metarun -m algo=maml,protonet seed=0,1,2     a sweep
+  metarun runs [runs=DIR]        the runs so far: results, when, how far
+  metarun algo=maml debug=fast   a whole command in seconds, as a trial
+
+group=choice takes a file of conf/, a.b=value sets a key.
+  metarun help [GROUP | GROUP=CHOICE | KEY]    what it means, and its range
+  metarun --cfg job      the whole config, with what the overrides make of it
+  metarun --hydra-help   Hydra's own options
+  metarun -sc install=bash (or zsh, fish)      shell completion
+METARUN_DATA, METARUN_CACHE    where data sets and their caches lie
+METARUN_TRACEBACK=1            the traceback of an error
+"""
+
+
+def front_page(folders: Sequence[Path]) -> str:
+    """The text of `metarun --help`: what is typed most, then the choices of every group. No config is composed for it.
+
+    Args:
+        folders: The folders of configs, a user's own before metarun's.
+    """
+    listed: dict[str, list[str]] = {}
+    for group, choices in Reference(folders).groups.items():
+        for name in choices:
+            inside, _, choice = f"{group}/{name}".rpartition("/")
+            listed.setdefault(inside, []).append(choice)
+    lines = [line for group, names in sorted(listed.items()) for line in _listing(group, sorted(names))]
+    notes = "A choice may lie in a folder of its group: algo=learn2learn/maml."
+    return "\n".join([FRONT, "Groups (group=choice)", "", *lines, "", notes])
+
+
+def _listing(group: str, names: Sequence[str]) -> list[str]:
+    return textwrap.wrap(
+        f"{group}: {', '.join(names)}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def answer(words: Sequence[str], folders: Sequence[Path]) -> str:

@@ -205,7 +205,7 @@ class Reference:
                 group, *rest = path.relative_to(folder).with_suffix("").parts
                 if group == "hydra" and len(rest) > 1:
                     group, rest = f"hydra/{rest[0]}", rest[1:]
-                if rest and group not in ("hydra", "hydra/help"):
+                if rest and group != "hydra":
                     choice = Choice(group, "/".join(rest), path)
                     found.setdefault(group, {}).setdefault(choice.name, choice)
         return dict(sorted(found.items(), key=lambda item: item[0].startswith("hydra/")))

@@ -47,11 +47,11 @@ class TrainTaskChange(TaskChange):
 
 @dataclass
 class Noise:
-    """Training tasks with wrong labels: a share of the tasks, and in these of the support examples."""
+    """Training tasks with wrong labels: the share of the tasks, and in these the probability of each label."""
 
     tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
     labels: Annotated[
-        float, Interval(ge=0, le=1), Doc("The share of wrong labels among the support examples of such a task.")
+        float, Interval(ge=0, le=1), Doc("The probability that a support label of such a task is wrong.")
     ] = 0.8
 
 
@@ -196,7 +196,9 @@ class Hardware:
         Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
     ) = None
     record: (
-        Annotated[bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null does so for MLPs on CPUs.")]
+        Annotated[
+            bool, Doc("Gradients from a traced step, on CUDA from a CUDA graph; null: on CPUs, where no bit changes.")
+        ]
         | None
     ) = None
     task_chunk: (
@@ -250,6 +252,11 @@ class Config:
     data: Annotated[dict[str, Any], Given(), Doc("The data set that is trained on; `data=` chooses one.")] = field(
         default_factory=dict
     )
+    unsupervised: Annotated[
+        dict[str, Any],
+        Given(("source",)),
+        Doc("How training tasks are made without labels, if they are; `unsupervised=` chooses a way."),
+    ] = field(default_factory=dict)
     backbone: Annotated[
         dict[str, Any],
         Given(("input_shape",), {"from": BACKBONE_FROM}),
@@ -338,8 +345,5 @@ def _pixels_normalized(*, _root_: DictConfig) -> bool:
 
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
-# For each group that --help lists Hydra copies the whole store, of which it only ever hands out copies anyway: two thirds of
-# the time that --help takes. A copy of the one store is the store.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 completion.install({"encoder": ENCODING_DEFAULTS})
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

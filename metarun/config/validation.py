@@ -132,7 +132,8 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
     for name in values:
         if name not in known:
             raise UserError(
-                f"{path}.{name}: {cls.__name__} has no such setting"
+                renamed_key(f"{path}.{name}")
+                or f"{path}.{name}: {cls.__name__} has no such setting"
                 f"{nearest(name, known) or '; it has ' + (', '.join(known) or 'none')}"
             )
     for name in () if partial else known:

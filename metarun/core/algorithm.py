@@ -36,6 +36,8 @@ class Algorithm(Checked, nn.Module, ABC):
     needs_queries: bool = True  # whether training tasks need a query set
     vectorizable: bool = True  # whether its tasks can run by vmap
     soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
+    couples_queries: bool = False  # whether the method itself, whatever the norm, predicts a query by other queries too
+    assumes_balanced_queries: bool = False  # whether it supposes equally many queries of each class in a test task
     metric: bool = False  # whether it classifies by distances, of `embed`, to support examples or their means
     recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
     inner: InnerLoop | None = None  # the settings of the inner loop, where the method has one
@@ -53,7 +55,7 @@ class Algorithm(Checked, nn.Module, ABC):
     @property
     def transductive(self) -> bool:
         """Whether the prediction for a query depends on the other queries."""
-        return batch_norm.transductive(self.backbone.norm)
+        return self.couples_queries or batch_norm.transductive(self.backbone.norm)
 
     @abstractmethod
     def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,8 +73,10 @@ class Algorithm(Checked, nn.Module, ABC):
         """Features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.
 
         A task's sets go through the backbone apart from those of other tasks; whether they share the statistics of its norm
-        is `shared_batch`'s to say.
+        is `shared_batch`'s to say. Where the features are the items themselves, nothing is computed for any of them.
         """
+        if self.backbone.identity:
+            return precise(episodes.support_x.flatten(2)), precise(episodes.query_x.flatten(2))
 
         def task(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
             return self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)

@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 def _text(path: Path, name: str) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"data {name}: {path}: not a text file ({error})") from error
 

@@ -140,6 +140,8 @@ def _find(root: Path, table: str, key: str) -> Path:
     for place in places:
         if place.is_file():
             return place
+    if table == "none":
+        raise UserError(f"{key}=none: to train without labels take unsupervised=umtra, cactus or prototransfer")
     there = tables_in(root) if root.is_dir() else []
     raise UserError(
         f"{key}: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + ', '.join(there)) or ''}"

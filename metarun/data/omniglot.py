@@ -111,7 +111,7 @@ class Omniglot(ImageSource):
 def _characters() -> list[Character]:
     """All characters in the order of the table: background before evaluation, then by name."""
     characters = []
-    for line in _SPLIT_FILE.read_text().splitlines():
+    for line in _SPLIT_FILE.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             part, alphabet, split, numbers = line.split()
             first, last = map(int, numbers.split("-"))

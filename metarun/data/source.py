@@ -84,6 +84,15 @@ class DataSource(Checked, ABC):
             device: Where it is computed.
         """
 
+    def tasks_of(self, split: Split) -> str:
+        """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
+        return f"episodes of the {PURPOSE[split]} classes"
+
+    @property
+    def labels_read(self) -> str:
+        """Which labels are read before the test, in words; an empty string where nothing is withheld."""
+        return ""
+
 
 class NoData(DataSource):
     """In place of data for a run that uses none."""

@@ -15,12 +15,15 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.core import Algorithm, Episodes
 from metarun.engine import platform
+from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
+from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.engine.traced_step import TracedStep
     from metarun.wrappers.base import Wrapper
+
+RECORD_AFTER = 500  # chunks of tasks; a recording of convolutions takes the time of 40 to 90
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Hardware:
             "processes": self.world.size,
             "threads": self.threads,
             "vectorize": self.vectorize,
-            "record": self.traced is not None,
+            "record": self.traced is not None and self.traced.in_use,
         }
 
     def __str__(self) -> str:
@@ -248,23 +251,23 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
 
 
 def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:
-    """A recording where `hardware.record` asks for it, or says nothing and the network is a small one on a CPU."""
-    state = next((name for name, _ in algorithm.named_buffers()), None)
+    """A traced step where `hardware.record` asks for one; if it is null, on a CPU wherever that changes no number.
+
+    A small network is recorded at once, and a convolutional one when it has taken steps enough that a recording is worth its
+    seconds (the table is in this room's README).
+    """
     draws = any(getattr(module, "draws", False) for module in algorithm.modules())
-    hindrance = (
-        None if algorithm.recordable else "its operations change from step to step",
-        "its backbone draws random numbers" if draws else None,
-        f"it keeps state ({state})" if state else None,
-    )
-    reason = next(filter(None, hindrance), None)
+    reason = None
+    if not algorithm.recordable:
+        reason = "its operations change from step to step"
+    elif draws:
+        reason = "its backbone draws random numbers"
     if settings.record and reason:
         raise UserError(
             f"hardware.record=true: {type(algorithm).__name__} cannot be recorded, since {reason}; leave it at null"
         )
-    small = device.type == "cpu" and not convolves
-    if reason or not (small if settings.record is None else settings.record):
+    if reason or not (device.type == "cpu" if settings.record is None else settings.record):
         return None
-    from metarun.engine.cuda_graph import cuda_graph
-    from metarun.engine.traced_step import TracedStep  # takes a second to import
-
-    return TracedStep(cuda_graph if device.type == "cuda" else None)
+    at_once = settings.record or not (convolves or next(algorithm.buffers(), None) is not None)
+    patience = 0 if at_once else RECORD_AFTER
+    return TracedStep(cuda_graph if device.type == "cuda" else None, patience)

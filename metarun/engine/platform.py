@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import getpass
 import importlib
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +86,8 @@ def own_session() -> None:
 
 def in_own_session() -> dict[str, Any]:
     """The arguments of `subprocess.Popen` that do the same to a process that is started."""
+    import subprocess  # here, as multiprocessing below: most of the time that this module takes, for sweeps alone
+
     return (
         {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         if WINDOWS
@@ -108,6 +108,8 @@ def name_user() -> None:
 
 def start_method() -> str:
     """How jobs become processes: forked from a server that has imported everything, else started anew."""
+    import multiprocessing
+
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 

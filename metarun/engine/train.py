@@ -193,7 +193,7 @@ class Clock:
 
     @staticmethod
     def _read(record: Path) -> Iterator[tuple[int, float]]:
-        for line in record.read_text().splitlines(keepends=True) if record.is_file() else ():
+        for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():
             with contextlib.suppress(
                 ValueError
             ):  # a line that a kill cut off, or that a power failure filled with zeros
@@ -208,7 +208,7 @@ class Clock:
             return known
         seconds = self._base + time.perf_counter() - self._since
         if self.record is not None:
-            with open(self.record, "a") as file:
+            with open(self.record, "a", encoding="utf-8") as file:
                 file.write(f"{step} {seconds!r}\n")
         return seconds
 

@@ -162,7 +162,7 @@ def _from_file(path: Path, shown: str) -> Stored:
 def _from_run(folder: Path, shown: str) -> Stored:
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
-    found = json.loads((folder / result.FILE).read_text())
+    found = json.loads((folder / result.FILE).read_text(encoding="utf-8"))
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
         reason = (

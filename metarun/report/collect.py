@@ -217,14 +217,14 @@ def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
         missing = [key for key in needed if key not in result]
         if missing or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
         result["protocol"].setdefault("split", None)
         path = folder / "config.yaml"
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         config = flat(yaml.load(text, _Loader))
         if not config.keys() - {""}:
             raise ValueError("it holds no keys")

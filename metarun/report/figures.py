@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -16,9 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from metarun.ops.calibration import BINS
 from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
-from metarun.report.summary import Row, Section, apart
+from metarun.report.summary import Row, Section, apart, target_points
 
 INK = "#010203"  # stands for the colour of the text around the figure
 # Each has a contrast of at least 3 with white and with the page's dark background.
@@ -26,6 +28,7 @@ COLOURS = ("#2f7fd0", "#d9692a", "#1f9a63", "#c04fa0", "#8b6fd8", "#a8851c", "#1
 MARKERS = "osD^vPX<>*"
 FAINT = "#8d949e"  # lines beyond the tenth
 MOST_BARS = 30
+FEWEST = 10  # predictions of a point of the reliability diagram
 MOST_PANELS = 8  # of the curves that methods measure
 WIDE = 20.0  # the ratio of two positive values on an axis from which it is logarithmic
 STYLE: dict[Any, Any] = {
@@ -35,6 +38,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 Curve = Callable[[Run], tuple[np.ndarray, np.ndarray]]
+Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # places, mean, lower and upper edge, each [n]
+NAMES = ("learning_curves", "target_curves", "inner_steps", "test_curves", "reliability", "cost")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,14 @@ class Drawing:
 def draw(sections: Sequence[Section]) -> list[Drawing]:
     """Those figures for which there are numbers."""
     with mpl.rc_context(STYLE):
-        made = [_learning_curves(sections), _inner_steps(sections), _test_curves(sections), _costs(sections)]
+        made = [
+            _learning_curves(sections),
+            _target_curves(sections),
+            _inner_steps(sections),
+            _test_curves(sections),
+            _reliability(sections),
+            _costs(sections),
+        ]
         return [_drawing(*each) for each in made if each]
 
 
@@ -60,9 +72,78 @@ def _learning_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | N
         return run.curve(("val/acc", "val/mse_median", "val/mse"))
 
     caption = "Validation during training: the mean over seeds, and the band from the lowest to the highest seed"
+    band = partial(_band, curve=curve)
     return _lines(
-        "learning_curves", caption, sections, curve, "training step", "validation accuracy", "validation error"
+        "learning_curves", caption, sections, band, "training step", "validation accuracy", "validation error"
     )
+
+
+def _target_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    def band(group: Group) -> Band | None:
+        found = target_points(group)
+        if len(found) < 2:
+            return None
+        means = np.array([mean for mean, _ in found.values()])
+        halves = np.array([math.nan if half is None else half for _, half in found.values()])
+        return np.array(list(found)), means, means - halves, means + halves
+
+    def dress(axes: Axes, drawn: dict[str, Band]) -> None:
+        sizes = sorted({int(size) for x, *_ in drawn.values() for size in x})
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 1.02))
+
+    caption = (
+        "Accuracy on the target against the number of training images: the mean over seeds, and its 95% band over repeats or "
+        "test images"
+    )
+    across = "training images of the target"
+    return _lines("target_curves", caption, sections, band, across, "test accuracy", "test error", dress)
+
+
+def _merged(sums: dict[int, np.ndarray]) -> np.ndarray:
+    """The sums of neighbouring bins `[n, 3]`, of which the first is the number of predictions, `FEWEST` at least."""
+    found: list[np.ndarray] = []
+    for place in sorted(sums):
+        if found and found[-1][0] < FEWEST:
+            found[-1] = found[-1] + sums[place]
+        else:
+            found.append(sums[place])
+    if len(found) > 1 and found[-1][0] < FEWEST:
+        found[-2:] = [found[-2] + found[-1]]
+    return np.array(found)
+
+
+def _reliability(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
+    def band(group: Group) -> Band | None:
+        sums: dict[int, np.ndarray] = {}
+        for run in group.runs:
+            for one in run.result.get(f"{run.tested}/calibration", {}).get("bins", ()):
+                of_all = one["count"] * np.array([1.0, one["confidence"], one["accuracy"]])
+                place = math.ceil(one["confidence"] * BINS)
+                sums[place] = sums.get(place, 0.0) + of_all
+        if not sums:
+            return None
+        counts, confidence, accuracy = _merged(sums).T
+        return confidence / counts, accuracy / counts, accuracy / counts, accuracy / counts
+
+    def dress(axes: Axes, drawn: dict[str, Band]) -> None:
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", zorder=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+
+    caption = (
+        "Reliability of the probabilities, at the temperature that a run fitted: the accuracy of predictions against their "
+        f"probability, of all seeds, {FEWEST} predictions at least a point; on the dotted line they mean what they say"
+    )
+    return _lines("reliability", caption, sections, band, "probability of the predicted class", "accuracy", "", dress)
+
+
+def _percent(value: float, place: object) -> str:
+    return f"{100 * value:.4g}%"
 
 
 def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
@@ -73,8 +154,9 @@ def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
         return (np.array(finite), np.array([known[step] for step in finite])) if len(finite) > 1 else (_NONE, _NONE)
 
     caption = "Test result against the number of inner steps: the mean over seeds, and the band from the lowest to the highest seed"
+    band = partial(_band, curve=curve)
     return _lines(
-        "inner_steps", caption, sections, curve, "inner steps at test time", "test accuracy", "test error (median)"
+        "inner_steps", caption, sections, band, "inner steps at test time", "test accuracy", "test error (median)"
     )
 
 
@@ -82,12 +164,19 @@ _NONE = np.empty(0)
 
 
 def _lines(
-    name: str, caption: str, sections: Sequence[Section], curve: Curve, across: str, accuracy: str, error: str
+    name: str,
+    caption: str,
+    sections: Sequence[Section],
+    curve: Callable[[Group], Band | None],
+    across: str,
+    accuracy: str,
+    error: str,
+    dress: Callable[[Axes, dict[str, Band]], None] | None = None,
 ) -> tuple[str, str, Figure] | None:
     """A panel for each setting with curves, a line for each group; the tenth and further groups are thin and grey."""
     panels = []
     for section in sections:
-        curves = {row.label: _band(row.group, curve) for row in _ranked(section)}
+        curves = {row.label: curve(row.group) for row in _ranked(section)}
         drawn = {label: band for label, band in curves.items() if band is not None}
         if drawn:
             panels.append((section, drawn))
@@ -104,6 +193,8 @@ def _lines(
     grid = figure.subplots(rows, columns, squeeze=False).flat
     handles: dict[str, Any] = {}
     common, titles = apart([section.title for section, _ in panels])
+    if len(panels) == 1:  # beside the legend there is no room for it
+        common, titles = titles, [""]
     for axes, title, (section, drawn) in zip(grid, titles, panels, strict=False):
         for label, (x, mean, low, high) in reversed(drawn.items()):  # the best on top
             place = labels.index(label)
@@ -115,6 +206,8 @@ def _lines(
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             handles.setdefault(label if few else "others", line)
         _dress(axes, title, section, across, accuracy, error)
+        if dress is not None:
+            dress(axes, drawn)
     for axes in list(grid)[len(panels) :]:
         axes.set_visible(False)
     order = [label for label in [*labels[: len(COLOURS)], "others"] if label in handles]
@@ -129,7 +222,7 @@ def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str,
     axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
     if section.setting.measure == "acc":
         axes.set_ylabel(accuracy)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{100 * value:.4g}%"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     else:
         axes.set_ylabel(error)
         bottom, top = axes.dataLim.intervaly
@@ -210,7 +303,7 @@ def _ranked(section: Section) -> list[Row]:
     return sorted(section.rows, key=rank)
 
 
-def _band(group: Group, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def _band(group: Group, curve: Curve) -> Band | None:
     """The places, mean, lowest and highest over seeds, each `[n]`, where every seed has been; between its points, on a line."""
     curves = [(x, y) for x, y in map(curve, group.runs) if len(x)]
     if not curves:

@@ -24,7 +24,6 @@ from metarun.report.text import TOO_FEW
 from metarun.text import printable, shell_path
 
 NAMED = 10  # unfinished runs that the terminal names
-FIGURES = ("learning_curves", "inner_steps", "cost")
 
 
 def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
@@ -35,7 +34,12 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     if not collection.groups:
         return None
     sections = summarise(collection)
-    shown = [tables.section_table(section) for section in sections]
+    shown = [
+        table
+        for section in sections
+        for table in (tables.section_table(section), tables.target_curve(section))
+        if table is not None
+    ]
     overview = tables.overview(sections)
     tables.show([*shown, overview] if overview else shown)
     for line in _legend(shown):
@@ -66,7 +70,7 @@ def _put(to: Path, contents: dict[str, bytes]) -> None:
         raise UserError(f"{to}: the report cannot be written ({error.strerror or error})") from error
     for name, content in sorted(contents.items(), key=lambda item: item[0] == "index.html"):
         files.save_bytes(to / name, content)
-    for name in FIGURES:
+    for name in figures.NAMES:
         for path in (to / f"{name}.png", to / f"{name}.svg"):
             if path.name not in contents:
                 path.unlink(missing_ok=True)

@@ -21,7 +21,9 @@ class Published(NamedTuple):
 
 @functools.cache
 def _entries() -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    entries: list[dict[str, Any]] = yaml.safe_load(
+        Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    )
     return entries
 
 
@@ -39,6 +41,8 @@ def find(choices: dict[str, str], ways: int, shots: int) -> Published | None:
     facts = {**choices, "ways": ways, "shots": shots}
     for entry in _entries():
         wanted = {key: value for key, value in entry.items() if key not in ("value", "source")}
+        if choices.get("unsupervised") and "unsupervised" not in wanted:  # a number with labels is of another task
+            continue
         if wanted.items() <= facts.items():
             return Published(entry["value"], entry["source"])
     return None

@@ -72,6 +72,8 @@ def subject(folder: Path) -> str:
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
+    if protocol.get("assumes_balanced_queries"):
+        mode += ", supposes balanced queries"
     table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
     for column in columns:
         table.add_column(column, justify="right")

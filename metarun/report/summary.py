@@ -70,9 +70,8 @@ def summarise(collection: Collection) -> list[Section]:
             for column in collection.columns
             if not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
         ]
-        varying = [column for column in columns if len({repr(group.values[column]) for group in groups}) > 1]
         section = Section(setting, setting.title + number, columns)
-        section.rows = [_row(group, varying or columns) for group in groups]
+        section.rows = [_row(group, _telling(groups, columns)) for group in groups]
         if setting.tested:
             _against_the_best(section)
         else:
@@ -81,6 +80,15 @@ def summarise(collection: Collection) -> list[Section]:
         sections.append(section)
     _adjust([row for section in sections for row in section.rows])
     return sections
+
+
+def _telling(groups: Sequence[Group], columns: list[str]) -> list[str]:
+    """The columns that tell groups apart: those with several values, if these suffice; else those, too, that some lack."""
+    values = {column: {repr(group.values[column]) for group in groups} for column in columns}
+    varying = [column for column in columns if len(values[column]) > 1]
+    several = [column for column in varying if len(values[column] - {repr(None)}) > 1]
+    told = {tuple(repr(group.values[column]) for column in several) for group in groups}
+    return (several if len(told) == len(groups) else varying) or columns
 
 
 def _row(group: Group, columns: Sequence[str]) -> Row:
@@ -106,6 +114,18 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
         published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested and not setting.target else None
     )
     return row
+
+
+def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
+    """For each number of training images that all runs have the mean accuracy, and half its 95% interval for these weights."""
+    curves = [{point["train_images"]: point for point in run.result.get("target/curve", ())} for run in group.runs]
+    return {
+        size: (
+            fmean(curve[size]["acc"] for curve in curves),
+            statistics.over_episodes([curve[size].get("acc_ci95") for curve in curves]),
+        )
+        for size in sorted(set.intersection(*map(set, curves)))
+    }
 
 
 def label(group: Group, columns: Sequence[str]) -> str:

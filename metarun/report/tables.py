@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from metarun.report.statistics import Paired
-from metarun.report.summary import Row, Section, apart, shown
+from metarun.report.summary import Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
 from metarun.terminal import Terminal
 
@@ -169,6 +169,35 @@ def overview(sections: Sequence[Section]) -> Table | None:
     common, titles = apart([section.title for section in sections])
     title = f"{', '.join(['All settings', *common])}: mean over seeds ± its 95% interval over seeds"
     return Table(title, [*map(name, columns), *titles], rows, len(columns), best)
+
+
+def target_curve(section: Section) -> Table | None:
+    """A row for each group, a column for each number of training images of a target; None where all groups have one number."""
+    found = [target_points(row.group) for row in section.rows]
+    sizes = sorted({size for points in found for size in points})
+    if len(sizes) < 2:
+        return None
+    swept = {name(column): [shown(row.group.values[column]) for row in section.rows] for column in section.columns}
+    swept = swept or {"runs": [row.label for row in section.rows]}
+    means = [[points[size][0] if size in points else -math.inf for size in sizes] for points in found]
+    rows = [
+        [*own, *(_point(points[size]) if size in points else "" for size in sizes)]
+        for own, points in zip(zip(*swept.values(), strict=True), found, strict=True)
+    ]
+    best = {
+        (row, len(swept) + column)
+        for row, values in enumerate(means)
+        for column, value in enumerate(values)
+        if len(rows) > 1 and value == max(other[column] for other in means)
+    }
+    over = section.setting.over
+    title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
+    return Table(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
+
+
+def _point(point: tuple[float, float | None]) -> str:
+    mean, half = point
+    return number(mean, "acc") + ("" if half is None else f" ± {number(half, 'acc')}")
 
 
 def show(tables: Sequence[Table]) -> None:

@@ -233,7 +233,10 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
         named.append((node, "target.data"))
     alone = not any(key == "data" for _, key in named)
     sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
-    return sources[0], Target(sources[-1], config.target) if node is not None else None
+    data, target = sources[0], Target(sources[-1], config.target) if node is not None else None
+    if config.unsupervised and config.recipe.source:
+        data = construct(config.unsupervised, "unsupervised", source=data)
+    return data, target
 
 
 def unchecked_data(config: DictConfig, folder: Path) -> str:
@@ -359,6 +362,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
         "transductive": algorithm.transductive,
+        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
@@ -368,6 +372,8 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
+    if run.data.labels_read:
+        found["labels_read"] = run.data.labels_read
     found[result.SELECTED_BY] = run.learner.selected_by
     seen: dict[str, str] = {}
     for stage in run.stages:
@@ -381,7 +387,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
     if config.recipe.source:
         return ()
-    source = ("data", "pretrain", "wrapper", "test")
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
     gives = any(stage.gives_weights for stage in build_stages(config))
     return source if gives or uses_method(config) else (*source, *method)

@@ -215,7 +215,7 @@ class RunLogger:
         if self.folder is None:
             return
         with self._writing():
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self._open().add_scalar(name, value, step)

@@ -27,7 +27,12 @@ def git_commit() -> str | None:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(here), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            encoding="utf-8",
         ).stdout.strip()
 
     try:

@@ -126,8 +126,8 @@ class Run:
             for learner in self.learners.values():
                 seen.refuse_test_classes(learner.seen, self.data, f"stage {learner.name}")
         if (split, task) not in self._samplers:
+            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
             shared = isinstance(self.data, TableSource) and {*self.data.splits["train"]} & {*self.data.splits["test"]}
             if split == "train" and shared:
                 log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
-            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
         return self._samplers[split, task]

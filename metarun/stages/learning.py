@@ -178,9 +178,14 @@ def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
     """Episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
     check_train_task(learner.algorithm, learner.task, train)
-    sampler = run.episodes("train", learner.task, learner.hardware.device)
     noise = learner.settings.noise
-    return with_noise(sampler, run.config.seed, noise.tasks, noise.labels) if noise.tasks else sampler
+
+    def sampler(task: TaskShape) -> Sampler:
+        return run.episodes("train", task, learner.hardware.device)
+
+    if not noise.tasks:
+        return sampler(learner.task)
+    return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
 
 
 def build_algorithm(

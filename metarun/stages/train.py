@@ -248,7 +248,7 @@ class Train(Stage):
         if not settings.steps:
             text = "none: nothing was trained"
         elif learner.task is not None:
-            text = "episodes of the training classes; for validation episodes of the validation classes"
+            text = f"{run.data.tasks_of('train')}; for validation {run.data.tasks_of('val')}"
         elif images:
             text = f"the training images of {whose}; for validation held-out images of the same classes"
         else:

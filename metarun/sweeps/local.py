@@ -55,7 +55,7 @@ def gpus() -> list[str]:
         return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, encoding="utf-8").stdout
     return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.engine.launched import rank_and_size
-from metarun.errors import UserError
+from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
@@ -178,25 +178,3 @@ def conclude(ended: Sequence[Ended]) -> None:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)
         raise JobsFailed(f"{count} of {counted(len(ended))} failed, listed above; the same command runs them again")
-
-
-class JobRefused(UserError):
-    """A job of a sweep that cannot be run as it is.
-
-    Args:
-        label: The overrides in which it differs from the others; empty for the only one.
-        error: What is wrong with it.
-    """
-
-    def __init__(self, label: str, error: Exception) -> None:
-        super().__init__(str(error))
-        self.label, self.error = label, error
-
-    def told(self, one_line: Callable[[BaseException], str]) -> str:
-        """What is wrong, and with which job where the message does not name it."""
-        line = one_line(self.error)
-        return line if not self.label or self.label in line else f"{line} (in the job {self.label})"
-
-
-class JobsFailed(UserError):
-    """Some jobs of a sweep did not succeed."""

@@ -156,7 +156,7 @@ class Study:
         """Tells the run in `folder` which trial it is, so that it can be pruned."""
         beside(folder, "trial").parent.mkdir(parents=True, exist_ok=True)
         note = {"storage": self.storage, "study": self.study.study_name, "trial": number, "prune": self.prune}
-        beside(folder, "trial").write_text(json.dumps(note))
+        beside(folder, "trial").write_text(json.dumps(note), encoding="utf-8")
 
 
 def _words(params: dict[str, Any]) -> list[str]:

@@ -98,7 +98,9 @@ def in_slurm(arguments: Sequence[str], note: Path) -> None:
 
 def queued() -> set[str] | None:
     """The jobs of this user that wait or run, as `<array>_<task>` or `<job>`; None if Slurm does not answer."""
-    answer = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     return set(answer.stdout.split()) if answer.returncode == 0 else None
 
 
@@ -113,7 +115,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     listed = queued()
     if listed is None:
         raise UserError("hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?")
-    known = {job: _note(job).read_text().strip() for job in jobs if _note(job).is_file()}
+    known = {job: _note(job).read_text(encoding="utf-8").strip() for job in jobs if _note(job).is_file()}
     waiting = {job: name for job, name in known.items() if name in listed}
     new = [job for job in jobs if job not in waiting]
     if new:
@@ -162,7 +164,7 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
             raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        _note(job).write_text(f"{theirs.job_id}\n")
+        _note(job).write_text(f"{theirs.job_id}\n", encoding="utf-8")
         job.log.unlink(missing_ok=True)
         job.log.symlink_to(os.path.relpath(theirs.paths.stdout, job.log.parent))
     return {job: theirs.job_id for job, theirs in zip(jobs, submitted, strict=True)}
@@ -180,7 +182,7 @@ def _left(job: Job) -> Path:
 def _told(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
     try:
-        left = json.loads(_left(job).read_text())
+        left = json.loads(_left(job).read_text(encoding="utf-8"))
         return Outcome(int(left["status"]), str(left["message"]))
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome() if job.finished else None

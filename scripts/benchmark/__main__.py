@@ -76,7 +76,7 @@ def machine(hardware: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def run(

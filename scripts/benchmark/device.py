@@ -28,12 +28,12 @@ def growth(work: Callable[[], object], device: torch.device) -> int:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     before = _resident("VmRSS")
-    (SELF / "clear_refs").write_text("5")  # the peak begins anew
+    (SELF / "clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     work()
     return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", (SELF / "status").read_text(), re.M)
+    found = re.search(rf"^{name}:\s+(\d+) kB", (SELF / "status").read_text(encoding="utf-8"), re.M)
     assert found
     return int(found[1]) * 1024

@@ -138,7 +138,7 @@ def startup(rounds: int) -> dict[str, Any]:
 def command_seconds(*words: str) -> float:
     """Of a Python process from its start to its end."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise UserError(f"python {' '.join(words)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return time.perf_counter() - started
@@ -153,7 +153,9 @@ def first_step_seconds(*overrides: str) -> float:
             [sys.executable, *words], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            while not any("\n" in path.read_text() for path in Path(folder).glob("outputs/*/*/metrics.jsonl")):
+            while not any(
+                "\n" in path.read_text(encoding="utf-8") for path in Path(folder).glob("outputs/*/*/metrics.jsonl")
+            ):
                 if run.poll() is not None:
                     raise UserError("metarun: ended before its first training step")
                 time.sleep(0.005)

@@ -55,7 +55,7 @@ def table(result: dict[str, Any]) -> str:
 
 def rewritten(readme: str) -> str:
     """`readme` with the tables of today between its marks."""
-    tables = "\n\n".join(table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
+    tables = "\n\n".join(table(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json")))
     before, rest = readme.split(START)
     return f"{before}{START}\n{tables}\n{END}{rest.split(END)[1]}"
 
@@ -65,7 +65,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for file in sys.argv[1:]:
         shutil.copy(file, RESULTS)
-    README.write_text(rewritten(README.read_text()))
+    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,12 @@ class Worker:
         # Asleep, not spinning, while the other side has its turn.
         variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         self.process = subprocess.Popen(
-            command, env=environment() | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=environment() | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
@@ -63,7 +68,7 @@ class Worker:
 
 def main() -> None:
     """The process itself: answers go to what was its output, and whatever else is printed to its errors."""
-    reply = os.fdopen(os.dup(1), "w", buffering=1)
+    reply = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     side, line = sys.argv[1], Line(**json.loads(sys.argv[2]))
     try:

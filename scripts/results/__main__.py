@@ -73,8 +73,8 @@ def write(checkout: Checkout) -> None:
     """Writes the tables of today, and the pictures that are made of them."""
     tables = load()
     for path in TEXTS:
-        text = path.read_text()
-        path.write_text(rewritten(text, tables, marks(checkout)))
+        text = path.read_text(encoding="utf-8")
+        path.write_text(rewritten(text, tables, marks(checkout)), encoding="utf-8")
     picture.draw()
     for table in tables.values():
         if table.kind == "approaches":

@@ -31,7 +31,9 @@ class Checkout:
 
     def git(self, *words: str) -> str:
         """Output of a git command; raises `subprocess.CalledProcessError` where it fails."""
-        done = subprocess.run(["git", "-C", str(self.root), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(self.root), *words], capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         return done.stdout
 
     def dirty(self) -> list[str]:
@@ -93,7 +95,7 @@ class Checkout:
 
     def _now(self, path: str) -> str | None:
         file = self.root / path
-        return file.read_text() if file.is_file() else None
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def _located(self, module: str) -> list[str]:
         """The file of a module, or of that which a dotted name is in, with the packages above it."""
@@ -112,7 +114,7 @@ class Checkout:
         """Files that a module imports, at its top or later."""
         package = list(Path(path).parent.parts)
         names: set[str] = set()
-        for node in ast.walk(ast.parse((self.root / path).read_text())):
+        for node in ast.walk(ast.parse((self.root / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):

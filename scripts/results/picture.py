@@ -25,7 +25,7 @@ PICTURE = Path(__file__).parents[1] / "assets" / "demo.svg"
 
 def svg() -> str:
     """What the command prints at its end, with the terminal's colours, as a picture."""
-    result = json.loads(RESULT.read_text())
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
@@ -42,13 +42,13 @@ def svg() -> str:
 def draw() -> None:
     """Writes the picture of the terminal."""
     PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(svg())
+    PICTURE.write_text(svg(), encoding="utf-8")
 
 
 def draw_curves(table: Table, data: Path = DATA) -> None:
     """Writes the learning curves of a table of approaches, each of its first seed, beside the results that they are of."""
     found = [(row.label, row.runs[0].stored(data)) for row in table.rows]
-    results = {label: json.loads(path.read_text()) for label, path in found if path.is_file()}
+    results = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in found if path.is_file()}
     if results:
         curves = {label: result["target/curve"] for label, result in results.items()}
         chance = next(iter(results.values()))["target/chance"]

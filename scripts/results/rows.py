@@ -119,7 +119,7 @@ def load(path: Path = HERE / "rows.yaml") -> dict[str, Table]:
         The tables by name.
     """
     tables = {}
-    for name, entry in yaml.safe_load(path.read_text()).items():
+    for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         seeds = tuple(entry.pop("seeds", ()))
         rows = [row(name, key, value, seeds) for key, value in entry.pop("rows").items()]
         tables[name] = Table(name, entry.pop("kind"), rows, entry)

@@ -27,7 +27,7 @@ def load(path: Path) -> dict[str, Any] | None:
     """A stored result, with the choices of an older one under today's names; None if there is none."""
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result | {"choices": current_choices(result["choices"])}
 
 
@@ -42,7 +42,7 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
     Returns:
         What was stored.
     """
-    read = (folder / "result.json").read_text()
+    read = (folder / "result.json").read_text(encoding="utf-8")
     for place, written in (places or {}).items():
         read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
     result = trimmed(json.loads(read))
@@ -51,7 +51,7 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
         with np.load(scores) as arrays:
             result["target/values"] = [[round(float(value), 6) for value in row] for row in arrays["values"]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text(result))
+    path.write_text(text(result), encoding="utf-8")
     return result
 
 

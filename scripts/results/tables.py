@@ -202,7 +202,7 @@ def label(result: dict[str, Any]) -> str:
 
 def name_of(group: str, choice: str) -> str:
     """A choice's name, as its file begins."""
-    text = (ROOT / "conf" / group / f"{choice}.yaml").read_text()
+    text = (ROOT / "conf" / group / f"{choice}.yaml").read_text(encoding="utf-8")
     called = re.search(r"^# ([^@(,:;]+?)(?: \(|,|:|;)", text, re.MULTILINE)
     if not called:
         raise SystemExit(f"results: conf/{group}/{choice}.yaml does not begin with a name")
@@ -214,7 +214,10 @@ def paper(group: str, choice: str) -> str:
     config = OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml")
     target = str((OmegaConf.select(config, group) or config)._target_)
     module = target.rpartition(".")[0]
-    about = ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())) or ""
+    about = (
+        ast.get_docstring(ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")))
+        or ""
+    )
     head, link = about.partition("\n\n")[0].replace("\n", " "), re.search(r"https://\S+", about)
     authors = re.fullmatch(r"[^(]+\(([^()]+)\)\.", head)
     if not authors or not link:

@@ -1,6 +1,7 @@
 """The sweepers as Hydra sees them: it takes only plugins whose module lies in `hydra_plugins`.
 
-The work is done in `metarun.sweeps`. A launcher needs no plugin (`metarun.sweeps.launcher`).
+The work is done in `metarun.sweeps`, which is imported by a sweep alone: Hydra looks for plugins at the start of every run. A
+launcher needs no plugin (`metarun.sweeps.launcher`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from omegaconf import DictConfig
 
 from metarun.config.types import Given, PositiveInt, Seed
 from metarun.config.validation import check_target
-from metarun.sweeps.launcher import build, needs
 
 
 class Sweep(Sweeper):
@@ -21,6 +21,8 @@ class Sweep(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Checks the settings of the sweeper, and builds the launcher; Hydra calls it once, before `sweep`."""
+        from metarun.sweeps.launcher import build
+
         check_target(config.hydra.sweeper, "hydra.sweeper", Given())
         self.loader: Any = hydra_context.config_loader
         self.master = config
@@ -84,6 +86,8 @@ class Search(Sweep):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Checks that Optuna is there, then as any sweeper."""
+        from metarun.sweeps.launcher import needs
+
         needs("optuna", "hydra/sweeper=optuna", "optuna")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

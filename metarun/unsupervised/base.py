@@ -1,0 +1,101 @@
+"""The contract of unsupervised tasks: a data set whose training labels are withheld, and what takes their place."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from metarun.core import TaskShape
+from metarun.data.image_batches import Labelled
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, ImageSource, Split
+from metarun.errors import UserError
+
+Validation = Literal["pseudo", "labels"]
+
+
+class PseudoTasks(ImageSource):
+    """A data set whose training labels nobody reads: training tasks have classes that a way of learning made up.
+
+    Test tasks are those of the data set, with its labels. Validation tasks are made up as the training tasks are, of the
+    validation images, so that nothing before the test reads a label; `validation="labels"` takes the data set's own.
+
+    Built from the config's `unsupervised`, with `source`, the data set, handed in. A way of making tasks defines
+    `pseudo_sampler`.
+
+    Args:
+        source: The data set.
+        validation: What the weights are selected on.
+    """
+
+    configured_by = "unsupervised"
+
+    def __init__(self, source: DataSource, validation: Validation = "pseudo") -> None:
+        if not isinstance(source, ImageSource):
+            raise UserError("unsupervised: makes tasks of images, but the data are none; try data=omniglot")
+        self.source, self.validation = source, validation
+        super().__init__(
+            source.table,
+            {split: classes.tolist() for split, classes in source.splits.items()},
+            rotations=source.rotations,
+            within_group=source.within_group,
+            normalize=source.normalize,
+        )
+
+    @property
+    def inverted(self) -> bool:  # type: ignore[override]
+        return self.source.inverted
+
+    @property
+    def mapped(self) -> tuple[float, float] | None:  # type: ignore[override]
+        return self.source.mapped
+
+    def pool(self, split: Split) -> np.ndarray:
+        """The table rows of all images of a split in the order of the table, int64 `[n]`: which class each is of, is not told."""
+        offsets = self.table.offsets
+        return np.sort(np.concatenate([np.arange(offsets[c], offsets[c + 1]) for c in self.splits[split]]))
+
+    @abstractmethod
+    def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        """Tasks of the images of a split, their classes made up; task i is a function of (seed, split, i) alone.
+
+        Raises:
+            UserError: The split has too few images for such tasks.
+        """
+
+    @abstractmethod
+    def how(self) -> dict[str, Any]:
+        """JSON values about how tasks are made up, for `result.json`."""
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        if split == "test" or (split == "val" and self.validation == "labels"):
+            return super().sampler(split, task, seed, device)
+        if task.ways < 2:
+            raise UserError(f"task.ways={task.ways}: a task of one class has one answer, which is always right")
+        return self.pseudo_sampler(split, task, seed, device)
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        raise UserError(
+            "unsupervised: withholds the labels of the data, but the method trains on labelled images; choose one that trains on "
+            "tasks, such as algo=protonet or algo=maml"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """That of the data set, and how tasks are made up of it."""
+        return {**self.source.describe(), "unsupervised": {**self.how(), "validation": self.validation}}
+
+    def tasks_of(self, split: Split) -> str:
+        if split == "val" and self.validation == "labels":
+            return super().tasks_of(split)
+        return f"tasks made up of the {PURPOSE[split]} images without their labels"
+
+    @property
+    def labels_read(self) -> str:
+        selection = (
+            "those of the validation classes select the weights"
+            if self.validation == "labels"
+            else "none selects the weights"
+        )
+        return f"none of the training images; {selection}"

@@ -1,0 +1,290 @@
+"""CACTUs: Unsupervised Learning via Meta-Learning (Hsu, Levine, Finn 2019).
+
+https://arxiv.org/abs/1810.02334
+
+    z = embedding(x) of every training image
+    P partitions: k-means of z, and of z with each dimension scaled at random (section 2.2)
+    a task: N clusters of one partition, K + Q images of each (algorithm 1)
+
+The embedding is that of the paper's choice; here it is one of
+- the principal components of the pixels (null),
+- the features of the backbone of an earlier run of metarun (`embedding=RUN`), which may itself have been unsupervised,
+- those of a network of torchvision or timm (`network=`), with the weights that `weights=` names.
+
+As in the official code (kylehkhsu/cactus-maml): the first partition is of the embedding as it is, the scales of each other
+one are uniform in [0, 1) for every dimension, k-means starts by k-means++, and a cluster with fewer images than a task needs is left
+out. There Omniglot has 500 clusters of 24,000 images. Differences:
+- The paper's embeddings (BiGAN, ACAI, DeepCluster) are not here.
+- Pixels are reduced to their principal components, without whitening unless `whiten` is set, after images are brought to at most
+  32 pixels a side; the official code whitens all pixels (ZCA).
+- The official code repeats k-means until three quarters of the clusters are large enough; here as many as a task has are enough.
+- Where the data set counts rotated images as further classes, each cluster turned is a further cluster. The images are clustered
+  as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from metarun import files
+from metarun.backbones.pretrained import Pretrained
+from metarun.config.types import FilePath, NameOrPath, PositiveInt, Seed
+from metarun.core import Backbone, Episodes, TaskShape
+from metarun.data.image_batches import generator, to_shape
+from metarun.data.sampler import ClassSampler, uniforms
+from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.table import cache_root
+from metarun.engine import checkpoint
+from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.learner import Learner
+from metarun.runs import seen
+from metarun.target.base import features, with_statistics
+from metarun.unsupervised.base import PseudoTasks
+
+CLUSTER = 40  # images of a cluster on average, where their number is not given; the paper's Omniglot has 48
+MOST = 500  # clusters, where their number is not given
+SIDE = 32  # pixels of an image that principal components are of, at most
+CHUNK = 512  # images that are embedded together
+
+log = logging.getLogger("metarun")
+
+
+class Cactus(PseudoTasks):
+    """Tasks whose classes are clusters of an embedding.
+
+    Args:
+        validation: What the weights are selected on: made-up tasks of the validation images, or the labels of these.
+        clusters: The clusters of the training images; null is one for every 40 images, at most 500.
+        partitions: The clusterings, of which each task takes one.
+        scaled: Whether the partitions after the first are of an embedding with randomly scaled dimensions, instead of
+            other starts of k-means.
+        components: The principal components that an embedding is reduced to; null leaves features as they are.
+        whiten: Whether the components are scaled to the same variance.
+        embedding: A finished run whose backbone embeds the images; null embeds by the pixels, or by `network`.
+        network: A network of a library that embeds the images, torchvision:NAME or timm:NAME.
+        weights: The network's weights: pretrained or a name has the library fetch them, else an address or a file.
+        checksum: The SHA-256 of the file of weights; an address needs it.
+        cluster_seed: The seed of the clusterings, which is not the run's.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        *,
+        validation: Literal["pseudo", "labels"] = "pseudo",
+        clusters: PositiveInt | None = None,
+        partitions: PositiveInt = 10,
+        scaled: bool = True,
+        components: PositiveInt | None = 64,
+        whiten: bool = False,
+        embedding: FilePath | None = None,
+        network: str | None = None,
+        weights: NameOrPath = "pretrained",
+        checksum: str | None = None,
+        cluster_seed: Seed = 0,
+    ) -> None:
+        super().__init__(source, validation)
+        if embedding is not None and network is not None:
+            raise UserError("unsupervised: has both embedding= and network=; take one of them")
+        if embedding is None and network is None and components is None:
+            raise UserError(
+                "unsupervised.components=null: the pixels are many; take a number of components, such as 64"
+            )
+        self.clusters, self.partitions, self.scaled = clusters, partitions, scaled
+        self.components, self.whiten, self.cluster_seed = components, whiten, cluster_seed
+        self.learner: Learner | None = None
+        self.network: Backbone | None = None
+        self.origin: dict[str, Any] = {"embedding": "principal components of the pixels"}
+        if embedding is not None:
+            self.learner = self._trained(embedding)
+        if network is not None:
+            self.network = Pretrained(
+                self.input_shape, name=network, weights=weights, checksum=checksum, standardized=self.normalize
+            )
+            self.origin = {"embedding": network, "sha256": _digest(self.network)}
+        self._partitions: dict[Split, np.ndarray] = {}
+
+    def _trained(self, embedding: str) -> Learner:
+        key = "unsupervised.embedding"
+        held = store.load(Path(embedding), key)
+        state = checkpoint.load(checkpoint.weights_file(key, str(held.origin)))
+        seen.refuse_test_classes(state.get(seen.KEY, {}), self.source, f"{key}={embedding}")
+        self.origin = {"embedding": "backbone of a run", "sha256": checkpoint.digest(held.origin)}
+        result = held.origin.parent / "result.json"
+        if result.is_file():
+            stored = files.read_json(result, "give another run")
+            labels = stored.get("protocol", {}).get("labels_read")
+            self.origin["its labels"] = labels or "it was trained with labels"
+        return Learner(held, "cpu")
+
+    def how(self) -> dict[str, Any]:
+        return {
+            "classes": "clusters",
+            **self.origin,
+            "clusters": self.clusters or self._count("train"),
+            "partitions": self.partitions,
+            "scaled": self.scaled,
+            "components": self.components,
+            "whiten": self.whiten,
+            "cluster_seed": self.cluster_seed,
+        }
+
+    def _count(self, split: Split) -> int:
+        """The number of clusters of a split: that of the training images, in proportion."""
+        images = len(self.pool(split))
+        whole = len(self.pool("train"))
+        clusters = self.clusters or max(2, min(MOST, whole // CLUSTER))
+        return max(2, min(images, round(clusters * images / whole)))
+
+    def embed(self, rows: np.ndarray) -> np.ndarray:
+        """The embedding of images, float32 `[n, D]`."""
+        read = self.reader(torch.device("cpu"))
+
+        def images(chosen: np.ndarray) -> torch.Tensor:
+            return read(chosen[:, None], np.zeros(len(chosen), np.int64))[:, 0]
+
+        def inputs(chosen: np.ndarray) -> torch.Tensor:
+            if self.learner is None:
+                return images(chosen)
+            pixels = self.table.images[chosen]
+            # As the run saw the files of its own data set: the table may hold their negatives.
+            shown = torch.from_numpy(255 - pixels if self.inverted else np.array(pixels))
+            return self.learner.held.preprocessing.of_pixels(shown)
+
+        network = self.network if self.learner is None else self.learner.algorithm.backbone
+        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if network is None:
+            flat = [self._small(images(part)).flatten(1).numpy() for part in parts]
+        else:
+            few = rows[np.linspace(0, len(rows) - 1, min(len(rows), 256)).astype(np.int64)]
+            fixed = with_statistics(network, inputs(few))
+            flat = [features(fixed, inputs(part)).numpy() for part in parts]
+        return np.concatenate(flat).astype(np.float32)
+
+    @staticmethod
+    def _small(x: torch.Tensor) -> torch.Tensor:
+        """Images of at most `SIDE` pixels a side."""
+        shape = (x.shape[1], *(min(side, SIDE) for side in x.shape[2:]))
+        return to_shape(x, shape)
+
+    def partitions_of(self, split: Split) -> np.ndarray:
+        """The cluster of each image of a split's pool in each partition, int64 `[partitions, n]`.
+
+        They are made once, and kept beside the tables of images.
+        """
+        if split not in self._partitions:
+            key = {
+                "fingerprint": self.source.describe()["fingerprint"],
+                "split": split,
+                "clusters": self._count(split),
+                "normalize": self.normalize,
+                **self.how(),
+                "version": 1,
+            }
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+            folder = cache_root()
+            files.make_folder(folder)
+            file = folder / f"clusters-{name}.npz"
+            if not file.is_file():
+                with files.locked(file.with_suffix(".lock"), "unsupervised: another process clusters these images"):
+                    if not file.is_file():
+                        files.save_arrays(file, labels=self._cluster(split))
+            try:
+                with np.load(file) as kept:
+                    self._partitions[split] = kept["labels"].astype(np.int64)
+            except (OSError, ValueError, KeyError) as error:
+                raise UserError(f"{file}: cannot be read ({error}); delete it to have it made again") from error
+        return self._partitions[split]
+
+    def _cluster(self, split: Split) -> np.ndarray:
+        from sklearn.cluster import KMeans
+
+        rows, clusters = self.pool(split), self._count(split)
+        log.info(
+            "unsupervised: %d partitions of %d %s images into %d clusters", self.partitions, len(rows), split, clusters
+        )
+        z = self.embed(rows)
+        if self.components is not None:
+            z = principal_components(z, self.components, self.whiten)
+        found = []
+        for number in range(self.partitions):
+            random = generator("cactus", self.cluster_seed, split, number)
+            scale = random.random(z.shape[1]) if self.scaled and number else np.ones(z.shape[1])
+            model = KMeans(clusters, n_init=1, random_state=int(random.integers(2**31)))
+            found.append(model.fit_predict((z * scale).astype(np.float32)))
+        return np.stack(found)
+
+    def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        pool, labels = self.pool(split), self.partitions_of(split)
+        turned = 4 if self.rotations else 1
+        needed = task.shots + task.queries
+        orders, samplers = [], []
+        for partition in labels:
+            sizes = np.bincount(partition)
+            large = np.flatnonzero(sizes >= needed)
+            if len(large) * turned >= task.ways:
+                orders.append(pool[np.argsort(partition, kind="stable")])
+                offsets = np.concatenate([[0], np.cumsum(sizes)])
+                samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
+        if not samplers:
+            most = max(int((np.bincount(partition) >= needed).sum()) for partition in labels) * turned
+            key = "train.task" if split == "train" else "test.task"
+            raise UserError(
+                f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
+                f"images, and a task needs {task.ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+            )
+        read = self.reader(device)
+        names = torch.arange(task.ways, device=device)
+
+        def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
+            which = int(uniforms(seed, f"{split}/partition", number, number + 1, 1)[0, 0] * len(samplers))
+            places, turns = samplers[which].draw(number, number + 1)
+            return orders[which][places], turns
+
+        def episodes(start: int, stop: int) -> Episodes:
+            rows, turns = (np.concatenate(part) for part in zip(*map(drawn, range(start, stop)), strict=True))
+            x = read(rows, turns)
+
+            def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return part.flatten(1, 2), names.repeat_interleave(part.shape[2]).expand(stop - start, -1)
+
+            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
+
+        return episodes
+
+
+def principal_components(z: np.ndarray, components: int, whiten: bool = False) -> np.ndarray:
+    """The first principal components of points.
+
+    Args:
+        z: The points, `[n, D]`.
+        components: The number of components; at most min(n, D) are returned.
+        whiten: Whether each has unit variance.
+
+    Returns:
+        The centred points in the basis of the largest variances, float32 `[n, components]`.
+    """
+    centred = z.astype(np.float64) - z.mean(0, dtype=np.float64)
+    variances, basis = np.linalg.eigh(centred.T @ centred / len(z))
+    count = min(components, *z.shape)
+    basis, variances = basis[:, ::-1][:, :count], variances[::-1][:count]
+    basis *= np.where(basis[np.abs(basis).argmax(0), np.arange(count)] < 0, -1, 1)  # the sign of an axis is anybody's
+    found: np.ndarray = centred @ basis
+    return (found / np.sqrt(np.maximum(variances, 1e-12)) if whiten else found).astype(np.float32)
+
+
+def _digest(network: Backbone) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(store.tensors(network).items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

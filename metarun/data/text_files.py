@@ -99,7 +99,7 @@ def labelled_texts(
         columns: Which columns hold what.
         encoding: The encoding of the files; None for UTF-8, or UTF-16 with its mark.
         key: What errors begin with: `data`, or another node with the same settings.
-        labels: Whether each text must have a label.
+        labels: Whether each text must have a label; otherwise a column of labels is read where there is one.
 
     Raises:
         UserError: There is no such file, it cannot be read, or it does not say what the texts and the labels are.
@@ -210,7 +210,9 @@ class _Reader:
             raise UserError(f"{self.key}: {path} has no rows")
         names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
         text_column = self._column("text", names, path)
-        label_column = self._column("label", names, path, text_column) if self.labels else None
+        usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
+        optional = usual[0] if len(usual) == 1 else None
+        label_column = self._column("label", names, path, text_column) if self.labels else optional
         group_column = self._chosen("group", names, path) if self.columns.group else None
         part_column = next((name for name in names if name.lower() in PART_COLUMNS), None) if not part else None
         for where, row in rows:
@@ -261,6 +263,8 @@ class _Reader:
             if fit:
                 return fit[0]
         other = next((name for name in names if name.lower() in INTENT_COLUMNS), None) if what == "text" else taken
+        if what == "text" and len(names) == 1 and not self.labels:
+            return names[0]
         if self.columns.label in names and what == "text":
             other = self.columns.label
         rest = [name for name in names if name != other]

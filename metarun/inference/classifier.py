@@ -1,4 +1,4 @@
-"""A classifier of images by scikit-learn's conventions."""
+"""A classifier of images or texts by scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from metarun.core import Batch
 from metarun.errors import UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
-from metarun.inference.image_files import ImageFiles, examples
+from metarun.inference.items import How, Listed, examples, listed, word
 from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
 from metarun.ops.certainty import certainties
 from metarun.progress import progress_bar
@@ -29,7 +30,9 @@ Progress = Callable[[int], None]
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Classifies images by what a learner learns from examples.
+    """Classifies images, or texts, by what a learner learns from examples.
+
+    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them.
 
     Attributes:
         classes_: The classes, sorted where `fit` found them.
@@ -66,14 +69,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if labels is None:
             if not isinstance(images, str | os.PathLike):
                 raise UserError("labels: must be given, one for each image; a folder of class folders needs none")
-            found = examples(images)
-            labels = [entry.name for entry in found for _ in entry.paths]
-            images = [path for entry in found for path in entry.paths]
-        files = arrays.as_files(images)
+            images, labels = examples(images, self._how)
+        files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
         given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
         if given.shape != (number,):
-            raise UserError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
+            raise UserError(
+                f"labels: have the shape {list(given.shape)}, but there are {number} {word(self._how)}; give one each"
+            )
         self.classes_, places = np.unique(given, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
@@ -111,7 +114,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
         """
         network = self._fitted()
-        files = arrays.as_files(images)
+        files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
@@ -162,7 +165,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Returns:
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
         """
-        known = self._embedded([Path(path) for path in self.examples_]) if len(self.labels_) else None
+        known = self._embedded(self.examples_) if len(self.labels_) else None
         asked = self._embedded(images) if known is not None else None
         if known is None or asked is None:
             return None
@@ -186,13 +189,20 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         )
         store.save(Path(path), kept)
 
+    @property
+    def _how(self) -> How:
+        return self.learner.held.preprocessing
+
+    def _listed(self, images: Images) -> Listed | None:
+        return listed(images, self._how)
+
     def _fitted(self) -> base.Classifier:
         if not hasattr(self, "network_"):
             raise NotFittedError("this Classifier has learned no classes yet; call fit(images, labels) first")
         return self.network_
 
     def _readable(self, images: Images) -> np.ndarray:
-        files = arrays.as_files(images)
+        files = self._listed(images)
         scores = self.scores(files or images)
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
@@ -210,17 +220,18 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.cat(parts)
 
     def _inputs(self, images: Images) -> Iterator[Tensor]:
-        return (x for _, x in self._placed(arrays.as_files(images), images))
+        return (x for _, x in self._placed(self._listed(images), images))
 
-    def _placed(self, files: ImageFiles | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
+    def _placed(self, files: Listed | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
         """Network inputs of at most `batch_size` images and their places; of all images at once if `whole`."""
         how, device = self.learner.held.preprocessing, self.learner.device
 
         def parts() -> Iterator[tuple[list[int], np.ndarray]]:
             if files:
-                yield from files.batches(how, self.batch_size)
+                yield from files.batches(how, self.batch_size)  # type: ignore[arg-type]  # they are of the kind that `how` reads
                 return
             start = 0
+            assert isinstance(how, Preprocessing)  # texts are listed, wherever they are
             for pixels in arrays.batches(images, how, self.batch_size):
                 yield list(range(start, start + len(pixels))), pixels
                 start += len(pixels)

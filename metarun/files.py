@@ -46,7 +46,7 @@ def special(path: Path) -> str | None:
         mode = path.stat().st_mode
     except OSError:  # not there, which opening it tells better
         return None
-    kinds = {
+    kinds: dict[str, Callable[[int], bool]] = {
         "a pipe": stat.S_ISFIFO,
         "a socket": stat.S_ISSOCK,
         "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),

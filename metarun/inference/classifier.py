@@ -120,7 +120,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
         with shown as advance:
             for rows, x in self._placed(files, images, whole=network.transductive):
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad():
                     found[rows] = network(x).double().cpu().numpy()
                 advance(int(rows[-1]) + 1)
         return found
@@ -212,7 +212,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def _embedded(self, images: Images) -> Tensor | None:
         parts = []
         for x in self._inputs(images):
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad():
                 part = self._fitted().embedding(x)
             if part is None:
                 return None

@@ -15,6 +15,7 @@ from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.store import Calibration, Stored
 from metarun.ops.calibration import fit_temperature
+from metarun.ops.numerics import full_precision
 from metarun.runs import result
 from metarun.target.base import Classifier, TargetMethod
 
@@ -99,7 +100,8 @@ def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, se
         for which in (part, rest)
     )
     fitted = method.fit(learned, len(train.names))
-    scores: Tensor = fitted(asked.x)
+    with full_precision(asked.x):  # as it will be used
+        scores: Tensor = fitted(asked.x)
     if not scores.isfinite().any(1).all():
         return None
     return fit_temperature(fitted.probabilities(scores).log().cpu().numpy(), asked.y.cpu().numpy())

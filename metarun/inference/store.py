@@ -49,7 +49,7 @@ class Stored:
         blueprint: What the learner is built from.
         preprocessing: What files, or texts, go through.
         weights: The learner's.
-        autocast: The type of mixed precision that it computed in.
+        autocast: The type of mixed precision that learning from examples computes in; predictions are in single precision.
         calibration: How far its probabilities can be trusted.
         origin: Where it came from.
         classes: The names of the classes that were learned; None for a learner alone.

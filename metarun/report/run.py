@@ -43,6 +43,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     tested = "test/acc" in result or "test/mse" in result
     if "target/acc" in result:
         terminal.show(target.table(result))
+        if kept := target.kept(result):
+            print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
     if result.get("train/steps") == 0 and SCORE not in result:

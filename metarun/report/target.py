@@ -32,6 +32,17 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
+def kept(result: dict[str, Any]) -> str:
+    """A line about the classifier that a run keeps, whose own accuracy is not the mean over repeats; empty where there is none."""
+    found = result.get("target/classifier")
+    if found is None:
+        return ""
+    return (
+        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} images: {found['acc']:.2%} of its "
+        f"{result['target/test_images']} test images"
+    )
+
+
 def _value(point: dict[str, Any], name: str) -> str:
     if f"{name}_ci95" not in point:
         return f"{point[name]:.2%}"

@@ -201,7 +201,7 @@ class Target:
         known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
-            scores = classifier(asked.x)
+        scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch
         if not scores.isfinite().any(1).all():
             raise UserError(
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "

@@ -363,3 +363,26 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     assert found["data"]["encoder"]["class"] == "TfIdf"
     assert found["data"]["classes"] == {"train": 6, "val": 2, "test": 2}
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}
+
+
+def test_out_of_scope_queries_are_the_unknown_ones() -> None:
+    """Of the part of the split, in no task a query of a class; ordinary labels do not know them."""
+    source = Clinc150(out_of_scope=True)
+    plain = Clinc150()
+    source.__dict__["pieces"] = torch.arange(len(source.texts.texts))[:, None].expand(-1, 256)
+    for split, count in (("val", 100), ("test", 1000)):
+        first, last = source.table.offsets[source.unknown[split] : source.unknown[split] + 2]  # type: ignore[index]
+        assert last - first == count
+        drawn = source.with_unknown(split, TaskShape(5, 2, 3), 4, 0, CPU)(0, 6)  # type: ignore[arg-type]
+        assert drawn.ways == 9
+        rows = drawn.query_x[:, :, 0].numpy()
+        assert ((first <= rows[:, 15:]) & (rows[:, 15:] < last)).all()
+        assert all(len({*row}) == 12 for row in rows[:, 15:])
+        usual = source.sampler(split, TaskShape(5, 2, 3), 0, CPU)(0, 6)  # type: ignore[arg-type]
+        torch.testing.assert_close(drawn.query_x[:, :15], usual.query_x)
+        again = source.with_unknown(split, TaskShape(5, 2, 3), 4, 0, CPU)(3, 4)  # type: ignore[arg-type]
+        torch.testing.assert_close(again.query_x[0], drawn.query_x[3])
+    assert len(source.labelled(None)) == len(plain.labelled(None))
+    assert source.labelled("test").names == plain.labelled("test").names
+    with pytest.raises(UserError, match=r"unknown_ways=10: times test.task.queries=15 is above the 100 items of no class"):
+        source.with_unknown("val", TaskShape(5, 1, 15), 10, 0, CPU)

@@ -138,5 +138,7 @@ def read_clinc150(root: str | None, may_download: bool) -> tuple[list[LabelledTe
         for part in SPLITS
         for number, (text, label) in enumerate(parts[part])
     ]
-    unknown: dict[Split, list[str]] = {part: [text for text, _ in parts[f"oos_{part}"]] for part in SPLITS}
+    unknown: dict[Split, list[str]] = {
+        part: [text.strip() for text, _ in parts[f"oos_{part}"]] for part in SPLITS if part != "train"
+    }
     return sorted(rows, key=lambda row: row.label), unknown

@@ -96,12 +96,20 @@ class TextSource(TableSource):
             described["parts"] = {
                 part: [sum((row.part or "train") == part for row in own) for own in members.values()] for part in SPLITS
             }
-        sizes = [len(own) for own in members.values()]
+        texts = [[row.text for row in own] for own in members.values()]
+        apart_from_all = dict(unknown or {})
+        texts += apart_from_all.values()
+        if ordinary:  # of what is no class nothing is a part
+            described["parts"] = {
+                part: [*counts_of, *([0] * len(apart_from_all))] for part, counts_of in described["parts"].items()
+            }
+        if apart_from_all:
+            described["of_no_class"] = {split: len(own) for split, own in apart_from_all.items()}
         table = TextTable(
-            [row.text for own in members.values() for row in own],
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            names,
-            [group for group, _ in members],
+            [text for own in texts for text in own],
+            np.cumsum([0, *map(len, texts)]).astype(np.int64),
+            [*names, *(f"of no class, {split}" for split in apart_from_all)],
+            [*(group for group, _ in members), *([""] * len(apart_from_all))],
             described,
         )
         numbers = {name: number for number, name in enumerate(names)}
@@ -111,7 +119,7 @@ class TextSource(TableSource):
             within_group=within_group,
         )
         self.texts: TextTable = table
-        self.unknown = unknown or {}
+        self.unknown = {split: len(names) + place for place, split in enumerate(apart_from_all)}
 
     def items(self, start: int, stop: int, turns: int = 0) -> list[str]:
         return self.texts.texts[start:stop]

@@ -45,6 +45,7 @@ class EncodedSource(TableSource):
         encoder.check(source)
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.unknown = source.unknown
         self.input_shape = (encoder.features,)
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,8 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        task = replace(run.test_task, ways=run.test_task.ways + more)
-        try:
-            return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
-        except UserError as error:
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {task.ways} classes; {error}") from error
+        task, seed, device = run.test_task, run.config.seed, run.hardware.device
+        return {split: run.data.with_unknown(split, task, more, seed, device) for split in ("val", "test")}
 
     def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""

@@ -384,5 +384,7 @@ def test_out_of_scope_queries_are_the_unknown_ones() -> None:
         torch.testing.assert_close(again.query_x[0], drawn.query_x[3])
     assert len(source.labelled(None)) == len(plain.labelled(None))
     assert source.labelled("test").names == plain.labelled("test").names
-    with pytest.raises(UserError, match=r"unknown_ways=10: times test.task.queries=15 is above the 100 items of no class"):
+    with pytest.raises(
+        UserError, match=r"unknown_ways=10: times test.task.queries=15 is above the 100 items of no class"
+    ):
         source.with_unknown("val", TaskShape(5, 1, 15), 10, 0, CPU)

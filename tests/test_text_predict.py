@@ -179,3 +179,19 @@ def test_a_transfer_run_keeps_a_classifier_of_its_texts(tmp_path: Path) -> None:
     exported = metarun("recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}")
     assert exported.status == 2
     assert "reads texts" in exported.err
+
+
+def test_a_network_of_texts_is_kept_with_its_weights(tmp_path: Path) -> None:
+    """MiniLM with drawn weights, trained a step: predicted again from the file it is the same."""
+    for part in ("train", "test"):
+        table(tmp_path / f"data/{part}.csv", [(f"{text} {part}", label) for text, label in worded(WORDS[:2], 2)])
+    outcome = metarun(
+        "recipe=target_only", "target=text", f"target.data.root={tmp_path / 'data'}", "backbone=minilm", "backbone.weights=null",
+        "transfer=lora", "transfer.steps=1", "transfer.batch_size=2", "target.repeats=1", f"outputs={tmp_path}", "name=made",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (found,) = tmp_path.glob("made/*/result.json")
+    classifier = load(found.parent).classifier
+    rows = list(csv.DictReader(io.StringIO((found.parent / "predictions.csv").read_text())))
+    assert [row["file"] for row in rows] == [f"{text} test" for text, _ in worded(WORDS[:2], 2)]
+    assert classifier.predict([row["file"] for row in rows]).tolist() == [row["prediction"] for row in rows]

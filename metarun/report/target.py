@@ -11,15 +11,16 @@ from rich.table import Table
 
 from metarun.report.text import half
 
-MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "auroc": "AUROC"}
+MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Accuracy, balanced accuracy and AUROC of each number of training images."""
+    """Accuracy, balanced accuracy, and macro F1 or AUROC, of each number of training images."""
     curve = result.get("target/curve") or [
         {name.removeprefix("target/"): value for name, value in result.items() if name.startswith("target/")}
     ]
-    known = [name for name in MEASURES if name in curve[0]]
+    # Beside AUROC, which is of two classes, there is no room for macro F1.
+    known = [name for name in MEASURES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
     mode = "transductive" if result["protocol"]["transductive"] else "inductive"
     title = f"target, {len(result['target/classes'])} classes; norm {result['protocol']['norm']}, {mode}; {result['target/interval']}"
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)

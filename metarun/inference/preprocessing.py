@@ -57,6 +57,7 @@ class Preprocessing:
         Returns:
             The preprocessing; None for data that are neither texts nor square images.
         """
+        data = data.underlying
         if texts := TextPreprocessing.of(data, reference):
             return texts
         if isinstance(data, EncodedSource):

@@ -71,8 +71,8 @@ class Predict(Stage):
         classifier, images = self.classifier, self.images
         digest = inputs_digest(run.config, classifier.learner.held, images.paths)
         with run.logger.progress("classifying", len(images.paths)) as advance:
-            scores = classifier.scores(images, advance)
-        found = Predictions(classifier, images, scores)
+            scored = classifier.scored(images, advance)
+        found = Predictions(classifier, images, scored)
         if not found.readable.any():
             path, reason = next((str(path), reason) for path, reason in images.unreadable.items())
             raise UserError(

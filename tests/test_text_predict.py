@@ -175,6 +175,8 @@ def test_a_transfer_run_keeps_a_classifier_of_its_texts(tmp_path: Path) -> None:
     classifier = load(found.parent).classifier
     assert classifier.predict(["one apple", "a cloud"]).tolist() == ["apple", "cloud"]
     assert "items=FILE" in outcome.out
+    assert "18 texts, 18 to test" in outcome.out
+    assert "over the 18 test texts, Wilson" in outcome.out
     assert (found.parent / "predictions.csv").is_file()
     exported = metarun("recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}")
     assert exported.status == 2

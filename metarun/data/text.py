@@ -138,6 +138,9 @@ class TextSource(TableSource):
 
         return read
 
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "items": self.item}
+
     def identities(self, rows: np.ndarray) -> list[str]:
         """The texts themselves."""
         return [self.texts.texts[row] for row in rows]

@@ -13,12 +13,13 @@ from torch import Tensor
 from metarun.backbones.minilm import WIDTH, MiniLM
 from metarun.config.types import NameOrPath
 from metarun.data.text_files import shortened
-from metarun.data.tokens import LENGTH, model_folder, tokenize
+from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
 from metarun.encoders.base import Encoder
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 
 KEY = "encoder.weights"
+PARTS, SMALLEST = 4, 16  # of the texts that are encoded together, parts by their length, none of fewer texts than that
 
 log = logging.getLogger("metarun")
 
@@ -67,8 +68,12 @@ class MiniLMEncoder(Encoder):
         return torch.from_numpy(pieces).long()
 
     def encode(self, items: Tensor) -> Tensor:
-        vectors: Tensor = self.network(items.to(self.device))
-        return vectors
+        # Texts of like lengths go through together, since each batch costs as much as its longest.
+        lengths = (items != PADDING).sum(1)
+        order = lengths.argsort()
+        parts = order.split(max(SMALLEST, -(-len(order) // PARTS)))
+        found = torch.cat([self.network(items[part].to(self.device)) for part in parts])
+        return found[order.argsort().to(found.device)]
 
     def to(self, device: torch.device) -> None:
         self.device = device

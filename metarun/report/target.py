@@ -25,12 +25,17 @@ def table(result: dict[str, Any]) -> Table:
     title = f"target, {len(result['target/classes'])} classes; norm {result['protocol']['norm']}, {mode}; {result['target/interval']}"
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
-        images = f"{point['train_images']} images, " if "train_images" in point else ""
+        images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""
         own = f", over the {point['over']}" if point.get("over") != curve[-1].get("over") else ""
         shown.add_row(f"{images}{point['test_images']} to test{own}", *(_value(point, name) for name in known))
     if "target/chance" in result:
         shown.add_row("the commonest class", f"{result['target/chance']:.2%}", *[""] * (len(known) - 1))
     return shown
+
+
+def kind(result: dict[str, Any]) -> str:
+    """What the items of the target are called: `images` or `texts`."""
+    return "texts" if result.get("target/data", {}).get("items") == "text" else "images"
 
 
 def kept(result: dict[str, Any]) -> str:
@@ -39,8 +44,8 @@ def kept(result: dict[str, Any]) -> str:
     if found is None:
         return ""
     return (
-        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} images: {found['acc']:.2%} of its "
-        f"{result['target/test_images']} test images"
+        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found['acc']:.2%} of its "
+        f"{result['target/test_images']} test {kind(result)}"
     )
 
 

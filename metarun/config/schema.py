@@ -402,6 +402,16 @@ class Config:
         Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
         | None
     ) = None
+    items: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
+                "JSON lines, a folder of .txt files, or - for one a line on stdin."
+            ),
+        ]
+        | None
+    ) = None
     images: (
         Annotated[
             NameOrPath,

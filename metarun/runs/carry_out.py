@@ -237,7 +237,8 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
             "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
             "copies too"
         )
-    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    alone = not any(key == "data" for _, key in named)
+    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
     if config.unsupervised and config.recipe.source:
         sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
     return sources[0], Target(sources[-1], config.target) if node is not None else None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from metarun import files
-from metarun.core import largest
 from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
@@ -83,14 +81,9 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        ways = run.test_task.ways
-        wider = ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more)
-        task = replace(run.test_task, ways=wider, query_dirichlet=None)
-        try:
-            return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
-        except UserError as error:
-            needed = largest(task.ways)
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
+        task = replace(run.test_task, query_dirichlet=None)
+        seed, device = run.config.seed, run.hardware.device
+        return {split: run.data.with_unknown(split, task, more, seed, device) for split in ("val", "test")}
 
     def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""

@@ -57,6 +57,9 @@ class DataSource(Checked, ABC):
     configured_by = "data"
     kind: Literal["classification", "regression"]
     item: Item = "vector"
+    classes_in: tuple[str, ...] | None = (
+        None  # the collections for pretraining that have (some of) its classes; None: not known
+    )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
 

@@ -65,7 +65,7 @@ class MetaTest(Stage):
         if observed is not None:
             run.result |= self._probabilities(run, scores, observed, number)
         self._record(run, scores)
-        if settings.baseline_episodes:
+        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
             run.result |= self._baseline(run, steps)
         if not scores.power:
             ways = run.test_task.ways

@@ -229,6 +229,15 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
+    views: Annotated[
+        int,
+        Interval(ge=1, le=1000),
+        Unit("copies"),
+        Doc(
+            "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
+            "`augment`. Training is changed by it too."
+        ),
+    ] = 1
     task: TestTaskChange = field(default_factory=TestTaskChange)
 
 

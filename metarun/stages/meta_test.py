@@ -11,6 +11,7 @@ from metarun import files
 from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
@@ -36,6 +37,7 @@ class MetaTest(Stage):
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
                 self.validation = run.episodes("val", task, device)
         self.with_unknown = self._with_unknown(run)
+        self.views = self._views(run)
 
     def execute(self, run: Run) -> None:
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
@@ -44,7 +46,7 @@ class MetaTest(Stage):
         observed, number = None, run.learner.settings.validate_episodes
         if self.classifies:
             temperature = self.validation and validation_temperature(
-                algorithm, self.validation, number, run.test_task, hardware
+                algorithm, self.validation, number, run.test_task, hardware, self.views
             )
             observed = Observed(settings.episodes, temperature)
         with run.logger.progress("testing", settings.episodes) as advance:
@@ -58,6 +60,7 @@ class MetaTest(Stage):
                 measure=True,
                 observe=observed,
                 curves=not run.test_task.varies,
+                views=self.views,
             )
         run.result |= summary(scores, result.TEST) | own_measures(scores)
         if observed is not None:
@@ -84,6 +87,24 @@ class MetaTest(Stage):
         task = replace(run.test_task, query_dirichlet=None)
         seed, device = run.config.seed, run.hardware.device
         return {split: run.data.with_unknown(split, task, more, seed, device) for split in ("val", "test")}
+
+    def _views(self, run: Run) -> Views | None:
+        """The copies of test tasks that `test.views` asks for."""
+        count = run.config.test.views
+        if count == 1:
+            return None
+        if not self.classifies:
+            raise UserError(
+                f"test.views={count}: averages probabilities, but the data are regression tasks; leave it at 1"
+            )
+        if run.data.item != "image":
+            raise UserError(
+                f"test.views={count}: changes images, but the items are {run.data.item}s; leave it at 1 (encoder.views has changed "
+                "copies of what is encoded)"
+            )
+        if run.augment is None:
+            raise UserError(f"test.views={count}: needs changes to average over; add augment=standard")
+        return Views(run.augment, count, run.config.seed, run.hardware)
 
     def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""
@@ -128,10 +149,13 @@ class MetaTest(Stage):
         algorithm.to(hardware.device)
         algorithm.vectorize = hardware.vectorize
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
-        return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
+        count = run.config.test.baseline_episodes
+        return summary(evaluate(algorithm, self.episodes, count, hardware, steps, views=self.views), kind)
 
     def protocol(self, run: Run) -> dict[str, Any]:
         found: dict[str, Any] = {"test": run.test_task.describe()}
+        if self.views is not None:
+            found["test_views"] = self.views.count
         if run.test_task.unlabelled:
             found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
         return found

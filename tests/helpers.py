@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +34,16 @@ def choices(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def compose(*overrides: str) -> DictConfig:
-    """The config that a command line makes, without the presets of particular data."""
-    assert schema.Config  # its import registers the schema
+@functools.cache
+def _composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides=["~preset", *overrides])
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config that a command line makes, without the presets of particular data; composed once for all tests of a process."""
+    assert schema.Config  # its import registers the schema
+    return copy.deepcopy(_composed(*overrides))
 
 
 def table(images: np.ndarray, sizes: list[int], groups: list[str] | None = None) -> Table:

@@ -139,6 +139,23 @@ class TaskChange:
 
 
 @dataclass
+class TestTaskChange(TaskChange):
+    """What differs from `task` while validating and testing; null is the same."""
+
+    query_dirichlet: (
+        Annotated[
+            float,
+            Interval(gt=0),
+            Doc(
+                "The concentration of the Dirichlet distribution that divides a task's queries, ways * queries, among its classes "
+                "(2 in alpha-TIM's paper); null has equally many of each class."
+            ),
+        ]
+        | None
+    ) = None
+
+
+@dataclass
 class TrainTaskChange(TaskChange):
     """What differs from `task` while training; null is the same. Some methods train on support examples alone."""
 
@@ -226,7 +243,7 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
-    task: TaskChange = field(default_factory=TaskChange)
+    task: TestTaskChange = field(default_factory=TestTaskChange)
 
 
 @dataclass

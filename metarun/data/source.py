@@ -15,6 +15,7 @@ import torch
 from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.imbalanced import ImbalancedSampler
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
@@ -56,6 +57,9 @@ class DataSource(Checked, ABC):
     configured_by = "data"
     kind: Literal["classification", "regression"]
     item: Item = "vector"
+    classes_in: tuple[str, ...] | None = (
+        None  # the collections for pretraining that have (some of) its classes; None: not known
+    )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
 
@@ -176,6 +180,10 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
         ways = largest(task.ways)
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
@@ -222,6 +230,8 @@ class TableSource(DataSource):
         read = self.reader(device)
         if not task.plain:
             return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
         draw = ClassSampler(*given).draw
         ways, shots = largest(task.ways), largest(task.shots)
         labels = torch.arange(ways, device=device)

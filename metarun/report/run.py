@@ -47,6 +47,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+    if encoder := result["protocol"].get("encoder"):
+        print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
         print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
     elif "train/steps" in result:
@@ -60,6 +62,17 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
+
+
+def pretraining(encoder: dict[str, Any]) -> str:
+    """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if encoder["saw"] is None:
+        return "of whose pretraining nothing is known"
+    whether = {
+        "yes": "which has classes that are tested on",
+        "no": "which has none of the classes that are tested on",
+    }.get(encoder["saw_these_classes"], "which may have classes that are tested on")
+    return f"pretrained on {encoder['saw']}, {whether}"
 
 
 def subject(folder: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +30,7 @@ from metarun.core import (
 )
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
-from metarun.data.source import DataSource, Split
+from metarun.data.source import DataSource, Split, TableSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -136,6 +137,35 @@ def seen_before(run: Run) -> seen.Seen:
     return known
 
 
+def trained_on(run: Run, tested: Labelled) -> int:
+    """How many of the target's images `tested` the source's training has among its own, where both are one data set."""
+    data, target = run.data, run.target
+    if target is None or not isinstance(data, TableSource) or not isinstance(target.source, TableSource):
+        return 0
+    own, other = data.table, target.source.table
+    if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
+        return 0
+    rows: set[int] = set()
+    for learner in run.learners.values():
+        if learner.sampler is not None and learner.settings.steps:
+            on_images = learner.task is None and learner.settings.validate_on == "images"
+            split = run.training_split if on_images else "train"
+            part = training_images(data, "images" if on_images else "episodes", split)
+            rows |= set(part.rows.tolist())
+    return len(rows & set(tested.rows.tolist()))
+
+
+def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns of such images; the fact for the protocol, empty where there are none."""
+    if not (count := trained_on(run, tested)):
+        return {}
+    log.warning(
+        "target: the source's training sees %d of its test images, so that the accuracy says nothing of images not seen before",
+        count,
+    )
+    return {"test_images_trained_on": count}
+
+
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
     """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
 
@@ -155,7 +185,7 @@ def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) ->
             f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
             "use recipe=domain_adaptation target=digits, say"
         )
-    images = training_images(run.data, learner.settings.validate_on, split)
+    images = training_images(run.data, learner.settings.validate_on, split).with_views()
     second = target.train if reads and target else None
     if reads and target:
         learner.seen = seen.merged(learner.seen, seen.classes(target.source, None))
@@ -305,6 +335,8 @@ def check_training(
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks."""
     check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
     if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
         raise UserError(
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "

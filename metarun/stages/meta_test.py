@@ -65,7 +65,7 @@ class MetaTest(Stage):
         if observed is not None:
             run.result |= self._probabilities(run, scores, observed, number)
         self._record(run, scores)
-        if settings.baseline_episodes:
+        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
             run.result |= self._baseline(run, steps)
         if not scores.power:
             ways = run.test_task.ways
@@ -84,7 +84,8 @@ class MetaTest(Stage):
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
         ways = run.test_task.ways
-        task = replace(run.test_task, ways=ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more))
+        wider = ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more)
+        task = replace(run.test_task, ways=wider, query_dirichlet=None)
         try:
             return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
         except UserError as error:

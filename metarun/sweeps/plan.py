@@ -143,10 +143,8 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     numbers = job.result if outcome.status == 0 and job.finished else {}
     if measured := result.tested(numbers):
-        number, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
-        text = (
-            f"{measured.partition('/')[0]} {numbers[measured]:{number}} {half(numbers[measured + result.CI95], width)}"
-        )
+        form, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
+        text = f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[measured + result.CI95], width)}"
     else:
         text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

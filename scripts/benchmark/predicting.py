@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from metarun.core import Spec
+from metarun.engine.hardware import keep_freed_memory
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.classifier import Classifier
 from metarun.inference.image_files import ImageFiles
@@ -82,6 +83,7 @@ def predicting(work: Work, rounds: int, seconds: float) -> dict[str, Any]:
     """
     model = classifier(work)
     torch.set_num_threads(1)
+    keep_freed_memory()
     size = model.batch_size
     pixels = np.random.default_rng(2).integers(0, 256, (size, 3, work.size, work.size), dtype=np.uint8)
     ready = model.learner.held.preprocessing.inputs(pixels, CPU)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 import metarun as metarun_api
 from metarun.core import TaskShape
-from metarun.engine.probabilities import known_and_unknown, tell_apart, with_unknown
+from metarun.engine.probabilities import KNOWN, UNKNOWN, known_and_unknown, tell_apart, with_unknown
 from metarun.ops.certainty import auroc, threshold
 
 SMALL = [
@@ -51,7 +51,8 @@ def test_a_threshold_keeps_its_share_and_no_higher_one_does(n: int) -> None:
 
 def test_unknown_queries_come_last_and_their_support_images_are_left_out() -> None:
     drawn = episodes(toy_images(), TaskShape(5, 2, 3), 2)
-    found = with_unknown(drawn, 3)
+    found, kinds = with_unknown(drawn, 2)
+    assert kinds.tolist() == [[KNOWN] * 9 + [UNKNOWN] * 6] * 2
     assert found.ways == 3
     torch.testing.assert_close(found.support_x, drawn.support_x[:, :6])
     torch.testing.assert_close(found.query_x, drawn.query_x)
@@ -63,7 +64,9 @@ def test_certainties_tell_classes_that_are_easily_told() -> None:
     source = toy_images()
     algorithm = build(compose("algo=protonet", "backbone.channels=8"), source)
     sides = [
-        known_and_unknown(algorithm, source.sampler(split, TaskShape(5, 5, 5), 0, torch.device("cpu")), 6, 3, None, hardware())
+        known_and_unknown(
+            algorithm, source.sampler(split, TaskShape(5, 5, 5), 0, torch.device("cpu")), 6, TaskShape(3, 5, 5), 2, None, hardware()
+        )
         for split in ("val", "test")
     ]  # fmt: skip
     known, unknown = sides[1]

@@ -227,6 +227,11 @@ class Train:
     ] = 60.0
 
 
+OF_ONE_SET = Annotated[
+    int | None, Ge(1), Doc("Of the tasks of this data set alone, where they differ from the others' (`test.task`).")
+]
+
+
 @dataclass
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
@@ -253,6 +258,14 @@ class Test:
         ),
     ] = 1
     task: TestTaskChange = field(default_factory=TestTaskChange)
+    data: Annotated[
+        dict[str, Any],
+        Given(beside=dict.fromkeys(("ways", "shots", "queries"), OF_ONE_SET), many=True),
+        Doc(
+            "The data sets to test on, each in a test of its own: test.data=[omniglot,caltech101]; none is the test classes of "
+            "what is trained on. test.data.NAME has the settings of one, and ways, shots and queries of its tasks."
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass

@@ -243,9 +243,9 @@ def test_folders_are_one_to_one_with_what_was_overridden() -> None:
             ["a=" + "long" * 60], ["a=" + "long" * 61], ["a=x", "b=default"], ["a=12345678"]]  # fmt: skip
     names = [folder_name(each, True) for each in sets]
     assert len({name.lower() for name in names}) == len(names)
-    assert all(
-        re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) and len(name) <= 72 for name in names
-    ), names
+    assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) and len(name) <= 72 for name in names), (
+        names
+    )
     assert not any(re.search(r"__\d{1,5}$", name) for name in names)  # as repeats are called
     assert folder_name(["seed=1", "seed=2"], True) == folder_name(["seed=2"], True)
 

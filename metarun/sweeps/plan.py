@@ -144,7 +144,9 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     numbers = job.result if outcome.status == 0 and job.finished else {}
     if measured := result.tested(numbers):
         number, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
-        text = f"{measured.partition('/')[0]} {numbers[measured]:{number}} {half(numbers[measured + result.CI95], width)}"
+        text = (
+            f"{measured.partition('/')[0]} {numbers[measured]:{number}} {half(numbers[measured + result.CI95], width)}"
+        )
     else:
         text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

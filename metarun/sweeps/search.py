@@ -245,7 +245,9 @@ def sweep(
     plan.check_jobs(possible)
     root = possible[0][0].folder.parent
     if dry_run:
-        print(f"search   {trials} trials of {', '.join(space)}{plan.estimate(root, trials)}\nfolder   {shell_path(root)}")
+        print(
+            f"search   {trials} trials of {', '.join(space)}{plan.estimate(root, trials)}\nfolder   {shell_path(root)}"
+        )
         return
     files.make_folder(root)
     waiting = (

@@ -404,7 +404,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
-    source = run.data if run.config.recipe.source and not run.target else run.target.source if run.target else run.data
+    source = run.target.source if run.target else run.data.underlying
     if isinstance(source, EncodedSource):
         found["encoder"] = source.saw()
     if run.config.recipe.source:

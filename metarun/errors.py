@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit status 2, no traceback."""
 
 
+class InputError(UserError, ValueError):
+    """What was given from Python is no input; a `ValueError` too, as callers of scikit-learn's estimators expect."""
+
+
 class JobRefused(UserError):
     """A job of a sweep that cannot be run as it is.
 

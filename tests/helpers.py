@@ -65,7 +65,9 @@ def toy_images(*, signal: float = 1.0, classes: int = 12, per_class: int = 20, r
 
 def episodes(source: DataSource, task: TaskShape, tasks: int, split: Split = "train", start: int = 0) -> Episodes:
     """`tasks` episodes of `source`."""
-    return source.sampler(split, task, 0, CPU)(start, start + tasks)
+    found = source.sampler(split, task, 0, CPU)(start, start + tasks)
+    assert isinstance(found, Episodes)
+    return found
 
 
 def build(config: DictConfig, source: DataSource, vectorize: bool = False) -> Algorithm:
@@ -103,8 +105,14 @@ class Replays:
 
 def double(episodes: Episodes) -> Episodes:
     """The same episodes with float64 inputs and targets; labels stay integers."""
-    tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in episodes.tensors]
-    return Episodes(*tensors, ways=episodes.ways)
+    tensors = episodes.named_tensors.values()
+    return episodes.with_tensors(tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def alone(source: DataSource, task: TaskShape, tasks: int, split: Split = "train") -> list[Episodes]:
+    """The first `tasks` episodes of `source`, each drawn by itself, in double precision."""
+    draw = source.sampler(split, task, 0, CPU)
+    return [double(one) for number in range(tasks) for one in draw(number, number + 1).split(1)]
 
 
 def with_(episodes: Episodes, **changes: Tensor) -> Episodes:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,9 @@ from PIL import Image
 from shell import Outcome, killed_at_files, make_images, metarun, result
 
 from metarun.inference import store
+from metarun.inference.image_files import ImageFiles
 from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
 from metarun.report.next_steps import next_steps
 
 EPISODIC = [
@@ -224,6 +227,25 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, e
     assert result(folder_of(tmp_path))["predict/ignored"] == 1
 
 
+def test_deep_images_that_become_almost_black_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    how = Preprocessing(8, 1, None, False, (0.0,), (1.0,), (1, 8, 8))
+    for name, most in (("full", 65535), ("twelve", 4095)):
+        image = np.linspace(0, most, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    with caplog.at_level("WARNING", "metarun"):
+        assert len(list(ImageFiles([tmp_path / "full.png"], [None]).batches(how, 4))) == 1
+        assert not caplog.records
+        list(ImageFiles([tmp_path / "twelve.png"], [None]).batches(replace(how, values=(0.0, 4095.0)), 4))
+        assert not caplog.records
+        list(ImageFiles([tmp_path / "twelve.png"], [None]).batches(how, 4))
+    (record,) = caplog.records
+    assert "1 of 16 bits or more have values from 0 to 4095" in record.getMessage()
+    (gone := tmp_path / "gone.png").symlink_to("nowhere.png")
+    files = ImageFiles([gone], [None])
+    assert not list(files.batches(how, 4))
+    assert files.unreadable == {gone: "there is no such file"}
+
+
 def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     images = kinds(tmp_path / "images", {"a": 3})
@@ -270,7 +292,11 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
         ({"support": "one"}, "has one class alone (ash)"),
         ({"support": "hollow"}, "the class folder"),
         ({"unknown": "auto"}, "unknown=auto: the run chose no threshold"),
-        ({"unknown": "1.5"}, "unknown=1.5: must be auto, off, or a probability from 0 to 1"),
+        ({"unknown": "energy"}, "unknown=energy: the run chose no threshold"),
+        (
+            {"unknown": "1.5"},
+            "unknown=1.5: must be auto, off, max_probability, energy, prototype_distance, or a probability",
+        ),
         ({"checkpoint": "foreign.pt"}, "is no classifier file of metarun"),
         ({"checkpoint": "damaged.pt"}, "cannot be read, it is damaged"),
         ({"checkpoint": "newer.pt"}, "was written by metarun 9.9 (format 99)"),

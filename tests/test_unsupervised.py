@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from helpers import CPU, build, compose, table
 from shell import make_images, metarun, result, run_folder
 
+from metarun.config.schema import ENCODING_DEFAULTS
 from metarun.core import Episodes, TaskShape
 from metarun.data.source import ImageSource
+from metarun.encoders.base import Encoder, Encoding
+from metarun.encoders.encoded import EncodedSource
 from metarun.errors import UserError
 from metarun.ops.prototypes import class_means, negative_squared_distances
 from metarun.report.published import find
@@ -295,7 +298,7 @@ def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
             ["data.labels=none"],
             "data.labels: these data have no such setting; to train without labels take unsupervised=umtra",
         ),
-        (["data=sinusoid", "unsupervised=umtra", "algo=maml", "backbone=mlp"], "unsupervised: makes tasks of images"),
+        (["data=sinusoid", "unsupervised=umtra", "algo=maml", "backbone=mlp"], "unsupervised: makes tasks of items"),
         (["unsupervised=umtra", "algo=baseline"], "unsupervised: withholds the labels"),
         (["unsupervised=umtr"], "unsupervised=umtr: there is no such choice; did you mean umtra"),
         (["unsupervised=umtra", "unsupervised.shif=1"], "unsupervised.shif"),
@@ -345,3 +348,22 @@ def test_a_librarys_network_embeds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(set(map(tuple, data.partitions_of("train").T))) == 12
     with pytest.raises(UserError, match="both embedding= and network="):
         cactus(source(), network="timm:some", embedding=str(tmp_path))
+
+
+def test_vectors_of_an_encoder_are_clustered_and_not_distorted() -> None:
+    class Flat(Encoder):
+        item, features = "image", 144
+
+        def identity(self) -> dict[str, Any]:
+            return {}
+
+        def encode(self, items: Any) -> torch.Tensor:
+            return torch.from_numpy(np.array(items)).float().flatten(1)
+
+    data = EncodedSource(source(), Flat(), Encoding(**ENCODING_DEFAULTS))
+    clustered = cactus(data)
+    assert len(set(map(tuple, clustered.partitions_of("train").T))) == 12
+    assert tasks(clustered).support_x.shape == (4, 10, *data.input_shape)
+    same(tasks(clustered, "test"), tasks(data, "test"))
+    with pytest.raises(UserError, match="distorts images, but the items are vectors"):
+        umtra(data)

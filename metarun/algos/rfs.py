@@ -91,6 +91,7 @@ class RFS(Baseline):
         distill_temperature: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(backbone, spec)
+        self.head.requires_grad_(distill or not backbone.identity)  # which trains the backbone alone
         self.cost, self.alpha, self.beta, self.temperature = cost, alpha, beta, distill_temperature
         self.teacher: nn.ModuleDict | None = None
         if distill:

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Unit
 from annotated_types import doc as Doc
 
 __all__ = [
+    "Count",
     "Doc",
     "DropRate",
     "FilePath",
@@ -62,6 +63,19 @@ class Given:
     names: tuple[str, ...] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Count:
+    """The value is a whole number, or a list of the least and the largest of a range that each task draws from.
+
+    Args:
+        least: The least number that is allowed.
+        optional: Whether null is allowed.
+    """
+
+    least: int
+    optional: bool = False
 
 
 PositiveInt = Annotated[int, Ge(1)]

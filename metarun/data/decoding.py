@@ -105,8 +105,10 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
     except Exception as error:  # the decoders raise whatever a broken file provokes
         if isinstance(error, OSError) and error.errno is not None and path.exists():
             raise  # of the disk, not of the image
-        unknown = isinstance(error, UnidentifiedImageError)
-        raise UnreadableImage("no image that Pillow knows" if unknown else str(error)) from error
+        if isinstance(error, UnidentifiedImageError):
+            raise UnreadableImage("no image that Pillow knows") from error
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableImage("there is no such file" if missing else str(error)) from error
 
 
 def decode(

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 
 from metarun.config.checked import Checked
-from metarun.core import Episodes, TaskShape
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.imbalanced import ImbalancedSampler
 from metarun.data.sampler import ClassSampler
 from metarun.data.table import ItemTable, Table
+from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
 from metarun.text import printable
 
 Split = Literal["train", "val", "test"]
 Item = Literal["image", "text", "vector"]  # the kinds of items; an encoder turns one of the first two into the third
-EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to `stop`, on the device
+# The episodes from `start` to `stop`, on the device. Only tasks of `TaskShape.varies` are ever of several shapes.
+EpisodeSampler = Callable[[int, int], Episodes | MixedEpisodes]
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
@@ -54,6 +57,9 @@ class DataSource(Checked, ABC):
     configured_by = "data"
     kind: Literal["classification", "regression"]
     item: Item = "vector"
+    classes_in: tuple[str, ...] | None = (
+        None  # the collections for pretraining that have (some of) its classes; None: not known
+    )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
 
@@ -77,13 +83,6 @@ class DataSource(Checked, ABC):
         """Whether the data set itself says which labelled images are for testing."""
         return False
 
-    def make_ready(self, device: torch.device) -> None:
-        """Computes what lies between a table and its items, if anything, before the first item is asked for.
-
-        Args:
-            device: Where it is computed.
-        """
-
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
         return f"episodes of the {PURPOSE[split]} classes"
@@ -92,6 +91,18 @@ class DataSource(Checked, ABC):
     def labels_read(self) -> str:
         """Which labels are read before the test, in words; an empty string where nothing is withheld."""
         return ""
+
+    @property
+    def underlying(self) -> DataSource:
+        """The data set whose items these are, where only its tasks are other ones; else itself."""
+        return self
+
+    def make_ready(self, device: torch.device) -> None:
+        """Computes what lies between a table and its items, if anything, before the first item is asked for.
+
+        Args:
+            device: Where it is computed.
+        """
 
 
 class NoData(DataSource):
@@ -169,44 +180,61 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
-        if task.ways == 1:
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
+        ways = largest(task.ways)
+        if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1
         counts = {one: len(where) * turned for one, where in self.splits.items()}
-        if counts[split] < task.ways:
+        if counts[split] < ways:
             total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
-            take = f"take task.ways={fits}, or more classes" if fits > 1 else "take more classes"
+            fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
+            take = f"take task.ways={fitting}, or more classes" if fits > 1 else "take more classes"
             raise UserError(
-                f"task: ways = {task.ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
+                f"task: ways = {ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
                 f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
                 "apart: recipe=target_only target=folder target.data.root=FOLDER"
             )
-        sizes = self.table.sizes[self.splits[split]]
-        needed = task.shots + task.queries
-        if sizes.min() < needed:
-            smallest = self.table.names[self.splits[split][int(sizes.argmin())]]
+        if counts[split] < ways + task.distractors:
             raise UserError(
-                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {sizes.min()} images "
-                f"of the smallest class of the {split} split, {printable(smallest)}; lower {key}.shots or {key}.queries"
+                f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
+                f"{split} split; take at most {counts[split] - ways}"
             )
+        sizes = self.table.sizes[self.splits[split]]
+        found = shortage(task, sizes)
+        if found is None:
+            return
+        smallest = printable(self.table.names[self.splits[split][found[0]]])
+        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
+        lower = " or ".join(f"{key}.{name}" for name in names)
+        # Ranges let a small class serve with what it has.
+        drawn = [
+            f"{key}.{name}=[1,{count}]"
+            for name, count in (("shots", task.shots), ("queries", task.queries))
+            if task.plain and isinstance(count, int) and count > 1
+        ]
+        draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
+        raise UserError(f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}")
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.splits[split]
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
-        draw = ClassSampler(
-            offsets=self.table.offsets,
-            classes=classes,
-            task=task,
-            seed=seed,
-            split=split,
-            rotations=4 if self.rotations else 1,
-            groups=np.unique(names, return_inverse=True)[1] if self.within_group else None,
-        ).draw
+        groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
+        given = (self.table.offsets, classes, task, seed, split, 4 if self.rotations else 1, groups)
         read = self.reader(device)
-        labels = torch.arange(task.ways, device=device)
+        if not task.plain:
+            return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
+        draw = ClassSampler(*given).draw
+        ways, shots = largest(task.ways), largest(task.shots)
+        labels = torch.arange(ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
             x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
@@ -216,7 +244,7 @@ class TableSource(DataSource):
                 per_way = part.shape[2]
                 return part.flatten(1, 2), labels.repeat_interleave(per_way).expand(tasks, -1)
 
-            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
+            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
 
         return episodes
 

@@ -85,6 +85,10 @@ class Encoder(Checked, ABC):
             float32 `[n, features]`, on the encoder's device. Gradients are not wanted.
         """
 
+    def __str__(self) -> str:
+        """What it is, for a line at the beginning of a run."""
+        return type(self).__name__
+
     def __call__(self, items: Any) -> Tensor:
         """The vectors float32 `[n, features]` of items, as `prepare` takes them."""
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,8 @@ from metarun.data.source import DataSource, TableSource
 from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource, training_items
 from metarun.errors import UserError
+
+log = logging.getLogger("metarun")
 
 
 def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
@@ -51,4 +54,5 @@ def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
         tables.append(source)
     if encoder.fitted:
         encoder.fit(training_items(tables[0]))
+    log.info("encoder: %s", encoder)
     return [EncodedSource(source, encoder, encoding) for source in tables]

@@ -83,6 +83,8 @@ class EncodedSource(TableSource):
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.
 
+        Of a changed copy the turns are 4 times its number more.
+
         Args:
             device: Where the vectors shall lie.
             reference: The rows that the mean is taken over, see `mean`.
@@ -91,10 +93,10 @@ class EncodedSource(TableSource):
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             table, mean = self._table(device), torch.from_numpy(self.mean(reference)).to(device)
-            copies = np.broadcast_to((turns * views)[..., None], rows.shape)
+            copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
-                copies = copies + drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(np.ascontiguousarray(each)).to(table.device) for each in (rows, copies))
+                copies += drawn_views(drawn, rows, views)
+            where = (torch.from_numpy(each).to(table.device) for each in (rows, copies))
             return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
 
         return read
@@ -115,7 +117,17 @@ class EncodedSource(TableSource):
         return super(EncodedSource, drawing).sampler(split, task, seed, device)
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
-        return replace(self.source.labelled(part, split), reader=self.reader)
+        return replace(self.source.labelled(part, split), reader=self.reader, views=self.encoding.views)
+
+    def saw(self) -> dict[str, Any]:
+        """What `result.json` says of the encoder's pretraining, under `protocol`."""
+        known, saw = self.source.classes_in, self.encoding.saw
+        told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
+        return {
+            "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
+            "saw": saw,
+            "saw_these_classes": told,
+        }
 
     @property
     def has_test_part(self) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from metarun.backbones.libraries import Wanted, build
 from metarun.config.types import NameOrPath, PositiveInt, Share
 from metarun.encoders.images import ImageEncoder, described
-
-log = logging.getLogger("metarun")
 
 
 class Pretrained(ImageEncoder):
@@ -41,14 +38,14 @@ class Pretrained(ImageEncoder):
         built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
         recipe = replace(built.recipe, image_size=image_size or built.recipe.image_size, crop=crop or built.recipe.crop)
         self.settle(built.network, recipe)
-        told = described(recipe)
-        log.info(
-            "encoder: %s, %d features; images: %s", name, self.features, ", ".join(f"{k} {v}" for k, v in told.items())
-        )
 
     @property
     def name(self) -> str:
         return self._name
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {value}" for name, value in described(self.recipe).items())
+        return f"{self.name}, {self.features} features; images: {told}"
 
     def blueprint(self) -> dict[str, object]:
         return {**self.settings, "weights": None, "checksum": None, "weights_prefix": None}

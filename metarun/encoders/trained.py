@@ -114,7 +114,7 @@ def _of_run(origin: str) -> dict[str, Any]:
     folder = checkpoint.weights_file("encoder.from", origin).parent
     if not (folder / result.FILE).is_file():
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
-    learner = json.loads((folder / result.FILE).read_text()).get(result.LEARNER)
+    learner = json.loads((folder / result.FILE).read_text(encoding="utf-8")).get(result.LEARNER)
     if learner is None:
         raise UserError(
             f"{key}: the run does not say how its images are read; it is of vectors, texts or an older version"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import construct
@@ -64,6 +65,11 @@ class Blueprint:
         nodes = {name: values[name] for name in ("algo", "backbone", "transfer")}
         check_classes(OmegaConf.create(nodes), origin, OmegaConf.create({}))
         return found
+
+    @property
+    def uses_method(self) -> bool:
+        """Whether the way with labelled examples is the method's own."""
+        return bool(getattr(get_class(self.transfer["_target_"]), "uses_method", False))
 
     def describe(self) -> dict[str, Any]:
         """JSON values."""

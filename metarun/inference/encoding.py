@@ -31,12 +31,12 @@ class EncoderStep:
 
     encoder: Encoder
     transform: str
-    mean: np.ndarray
+    mean: Tensor
 
     @classmethod
     def of(cls, data: EncodedSource, reference: np.ndarray | None) -> EncoderStep:
         """That of an encoded data set; `reference` are the rows that the mean is taken over, None for its training items."""
-        return cls(data.encoder, data.encoding.transform, data.mean(reference))
+        return cls(data.encoder, data.encoding.transform, torch.from_numpy(data.mean(reference)))
 
     @classmethod
     def stored(cls, values: dict[str, Any], origin: Path, tensors: dict[str, Tensor] | None) -> EncoderStep:
@@ -62,7 +62,7 @@ class EncoderStep:
                 "of a run with a target, which holds them"
             )
         mean = values["mean"] or [0.0] * encoder.features
-        return cls(encoder, values["transform"], np.array(mean, dtype=np.float32))
+        return cls(encoder, values["transform"], torch.tensor(mean))
 
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json` and for a classifier file."""
@@ -94,4 +94,4 @@ class EncoderStep:
         return self._finished(encode(pixels))
 
     def _finished(self, x: Tensor) -> Tensor:
-        return transformed(x.float(), torch.from_numpy(self.mean).to(x.device), self.transform)
+        return transformed(x.float(), self.mean.to(x.device), self.transform)

@@ -31,11 +31,14 @@ def kept_learner(run: Run) -> dict[str, Any] | None:
         return None
     told = run.result.get(result.key(result.TEST, result.CALIBRATION), {})
     unknown = run.result.get(result.key(result.TEST, result.UNKNOWN), {})
+    blueprint = Blueprint.of(run.config, run.learner.built_from, run.algorithm)
+    # They were fitted on what the method itself says of episodes, and mean nothing to another way with examples.
+    told, unknown = (told, unknown) if blueprint.uses_method else ({}, {})
     calibration = Calibration(told.get("temperature"), unknown.get("thresholds", {}), unknown.get("certainty"))
     continued = run.config.checkpoint if any(stage.needs_checkpoint for stage in run.stages) else None
     return {
         "format": store.FORMAT,
-        "blueprint": Blueprint.of(run.config, run.learner.built_from, run.algorithm).describe(),
+        "blueprint": blueprint.describe(),
         "preprocessing": preprocessing.describe(),
         "autocast": autocast(run),
         "calibration": vars(calibration),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metarun.inference.classifier import Classifier
+from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.image_files import ImageFiles
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
@@ -31,15 +31,16 @@ class Predictions:
         images: The files.
         readable: Which files could be read, bool `[n]`; the arrays below are of the m that could.
         paths: Their paths.
-        scores: `[m, classes]` float64.
+        scored: What the network said of them.
         truth: The class of each as a place in the classifier's classes, int64 `[m]`; -1 where it is not known.
     """
 
-    def __init__(self, classifier: Classifier, images: ImageFiles, scores: np.ndarray) -> None:
+    def __init__(self, classifier: Classifier, images: ImageFiles, scored: Scored) -> None:
         self.classifier, self.images = classifier, images
-        self.readable = ~np.isnan(scores).all(1)
+        self.readable = ~np.isnan(scored.scores).all(1)
         self.paths = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
-        self.scores = scores[self.readable]
+        near = scored.nearness
+        self.scored = Scored(scored.scores[self.readable], None if near is None else near[self.readable])
         places = {str(name): place for place, name in enumerate(classifier.classes_)}
         told = [label for label, is_read in zip(images.labels, self.readable, strict=True) if is_read]
         self.truth = np.array([-1 if label is None else places[label] for label in told], dtype=np.int64)
@@ -52,7 +53,7 @@ class Predictions:
     @cached_property
     def log_probabilities(self) -> np.ndarray:
         """The logarithms of the probabilities, `[m, classes]`."""
-        return self.classifier.log_probabilities(self.scores)
+        return self.classifier.log_probabilities(self.scored.scores)
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -63,7 +64,7 @@ class Predictions:
     @cached_property
     def predicted(self) -> np.ndarray:
         """The predicted class of each, int64 `[m]`."""
-        found: np.ndarray = self.scores.argmax(1)
+        found: np.ndarray = self.scored.scores.argmax(1)
         return found
 
     @cached_property
@@ -76,7 +77,7 @@ class Predictions:
     @cached_property
     def unknown(self) -> np.ndarray:
         """Which are of none of the classes, bool `[m]`."""
-        return self.classifier.judged_unknown(self.scores)
+        return self.classifier.judged_unknown(self.scored)
 
     @property
     def labelled(self) -> np.ndarray:
@@ -134,7 +135,10 @@ class Predictions:
         }
         if self.labelled.any():
             known = self.labelled
-            found |= {"labelled": int(known.sum()), **metrics.classification(self.scores[known], self.truth[known])}
+            found |= {
+                "labelled": int(known.sum()),
+                **metrics.classification(self.scored.scores[known], self.truth[known]),
+            }
             found |= {**self.reliability.describe(), "bins": self.reliability.bins()}
         return found
 

@@ -56,6 +56,7 @@ class Preprocessing:
         Returns:
             The preprocessing; None for data that are no square images.
         """
+        data = data.underlying
         if isinstance(data, EncodedSource):
             images = data.source
             if not isinstance(images, ImageSource) or len(set(images.input_shape[1:])) != 1:

@@ -35,30 +35,16 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     return members.mT @ features / members.sum(-2)[..., None]
 
 
-def soft_kmeans(support: Tensor, targets: Tensor, unlabelled: Tensor, steps: int) -> Tensor:
-    """Class means that unlabelled items refine, each as far as it belongs to a class.
-
-    A step gives each unlabelled item to the classes by the softmax of minus its squared distances to their means, and takes
-    the means of all items anew, of which the labelled ones keep their classes. With no steps these are `class_means`.
+def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Tensor:
+    """Minus the squared distance of each query to the nearest class mean, `[..., M]` float64.
 
     Args:
         support: Features of labelled items, `[..., S, D]`.
-        targets: Their classes as probabilities, `[..., S, N]`.
-        unlabelled: Features of unlabelled items, `[..., U, D]`.
-        steps: The number of steps, at least 0.
-
-    Returns:
-        The refined means, `[..., N, D]`.
-
-    Source:
-        Ren et al. (2018), prototypical networks with soft k-means.
+        labels: Their classes in `[0, ways)`, int64 `[..., S]`.
+        queries: Features `[..., M, D]`.
+        ways: The number of classes.
     """
-    means = class_means(support, targets, targets.shape[-1])
-    for _ in range(steps):
-        shares = negative_squared_distances(unlabelled, means).softmax(-1)
-        totals = targets.sum(-2) + shares.sum(-2)
-        means = (targets.mT @ support + shares.mT @ unlabelled) / totals[..., None]
-    return means
+    return negative_squared_distances(queries.double(), class_means(support.double(), labels, ways)).max(-1).values
 
 
 def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 1000  # at most
+CHECKED = 10  # rounds from one look at the sums to the next
 TOLERANCE = 1e-6  # of the rows' sums
 
 
@@ -23,13 +24,18 @@ def sinkhorn(scores: Tensor) -> Tensor:
     Source:
         Cuturi (2013), algorithm 1.
     """
-    each = scores.shape[-2] / scores.shape[-1]
-    plan = (scores - scores.amax(-1, keepdim=True)).exp()  # the rows' factors are free
-    going = torch.ones_like(plan[..., :1, :1], dtype=torch.bool)
-    for _ in range(ROUNDS):
-        balanced = plan / plan.sum(-1, keepdim=True)
-        plan = torch.where(going, balanced * (each / balanced.sum(-2, keepdim=True)), plan)
-        going = (plan.sum(-1, keepdim=True) - 1).abs().amax(-2, keepdim=True) > TOLERANCE
-        if not going.any():
-            break
-    return plan.log()
+    kernel = (scores - scores.amax(-1, keepdim=True)).exp()  # the rows' factors are free
+    transposed, each = kernel.mT.contiguous(), scores.shape[-2] / scores.shape[-1]
+    columns = torch.ones_like(transposed[..., :1])
+    going = torch.ones_like(columns[..., :1, :], dtype=torch.bool)
+    for number in range(ROUNDS):
+        rows = 1 / (kernel @ columns)
+        balanced = each / (transposed @ rows)
+        if number % CHECKED == 0:
+            off = (rows * (kernel @ balanced) - 1).abs().amax(-2, keepdim=True)
+            going = going & (off > TOLERANCE)
+            if not going.any():
+                break
+        columns = torch.where(going, balanced, columns)
+    rows = 1 / (kernel @ columns)
+    return (kernel * rows * (each / (transposed @ rows)).mT).log()

@@ -27,6 +27,7 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
         ]
     steps = [f"metarun recipe=predict {run} support=FOLDER images=FOLDER"]
     task = found.get(result.PROTOCOL, {}).get("test")
-    if result.key(result.TEST, result.ACCURACY) in found and task and not learner["weights"]:
+    plain = task and isinstance(task["shots"], int)
+    if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:
         return [*steps, f"metarun recipe=test {run} test.task.shots={5 if task['shots'] == 1 else 2 * task['shots']}"]
     return steps if result.tested(found) else [f"metarun recipe=test {run}", *steps]

@@ -10,7 +10,7 @@ from rich.table import Table
 from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
-from metarun.report.text import half
+from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
 from metarun.terminal import Terminal
 from metarun.text import shell_path
@@ -47,6 +47,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             print(kept)
     if tested:
         terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+    if encoder := result["protocol"].get("encoder"):
+        print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
         print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
     elif "train/steps" in result:
@@ -60,6 +62,17 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
+
+
+def pretraining(encoder: dict[str, Any]) -> str:
+    """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if encoder["saw"] is None:
+        return "of whose pretraining nothing is known"
+    whether = {
+        "yes": "which has classes that are tested on",
+        "no": "which has none of the classes that are tested on",
+    }.get(encoder["saw_these_classes"], "which may have classes that are tested on")
+    return f"pretrained on {encoder['saw']}, {whether}"
 
 
 def subject(folder: Path) -> str:
@@ -83,8 +96,7 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
-    task = result["protocol"]["test"]
-    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -94,7 +106,7 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
+    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

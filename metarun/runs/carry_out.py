@@ -23,6 +23,7 @@ from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
+from metarun.encoders import EncodedSource
 from metarun.encoders.building import encoded
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
@@ -231,11 +232,15 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     named = [(config.data, "data")] if node is None or config.recipe.source else []
     if node is not None:
         named.append((node, "target.data"))
+    if config.encoder and config.augment:
+        raise UserError(
+            "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
+            "copies too"
+        )
     sources = encoded([construct(one, key) for one, key in named], config.encoder)
-    data, target = sources[0], Target(sources[-1], config.target) if node is not None else None
     if config.unsupervised and config.recipe.source:
-        data = construct(config.unsupervised, "unsupervised", source=data)
-    return data, target
+        sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
+    return sources[0], Target(sources[-1], config.target) if node is not None else None
 
 
 def unchecked_data(config: DictConfig, folder: Path) -> str:
@@ -370,6 +375,9 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
+    source = run.data if run.config.recipe.source and not run.target else run.target.source if run.target else run.data
+    if isinstance(source, EncodedSource):
+        found["encoder"] = source.saw()
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,

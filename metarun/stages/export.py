@@ -91,8 +91,13 @@ class Export(Stage):
     def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
         """The function, inputs and values to compare on, of a method whose support set is given along."""
         algorithm = learner.algorithm
-        trained = algorithm.spec.outputs if algorithm.trains_on == "episodes" else config.task.ways
-        ways = config.test.task.ways or trained
+        ways = config.test.task.ways or config.task.ways
+        if config.test.task.ways is None and algorithm.trains_on == "episodes":
+            ways = algorithm.spec.outputs
+        if not isinstance(ways, int):
+            raise UserError(
+                f"test.task.ways={list(ways)}: what is exported tells so many classes apart as it is told now; give one number"
+            )
         method = Own(algorithm)
         method.check(ways)
         function = graphs.of_learner(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from metarun import files
+from metarun.core import largest
 from metarun.data.source import EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
@@ -44,18 +45,34 @@ class MetaTest(Stage):
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
         observed, number = None, run.learner.settings.validate_episodes
         if self.classifies:
-            temperature = self.validation and validation_temperature(algorithm, self.validation, number, hardware)
-            observed = Observed(settings.episodes, run.test_task.ways, temperature)
+            temperature = self.validation and validation_temperature(
+                algorithm, self.validation, number, run.test_task, hardware
+            )
+            observed = Observed(settings.episodes, temperature)
         with run.logger.progress("testing", settings.episodes) as advance:
-            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True, observed)
+            scores = evaluate(
+                algorithm,
+                self.episodes,
+                settings.episodes,
+                hardware,
+                steps,
+                advance,
+                measure=True,
+                observe=observed,
+                curves=not run.test_task.varies,
+            )
         run.result |= summary(scores, result.TEST) | own_measures(scores)
         if observed is not None:
             run.result |= self._probabilities(run, scores, observed, number)
         self._record(run, scores)
-        if settings.baseline_episodes:
+        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
             run.result |= self._baseline(run, steps)
         if not scores.power:
-            run.result[result.key(result.CHANCE, result.ACCURACY)] = 1 / run.test_task.ways
+            ways = run.test_task.ways
+            chance = 1 / ways if isinstance(ways, int) else 0.0
+            if isinstance(ways, tuple) and observed is not None:
+                chance = observed.chance.mean().item()
+            run.result[result.key(result.CHANCE, result.ACCURACY)] = chance
 
     def _with_unknown(self, run: Run) -> dict[Split, EpisodeSampler]:
         """Episodes with more classes than a support set has, where `test.unknown_ways` asks for them."""
@@ -66,11 +83,14 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        task = replace(run.test_task, ways=run.test_task.ways + more)
+        ways = run.test_task.ways
+        wider = ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more)
+        task = replace(run.test_task, ways=wider, query_dirichlet=None)
         try:
             return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
         except UserError as error:
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {task.ways} classes; {error}") from error
+            needed = largest(task.ways)
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
 
     def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""
@@ -84,10 +104,10 @@ class MetaTest(Stage):
         found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
         run.logger.picture("test/reliability", reliability_diagram(observed.after.bins()))
         if self.with_unknown:
-            ways, temperature = run.test_task.ways, observed.temperature
+            unknown, temperature = run.config.test.unknown_ways, observed.temperature
             with draws.untouched(hardware.device):
                 sides = [
-                    known_and_unknown(run.algorithm, sampler, number, ways, temperature, hardware)
+                    known_and_unknown(run.algorithm, sampler, number, run.test_task, unknown, temperature, hardware)
                     for sampler, number in ((self.with_unknown["val"], validated), (self.with_unknown["test"], count))
                 ]
             found[result.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
@@ -118,7 +138,10 @@ class MetaTest(Stage):
         return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        return {"test": vars(run.test_task)}
+        found: dict[str, Any] = {"test": run.test_task.describe()}
+        if run.test_task.unlabelled:
+            found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
+        return found
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class Predict(Stage):
         classifier, images = self.classifier, self.images
         digest = inputs_digest(self.origin, run.config, images.paths)
         with run.logger.progress("classifying", len(images.paths)) as advance:
-            scores = classifier.scores(images, advance)
-        found = Predictions(classifier, images, scores)
+            scored = classifier.scored(images, advance)
+        found = Predictions(classifier, images, scored)
         if not found.readable.any():
             path, reason = next(iter(images.unreadable.items()))
             raise UserError(f"images: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}")

@@ -198,7 +198,7 @@ class Target:
             return
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
-        known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
+        known, asked = (images.whole(hardware.device, domain=1) for images in (train.with_views(), test))
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
         scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch

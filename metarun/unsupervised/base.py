@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from metarun.core import TaskShape
+from metarun.core import TaskShape, least
 from metarun.data.image_batches import Labelled
-from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, ImageSource, Split
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split, TableSource
 from metarun.errors import UserError
 
 Validation = Literal["pseudo", "labels"]
 
 
-class PseudoTasks(ImageSource):
+class PseudoTasks(TableSource):
     """A data set whose training labels nobody reads: training tasks have classes that a way of learning made up.
 
     Test tasks are those of the data set, with its labels. Validation tasks are made up as the training tasks are, of the
@@ -33,24 +33,28 @@ class PseudoTasks(ImageSource):
     configured_by = "unsupervised"
 
     def __init__(self, source: DataSource, validation: Validation = "pseudo") -> None:
-        if not isinstance(source, ImageSource):
-            raise UserError("unsupervised: makes tasks of images, but the data are none; try data=omniglot")
+        if not isinstance(source, TableSource):
+            raise UserError("unsupervised: makes tasks of items, but these are regression tasks; try data=omniglot")
         self.source, self.validation = source, validation
-        super().__init__(
-            source.table,
-            {split: classes.tolist() for split, classes in source.splits.items()},
-            rotations=source.rotations,
-            within_group=source.within_group,
-            normalize=source.normalize,
-        )
+        self.item, self.input_shape = source.item, source.input_shape
+        super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
 
     @property
-    def inverted(self) -> bool:  # type: ignore[override]
-        return self.source.inverted
+    def underlying(self) -> DataSource:
+        return self.source.underlying
 
     @property
-    def mapped(self) -> tuple[float, float] | None:  # type: ignore[override]
-        return self.source.mapped
+    def has_test_part(self) -> bool:
+        return self.source.has_test_part
+
+    def items(self, start: int, stop: int, turns: int = 0) -> Any:
+        return self.source.items(start, stop, turns)
+
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        return self.source.reader(device, reference)
+
+    def make_ready(self, device: torch.device) -> None:
+        self.source.make_ready(device)
 
     def pool(self, split: Split) -> np.ndarray:
         """The table rows of all images of a split in the order of the table, int64 `[n]`: which class each is of, is not told."""
@@ -71,8 +75,14 @@ class PseudoTasks(ImageSource):
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if split == "test" or (split == "val" and self.validation == "labels"):
-            return super().sampler(split, task, seed, device)
-        if task.ways < 2:
+            return self.source.sampler(split, task, seed, device)
+        if not task.plain:
+            raise UserError(
+                f"unsupervised: makes {'training' if split == 'train' else 'validation'} tasks of one shape, of pseudo-labelled "
+                f"items alone; give numbers for {'train' if split == 'train' else 'test'}.task.ways, shots and queries, and leave "
+                "out unlabelled items"
+            )
+        if least(task.ways) < 2:
             raise UserError(f"task.ways={task.ways}: a task of one class has one answer, which is always right")
         return self.pseudo_sampler(split, task, seed, device)
 

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1810.02334
     a task: N clusters of one partition, K + Q images of each (algorithm 1)
 
 The embedding is that of the paper's choice; here it is one of
-- the principal components of the pixels (null),
+- the principal components of the pixels, or of the vectors where `encoder=` has replaced the images by such (null),
 - the features of the backbone of an earlier run of metarun (`embedding=RUN`), which may itself have been unsupervised,
 - those of a network of torchvision or timm (`network=`), with the weights that `weights=` names.
 
@@ -39,7 +39,7 @@ from metarun.config.types import FilePath, NameOrPath, PositiveInt, Seed
 from metarun.core import Backbone, Episodes, TaskShape
 from metarun.data.image_batches import generator, to_shape
 from metarun.data.sampler import ClassSampler, uniforms
-from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
 from metarun.data.table import cache_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError
@@ -94,7 +94,11 @@ class Cactus(PseudoTasks):
         super().__init__(source, validation)
         if embedding is not None and network is not None:
             raise UserError("unsupervised: has both embedding= and network=; take one of them")
-        if embedding is None and network is None and components is None:
+        if self.item != "image" and (embedding is not None or network is not None):
+            raise UserError(
+                f"unsupervised: embeds images, but the items are {self.item}s, which are clustered as they are"
+            )
+        if self.item == "image" and embedding is None and network is None and components is None:
             raise UserError(
                 "unsupervised.components=null: the pixels are many; take a number of components, such as 64"
             )
@@ -102,12 +106,20 @@ class Cactus(PseudoTasks):
         self.components, self.whiten, self.cluster_seed = components, whiten, cluster_seed
         self.learner: Learner | None = None
         self.network: Backbone | None = None
-        self.origin: dict[str, Any] = {"embedding": "principal components of the pixels"}
+        self.images = source.underlying if isinstance(source.underlying, ImageSource) else None
+        what = "pixels" if self.item == "image" else f"{self.item}s"
+        self.origin: dict[str, Any] = {
+            "embedding": what if components is None else f"principal components of the {what}"
+        }
         if embedding is not None:
             self.learner = self._trained(embedding)
         if network is not None:
             self.network = Pretrained(
-                self.input_shape, name=network, weights=weights, checksum=checksum, standardized=self.normalize
+                self.input_shape,
+                name=network,
+                weights=weights,
+                checksum=checksum,
+                standardized=self.images is not None and self.images.normalize,
             )
             self.origin = {"embedding": network, "sha256": _digest(self.network)}
         self._partitions: dict[Split, np.ndarray] = {}
@@ -154,9 +166,10 @@ class Cactus(PseudoTasks):
         def inputs(chosen: np.ndarray) -> torch.Tensor:
             if self.learner is None:
                 return images(chosen)
-            pixels = self.table.images[chosen]
+            assert self.images is not None
+            pixels = self.images.table.images[chosen]
             # As the run saw the files of its own data set: the table may hold their negatives.
-            shown = torch.from_numpy(255 - pixels if self.inverted else np.array(pixels))
+            shown = torch.from_numpy(255 - pixels if self.images.inverted else np.array(pixels))
             return self.learner.held.preprocessing.of_pixels(shown)
 
         network = self.network if self.learner is None else self.learner.algorithm.backbone
@@ -171,7 +184,9 @@ class Cactus(PseudoTasks):
 
     @staticmethod
     def _small(x: torch.Tensor) -> torch.Tensor:
-        """Images of at most `SIDE` pixels a side."""
+        """Images of at most `SIDE` pixels a side; vectors as they are."""
+        if x.ndim < 4:
+            return x
         shape = (x.shape[1], *(min(side, SIDE) for side in x.shape[2:]))
         return to_shape(x, shape)
 
@@ -185,7 +200,7 @@ class Cactus(PseudoTasks):
                 "fingerprint": self.source.describe()["fingerprint"],
                 "split": split,
                 "clusters": self._count(split),
-                "normalize": self.normalize,
+                "normalize": self.images is not None and self.images.normalize,
                 **self.how(),
                 "version": 1,
             }
@@ -225,12 +240,13 @@ class Cactus(PseudoTasks):
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         pool, labels = self.pool(split), self.partitions_of(split)
         turned = 4 if self.rotations else 1
-        needed = task.shots + task.queries
+        ways, shots, queries = task.numbers
+        needed = shots + queries
         orders, samplers = [], []
         for partition in labels:
             sizes = np.bincount(partition)
             large = np.flatnonzero(sizes >= needed)
-            if len(large) * turned >= task.ways:
+            if len(large) * turned >= ways:
                 orders.append(pool[np.argsort(partition, kind="stable")])
                 offsets = np.concatenate([[0], np.cumsum(sizes)])
                 samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
@@ -239,10 +255,10 @@ class Cactus(PseudoTasks):
             key = "train.task" if split == "train" else "test.task"
             raise UserError(
                 f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
-                f"images, and a task needs {task.ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+                f"images, and a task needs {ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
             )
         read = self.reader(device)
-        names = torch.arange(task.ways, device=device)
+        names = torch.arange(ways, device=device)
 
         def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
             which = int(uniforms(seed, f"{split}/partition", number, number + 1, 1)[0, 0] * len(samplers))
@@ -256,7 +272,7 @@ class Cactus(PseudoTasks):
             def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 return part.flatten(1, 2), names.repeat_interleave(part.shape[2]).expand(stop - start, -1)
 
-            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
+            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
 
         return episodes
 

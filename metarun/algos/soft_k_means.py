@@ -20,8 +20,9 @@ from torch import Tensor
 
 from metarun.config.types import NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
-from metarun.ops.numerics import full_precision, one_hot
-from metarun.ops.prototypes import negative_squared_distances, soft_kmeans
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_means, negative_squared_distances
+from metarun.ops.soft_k_means import soft_k_means
 
 
 class SoftKMeans(Algorithm):
@@ -45,5 +46,7 @@ class SoftKMeans(Algorithm):
     def predict(self, episodes: Episodes) -> Tensor:
         support, queries = self.embed(episodes)
         with full_precision(queries):
-            targets = one_hot(episodes.support_y, episodes.ways, support.dtype)
-            return negative_squared_distances(queries, soft_kmeans(support, targets, queries, self.refinements))
+            labels = episodes.support_y
+            start = class_means(support, labels, episodes.ways)
+            prototypes = soft_k_means(support, labels, queries, start, steps=self.refinements)
+            return negative_squared_distances(queries, prototypes)

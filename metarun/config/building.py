@@ -24,14 +24,14 @@ def task_of(config: DictConfig, split: str) -> Any:
     from metarun.core import TaskShape
 
     change, found = OmegaConf.select(config, split).task, dict(config.task)
-    if change.protocol not in (None, found["protocol"]):
+    if change.protocol not in (None, found["protocol"] or "uniform"):
         found |= PROTOCOLS[change.protocol]
     found |= {name: value for name, value in change.items() if value is not None}
     for name in ("ways", "shots", "queries"):
         if not isinstance(found[name], int):
             low, high = found[name]
             found[name] = low if low == high else (low, high)
-    return TaskShape(**found)
+    return TaskShape(**{name: value for name, value in found.items() if value is not None})
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:

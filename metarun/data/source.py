@@ -8,6 +8,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images, to_shape
 from metarun.data.imbalanced import ImbalancedSampler
-from metarun.data.sampler import ClassSampler
+from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
@@ -80,6 +81,26 @@ class DataSource(Checked, ABC):
         Raises `UserError` for data that have none.
         """
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
+
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        """Episodes with `more` further classes, whose queries are of no class of the task: their support items will be left out.
+
+        Args:
+            split: The split.
+            task: The task without them.
+            more: The further classes, or as many classes' worth of items that are of no class at all, where the data set has such.
+            seed: The seed of the draws.
+            device: Where the items shall lie.
+
+        Raises:
+            UserError: The split has not so many classes or items.
+        """
+        ways = task.ways + more if isinstance(task.ways, int) else (task.ways[0] + more, task.ways[1] + more)
+        try:
+            return self.sampler(split, replace(task, ways=ways), seed, device)
+        except UserError as error:
+            needed = largest(ways)
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
 
     @property
     def has_test_part(self) -> bool:
@@ -156,6 +177,7 @@ class TableSource(DataSource):
     """
 
     kind = "classification"
+    unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
 
     def __init__(
         self,
@@ -286,9 +308,42 @@ class TableSource(DataSource):
 
         return episodes
 
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        if split not in self.unknown:
+            return super().with_unknown(split, task, more, seed, device)
+        known, read = self.sampler(split, task, seed, device), self.reader(device)
+        ways, shots, queries = task.numbers
+        number, count = self.unknown[split], more * queries
+        first, last = self.table.offsets[number : number + 2]
+        if count > last - first:
+            raise UserError(
+                f"test.unknown_ways={more}: times test.task.queries={queries} is above the {last - first} items of no class "
+                f"for {PURPOSE[split]}"
+            )
+
+        def episodes(start: int, stop: int) -> Episodes:
+            tasks = stop - start
+            draws = uniforms(seed, f"{split}/unknown", start, stop, 2 * count)
+            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(tasks, last - first))
+            asked = read(rows, np.zeros(tasks, np.int64))  # [T, more * Q, ...]
+            labels = torch.arange(ways, ways + more, device=device)
+            own = known(start, stop)
+            assert isinstance(own, Episodes)  # of one shape
+            blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])  # is left out again
+            return Episodes(
+                torch.cat([own.support_x, blank], 1),
+                torch.cat([own.support_y, labels.repeat_interleave(shots).expand(tasks, -1)], 1),
+                torch.cat([own.query_x, asked], 1),
+                torch.cat([own.query_y, labels.repeat_interleave(queries).expand(tasks, -1)], 1),
+                ways=ways + more,
+            )
+
+        return episodes
+
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
-        classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
+        every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
+        classes = every if split is None else self.splits[split]
         turns = 4 if self.rotations else 1
         own = self.table.metadata.get("parts")
         rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]

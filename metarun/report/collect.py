@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -234,7 +233,7 @@ def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = files.parsed(path.read_text(encoding="utf-8"))
         needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
         missing = [key for key in needed if key not in result]
         if missing or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():

@@ -240,7 +240,8 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
             "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
             "copies too"
         )
-    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    alone = not any(key == "data" for _, key in named)
+    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
     if config.unsupervised and config.recipe.source:
         sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
     return sources[0], Target(sources[-1], config.target) if node is not None else None
@@ -403,7 +404,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
-    source = run.data if run.config.recipe.source and not run.target else run.target.source if run.target else run.data
+    source = run.target.source if run.target else run.data.underlying
     if isinstance(source, EncodedSource):
         found["encoder"] = source.saw()
     if run.config.recipe.source:

@@ -58,9 +58,9 @@ def kept(folder: Path) -> Descriptions:
     """
     try:
         if (folder / FILE).is_file():
-            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            found = files.parsed((folder / FILE).read_text(encoding="utf-8"))
         elif (folder / "result.json").is_file():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = files.parsed((folder / "result.json").read_text(encoding="utf-8"))
             found = {"data": result.get("data", {}), "target": result.get("target/data", {})}
         else:
             return {}

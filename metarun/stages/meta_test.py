@@ -13,9 +13,10 @@ from metarun import files
 from metarun.config.lists import TASK
 from metarun.core import TaskShape, largest
 from metarun.data.domains import named, rule
-from metarun.data.source import EpisodeSampler, Split
+from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
@@ -64,6 +65,7 @@ class MetaTest(Stage):
         if self.classifies:
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
                 self.validation = run.episodes("val", task, device)
+        self.views = self._views(run)
 
     @property
     def of_many(self) -> bool:
@@ -101,7 +103,7 @@ class MetaTest(Stage):
         temperature = None
         if self.classifies:
             temperature = self.validation and validation_temperature(
-                algorithm, self.validation, number, run.test_task, hardware
+                algorithm, self.validation, number, run.test_task, hardware, self.views
             )
         for test in self.tests:
             self._carry_out(run, test, steps, temperature, number)
@@ -122,6 +124,7 @@ class MetaTest(Stage):
                 measure=True,
                 observe=observed,
                 curves=not test.task.varies,
+                views=self.views,
             )
         kind = result.of_set(result.TEST, test.name)
         run.result |= summary(scores, kind) | own_measures(scores, kind)
@@ -164,14 +167,27 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        ways, device = test.task.ways, run.hardware.device
-        wider = ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more)
-        task = replace(test.task, ways=wider, query_dirichlet=None)
-        try:
-            return {"val": run.episodes("val", task, device), "test": run.episodes("test", task, device, test.name)}
-        except UserError as error:
-            needed = largest(task.ways)
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
+        task, seed, device = replace(test.task, query_dirichlet=None), run.config.seed, run.hardware.device
+        sources: dict[Split, DataSource] = {"val": run.data, "test": run.tests[test.name]}
+        return {split: source.with_unknown(split, task, more, seed, device) for split, source in sources.items()}
+
+    def _views(self, run: Run) -> Views | None:
+        """The copies of test tasks that `test.views` asks for."""
+        count = run.config.test.views
+        if count == 1:
+            return None
+        if not self.classifies:
+            raise UserError(
+                f"test.views={count}: averages probabilities, but the data are regression tasks; leave it at 1"
+            )
+        if run.data.item != "image":
+            raise UserError(
+                f"test.views={count}: changes images, but the items are {run.data.item}s; leave it at 1 (encoder.views has changed "
+                "copies of what is encoded)"
+            )
+        if run.augment is None:
+            raise UserError(f"test.views={count}: needs changes to average over; add augment=standard")
+        return Views(run.augment, count, run.config.seed, run.hardware)
 
     def _probabilities(
         self, run: Run, test: Test, scores: Scores, observed: Observed, validated: int
@@ -218,11 +234,14 @@ class MetaTest(Stage):
         algorithm.to(hardware.device)
         algorithm.vectorize = hardware.vectorize
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
-        scores = evaluate(algorithm, test.episodes, run.config.test.baseline_episodes, hardware, steps)
+        count = run.config.test.baseline_episodes
+        scores = evaluate(algorithm, test.episodes, count, hardware, steps, views=self.views)
         return summary(scores, result.of_set(kind, test.name))
 
     def protocol(self, run: Run) -> dict[str, Any]:
         found: dict[str, Any] = {"test": run.test_task.describe()}
+        if self.views is not None:
+            found["test_views"] = self.views.count
         if run.test_task.unlabelled:
             found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
         if self.of_many:

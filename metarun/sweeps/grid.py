@@ -47,6 +47,8 @@ def sweep(
     name = plan.sweep_name(overrides, config)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     named = [[*words, f"name={name}"] if name else words for words in batch]
+    if not named:
+        raise UserError("-m: the sweep has no job; one of its ranges has no value")
     jobs = plan.jobs_of(loader, config, named)
     ended = plan.already_ended(jobs)
     before = {job for job, _, _ in ended}

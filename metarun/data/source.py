@@ -74,6 +74,15 @@ class DataSource(Checked, ABC):
         """Whether the data set itself says which labelled images are for testing."""
         return False
 
+    def measures(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is measured on such data beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
+
+        Args:
+            prediction: What was predicted for the queries of T tasks, as `Algorithm.predict` returns it.
+            target: Their labels or values, as `Episodes.query_y`.
+        """
+        return {}
+
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
         return f"episodes of the {PURPOSE[split]} classes"

@@ -94,7 +94,7 @@ class EncodedSource(TableSource):
             copies = np.broadcast_to((turns * views)[..., None], rows.shape)
             if drawn is not None:
                 copies = copies + drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(np.ascontiguousarray(each)).to(table.device) for each in (rows, copies))
+            where = (torch.from_numpy(np.array(each)).to(table.device) for each in (rows, copies))
             return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
 
         return read

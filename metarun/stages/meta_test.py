@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metarun import files
-from metarun.data.source import EpisodeSampler, Split
+from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
+from metarun.engine.hardware import Hardware
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
@@ -43,11 +46,14 @@ class MetaTest(Stage):
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
         observed, number = None, run.learner.settings.validate_episodes
+        measured = Measured(run.data, settings.episodes)
         if self.classifies:
             temperature = self.validation and validation_temperature(algorithm, self.validation, number, hardware)
             observed = Observed(settings.episodes, run.test_task.ways, temperature)
         with run.logger.progress("testing", settings.episodes) as advance:
-            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True, observed)
+            observe = observed if observed is not None else measured
+            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True, observe)
+        scores.measures |= measured.gather(hardware) if observed is None else {}
         run.result |= summary(scores, result.TEST) | own_measures(scores)
         if observed is not None:
             run.result |= self._probabilities(run, scores, observed, number)
@@ -119,6 +125,30 @@ class MetaTest(Stage):
 
     def protocol(self, run: Run) -> dict[str, Any]:
         return {"test": vars(run.test_task)}
+
+
+class Measured:
+    """Gathers what the data measure on predictions beside the error.
+
+    Args:
+        data: The data set.
+        episodes: The number of test episodes.
+    """
+
+    def __init__(self, data: DataSource, episodes: int) -> None:
+        self.data = data
+        nothing = torch.zeros(1, 2, data.outputs or 1)
+        self.values = {name: torch.zeros(episodes, dtype=torch.float64) for name in data.measures(nothing, nothing)}
+
+    def __call__(self, start: int, predictions: Tensor, targets: Tensor) -> None:
+        """Takes the predictions of the episodes from `start` on, and their targets."""
+        for name, found in self.data.measures(predictions, targets).items():
+            self.values[name][start : start + len(found)] = found.double().cpu()
+
+    def gather(self, hardware: Hardware) -> dict[str, Tensor]:
+        """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""
+        hardware.world.all_reduce(list(self.values.values()))
+        return self.values
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """`python -m metarun`."""
 
+import contextlib
 import os
 import sys
 
-if sys.path and sys.path[0] == os.getcwd() and not sys.flags.safe_path:
-    sys.path.append(
-        sys.path.pop(0)
-    )  # Python puts the working folder first, where a file of the user's hides a library's
+with contextlib.suppress(FileNotFoundError):  # a working folder that has been removed, which `main` tells
+    if sys.path and sys.path[0] == os.getcwd() and not sys.flags.safe_path:
+        # Python puts the working folder first, where a file of the user's hides a library's.
+        sys.path.append(sys.path.pop(0))
 
 from metarun.cli import main
 

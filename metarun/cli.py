@@ -113,8 +113,12 @@ def follows() -> bool:
 def attempt(words: list[str]) -> Outcome:
     """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a `_target_` in the user's own file; last, so that it stands in for no library
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return Outcome(2, "the folder that this was started in has been removed; change to another")
+    if here not in sys.path:
+        sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
     name_user()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -169,6 +173,10 @@ def _told(words: list[str]) -> Outcome:
             own = [Path(arguments.config_dir)] if arguments.config_dir else []
             print(front_page([*own, Path(arguments.config_path or CONF)]))
             return Outcome()
+        if has_control(os.getcwd()):  # which neither the stored config nor the run's log could hold
+            raise UserError(
+                f"{printable(os.getcwd())}: this folder's path has a control character, or bytes that are no UTF-8; work in another"
+            )
         sys.argv[1:] = [*for_hydra(arguments), *options]
         _run()
     except BrokenPipeError:
@@ -345,9 +353,13 @@ def _unknown_key(key: str, parent: Any) -> str:
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
-    near = nearest(tail, beside) or nearest(tail, [*known, *_groups()])
+    near = (nearest(tail, beside) if above else "") or nearest(tail, {*beside, *known, *_groups()} - {key})
     if not near and above and beside:
         near = f"; {above} has {', '.join(beside)}"
+    if above == "encoder" and "_target_" not in parent:
+        near = "; no encoder is chosen: add encoder=efficientnet_lite0, say" + (
+            ", or encoder=run" if tail == "from" else ""
+        )
     if above == "algo" and any(word.startswith("checkpoint=") for word in sys.argv):
         near = "; to override a setting of the checkpoint's method, name the method too (algo=maml, say)"
     return f"{key}: there is no such key{near}"

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit status 2, no traceback."""
 
 
+class InputError(UserError, ValueError):
+    """What was given from Python is no input; a `ValueError` too, as callers of scikit-learn's estimators expect."""
+
+
 class JobRefused(UserError):
     """A job of a sweep that cannot be run as it is.
 
@@ -33,13 +37,43 @@ class JobsFailed(UserError):
     """Some jobs of a sweep did not succeed."""
 
 
+# Words of other programs, and what they are called here: keys, or names that a key or a group takes.
+ELSEWHERE = {
+    "batch_size": ("train.tasks_per_step", "tasks_per_step"),
+    "dataset": ("data",),
+    "epochs": ("train.steps", "steps"),
+    "gpu": ("cuda", "hardware.device", "device"),
+    "iterations": ("train.steps", "steps"),
+    "k_query": ("task.queries", "queries"),
+    "k_shot": ("task.shots", "shots"),
+    "learning_rate": ("train.optimizer.lr", "lr"),
+    "lr": ("inner_lr", "train.optimizer.lr"),
+    "meta_batch_size": ("train.tasks_per_step", "tasks_per_step"),
+    "method": ("algo",),
+    "model": ("backbone", "algo"),
+    "n_query": ("task.queries", "queries"),
+    "n_shot": ("task.shots", "shots"),
+    "n_way": ("task.ways", "ways"),
+    "num_workers": ("hardware.processes", "processes"),
+    "optim": ("optimizer",),
+    "path": ("root",),
+    "precision": ("hardware.autocast", "autocast"),
+    "workers": ("hardware.processes", "processes"),
+}
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean a, b?` for the known words closest to `word`, or an empty string."""
+    """`; did you mean a, b?` for the known words closest to `word`, or an empty string.
+
+    Closest are what other programs call so, then the same in capitals or further down (`train.steps` to `steps`), then a misspelling.
+    """
     known = sorted(set(known))
-    found = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not found:
-        tail = word.rsplit(".", 1)[-1]
-        found = [name for name in known if name.rsplit(".", 1)[-1] == tail][:3]
+    small = {name.lower(): name for name in known}
+    tail = word.lower().rsplit(".", 1)[-1]
+    found = [name for name in ELSEWHERE.get(tail, ()) if name in known][:1]
+    found = found or [name for name in (small.get(word.lower()),) if name]
+    found = found or sorted((name for name in known if name.lower().rsplit(".", 1)[-1] == tail), key=len)[:3]
+    found = found or [small[name] for name in difflib.get_close_matches(word.lower(), small, n=3, cutoff=0.6)]
     return f"; did you mean {', '.join(found)}?" if found else ""
 
 

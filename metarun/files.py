@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,20 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for made in new:
         sync_folder(made.parent)
+
+
+def special(path: Path) -> str | None:
+    """What a path leads to that is neither a file nor a folder, and that a reader might wait for or read without end; else None."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, which opening it tells better
+        return None
+    kinds: dict[str, Callable[[int], bool]] = {
+        "a pipe": stat.S_ISFIFO,
+        "a socket": stat.S_ISSOCK,
+        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    }
+    return next((kind for kind, has in kinds.items() if has(mode)), None)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

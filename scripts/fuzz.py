@@ -233,7 +233,7 @@ def fuzz_files(seconds: float, seed: int) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         whole = Path(folder, "whole")
         for number in (0, 1):
-            command([*BASE, f"seed={number}", f"outputs={whole}"])
+            command([*BASE, f"seed={number}", f"name=run{number}", f"outputs={whole}"])
         kept = sorted(path for path in whole.rglob("*") if path.is_file() and path.name != ".lock")
         while time.monotonic() - began < seconds:
             outputs = Path(folder, "outputs")
@@ -247,7 +247,7 @@ def fuzz_files(seconds: float, seed: int) -> int:
             if draw.random() < 0.5 and path.name != "result.json":
                 (run / "result.json").unlink(missing_ok=True)  # so that it goes on
             commands = [
-                [*BASE, f"seed={run.name[-1]}", f"outputs={outputs}"],
+                [*BASE, f"seed={run.parent.name[-1]}", f"name={run.parent.name}", f"outputs={outputs}"],
                 ["recipe=test", f"checkpoint={run}", "test.episodes=4", f"outputs={outputs}"],
                 ["recipe=report", f"runs={outputs}"],
                 ["runs", f"outputs={outputs}"],

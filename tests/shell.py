@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -75,6 +77,35 @@ def metarun(*words: str, argv0: str = "metarun") -> Outcome:
             for number, handler in signals.items():
                 signal.signal(number, handler)
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def killed_at_files(*words: str, step: int = 1) -> tuple[Outcome, int]:
+    """`metarun words...`, killed before it puts its first file in place, given again and killed `step` files later, and so on.
+
+    A kill leaves the file that was written aside.
+
+    Returns:
+        What the command that came to its end printed, and how often it was killed before.
+    """
+    place = os.replace
+
+    class Killed(BaseException):
+        pass
+
+    for kills in itertools.count():
+        left = iter(range(step * kills))
+
+        def replace(source: Any, target: Any, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise Killed
+            place(source, target)
+
+        with mock.patch("os.replace", replace), mock.patch("pathlib.Path.unlink"):
+            try:
+                return metarun(*words), kills
+            except Killed:
+                continue
+    raise AssertionError
 
 
 def _unhandled(number: int, frame: object) -> None:

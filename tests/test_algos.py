@@ -295,7 +295,8 @@ def train(algorithm: Algorithm, config: DictConfig, batch: Episodes, steps: int)
 def test_overfits_one_batch(name: str) -> None:
     """The loss falls below half, and nine in ten queries are right, within 120 steps at a rate fit for so few."""
     config = config_of(name)
-    config.train.optimizer.lr = max(config.train.optimizer.lr, 0.01)
+    rate = config.train.optimizer.lr
+    config.train.optimizer.lr = max(rate, min(0.01, 10 * rate))
     algorithm = build(config, SEPARABLE)
     batch = episodes(SEPARABLE, task_of(config, "train"), 2)
     optimizer, _ = build_optimizer(algorithm, config.train)

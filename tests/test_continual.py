@@ -136,7 +136,13 @@ def test_omls_loss_is_that_after_steps_of_the_head(words: list[str]) -> None:
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_anmls_inner_steps_move_the_body_and_leave_the_modulation(first_order: bool) -> None:
-    words = ["algo.reset=false", "algo.inner_lr=0.2", "algo.replayed=false", f"algo.first_order={first_order}"]
+    words = [
+        "algo.reset=false",
+        "algo.inner_lr=0.2",
+        "algo.replayed=false",
+        f"algo.first_order={first_order}",
+        "algo.adapt_body=true",
+    ]
     algorithm = method("anml", *words)
     nn.init.normal_(algorithm.head.weight, std=0.1)
     found = sequence()

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from hydra.utils import get_class
-from shell import make_images, metarun
+from shell import killed_at_files, make_images, metarun
 from torch import Tensor
 from torch.export import Dim
 
@@ -24,7 +24,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.core import Algorithm, Batch, Spec
 from metarun.errors import UserError
 from metarun.export import exported, graphs
-from metarun.export.exported import Input
+from metarun.export.exported import Exported, Input
 from metarun.target.base import Own, TargetMethod
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning
@@ -240,6 +240,22 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     assert again.status == 0
     assert "nothing was computed" in again.out
     assert (stored.parent / "classifier.onnx").read_bytes() == before
+
+
+def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = run
+    made = Exported(b"a network", lambda *_: np.zeros((1, 3)), 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    words = ["recipe=export", f"checkpoint={folder}", f"support={images}", f"outputs={tmp_path}", "name=made"]
+    outcome, kills = killed_at_files(*words)
+    assert outcome.status == 0, outcome.err
+    assert kills >= 3
+    (stored,) = tmp_path.glob("made/*/result.json")
+    assert (stored.parent / "classifier.onnx").read_bytes() == made.content
+    assert json.loads(stored.read_text())["export/files"]["classifier.onnx"]["bytes"] == len(made.content)
+    assert not list(stored.parent.glob(".*.writing"))
 
 
 def test_the_printed_commands_run(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,12 +218,20 @@ def dangling(path: Path) -> None:
     path.symlink_to(path.with_name("nowhere.png"))
 
 
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # an address may be 108 bytes long
+        server.bind(path.name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (truncated, "truncated"),
         (dangling, "No such file"),
         (lambda path: path.write_text("notes"), "no image that Pillow knows"),
+        (os.mkfifo, "it is a pipe, and no file"),
+        (listening, "it is a socket, and no file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device, and no file"),
         (lambda path: path.write_bytes(b""), "no image that Pillow knows"),
         (lambda path: save(path, Image.new("F", (8, 8), 0.5), format="TIFF"), "floating-point"),
     ],
@@ -239,6 +249,17 @@ def test_bad_files_are_named_or_skipped(
     source = Folder(root=str(root), skip_bad=True)
     assert source.describe()["skipped"] == 1
     assert source.table.sizes.tolist() == [3] * 10
+
+
+def test_names_that_are_no_utf_8_are_names(root: Path, own_cache: Path, tmp_path: Path) -> None:
+    """A class, a file and the folder that they lie in; what is printed and stored has the bytes spelled."""
+    (root / "c4").rename(root / os.fsdecode(b"c\xe9"))
+    (root / "c5" / "1.png").rename(root / "c5" / os.fsdecode(b"\xff.png"))
+    elsewhere = tmp_path / os.fsdecode(b"r\xe9s")
+    root.rename(elsewhere)
+    source = Folder(root=str(elsewhere))
+    assert source.table.sizes.tolist() == [3] * 10
+    assert os.fsdecode(b"c\xe9") in source.table.names
 
 
 def test_class_of_bad_files_alone(root: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_run_reports_what_the_data_measure(algo: str, root: Path, tmp_path: Pa
         f"outputs={tmp_path}",
         "data.cold=both",
     ]
-    done = metarun(*words, *small, "task.shots=2", "task.queries=2")
+    done = metarun(*words, *small, "task.shots=[1,3]", "task.queries=1")
     assert done.status == 0, done.err
     found = result(run_folder(tmp_path))
     assert 0 < found["test/mae"] < 4
@@ -201,3 +201,18 @@ def test_a_run_reports_what_the_data_measure(algo: str, root: Path, tmp_path: Pa
     assert 0 < found["test/ndcg5"] <= 1
     assert "mae " in done.out
     assert found["protocol"]["seen"]["train"].startswith("ratings by users of training of films of training")
+
+
+def test_with_a_range_a_user_learns_from_all_ratings_but_the_queries(root: Path) -> None:
+    data = MovieLens(root=str(root))
+    whole = data.sampler("train", TaskShape(1, (2, 20), 3), 0, CPU)(0, 12)
+    assert whole.n_tasks == 12
+    counts = {len(rated) for _, rated in data.tasks["train"]}
+    sizes = [tasks.support_x.shape[1] for tasks in whole.split(1)]
+    assert set(sizes) <= {min(20, count - 3) for count in counts}
+    assert len(set(sizes)) > 1
+    for number, tasks in enumerate(whole.split(1)):
+        assert tasks.query_x.shape[1] == 3
+        alone = data.sampler("train", TaskShape(1, (2, 20), 3), 0, CPU)(number, number + 1)
+        for one, other in zip(tasks.tensors, next(iter(alone.split(1))).tensors, strict=True):
+            assert torch.equal(one, other)

@@ -8,17 +8,20 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shell import Outcome, make_images, metarun, result
+from shell import Outcome, killed_at_files, make_images, metarun, result
 
 from metarun.inference import store
+from metarun.inference.image_files import ImageFiles
+from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
 from metarun.report.next_steps import next_steps
 
 EPISODIC = [
@@ -85,7 +88,7 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
     tmp_path: Path, divided: Path, transfer: str
 ) -> None:
     quick = [] if transfer == "nearest_centroid" else ["transfer.steps=3"]
-    done(
+    made_out = done(
         "recipe=target_only",
         *TARGET,
         f"target.data.root={divided}",
@@ -103,12 +106,30 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
     assert result(found)["predict/acc"] == np.mean([int(row["right"]) for row in first])
     told = result(made.parent)
     assert told["target/classifier"]["acc"] == result(found)["predict/acc"]
+    assert (
+        f"classifier.pt is that of repeat 0 with 24 images: {told['target/classifier']['acc']:.2%} of its 21 test"
+        in made_out.out
+    )
     assert set(told["target/calibration"]["with"]) == {"nll", "brier", "ece"}
     assert told["target/worst_class_acc"] == min(told["target/class_acc"])
     held = store.load(made.parent)
     assert held.classes == ["ash", "birch", "cedar"]
     assert len(held.examples) == 24
     assert all(name.startswith("train/") for name in held.examples)
+
+
+def test_a_classifier_speaks_in_single_precision_whatever_it_learned_in(tmp_path: Path, divided: Path) -> None:
+    """Else its word would depend on how many images share a batch; ProtoNet's support set is learned without computing."""
+    found = []
+    for autocast in ("null", "bfloat16"):
+        words = ["recipe=target_only", *TARGET, f"target.data.root={divided}", "transfer=own", "algo=protonet"]
+        done(*words, f"hardware.autocast={autocast}", f"outputs={tmp_path / autocast}", "name=made")
+        (made,) = (tmp_path / autocast).glob("made/*/result.json")
+        assert store.load(made.parent).autocast == (None if autocast == "null" else autocast)
+        classifier = Learner(store.load(made.parent), "cpu").classifier
+        found.append((rows(made.parent), classifier.predict_proba(divided / "test")))
+    assert found[0][0] == found[1][0]
+    assert np.array_equal(found[0][1], found[1][1])
 
 
 def test_a_kept_classifier_has_learned_the_first_draw_of_the_largest_size(tmp_path: Path, divided: Path) -> None:
@@ -206,6 +227,25 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, e
     assert result(folder_of(tmp_path))["predict/ignored"] == 1
 
 
+def test_deep_images_that_become_almost_black_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    how = Preprocessing(8, 1, None, False, (0.0,), (1.0,), (1, 8, 8))
+    for name, most in (("full", 65535), ("twelve", 4095)):
+        image = np.linspace(0, most, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    with caplog.at_level("WARNING", "metarun"):
+        assert len(list(ImageFiles([tmp_path / "full.png"], [None]).batches(how, 4))) == 1
+        assert not caplog.records
+        list(ImageFiles([tmp_path / "twelve.png"], [None]).batches(replace(how, values=(0.0, 4095.0)), 4))
+        assert not caplog.records
+        list(ImageFiles([tmp_path / "twelve.png"], [None]).batches(how, 4))
+    (record,) = caplog.records
+    assert "1 of 16 bits or more have values from 0 to 4095" in record.getMessage()
+    (gone := tmp_path / "gone.png").symlink_to("nowhere.png")
+    files = ImageFiles([gone], [None])
+    assert not list(files.batches(how, 4))
+    assert files.unreadable == {gone: "there is no such file"}
+
+
 def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     images = kinds(tmp_path / "images", {"a": 3})
@@ -223,26 +263,20 @@ def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path)
     assert len(rows(folder_of(tmp_path))) == 4
 
 
-def test_a_kill_leaves_nothing_half_written(tmp_path: Path, episodic: Path) -> None:
+def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
-    images = kinds(tmp_path / "images", {"a": 3})
-    command = [
-        "recipe=predict",
-        f"checkpoint={episodic}",
-        f"support={support}",
-        f"images={images}",
-        f"outputs={tmp_path}",
-    ]
-
-    def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    with mock.patch("metarun.stages.predict.page", killed):
-        assert metarun(*command).status == 130
-    (unfinished,) = tmp_path.glob("predictions/*/predictions.csv")
-    before = unfinished.read_text()
-    done(*command)
-    assert (folder_of(tmp_path) / "predictions.csv").read_text() == before
+    images = kinds(tmp_path / "images", {"ash": 2, "elm": 1}, seed=1)
+    command = ["recipe=predict", f"checkpoint={episodic}", f"support={support}", f"images={images}", "name=made"]
+    done(*command, f"outputs={tmp_path / 'whole'}")
+    outcome, kills = killed_at_files(*command, f"outputs={tmp_path / 'killed'}", step=2)
+    assert outcome.status == 0, outcome.err
+    assert kills >= 2
+    whole, killed = (folder_of(tmp_path / name, "made") for name in ("whole", "killed"))
+    for name in ("predictions.csv", "index.html"):
+        assert (killed / name).read_text().replace(str(killed), str(whole)) == (whole / name).read_text()
+    first, second = (result(folder) for folder in (whole, killed))
+    assert all(first[name] == second[name] for name in first if name.startswith(("predict/", "checkpoint/")))
+    assert not list(killed.glob(".*.writing"))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +292,11 @@ def test_a_kill_leaves_nothing_half_written(tmp_path: Path, episodic: Path) -> N
         ({"support": "one"}, "has one class alone (ash)"),
         ({"support": "hollow"}, "the class folder"),
         ({"unknown": "auto"}, "unknown=auto: the run chose no threshold"),
-        ({"unknown": "1.5"}, "unknown=1.5: must be auto, off, or a probability from 0 to 1"),
+        ({"unknown": "energy"}, "unknown=energy: the run chose no threshold"),
+        (
+            {"unknown": "1.5"},
+            "unknown=1.5: must be auto, off, max_probability, energy, prototype_distance, or a probability",
+        ),
         ({"checkpoint": "foreign.pt"}, "is no classifier file of metarun"),
         ({"checkpoint": "damaged.pt"}, "cannot be read, it is damaged"),
         ({"checkpoint": "newer.pt"}, "was written by metarun 9.9 (format 99)"),

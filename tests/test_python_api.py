@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from shell import environment, make_images
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
+from sklearn.utils.estimator_checks import check_estimator
 
 import metarun
-from metarun.inference.classifier import Classifier
+from metarun.inference.classifier import Classifier, Scored
 
 WORDS = [
     "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
@@ -120,6 +122,52 @@ def test_scikit_learns_conventions(learner: metarun.Learner) -> None:
     assert classifier.predict(images).dtype == numbers.dtype
 
 
+class OnVectors(Classifier):
+    """A classifier of vectors, as scikit-learn's checks give them, each shown as an image."""
+
+    def fit(self, images: Any, labels: Any = None) -> Classifier:
+        return super().fit(shown(images), labels)
+
+    def scored(self, images: Any, progress: Any = None) -> Scored:
+        return super().scored(shown(images), progress)
+
+
+def shown(x: Any) -> Any:
+    """Images `[n, 16, 16]` of vectors `[n, d]`; what is no such array as it is."""
+    array = np.asarray(x)
+    if hasattr(x, "toarray") or array.ndim != 2 or array.dtype.kind not in "biuf":
+        return x
+    if 0 in array.shape:
+        return array[:0, :, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        shares = np.where(np.isfinite(array), 1 / (1 + np.exp(-array.astype(float))), np.nan)
+    return np.stack([np.resize(row, (16, 16)) for row in shares])
+
+
+def test_what_applies_to_images_of_scikit_learns_checks_passes(learner: metarun.Learner) -> None:
+    """Those that fail ask for one of two things that images do not have, or for other words in a message."""
+    of_vectors = "it counts the features of vectors, and images may be of any size"
+    words = "it asks for words of scikit-learn's own in a message"
+    expected = {
+        "check_n_features_in_after_fitting": of_vectors,
+        "check_n_features_in": of_vectors,
+        "check_classifiers_train": of_vectors,
+        "check_fit2d_predict1d": words,
+        "check_requires_y_none": words,
+        "check_dtype_object": words,
+        "check_estimators_empty_data_messages": words,
+        "check_fit_score_takes_y": "the arguments are called images and labels",
+        "check_array_api_input": "it needs a setting of scipy",
+        "check_classifier_data_not_an_array": "it needs pandas",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as the checks provoke them
+        found = check_estimator(OnVectors(learner), on_fail=None, on_skip=None)
+    others = {one["check_name"]: one["exception"] for one in found if one["status"] != "passed"}
+    assert {name: error for name, error in others.items() if name not in expected} == {}
+    assert sum(one["status"] == "passed" for one in found) > 40
+
+
 def test_batches_change_nothing(learner: metarun.Learner) -> None:
     images, labels = greys()
     first, second = (learner.fit(images, labels, batch_size=size).predict_proba(images) for size in (2, 100))
@@ -160,7 +208,7 @@ GOOD = greys()[0]
         (GOOD.astype(np.int64), "int64 values"),
         (GOOD.astype(np.float64), "floating-point values from 0 to"),
         (GOOD / 255 - 0.5, "floating-point values from -0.5"),
-        (np.full((2, 16, 16), np.nan), "a value is not finite"),
+        (np.full((2, 16, 16), np.nan), "a value is NaN or inf"),
         (GOOD[:0], "there is none"),
         ([], "there is none"),
         (Image.fromarray(GOOD[0]), "this is one image"),

@@ -606,9 +606,9 @@ def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> N
         for group in {"algo", "data", "backbone"} & entry.keys():
             assert (ROOT / "conf" / group / f"{entry[group]}.yaml").is_file()
     choices = {"algo": "maml", "data": "omniglot", "backbone": "conv4", "recipe": "meta"}
-    assert str(published.find(choices, 20, 5)) == "98.9 ± 0.2 % (Finn et al. 2017, table 1)"
-    assert published.find(choices, 20, 4) is None
-    assert published.find({**choices, "backbone": "resnet12"}, 20, 5) is None
+    assert str(published.find(choices, {"ways": 20, "shots": 5})) == "98.9 ± 0.2 % (Finn et al. 2017, table 1)"
+    assert published.find(choices, {"ways": 20, "shots": 4}) is None
+    assert published.find({**choices, "backbone": "resnet12"}, {"ways": 20, "shots": 5}) is None
 
 
 # The figures.

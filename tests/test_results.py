@@ -189,11 +189,15 @@ def test_marks_name_commits_of_stages_and_of_uncommitted_trees(clone: tuple[Path
 
 def test_published_values_are_found_by_choices_and_tasks_or_said_to_be_missing() -> None:
     omniglot = {"data": "omniglot", "backbone": "conv4"}
-    assert str(find({"algo": "snail", **omniglot}, 5, 1)).startswith("99.07 ± 0.16 % (Mishra et al. 2018, table 1")
-    assert find({"algo": "snail", **omniglot}, 5, 5) != find({"algo": "snail", **omniglot}, 20, 5)
-    assert find({"algo": "snail", **omniglot}, 7, 1) is None
-    assert find({"algo": "snail", "data": "omniglot", "backbone": "resnet12"}, 5, 1) is None
-    missing = find({"algo": "leo", **omniglot}, 5, 1)
+    assert str(find({"algo": "snail", **omniglot}, {"ways": 5, "shots": 1})).startswith(
+        "99.07 ± 0.16 % (Mishra et al. 2018, table 1"
+    )
+    assert find({"algo": "snail", **omniglot}, {"ways": 5, "shots": 5}) != find(
+        {"algo": "snail", **omniglot}, {"ways": 20, "shots": 5}
+    )
+    assert find({"algo": "snail", **omniglot}, {"ways": 7, "shots": 1}) is None
+    assert find({"algo": "snail", "data": "omniglot", "backbone": "resnet12"}, {"ways": 5, "shots": 1}) is None
+    missing = find({"algo": "leo", **omniglot}, {"ways": 5, "shots": 1})
     assert missing is not None
     assert (missing.value, str(missing)) == (None, f"none: {missing.source}")
 

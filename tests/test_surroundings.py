@@ -250,3 +250,37 @@ def test_how_long_training_takes_is_told_after_ten_steps(
 def test_durations_as_people_say_them() -> None:
     told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
     assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]
+
+
+def test_a_working_folder_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path would stand in the stored config, whose text is UTF-8."""
+    for name in (b"r\xe9s", b"a\nb", b"a\x1b[31m"):
+        inside = tmp_path / os.fsdecode(name)
+        inside.mkdir()
+        monkeypatch.chdir(inside)
+        done = metarun(*SINUSOID)
+        assert (done.status, len(done.said), done.out) == (2, 1, ""), done
+        assert "this folder's path has a control character, or bytes that are no UTF-8" in done.said[0]
+        assert not list(inside.iterdir())
+        assert metarun("--version").status == 0
+
+
+def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "gone"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    inside.rmdir()
+    for words in (SINUSOID, ["--help"]):
+        done = metarun(*words)
+        assert (done.status, done.out) == (2, "")
+        assert done.err == "metarun: the folder that this was started in has been removed; change to another\n"
+    started = subprocess.run([sys.executable, "-m", "metarun"], env=environment(), capture_output=True, text=True)
+    assert (started.returncode, started.stderr) == (2, done.err)
+
+
+@pytest.mark.parametrize("variable", ["METARUN_CACHE", "METARUN_DATA"])
+def test_folders_of_the_environment_that_cannot_be_printed(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, os.fsdecode(b"/tmp/c\xe9"))
+    done = metarun("data=omniglot", "debug=fast")
+    assert done.status == 2
+    assert done.said == [f"metarun: {variable}: /tmp/c\\udce9 has a control character, or bytes that are no UTF-8"]

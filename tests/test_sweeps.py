@@ -402,7 +402,10 @@ def test_dry_run_lists_jobs_and_what_is_finished(tmp_path: Path) -> None:
     assert [line.split()[:1] for line in lines[:2]] == [["to"], ["finished"]]
     assert "seed=0" in lines[0]
     assert f"'{tmp_path}/my runs/sinusoid-maml/" in lines[0]
-    assert lines[2] == "2 jobs: 1 finished before, 1 to run; nothing was run"
+    estimate = r" \(about \d+ s one after the other\)"  # by what the finished one took
+    assert re.fullmatch(rf"2 jobs: 1 finished before, 1 to run{estimate}; nothing was run", lines[2])
+    search = metarun(*words[:1], "hydra/sweeper=optuna", *SINUSOID, "algo.inner_lr=0.1,0.2", *words[-1:], "--dry-run")
+    assert re.match(rf"search   20 trials of algo.inner_lr{estimate}\n", search.out)
     assert len(list(tmp_path.rglob("config.yaml"))) == 1
     one = metarun("-m", "seed=5", *SINUSOID, f"outputs={tmp_path}", "--dry-run")
     assert one.out.endswith("1 job: 0 finished before, 1 to run; nothing was run\n")

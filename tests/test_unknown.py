@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import build, compose, episodes, hardware, toy_images
+from scipy.special import logsumexp
 from shell import make_images, metarun, result
 from sklearn.metrics import roc_auc_score
 
+import metarun as metarun_api
 from metarun.core import TaskShape
-from metarun.engine.probabilities import known_and_unknown, tell_apart, with_unknown
+from metarun.engine.probabilities import KNOWN, UNKNOWN, known_and_unknown, tell_apart, with_unknown
 from metarun.ops.certainty import auroc, threshold
 
 SMALL = [
@@ -49,7 +51,8 @@ def test_a_threshold_keeps_its_share_and_no_higher_one_does(n: int) -> None:
 
 def test_unknown_queries_come_last_and_their_support_images_are_left_out() -> None:
     drawn = episodes(toy_images(), TaskShape(5, 2, 3), 2)
-    found = with_unknown(drawn, 3)
+    found, kinds = with_unknown(drawn, 2)
+    assert kinds.tolist() == [[KNOWN] * 9 + [UNKNOWN] * 6] * 2
     assert found.ways == 3
     torch.testing.assert_close(found.support_x, drawn.support_x[:, :6])
     torch.testing.assert_close(found.query_x, drawn.query_x)
@@ -61,7 +64,9 @@ def test_certainties_tell_classes_that_are_easily_told() -> None:
     source = toy_images()
     algorithm = build(compose("algo=protonet", "backbone.channels=8"), source)
     sides = [
-        known_and_unknown(algorithm, source.sampler(split, TaskShape(5, 5, 5), 0, torch.device("cpu")), 6, 3, None, hardware())
+        known_and_unknown(
+            algorithm, source.sampler(split, TaskShape(5, 5, 5), 0, torch.device("cpu")), 6, TaskShape(3, 5, 5), 2, None, hardware()
+        )
         for split in ("val", "test")
     ]  # fmt: skip
     known, unknown = sides[1]
@@ -69,7 +74,9 @@ def test_certainties_tell_classes_that_are_easily_told() -> None:
     assert {len(values) for values in unknown.values()} == {6 * 2 * 5}
     found = tell_apart(*sides)
     assert found["certainties"]["prototype_distance"]["auroc"] > 0.8
-    assert found["certainty"] in ("max_probability", "energy")
+    assert set(found["thresholds"]) == {"max_probability", "energy", "prototype_distance"}
+    measured = {name: one["auroc"] for name, one in tell_apart(sides[0], sides[0])["certainties"].items()}
+    assert measured[found["certainty"]] == max(measured.values())
     for one in found["certainties"].values():
         assert 0 <= one["fpr_at_95_tpr"] <= 1
 
@@ -98,6 +105,23 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
     assert asked.status == 0, asked.err
     (predicted,) = tmp_path.glob("predictions/*/result.json")
     assert result(predicted.parent)["predict/temperature"] == told["temperature"]
+    learner = metarun_api.load(made.parent, device="cpu")
+    thresholds = found["test/unknown"]["thresholds"]
+    for name in thresholds:
+        classifier = learner.fit(images / "test", unknown=name)
+        scored = classifier.scored(images / "val")
+        own = {
+            "max_probability": classifier.predict_proba(images / "val").max(1),
+            "energy": logsumexp(scored.scores, axis=1),
+            "prototype_distance": scored.scores.max(1),  # ProtoNet's scores are minus the squared distances
+        }
+        assert (scored.nearness is None) == (name != "prototype_distance")
+        if scored.nearness is not None:
+            np.testing.assert_allclose(scored.nearness, own[name], rtol=1e-4, atol=1e-5)
+        assert classifier.is_unknown(images / "val").tolist() == (own[name] < thresholds[name]).tolist()
+    best = found["test/unknown"]["certainty"]
+    held = [learner.fit(images / "test", unknown=each).is_unknown(images / "val").tolist() for each in ("auto", best)]
+    assert held[0] == held[1]
 
 
 @pytest.mark.parametrize(

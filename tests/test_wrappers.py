@@ -382,7 +382,7 @@ def test_noisy_tasks_lose_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     learning = ["train.optimizer.lr=0.01", "wrapper.step_size=1", "wrapper.validation_tasks=8"]
     config = config_of("wrapper=ats", *learning, "train.steps=80")
     wrapper = wrap(config)
-    train = with_noise(IMAGES.sampler("train", TASK, 0, CPU), 0, 0.5, 1.0)
+    train = with_noise(lambda task: IMAGES.sampler("train", task, 0, CPU), TASK, 0, 0.5, 1.0)
     optimizer, _ = build_optimizer(wrapper, config.train)
     odds: list[float] = []  # of a noisy task against another
     probabilities = wrapper.probabilities

@@ -16,7 +16,7 @@ be remembered, the rows of a trajectory's class are drawn anew before it, and in
   `backbone.norm=group`, the YAML's, does so for groups of channels.
 - The official trajectory is all 20 images of a class, and the outer loss is measured on these again; the YAML's is 10, and the
   outer loss is measured on the other 10 too.
-- `adapt_body=false` leaves inner steps to the head, as OML does, which is much faster.
+- `adapt_body=false`, the YAML's, leaves inner steps to the head, as OML does, which is many times as fast.
 - What else differs is as in OML (`metarun/algos/oml.py`).
 """
 

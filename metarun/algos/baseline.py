@@ -124,7 +124,7 @@ class Baseline(Algorithm):
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Features of all tasks' sets at once, unless the norm's statistics are a set's."""
-        if self.backbone.norm in ("batch", "support"):
+        if self.backbone.norm in ("batch", "support") or self.backbone.identity:
             return super().embed(episodes)
         sets = [episodes.support_x, episodes.query_x]
         support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))

@@ -152,7 +152,12 @@ class MANN(Algorithm):
         return self.after(episodes, episodes.classes_in_turn()[None])[0]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """The accuracy on the first, second, ... image of a class, in a mixed order, the same for all tasks."""
+        """The accuracy on the first, second, ... image of a class, in a mixed order, the same for all tasks.
+
+        Nothing where classes have other numbers of images.
+        """
+        if episodes.shots or episodes.queries:
+            return {}
         sizes, ways = [y.shape[1] for y in (episodes.support_y, episodes.query_y)], episodes.ways
         images = torch.cat([part.view(ways, -1) for part in torch.arange(sum(sizes)).split(sizes)], 1)[:, :10].flatten()
         order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]

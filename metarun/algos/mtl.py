@@ -48,7 +48,8 @@ class MTL(ANIL):
 
     regression = False
     recordable = False
-    whole_batch = True  # hard tasks are made of all tasks of a step
+    whole_batch = couples_tasks = True  # hard tasks are made of all tasks of a step
+    equal_classes = True  # a way of a hard task may be of any task
     soft_labels = False
 
     def __init__(

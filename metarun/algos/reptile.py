@@ -50,7 +50,7 @@ class Reptile(Algorithm):
     fixed_ways = True
     taken: Tensor  # Adam steps so far
 
-    whole_batch = True  # one update of Adam's moments a step
+    whole_batch = couples_tasks = True  # one update of Adam's moments a step
     soft_labels = False  # a class is what its examples are drawn from
     needs_queries = False
 

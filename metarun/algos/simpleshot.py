@@ -21,22 +21,17 @@ Differences from the official code (mileyan/simple_shot, src/train.py):
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.algos.baseline import Baseline
-from metarun.config.types import DropRate, Le, PositiveFloat
-from metarun.core import Backbone, Batch, Episodes, Spec
-from metarun.ops.numerics import full_precision
+from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatures
+from metarun.config.types import DropRate
+from metarun.core import Backbone, Episodes, Spec
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
-TRANSFORMS = ["un", "l2n", "cl2n"]
+TRANSFORMS: list[Transform] = ["un", "l2n", "cl2n"]
 
 
-class SimpleShot(Baseline):
+class SimpleShot(TransformedFeatures):
     """A classifier of the source's images whose features, transformed, go to the nearest class mean. Test ways may be any.
 
     Args:
@@ -46,52 +41,27 @@ class SimpleShot(Baseline):
     """
 
     metric = True
-    mean: Tensor
-    batches: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         spec: Spec,
         *,
-        transform: Literal["un", "l2n", "cl2n"] = "cl2n",
-        mean_momentum: Annotated[PositiveFloat, Le(1)] = 0.01,
+        transform: Transform = "cl2n",
+        mean_momentum: MeanMomentum = 0.01,
         label_smoothing: DropRate = 0.0,
     ) -> None:
-        super().__init__(backbone, spec, label_smoothing=label_smoothing)
-        self.transform = transform
-        self.mean_momentum = mean_momentum
-        self.register_buffer("mean", torch.zeros(backbone.features))
-        self.register_buffer("batches", torch.tensor(0.0))
+        super().__init__(
+            backbone, spec, transform=transform, mean_momentum=mean_momentum, label_smoothing=label_smoothing
+        )
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.features(batch.x)
-        with torch.no_grad():
-            self.batches += 1
-            self.mean.lerp_(features.mean(0).to(self.mean), (1 / self.batches).clamp(min=self.mean_momentum))
-        return self.classification_loss(self.head(features), batch)
-
-    def logits(self, support: Tensor, labels: Tensor, query: Tensor, ways: int, transform: str) -> Tensor:
-        """Negative squared distances `[T, Q, ways]` of the queries' features `[T, Q, D]` to the centroids."""
-        if transform == "cl2n":
-            support, query = support - self.mean, query - self.mean
-        if transform != "un":
-            support, query = F.normalize(support, dim=-1), F.normalize(query, dim=-1)
-        centroids = class_means(support, labels, ways)
+    def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
+        """Negative squared distances `[T, Q, N]` of the queries to the centroids."""
+        centroids = class_means(support, targets, targets.shape[-1])
         # In double precision, in which the large terms may cancel.
-        return negative_squared_distances(query.double(), centroids.double()).to(query.dtype)
-
-    def predict(self, episodes: Episodes) -> Tensor:
-        support, query = self.embed(episodes)
-        with full_precision(support):
-            return self.logits(support, episodes.support_y, query, episodes.ways, self.transform)
+        return negative_squared_distances(queries.double(), centroids.double()).to(queries.dtype)
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """The accuracies `[T]` with each transformation."""
-        support, query = self.embed(episodes)
-        with full_precision(support):
-            found = {
-                f"acc_{name}": self.logits(support, episodes.support_y, query, episodes.ways, name)
-                for name in TRANSFORMS
-            }
+        found = {f"acc_{name}": self.predict_by(episodes, name) for name in TRANSFORMS}
         return {name: (logits.argmax(-1) == episodes.query_y).double().mean(1) for name, logits in found.items()}

@@ -21,6 +21,8 @@ class Pixels(Backbone):
         norm: Nothing: there are no layers to normalise, whatever a method sets here.
     """
 
+    identity = True
+
     def __init__(self, input_shape: tuple[int, ...], *, norm: NormKind = "none") -> None:
         super().__init__()
         self.features, self.widths, self.norm = math.prod(input_shape), [], "none"

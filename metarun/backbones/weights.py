@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.core import Backbone
 from metarun.engine import checkpoint
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 
 SHOWN = 6  # names of tensors in a line
+POSITIONS = ("pos_embed", "pos_embedding")  # the ends of their names in timm and torchvision
 COUNTER = "num_batches_tracked"  # of torch's batch norm, which old files lack and nothing reads
 
 log = logging.getLogger("metarun")
@@ -24,28 +28,114 @@ log = logging.getLogger("metarun")
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of what `torch.save` wrote of a `state_dict`, by name, on the CPU.
 
-    A dict that holds the `state_dict` under that name or `model` is looked into, and the prefix `module.` of data-parallel
-    training is taken off. Runs no code from the file. `key` is what the `UserError` of an unreadable file begins with.
+    What dicts within dicts hold gets the names of these before its own: `state_dict.module.conv1.weight`. Runs no code from
+    the file. `key` is what the `UserError` of an unreadable file begins with.
     """
     try:
         state: Any
         if path.suffix == ".safetensors":
             state = importlib.import_module("safetensors.torch").load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # settings of a training, which hold no code
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: safetensors is not installed: pip install 'metarun[timm]'") from error
     except Exception as error:
         raise UserError(f"{key}: {path} cannot be read; it is truncated, or no file of weights") from error
-    for name in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    items = state.items() if isinstance(state, dict) else ()
-    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    tensors = dict(_flat(state)) if isinstance(state, dict) else {}
     if not tensors:
         raise UserError(f"{key}: {path} holds no weights by name (a state_dict)")
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _flat(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            yield f"{before}{name}", value
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+
+
+def network_tensors(
+    module: nn.Module, tensors: dict[str, Tensor], origin: str, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """Those tensors of a file that are of a network, by the network's own names.
+
+    Args:
+        module: The network.
+        tensors: What `read_tensors` read.
+        origin: What messages begin with.
+        prefix: What stands before the network's own names, such as `teacher.backbone`; None takes what most tensors fit
+            after: whatever wrappers the file has. Where several fit alike, averaged weights (`ema`, `teacher`) go first.
+
+    Returns:
+        The tensors below the prefix, without it. Position embeddings of a vision transformer for another size of images are
+        resampled.
+
+    Raises:
+        UserError: No tensor stands below `prefix`.
+    """
+    own = module.state_dict()
+    fits: dict[str, int] = {}
+    for name, value in tensors.items():
+        parts = name.split(".")
+        for place in range(len(parts)):
+            last = ".".join(parts[place:])
+            if last in own:
+                before = name[: len(name) - len(last)]
+                fits[before] = fits.get(before, 0) + (own[last].shape == value.shape)
+    if prefix is not None:
+        chosen = f"{prefix.rstrip('.')}." if prefix else ""
+        if not any(name.startswith(chosen) for name in tensors):
+            known = sorted((before.rstrip(".") for before in fits if 2 * fits[before] >= len(own)), key=len)
+            raise UserError(
+                f"{origin}: no tensor stands below weights_prefix={prefix}"
+                f"{nearest(prefix, known) or ('; the network stands below ' + _listed(known) if known else '')}"
+            )
+    else:
+        best = max(fits.values(), default=0)
+        alike = [before for before, count in fits.items() if count == best and 2 * best >= len(own)]
+        chosen = min(alike, key=lambda before: _rank(before, alike.index(before)), default="")
+        if len(alike) > 1:
+            others = _listed([before.rstrip(".") or "(none)" for before in alike if before != chosen])
+            log.info("%s: took the weights below %s; weights_prefix= can name others: %s", origin, chosen, others)
+    found = {name.removeprefix(chosen): value for name, value in tensors.items() if name.startswith(chosen)}
+    if left := [name for name in tensors if not name.startswith(chosen)]:
+        log.info("%s: the network stands below %s; left out %s", origin, chosen.rstrip("."), _listed(left))
+    for name in found:
+        if not name.endswith(POSITIONS) or name not in own or own[name].shape == found[name].shape:
+            continue
+        resampled = resampled_positions(found[name], own[name].shape)
+        if resampled is not None:
+            log.info("%s: resampled %s %s to %s", origin, name, tuple(found[name].shape), tuple(own[name].shape))
+            found[name] = resampled
+    return found
+
+
+def _rank(prefix: str, place: int) -> tuple[bool, bool, int]:
+    words = prefix.lower().replace("_", ".").split(".")
+    return "ema" not in words, "teacher" not in words, place
+
+
+def resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Position embeddings of a vision transformer for another number of patches, bicubically, as timm does.
+
+    Args:
+        positions: `[1, prefix + G * G, D]`, with or without those of class tokens before those of the patches.
+        shape: What they are to become, `[1, prefix + H * H, D]`.
+
+    Returns:
+        The embeddings; None where the two shapes are not those of square grids with the same tokens before them.
+    """
+    if positions.ndim != 3 or len(shape) != 3 or positions.shape[2] != shape[2]:
+        return None
+    for before in (1, 0, 2, 5):
+        old, new = (math.isqrt(max(count - before, 0)) for count in (positions.shape[1], shape[1]))
+        if old and new and before + old**2 == positions.shape[1] and before + new**2 == shape[1]:
+            grid = positions[:, before:].float().unflatten(1, (old, old)).movedim(-1, 1)
+            grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True).flatten(2).mT
+            return torch.cat([positions[:, :before], grid.to(positions.dtype)], 1)
+    return None
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str, spare: Sequence[str] = ()) -> None:
@@ -93,13 +183,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def load_backbone(backbone: Backbone, path: str | Path) -> None:
+def load_backbone(backbone: Backbone, path: str | Path, setting: str = "backbone.from") -> None:
     """The backbone's weights of a metarun run (its folder, or a checkpoint in it) into `backbone`, and a line of the log.
 
-    A folder means the weights that were best on validation, `best.pt`. The run's method and its head do not matter. Raises
-    `UserError` where there is no such file, and where the architecture, the normalisation or the images' channels differ.
+    A folder means the weights that were best on validation, `best.pt`. The run's method and its head do not matter. `setting`
+    is the key of the config, for messages. Raises `UserError` where there is no such file, and where the architecture, the
+    normalisation or the images' channels differ.
     """
-    key, file = f"backbone.from={path}", checkpoint.weights_file("backbone.from", str(path))
+    key, file = f"{setting}={path}", checkpoint.weights_file(setting, str(path))
     state = checkpoint.load(file)["model"]
     prefix = "backbone."
     tensors = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

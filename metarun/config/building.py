@@ -9,18 +9,27 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.ranges import check_value
+from metarun.config.schema import PROTOCOLS
 from metarun.config.validation import asks_for_object, hints_of, names_class
 from metarun.errors import UserError, reason
 
 
 def task_of(config: DictConfig, split: str) -> Any:
-    """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes."""
+    """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes.
+
+    A protocol that `task` does not have brings its own ranges. A range of one number is that number.
+    """
     from metarun.core import TaskShape
 
-    change = OmegaConf.select(config, split).task
-    return TaskShape(
-        **{name: config.task[name] if change[name] is None else change[name] for name in ("ways", "shots", "queries")}
-    )
+    change, found = OmegaConf.select(config, split).task, dict(config.task)
+    if change.protocol not in (None, found["protocol"] or "uniform"):
+        found |= PROTOCOLS[change.protocol]
+    found |= {name: value for name, value in change.items() if value is not None}
+    for name in ("ways", "shots", "queries"):
+        if not isinstance(found[name], int):
+            low, high = found[name]
+            found[name] = low if low == high else (low, high)
+    return TaskShape(**{name: value for name, value in found.items() if value is not None})
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:

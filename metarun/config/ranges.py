@@ -15,7 +15,7 @@ import annotated_types as marks
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.types import PathLike
+from metarun.config.types import Count, PathLike
 from metarun.errors import UserError, nearest
 
 LARGEST = 2**63  # no integer of torch's or NumPy's reaches it
@@ -145,6 +145,9 @@ def _check_marks(key: str, value: Any, hint: Any) -> None:
             raise UserError(f"{key}={shown(value)}: is not one of {', '.join(names)}{nearest(str(value), names)}")
         return
     base, found = parts(hint)
+    if count := count_mark(found):
+        check_count(key, value, count)
+        return
     if problem := _problem(value, base, found):
         raise UserError(f"{key}={shown(value)}: must {problem}")
     inner = typing.get_args(base)
@@ -160,6 +163,34 @@ def _check_marks(key: str, value: Any, hint: Any) -> None:
                 names = list(map(str, choices(inner[0])))
                 raise UserError(f"{key}.{name}: is not one of {', '.join(names)}{nearest(str(name), names)}")
             check_value(f"{key}.{name}", item, inner[1])
+
+
+def count_mark(found: Sequence[Any]) -> Count | None:
+    """The mark of a number that may be a range, if it is among the marks."""
+    return next((mark for mark in found if isinstance(mark, Count)), None)
+
+
+def check_count(key: str, value: Any, count: Count) -> None:
+    """Checks that a value is a whole number, or a range: a list of the least and the largest.
+
+    Raises:
+        UserError: It is neither, the range is empty, or a number is out of bounds.
+    """
+    if value is None and count.optional:
+        return
+    ranged = isinstance(value, list | tuple)
+    ends, wrong = list(value) if ranged else [value], f"{key}={shown(value)}"
+    like = f"[{max(count.least, 1)},10]"
+    if any(type(end) is not int for end in ends):
+        raise UserError(f"{wrong}: must be a whole number, or a range such as {like}")
+    if ranged and len(ends) != 2:
+        raise UserError(f"{wrong}: a range has two numbers, the least and the largest, such as {like}")
+    if ends[0] > ends[-1]:
+        raise UserError(f"{wrong}: the range holds no number; its least comes first: [{ends[-1]},{ends[0]}]")
+    if ends[0] < count.least:
+        raise UserError(f"{wrong}: must be at least {count.least}")
+    if ends[-1] >= 2**31:
+        raise UserError(f"{wrong}: must be below 2**31")
 
 
 def _problem(value: Any, base: Any, found: Sequence[Any]) -> str:
@@ -220,6 +251,8 @@ def type_name(hint: Any) -> str:
     """The type in words: `int`, `float or null`, `list of int`, `path`."""
     base, found = parts(hint)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if count := count_mark(found):
+        return f"int or [int,int]{' or null' * count.optional}"
     if base is type(None):
         return "null"
     if base is Any:
@@ -243,7 +276,8 @@ def limits(hint: Any) -> Iterator[str]:
     if allowed := choices(hint):
         yield f"one of {', '.join(map(str, allowed))}"
         return
-    for text in (range_text(found), length_text(found)):
+    count = count_mark(found)
+    for text in (range_text(found), length_text(found), f"at least {count.least}" if count else ""):
         if text:
             yield text
     arguments = typing.get_args(base)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import yaml  # type: ignore[import-untyped]
 from annotated_types import MinLen, Unit
 
-from metarun.config.ranges import check_value, limits, options, parts, shown, type_name
+from metarun.config.ranges import check_value, count_mark, limits, options, parts, shown, type_name
 from metarun.config.ranges import choices as literals
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, Signature, read
@@ -222,7 +222,7 @@ class Reference:
             if given:
                 for name, beside in given.beside.items():
                     meaning = next((mark.documentation for mark in _marks(beside) if isinstance(mark, Doc)), "")
-                    found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, None)
+                    found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, given.defaults.get(name))
         return found
 
     def meaning(self, group: str) -> str:
@@ -334,6 +334,8 @@ def _example(hint: Any, default: Any = None) -> Any:
         return _example(Annotated[members[0], *found] if found else members[0], default)
     if any(isinstance(mark, PathLike) for mark in found):
         return "/path/to/it"
+    if count := count_mark(found):
+        return [max(count.least, 1), 10]
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if origin in (dict, Mapping):
         return {_example(arguments[0]): 1}

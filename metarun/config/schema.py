@@ -10,29 +10,148 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from metarun.config import completion
-from metarun.config.types import Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
+from metarun.config.types import Count, Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
 
 
 @dataclass
 class Task:
     """The size of every task; `train.task` and `test.task` may differ from it."""
 
-    ways: Annotated[int, Ge(1), Unit("classes"), Doc("The classes of a task; 1 for regression.")] = 5
-    shots: Annotated[int, Ge(1), Unit("items a class"), Doc("The support examples of each class.")] = 1
-    queries: Annotated[int, Ge(1), Unit("items a class"), Doc("The query examples of each class.")] = 15
+    ways: Annotated[
+        Any,
+        Count(1),
+        Unit("classes"),
+        Doc("The classes of a task; 1 for regression. [5, 20] has each task draw its ways from 5 to 20."),
+    ] = 5
+    shots: Annotated[
+        Any,
+        Count(1),
+        Unit("items a class"),
+        Doc(
+            "The support examples of each class. [1, 10] has each task draw them from 1 to 10, if its classes have so many."
+        ),
+    ] = 1
+    queries: Annotated[
+        Any,
+        Count(1),
+        Unit("items a class"),
+        Doc(
+            "The query examples of each class. [1, 15] has each task draw them from 1 to 15, if its classes have so many."
+        ),
+    ] = 15
+    balanced: (
+        Annotated[
+            bool,
+            Doc(
+                "Whether the classes of a task share what it draws; false draws shots and queries for each class. Null is true."
+            ),
+        ]
+        | None
+    ) = None
+    protocol: (
+        Annotated[
+            str,
+            Literal["uniform", "meta_dataset"],
+            Doc(
+                "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways "
+                "[5, 50], shots [1, 100] and queries [1, 10] where these are not given. Null is uniform."
+            ),
+        ]
+        | None
+    ) = None
+    unlabelled: Annotated[
+        int, Ge(0), Unit("items a class"), Doc("The items without labels that a task has of each class; 0 for none.")
+    ] = 0
+    distractors: Annotated[
+        int, Ge(0), Unit("classes"), Doc("The classes outside of the task that its unlabelled items are of too.")
+    ] = 0
+    labelled_share: (
+        Annotated[
+            float,
+            Interval(gt=0, le=1),
+            Doc(
+                "The share of each class's items that may have labels; unlabelled items are then of the others alone. Null is 1."
+            ),
+        ]
+        | None
+    ) = None
+
+
+LARGEST_SUPPORT = 500  # items of a support set: Meta-Dataset's
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "uniform": {"ways": Task.ways, "shots": Task.shots, "queries": Task.queries},
+    # Triantafillou et al. (2020), section 3.2: where the numbers of a task are not given.
+    "meta_dataset": {"ways": [5, 50], "shots": [1, 100], "queries": [1, 10]},
+}
 
 
 @dataclass
 class TaskChange:
     """What differs from `task`; null is the same."""
 
-    ways: Annotated[int, Ge(1), Unit("classes"), Doc("The classes of a task; null is those of `task`.")] | None = None
-    shots: (
-        Annotated[int, Ge(1), Unit("items a class"), Doc("The support examples of each class; null as in `task`.")]
+    ways: Annotated[
+        Any,
+        Count(1, optional=True),
+        Unit("classes"),
+        Doc("The classes of a task, or a range of them; null is those of `task`."),
+    ] = None
+    shots: Annotated[
+        Any,
+        Count(1, optional=True),
+        Unit("items a class"),
+        Doc("The support examples of each class, or a range; null as in `task`."),
+    ] = None
+    queries: Annotated[
+        Any,
+        Count(1, optional=True),
+        Unit("items a class"),
+        Doc("The query examples of each class, or a range; null as in `task`."),
+    ] = None
+    balanced: Annotated[bool, Doc("Whether the classes of a task share what it draws; null as in `task`.")] | None = (
+        None
+    )
+    protocol: (
+        Annotated[
+            str,
+            Literal["uniform", "meta_dataset"],
+            Doc("How a task's numbers are drawn; null as in `task`. Another than there has its own ranges."),
+        ]
         | None
     ) = None
-    queries: (
-        Annotated[int, Ge(1), Unit("items a class"), Doc("The query examples of each class; null as in `task`.")] | None
+    unlabelled: (
+        Annotated[int, Ge(0), Unit("items a class"), Doc("The items without labels of each class; null as in `task`.")]
+        | None
+    ) = None
+    distractors: (
+        Annotated[
+            int, Ge(0), Unit("classes"), Doc("The other classes that unlabelled items are of too; null as in `task`.")
+        ]
+        | None
+    ) = None
+    labelled_share: (
+        Annotated[
+            float,
+            Interval(gt=0, le=1),
+            Doc("The share of each class's items that may have labels; null as in `task`."),
+        ]
+        | None
+    ) = None
+
+
+@dataclass
+class TestTaskChange(TaskChange):
+    """What differs from `task` while validating and testing; null is the same."""
+
+    query_dirichlet: (
+        Annotated[
+            float,
+            Interval(gt=0),
+            Doc(
+                "The concentration of the Dirichlet distribution that divides a task's queries, ways * queries, among its classes "
+                "(2 in alpha-TIM's paper); null has equally many of each class."
+            ),
+        ]
+        | None
     ) = None
 
 
@@ -40,9 +159,12 @@ class TaskChange:
 class TrainTaskChange(TaskChange):
     """What differs from `task` while training; null is the same. Some methods train on support examples alone."""
 
-    queries: (
-        Annotated[int, Ge(0), Unit("items a class"), Doc("The query examples of each class; null as in `task`.")] | None
-    ) = None
+    queries: Annotated[
+        Any,
+        Count(0, optional=True),
+        Unit("items a class"),
+        Doc("The query examples of each class, or a range; null as in `task`."),
+    ] = None
 
 
 @dataclass
@@ -121,7 +243,16 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
-    task: TaskChange = field(default_factory=TaskChange)
+    views: Annotated[
+        int,
+        Interval(ge=1, le=1000),
+        Unit("copies"),
+        Doc(
+            "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
+            "`augment`. Training is changed by it too."
+        ),
+    ] = 1
+    task: TestTaskChange = field(default_factory=TestTaskChange)
 
 
 @dataclass
@@ -258,6 +389,7 @@ ENCODING = {
         Literal["un", "l2n", "cl2n"],
         Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
     ],
+    "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
     "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
 }
 ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
@@ -286,7 +418,7 @@ class Config:
     ] = field(default_factory=lambda: {"from": None})
     encoder: Annotated[
         dict[str, Any],
-        Given((), ENCODING),
+        Given(("origin",), ENCODING, ENCODING_DEFAULTS),
         Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
     ] = field(default_factory=dict)
     wrapper: Annotated[
@@ -317,6 +449,16 @@ class Config:
         Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
         | None
     ) = None
+    items: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
+                "JSON lines, a folder of .txt files, or - for one a line on stdin."
+            ),
+        ]
+        | None
+    ) = None
     images: (
         Annotated[
             NameOrPath,
@@ -340,8 +482,8 @@ class Config:
         Annotated[
             str,
             Doc(
-                "Which images are of no known class: off, auto by the run's threshold, or the least probability of a known one; "
-                "null is off."
+                "Which images are of no known class: off, auto by the run's threshold, max_probability, energy or "
+                "prototype_distance by its threshold for that certainty, or the least probability of a known one; null is off."
             ),
         ]
         | None
@@ -366,6 +508,12 @@ def _pixels_normalized(*, _root_: DictConfig) -> bool:
     return bool(OmegaConf.select(_root_, "data.normalize" if source else "target.data.normalize", default=False))
 
 
+def _of_protocol(name: str, *, _root_: DictConfig) -> Any:
+    """The ways, shots or queries of `task` where nobody says them: those of its protocol."""
+    return PROTOCOLS.get(OmegaConf.select(_root_, "task.protocol"), PROTOCOLS["uniform"])[name]
+
+
+OmegaConf.register_new_resolver("of_protocol", _of_protocol, replace=True)
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 completion.install({"encoder": ENCODING_DEFAULTS})

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Unit
 from annotated_types import doc as Doc
 
 __all__ = [
+    "Count",
     "Doc",
     "DropRate",
     "FilePath",
@@ -56,10 +57,25 @@ class Given:
     Args:
         names: Parameters of the class's constructor.
         beside: Keys of the node that its builder reads itself, with their types.
+        defaults: What these keys are where no file sets them.
     """
 
     names: tuple[str, ...] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Count:
+    """The value is a whole number, or a list of the least and the largest of a range that each task draws from.
+
+    Args:
+        least: The least number that is allowed.
+        optional: Whether null is allowed.
+    """
+
+    least: int
+    optional: bool = False
 
 
 PositiveInt = Annotated[int, Ge(1)]

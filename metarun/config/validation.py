@@ -15,7 +15,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.ranges import check_value, parts
-from metarun.config.schema import Config
+from metarun.config.schema import LARGEST_SUPPORT, Config
 from metarun.config.types import Given
 from metarun.config.values import to_container
 from metarun.errors import UserError, nearest, reason
@@ -43,6 +43,7 @@ def check(config: DictConfig) -> None:
         elif node:
             check_target(node, key, given)
     check_sizes(config.target.train_images)
+    check_tasks(config)
     for name, value in config.pretrain.backbone.items():
         if config.backbone.get(name) != value:
             raise UserError(
@@ -88,6 +89,25 @@ def check_sizes(value: Any) -> None:
         raise UserError(
             f"target.train_images={value}: must be a number of images, or a list of different ones, or null"
         )
+
+
+def check_tasks(config: DictConfig) -> None:
+    """Checks that what is said of tasks goes together, of those of training and those of tests."""
+    for part in ("train", "pretrain.train", "test"):
+        change = OmegaConf.select(config, part).task
+        found = {name: config.task[name] if change[name] is None else change[name] for name in map(str, config.task)}
+        if found["distractors"] and not found["unlabelled"]:
+            key = "task" if change.distractors is None else f"{part}.task"
+            raise UserError(
+                f"{key}.distractors={found['distractors']}: are further classes of unlabelled items, and tasks have none; add "
+                f"{key}.unlabelled=5"
+            )
+        ways = found["ways"] if isinstance(found["ways"], int) else found["ways"][-1]
+        if found["protocol"] == "meta_dataset" and ways > LARGEST_SUPPORT:
+            raise UserError(
+                f"{part}.task.ways={ways}: Meta-Dataset's support sets have at most {LARGEST_SUPPORT} items; take fewer ways, "
+                "or task.protocol=uniform"
+            )
 
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:

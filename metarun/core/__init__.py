@@ -2,6 +2,19 @@
 
 from metarun.core.algorithm import Algorithm
 from metarun.core.backbone import ActivationHook, Backbone
-from metarun.core.episodes import Batch, Episodes, Spec, TaskShape
+from metarun.core.episodes import Batch, Count, Episodes, MixedEpisodes, Spec, TaskShape, largest, least, together
 
-__all__ = ["ActivationHook", "Algorithm", "Backbone", "Batch", "Episodes", "Spec", "TaskShape"]
+__all__ = [
+    "ActivationHook",
+    "Algorithm",
+    "Backbone",
+    "Batch",
+    "Count",
+    "Episodes",
+    "MixedEpisodes",
+    "Spec",
+    "TaskShape",
+    "largest",
+    "least",
+    "together",
+]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.config.checked import Checked
 from metarun.core.backbone import Backbone
-from metarun.core.episodes import Episodes, Spec
+from metarun.core.episodes import Episodes, MixedEpisodes, Spec
 from metarun.errors import UserError
 from metarun.ops import batch_norm
 from metarun.ops.inner_loop import InnerLoop
@@ -35,13 +37,19 @@ class Algorithm(Checked, nn.Module, ABC):
     regression: bool = False  # whether it can learn regression tasks
     fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
     shared_batch: bool = True  # whether a task's support set and queries are one batch for the backbone's norm
-    whole_batch: bool = False  # whether `loss` needs all tasks of a step at once
+    equal_classes: bool = False  # whether all classes of a task must have equally many items
+    whole_batch: bool = False  # whether `loss` is computed for all tasks of a step at once
+    couples_tasks: bool = False  # whether it cannot do otherwise: then all tasks of a step must have one shape
     needs_queries: bool = True  # whether training tasks need a query set
     vectorizable: bool = True  # whether its tasks can run by vmap
     soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
+    couples_queries: bool = False  # whether the method itself, whatever the norm, predicts a query by other queries too
+    assumes_balanced_queries: bool = False  # whether it supposes equally many queries of each class in a test task
+    uses_unlabelled: bool = False  # whether it learns from the unlabelled items of a task
     metric: bool = False  # whether it classifies by distances, of `embed`, to support examples or their means
     recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
     inner: InnerLoop | None = None  # the settings of the inner loop, where the method has one
+    prepare: Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None = None  # set by a wrapper: see `prepared`
     vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
@@ -56,7 +64,7 @@ class Algorithm(Checked, nn.Module, ABC):
     @property
     def transductive(self) -> bool:
         """Whether the prediction for a query depends on the other queries."""
-        return batch_norm.transductive(self.backbone.norm)
+        return self.couples_queries or batch_norm.transductive(self.backbone.norm)
 
     @abstractmethod
     def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,14 +91,29 @@ class Algorithm(Checked, nn.Module, ABC):
         """Features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.
 
         A task's sets go through the backbone apart from those of other tasks; whether they share the statistics of its norm
-        is `shared_batch`'s to say.
+        is `shared_batch`'s to say. Where the features are the items themselves, nothing is computed for any of them.
         """
+        if self.backbone.identity:
+            return precise(episodes.support_x.flatten(2)), precise(episodes.query_x.flatten(2))
 
         def task(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
             return self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)
 
         support, queries = self.over_tasks(task, episodes.support_x, episodes.query_x)
         return precise(support), precise(queries)
+
+    def embed_all(self, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+        """`embed`, and the features of the unlabelled items, `[T, U, D]`, which go through the backbone with the queries.
+
+        U is 0 where the tasks have none.
+        """
+        if episodes.unlabelled_x is None:
+            support, queries = self.embed(episodes)
+            return support, queries, queries[:, :0]
+        size = episodes.query_x.shape[1]
+        rest = torch.cat([episodes.query_x, episodes.unlabelled_x], 1)
+        support, found = self.embed(replace(episodes, query_x=rest))
+        return support, found[:, :size], found[:, size:]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -164,6 +187,17 @@ class Algorithm(Checked, nn.Module, ABC):
             Values `[T]` or curves `[T, points]`, by name.
         """
         return {}
+
+    def prepared(self, episodes: Episodes) -> Episodes | MixedEpisodes:
+        """What is predicted in place of tasks: themselves, or what a wrapper makes of them (`Wrapper.preparation`).
+
+        Args:
+            episodes: The tasks.
+
+        Returns:
+            As many tasks with the same queries, in their order.
+        """
+        return episodes if self.prepare is None else self.prepare(self, episodes)
 
     def over_tasks(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """Calls a function for every task, in a loop or by `vmap` (`metarun.ops.tasks.over_tasks`).

@@ -5,12 +5,16 @@ T tasks (the meta-batch), N ways, K shots, Q queries per way; C, H, W an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from metarun.errors import UserError
+
+Count = int | tuple[int, int]  # a number, or the least and the largest of a range that each task draws from
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,10 @@ class Episodes:
         query_x: The queries, `[T, N*Q, C, H, W]`; in regression `[T, Q, D]`.
         query_y: Their labels `[T, N*Q]`, or in training probabilities `[T, N*Q, N]`; in regression `[T, Q, outputs]`.
         ways: N, the classes of a task; 1 in regression.
+        shots: The support items of each way, the same in all tasks; None: equally many.
+        queries: The queries of each way, the same in all tasks; None: equally many.
+        unlabelled_x: Items without labels, in no order, of the task's classes and perhaps of others, `[T, U, C, H, W]`; None
+            where the tasks have none.
     """
 
     support_x: Tensor
@@ -30,12 +38,34 @@ class Episodes:
     query_x: Tensor
     query_y: Tensor
     ways: int
-    shots: tuple[int, ...] | None = None  # support images of each way, the same in all tasks; None: equally many
+    shots: tuple[int, ...] | None = None
+    queries: tuple[int, ...] | None = None
+    unlabelled_x: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four sets, each with the task axis first, as `Algorithm.over_tasks` takes them."""
+        """The four labelled sets, each with the task axis first, as `Algorithm.over_tasks` takes them."""
         return self.support_x, self.support_y, self.query_x, self.query_y
+
+    @property
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, each with the task axis first."""
+        found = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return {name: value for name, value in found if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Episodes:
+        """The same with other tensors, in the order of `named_tensors`."""
+        changed: dict[str, Any] = dict(zip(self.named_tensors, tensors, strict=True))
+        return replace(self, **changed)
+
+    def with_queries(self, x: Tensor, y: Tensor) -> Episodes:
+        """The same tasks with other queries, in any order."""
+        return replace(self, query_x=x, query_y=y, queries=None)
+
+    def with_support(self, x: Tensor, y: Tensor) -> Episodes:
+        """The same tasks with other support sets, class-major and with the same number of items of a class in each task."""
+        sizes = tuple(y[0].bincount(minlength=self.ways).tolist())
+        return replace(self, support_x=x, support_y=y, shots=None if len(set(sizes)) == 1 else sizes)
 
     @property
     def n_tasks(self) -> int:
@@ -51,14 +81,38 @@ class Episodes:
         Yields:
             The tasks in their order, as views.
         """
-        parts = (tensor.split(size) for tensor in self.tensors)
-        for support_x, support_y, query_x, query_y in zip(*parts, strict=True):
-            yield Episodes(support_x, support_y, query_x, query_y, self.ways, self.shots)
+        names = self.named_tensors
+        for parts in zip(*(tensor.split(size) for tensor in names.values()), strict=True):
+            yield self.with_tensors(parts)
+
+    def chunks(self, size: int | None = None) -> Iterator[tuple[range, Episodes]]:
+        """Splits the meta-batch, as `MixedEpisodes.chunks` does.
+
+        Args:
+            size: The most tasks of a chunk, at least 1; None has no limit.
+
+        Yields:
+            The places of the tasks of a chunk in the meta-batch, and these tasks.
+        """
+        size = size or max(self.n_tasks, 1)
+        for number, chunk in enumerate(self.split(size)):
+            yield range(number * size, number * size + chunk.n_tasks), chunk
 
     @property
     def support_sizes(self) -> list[int]:
         """The number of support images of each way; they are class-major."""
         return list(self.shots or [self.support_y.shape[1] // self.ways] * self.ways)
+
+    @property
+    def query_sizes(self) -> list[int]:
+        """The number of queries of each way; they are class-major."""
+        return list(self.queries or [self.query_y.shape[1] // self.ways] * self.ways)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What two tasks must share to stand in one meta-batch."""
+        unlabelled = None if self.unlabelled_x is None else self.unlabelled_x.shape[1]
+        return self.ways, tuple(self.support_sizes), tuple(self.query_sizes), unlabelled
 
     def classes_in_turn(self) -> Tensor:
         """The places of the support images `[N*K]`, the first of each way, then the second of each that has one, and so on."""
@@ -66,6 +120,66 @@ class Episodes:
         firsts = [sum(sizes[:way]) for way in range(self.ways)]
         order = [first + n for n in range(max(sizes)) for first, size in zip(firsts, sizes, strict=True) if n < size]
         return torch.tensor(order, device=self.support_y.device)
+
+
+@dataclass(frozen=True)
+class MixedEpisodes:
+    """A meta-batch of T tasks of several shapes: those of one shape stand together. Methods see one group at a time.
+
+    Args:
+        groups: The tasks of each shape.
+        places: Where the tasks of each group stand in the meta-batch, each place from 0 to T - 1 once.
+    """
+
+    groups: tuple[Episodes, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_tasks(self) -> int:
+        """T, the number of tasks."""
+        return sum(map(len, self.places))
+
+    def split(self, size: int) -> Iterator[Episodes]:
+        """The tasks of `chunks`; with the size 1 they come in their order."""
+        return (tasks for _, tasks in self.chunks(size))
+
+    def chunks(self, size: int | None = None) -> Iterator[tuple[Sequence[int], Episodes]]:
+        """Splits the meta-batch into tasks that have one shape.
+
+        Args:
+            size: The most tasks of a chunk, at least 1; None has no limit.
+
+        Yields:
+            The places of the tasks of a chunk in the meta-batch, and these tasks. With the size 1 the tasks come in their
+            order, otherwise group by group.
+        """
+        found: list[tuple[Sequence[int], Episodes]] = []
+        for places, group in zip(self.places, self.groups, strict=True):
+            found += [([places[row] for row in rows], tasks) for rows, tasks in group.chunks(size)]
+        yield from sorted(found, key=lambda one: one[0][0]) if size == 1 else found
+
+
+def together(tasks: Sequence[Episodes]) -> Episodes | MixedEpisodes:
+    """One meta-batch of several: those of one shape become one group.
+
+    Args:
+        tasks: Meta-batches in the order of their tasks, at least one.
+
+    Returns:
+        All their tasks in this order.
+    """
+    groups: dict[tuple[Any, ...], list[Episodes]] = {}
+    places: dict[tuple[Any, ...], list[int]] = {}
+    first = 0
+    for one in tasks:
+        groups.setdefault(one.shape, []).append(one)
+        places.setdefault(one.shape, []).extend(range(first, first + one.n_tasks))
+        first += one.n_tasks
+    whole = tuple(
+        same[0].with_tensors(torch.cat([getattr(one, name) for one in same]) for name in same[0].named_tensors)
+        for same in groups.values()
+    )
+    return whole[0] if len(whole) == 1 else MixedEpisodes(whole, tuple(map(tuple, places.values())))
 
 
 @dataclass(frozen=True)
@@ -99,20 +213,90 @@ class Batch:
         for x, y, domain in zip(*(tensor.split(size) for tensor in (self.x, self.y, self.domain)), strict=True):
             yield Batch(x, y, domain)
 
+    def chunks(self, size: int | None = None) -> Iterator[tuple[range, Batch]]:
+        """Splits the batch, with the places of the images: see `Episodes.chunks`."""
+        size = size or max(self.n_tasks, 1)
+        for number, chunk in enumerate(self.split(size)):
+            yield range(number * size, number * size + chunk.n_tasks), chunk
+
 
 @dataclass(frozen=True)
 class TaskShape:
-    """The size of a task.
+    """The size of a task, or the ranges that each task draws its own from.
 
     Args:
         ways: N, its classes; 1 in regression.
         shots: K, the support examples of each class.
         queries: Q, the queries of each class.
+        balanced: Whether all classes of a task have equally many examples; otherwise each class draws its own numbers.
+        protocol: How the numbers are drawn: each uniformly from its range, or as Meta-Dataset does.
+        unlabelled: U, the items without labels of each class, and of each distractor.
+        distractors: The classes outside of the task that unlabelled items are of too.
+        labelled_share: The share of each class's items that may have labels; unlabelled ones are then of the others.
+        query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
+            gives each class Q.
     """
 
-    ways: int
-    shots: int
-    queries: int
+    ways: Count
+    shots: Count
+    queries: Count
+    balanced: bool = True
+    protocol: Literal["uniform", "meta_dataset"] = "uniform"
+    unlabelled: int = 0
+    distractors: int = 0
+    labelled_share: float = 1.0
+    query_dirichlet: float | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether tasks differ in their shapes."""
+        return any(isinstance(count, tuple) for count in (self.ways, self.shots, self.queries))
+
+    @property
+    def equal_classes(self) -> bool:
+        """Whether the classes of a task have equally many support examples, and equally many queries."""
+        if self.protocol == "meta_dataset":
+            return not isinstance(self.shots, tuple)
+        return self.balanced or not any(isinstance(count, tuple) for count in (self.shots, self.queries))
+
+    @property
+    def plain(self) -> bool:
+        """Whether all tasks have one shape, and nothing but labelled items."""
+        return not (self.varies or self.unlabelled or self.labelled_share < 1)
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """The ways, the shots and the queries of tasks that are `plain`.
+
+        Raises:
+            UserError: Tasks are not, and the source that asks knows no others.
+        """
+        found = self.ways, self.shots, self.queries
+        if self.plain and all(isinstance(count, int) for count in found):
+            return least(found[0]), least(found[1]), least(found[2])
+        what = "draw their numbers from ranges" if self.varies else "have unlabelled items, or a labelled_share"
+        raise UserError(
+            f"task: these tasks {what}, but here all are of one shape and of labelled items alone; leave that out"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for `result.json`: the sizes, ranges as lists of two, and what else is not as usual."""
+        found: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("ways", "shots", "queries") or value != item.default:
+                found[item.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def largest(count: Count) -> int:
+    """The number itself, or the largest of its range."""
+    return count[1] if isinstance(count, tuple) else count
+
+
+def least(count: Count) -> int:
+    """The number itself, or the least of its range."""
+    return count[0] if isinstance(count, tuple) else count
 
 
 @dataclass(frozen=True)
@@ -122,9 +306,10 @@ class Spec:
     Args:
         input_shape: The shape of an item: `(C, H, W)`, or `(D,)`.
         kind: Whether labels or values are predicted.
-        outputs: The ways of a training task, the classes of labelled training images, or the dimensions of a regression target.
+        outputs: The ways of a training task (the most that one has), the classes of labelled training images, or the
+            dimensions of a regression target.
         target_outputs: The classes of the target, for a method that trains on the target's images too.
-        shots: The shots of a training task.
+        shots: The shots of a training task (the most that a class has).
     """
 
     input_shape: tuple[int, ...]

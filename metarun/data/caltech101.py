@@ -59,6 +59,8 @@ class Caltech101(ImageSource):
         normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
+    classes_in = ("imagenet",)
+
     def __init__(
         self,
         *,

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metarun.errors import UserError
+from metarun.files import special
 
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow's modes without colour
 THREADS = 4
@@ -59,16 +60,23 @@ def all_grey(paths: Sequence[Path]) -> bool:
     """Whether no image has colour, by the files' headers; files that cannot be opened are left to `decode`."""
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
                 if image.mode not in GREY:
                     return False
-        except (OSError, Image.DecompressionBombError):
+        except (OSError, ValueError, Image.DecompressionBombError):
             continue
     return True
 
 
 class UnreadableImage(ValueError):
     """A file that is no whole image; the message is the reason."""
+
+
+def _opened(path: Path) -> Image.Image:
+    """The opened image file; nothing but a file is opened, since a pipe would be waited for and a device read without end."""
+    if kind := special(path):
+        raise UnreadableImage(f"it is {kind}, and no file")
+    return Image.open(path)
 
 
 def read(path: Path, size: int, channels: int, values: Range | None = None) -> Decoded:
@@ -85,7 +93,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
         OSError: The disk cannot be read.
     """
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             halved = _deep_colour(file)
             if halved and values:
                 raise ValueError(
@@ -97,8 +105,10 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
     except Exception as error:  # the decoders raise whatever a broken file provokes
         if isinstance(error, OSError) and error.errno is not None and path.exists():
             raise  # of the disk, not of the image
-        unknown = isinstance(error, UnidentifiedImageError)
-        raise UnreadableImage("no image that Pillow knows" if unknown else str(error)) from error
+        if isinstance(error, UnidentifiedImageError):
+            raise UnreadableImage("no image that Pillow knows") from error
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableImage("there is no such file" if missing else str(error)) from error
 
 
 def decode(
@@ -133,7 +143,7 @@ def decode(
 def value_range(path: Path) -> Range | None:
     """The smallest and the largest value of an image of any depth; None for a file that is no whole image."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             pixels = _numbers(_plain(image))
             return float(pixels.min()), float(pixels.max())
     except Exception as error:  # the decoders raise whatever a broken file provokes; `decode` says what is wrong

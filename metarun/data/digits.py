@@ -36,6 +36,8 @@ class Digits(ImageSource):
         normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
+    classes_in = ()
+
     def __init__(
         self,
         *,

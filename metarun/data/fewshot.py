@@ -132,6 +132,8 @@ class FewShot(ImageSource):
         normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
+    classes_in = ("imagenet",)
+
     def __init__(
         self,
         *,

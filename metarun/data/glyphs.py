@@ -94,6 +94,8 @@ class Glyphs(ImageSource):
         within_script: Whether all ways of an episode come from one script.
     """
 
+    classes_in = ()
+
     def __init__(
         self, *, image_size: Annotated[int, Ge(8)] = 28, rotations: bool = False, within_script: bool = False
     ) -> None:

@@ -87,6 +87,7 @@ class Labelled:
         str(row) for row in rows
     ]  # rows to files, or places in a class
     reference: np.ndarray | None = None  # rows that give the pixel statistics; None: training images of the source
+    views: int = 1  # the vectors of each item, of itself and of changed copies, where an encoder made such
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,6 +105,14 @@ class Labelled:
     def take(self, which: np.ndarray) -> Labelled:
         """The images `which` (positions, int64) alone."""
         return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
+
+    def with_views(self) -> Labelled:
+        """These items and, after them, their changed copies, to train on; the items alone where there are no copies."""
+        if self.views == 1:
+            return self
+        turned = np.concatenate([self.rotations + 4 * view for view in range(self.views)])  # as the reader takes views
+        rows, labels = (np.tile(values, self.views) for values in (self.rows, self.labels))
+        return replace(self, rows=rows, rotations=turned, labels=labels, views=1)
 
     def normalized_by(self, known: Labelled) -> Labelled:
         """These images, their pixels normalised by the mean and deviation of the images `known` where they are normalised."""

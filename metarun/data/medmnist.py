@@ -103,6 +103,8 @@ class MedMnist(ImageSource):
         normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
+    classes_in = ()
+
     def __init__(
         self,
         *,

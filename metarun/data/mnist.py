@@ -52,6 +52,8 @@ class Mnist(ImageSource):
         normalize: Whether channels are shifted and scaled by the training split's mean and deviation.
     """
 
+    classes_in = ()
+
     def __init__(
         self,
         *,

@@ -10,7 +10,8 @@ Differences from MeLU and its code (hoyeoplee/MeLU):
 - The data are those with 100,000 ratings, whose files say of a film its genres and its year, and of a user age, gender and
   occupation. MeLU has a million ratings, and of a film its director and actors too.
 - Films and users are divided at random; there by the films' years and the users' first ratings.
-- Every task has `task.shots` ratings to learn from and `task.queries` to predict; there 10 are predicted, from all others.
+- Every task has `task.shots` ratings to learn from and `task.queries` to predict. There 10 are predicted from all others of users with
+  13 to 100 ratings, which is `task.shots=[3,90]` here, but for users with more.
 - x is vectors of numbers; there each part has an embedding that is learned.
 """
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
-from metarun.core import Episodes, TaskShape
+from metarun.core import Episodes, TaskShape, largest, least, together
 from metarun.data.image_batches import allot, generator
 from metarun.data.sampler import distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
@@ -100,39 +101,39 @@ class MovieLens(DataSource):
         return [(user, rated) for user, rated in found if len(rated)]
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        key = "train.task" if split == "train" else "test.task"
         if task.ways != 1:
             raise UserError(f"task: ways = {task.ways}, but a task of ratings has one way; set task.ways=1")
-        if task.shots < 1 or task.queries < 0:
+        if isinstance(task.queries, tuple) or task.unlabelled or task.labelled_share < 1:
+            raise UserError(f"{key}: a task of ratings has a fixed number of queries, and nothing without labels")
+        if least(task.shots) < 1 or task.queries < 0:
             raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
-        needed = task.shots + task.queries
+        needed = least(task.shots) + task.queries
         able = [(user, rated) for user, rated in self.tasks[split] if len(rated) >= needed]
         if not able:
             most = max((len(rated) for _, rated in self.tasks[split]), default=0)
-            key = "train.task" if split == "train" else "test.task"
             raise UserError(
-                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {most} ratings that any user of "
-                f"{PURPOSE[split]} has (data.cold={self.cold}); lower {key}.shots or {key}.queries"
+                f"task: shots + queries = {least(task.shots)} + {task.queries} = {needed} is above the {most} ratings that any user "
+                f"of {PURPOSE[split]} has (data.cold={self.cold}); lower {key}.shots or {key}.queries"
             )
         films, users = self._vectors
-        sizes = np.array([len(rated) for _, rated in able])
+        # With a range of shots a user's support set is all ratings but the queries, as far as the range allows.
+        sizes = [min(largest(task.shots), len(rated) - least(task.queries)) for _, rated in able]
 
-        def episodes(start: int, stop: int) -> Episodes:
-            draws = uniforms(seed, split, start, stop, 1 + 2 * needed)
-            who = (draws[:, 0] * len(able)).astype(np.int64)
-            rows = distinct(draws[:, 1 : 1 + needed], draws[:, 1 + needed :], sizes[who])
-            x = np.empty((stop - start, needed, *self.input_shape), np.float32)
-            y = np.empty((stop - start, needed, 1), np.float32)
-            for number, place in enumerate(who):
-                user, rated = able[place]
-                for at, (film, rating) in enumerate(rated[rows[number]]):
-                    x[number, at] = np.concatenate([films[int(film)], users[user]])
-                    y[number, at] = rating - self.mean
+        def episode(number: int) -> Episodes:
+            who = int(uniforms(seed, split, number, number + 1, 1)[0, 0] * len(able))
+            (user, rated), count = able[who], sizes[who] + least(task.queries)
+            draws = uniforms(seed, f"{split}/ratings", number, number + 1, 2 * count)
+            rows = rated[distinct(draws[:, :count], draws[:, count:], np.array([len(rated)]))[0]]
+            x = np.stack([np.concatenate([films[int(film)], users[user]]) for film in rows[:, 0]])
+            y = (rows[:, 1:] - self.mean).astype(np.float32)
             (support_x, query_x), (support_y, query_y) = (
-                torch.from_numpy(part).to(device).split([task.shots, task.queries], dim=1) for part in (x, y)
+                torch.from_numpy(part[None]).to(device).split([sizes[who], count - sizes[who]], dim=1)
+                for part in (x, y)
             )
             return Episodes(support_x, support_y, query_x, query_y, ways=1)
 
-        return episodes
+        return lambda start, stop: together([episode(number) for number in range(start, stop)])
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The mean absolute error, of predictions cut to the scale of ratings, and nDCG@5, `[T]` each."""

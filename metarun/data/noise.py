@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from metarun.core import Episodes, TaskShape
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
 from metarun.data.image_batches import generator
 from metarun.data.sampler import uniforms
 from metarun.data.source import EpisodeSampler
@@ -61,56 +61,82 @@ def with_noise(
             raise UserError(f"train.noise.{name}={share}: is a share; it must be from 0 to 1")
 
     sampler, spare = _with_spare(sampler_of, task)
-    if sampler(0, 1).ways < 2:
+    if any(one.ways < 2 for one in sampler(0, 1).split(1)):
         raise UserError("train.noise: a wrong label needs another class, and these tasks have one way alone")
-    ways, shots, queries = task.ways, task.shots, task.queries
 
-    def episodes(start: int, stop: int) -> Episodes:
-        found = sampler(start, stop)
-        support, others = (x.unflatten(1, (ways, -1)) for x in (found.support_x, found.query_x))
-        asked, y = others[:, :, :queries], found.query_y.unflatten(1, (ways, -1))[:, :, :queries]
-        images = torch.cat([support, others[:, :, queries:]], 2)
-        chosen = np.tile(np.arange(shots), (stop - start, ways)) + np.repeat(np.arange(ways), shots) * (shots + spare)
-        for row in np.flatnonzero(noisy_tasks(seed, start, stop, tasks)):
-            chosen[row] = mislabelled(generator("train/noise", seed, start + row), ways, shots, spare, labels)
-        rows = torch.arange(stop - start, device=images.device)[:, None]
-        x = images.flatten(1, 2)[rows, torch.from_numpy(chosen).to(images.device)]
-        return replace(found, support_x=x, query_x=asked.flatten(1, 2), query_y=y.flatten(1, 2))
+    def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
+        found, noisy = sampler(start, stop), noisy_tasks(seed, start, stop, tasks)
+        if isinstance(found, Episodes):
+            return with_wrong_labels(found, range(start, stop), noisy)
+        groups = (
+            with_wrong_labels(group, [start + place for place in places], noisy[list(places)])
+            for places, group in found.chunks()
+        )
+        return MixedEpisodes(tuple(groups), found.places)
+
+    def with_wrong_labels(found: Episodes, numbers: Sequence[int], noisy: np.ndarray) -> Episodes:
+        """The tasks of these numbers, without the spare queries; the noisy ones with other support images."""
+        shots, given = found.support_sizes, found.query_sizes
+        # The images of a class: its support set, and its last `spare` queries.
+        support, queries = (
+            np.split(np.arange(sum(sizes)) + first, np.cumsum(sizes)[:-1])
+            for sizes, first in ((shots, 0), (given, sum(shots)))
+        )
+        images = np.concatenate(
+            [np.concatenate([own, more[len(more) - spare :]]) for own, more in zip(support, queries, strict=True)]
+        )
+        chosen = np.tile(np.arange(sum(shots)), (len(numbers), 1))
+        for row in np.flatnonzero(noisy).tolist():
+            chosen[row] = images[mislabelled(generator("train/noise", seed, numbers[row]), shots, spare, labels)]
+        device = found.support_x.device
+        rows = torch.arange(len(numbers), device=device)[:, None]
+        x = torch.cat([found.support_x, found.query_x], 1)[rows, torch.from_numpy(chosen).to(device)]
+        kept = np.concatenate([more[: len(more) - spare] for more in queries]) - sum(shots)
+        asked = torch.from_numpy(kept).to(device)
+        sizes = None if found.queries is None else tuple(size - spare for size in given)
+        return replace(
+            found, support_x=x, query_x=found.query_x[:, asked], query_y=found.query_y[:, asked], queries=sizes
+        )
 
     return episodes
 
 
 def _with_spare(sampler_of: Callable[[TaskShape], EpisodeSampler], task: TaskShape) -> tuple[EpisodeSampler, int]:
     """Tasks with further queries, and how many: as many as hardly any task needs more of, or as the classes have."""
-    wanted = min((task.ways - 1) * task.shots, math.ceil(task.shots + 4 * task.shots**0.5))
+    shots, queries = largest(task.shots), task.queries
+    wanted = min((largest(task.ways) - 1) * shots, math.ceil(shots + 4 * shots**0.5))
     for spare in range(wanted, 0, -1):
+        more = (queries[0] + spare, queries[1] + spare) if isinstance(queries, tuple) else queries + spare
         with contextlib.suppress(UserError):
-            return sampler_of(replace(task, queries=task.queries + spare)), spare
+            return sampler_of(replace(task, queries=more)), spare
     return sampler_of(task), 0
 
 
-def mislabelled(random: np.random.Generator, ways: int, shots: int, spare: int, share: float) -> np.ndarray:
+def mislabelled(random: np.random.Generator, shots: Sequence[int], spare: int, share: float) -> np.ndarray:
     """Chooses the images of a support set with wrong labels.
 
     Args:
         random: What the draws are made with.
-        ways: The number of classes, at least 2.
-        shots: The images of a class that it would have without noise; they come first in their class.
+        shots: The images that each class would have without noise; they come first in their class. At least 2 classes.
         spare: The further images of a class.
         share: The probability that a label is wrong, in [0, 1].
 
     Returns:
-        For each place of the class-major support set an image, int64 `[ways * shots]` in [0, ways * (shots + spare)).
+        For each place of the class-major support set an image, int64 `[sum of shots]`, counted class by class with the
+        further images of each.
     """
+    ways = len(shots)
     own = np.repeat(np.arange(ways), shots)
     wrong = random.random(len(own)) < share
     truth = (own + np.where(wrong, random.integers(1, ways, len(own)), 0)) % ways
-    chosen = np.tile(np.arange(shots), ways)
-    kept = np.zeros((ways, shots + spare), dtype=bool)
+    chosen = np.concatenate([np.arange(size) for size in shots])
+    kept = np.zeros((ways, max(shots) + spare), dtype=bool)
     kept[own[~wrong], chosen[~wrong]] = True
     for one in np.unique(truth[wrong]):
         asking = np.flatnonzero(wrong & (truth == one))
-        free = np.flatnonzero(~kept[one])
-        chosen[asking] = np.resize(random.permutation(free if len(free) else shots + spare), len(asking))
-    found: np.ndarray = truth * (shots + spare) + chosen
+        size = shots[one] + spare
+        free = np.flatnonzero(~kept[one, :size])
+        chosen[asking] = np.resize(random.permutation(free if len(free) else size), len(asking))
+    firsts = np.cumsum([0, *(size + spare for size in shots)])
+    found: np.ndarray = firsts[truth] + chosen
     return found

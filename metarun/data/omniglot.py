@@ -77,6 +77,8 @@ class Omniglot(ImageSource):
         download: Whether archives that are not there are downloaded.
     """
 
+    classes_in = ()
+
     inverted = True
 
     def __init__(

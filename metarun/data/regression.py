@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from metarun.config.types import Len
-from metarun.core import Episodes, TaskShape
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least, together
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.varied import pick
 from metarun.errors import UserError
 
 Range = tuple[float, float]
@@ -34,20 +35,41 @@ class RegressionSource(DataSource):
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if task.ways != 1:
             raise UserError(f"task: ways = {task.ways}, but a regression task has one way; set task.ways=1")
-        if task.shots < 1 or task.queries < 0:
+        if least(task.shots) < 1 or least(task.queries) < 0:
             raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
-        count = len(self.parameters)
+        of_classes = {
+            name: value
+            for name, value in task.describe().items()
+            if name not in ("ways", "shots", "queries", "balanced")
+        }
+        if of_classes:
+            name = next(iter(of_classes))
+            raise UserError(
+                f"task.{name}={of_classes[name]}: is of classes, but the data are regression tasks; leave it out"
+            )
+        count, most = len(self.parameters), (largest(task.shots), largest(task.queries))
         low, high = np.array(self.parameters).T[..., None, None]
 
-        def episodes(start: int, stop: int) -> Episodes:
-            draws = uniforms(seed, split, start, stop, count + task.shots + task.queries)
+        def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
+            draws = uniforms(seed, split, start, stop, count + sum(most))
             parameters = low + (high - low) * draws[:, :count].T[..., None]
             x = self.inputs[0] + (self.inputs[1] - self.inputs[0]) * draws[:, count:]
             pair = np.stack([x, self.function(parameters, x)])[..., None].astype(np.float32)
             (support_x, support_y), (query_x, query_y) = (
-                part.unbind() for part in torch.from_numpy(pair).to(device).split([task.shots, task.queries], dim=2)
+                part.unbind() for part in torch.from_numpy(pair).to(device).split(most, dim=2)
             )
-            return Episodes(support_x, support_y, query_x, query_y, ways=1)
+            whole = Episodes(support_x, support_y, query_x, query_y, ways=1)
+            if not task.varies:
+                return whole
+            sizes = uniforms(seed, f"{split}/varied", start, stop, 2).T
+            shots, queries = (
+                pick(count, draw, np.array(largest(count)))
+                for count, draw in zip((task.shots, task.queries), sizes, strict=True)
+            )
+            return together([
+                Episodes(one.support_x[:, :s], one.support_y[:, :s], one.query_x[:, :q], one.query_y[:, :q], ways=1)
+                for one, s, q in zip(whole.split(1), shots, queries, strict=True)
+            ])  # fmt: skip
 
         return episodes
 

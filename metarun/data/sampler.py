@@ -22,20 +22,44 @@ def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.nda
     return (raw[:, :width] >> np.uint64(11)) * 2.0**-53
 
 
-def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """k distinct integers below `sizes[r]` for each row r, in random order, int64 `[R, k]`.
 
     `draws` and `order` are uniforms `[R, k]`; `sizes` is int64 `[R]` with values of at least k. Floyd's algorithm
-    (Bentley and Floyd 1987) chooses the set with k draws whatever the size; sorting by `order` shuffles it.
+    (Bentley and Floyd 1987) chooses the set with k draws whatever the size; sorting by `order` shuffles it. With `counts`,
+    int64 `[R]`, row r has that many integers, at most k and `sizes[r]`, and what follows them in the row means nothing.
     """
     rows, k = draws.shape
     chosen = np.empty((rows, k), dtype=np.int64)
+    wanted = k if counts is None else counts
     for column in range(k):
-        last = sizes - k + column
+        last = sizes - wanted + column
         candidate = (draws[:, column] * (last + 1)).astype(np.int64)
         taken = (chosen[:, :column] == candidate[:, None]).any(axis=1)
         chosen[:, column] = np.where(taken, last, candidate)
+    if counts is not None:
+        order = np.where(np.arange(k) < counts[:, None], order, 1.0)
     return np.take_along_axis(chosen, order.argsort(axis=1), axis=1)
+
+
+def members_of(
+    classes: np.ndarray, groups: np.ndarray | None, rotations: int, needed: int
+) -> tuple[list[np.ndarray], int]:
+    """The groups of classes that a task can be drawn from.
+
+    Args:
+        classes: The classes of the split.
+        groups: The number of each one's group; None where all are one group.
+        rotations: The classes that each makes.
+        needed: The fewest classes of a task.
+
+    Returns:
+        For each group with enough classes their places in `classes`, and the number of classes of the largest group.
+    """
+    numbers = np.zeros(len(classes), np.int64) if groups is None else groups
+    members = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+    largest = max((len(member) for member in members), default=0) * rotations
+    return [member for member in members if len(member) * rotations >= needed], largest
 
 
 @dataclass(frozen=True)
@@ -55,35 +79,36 @@ class ClassSampler:
     rotations: int = 1
     groups: np.ndarray | None = None
     _members: list[np.ndarray] = field(init=False, repr=False)
+    _size: tuple[int, int] = field(init=False, repr=False)  # the classes of a task, and the images of each
 
     def __post_init__(self) -> None:
-        names = f"ways={self.task.ways} shots={self.task.shots} queries={self.task.queries}"
-        if min(self.task.ways, self.task.shots) < 1 or self.task.queries < 0:
+        task = self.task
+        ways, shots, queries = task.numbers  # those of other tasks are drawn by `VariedSampler`
+        names = f"ways={ways} shots={shots} queries={queries}"
+        if min(ways, shots) < 1 or queries < 0:
             raise UserError(f"task: {names} must be positive")
         sizes = np.diff(self.offsets)[self.classes]
-        needed = self.task.shots + self.task.queries
+        needed = shots + queries
         if len(sizes) and sizes.min() < needed:
             raise UserError(
-                f"task: shots + queries = {self.task.shots} + {self.task.queries} = {needed} is above the {sizes.min()} images "
+                f"task: shots + queries = {shots} + {queries} = {needed} is above the {sizes.min()} images "
                 f"of the smallest class of the {self.split} split; lower {self._key('shots')} or {self._key('queries')}"
             )
-        groups = np.zeros(len(self.classes), np.int64) if self.groups is None else self.groups
-        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-        largest = max((len(member) for member in members), default=0) * self.rotations
-        members = [member for member in members if len(member) * self.rotations >= self.task.ways]
+        members, largest = members_of(self.classes, self.groups, self.rotations, ways)
         if not members:
             within = "" if self.groups is None else " within one group"
             raise UserError(
-                f"task: ways = {self.task.ways} is above the {largest} classes of the {self.split} split{within}; lower {self._key('ways')}"
+                f"task: ways = {ways} is above the {largest} classes of the {self.split} split{within}; lower {self._key('ways')}"
             )
         object.__setattr__(self, "_members", members)
+        object.__setattr__(self, "_size", (ways, needed))
 
     def _key(self, name: str) -> str:
         return f"{'train' if self.split == 'train' else 'test'}.task.{name}"
 
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Table rows int64 `[T, N, K + Q]` and quarter turns int64 `[T, N]` of the episodes from `start` to `stop`."""
-        ways, images = self.task.ways, self.task.shots + self.task.queries
+        ways, images = self._size
         episodes = stop - start
         draws = uniforms(self.seed, self.split, start, stop, 1 + 2 * ways + 2 * ways * images)
         group = (draws[:, 0] * len(self._members)).astype(np.int64)

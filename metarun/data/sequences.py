@@ -38,29 +38,28 @@ def sequences(
     counts = images.counts
     offsets = np.concatenate([[0], np.cumsum(counts)])
     order = np.argsort(images.labels, kind="stable")
-    needed = task.shots + task.queries
-    if task.ways > len(counts):
-        raise UserError(f"{key}.ways={task.ways}: is above the {len(counts)} training classes")
+    many, shots, queried = task.numbers
+    needed = shots + queried
+    if many > len(counts):
+        raise UserError(f"{key}.ways={many}: is above the {len(counts)} training classes")
     if needed > counts.min():
         name = images.names[int(counts.argmin())]
         raise UserError(
-            f"{key}: shots + queries = {task.shots} + {task.queries} = {needed} is above the {counts.min()} images of the class {name}"
+            f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counts.min()} images of the class {name}"
         )
-    if task.queries * task.ways + remembered < 1:
+    if queried * many + remembered < 1:
         raise UserError(f"{key}.queries=0: leaves nothing to learn from; set it, or algo.remembered, above 0")
     read = images.reader(device, images.reference)
 
     def places(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the trajectories' images `[T, N, K + Q]` and of those to remember `[T, R]`."""
-        tasks, each = stop - start, task.ways * needed
-        draws = uniforms(seed, "train/sequences", start, stop, 2 * task.ways + 2 * each + remembered)
-        ways = distinct(
-            draws[:, : task.ways], draws[:, task.ways : 2 * task.ways], np.full(tasks, len(counts), dtype=np.int64)
-        )
-        rest = draws[:, 2 * task.ways : 2 * task.ways + 2 * each].reshape(tasks, 2, task.ways, needed)
+        tasks, each = stop - start, many * needed
+        draws = uniforms(seed, "train/sequences", start, stop, 2 * many + 2 * each + remembered)
+        ways = distinct(draws[:, :many], draws[:, many : 2 * many], np.full(tasks, len(counts), dtype=np.int64))
+        rest = draws[:, 2 * many : 2 * many + 2 * each].reshape(tasks, 2, many, needed)
         members = distinct(
             rest[:, 0].reshape(-1, needed), rest[:, 1].reshape(-1, needed), counts[ways].reshape(-1)
-        ).reshape(tasks, task.ways, needed)
+        ).reshape(tasks, many, needed)
         remember = (draws[:, draws.shape[1] - remembered :] * len(order)).astype(np.int64)
         return order[members + offsets[ways][..., None]], order[remember]
 
@@ -71,8 +70,8 @@ def sequences(
     def episodes(start: int, stop: int) -> Episodes:
         trajectory, remember = places(start, stop)
         tasks = stop - start
-        support = trajectory[:, :, : task.shots].reshape(tasks, -1)
-        queries = np.concatenate([trajectory[:, :, task.shots :].reshape(tasks, -1), remember], 1)
+        support = trajectory[:, :, :shots].reshape(tasks, -1)
+        queries = np.concatenate([trajectory[:, :, shots:].reshape(tasks, -1), remember], 1)
         return Episodes(*batch(support), *batch(queries), ways=len(counts))
 
     return episodes

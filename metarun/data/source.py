@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from metarun.config.checked import Checked
-from metarun.core import Episodes, TaskShape
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import Labelled, divide_images
-from metarun.data.sampler import ClassSampler
+from metarun.data.imbalanced import ImbalancedSampler
+from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.table import ItemTable, Table
+from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
 from metarun.text import printable
 
 Split = Literal["train", "val", "test"]
 Item = Literal["image", "text", "vector"]  # the kinds of items; an encoder turns one of the first two into the third
-EpisodeSampler = Callable[[int, int], Episodes]  # the episodes from `start` to `stop`, on the device
+# The episodes from `start` to `stop`, on the device. Only tasks of `TaskShape.varies` are ever of several shapes.
+EpisodeSampler = Callable[[int, int], Episodes | MixedEpisodes]
 Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 PURPOSE: dict[Split, str] = {"train": "training", "val": "validation", "test": "the test"}
+log = logging.getLogger("metarun")
+
 DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the episodes' images travel
 
 
@@ -51,6 +58,9 @@ class DataSource(Checked, ABC):
     configured_by = "data"
     kind: Literal["classification", "regression"]
     item: Item = "vector"
+    classes_in: tuple[str, ...] | None = (
+        None  # the collections for pretraining that have (some of) its classes; None: not known
+    )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
 
@@ -68,6 +78,26 @@ class DataSource(Checked, ABC):
         Raises `UserError` for data that have none.
         """
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
+
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        """Episodes with `more` further classes, whose queries are of no class of the task: their support items will be left out.
+
+        Args:
+            split: The split.
+            task: The task without them.
+            more: The further classes, or as many classes' worth of items that are of no class at all, where the data set has such.
+            seed: The seed of the draws.
+            device: Where the items shall lie.
+
+        Raises:
+            UserError: The split has not so many classes or items.
+        """
+        ways = task.ways + more if isinstance(task.ways, int) else (task.ways[0] + more, task.ways[1] + more)
+        try:
+            return self.sampler(split, replace(task, ways=ways), seed, device)
+        except UserError as error:
+            needed = largest(ways)
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
 
     @property
     def has_test_part(self) -> bool:
@@ -131,6 +161,7 @@ class TableSource(DataSource):
     """
 
     kind = "classification"
+    unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
 
     def __init__(
         self,
@@ -180,44 +211,61 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
-        if task.ways == 1:
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
+        ways = largest(task.ways)
+        if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1
         counts = {one: len(where) * turned for one, where in self.splits.items()}
-        if counts[split] < task.ways:
+        if counts[split] < ways:
             total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
-            take = f"take task.ways={fits}, or more classes" if fits > 1 else "take more classes"
+            fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
+            take = f"take task.ways={fitting}, or more classes" if fits > 1 else "take more classes"
             raise UserError(
-                f"task: ways = {task.ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
+                f"task: ways = {ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
                 f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
                 "apart: recipe=target_only target=folder target.data.root=FOLDER"
             )
-        sizes = self.table.sizes[self.splits[split]]
-        needed = task.shots + task.queries
-        if sizes.min() < needed:
-            smallest = self.table.names[self.splits[split][int(sizes.argmin())]]
+        if counts[split] < ways + task.distractors:
             raise UserError(
-                f"task: shots + queries = {task.shots} + {task.queries} = {needed} is above the {sizes.min()} images "
-                f"of the smallest class of the {split} split, {printable(smallest)}; lower {key}.shots or {key}.queries"
+                f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
+                f"{split} split; take at most {counts[split] - ways}"
             )
+        sizes = self.table.sizes[self.splits[split]]
+        found = shortage(task, sizes)
+        if found is None:
+            return
+        smallest = printable(self.table.names[self.splits[split][found[0]]])
+        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
+        lower = " or ".join(f"{key}.{name}" for name in names)
+        # Ranges let a small class serve with what it has.
+        drawn = [
+            f"{key}.{name}=[1,{count}]"
+            for name, count in (("shots", task.shots), ("queries", task.queries))
+            if task.plain and isinstance(count, int) and count > 1
+        ]
+        draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
+        raise UserError(f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}")
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.splits[split]
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
-        draw = ClassSampler(
-            offsets=self.table.offsets,
-            classes=classes,
-            task=task,
-            seed=seed,
-            split=split,
-            rotations=4 if self.rotations else 1,
-            groups=np.unique(names, return_inverse=True)[1] if self.within_group else None,
-        ).draw
+        groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
+        given = (self.table.offsets, classes, task, seed, split, 4 if self.rotations else 1, groups)
         read = self.reader(device)
-        labels = torch.arange(task.ways, device=device)
+        if not task.plain:
+            return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
+        draw = ClassSampler(*given).draw
+        ways, shots = largest(task.ways), largest(task.shots)
+        labels = torch.arange(ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
             x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
@@ -227,13 +275,46 @@ class TableSource(DataSource):
                 per_way = part.shape[2]
                 return part.flatten(1, 2), labels.repeat_interleave(per_way).expand(tasks, -1)
 
-            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
+            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
+
+        return episodes
+
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        if split not in self.unknown:
+            return super().with_unknown(split, task, more, seed, device)
+        known, read = self.sampler(split, task, seed, device), self.reader(device)
+        ways, shots, queries = task.numbers
+        number, count = self.unknown[split], more * queries
+        first, last = self.table.offsets[number : number + 2]
+        if count > last - first:
+            raise UserError(
+                f"test.unknown_ways={more}: times test.task.queries={queries} is above the {last - first} items of no class "
+                f"for {PURPOSE[split]}"
+            )
+
+        def episodes(start: int, stop: int) -> Episodes:
+            tasks = stop - start
+            draws = uniforms(seed, f"{split}/unknown", start, stop, 2 * count)
+            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(tasks, last - first))
+            asked = read(rows, np.zeros(tasks, np.int64))  # [T, more * Q, ...]
+            labels = torch.arange(ways, ways + more, device=device)
+            own = known(start, stop)
+            assert isinstance(own, Episodes)  # of one shape
+            blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])  # is left out again
+            return Episodes(
+                torch.cat([own.support_x, blank], 1),
+                torch.cat([own.support_y, labels.repeat_interleave(shots).expand(tasks, -1)], 1),
+                torch.cat([own.query_x, asked], 1),
+                torch.cat([own.query_y, labels.repeat_interleave(queries).expand(tasks, -1)], 1),
+                ways=ways + more,
+            )
 
         return episodes
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
-        classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
+        every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
+        classes = every if split is None else self.splits[split]
         turns = 4 if self.rotations else 1
         own = self.table.metadata.get("parts")
         rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
@@ -327,6 +408,18 @@ class ImageSource(TableSource):
         if key not in self._statistics:
             self._statistics[key] = self._measured(rows)
         return self._statistics[key]
+
+    def normalize_as(self, other: ImageSource) -> None:
+        """Normalises the pixels if those of the source `other` are: a network that was trained on one kind is no use for the other.
+
+        It is called before any image is read.
+        """
+        if self.normalize != other.normalize:
+            self.normalize = other.normalize
+            log.info(
+                "target: its pixels are %s, as those of the source are",
+                "normalised" if self.normalize else "left in 0 to 1",
+            )
 
     def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.

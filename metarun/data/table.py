@@ -24,6 +24,7 @@ from platformdirs import user_cache_path
 from metarun import files
 from metarun.engine import platform
 from metarun.errors import UserError
+from metarun.text import has_control, printable
 
 FORMAT_VERSION = 3
 SAMPLED_BYTES = 2**25  # a larger table is compared by a sample of as many bytes
@@ -110,6 +111,8 @@ def _folder(variable: str, otherwise: str) -> Path:
         folder = Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser()
     except RuntimeError as error:
         raise UserError(f"{variable}: this user has no home folder; set HOME, or {variable} to a folder") from error
+    if has_control(str(folder)):
+        raise UserError(f"{variable}: {printable(str(folder))} has a control character, or bytes that are no UTF-8")
     return folder.absolute()
 
 

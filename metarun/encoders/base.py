@@ -63,17 +63,36 @@ class Encoder(Checked, ABC):
         Another identity is another table. `result.json` holds it under `data.encoder`.
         """
 
-    @abstractmethod
-    def encode(self, items: Any) -> Tensor:
-        """The vectors of items.
+    def prepare(self, items: Any) -> Any:
+        """What comes before `encode` and can go on beside it, in another thread: resizing, cutting words into tokens.
 
         Args:
-            items: What `TableSource.items` of a source of this kind returns: images uint8 `[n, C, H, W]` (an array, or a tensor
-                on the encoder's device), or a list of n texts.
+            items: What `TableSource.items` of a source of this kind returns: images uint8 `[n, C, H, W]`, or a list of n texts.
+
+        Returns:
+            What `encode` takes; the items themselves unless a subclass says otherwise.
+        """
+        return items
+
+    @abstractmethod
+    def encode(self, items: Any) -> Tensor:
+        """The vectors of items that were prepared.
+
+        Args:
+            items: What `prepare` returned of n items.
 
         Returns:
             float32 `[n, features]`, on the encoder's device. Gradients are not wanted.
         """
+
+    def __str__(self) -> str:
+        """What it is, for a line at the beginning of a run."""
+        return type(self).__name__
+
+    def __call__(self, items: Any) -> Tensor:
+        """The vectors float32 `[n, features]` of items, as `prepare` takes them."""
+        with torch.no_grad():
+            return self.encode(self.prepare(items))
 
     def check(self, source: TableSource) -> None:
         """Checks that it can encode the items of a source, before anything is computed.
@@ -94,7 +113,7 @@ class Encoder(Checked, ABC):
         """Learns from training items; only an encoder that is `fitted` is asked to. It sets `features`.
 
         Args:
-            items: The training items in chunks, each as `encode` takes them: of training classes alone, none of which is tested
+            items: The training items in chunks, each as `prepare` takes them: of training classes alone, none of which is tested
                 on.
         """
 
@@ -105,7 +124,7 @@ class Encoder(Checked, ABC):
         """Changed copies of items, for `encoder.views`: random crops and so on, a function of each item and of `view` alone.
 
         Args:
-            items: As `encode` takes them.
+            items: As `prepare` takes them.
             view: The number of the copy, from 1.
 
         Raises:

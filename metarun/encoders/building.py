@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,8 @@ from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource, training_items
 from metarun.errors import UserError
 
+log = logging.getLogger("metarun")
+
 
 def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
     """The encoder that `encoder` of a config names, and how it encodes.
@@ -21,20 +24,22 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
         UserError: A setting is wrong, or its weights cannot be read.
     """
     shared = [item.name for item in fields(Encoding)]
-    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in shared])
-    encoder: Encoder = construct(own, "encoder")
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in (*shared, "from")])
+    given = {"origin": node["from"]} if node.get("from") else {}
+    encoder: Encoder = construct(own, "encoder", **given)
     settings = OmegaConf.to_container(own, resolve=True)
     assert isinstance(settings, dict)
     encoder.settings = {str(key): value for key, value in settings.items()}
     return encoder, Encoding(**{**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}})
 
 
-def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
+def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = False) -> list[DataSource]:
     """Data sets whose items are replaced by the vectors of one encoder; as they are where the config has none.
 
     Args:
         sources: The data sets; an encoder that is fitted is fitted to the training items of the first.
         node: `encoder` of the config.
+        as_target: Whether the first is a target, which is divided by its items and not by its classes.
 
     Raises:
         UserError: The encoder cannot encode one of them.
@@ -49,5 +54,6 @@ def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
         encoder.check(source)
         tables.append(source)
     if encoder.fitted:
-        encoder.fit(training_items(tables[0]))
+        encoder.fit(training_items(tables[0], as_target=as_target))
+    log.info("encoder: %s", encoder)
     return [EncodedSource(source, encoder, encoding) for source in tables]

@@ -45,6 +45,7 @@ class EncodedSource(TableSource):
         encoder.check(source)
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.unknown = source.unknown
         self.input_shape = (encoder.features,)
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
@@ -83,6 +84,8 @@ class EncodedSource(TableSource):
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.
 
+        Of a changed copy the turns are 4 times its number more.
+
         Args:
             device: Where the vectors shall lie.
             reference: The rows that the mean is taken over, see `mean`.
@@ -91,10 +94,10 @@ class EncodedSource(TableSource):
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             table, mean = self._table(device), torch.from_numpy(self.mean(reference)).to(device)
-            copies = np.broadcast_to((turns * views)[..., None], rows.shape)
+            copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
-                copies = copies + drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(np.array(each)).to(table.device) for each in (rows, copies))
+                copies += drawn_views(drawn, rows, views)
+            where = (torch.from_numpy(each).to(table.device) for each in (rows, copies))
             return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
 
         return read
@@ -115,7 +118,17 @@ class EncodedSource(TableSource):
         return super(EncodedSource, drawing).sampler(split, task, seed, device)
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
-        return replace(self.source.labelled(part, split), reader=self.reader)
+        return replace(self.source.labelled(part, split), reader=self.reader, views=self.encoding.views)
+
+    def saw(self) -> dict[str, Any]:
+        """What `result.json` says of the encoder's pretraining, under `protocol`."""
+        known, saw = self.source.classes_in, self.encoding.saw
+        told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
+        return {
+            "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
+            "saw": saw,
+            "saw_these_classes": told,
+        }
 
     @property
     def has_test_part(self) -> bool:
@@ -162,23 +175,25 @@ def drawn_views(seed: int, rows: np.ndarray, views: int) -> np.ndarray:
     return np.stack(found)
 
 
-def training_items(source: TableSource, chunk: int = 1024) -> Iterator[Any]:
+def training_items(source: TableSource, *, as_target: bool = False, chunk: int = 1024) -> Iterator[Any]:
     """The training items of a source in chunks, for an encoder that is fitted.
 
     Args:
         source: The data set.
+        as_target: Whether it is a target: then its training items are those of its training part, of all classes.
         chunk: The most items of a chunk.
 
     Raises:
-        UserError: Its training and test classes are the same and no items are set apart for training.
+        UserError: Nothing says which items are for training: its training and test classes are the same, or a target is divided anew in
+            each repeat.
     """
     tested, own = {*source.splits["test"]} & {*source.splits["train"]}, source.table.metadata.get("parts")
-    if tested and not own:
+    if (tested or as_target) and not own:
         raise UserError(
             "encoder: is fitted to training items, but these data do not say which items are for training; divide them into train "
-            "and test folders, or train on a source (recipe=transfer data=...)"
+            "and test folders or files, or train on a source (recipe=transfer data=...)"
         )
-    rows = source.training_rows
+    rows = np.unique(source.labelled("train").rows) if as_target else source.training_rows
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         for start in range(0, len(run), chunk):
             yield source.items(int(run[start]), int(run[min(start + chunk, len(run)) - 1]) + 1)

@@ -13,6 +13,9 @@ import json
 import logging
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from metarun.progress import progress_bar
 FORMAT_VERSION = 1
 SAVE_SECONDS = 5.0  # between two marks of progress; what lies between them is encoded again after a kill
 PROGRESS = "progress.json"
+AHEAD = 2  # batches that are prepared while one is encoded
 BLOCK = 2**22  # bytes that are read at once where a digest is taken
 
 log = logging.getLogger("metarun")
@@ -110,9 +114,8 @@ def _build(
     with open(path, "r+b" if path.exists() else "w+b") as file, progress_bar("encoding", rows, done) as advance:
         file.truncate(done * width)
         file.seek(done * width)
-        for start in range(done, rows, encoding.batch_size):
-            done = min(start + encoding.batch_size, rows)
-            raw = np.ascontiguousarray(_encoded(source, encoder, encoding, copies, start, done)).data
+        for done, made in _chunks(source, encoder, encoding, copies, first, rows):
+            raw = np.ascontiguousarray(made).data
             digest.update(raw)
             file.write(raw)
             advance(done)
@@ -138,7 +141,7 @@ def _build(
 def _done(unfinished: Path, path: Path, width: int) -> tuple[int, Any]:
     """How many rows an interrupted build left whole, and the digest of their bytes; 0 where what it left is not what it wrote."""
     try:
-        told = json.loads((unfinished / PROGRESS).read_text())
+        told = json.loads((unfinished / PROGRESS).read_text(encoding="utf-8"))
         rows, digest, left = int(told["rows"]), hashlib.sha256(), int(told["rows"]) * width
         with open(path, "rb") as file:
             while left and (block := file.read(min(left, BLOCK))):
@@ -151,30 +154,50 @@ def _done(unfinished: Path, path: Path, width: int) -> tuple[int, Any]:
     return 0, hashlib.sha256()
 
 
-@torch.inference_mode()
-def _encoded(
-    source: TableSource, encoder: Encoder, encoding: Encoding, copies: int, start: int, stop: int
-) -> np.ndarray:
-    """The vectors of rows, `[n, copies, D]`."""
+def _prepared(
+    source: TableSource, encoder: Encoder, encoding: Encoding, copies: int, rows: tuple[int, int]
+) -> list[Any]:
+    """The items of rows from a first to a last, prepared: for each quarter turn, and for each view of it."""
     found = []
     for turns in range(copies // encoding.views):
-        items = source.items(start, stop, turns)
+        items = source.items(*rows, turns)
         for view in range(encoding.views):
-            x = encoder.encode(encoder.changed(items, view) if view else items).float()
-            if not x.isfinite().all():
-                raise UserError(
-                    f"encoder: {type(encoder).__name__} gives vectors that are not finite (rows {start} to {stop - 1})"
-                )
-            kept = x.cpu().numpy().astype(encoding.dtype)
-            if not np.isfinite(kept).all():
-                raise UserError("encoder.dtype=float16: a vector has values beyond 65504; use encoder.dtype=float32")
-            found.append(kept)
-    return np.stack(found, 1)
+            found.append(encoder.prepare(encoder.changed(items, view) if view else items))
+    return found
+
+
+def _chunks(
+    source: TableSource, encoder: Encoder, encoding: Encoding, copies: int, start: int, rows: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors `[n, copies, D]` of one batch of rows after another, and the row after their last.
+
+    Items are read and prepared by another thread while the batch before is encoded.
+    """
+    ends = [(first, min(first + encoding.batch_size, rows)) for first in range(start, rows, encoding.batch_size)]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(_prepared, source, encoder, encoding, copies, end) for end in ends[:AHEAD])
+        for number, (_, stop) in enumerate(ends):
+            prepared = ahead.popleft().result()
+            if number + AHEAD < len(ends):
+                ahead.append(pool.submit(_prepared, source, encoder, encoding, copies, ends[number + AHEAD]))
+            yield stop, np.stack([_kept(encoder, encoding, one) for one in prepared], 1)
+
+
+@torch.inference_mode()
+def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
+    """Vectors of prepared items as they are kept, `[n, D]`."""
+    x = encoder.encode(prepared).float()
+    if not x.isfinite().all():
+        raise UserError(f"encoder: {type(encoder).__name__} gives vectors that are not finite")
+    kept: np.ndarray = x.cpu().numpy().astype(encoding.dtype)
+    if not np.isfinite(kept).all():
+        raise UserError("encoder.dtype=float16: a vector has values beyond 65504; use encoder.dtype=float32")
+    return kept
 
 
 def _open(folder: Path, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
     try:
-        description = json.loads((folder / "table.json").read_text())
+        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was made")
         path = _file(folder, dtype)

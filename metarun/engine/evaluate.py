@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.core import Algorithm, Batch
+from metarun.core import Algorithm, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import batch_norm, metrics
 
@@ -54,7 +55,9 @@ def evaluate(
     steps: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     measure: bool = False,
-    observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    curves: bool = True,
+    views: Views | None = None,
 ) -> Scores:
     """Tests a method on the episodes 0 to `episodes`, in evaluation mode; the ranks share them.
 
@@ -66,8 +69,10 @@ def evaluate(
         steps: The numbers of inner steps after which predictions are scored; None is what the method takes at test time.
         progress: A function of the episodes that are done.
         measure: Whether the method's own `measures` are computed too.
-        observe: A function of the number of the first episode of each chunk, the predictions for its queries after the last
-            step, and their labels.
+        observe: A function of the numbers of the episodes of each chunk, int64 `[T]`, the predictions for its queries after
+            the last step, and their labels.
+        curves: Whether measures of several points are kept: tasks of several shapes may have other points.
+        views: The copies of a task that predictions are averaged over; None for the task alone.
 
     Returns:
         The scores, the same in every rank.
@@ -83,29 +88,56 @@ def evaluate(
     first, end = hardware.world.share(episodes)
     for start in range(first, end, hardware.test_chunk):
         stop = min(start + hardware.test_chunk, end)
-        batch = sampler(start, stop)
-        with hardware.autocast():
-            predictions = algorithm.predict_after(batch, steps)
-            further = algorithm.measures(batch) if measure else {}
-        for name, value in further.items():
-            whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
-            whole[start:stop] = value.double().cpu()
-        if observe is not None:
-            observe(start, predictions[-1], batch.query_y)
-        share = (stop - start) / episodes
-        loss += algorithm.task_loss(predictions[-1], batch.query_y).cpu() * share
-        if regression:
-            values[:, start:stop] = metrics.squared_error(predictions, batch.query_y).cpu()
-            power += batch.query_y.double().square().mean().cpu() * share
-        else:
-            values[:, start:stop] = metrics.accuracy(predictions, batch.query_y).cpu()
+        for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
+            with hardware.autocast():
+                predictions = (
+                    algorithm.predict_after(tasks, steps)
+                    if views is None
+                    else views.predict(algorithm, tasks, rows, steps)
+                )
+                further = algorithm.measures(tasks) if measure else {}
+            for name, value in further.items():
+                if value.ndim > 1 and not curves:
+                    continue
+                whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
+                whole[rows] = value.double().cpu()
+            if observe is not None:
+                observe(rows, predictions[-1], tasks.query_y)
+            share = len(rows) / episodes
+            loss += algorithm.task_loss(predictions[-1], tasks.query_y).cpu() * share
+            if regression:
+                values[:, rows] = metrics.squared_error(predictions, tasks.query_y).cpu()
+                power += tasks.query_y.double().square().mean().cpu() * share
+            else:
+                values[:, rows] = metrics.accuracy(predictions, tasks.query_y).cpu()
         progress(stop * hardware.world.size)
     if measure and first == end:  # this rank has no episode, but must know what the others add up
-        shapes = algorithm.measures(sampler(0, 1))
-        measures = {name: torch.zeros(episodes, *v.shape[1:], dtype=torch.float64) for name, v in shapes.items()}
+        ((_, first_task),) = sampler(0, 1).chunks()
+        shapes = algorithm.measures(first_task)
+        measures = {
+            name: torch.zeros(episodes, *value.shape[1:], dtype=torch.float64)
+            for name, value in shapes.items()
+            if value.ndim == 1 or curves
+        }
     hardware.world.all_reduce([values, power, loss, *measures.values()])
     algorithm.train(training)
     return Scores(steps, values, power.item(), loss.item(), measures)
+
+
+def prepared_tasks(
+    algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, hardware: Hardware
+) -> Iterator[tuple[Tensor, Episodes]]:
+    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+
+    Yields:
+        The numbers of the episodes of a chunk, int64 `[T]`, and these episodes.
+    """
+    for places, drawn in sampler(start, stop).chunks():
+        numbers = start + torch.tensor(places)
+        with hardware.autocast():
+            found = algorithm.prepared(drawn)
+        for rows, tasks in found.chunks():
+            yield numbers[list(rows)], tasks
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,38 +11,41 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from metarun.core import Algorithm, Episodes
+from metarun.core import Algorithm, Episodes, TaskShape, largest
 from metarun.data.source import EpisodeSampler
 from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
+from metarun.engine.views import Views
 from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
-from metarun.ops.certainty import auroc, certainties, threshold
-from metarun.ops.prototypes import class_means, negative_squared_distances
+from metarun.ops.certainty import NAMES, auroc, certainties, threshold
+from metarun.ops.prototypes import nearness
 
-PROTOTYPE = "prototype_distance"  # minus the squared distance of a query to the nearest class mean, in the embedding
-FROM_SCORES = ("max_probability", "energy")  # certainties that a classifier has, too, which is all scores
+KNOWN, UNKNOWN = 1, 2  # of a query: whether the support set has its class
 
 
 class Observed:
     """What `evaluate` hands to its observer, counted: calibration with and without a temperature, and the worst class.
 
     Attributes:
-        worst: Of each episode the accuracy of the class that fared worst, `[episodes]` float64.
+        worst: Of each episode the accuracy of the class that fared worst, of those with queries, `[episodes]` float64.
+        chance: Of each episode the accuracy of a guess, `[episodes]` float64.
     """
 
-    def __init__(self, episodes: int, ways: int, temperature: float | None) -> None:
-        self.ways, self.temperature = ways, temperature
+    def __init__(self, episodes: int, temperature: float | None) -> None:
+        self.temperature = temperature
         self.before, self.after = Reliability(), Reliability()
-        self.worst = torch.zeros(episodes, dtype=torch.float64)
+        self.worst, self.chance = (torch.zeros(episodes, dtype=torch.float64) for _ in range(2))
 
-    def __call__(self, start: int, logits: Tensor, labels: Tensor) -> None:
-        """Counts the episodes from `start`: logits `[T, N*Q, N]`, labels `[T, N*Q]`."""
+    def __call__(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Counts the episodes of the numbers `rows`: logits `[T, N*Q, N]`, labels `[T, N*Q]`."""
+        ways = logits.shape[-1]
         right = (logits.argmax(-1) == labels).double()
-        classes = torch.nn.functional.one_hot(labels, self.ways).double()
-        shares = (right[..., None] * classes).sum(1) / classes.sum(1)
-        self.worst[start : start + len(logits)] = shares.min(-1).values.cpu()
-        logs = log_softmax(logits.double().cpu().numpy().reshape(-1, self.ways), axis=1)
+        classes = torch.nn.functional.one_hot(labels, ways).double()
+        shares = (right[..., None] * classes).sum(1) / classes.sum(1)  # NaN of a class without queries
+        self.worst[rows] = shares.nan_to_num(nan=torch.inf).min(-1).values.cpu()
+        self.chance[rows] = 1 / ways
+        logs = log_softmax(logits.double().cpu().numpy().reshape(-1, ways), axis=1)
         truth = labels.cpu().numpy().reshape(-1)
         self.before.add(logs, truth)
         self.after.add(tempered(logs, self.temperature or 1.0), truth)
@@ -51,7 +54,7 @@ class Observed:
         """Adds up what the ranks counted."""
         arrays = [self.before.sums, self.before.totals, self.after.sums, self.after.totals]
         tensors = [torch.from_numpy(array) for array in arrays]  # of the same memory
-        hardware.world.all_reduce([*tensors, self.worst])
+        hardware.world.all_reduce([*tensors, self.worst, self.chance])
 
     def describe(self, episodes: int) -> dict[str, Any]:
         """Numbers for `result.json`; `episodes` validation episodes served the temperature."""
@@ -66,29 +69,40 @@ class Observed:
 
 
 def validation_temperature(
-    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware
+    algorithm: Algorithm,
+    sampler: EpisodeSampler,
+    episodes: int,
+    task: TaskShape,
+    hardware: Hardware,
+    views: Views | None = None,
 ) -> float | None:
-    """The temperature that suits a method best on the episodes 0 to `episodes`, None for none; the global generator is left as it was."""
-    logits: Tensor | None = None
-    truth: Tensor | None = None
+    """The temperature that suits a method best on the episodes 0 to `episodes`, None for none.
 
-    def collect(start: int, found: Tensor, labels: Tensor) -> None:
-        nonlocal logits, truth
-        if logits is None or truth is None:
-            logits = torch.zeros(episodes, *found.shape[1:], dtype=torch.float64)
-            truth = torch.zeros(episodes, *labels.shape[1:], dtype=torch.int64)
-        logits[start : start + len(found)] = found.double().cpu()
-        truth[start : start + len(labels)] = labels.cpu()
+    The global generator is left as it was.
+
+    Args:
+        algorithm: The method.
+        sampler: Validation episodes.
+        episodes: How many.
+        task: Their shape, or the ranges that it is drawn from.
+        hardware: Where it is computed, shared out among the ranks.
+        views: The copies of a task that predictions are averaged over; None for the task alone.
+    """
+    ways = largest(task.ways)
+    # A row has a label, counted from 1, where it is a query. A class that an episode does not have is impossible.
+    truth = torch.zeros(episodes, ways * largest(task.queries), dtype=torch.float64)
+    logits = torch.zeros(*truth.shape, ways, dtype=torch.float64)
+
+    def collect(rows: Tensor, found: Tensor, labels: Tensor) -> None:
+        queries, own = found.shape[1:]
+        truth[rows, :queries] = labels.double().cpu() + 1
+        logits[rows, :queries] = torch.nn.functional.pad(found.double().cpu(), (0, ways - own), value=-torch.inf)
 
     with draws.untouched(hardware.device):
-        evaluate(algorithm, sampler, episodes, hardware, observe=collect)
-        if logits is None or truth is None:  # this rank has no episode
-            blank = sampler(0, 1)
-            truth = torch.zeros(episodes, *blank.query_y.shape[1:], dtype=torch.int64)
-            logits = torch.zeros(episodes, *blank.query_y.shape[1:], blank.ways, dtype=torch.float64)
-    as_float = truth.double()
-    hardware.world.all_reduce([logits, as_float])
-    return fit_temperature(logits.flatten(0, 1).numpy(), as_float.flatten().long().numpy())
+        evaluate(algorithm, sampler, episodes, hardware, observe=collect, views=views)
+    hardware.world.all_reduce([logits, truth])
+    known = truth > 0
+    return fit_temperature(logits[known].numpy(), truth[known].long().numpy() - 1)
 
 
 Certainties = dict[str, np.ndarray]
@@ -99,7 +113,8 @@ def known_and_unknown(
     algorithm: Algorithm,
     sampler: EpisodeSampler,
     episodes: int,
-    ways: int,
+    task: TaskShape,
+    unknown: int,
     temperature: float | None,
     hardware: Hardware,
     progress: Callable[[int], None] = lambda done: None,
@@ -108,9 +123,10 @@ def known_and_unknown(
 
     Args:
         algorithm: The method.
-        sampler: Episodes of more than `ways` classes; the others' support images are left out.
+        sampler: Episodes of `unknown` classes more than `task` has; the last ones' support images are left out.
         episodes: How many.
-        ways: The classes of the support set.
+        task: The shape of the episodes without the unknown classes, or the ranges that it is drawn from.
+        unknown: The classes that are not in the support set.
         temperature: Divides the logits where the probability is the certainty.
         hardware: Where it is computed, shared out among the ranks.
         progress: Is told how many episodes are done.
@@ -121,45 +137,72 @@ def known_and_unknown(
     training = algorithm.training
     algorithm.eval()
     first, end = hardware.world.share(episodes)
-    names = (*FROM_SCORES, PROTOTYPE)
-    whole: Tensor | None = None
-    known = 0
-    for start in range(first, max(end, first + 1), hardware.test_chunk):
-        stop = max(min(start + hardware.test_chunk, end), start + 1)
-        drawn = sampler(start, stop)
-        batch = with_unknown(drawn, ways)
-        known = batch.query_y.shape[1] * ways // drawn.ways
-        if whole is None:
-            whole = torch.zeros(len(names), episodes, batch.query_y.shape[1], dtype=torch.float64)
-        if start >= end:  # this rank has no episode, but knows their shape now
-            break
-        with hardware.autocast():
-            logits = algorithm.predict(batch)
-            support, queries = algorithm.embed(batch)
-        means = class_means(support.flatten(2).double(), batch.support_y, ways)
-        distances = negative_squared_distances(queries.flatten(2).double(), means).max(-1).values
-        scores = logits.double().cpu().numpy().reshape(-1, ways)
-        found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0))
-        for row, name in enumerate(FROM_SCORES):
-            whole[row, start:stop] = torch.from_numpy(found[name]).view(stop - start, -1)
-        whole[-1, start:stop] = distances.cpu()
+    whole = torch.zeros(
+        len(NAMES), episodes, (largest(task.ways) + unknown) * largest(task.queries), dtype=torch.float64
+    )
+    kinds = torch.zeros(whole.shape[1:], dtype=torch.float64)  # of each query 1 for a known class, 2 for another
+    for start in range(first, end, hardware.test_chunk):
+        stop = min(start + hardware.test_chunk, end)
+        for rows, batch, kind in tasks_with_unknown(algorithm, sampler, start, stop, unknown, hardware):
+            with hardware.autocast():
+                logits = algorithm.predict(batch)
+                support, queries = algorithm.embed(batch)
+            near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways).cpu().numpy().ravel()
+            scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
+            found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0), near)
+            size = kind.shape[1]
+            kinds[rows, :size] = kind.double().cpu()
+            for row, name in enumerate(NAMES):
+                whole[row, rows, :size] = torch.from_numpy(found[name]).view(len(rows), -1)
         progress(stop * hardware.world.size)
-    assert whole is not None
-    hardware.world.all_reduce([whole])
+    hardware.world.all_reduce([whole, kinds])
     algorithm.train(training)
-    values = whole.numpy()
-    sides = (values[:, :, :known], values[:, :, known:])
-    own, other = ({name: side[row].ravel() for row, name in enumerate(names)} for side in sides)
+    own, other = (
+        {name: whole[row][kinds == kind].numpy() for row, name in enumerate(NAMES)} for kind in (KNOWN, UNKNOWN)
+    )
     return own, other
 
 
-def with_unknown(drawn: Episodes, ways: int) -> Episodes:
-    """Episodes of the first `ways` classes, whose queries are of all classes: those of known ones come first."""
-    size = drawn.support_y.shape[1] // drawn.ways * ways
-    blank = drawn.query_y.where(drawn.query_y < ways, 0)
-    return replace(
-        drawn, support_x=drawn.support_x[:, :size], support_y=drawn.support_y[:, :size], query_y=blank, ways=ways
+def tasks_with_unknown(
+    algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, unknown: int, hardware: Hardware
+) -> Iterator[tuple[Tensor, Episodes, Tensor]]:
+    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+
+    Yields:
+        The numbers of the episodes of a chunk, these episodes, and of each query `KNOWN` or `UNKNOWN`.
+    """
+    for places, drawn in sampler(start, stop).chunks():
+        batch, kind = with_unknown(drawn, unknown)
+        with hardware.autocast():
+            found = algorithm.prepared(batch)
+        for rows, tasks in found.chunks():
+            yield start + torch.tensor(places)[list(rows)], tasks, kind[list(rows)]
+
+
+def with_unknown(drawn: Episodes, unknown: int) -> tuple[Episodes, Tensor]:
+    """Episodes without the support images of their last `unknown` classes, whose queries are of all classes.
+
+    Args:
+        drawn: The episodes.
+        unknown: How many of their classes are to be unknown.
+
+    Returns:
+        The episodes, in which the labels of unknown queries are 0; and of each query `KNOWN` or `UNKNOWN`, `[T, N*Q]`.
+    """
+    ways = drawn.ways - unknown
+    size = sum(drawn.support_sizes[:ways])
+    shots = None if drawn.shots is None else drawn.shots[:ways]
+    known = drawn.query_y < ways
+    # The queries are of more classes than there are ways: their numbers are those of `drawn`.
+    episodes = replace(
+        drawn,
+        support_x=drawn.support_x[:, :size],
+        support_y=drawn.support_y[:, :size],
+        query_y=drawn.query_y.where(known, 0),
+        ways=ways,
+        shots=shots,
     )
+    return episodes, torch.where(known, KNOWN, UNKNOWN)
 
 
 def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certainties, Certainties]) -> dict[str, Any]:
@@ -183,10 +226,10 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
             "known_kept": float(np.mean(known >= chosen)),
             "unknown_kept": float(np.mean(unknown >= chosen)),
         }
-    best = max(FROM_SCORES, key=lambda name: auroc(validation[0][name], validation[1][name]))
+    best = max(NAMES, key=lambda name: auroc(validation[0][name], validation[1][name]))
     return {
         "certainties": found,
         "certainty": best,
-        "thresholds": {name: found[name]["threshold"] for name in FROM_SCORES},
+        "thresholds": {name: found[name]["threshold"] for name in NAMES},
         "threshold_keeps": 0.95,
     }

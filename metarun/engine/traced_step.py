@@ -116,9 +116,9 @@ class TracedStep:
         """As `Hardware.backward`, under `autocast()`; None where there is no recording that could be trusted."""
         params: Params = {name: value for name, value in algorithm.named_parameters() if value.requires_grad}
         buffers = dict(algorithm.named_buffers())
-        inputs = (*params.values(), *buffers.values(), *episodes.tensors)
+        inputs = (*params.values(), *buffers.values(), *episodes.named_tensors.values())
         shapes = ((value.shape, value.stride(), value.dtype) for value in inputs)
-        key = (*shapes, episodes.ways, episodes.shots, weight, algorithm.training)
+        key = (*shapes, episodes.shape, weight, algorithm.training)
         if key not in self.recordings:
             self._met[key] += 1
             if self._met[key] <= self.patience or len(self.recordings) == MOST_SHAPES:
@@ -157,8 +157,7 @@ class TracedStep:
             weights, state, tensors = _divided(list(inputs), len(params), len(buffers))
             values = dict(zip(params, weights, strict=True))
             kept = {name: value.clone() for name, value in zip(buffers, state, strict=True)}  # a norm moves it in place
-            support_x, support_y, query_x, query_y = tensors
-            tasks = Episodes(support_x, support_y, query_x, query_y, episodes.ways, episodes.shots)
+            tasks = episodes.with_tensors(tensors)
             named = {f"algorithm.{name}": value for name, value in (values | kept).items()}
             with autocast():  # the casts are operations, and so recorded
                 loss, scalars = torch.func.functional_call(_Loss(algorithm), named, (tasks, step))
@@ -168,7 +167,8 @@ class TracedStep:
             shown = [value.detach() for value in scalars.values()]
             return loss.detach(), *gradients.values(), *shown, *kept.values()
 
-        inputs = [*(value.detach().requires_grad_() for value in params.values()), *buffers.values(), *episodes.tensors]
+        weights = (value.detach().requires_grad_() for value in params.values())
+        inputs = [*weights, *buffers.values(), *episodes.named_tensors.values()]
         plain = compute(*inputs)
         tolerance = 0.0 if self.patience else None  # None is that of the type
         try:

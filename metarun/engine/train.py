@@ -17,14 +17,14 @@ from torch import Tensor
 
 from metarun import files
 from metarun.config import construct
-from metarun.core import Algorithm, Episodes, TaskShape
+from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
 from metarun.engine.platform import signal_name, stop_signals
 from metarun.errors import Pruned, UserError
 from metarun.ops import draws
-from metarun.ops.running_averages import RunningAverages
+from metarun.ops.running_averages import RunningAverages, keeps_averages
 from metarun.runs.logger import RunLogger
 
 if TYPE_CHECKING:
@@ -447,7 +447,7 @@ def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: A
 
 def gradient_step(
     algorithm: Algorithm | Wrapper,
-    episodes: Episodes,
+    episodes: Episodes | MixedEpisodes,
     step: int,
     weight: float,
     seed: int,
@@ -456,13 +456,13 @@ def gradient_step(
 ) -> dict[str, Tensor]:
     """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
 
-    Goes chunk by chunk, so that one chunk's graph is held at a time. Random numbers depend on (seed, step, task) alone, and
-    not on what was drawn before, on the chunks or on the processes (`metarun.ops.draws`). Running averages of norms are
-    those of one process (`metarun.ops.running_averages`).
+    Goes chunk by chunk, so that one chunk's graph is held at a time; the tasks of a chunk have one shape. Random numbers
+    depend on (seed, step, task) alone, and not on what was drawn before, on the chunks or on the processes
+    (`metarun.ops.draws`). Running averages of norms are those of one process (`metarun.ops.running_averages`).
 
     Args:
         algorithm: The method, or its wrapper; its gradients are replaced.
-        episodes: The tasks, or the batch of images.
+        episodes: The tasks, of one shape or of several, or the batch of images.
         step: The number of the step, from 0.
         weight: The share of the step's tasks that these are.
         seed: The run's seed.
@@ -473,17 +473,19 @@ def gradient_step(
         The loss and what else to log, weighted; summed over the processes they are those of the step.
     """
     algorithm.zero_grad(set_to_none=True)
-    size = episodes.n_tasks if algorithm.whole_batch else hardware.task_chunk or episodes.n_tasks
+    size = None if algorithm.whole_batch else hardware.task_chunk
+    if isinstance(episodes, MixedEpisodes) and keeps_averages(algorithm):
+        size = 1  # in the order of the tasks, which running averages go by, and not shape by shape
     total = round(episodes.n_tasks / weight)
     world = hardware.world
     averages = RunningAverages(algorithm, world.rank, world.size, world.all_reduce) if world.size > 1 else None
-    several = (world.all_reduce, averages.settle) if averages else (None, None)
+    all_reduce, settle = (world.all_reduce, averages.settle) if averages else (None, None)
     sums: dict[str, Tensor] = {}
-    for number, chunk in enumerate(episodes.split(size)):
+    for places, chunk in episodes.chunks(size):
         share = weight * chunk.n_tasks / episodes.n_tasks
-        first = first_task + number * size
-        hardware.seed(draws.mixed(seed, step, first))
-        with draws.StepShare(seed, step, first, chunk.n_tasks, total, *several).entered():
+        numbers = [first_task + place for place in places]
+        hardware.seed(draws.mixed(seed, step, numbers[0]))
+        with draws.StepShare(seed, step, numbers[0], chunk.n_tasks, total, all_reduce, settle, numbers).entered():
             loss, scalars = hardware.backward(algorithm, chunk, step, share)
         for name, value in {"loss": loss, **scalars}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * share

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from metarun.data.decoding import square
-from metarun.errors import UserError
+from metarun.errors import InputError
 from metarun.inference.image_files import ImageFiles, find_images, of_paths
 from metarun.inference.preprocessing import Preprocessing
 
@@ -40,15 +40,17 @@ def count(images: Images) -> int:
     """How many images in memory there are.
 
     Raises:
-        UserError: They are no images.
+        InputError: They are no images.
     """
     if isinstance(images, Sequence | np.ndarray | torch.Tensor) and not isinstance(images, str):
         if len(images) == 0:
-            raise UserError("images: there is none")
+            raise InputError("images: there is none")
         return len(images)
+    if hasattr(images, "toarray"):
+        raise InputError("images: a sparse matrix, and sparse input is not supported; give an array, images.toarray()")
     if isinstance(images, Image.Image):
-        raise UserError("images: this is one image; give a list of them, [image]")
-    raise UserError(f"images: {type(images).__name__} is none of paths, PIL images, numpy arrays and tensors")
+        raise InputError("images: this is one image; give a list of them, [image]")
+    raise InputError(f"images: {type(images).__name__} is none of paths, PIL images, numpy arrays and tensors")
 
 
 def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarray]:
@@ -62,7 +64,7 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
         size: The most that are held at once.
 
     Raises:
-        UserError: The shape, the type, the values or the channels are not those of images.
+        InputError: The shape, the type, the values or the channels are not those of images.
     """
     total = count(images)
     for start in range(0, total, size):
@@ -79,12 +81,12 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
     if not isinstance(image, Image.Image):
         array = image if isinstance(image, torch.Tensor) else np.asarray(image)
         if array.ndim not in (2, 3):
-            raise UserError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
+            raise InputError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
         (image,) = _pictures(array[None])
     try:
         return square(image, how.image_size, how.channels, how.values)
     except ValueError as error:
-        raise UserError(f"images: {error}") from error
+        raise InputError(f"images: {error}") from error
 
 
 def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
@@ -93,16 +95,16 @@ def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
     array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
     shape = list(array.shape)
     if array.ndim == 2:
-        raise UserError(f"images: the shape {shape} is that of one grey image, or of vectors; {WANTED}")
+        raise InputError(f"images: the shape {shape} is that of one grey image, or of vectors; {WANTED}")
     if array.ndim == 3 and (array.shape[-1] in (1, 3) or array.shape[0] in (1, 3)) and min(shape) < 4 < max(shape):
         if array.shape[-1] in (1, 3):
-            raise UserError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
+            raise InputError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
     elif array.ndim not in (3, 4):
-        raise UserError(f"images: the shape {shape} has {array.ndim} axes; {WANTED}")
+        raise InputError(f"images: the shape {shape} has {array.ndim} axes; {WANTED}")
     if array.ndim == 4:
         first, last = (array.shape[axis] in (1, 3) for axis in (1, 3))
         if not first and not last:
-            raise UserError(
+            raise InputError(
                 f"images: the shape {shape} has neither 1 nor 3 channels, on the second axis or the last; {WANTED}"
             )
         if first and (channels_first or not last):
@@ -118,12 +120,12 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype.kind != "f":
-        raise UserError(f"images: {array.dtype} values; {WANTED}")
+        raise InputError(f"images: {array.dtype} values; {WANTED}")
     if not np.isfinite(array).all():
-        raise UserError("images: a value is not finite")
+        raise InputError("images: a value is NaN or inf")
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
-        raise UserError(
+        raise InputError(
             f"images: floating-point values from {low:g} to {high:g}, but they must be in 0 to 1; divide by 255, or undo a "
             "normalisation: the classifier does its own"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import construct
@@ -48,8 +49,9 @@ class Blueprint:
         transfer: Any = OmegaConf.to_container(config.transfer, resolve=True) if config.transfer else OWN
         backbone.pop("from", None)
         if "weights" in backbone:  # a library's network, whose size its weights may decide on
-            backbone |= {"weights": None, "checksum": None}
-            backbone["image_size"] = getattr(algorithm.backbone, "image_size", backbone.get("image_size"))
+            backbone |= {name: None for name in ("weights", "checksum") if name in backbone}
+            if "image_size" in backbone:
+                backbone["image_size"] = getattr(algorithm.backbone, "image_size", backbone["image_size"])
         return cls(algo, backbone, transfer, algorithm.spec)
 
     @classmethod
@@ -64,6 +66,11 @@ class Blueprint:
         nodes = {name: values[name] for name in ("algo", "backbone", "transfer")}
         check_classes(OmegaConf.create(nodes), origin, OmegaConf.create({}))
         return found
+
+    @property
+    def uses_method(self) -> bool:
+        """Whether the way with labelled examples is the method's own."""
+        return bool(getattr(get_class(self.transfer["_target_"]), "uses_method", False))
 
     def describe(self) -> dict[str, Any]:
         """JSON values."""

@@ -1,4 +1,4 @@
-"""A classifier of images by scikit-learn's conventions."""
+"""A classifier of images or texts by scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -6,30 +6,47 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from metarun.core import Batch
-from metarun.errors import UserError
+from metarun.errors import InputError, UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
-from metarun.inference.image_files import ImageFiles, examples
+from metarun.inference.items import How, Listed, examples, listed, word
 from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
-from metarun.ops.certainty import certainties
+from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
 from metarun.progress import progress_bar
 from metarun.target import base
 
 Progress = Callable[[int], None]
 
 
+class Scored(NamedTuple):
+    """What a classifier's network says of images; NaN for files nobody can read.
+
+    Attributes:
+        scores: The largest is that of the predicted class, float64 `[n, classes]`.
+        nearness: Minus the squared distance to the nearest class mean of the examples, `[n]`; None where it is not asked for.
+    """
+
+    scores: np.ndarray
+    nearness: np.ndarray | None
+
+
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Classifies images by what a learner learns from examples.
+    """Classifies images, or texts, by what a learner learns from examples.
+
+    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them.
 
     Attributes:
         classes_: The classes, sorted where `fit` found them.
@@ -39,8 +56,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     Args:
         learner: What learns, from `metarun.load`.
-        unknown: Which images are of none of the classes: `off` for none; `auto` for those whose certainty is below the
-            threshold that the run chose; or the largest probability, in 0 to 1, below which an image is.
+        unknown: Which images are of none of the classes: `off` for none; a certainty, `max_probability`, `energy` or
+            `prototype_distance`, for those below the threshold that the run chose for it; `auto` for the certainty that told
+            them best; or the largest probability, in 0 to 1, below which an image is.
         batch_size: The images that go through the network together, which bounds the memory.
         seed: The seed of what `fit` draws.
     """
@@ -65,18 +83,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         threshold(self.unknown, self.learner)
         if labels is None:
             if not isinstance(images, str | os.PathLike):
-                raise UserError("labels: must be given, one for each image; a folder of class folders needs none")
-            found = examples(images)
-            labels = [entry.name for entry in found for _ in entry.paths]
-            images = [path for entry in found for path in entry.paths]
-        files = arrays.as_files(images)
+                raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
+            images, labels = examples(images, self._how)
+        files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
-        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-        if given.shape != (number,):
-            raise UserError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
-        self.classes_, places = np.unique(given, return_inverse=True)
+        self.classes_, places = np.unique(checked_labels(labels, number, word(self._how)), return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
+            raise InputError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
         self.learner.method.check(len(self.classes_))
         x = torch.cat(list(self._inputs(files or images)))
         if files and files.unreadable:
@@ -103,24 +116,29 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.examples_ = list(held.examples)
         return self
 
-    def scores(self, images: Images, progress: Progress | None = None) -> np.ndarray:
-        """The scores `[n, classes]` float64 of images, the largest for the predicted class; NaN for files nobody can read.
+    def scored(self, images: Images, progress: Progress | None = None) -> Scored:
+        """What the network says of images.
 
         Args:
             images: Paths, PIL images, numpy arrays or tensors, a folder, or `ImageFiles`.
             progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
         """
         network = self._fitted()
-        files = arrays.as_files(images)
+        files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
+        near = np.full(total, np.nan) if threshold(self.unknown, self.learner)[0] == PROTOTYPE else None
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
         with shown as advance:
             for rows, x in self._placed(files, images, whole=network.transductive):
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad():
                     found[rows] = network(x).double().cpu().numpy()
+                    if near is not None:
+                        distances = network.nearness(x)
+                        assert distances is not None  # a threshold was chosen for them
+                        near[rows] = distances.cpu().numpy()
                 advance(int(rows[-1]) + 1)
-        return found
+        return Scored(found, near)
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
@@ -131,13 +149,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def predict(self, images: Images) -> np.ndarray:
         """The most probable class of each image, `[n]`."""
-        scores = self._readable(images)
+        scores = self._readable(images).scores
         found: np.ndarray = self.classes_[scores.argmax(1)]
         return found
 
     def predict_proba(self, images: Images) -> np.ndarray:
         """The probability of each class, `[n, classes]`, in the order of `classes_`; each row sums to 1."""
-        found: np.ndarray = np.exp(self.log_probabilities(self._readable(images)))
+        found: np.ndarray = np.exp(self.log_probabilities(self._readable(images).scores))
         return found
 
     def score(self, images: Images, labels: Any, sample_weight: Any = None) -> float:
@@ -148,12 +166,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Whether each image is of none of the classes, bool `[n]`, by the setting `unknown`."""
         return self.judged_unknown(self._readable(images))
 
-    def judged_unknown(self, scores: np.ndarray) -> np.ndarray:
-        """Whether images with these scores are of none of the classes, bool `[n]`."""
+    def judged_unknown(self, scored: Scored) -> np.ndarray:
+        """Whether images of which the network said this are of none of the classes, bool `[n]`."""
         name, least = threshold(self.unknown, self.learner)
         if name is None:
-            return np.zeros(len(scores), dtype=bool)
-        found: np.ndarray = certainties(scores, self.log_probabilities(scores))[name] < least
+            return np.zeros(len(scored.scores), dtype=bool)
+        logs = self.log_probabilities(scored.scores)
+        found: np.ndarray = certainties(scored.scores, logs, scored.nearness)[name] < least
         return found
 
     def nearest_examples(self, images: Images, predicted: np.ndarray) -> np.ndarray | None:
@@ -162,7 +181,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Returns:
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
         """
-        known = self._embedded([Path(path) for path in self.examples_]) if len(self.labels_) else None
+        known = self._embedded(self.examples_) if len(self.labels_) else None
         asked = self._embedded(images) if known is not None else None
         if known is None or asked is None:
             return None
@@ -186,23 +205,30 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         )
         store.save(Path(path), kept)
 
+    @property
+    def _how(self) -> How:
+        return self.learner.held.preprocessing
+
+    def _listed(self, images: Images) -> Listed | None:
+        return listed(images, self._how)
+
     def _fitted(self) -> base.Classifier:
         if not hasattr(self, "network_"):
             raise NotFittedError("this Classifier has learned no classes yet; call fit(images, labels) first")
         return self.network_
 
-    def _readable(self, images: Images) -> np.ndarray:
-        files = arrays.as_files(images)
-        scores = self.scores(files or images)
+    def _readable(self, images: Images) -> Scored:
+        files = self._listed(images)
+        scored = self.scored(files or images)
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
             raise UserError(f"images: {path} is not a whole image ({reason})")
-        return scores
+        return scored
 
     def _embedded(self, images: Images) -> Tensor | None:
         parts = []
         for x in self._inputs(images):
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad():
                 part = self._fitted().embedding(x)
             if part is None:
                 return None
@@ -210,17 +236,18 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.cat(parts)
 
     def _inputs(self, images: Images) -> Iterator[Tensor]:
-        return (x for _, x in self._placed(arrays.as_files(images), images))
+        return (x for _, x in self._placed(self._listed(images), images))
 
-    def _placed(self, files: ImageFiles | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
+    def _placed(self, files: Listed | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
         """Network inputs of at most `batch_size` images and their places; of all images at once if `whole`."""
         how, device = self.learner.held.preprocessing, self.learner.device
 
         def parts() -> Iterator[tuple[list[int], np.ndarray]]:
             if files:
-                yield from files.batches(how, self.batch_size)
+                yield from files.batches(how, self.batch_size)  # type: ignore[arg-type]  # they are of the kind that `how` reads
                 return
             start = 0
+            assert isinstance(how, Preprocessing)  # texts are listed, wherever they are
             for pixels in arrays.batches(images, how, self.batch_size):
                 yield list(range(start, start + len(pixels))), pixels
                 start += len(pixels)
@@ -239,6 +266,26 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.autocast(self.learner.device.type, dtype=getattr(torch, name), cache_enabled=False)
 
 
+def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray:
+    """Labels of so many items, `[number]`.
+
+    Raises:
+        InputError: They are not so many, or are no names of classes.
+    """
+    given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if given.shape == (number, 1):
+        given = column_or_1d(given, warn=True)
+    if given.shape != (number,):
+        raise InputError(f"labels: have the shape {list(given.shape)}, but there are {number} {kind}; give one each")
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise InputError("labels: one of them is NaN or inf, which names no class")
+    try:
+        check_classification_targets(given)
+    except ValueError as error:
+        raise InputError(f"labels: {str(error).splitlines()[0]}") from error
+    return given
+
+
 def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:
     """The certainty that tells images of no known class, and the value below which it does.
 
@@ -250,21 +297,22 @@ def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float
         The name of the certainty, or None for `off`, and the threshold.
 
     Raises:
-        UserError: It is neither `off`, `auto` nor a number from 0 to 1; or `auto`, and the run chose no threshold.
+        UserError: It is none of these; or the run chose no threshold.
     """
-    if isinstance(unknown, str) and unknown not in ("off", "auto"):
+    if isinstance(unknown, str) and unknown not in ("off", "auto", *NAMES):
         with contextlib.suppress(ValueError):
             unknown = float(unknown)
     if unknown == "off":
         return None, 0.0
-    if unknown == "auto":
+    if unknown == "auto" or unknown in NAMES:
         held = learner.held.calibration
-        if held.certainty is None:
+        name = held.certainty if unknown == "auto" else str(unknown)
+        if name is None or name not in held.thresholds:
             raise UserError(
-                "unknown=auto: the run chose no threshold; train it with test.unknown_ways=5, say, or give the least "
+                f"unknown={unknown}: the run chose no threshold; train it with test.unknown_ways=5, say, or give the least "
                 "probability of a known class, unknown=0.7"
             )
-        return held.certainty, held.thresholds[held.certainty]
+        return name, held.thresholds[name]
     if isinstance(unknown, str | bool) or not 0 <= unknown <= 1:
-        raise UserError(f"unknown={unknown}: must be auto, off, or a probability from 0 to 1")
-    return "max_probability", float(unknown)
+        raise UserError(f"unknown={unknown}: must be auto, off, {', '.join(NAMES)}, or a probability from 0 to 1")
+    return MAX_PROBABILITY, float(unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
-from metarun.data.decoding import THREADS, UnreadableImage, read
+from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
 from metarun.data.label_files import NO_IMAGES, TABLES, visible
 from metarun.errors import UserError, nearest
 from metarun.inference.preprocessing import Preprocessing
 from metarun.text import printable, shown_path
+
+log = logging.getLogger("metarun")
 
 AHEAD = 2  # batches that are read while the network is at another
 
@@ -46,10 +49,14 @@ class ImageFiles:
 
         The files of the next batches are read meanwhile, by threads; no more than these are held.
         """
+        deep: list[Range] = []  # the values of images of more than eight bits
 
         def one(place: int) -> np.ndarray | str:
             try:
-                return read(self.paths[place], how.image_size, how.channels, how.values).pixels
+                found = read(self.paths[place], how.image_size, how.channels, how.values)
+                if found.used:
+                    deep.append(found.used)
+                return found.pixels
             except UnreadableImage as error:
                 return str(error)
             except OSError as error:
@@ -62,7 +69,7 @@ class ImageFiles:
                 while len(waiting) < AHEAD and (chosen := list(islice(places, size))):
                     waiting.append((chosen, [pool.submit(one, place) for place in chosen]))
                 if not waiting:
-                    return
+                    break
                 chosen, promised = waiting.popleft()
                 found = [promise.result() for promise in promised]
                 self.unreadable |= {
@@ -77,6 +84,13 @@ class ImageFiles:
                 ]
                 if kept:
                     yield [place for place, _ in kept], np.stack([pixels for _, pixels in kept])
+        used = (min(low for low, _ in deep), max(high for _, high in deep)) if deep else None
+        if used and how.values is None and too_small_a_part(used):
+            log.warning(
+                "images: %d of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels of grey; "
+                "a run that is trained with data.value_range (or target.data.value_range) makes more of them",
+                len(deep), *used,
+            )  # fmt: skip
 
 
 def find_images(origin: str | os.PathLike[str], key: str = "images", classes: Iterable[str] = ()) -> ImageFiles:

@@ -15,6 +15,7 @@ from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.store import Calibration, Stored
 from metarun.ops.calibration import fit_temperature
+from metarun.ops.numerics import full_precision
 from metarun.runs import result
 from metarun.target.base import Classifier, TargetMethod
 
@@ -30,11 +31,14 @@ def kept_learner(run: Run) -> dict[str, Any] | None:
         return None
     told = run.result.get(result.key(result.TEST, result.CALIBRATION), {})
     unknown = run.result.get(result.key(result.TEST, result.UNKNOWN), {})
+    blueprint = Blueprint.of(run.config, run.learner.built_from, run.algorithm)
+    # They were fitted on what the method itself says of episodes, and mean nothing to another way with examples.
+    told, unknown = (told, unknown) if blueprint.uses_method else ({}, {})
     calibration = Calibration(told.get("temperature"), unknown.get("thresholds", {}), unknown.get("certainty"))
     continued = run.config.checkpoint if any(stage.needs_checkpoint for stage in run.stages) else None
     return {
         "format": store.FORMAT,
-        "blueprint": Blueprint.of(run.config, run.learner.built_from, run.algorithm).describe(),
+        "blueprint": blueprint.describe(),
         "preprocessing": preprocessing.describe(),
         "autocast": autocast(run),
         "calibration": vars(calibration),
@@ -99,7 +103,8 @@ def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, se
         for which in (part, rest)
     )
     fitted = method.fit(learned, len(train.names))
-    scores: Tensor = fitted(asked.x)
+    with full_precision(asked.x):  # as it will be used
+        scores: Tensor = fitted(asked.x)
     if not scores.isfinite().any(1).all():
         return None
     return fit_temperature(fitted.probabilities(scores).log().cpu().numpy(), asked.y.cpu().numpy())

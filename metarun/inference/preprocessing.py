@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 from metarun.data.decoding import Range
 from metarun.data.image_batches import to_shape
 from metarun.data.source import DataSource, ImageSource, standardiser
+from metarun.encoders import EncodedSource
+from metarun.inference.encoding import EncoderStep
+from metarun.inference.texts import TextPreprocessing
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Preprocessing:
         inverted: Whether the network sees negatives.
         mean: What is subtracted from each channel, where black is 0 and white 1.
         deviation: What each channel is divided by.
-        input_shape: The shape (C, H, W) that images are then brought to.
+        input_shape: The shape (C, H, W) that images are then brought to; (D,) with an encoder.
+        encoding: What turns the pixels into vectors; None for a network that reads images.
     """
 
     image_size: int
@@ -35,11 +40,12 @@ class Preprocessing:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     input_shape: tuple[int, ...]
+    encoding: EncoderStep | None = None
 
     @classmethod
     def of(
         cls, data: DataSource, input_shape: tuple[int, ...], reference: np.ndarray | None = None
-    ) -> Preprocessing | None:
+    ) -> Preprocessing | TextPreprocessing | None:
         """The steps that a data set takes.
 
         Args:
@@ -49,9 +55,18 @@ class Preprocessing:
                 training images.
 
         Returns:
-            The preprocessing; None for data that are no square images.
+            The preprocessing; None for data that are neither texts nor square images.
         """
         data = data.underlying
+        if texts := TextPreprocessing.of(data, reference):
+            return texts
+        if isinstance(data, EncodedSource):
+            images = data.source
+            if not isinstance(images, ImageSource) or len(set(images.input_shape[1:])) != 1:
+                return None
+            channels, size = images.input_shape[:2]
+            step = EncoderStep.of(data, reference)
+            return cls(size, channels, images.mapped, images.inverted, (0.0,), (1.0,), data.input_shape, step)
         if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]
@@ -59,8 +74,21 @@ class Preprocessing:
         return cls(size, channels, data.mapped, data.inverted, mean, deviation, tuple(input_shape))
 
     @classmethod
-    def stored(cls, values: dict[str, Any]) -> Preprocessing:
-        """The preprocessing that `describe` described."""
+    def stored(
+        cls, values: dict[str, Any], origin: Path, encoder_tensors: dict[str, Tensor] | None = None
+    ) -> Preprocessing | TextPreprocessing:
+        """The preprocessing that `describe` described.
+
+        Args:
+            values: What `describe` returned.
+            origin: The file that holds it, for messages.
+            encoder_tensors: The weights of its encoder, where a file holds them.
+        """
+        if "item" in values:
+            return TextPreprocessing.stored(values, origin, encoder_tensors)
+        values = dict(values)
+        told = values.pop("encoder", None)
+        step = EncoderStep.stored(told, origin, encoder_tensors) if told else None
         lists = ("mean", "deviation", "input_shape")
         mapped = values["values"]
         return cls(
@@ -68,19 +96,26 @@ class Preprocessing:
                 **values,
                 **{name: tuple(values[name]) for name in lists},
                 "values": None if mapped is None else (mapped[0], mapped[1]),
+                "encoding": step,
             }
         )
 
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json` and for a classifier file."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        plain = {name: value for name, value in vars(self).items() if name != "encoding"}
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return {**found, "encoder": self.encoding.describe()} if self.encoding else found
 
     def inputs(self, pixels: np.ndarray, device: torch.device) -> Tensor:
         """The network's input `[B, *input_shape]`, float32, of pixels uint8 `[B, channels, image_size, image_size]`."""
+        if self.encoding is not None:
+            return self.encoding.vectors(255 - pixels if self.inverted else pixels, device)
         return self.of_pixels(torch.from_numpy(pixels).to(device))
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """`inputs` of pixels that are a tensor, where they lie."""
+        if self.encoding is not None:
+            return self.encoding.of_pixels(255.0 - pixels if self.inverted else pixels.float())
         standardise = standardiser(np.array(self.mean), np.array(self.deviation), pixels.device)
         values = pixels.float()
         return to_shape(standardise(255 - values if self.inverted else values), self.input_shape)

@@ -17,6 +17,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
 from metarun.text import shown_path
 
@@ -46,9 +47,9 @@ class Stored:
 
     Attributes:
         blueprint: What the learner is built from.
-        preprocessing: What files go through.
+        preprocessing: What files, or texts, go through.
         weights: The learner's.
-        autocast: The type of mixed precision that it computed in.
+        autocast: The type of mixed precision that learning from examples computes in; predictions are in single precision.
         calibration: How far its probabilities can be trusted.
         origin: Where it came from.
         classes: The names of the classes that were learned; None for a learner alone.
@@ -57,7 +58,7 @@ class Stored:
     """
 
     blueprint: Blueprint
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     weights: dict[str, Tensor]
     autocast: str | None
     calibration: Calibration
@@ -98,6 +99,8 @@ def save(path: Path, held: Stored) -> None:
         "weights": held.weights,
         "state": held.state,
     }
+    if held.preprocessing.encoding is not None:
+        content["encoder"] = held.preprocessing.encoding.encoder.tensors()
     whole = io.BytesIO()
     torch.save(content, whole)
     files.replace(path, lambda file: file.write(whole.getbuffer()))
@@ -144,7 +147,7 @@ def _from_file(path: Path, shown: str) -> Stored:
         values = {name: json.loads(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
         return Stored(
             Blueprint.stored(values["blueprint"], path),
-            Preprocessing.stored(values["preprocessing"]),
+            Preprocessing.stored(values["preprocessing"], path, content.get("encoder")),
             content["weights"],
             content["autocast"],
             Calibration(**values["calibration"]),
@@ -179,7 +182,7 @@ def _from_run(folder: Path, shown: str) -> Stored:
     weights = checkpoint.weights_file("checkpoint", values["weights"] or str(folder))
     return Stored(
         Blueprint.stored(values["blueprint"], folder / result.FILE),
-        Preprocessing.stored(values["preprocessing"]),
+        Preprocessing.stored(values["preprocessing"], folder / result.FILE),
         checkpoint.load(weights)["model"],
         values["autocast"],
         Calibration(**values["calibration"]),

@@ -5,19 +5,26 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
+MAX_PROBABILITY, ENERGY, PROTOTYPE = NAMES = ("max_probability", "energy", "prototype_distance")
 
-def certainties(scores: np.ndarray, log_probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """The certainties that follow from a classifier's scores, each `[n]`, by name.
+
+def certainties(
+    scores: np.ndarray, log_probabilities: np.ndarray, nearness: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The certainties of a classifier, each `[n]`, by name.
 
     `max_probability` is the largest probability (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136). `energy` is
     minus the free energy, log sum exp of the scores (Liu et al. 2020, https://arxiv.org/abs/2010.03759), which for a method
-    of distances grows with the nearness of the classes.
+    of distances grows with the nearness of the classes. `prototype_distance` is minus the squared distance to the nearest class
+    mean of the examples, in the embedding.
 
     Args:
         scores: `[n, classes]`.
         log_probabilities: `[n, classes]`, calibrated.
+        nearness: `metarun.ops.prototypes.nearness`, `[n]`; None for a classifier that has no examples.
     """
-    return {"max_probability": np.exp(log_probabilities.max(1)), "energy": logsumexp(scores, axis=1)}
+    found = {MAX_PROBABILITY: np.exp(log_probabilities.max(1)), ENERGY: logsumexp(scores, axis=1)}
+    return found if nearness is None else {**found, PROTOTYPE: nearness}
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:

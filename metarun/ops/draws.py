@@ -57,7 +57,9 @@ class StepShare:
         total: int,
         all_reduce: AllReduce | None = None,
         settle: Callable[[], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
+        self.numbers = range(first, first + count) if numbers is None else numbers
         self.seed, self.step, self.first, self.count, self.total = seed, step, first, count, total
         self.all_reduce, self.settle = all_reduce, settle
         self.passes = 0  # of `over_tasks`, so that each draws other numbers from the global generator
@@ -84,7 +86,7 @@ class StepShare:
 
     def seed_global(self, number: int, device: torch.device) -> None:
         """Seeds torch's global generators for a task, so that modules which draw from them (`nn.Dropout`) do so by task."""
-        seed = mixed(self.seed, self.step, self.first + number, self.passes)
+        seed = mixed(self.seed, self.step, self.numbers[number], self.passes)
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -92,7 +94,7 @@ class StepShare:
     def generator(self, number: int) -> np.random.Generator:
         """The generator of a task. It is numpy's: the same numbers on every device, and `vmap` does not take hold of it."""
         if number not in self.generators:
-            seed = mixed(self.seed, self.step, self.first + number)
+            seed = mixed(self.seed, self.step, self.numbers[number])
             self.generators[number] = np.random.Generator(np.random.PCG64(seed))
         return self.generators[number]
 
@@ -200,7 +202,7 @@ def at_task(number: int) -> Iterator[None]:
     if share is None:
         yield
         return
-    with StepShare(share.seed, share.step, share.first + number, 1, 1).entered():
+    with StepShare(share.seed, share.step, share.numbers[number], 1, 1).entered():
         yield
 
 
@@ -284,7 +286,8 @@ def snapshot(device: torch.device) -> Callable[[], Any]:
             if share is None:
                 yield
                 return
-            replay = StepShare(share.seed, share.step, share.first, share.count, share.total, share.all_reduce)
+            parts = (share.seed, share.step, share.first, share.count, share.total, share.all_reduce)
+            replay = StepShare(*parts, numbers=share.numbers)
             replay.generators = copy.deepcopy(generators)
             with replay.entered():
                 token = _task.set(number)

@@ -35,6 +35,18 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     return members.mT @ features / members.sum(-2)[..., None]
 
 
+def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Tensor:
+    """Minus the squared distance of each query to the nearest class mean, `[..., M]` float64.
+
+    Args:
+        support: Features of labelled items, `[..., S, D]`.
+        labels: Their classes in `[0, ways)`, int64 `[..., S]`.
+        queries: Features `[..., M, D]`.
+        ways: The number of classes.
+    """
+    return negative_squared_distances(queries.double(), class_means(support.double(), labels, ways)).max(-1).values
+
+
 def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:
     """Minus the squared Euclidean distances of points to centres, `[..., M, N]`.
 

@@ -63,6 +63,11 @@ class RunningAverages:
         self._start()
 
 
+def keeps_averages(module: nn.Module) -> bool:
+    """Whether a module holds norms that keep running averages, which go by the order of the batches."""
+    return any(_momentum(part) for part in module.modules())
+
+
 def _momentum(module: nn.Module) -> float:
     """The weight of the newest batch in the averages of a norm; 0 for a module that keeps none."""
     if isinstance(module, Norm):

@@ -17,11 +17,13 @@ from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
+from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
 MEASURES = ("acc", "mse")
+Count = int | tuple[int, ...]  # a number, or the two ends of a range
 IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -31,13 +33,14 @@ class Setting(NamedTuple):
 
     data: str  # the choice of the group `data`
     split: str | None
-    ways: int
-    shots: int
-    queries: int
+    ways: Count
+    shots: Count
+    queries: Count
     measure: str  # acc or mse; of a run without a test what it would be
     tested: bool
     over: str  # what its interval is over: `episodes`; of a target `repeats`, or `test images` where there are none
     content: str  # the fingerprint of the images and what else decides on the test episodes
+    more: str = ""  # what is unusual of the test tasks beside their sizes, in words
 
     @property
     def target(self) -> bool:
@@ -53,8 +56,9 @@ class Setting(NamedTuple):
         if not self.ways:
             return f"{self.data}{split}, held-out images"
         if self.measure == "mse":
-            return f"{self.data}{split}, {self.shots} points, {self.queries} queries"
-        return f"{self.data}{split}, {self.ways}-way {self.shots}-shot, {self.queries} queries a class"
+            return f"{self.data}{split}, {count_text(self.shots)} points, {count_text(self.queries)} queries"
+        ways, shots, queries = map(count_text, (self.ways, self.shots, self.queries))
+        return f"{self.data}{split}, {ways}-way {shots}-shot, {queries} queries a class{self.more}"
 
     def tells(self, column: str, value: Any) -> bool:
         """Whether the title already says that `column` has this value."""
@@ -63,7 +67,12 @@ class Setting(NamedTuple):
         known: dict[str, Any] = {"data": self.data, "data.split": self.split}
         for prefix in ("task.", "test.task."):
             known |= {f"{prefix}ways": self.ways, f"{prefix}shots": self.shots, f"{prefix}queries": self.queries}
-        return column in known and known[column] == value
+        return column in known and known[column] == as_count(value)
+
+
+def as_count(value: Any) -> Any:
+    """A range that JSON or YAML gave as a list, as a tuple; any other value as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -104,13 +113,14 @@ class Run:
         return Setting(
             name,
             protocol["split"],
-            task["ways"],
-            task["shots"],
-            task["queries"],
+            as_count(task["ways"]),
+            as_count(task["shots"]),
+            as_count(task["queries"]),
             measure,
             bool(tested),
             "episodes",
             repr(content),
+            more_of_task(task),
         )
 
     @property

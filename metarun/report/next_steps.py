@@ -20,13 +20,17 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
     run = f"checkpoint={shell_path(folder)}"
     if learner is None:  # regression, or predictions
         return [f"metarun recipe=report runs={shell_path(folder.parent)}"] if result.tested(found) else []
+    classified, support = (
+        ("items=FILE", "support=FILE") if "item" in learner["preprocessing"] else ("images=FOLDER", "support=FOLDER")
+    )
     if (folder / "classifier.pt").is_file():
         return [
-            f"metarun recipe=predict {run} images=FOLDER",
+            f"metarun recipe=predict {run} {classified}",
             f"metarun recipe=report runs={shell_path(folder.parent)}",
         ]
-    steps = [f"metarun recipe=predict {run} support=FOLDER images=FOLDER"]
+    steps = [f"metarun recipe=predict {run} {support} {classified}"]
     task = found.get(result.PROTOCOL, {}).get("test")
-    if result.key(result.TEST, result.ACCURACY) in found and task and not learner["weights"]:
+    plain = task and isinstance(task["shots"], int)
+    if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:
         return [*steps, f"metarun recipe=test {run} test.task.shots={5 if task['shots'] == 1 else 2 * task['shots']}"]
     return steps if result.tested(found) else [f"metarun recipe=test {run}", *steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,22 +28,25 @@ def _entries() -> list[dict[str, Any]]:
     return entries
 
 
-def find(choices: dict[str, str], ways: int, shots: int) -> Published | None:
+def find(choices: dict[str, str], task: Mapping[str, Any]) -> Published | None:
     """Looks up what was published for a run.
 
     Args:
         choices: The run's choices of Hydra's groups.
-        ways: Classes of a test task.
-        shots: Support examples of a class.
+        task: The test tasks as `result.json` describes them: `ways`, `shots`, and what else is not as usual.
 
     Returns:
-        The first entry that fits; None where nothing was collected. A key that an entry does not name may have any value.
+        The first entry that fits; None where nothing was collected. A choice that an entry does not name may be any, but its
+        tasks are those that it names, and else the usual ones: numbers of labelled items, the same in all tasks.
     """
-    facts = {**choices, "ways": ways, "shots": shots}
+    more = {name: value for name, value in task.items() if name not in ("ways", "shots", "queries")}
+    facts = {**choices, "ways": task["ways"], "shots": task["shots"]}
     for entry in _entries():
-        wanted = {key: value for key, value in entry.items() if key not in ("value", "source")}
-        if choices.get("unsupervised") and "unsupervised" not in wanted:  # a number with labels is of another task
+        tasks = entry.get("task", {})
+        wanted = {key: value for key, value in entry.items() if key not in ("value", "source", "task")}
+        # A number with labels is of another task, one of the method alone of another method.
+        if any(choices.get(group) and group not in wanted for group in ("unsupervised", "wrapper")):
             continue
-        if wanted.items() <= facts.items():
+        if tasks == more and all(key in facts and facts[key] == value for key, value in wanted.items()):
             return Published(entry["value"], entry["source"])
     return None

@@ -10,7 +10,7 @@ from rich.table import Table
 from metarun import files
 from metarun.report import continual, target
 from metarun.report.collect import Unreadable, read
-from metarun.report.text import half
+from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import (
     BASELINES,
     CHANCE,
@@ -55,6 +55,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     tested = "test/acc" in result or "test/mse" in result
     if "target/acc" in result:
         terminal.show(target.table(result))
+        if kept := target.kept(result):
+            print(kept)
     if tested:
         if CONTINUAL in result:
             terminal.show(continual.table(result, what))
@@ -62,6 +64,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
         if told := _own_measures(result):
             print(told)
+    if encoder := result["protocol"].get("encoder"):
+        print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
         print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
     elif "train/steps" in result:
@@ -75,6 +79,17 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
         )
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
+
+
+def pretraining(encoder: dict[str, Any]) -> str:
+    """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if encoder["saw"] is None:
+        return "of whose pretraining nothing is known"
+    whether = {
+        "yes": "which has classes that are tested on",
+        "no": "which has none of the classes that are tested on",
+    }.get(encoder["saw_these_classes"], "which may have classes that are tested on")
+    return f"pretrained on {encoder['saw']}, {whether}"
 
 
 def subject(folder: Path) -> str:
@@ -98,6 +113,8 @@ def _own_measures(result: dict[str, Any]) -> str:
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
+    if protocol.get("assumes_balanced_queries"):
+        mode += ", supposes balanced queries"
     table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
     for column in columns:
         table.add_column(column, justify="right")
@@ -105,8 +122,7 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
-    task = result["protocol"]["test"]
-    title = f"{what}{task['ways']}-way {task['shots']}-shot, {task['queries']} queries a class"
+    title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
@@ -116,7 +132,7 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {result['protocol']['test']['shots']} points"
+    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result["protocol"]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():

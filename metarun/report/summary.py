@@ -110,9 +110,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
-    row.published = (
-        published.find(runs[0].choices, setting.ways, setting.shots) if setting.tested and not setting.target else None
-    )
+    if setting.tested and not setting.target:
+        row.published = published.find(runs[0].choices, runs[0].result["protocol"]["test"])
     return row
 
 

@@ -109,6 +109,9 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
     transductive = [row.group.runs[0].result["protocol"].get("transductive") for row in rows]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
+    encoders = [row.group.runs[0].result["protocol"].get("encoder") or {} for row in rows]
+    if any(each.get("saw_these_classes") == "yes" for each in encoders):
+        cells["pretrained on these classes"] = [each.get("saw_these_classes", "no") for each in encoders]
     if len(rows) > 1:
         points = "" if regression else " (points)"
         on_episodes = [_against(row, row.on_episodes, f"no common {over}", measure) for row in rows]

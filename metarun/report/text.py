@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 TOO_FEW = "too few"  # for an interval
 
 
@@ -13,3 +16,39 @@ def half(value: float | None, form: str) -> str:
         form: a format of numbers, `.2%` say.
     """
     return f"({TOO_FEW} for an interval)" if value is None else f"± {value:{form}}"
+
+
+def count_text(count: int | Sequence[int]) -> str:
+    """A number, or the range that each task draws it from: `5–20`."""
+    return str(count) if isinstance(count, int) else "–".join(map(str, count))
+
+
+def more_of_task(task: Mapping[str, Any]) -> str:
+    """What is unusual of tasks beside their sizes, to follow these; empty where nothing is.
+
+    Args:
+        task: The tasks as `result.json` describes them.
+    """
+    found = []
+    if task.get("protocol") == "meta_dataset":
+        found.append("as in Meta-Dataset")
+    elif not task.get("balanced", True):
+        found.append("drawn for each class")
+    if unlabelled := task.get("unlabelled"):
+        others = f" and of {task['distractors']} distractors" if task.get("distractors") else ""
+        found.append(f"{unlabelled} unlabelled a class{others}")
+    if (share := task.get("labelled_share", 1)) < 1:
+        found.append(f"{share:.3g} of the images with labels")
+    if (concentration := task.get("query_dirichlet")) is not None:
+        found.append(f"divided by Dirichlet({concentration:g}) shares")
+    return "".join(f", {text}" for text in found)
+
+
+def task_text(task: Mapping[str, Any]) -> str:
+    """Tasks in words: `5-way 1-shot, 15 queries a class`.
+
+    Args:
+        task: The tasks as `result.json` describes them.
+    """
+    ways, shots, queries = (count_text(task[name]) for name in ("ways", "shots", "queries"))
+    return f"{ways}-way {shots}-shot, {queries} queries a class{more_of_task(task)}"

@@ -23,6 +23,7 @@ from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
+from metarun.encoders import EncodedSource
 from metarun.encoders.building import encoded
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
@@ -231,7 +232,13 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     named = [(config.data, "data")] if node is None or config.recipe.source else []
     if node is not None:
         named.append((node, "target.data"))
-    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    if config.encoder and config.augment:
+        raise UserError(
+            "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
+            "copies too"
+        )
+    alone = not any(key == "data" for _, key in named)
+    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
     if config.unsupervised and config.recipe.source:
         sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
     return sources[0], Target(sources[-1], config.target) if node is not None else None
@@ -331,7 +338,8 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data = run.data.describe()
-    run.result = {"interval": "95%, over episodes, normal approximation"} | run.result
+    if (main or "").startswith(f"{result.TEST}/"):
+        run.result.setdefault("interval", "95%, over episodes, normal approximation")
     run.result |= {
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
@@ -360,10 +368,14 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
         "transductive": algorithm.transductive,
+        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
+    source = run.data if run.config.recipe.source and not run.target else run.target.source if run.target else run.data
+    if isinstance(source, EncodedSource):
+        found["encoder"] = source.saw()
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,

@@ -31,7 +31,8 @@ UNNAMED = (
     "train.save_every",
     "train.save_seconds",
 )
-LONGEST = 120  # characters of a folder's name
+LONGEST = 72  # characters of a folder's name
+LONGEST_EARLIER = 120  # up to version 0.2
 # An override that `key-value` is one to one with, on file systems that do not tell capitals either. A digest of eight
 # characters and the number of a repeat have no hyphen, which every such part has.
 EXACT = re.compile(r"[a-z][a-z0-9_.]*=[a-z0-9.-]([a-z0-9._-]*[a-z0-9])?")
@@ -53,7 +54,7 @@ FREE = (
 )
 
 
-def folder_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
+def folder_name(overrides: Iterable[str], named: bool, source: bool = True, longest: int = LONGEST) -> str:
     """The name of a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
 
     `key-value` for each override, in alphabetical order, with `__` between them. Where that is cut, or says less than was
@@ -63,6 +64,7 @@ def folder_name(overrides: Iterable[str], named: bool, source: bool = True) -> s
         overrides: As `metarun.overrides.canonical` writes them; of two for one key the last counts.
         named: Whether the run's name lacks the data and the method, so that they belong here.
         source: Whether the recipe uses a source, whose data and method are then in the run's name.
+        longest: The most characters.
 
     Returns:
         Letters of ASCII, digits and `._-`; `default` without any override.
@@ -71,10 +73,10 @@ def folder_name(overrides: Iterable[str], named: bool, source: bool = True) -> s
     if not kept:
         return "default"
     slug = "__".join(filter(None, map(_slug, kept)))
-    if len(slug) <= LONGEST and all(EXACT.fullmatch(word) and "__" not in word for word in kept):
+    if len(slug) <= longest and all(EXACT.fullmatch(word) and "__" not in word for word in kept):
         return slug
     digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
-    return "__".join(filter(None, (slug[: LONGEST - len(digest) - 2].rstrip("_.-"), digest)))
+    return "__".join(filter(None, (slug[: longest - len(digest) - 2].rstrip("_.-"), digest)))
 
 
 def _naming(overrides: Iterable[str], named: bool, source: bool) -> list[str]:
@@ -96,8 +98,8 @@ def _slug(word: str) -> str:
 def earlier_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
     """The name that version 0.1 gave to the folder of these overrides."""
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named, source)).replace("'", "")) or "default"
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if len(text) > LONGEST_EARLIER:
+        text = f"{text[: LONGEST_EARLIER - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
 
 
@@ -134,6 +136,7 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     parent = Path(config.outputs) / config.name
     source = bool(config.get("recipe", {}).get("source", True))
     name, earlier = folder_name(overrides, named, source), earlier_name(overrides, named, source)
+    longer = folder_name(overrides, named, source, LONGEST_EARLIER)
 
     def attempts(first: str, mark: str) -> dict[int, Path]:
         """The folders that are there, by the number of the attempt."""
@@ -144,7 +147,7 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
             if text.startswith(mark) and text.removeprefix(mark).isdecimal() and found.is_dir()
         }
 
-    found = {**attempts(earlier, "~"), **attempts(name, "__")}
+    found = {**attempts(earlier, "~"), **attempts(longer, "__"), **attempts(name, "__")}
     last = max(found, default=0)
     if last and config.resume:
         return found[last]

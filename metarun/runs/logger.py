@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -268,7 +268,8 @@ class RunLogger:
         """A picture of the first task: a row a class, its support images, a gap, its query images."""
         if self.folder is None or episodes.support_x.ndim != 5:
             return
-        support, query = (self._rows(x[0], episodes.ways) for x in (episodes.support_x, episodes.query_x))
+        sets = (episodes.support_x, episodes.support_sizes), (episodes.query_x, episodes.query_sizes)
+        support, query = (self._rows(x[0], sizes) for x, sizes in sets)
         values = torch.cat([support.flatten(), query.flatten()])
         low, high = values.min(), values.max()
         gap = high.expand(*support.shape[:2], 4)  # white
@@ -276,9 +277,13 @@ class RunLogger:
         self._open().add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
 
     @staticmethod
-    def _rows(images: Tensor, ways: int, shown: int = 10) -> Tensor:
-        """`[N*K, C, H, W]`, class-major, as one picture `[C, N*H, min(K, shown)*W]`."""
-        per_way = images.cpu().float().unflatten(0, (ways, -1))[:, :shown]
+    def _rows(images: Tensor, sizes: Sequence[int], shown: int = 10) -> Tensor:
+        """`[N*K, C, H, W]`, class-major, as one picture `[C, N*H, min(K, shown)*W]`; K is the largest of the classes' sizes."""
+        images = images.cpu().float()
+        most = min(max(sizes), shown)
+        blank = images.max().expand(most, *images.shape[1:]) if len(images) else images
+        rows = [torch.cat([each[:most], blank[: max(most - len(each), 0)]]) for each in images.split(list(sizes))]
+        per_way = torch.stack(rows)
         n, k, c, h, w = per_way.shape
         return per_way.permute(2, 0, 3, 1, 4).reshape(c, n * h, k * w)
 

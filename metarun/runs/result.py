@@ -39,6 +39,7 @@ SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; abse
 PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
+SECONDS = "seconds"  # that the run took, of its last sitting
 LEARNER = "learner"  # what `metarun.load` builds it from
 WORST_CLASS = "worst_class_acc"  # the mean over the episodes of the accuracy of the class that fared worst
 FIFTH_PERCENTILE = "acc_p05"  # of the episodes

@@ -16,7 +16,8 @@ Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose im
 
 def key(data: TableSource) -> str:
     """A digest of the names of all classes: the same for a data set at another size or with another split."""
-    return hashlib.sha256(json.dumps(list(data.table.names)).encode()).hexdigest()[:16]
+    names = [name for number, name in enumerate(data.table.names) if number not in data.unknown.values()]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
 def classes(data: DataSource, split: Split | None) -> Seen:

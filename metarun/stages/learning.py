@@ -8,17 +8,30 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
-from metarun.core import Algorithm, Backbone, Batch, Spec, TaskShape
+from metarun.core import (
+    Algorithm,
+    Backbone,
+    Batch,
+    Count,
+    Episodes,
+    MixedEpisodes,
+    Spec,
+    TaskShape,
+    largest,
+    least,
+    together,
+)
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
 from metarun.data.sequences import sequences
-from metarun.data.source import DataSource, Split
+from metarun.data.source import DataSource, Split, TableSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -28,6 +41,7 @@ from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
 from metarun.target.target import Target
+from metarun.wrappers.base import Wrapper
 
 log = logging.getLogger("metarun")
 
@@ -53,20 +67,27 @@ def build_learner(
     split = run.training_split
 
     def fresh() -> Algorithm:
-        return build_algorithm(config, data, task, target, algo, train, split)
+        found = build_algorithm(config, data, task, target, algo, train, split)
+        found.prepare = None if around is None else around.preparation()
+        return found
 
+    around: Wrapper | None = None
     brought = seen_before(run)
     algorithm = fresh()
-    node, around = OmegaConf.select(config, wrapper) if wrapper else None, None
-    if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if node else None)
+    node = OmegaConf.select(config, wrapper) if wrapper else None
+    if node and not (trains or getattr(get_class(node._target_), "prepares", False)):
+        node = None
     if node and wrapper:
 
         def validation(start: int, stop: int) -> Any:
             return run.episodes("val", run.test_task, hardware.device)(start, stop)
 
         around = construct(node, wrapper, method=algorithm, validation=validation)
-        if settings.steps:
+        assert around is not None
+        algorithm.prepare = around.preparation()
+    if trains:
+        check_training(config, algorithm, settings, run.world, train, wrapper if around and around.trains else None)
+        if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
     if settings.steps and config.encoder and not any(value.requires_grad for value in algorithm.parameters()):
         log.info("%s: the vectors of the encoder leave nothing to train; they are tested as they are", train)
@@ -121,6 +142,35 @@ def seen_before(run: Run) -> seen.Seen:
     return known
 
 
+def trained_on(run: Run, tested: Labelled) -> int:
+    """How many of the target's images `tested` the source's training has among its own, where both are one data set."""
+    data, target = run.data, run.target
+    if target is None or not isinstance(data, TableSource) or not isinstance(target.source, TableSource):
+        return 0
+    own, other = data.table, target.source.table
+    if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
+        return 0
+    rows: set[int] = set()
+    for learner in run.learners.values():
+        if learner.sampler is not None and learner.settings.steps:
+            on_images = learner.task is None and learner.settings.validate_on == "images"
+            split = run.training_split if on_images else "train"
+            part = training_images(data, "images" if on_images else "episodes", split)
+            rows |= set(part.rows.tolist())
+    return len(rows & set(tested.rows.tolist()))
+
+
+def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns of such images; the fact for the protocol, empty where there are none."""
+    if not (count := trained_on(run, tested)):
+        return {}
+    log.warning(
+        "target: the source's training sees %d of its test images, so that the accuracy says nothing of images not seen before",
+        count,
+    )
+    return {"test_images_trained_on": count}
+
+
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
     """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
 
@@ -140,7 +190,7 @@ def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) ->
             f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
             "use recipe=domain_adaptation target=digits, say"
         )
-    images = training_images(run.data, learner.settings.validate_on, split)
+    images = training_images(run.data, learner.settings.validate_on, split).with_views()
     second = target.train if reads and target else None
     if reads and target:
         learner.seen = seen.merged(learner.seen, seen.classes(target.source, None))
@@ -182,7 +232,7 @@ def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
 def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
     """Episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
-    check_train_task(learner.algorithm, learner.task, train)
+    check_train_task(learner, learner.task, train)
     noise = learner.settings.noise
 
     def sampler(task: TaskShape) -> Sampler:
@@ -214,7 +264,7 @@ def build_algorithm(
         split: The split of whose classes a method on batches sees images; None for all classes.
     """
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, data.input_shape)
+    backbone = build_backbone(config, data)
     settings = OmegaConf.select(config, algo)
     if data.outputs is not None:
         outputs = data.outputs
@@ -223,16 +273,30 @@ def build_algorithm(
     elif trains_on == "sequences":
         outputs = len(data.labelled(None, "train").names)
     else:
-        outputs = train_task.ways
-    spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, train_task.shots)
+        outputs = largest(train_task.ways)
+    spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, largest(train_task.shots))
     algorithm: Algorithm = construct(settings, algo, backbone=backbone, spec=spec)
     return algorithm
 
 
-def build_backbone(config: DictConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """The backbone, with the weights of an earlier run where `backbone.from` names one."""
+def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
+    """The backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
+
+    Raises:
+        UserError: The items are texts and it does not read them, or the other way round.
+    """
+    reads_texts = getattr(get_class(config.backbone._target_), "reads_texts", False)
+    if data.item == "text" and not reads_texts:
+        raise UserError(
+            "data: the items are texts, which this backbone does not read; add encoder=minilm or encoder=tfidf, or take "
+            "backbone=minilm"
+        )
+    if reads_texts and data.item != "text":
+        raise UserError(
+            f"backbone: reads texts, but the items of the data are {data.item}s; take another backbone, or texts without an encoder"
+        )
     node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
-    backbone: Backbone = construct(node, "backbone", input_shape=input_shape)
+    backbone: Backbone = construct(node, "backbone", input_shape=data.input_shape)
     if config.backbone.get("from"):
         load_backbone(backbone, Path(config.backbone["from"]))
         backbone.pretrained = True
@@ -294,6 +358,9 @@ def check_training(
 
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks."""
+    check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
     if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
         raise UserError(
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "
@@ -301,20 +368,59 @@ def check_test_task(learner: Learner, test_task: TaskShape) -> None:
         )
 
 
-def check_train_task(algorithm: Algorithm, train_task: TaskShape, train: str) -> None:
-    """Checks that the method can be trained on such tasks; `train` is the key of its training's settings."""
+def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> None:
+    """Checks that a learner can be trained on such tasks; `train` is the key of its training's settings."""
+    algorithm = learner.algorithm
     name = type(algorithm).__name__
-    if algorithm.trains_on == "episodes" and algorithm.needs_queries and train_task.queries < 1:
+    check_shape(algorithm, train_task, train)
+    if algorithm.needs_queries and least(train_task.queries) < 1:
         raise UserError(
-            f"{train}.task.queries={train_task.queries}: {name} learns from the queries; it needs at least 1"
+            f"{train}.task.queries={range_text(train_task.queries)}: {name} learns from the queries; it needs at least 1"
         )
+    if not train_task.varies:
+        return
+    for part, key in ((algorithm, "algo"), (learner.wrapper, "wrapper")):
+        if part is not None and part.couples_tasks:
+            raise UserError(
+                f"{train}.task: its ranges make tasks of several shapes, and {type(part).__name__} ({key}) learns from all tasks "
+                f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
+            )
+    if learner.wrapper is not None:
+        learner.wrapper.check_varied()
+
+
+def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
+    """Checks that a method can do tasks of such shapes.
+
+    Args:
+        algorithm: The method.
+        task: The shapes.
+        part: What the key of the tasks begins with: `train` or `test`.
+    """
+    name = type(algorithm).__name__
+    if algorithm.fixed_ways and isinstance(task.ways, tuple):
+        raise UserError(
+            f"{part}.task.ways={range_text(task.ways)}: {name} has one output for each way, so all tasks must have the same "
+            f"ways; give one number, or take a method for any ways (algo=protonet or protomaml, say)"
+        )
+    if algorithm.equal_classes and not task.equal_classes:
+        how = "task.protocol=uniform" if task.protocol == "meta_dataset" else "task.balanced=true"
+        raise UserError(
+            f"{part}.task: its classes differ in their numbers of items, and {name} needs equal classes; add {how}, or take "
+            "another method (algo=protonet, say)"
+        )
+
+
+def range_text(count: Count) -> str:
+    """A number, or a range as it is typed."""
+    return f"[{count[0]},{count[1]}]" if isinstance(count, tuple) else str(count)
 
 
 def training_protocol(learner: Learner) -> dict[str, Any]:
     """What `protocol` of `result.json` says of a learner's training."""
     settings, task = learner.settings, learner.task
     batches = {"classes": learner.algorithm.spec.outputs, "images_per_step": settings.tasks_per_step}
-    found: dict[str, Any] = {"train": vars(task) if task is not None else batches}
+    found: dict[str, Any] = {"train": task.describe() if task is not None else batches}
     if settings.noise.tasks:
         found["train_noise"] = OmegaConf.to_container(settings.noise)
     if settings.max_seconds is not None and settings.steps:
@@ -349,14 +455,20 @@ def augmented(
         first = start - start % tasks_per_step
         parts = [part for at in range(first, stop, tasks_per_step) for part in step(at).split(1)]
         parts = parts[start - first : stop - first]
-        tensors = [item.name for item in fields(parts[0]) if isinstance(getattr(parts[0], item.name), torch.Tensor)]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+        if isinstance(parts[0], Episodes):
+            return together(parts)
+        return Batch(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Batch)))
 
     def step(first: int) -> Any:
         batch = sampler(first, first + tasks_per_step)
         hardware.seed((seed * 2_000_003 + first) % 2**63)
-        names = ["x"] if isinstance(batch, Batch) else ["support_x", "query_x"]
-        return replace(batch, **{name: change(getattr(batch, name)) for name in names})
+        if isinstance(batch, MixedEpisodes):
+            return replace(batch, groups=tuple(map(items, batch.groups)))
+        return items(batch)
+
+    def items(batch: Any) -> Any:
+        found = {name: getattr(batch, name, None) for name in ("x", "support_x", "query_x", "unlabelled_x")}
+        return replace(batch, **{name: change(x) for name, x in found.items() if x is not None})
 
     def change(x: torch.Tensor) -> torch.Tensor:
         return augment(x.flatten(0, -4)).view_as(x)

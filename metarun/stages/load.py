@@ -27,7 +27,7 @@ class Load(Stage):
             known = self._assumed(run)
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
-        learner = build_learner(run, "load", "algo", "train")
+        learner = build_learner(run, "load", "algo", "train", "wrapper")
         checkpoint.load_weights(learner.algorithm, state["model"], weights)
         learner.seen = seen.merged(learner.seen, known)
         learner.selected_by = "the checkpoint that was given"

@@ -15,6 +15,7 @@ from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.hardware import Hardware
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
@@ -40,6 +41,7 @@ class MetaTest(Stage):
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
                 self.validation = run.episodes("val", task, device)
         self.with_unknown = self._with_unknown(run)
+        self.views = self._views(run)
 
     def execute(self, run: Run) -> None:
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
@@ -48,20 +50,37 @@ class MetaTest(Stage):
         observed, number = None, run.learner.settings.validate_episodes
         measured = Measured(run.data, settings.episodes)
         if self.classifies:
-            temperature = self.validation and validation_temperature(algorithm, self.validation, number, hardware)
-            observed = Observed(settings.episodes, run.test_task.ways, temperature)
+            temperature = self.validation and validation_temperature(
+                algorithm, self.validation, number, run.test_task, hardware, self.views
+            )
+            observed = Observed(settings.episodes, temperature)
         with run.logger.progress("testing", settings.episodes) as advance:
-            observe = observed if observed is not None else measured
-            scores = evaluate(algorithm, self.episodes, settings.episodes, hardware, steps, advance, True, observe)
-        scores.measures |= measured.gather(hardware) if observed is None else {}
+            scores = evaluate(
+                algorithm,
+                self.episodes,
+                settings.episodes,
+                hardware,
+                steps,
+                advance,
+                measure=True,
+                observe=observed if observed is not None else measured,
+                curves=not run.test_task.varies,
+                views=self.views,
+            )
+        if observed is None:
+            scores.measures |= measured.gather(hardware)
         run.result |= summary(scores, result.TEST) | own_measures(scores)
         if observed is not None:
             run.result |= self._probabilities(run, scores, observed, number)
         self._record(run, scores)
-        if settings.baseline_episodes:
+        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
             run.result |= self._baseline(run, steps)
         if not scores.power:
-            run.result[result.key(result.CHANCE, result.ACCURACY)] = 1 / run.test_task.ways
+            ways = run.test_task.ways
+            chance = 1 / ways if isinstance(ways, int) else 0.0
+            if isinstance(ways, tuple) and observed is not None:
+                chance = observed.chance.mean().item()
+            run.result[result.key(result.CHANCE, result.ACCURACY)] = chance
 
     def _with_unknown(self, run: Run) -> dict[Split, EpisodeSampler]:
         """Episodes with more classes than a support set has, where `test.unknown_ways` asks for them."""
@@ -72,11 +91,27 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        task = replace(run.test_task, ways=run.test_task.ways + more)
-        try:
-            return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
-        except UserError as error:
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {task.ways} classes; {error}") from error
+        task = replace(run.test_task, query_dirichlet=None)
+        seed, device = run.config.seed, run.hardware.device
+        return {split: run.data.with_unknown(split, task, more, seed, device) for split in ("val", "test")}
+
+    def _views(self, run: Run) -> Views | None:
+        """The copies of test tasks that `test.views` asks for."""
+        count = run.config.test.views
+        if count == 1:
+            return None
+        if not self.classifies:
+            raise UserError(
+                f"test.views={count}: averages probabilities, but the data are regression tasks; leave it at 1"
+            )
+        if run.data.item != "image":
+            raise UserError(
+                f"test.views={count}: changes images, but the items are {run.data.item}s; leave it at 1 (encoder.views has changed "
+                "copies of what is encoded)"
+            )
+        if run.augment is None:
+            raise UserError(f"test.views={count}: needs changes to average over; add augment=standard")
+        return Views(run.augment, count, run.config.seed, run.hardware)
 
     def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""
@@ -90,10 +125,10 @@ class MetaTest(Stage):
         found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
         run.logger.picture("test/reliability", reliability_diagram(observed.after.bins()))
         if self.with_unknown:
-            ways, temperature = run.test_task.ways, observed.temperature
+            unknown, temperature = run.config.test.unknown_ways, observed.temperature
             with draws.untouched(hardware.device):
                 sides = [
-                    known_and_unknown(run.algorithm, sampler, number, ways, temperature, hardware)
+                    known_and_unknown(run.algorithm, sampler, number, run.test_task, unknown, temperature, hardware)
                     for sampler, number in ((self.with_unknown["val"], validated), (self.with_unknown["test"], count))
                 ]
             found[result.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
@@ -121,10 +156,16 @@ class MetaTest(Stage):
         algorithm.to(hardware.device)
         algorithm.vectorize = hardware.vectorize
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
-        return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
+        count = run.config.test.baseline_episodes
+        return summary(evaluate(algorithm, self.episodes, count, hardware, steps, views=self.views), kind)
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        return {"test": vars(run.test_task)}
+        found: dict[str, Any] = {"test": run.test_task.describe()}
+        if self.views is not None:
+            found["test_views"] = self.views.count
+        if run.test_task.unlabelled:
+            found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
+        return found
 
 
 class Measured:
@@ -140,10 +181,10 @@ class Measured:
         nothing = torch.zeros(1, 2, data.outputs or 1)
         self.values = {name: torch.zeros(episodes, dtype=torch.float64) for name in data.measures(nothing, nothing)}
 
-    def __call__(self, start: int, predictions: Tensor, targets: Tensor) -> None:
-        """Takes the predictions of the episodes from `start` on, and their targets."""
+    def __call__(self, rows: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """Takes the predictions of the episodes of the numbers `rows`, and their targets."""
         for name, found in self.data.measures(predictions, targets).items():
-            self.values[name][start : start + len(found)] = found.double().cpu()
+            self.values[name][rows] = found.double().cpu()
 
     def gather(self, hardware: Hardware) -> dict[str, Tensor]:
         """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""

@@ -13,6 +13,7 @@ from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
+from metarun.stages.learning import tell_trained_on
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
 
@@ -36,6 +37,7 @@ class TargetTest(Stage):
                 f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
                 "the target's labels both must have the same"
             )
+        self.trained_on = tell_trained_on(run, run.target.test)
 
     def execute(self, run: Run) -> None:
         assert run.target is not None
@@ -60,4 +62,7 @@ class TargetTest(Stage):
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        return {"transductive": False}  # `classified` takes no statistics of the images that it classifies
+        return {
+            "transductive": False,
+            **self.trained_on,
+        }  # `classified` takes no statistics of the images that it classifies

@@ -109,7 +109,7 @@ class Train(Stage):
             numbers = self._train_apart(run)
         else:
             if self.held_out is None and not (run.folder / "last.pt").exists():
-                run.logger.tasks(self.validation(0, 1))
+                run.logger.tasks(next(self.validation(0, 1).split(1)))
             numbers = self._train_in(run, run.folder, run.logger)
         if not self.last:
             own = f"{result.TRAIN}/"
@@ -212,9 +212,9 @@ class Train(Stage):
             key: value for key, value in values.items() if key not in FREE and not key.startswith("train.task.")
         }
         if learner.task is not None:
-            settings["train.task"] = vars(learner.task)
+            settings["train.task"] = learner.task.describe()
         if self.held_out is None:
-            settings["test.task"] = vars(run.test_task)
+            settings["test.task"] = run.test_task.describe()
         if learner.algorithm.uses_target != "no" and run.target:
             settings["target"] = run.target.source.describe()["fingerprint"]
             settings |= {f"target.{key}": value for key, value in read_as(config.target.data).items()}
@@ -258,7 +258,7 @@ class Train(Stage):
             return found
         found |= training_protocol(learner)
         if self.held_out is None:
-            found["test"] = vars(run.test_task)
+            found["test"] = run.test_task.describe()
         return found
 
 

@@ -55,7 +55,8 @@ def sweep(
     if dry_run:
         for job, _ in jobs:
             print(f"{plan.state(job):10}{job.label}  {shell_path(job.folder)}")
-        print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run; nothing was run")
+        left = plan.estimate(jobs[0][0].folder.parent, len(to_run))
+        print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run{left}; nothing was run")
         return
     plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
     began = time.monotonic()

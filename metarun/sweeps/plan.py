@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun import files
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
+from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
 from metarun.text import duration, printable, shell_path
@@ -140,20 +142,26 @@ def failures(ended: Iterable[Ended]) -> list[str]:
 def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
     """The line of a job that has ended."""
     numbers = job.result if outcome.status == 0 and job.finished else {}
-    if "test/acc" in numbers:
-        text = f"test {numbers['test/acc']:.2%} {half(numbers['test/acc_ci95'], '.2%')}"
-    elif "target/acc" in numbers:
-        text = f"target {numbers['target/acc']:.2%} {half(numbers['target/acc_ci95'], '.2%')}"
-    elif "test/mse" in numbers:
-        text = f"test {numbers['test/mse']:.4g} {half(numbers['test/mse_ci95'], '.2g')}"
+    if measured := result.tested(numbers):
+        form, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
+        text = f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[measured + result.CI95], width)}"
     else:
-        text = f"validation {numbers['val/score']:.4g}" if numbers else printable(outcome.message)
+        text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"
 
 
 def time_left(seconds: float, ended: int, total: int) -> str:
     """What follows the line of a job that has ended: about how long the others take, where some are left."""
     return f"  (about {duration(seconds / ended * (total - ended))} left)" if 0 < ended < total else ""
+
+
+def estimate(folder: Path, to_run: int) -> str:
+    """What follows the number of runs to come: how long they take one after the other, by those in `folder` that have a result."""
+    taken = []
+    for path in folder.glob(f"*/{result.FILE}"):
+        with suppress(UserError):  # a damaged one, which its own command tells
+            taken.append(files.read_json(path, result.DAMAGED).get(result.SECONDS, 0.0))
+    return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""
 
 
 def counted(jobs: int) -> str:

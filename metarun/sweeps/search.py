@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config.overrides import quoted, varies
 from metarun.errors import UserError
+from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, beside
 from metarun.sweeps.launcher import Launcher
@@ -191,7 +192,7 @@ def watcher(folder: Path) -> Callable[[int, float], bool] | None:
 
 def score(job: Job) -> float:
     """The validation score of a finished job; 0.0 of one that only tested."""
-    return float(job.result.get("val/score", 0.0))
+    return float(job.result.get(SCORE, 0.0))
 
 
 def sweep(
@@ -244,7 +245,9 @@ def sweep(
     plan.check_jobs(possible)
     root = possible[0][0].folder.parent
     if dry_run:
-        print(f"search   {trials} trials of {', '.join(space)}\nfolder   {shell_path(root)}")
+        print(
+            f"search   {trials} trials of {', '.join(space)}{plan.estimate(root, trials)}\nfolder   {shell_path(root)}"
+        )
         return
     files.make_folder(root)
     waiting = (

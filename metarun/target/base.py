@@ -18,6 +18,7 @@ from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import batch_norm
+from metarun.ops.prototypes import nearness
 
 CHUNK = 256  # images, at most, whose features are computed together
 
@@ -79,12 +80,24 @@ class Classifier(nn.Module, ABC):
         """The probability of each class, `[B, classes]` float64, of this classifier's scores: their softmax."""
         return scores.double().softmax(1)
 
+    def nearness(self, images: Tensor) -> Tensor | None:
+        """Minus the squared distance of images `[B, C, H, W]` to the nearest class mean of the examples, `[B]` float64.
+
+        None for a classifier that keeps no examples.
+        """
+        return None
+
     def embedding(self, images: Tensor) -> Tensor | None:
         """Where images `[B, C, H, W]` lie in the space, `[B, D]`, in which they are compared with examples by distance.
 
         None for a classifier that compares them with none.
         """
         return None
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """`x` itself: no augmentation. No lambda, so that a classifier can be pickled."""
+    return x
 
 
 class TargetMethod(Checked, ABC):
@@ -102,7 +115,7 @@ class TargetMethod(Checked, ABC):
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
         self.source = source
-        self.augment: Callable[[Tensor], Tensor] = lambda x: x  # of training images
+        self.augment: Callable[[Tensor], Tensor] = unchanged  # of training images
         if self.needs_source and source is None:
             raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
 
@@ -194,20 +207,25 @@ class OwnClassifier(Classifier):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
+        return self.learner.predict(self._episode(images))[0]
+
+    def _episode(self, images: Tensor) -> Episodes:
         blank = torch.zeros(1, images.shape[0], dtype=torch.int64, device=images.device)
         shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
-        sets = self.support_x[None], self.support_y[None], images[None], blank
-        return self.learner.predict(Episodes(*sets, self.classes, shots))[0]
+        return Episodes(self.support_x[None], self.support_y[None], images[None], blank, self.classes, shots)
+
+    @torch.no_grad()
+    def nearness(self, images: Tensor) -> Tensor:
+        self.learner.eval()
+        support, queries = self.learner.embed(self._episode(images))
+        return nearness(support.flatten(2), self.support_y[None], queries.flatten(2), self.classes)[0]
 
     @torch.no_grad()
     def embedding(self, images: Tensor) -> Tensor | None:
         if not self.learner.metric:
             return None
         self.learner.eval()
-        blank = torch.zeros(1, len(images), dtype=torch.int64, device=images.device)
-        shots = tuple(self.support_y.bincount(minlength=self.classes).tolist())
-        sets = self.support_x[None], self.support_y[None], images[None], blank
-        return self.learner.embed(Episodes(*sets, self.classes, shots))[1][0]
+        return self.learner.embed(self._episode(images))[1][0]
 
 
 class Frozen(Classifier):

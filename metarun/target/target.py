@@ -15,7 +15,8 @@ import numpy as np
 from metarun import files
 from metarun.core import Batch
 from metarun.data.image_batches import Labelled, generator, to_shape
-from metarun.data.source import DataSource
+from metarun.data.source import DataSource, ImageSource
+from metarun.encoders import EncodedSource
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.target import predictions
@@ -63,8 +64,16 @@ class Target:
         for size in self.sizes:  # all that can be wrong with them is found before anything is trained
             self.subset(size, 0)
 
+    @property
+    def kind(self) -> str:
+        """What its items are called: `images` or `texts`."""
+        source = self.source.source if isinstance(self.source, EncodedSource) else self.source
+        return "texts" if source.item == "text" else "images"
+
     def fit_to(self, source: DataSource) -> None:
-        """Brings all images to the shape of the source's, for a backbone that was trained on these."""
+        """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither."""
+        if isinstance(source, ImageSource) and isinstance(self.source, ImageSource):
+            self.source.normalize_as(source)
         shape, own = source.input_shape, self.source.input_shape
         if shape == own:
             return
@@ -156,7 +165,7 @@ class Target:
             logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
             half = point["acc_ci95"]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
-            log.info("target: %d images, accuracy %.4f, %s", point["train_images"], point["acc"], width)
+            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point["acc"], width)
         test = self.subset(self.sizes[-1], 0)[1]
         found: dict[str, Any] = {f"target/{name}": value for name, value in curve[-1].items()}
         if world.main:
@@ -196,10 +205,10 @@ class Target:
             return
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
-        known, asked = (images.whole(hardware.device, domain=1) for images in (train, test))
+        known, asked = (images.whole(hardware.device, domain=1) for images in (train.with_views(), test))
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
-            scores = classifier(asked.x)
+        scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch
         if not scores.isfinite().any(1).all():
             raise UserError(
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
@@ -237,12 +246,12 @@ class Target:
         if point["acc_ci95"] is None:
             return "too few for an interval"
         if point["over"] == "test images":
-            draws = f"; {repeats} repeats (draws) have the same images" if repeats > 1 else ""
-            return f"95%, over the {tested} test images, Wilson{draws}"
+            draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""
+            return f"95%, over the {tested} test {self.kind}, Wilson{draws}"
         varied = ", ".join([*self.varied(size), "draws"])
         if point["agree"]:
-            return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test images of one, Wilson"
-        same = "" if "test" in varied else f" on the same {tested} test images"
+            return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test {self.kind} of one, Wilson"
+        same = "" if "test" in varied else f" on the same {tested} test {self.kind}"
         return f"95%, over {repeats} repeats ({varied}){same}, Student's t"
 
     def describe(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from metarun.core import TaskShape
+from metarun.core import TaskShape, least
 from metarun.data.image_batches import Labelled
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split, TableSource
 from metarun.errors import UserError
@@ -76,7 +76,13 @@ class PseudoTasks(TableSource):
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if split == "test" or (split == "val" and self.validation == "labels"):
             return self.source.sampler(split, task, seed, device)
-        if task.ways < 2:
+        if not task.plain:
+            raise UserError(
+                f"unsupervised: makes {'training' if split == 'train' else 'validation'} tasks of one shape, of pseudo-labelled "
+                f"items alone; give numbers for {'train' if split == 'train' else 'test'}.task.ways, shots and queries, and leave "
+                "out unlabelled items"
+            )
+        if least(task.ways) < 2:
             raise UserError(f"task.ways={task.ways}: a task of one class has one answer, which is always right")
         return self.pseudo_sampler(split, task, seed, device)
 

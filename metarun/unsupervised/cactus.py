@@ -240,12 +240,13 @@ class Cactus(PseudoTasks):
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         pool, labels = self.pool(split), self.partitions_of(split)
         turned = 4 if self.rotations else 1
-        needed = task.shots + task.queries
+        ways, shots, queries = task.numbers
+        needed = shots + queries
         orders, samplers = [], []
         for partition in labels:
             sizes = np.bincount(partition)
             large = np.flatnonzero(sizes >= needed)
-            if len(large) * turned >= task.ways:
+            if len(large) * turned >= ways:
                 orders.append(pool[np.argsort(partition, kind="stable")])
                 offsets = np.concatenate([[0], np.cumsum(sizes)])
                 samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
@@ -254,10 +255,10 @@ class Cactus(PseudoTasks):
             key = "train.task" if split == "train" else "test.task"
             raise UserError(
                 f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
-                f"images, and a task needs {task.ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+                f"images, and a task needs {ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
             )
         read = self.reader(device)
-        names = torch.arange(task.ways, device=device)
+        names = torch.arange(ways, device=device)
 
         def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
             which = int(uniforms(seed, f"{split}/partition", number, number + 1, 1)[0, 0] * len(samplers))
@@ -271,7 +272,7 @@ class Cactus(PseudoTasks):
             def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 return part.flatten(1, 2), names.repeat_interleave(part.shape[2]).expand(stop - start, -1)
 
-            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=task.ways)
+            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
 
         return episodes
 

@@ -105,13 +105,14 @@ class Instances(PseudoTasks):
 
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         pool, turned = self.pool(split), 4 if self.rotations else 1
-        if len(pool) * turned < task.ways:
+        ways, shots, queries = task.numbers
+        if len(pool) * turned < ways:
             raise UserError(
-                f"{'train' if split == 'train' else 'test'}.task.ways={task.ways}: is above the {len(pool) * turned} images of "
+                f"{'train' if split == 'train' else 'test'}.task.ways={ways}: is above the {len(pool) * turned} images of "
                 f"the {split} split, each of which is a class"
             )
         read = self.reader(device)
-        ways, copies = task.ways, task.shots + task.queries
+        copies = shots + queries
         untouched = 0 if self.distort_support else 1
         labels = torch.arange(ways, device=device)
 
@@ -133,6 +134,6 @@ class Instances(PseudoTasks):
             def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 return part.flatten(1, 2), labels.repeat_interleave(part.shape[2]).expand(stop - start, -1)
 
-            return Episodes(*flat(x[:, :, : task.shots]), *flat(x[:, :, task.shots :]), ways=ways)
+            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
 
         return episodes

@@ -26,8 +26,6 @@ Differences from the paper and its official code (huaxiuyao/ATS):
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +75,7 @@ class ATS(Wrapper):
     """
 
     average: Tensor
+    couples_tasks = True  # the scheduler compares all tasks of a step
 
     def __init__(
         self,
@@ -150,15 +149,20 @@ class ATS(Wrapper):
         for name, value in params.items():
             value -= self.step_size * step_along[name]
         start = APART + step * self.validation_tasks
-        tasks = self.validation(start, start + self.validation_tasks)
         training = self.method.training
-        prediction = self.method.eval().predict(tasks)
+        self.method.eval()
+        found = []
+        for _, tasks in self.validation(start, start + self.validation_tasks).chunks():
+            prediction = self.method.predict(tasks)
+            if self.method.spec.kind == "regression":
+                score = -(precise(prediction) - tasks.query_y).square().mean()
+            else:
+                score = (prediction.argmax(-1) == tasks.query_y).float().mean()
+            found.append(score * (tasks.n_tasks / self.validation_tasks))
         self.method.train(training)
         for name, value in params.items():
             value.copy_(before[name])
-        if self.method.spec.kind == "regression":
-            return -(precise(prediction) - tasks.query_y).square().mean()
-        return (prediction.argmax(-1) == tasks.query_y).float().mean()
+        return torch.stack(found).sum()
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         first, _, total = part()
@@ -167,7 +171,7 @@ class ATS(Wrapper):
         for number, task in enumerate(episodes.split(1)):
             with at_task(number):
                 found.append(self.gradients(task, step))
-                swapped = replace(task, query_x=task.support_x, query_y=task.support_y)
+                swapped = task.with_queries(task.support_x, task.support_y)
                 support.append(self.gradients(swapped, step)[2])
         losses = torch.stack([loss for loss, _, _ in found])
         query = [gradients for _, _, gradients in found]

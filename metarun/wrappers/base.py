@@ -1,14 +1,15 @@
-"""The contract of a wrapper: a training loss that is made of any method's own."""
+"""The contract of a wrapper: a training loss that is made of any method's own, or tasks that are made of tasks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from metarun.config.checked import Checked
-from metarun.core import Algorithm, Episodes
+from metarun.core import Algorithm, Episodes, MixedEpisodes
 
 METHOD = "method."  # what the names of the method's weights begin with among the wrapper's
 
@@ -17,7 +18,8 @@ class Wrapper(Checked, nn.Module, ABC):
     """Holds a method and replaces its training loss, and nothing else of it.
 
     The method stays the algorithm of the run: validation, tests, later stages and `best.pt` have it alone. What a wrapper
-    learns itself is trained with the method's weights, and lies in `last.pt` beside them.
+    learns itself is trained with the method's weights, and lies in `last.pt` beside them. A wrapper that makes other tasks of
+    the tasks (`preparation`) does so in validation and tests too, also in those of `recipe=test`.
 
     Built from the config's `wrapper`, with `method` and `validation`, the sampler of validation tasks, handed in.
 
@@ -27,11 +29,25 @@ class Wrapper(Checked, nn.Module, ABC):
 
     configured_by = "wrapper"
     recordable = False  # whether `loss` does the same operations in every step, none of them random
+    couples_tasks = False  # whether `loss` needs all tasks of a step at once, as tasks of one shape
 
     def __init__(self, method: Algorithm) -> None:
         super().__init__()
         self.method = method
         self.whole_batch = method.whole_batch  # whether `loss` needs all tasks of a step at once
+
+    prepares: ClassVar[bool] = False  # whether it has a `preparation`
+    trains: bool = True  # whether it changes the training; of batches of images it could not
+
+    def preparation(self) -> Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None:
+        """What makes other tasks of tasks before a method predicts them: a function of the method and of tasks of one shape.
+
+        It returns as many tasks, in their order and with the same queries, of any shapes. None leaves tasks as they are.
+        """
+        return None
+
+    def check_varied(self) -> None:
+        """Checks that it can train on tasks of several shapes; raises `UserError` if it cannot."""
 
     def check(self, tasks: int) -> None:
         """Checks that it can train on steps of so many tasks, before anything is trained; raises `UserError` if it cannot."""

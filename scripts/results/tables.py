@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
-from metarun.report.text import half
+from metarun.report.text import half, task_text
 
 from . import store
 from .changed import ROOT, Checkout
@@ -106,13 +106,12 @@ def task_cells(made: Made) -> list[str]:
     """The cells of one run but the last."""
     result, protocol = made.result, made.result["protocol"]
     test, regression = protocol["test"], "test/mse" in made.result
-    published = find(result["choices"], test["ways"], test["shots"])
+    published = find(result["choices"], test)
     split = f" ({protocol['split']} split)" if protocol["split"] else ""
-    count = f"{test['shots']} points" if regression else f"{test['ways']}-way {test['shots']}-shot"
-    queries = f"{test['queries']} queries{'' if regression else ' a class'}"
+    tasks = f"{test['shots']} points, {test['queries']} queries" if regression else task_text(test)
     return [
         made.run.row.label or name_of("algo", result["choices"]["algo"]),
-        f"{result['choices']['data']}{split}, {count}, {queries}; norm {protocol['norm']}",
+        f"{result['choices']['data']}{split}, {tasks}; norm {protocol['norm']}",
         errors(result) if regression else f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
         "none collected" if published is None else str(published),
         f"{result['test/episodes']:,}",
@@ -179,7 +178,7 @@ def method_cells(made: Made) -> list[str]:
     choices = result["choices"]
     # The published values are of plain methods, trained on right labels.
     plain = not (choices.get("wrapper") or result["protocol"].get("train_noise"))
-    published = find(choices, *kind(result)) if plain else None
+    published = find(choices, result["protocol"]["test"]) if plain else None
     return [
         label(result),
         f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
@@ -278,6 +277,8 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
     if all("auroc" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
         scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
+    elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+        scores["macro_f1"] = (f"{last}macro F1", "")
     columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
     of_majority = [value for _, value in scores.values()]
     lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, "", ""]]

@@ -1,0 +1,107 @@
+"""FRN: Few-Shot Classification with Feature Map Reconstruction Networks (Wertheimer, Tang, Hariharan 2021).
+
+https://arxiv.org/abs/2012.01506
+
+With Q the r places of a query's feature map, `[r, d]`, and S those of all support images of a class, `[k r, d]`, ridge regression
+reconstructs Q from S:
+
+    Q' = rho Q (S^T S + lambda I)^-1 S^T S,    lambda = (k r / d) exp(a) + 1e-6,    rho = exp(b)
+    logit = -gamma / r |Q - Q'|^2
+
+a and b start at 0, gamma at 1; they are learned with the backbone. Training adds 0.03 times the squared cosines between the places of
+different classes' support images.
+
+Differences from the official code (Tsingularity/FRN):
+- There is no pretraining on the source's classes as matrices; recipe=pretrain_meta pretrains by another classifier.
+- The auxiliary loss is the mean over tasks, like the other.
+- There ResNet-12's features are divided by the square root of their number, Conv4's are not: `downscale`.
+- The blocks of the backbone all pool, as there: places are what the last block leaves, 5x5 of 84x84 images. Features of a backbone
+  without maps count as one place.
+- It trains with 20 ways by SGD at 0.1; the YAML has the ways of the tasks and Adam.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.spatial import map_size, maps_of_sets
+from metarun.config.types import NonNegativeFloat, NonNegativeInt
+from metarun.core import Algorithm, Backbone, Episodes, Spec
+from metarun.ops.numerics import full_precision, one_hot, precise
+
+LEAST = 1e-6  # added to lambda
+
+
+class FRN(Algorithm):
+    """Classifies a query by how well each class's support features reconstruct its own. Train and test ways may differ.
+
+    Args:
+        unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
+        downscale: Whether features are divided by the square root of their number, as the official code does with ResNet-12.
+        auxiliary_weight: The weight of the loss that draws the classes' support features apart, in training.
+    """
+
+    recordable = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: Spec,
+        *,
+        unpooled: NonNegativeInt = 0,
+        downscale: bool = False,
+        auxiliary_weight: NonNegativeFloat = 0.03,
+    ) -> None:
+        super().__init__(backbone, spec)
+        channels, _, _ = map_size(backbone, spec.input_shape, unpooled=unpooled)
+        self.unpooled, self.auxiliary_weight = unpooled, auxiliary_weight
+        self.divisor = math.sqrt(channels) if downscale else 1.0
+        self.log_penalty = nn.Parameter(torch.zeros(()))
+        self.log_rescaling = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, overlaps = self.compared(episodes)
+        loss = self.task_loss(logits, episodes.query_y) + self.auxiliary_weight * overlaps.mean()
+        return loss, self.scores(logits, episodes.query_y)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.compared(episodes)[0]
+
+    def compared(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Logits `[T, Q, N]` and the auxiliary losses `[T]` of T tasks."""
+
+        def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+            maps = maps_of_sets(self.backbone, support_x, query_x, unpooled=self.unpooled)
+            with full_precision(query_x):
+                support, queries = (precise(each).flatten(2).mT / self.divisor for each in maps)  # [images, r, d]
+                members = one_hot(support_y, episodes.ways, support.dtype)
+                return self.logits(support, members, queries), overlap(support, members)
+
+        logits, overlaps = self.over_tasks(task, *episodes.tensors[:3])
+        return logits, overlaps
+
+    def logits(self, support: Tensor, members: Tensor, queries: Tensor) -> Tensor:
+        """One task's logits `[Q, N]`, of maps `[S, r, d]` and `[Q, r, d]` and one-hot classes `[S, N]`."""
+        places, features = support.shape[1:]
+        of_class = (members.mT[:, :, None, None] * support).flatten(
+            1, 2
+        )  # the others are zero, and add nothing to S^T S
+        squares = of_class.mT @ of_class  # [N, d, d]
+        penalty = members.sum(0) * places / features * self.log_penalty.exp() + LEAST
+        identity = torch.eye(features, dtype=support.dtype, device=support.device)
+        hat = torch.linalg.solve(squares + penalty[:, None, None] * identity, squares)
+        asked = queries.flatten(0, 1)
+        errors = (self.log_rescaling.exp() * asked @ hat - asked).square().sum(-1)  # [N, Q r]
+        return -self.scale * errors.unflatten(1, (-1, places)).mean(-1).mT
+
+
+def overlap(support: Tensor, members: Tensor) -> Tensor:
+    """The squared cosines between the places of different classes' support maps `[S, r, d]`, each pair of classes once, summed."""
+    places = F.normalize(support, dim=-1).flatten(0, 1)
+    classes = members.repeat_interleave(support.shape[1], dim=0)
+    return ((places @ places.mT).square() * (1 - classes @ classes.mT)).sum() / 2

@@ -1,0 +1,296 @@
+"""Tasks that differ in their shapes, and tasks with unlabelled items: task i is still a function of (seed, split, i) alone.
+
+The numbers of items are drawn after the classes, from what the ranges allow and these classes have: a class with few items
+makes the range shorter and is no error.
+
+Source:
+    Meta-Dataset's protocol: Triantafillou et al. (2020), section 3.2, steps 1 and 2; google-research/meta-dataset,
+    `meta_dataset/data/sampling.py`. Unlabelled items, distractors and the share of labelled items: Ren et al. (2018),
+    section 4; renmengye/few-shot-ssl-public, `fewshot/data/refinement_dataset.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from metarun.config.schema import LARGEST_SUPPORT
+from metarun.core import Count, Episodes, MixedEpisodes, TaskShape, largest, least
+from metarun.data.image_batches import generator
+from metarun.data.sampler import distinct, members_of, uniforms
+from metarun.errors import UserError
+
+Array = np.ndarray
+Reader = Callable[[Array, Array], torch.Tensor]
+
+LOG_WEIGHTS = (np.log(0.5), np.log(2.0))  # between which the logarithm of a class's weight lies: Meta-Dataset's
+
+
+def labelled_sizes(task: TaskShape, sizes: Array) -> Array:
+    """The items of each class that may have labels: the task's share of them, rounded down, at least 1."""
+    if task.labelled_share == 1:
+        return sizes
+    found: Array = np.maximum(np.floor(task.labelled_share * sizes + 1e-9), 1).astype(np.int64)
+    return found
+
+
+def shortage(task: TaskShape, sizes: Array) -> tuple[int, str] | None:
+    """The smallest class that cannot serve a task, and why, to stand before "of class NAME"; None where all can.
+
+    Args:
+        task: The shape, or the ranges that it is drawn from.
+        sizes: The items of each class, int64.
+    """
+    shots, queries, unlabelled = least(task.shots), least(task.queries), task.unlabelled
+    apart = task.labelled_share < 1
+    own = labelled_sizes(task, sizes)
+    needed, words = shots + queries, f"shots + queries = {shots} + {queries}"
+    if task.protocol == "meta_dataset" and isinstance(task.shots, tuple) and isinstance(task.queries, tuple):
+        needed, words = max(needed, 2 * queries, 2 * shots - 1), f"{words}, of at most half of a class for queries,"
+    if unlabelled and not apart:
+        needed, words = needed + unlabelled, words.replace("queries =", "queries + unlabelled =") + f" + {unlabelled}"
+    kind = f"labelled images (task.labelled_share={task.labelled_share:g})" if apart else "images"
+    if (own < needed).any():
+        at = int(np.argmin(sizes))
+        return at, f"{words} = {needed} is above the {own[at]} {kind}"
+    if apart and (sizes - own < unlabelled).any():
+        at = int(np.argmin(sizes - own))
+        return at, f"unlabelled = {unlabelled} is above the {(sizes - own)[at]} images without labels"
+    return None
+
+
+def pick(count: Count, draw: Array, top: Array) -> Array:
+    """A number for each draw in [0, 1): the count itself, or one from its range, at most `top`, each as likely."""
+    if not isinstance(count, tuple):
+        return np.full(draw.shape, count)
+    low, high = count[0], np.minimum(count[1], top)
+    return low + np.floor(draw * (high - low + 1)).astype(np.int64)
+
+
+def uniform_sizes(task: TaskShape, draws: Array, sizes: Array) -> tuple[Array, Array]:
+    """The shots and the queries of each class, `[N]` each, uniform in what the ranges and the classes allow.
+
+    Args:
+        task: The ranges. In balanced tasks all classes have the same numbers, which the smallest one can have.
+        draws: Uniform numbers `[2, N]`, of which balanced tasks take the first column.
+        sizes: The items of each class, `[N]`.
+    """
+    if task.balanced:
+        draws, top = draws[:, :1], sizes.min(keepdims=True)
+    else:
+        top = sizes
+    shots = pick(task.shots, draws[0], top - least(task.queries))
+    queries = pick(task.queries, draws[1], top - shots)
+    return np.broadcast_to(shots, sizes.shape), np.broadcast_to(queries, sizes.shape)
+
+
+def meta_dataset_sizes(task: TaskShape, beta: float, alpha: Array, sizes: Array) -> tuple[Array, Array]:
+    """The shots and the queries of each class, `[N]` each, as Meta-Dataset draws them.
+
+        q     = min(10, min_c floor(|Im(c)| / 2))                                   queries of every class
+        |S|   = min(500, sum_c ceil(beta min(100, |Im(c)| - q))),  beta in (0, 1]    size of the support set
+        R_c   = exp(alpha_c) |Im(c)| / sum_c' exp(alpha_c') |Im(c')|,  alpha_c in [log 0.5, log 2)
+        K_c   = min(floor(R_c (|S| - N)) + 1, |Im(c)| - q)                           shots
+
+    Args:
+        task: The ranges, whose ends are the 10 of the queries and the 100 of the shots. A number in place of a range stays as
+            it is, as in the official code; with as many shots in every class, queries are of what remains.
+        beta: Uniform in [0, 1): the official code has floor(beta x + 1) for the ceiling.
+        alpha: Uniform in [0, 1), `[N]`, brought to the range of the weights.
+        sizes: The items of each class, `[N]`.
+    """
+    most = int((sizes // 2).min()) if isinstance(task.shots, tuple) else int(sizes.min()) - task.shots
+    number = min(task.queries[1], most) if isinstance(task.queries, tuple) else task.queries
+    queries = np.full(sizes.shape, number)
+    if not isinstance(task.shots, tuple):
+        return np.full(sizes.shape, task.shots), queries
+    remaining = sizes - queries
+    total = min(LARGEST_SUPPORT, np.floor(beta * np.minimum(task.shots[1], remaining) + 1).sum())
+    low, high = LOG_WEIGHTS
+    weights = sizes * np.exp(low + (high - low) * alpha)
+    shots = np.floor(weights / weights.sum() * (total - len(sizes))).astype(np.int64) + 1
+    return np.minimum(np.maximum(shots, task.shots[0]), remaining), queries
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The items of one task.
+
+    Args:
+        ways: The classes of the task.
+        shots: The support items of each class.
+        queries: The queries of each class.
+        unlabelled: The number of unlabelled items.
+        rows: Of the table, int64 `[M]`: the support set and the queries, class-major, and the unlabelled items in no order.
+        turns: Their quarter turns, int64 `[M]`.
+        classes: The numbers of the task's classes in the table, `[N]`.
+    """
+
+    ways: int
+    shots: tuple[int, ...]
+    queries: tuple[int, ...]
+    unlabelled: int
+    rows: Array
+    turns: Array
+    classes: Array
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What the tasks of one meta-batch share."""
+        return self.ways, self.shots, self.queries, self.unlabelled
+
+
+@dataclass(frozen=True)
+class VariedSampler:
+    """Draws the shapes and the items of tasks; the attributes are those of `ClassSampler`."""
+
+    offsets: Array
+    classes: Array
+    task: TaskShape
+    seed: int
+    split: str
+    rotations: int = 1
+    groups: Array | None = None
+    members: list[Array] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        task = self.task
+        found = shortage(task, np.diff(self.offsets)[self.classes])
+        if found is not None:
+            raise UserError(f"task: {found[1]} of class {self.classes[found[0]]} of the {self.split} split")
+        least_classes, most = (end(task.ways) + task.distractors for end in (least, largest))
+        members, size = members_of(self.classes, self.groups, self.rotations, least_classes)
+        if size < most:
+            words = f"ways + distractors = {largest(task.ways)} + {task.distractors}" if task.distractors else "ways"
+            within = "" if self.groups is None else " within one group"
+            key = "train" if self.split == "train" else "test"
+            raise UserError(
+                f"task: {words} = {most} is above the {size} classes of the {self.split} split{within}; lower {key}.task.ways"
+            )
+        object.__setattr__(self, "members", members)
+
+    @cached_property
+    def _pools(self) -> tuple[Array, Array]:
+        """An order of each class's rows, whose first ones may have labels, int64 `[rows of the table]`; and their numbers.
+
+        A class's order depends on (seed, class) alone: the same items have labels in all tasks.
+        """
+        sizes = np.diff(self.offsets)
+        order = np.arange(self.offsets[-1])
+        if self.task.labelled_share < 1:
+            for number in self.classes:
+                start, stop = self.offsets[number : number + 2]
+                order[start:stop] = start + generator("labelled", self.seed, number).permutation(stop - start)
+        return order, labelled_sizes(self.task, sizes)
+
+    def draw(self, start: int, stop: int) -> list[Drawn]:
+        """The tasks from `start` to `stop`."""
+        task, episodes = self.task, stop - start
+        sizes, (order, labelled) = np.diff(self.offsets), self._pools
+        apart = task.labelled_share < 1
+        extra = 0 if apart else task.unlabelled
+        width = largest(task.ways) + task.distractors
+        biggest = int(sizes[self.classes].max())
+        items = min(largest(task.shots) + largest(task.queries) + extra, biggest)
+        others = task.unlabelled if apart else 0
+        blocks = [3, 2 * width, 3 * width, task.unlabelled * width, 2 * width * items, 2 * width * others]
+        draws = uniforms(self.seed, f"{self.split}/varied", start, stop, sum(blocks))
+        first, classes, shapes, places, own, further = np.split(draws, np.cumsum(blocks)[:-1], axis=1)
+
+        group = (first[:, 0] * len(self.members)).astype(np.int64)
+        room = np.array([len(member) for member in self.members])[group] * self.rotations
+        ways = pick(task.ways, first[:, 1], room - task.distractors)
+        counts = ways + task.distractors
+        padded = np.zeros((len(self.members), max(map(len, self.members))), np.int64)
+        for row, member in enumerate(self.members):
+            padded[row, : len(member)] = member
+        picked = distinct(classes[:, :width], classes[:, width:], room, counts)
+        picked = np.where(np.arange(width) < counts[:, None], picked, 0)
+        turns = picked % self.rotations
+        numbers = self.classes[padded[group[:, None], picked // self.rotations]]  # [T, W]
+
+        shots, queries = (np.zeros((episodes, width), np.int64) for _ in range(2))
+        shapes = shapes.reshape(episodes, 3, width)
+        for t, n in enumerate(ways):
+            available = labelled[numbers[t, :n]] - extra
+            if task.protocol == "meta_dataset":
+                found = meta_dataset_sizes(task, first[t, 2], shapes[t, 2, :n], available)
+            else:
+                found = uniform_sizes(task, shapes[t, :2, :n], available)
+            shots[t, :n], queries[t, :n] = found
+
+        used = np.arange(width) < counts[:, None]
+        wanted = np.where(used, shots + queries + extra, 0)
+
+        def rows_of(draws: Array, number: int, first_place: Array, sizes: Array, counts: Array) -> Array:
+            """Distinct items `[T, W, number]`, of which the first `counts` are meant."""
+            pair = draws.reshape(episodes, 2, width, number).swapaxes(0, 1).reshape(2, -1, number)
+            chosen = distinct(pair[0], pair[1], sizes.reshape(-1), counts.reshape(-1)).reshape(episodes, width, number)
+            # What lies beyond the counts is of no meaning, and may be of no class either.
+            chosen = np.where(np.arange(number) < counts[..., None], chosen, 0)
+            return order[np.minimum(first_place[..., None] + chosen, len(order) - 1)]
+
+        rows = rows_of(own, items, self.offsets[numbers], labelled[numbers], wanted)
+        if apart:
+            free = (sizes - labelled)[numbers]
+            rest = rows_of(
+                further, others, (self.offsets[:-1] + labelled)[numbers], free, np.where(used, task.unlabelled, 0)
+            )
+        else:
+            rest = np.zeros((episodes, width, 0), np.int64)
+        column = np.arange(items)
+        found_tasks = []
+        for t, n in enumerate(ways):
+            total = counts[t]
+            s, q = (part[t, :total, None] for part in (shots, queries))  # 0 of a distractor
+            given = [rows[t, :total], np.broadcast_to(turns[t, :total, None], (total, items))]
+            support, asked = column < s, (s <= column) & (column < s + q)
+            if apart:
+                unlabelled = [rest[t, :total].ravel(), np.repeat(turns[t, :total], others)]
+            else:
+                unlabelled = [part[(s + q <= column) & (column < s + q + extra)] for part in given]
+            mixed = places[t, : len(unlabelled[0])].argsort()
+            own_rows, own_turns = (
+                np.concatenate([whole[support], whole[asked], some[mixed]])
+                for whole, some in zip(given, unlabelled, strict=True)
+            )
+            of_shots, of_queries = (tuple(part[t, :n].tolist()) for part in (shots, queries))
+            found_tasks.append(Drawn(int(n), of_shots, of_queries, len(mixed), own_rows, own_turns, numbers[t, :n]))
+        return found_tasks
+
+    def episodes(self, read: Reader, device: torch.device) -> Callable[[int, int], Episodes | MixedEpisodes]:
+        """A function of (start, stop) that yields these tasks.
+
+        Args:
+            read: Yields the images of table rows `[..., n]` and quarter turns `[...]`.
+            device: Where the labels shall lie.
+        """
+
+        def found(start: int, stop: int) -> Episodes | MixedEpisodes:
+            places: dict[tuple[object, ...], list[int]] = {}
+            tasks = self.draw(start, stop)
+            for place, one in enumerate(tasks):
+                places.setdefault(one.shape, []).append(place)
+            groups = tuple(of_one_shape([tasks[place] for place in same], read, device) for same in places.values())
+            return groups[0] if len(groups) == 1 else MixedEpisodes(groups, tuple(map(tuple, places.values())))
+
+        return found
+
+
+def of_one_shape(tasks: list[Drawn], read: Reader, device: torch.device) -> Episodes:
+    """The meta-batch of tasks that have one shape."""
+    one = tasks[0]
+    x = read(np.stack([task.rows for task in tasks])[..., None], np.stack([task.turns for task in tasks])).squeeze(2)
+    support_x, query_x, unlabelled_x = x.split([sum(one.shots), sum(one.queries), one.unlabelled], dim=1)
+    classes = torch.arange(one.ways, device=device)
+    support_y, query_y = (
+        classes.repeat_interleave(torch.tensor(each, device=device)).expand(len(tasks), -1)
+        for each in (one.shots, one.queries)
+    )
+    shots, queries = (None if len(set(each)) == 1 else each for each in (one.shots, one.queries))
+    unlabelled = unlabelled_x if one.unlabelled else None
+    return Episodes(support_x, support_y, query_x, query_y, one.ways, shots, queries, unlabelled)

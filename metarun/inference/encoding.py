@@ -1,0 +1,97 @@
+"""The encoder of a run, as a part of the way from an image file to the input of what was learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from metarun.config import construct
+from metarun.encoders import EncodedSource, Encoder
+from metarun.encoders.encoded import transformed
+from metarun.errors import UserError
+from metarun.text import shown_path
+from metarun.trust import check_classes
+
+
+@dataclass(frozen=True)
+class EncoderStep:
+    """An encoder and what is done to its vectors.
+
+    Attributes:
+        encoder: The encoder.
+        transform: `encoder.transform` of the run.
+        mean: What is taken off the vectors, float32 `[D]`.
+    """
+
+    encoder: Encoder
+    transform: str
+    mean: Tensor
+
+    @classmethod
+    def of(cls, data: EncodedSource, reference: np.ndarray | None) -> EncoderStep:
+        """That of an encoded data set; `reference` are the rows that the mean is taken over, None for its training items."""
+        return cls(data.encoder, data.encoding.transform, torch.from_numpy(data.mean(reference)))
+
+    @classmethod
+    def stored(cls, values: dict[str, Any], origin: Path, tensors: dict[str, Tensor] | None) -> EncoderStep:
+        """The step that `describe` described.
+
+        Args:
+            values: What `describe` returned.
+            origin: The file that holds it.
+            tensors: The encoder's, from a classifier file; without them it is built from where its weights came from.
+
+        Raises:
+            UserError: It names a class that is not to be trusted, or the encoder cannot be had any more, or is another one now.
+        """
+        node = OmegaConf.create(values["settings"] if tensors is None else values["blueprint"])
+        check_classes(OmegaConf.create({"encoder": node}), origin, OmegaConf.create({}))
+        encoder: Encoder = construct(node, "encoder")
+        encoder.settings = values["settings"]
+        if tensors is not None or values["learned"]:
+            encoder.restore(values["learned"], tensors or {})
+        if encoder.identity() != values["identity"]:
+            raise UserError(
+                f"{shown_path(origin)}: its encoder has other weights now than the run had; bring those back, or use the classifier.pt "
+                "of a run with a target, which holds them"
+            )
+        mean = values["mean"] or [0.0] * encoder.features
+        return cls(encoder, values["transform"], torch.tensor(mean))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for `result.json` and for a classifier file."""
+        encoder = self.encoder
+        return {
+            "settings": dict(encoder.settings),
+            "blueprint": encoder.blueprint(),
+            "learned": encoder.learned(),
+            "identity": encoder.identity(),
+            "transform": self.transform,
+            "mean": self.mean.tolist() if self.transform == "cl2n" else None,
+        }
+
+    def vectors(self, items: Any, device: torch.device) -> Tensor:
+        """The network's input `[B, D]` of items, as `Encoder.prepare` takes them."""
+        self.encoder.to(device)
+        return self._finished(self.encoder(items).to(device))
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """The same of images as tensors, in steps that can be traced.
+
+        Raises:
+            UserError: The encoder has no such steps.
+        """
+        encode = getattr(self.encoder, "of_pixels", None)
+        if encode is None:
+            raise UserError(f"its encoder {type(self.encoder).__name__} is no function of pixels")
+        self.encoder.to(pixels.device)
+        return self._finished(encode(pixels))
+
+    def _finished(self, x: Tensor) -> Tensor:
+        return transformed(x.float(), self.mean.to(x.device), self.transform)

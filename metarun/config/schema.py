@@ -269,6 +269,29 @@ class Test:
 
 
 @dataclass
+class Continual:
+    """Test classes that arrive one after the other, for recipes with such a stage."""
+
+    classes: (
+        Annotated[int, Ge(2), Unit("classes"), Doc("The classes of a sequence; null is all classes of the test split.")]
+        | None
+    ) = None
+    images: Annotated[
+        int, Ge(1), Unit("images a class"), Doc("The images of a class that are learned, one by one.")
+    ] = 15
+    test_images: Annotated[int, Ge(1), Unit("images a class"), Doc("The images of a class that are tested on.")] = 5
+    orders: Annotated[int, Ge(2), Unit("orders"), Doc("The orders of the classes that the result is a mean over.")] = 10
+    points: Annotated[
+        int, Ge(1), Unit("points"), Doc("The points of the curve over classes, evenly spaced up to the last class.")
+    ] = 10
+    rates: Annotated[
+        list[float],
+        Doc("Learning rates of the online head; the best on sequences of validation classes is taken."),
+    ] = field(default_factory=lambda: [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001])
+    optimizer: Annotated[str, Literal["adam", "sgd"], Doc("What moves the online head, an image a step.")] = "adam"
+
+
+@dataclass
 class Pretrain:
     """The method that trains the backbone before the run's own does, in recipes with such a stage."""
 
@@ -425,6 +448,7 @@ class Config:
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
+    continual: Continual = field(default_factory=Continual)
     hardware: Hardware = field(default_factory=Hardware)
     recipe: Recipe = field(default_factory=Recipe)
     name: (

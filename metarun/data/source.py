@@ -129,6 +129,15 @@ class DataSource(Checked, ABC):
         """What a meta-test tests on, by name: this data set, or several in a test each."""
         return {"": self}
 
+    def measures(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is measured on such data beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
+
+        Args:
+            prediction: What was predicted for the queries of T tasks, as `Algorithm.predict` returns it.
+            target: Their labels or values, as `Episodes.query_y`.
+        """
+        return {}
+
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
         return f"episodes of the {PURPOSE[split]} classes"

@@ -90,8 +90,11 @@ def evaluate(
         stop = min(start + hardware.test_chunk, end)
         for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
             with hardware.autocast():
-                predicted = views and views.predict(algorithm, tasks, rows, steps)
-                predictions = algorithm.predict_after(tasks, steps) if predicted is None else predicted
+                predictions = (
+                    algorithm.predict_after(tasks, steps)
+                    if views is None
+                    else views.predict(algorithm, tasks, rows, steps)
+                )
                 further = algorithm.measures(tasks) if measure else {}
             for name, value in further.items():
                 if value.ndim > 1 and not curves:

@@ -74,7 +74,7 @@ class Ours:
         config = line.config(**{"hardware.processes": world.size})
         self.line, task = line, task_of(config, "test")
         source = Vectors()
-        backbone = build_backbone(config, source.input_shape)
+        backbone = build_backbone(config, source)
         spec = Spec(source.input_shape, "classification", CLASSES)
         self.algorithm = construct(config.algo, "algo", backbone=backbone, spec=spec)
         self.hardware = choose(config.hardware, self.algorithm, world)

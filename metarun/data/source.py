@@ -53,6 +53,20 @@ def standardiser(
     return lambda x: (x.float() - shift) * scale
 
 
+def gathered(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """`table[rows]`, in a fraction of its time: whole rows are copied.
+
+    Args:
+        table: `[M, ...]`, contiguous.
+        rows: int64, of any shape.
+
+    Returns:
+        `[*rows.shape, ...]`, on the device of the table.
+    """
+    where = torch.from_numpy(np.ascontiguousarray(rows)).to(table.device)
+    return table.index_select(0, where.flatten()).view(*rows.shape, *table.shape[1:])
+
+
 class DataSource(Checked, ABC):
     """Tasks of three splits. Knows nothing of methods."""
 
@@ -306,14 +320,13 @@ class TableSource(DataSource):
         labels = torch.arange(ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
-            x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
+            rows, turns = draw(start, stop)  # [T, N, K + Q], [T, N]
             tasks = stop - start
 
-            def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                per_way = part.shape[2]
-                return part.flatten(1, 2), labels.repeat_interleave(per_way).expand(tasks, -1)
+            def flat(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+                return read(part, turns).flatten(1, 2), labels.repeat_interleave(part.shape[2]).expand(tasks, -1)
 
-            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
+            return Episodes(*flat(rows[:, :, :shots]), *flat(rows[:, :, shots:]), ways=ways)
 
         return episodes
 
@@ -496,7 +509,7 @@ class ImageSource(TableSource):
         fits = tuple(images.shape[1:]) == shape
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
+            x = gathered(images, rows).to(device)  # uint8
             if self.rotations:
                 turned = torch.from_numpy(turns).to(device)
                 for quarter in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Times metarun and learn2learn 0.2.0 in turn on the same work, and prints a table and writes JSON.
+"""Times metarun and learn2learn 0.2.0 (on vectors, easyfsl 1.5) in turn on the same work, and prints a table and writes JSON.
 
 Each line of the table: the same model, tasks and optimiser on both sides, and the same cores; tasks a second in the median
 of the rounds, the range in brackets. Ours are processes of one thread that share the tasks of a step; the peer is one
@@ -116,7 +116,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if rates:
         where = result["machine"]["gpu"] or f"{result['machine']['cores']} cores"
         table = Table("work", title=f"tasks/s on {where}, median of {result['rounds']} rounds")
-        for column in ("ours", "learn2learn", "ratio", "machine"):
+        for column in ("ours", "peer", "ratio", "machine"):
             table.add_column(column, justify="right")
         for line in rates.values():
             share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""

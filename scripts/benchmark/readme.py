@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> str:
     """All that was measured, medians with their ranges, and on what machine."""
     machine, versions, lines = result["machine"], result["versions"], result["lines"]
     rows = [
-        "| work | metarun, tasks/s | learn2learn, tasks/s | ratio | of the machine |",
+        "| work | metarun, tasks/s | peer, tasks/s | ratio | of the machine |",
         "| --- | --- | --- | --- | --- |",
     ]
     for line in lines.values():

@@ -211,8 +211,8 @@ class TableSource(DataSource):
         if found is None:
             return
         smallest = printable(self.table.names[classes[found[0]]])
-        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
-        lower = " or ".join(f"{key}.{name}" for name in names)
+        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
+        lower = " or ".join(f"{key}.{name}" for name, count in given.items() if count > 0)
         # Ranges let a small class serve with what it has.
         drawn = [
             f"{key}.{name}=[1,{count}]"
@@ -221,8 +221,8 @@ class TableSource(DataSource):
         ]
         draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
         raise UserError(
-            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}, or leave small classes "
-            f"out: task.min_items={found[2]}"
+            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; "
+            f"{f'lower {lower}{draw}, or ' if lower else ''}leave small classes out: task.min_items={found[2]}"
         )
 
     def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:

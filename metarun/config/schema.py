@@ -236,6 +236,11 @@ class Train:
     ] = 60.0
 
 
+OF_ONE_SET = Annotated[
+    int | None, Ge(1), Doc("Of the tasks of this data set alone, where they differ from the others' (`test.task`).")
+]
+
+
 @dataclass
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
@@ -252,7 +257,24 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
+    views: Annotated[
+        int,
+        Interval(ge=1, le=1000),
+        Unit("copies"),
+        Doc(
+            "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
+            "`augment`. Training is changed by it too."
+        ),
+    ] = 1
     task: TestTaskChange = field(default_factory=TestTaskChange)
+    data: Annotated[
+        dict[str, Any],
+        Given(beside=dict.fromkeys(("ways", "shots", "queries"), OF_ONE_SET), many=True),
+        Doc(
+            "The data sets to test on, each in a test of its own: test.data=[omniglot,caltech101]; none is the test classes of "
+            "what is trained on. test.data.NAME has the settings of one, and ways, shots and queries of its tasks."
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass
@@ -423,6 +445,16 @@ class Config:
     ] = True
     checkpoint: (
         Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
+        | None
+    ) = None
+    items: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
+                "JSON lines, a folder of .txt files, or - for one a line on stdin."
+            ),
+        ]
         | None
     ) = None
     images: (

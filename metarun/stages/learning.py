@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -31,6 +32,7 @@ from metarun.core import (
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, Split, TableSource
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -123,18 +125,21 @@ def build_learner(
 
 
 def seen_before(run: Run) -> seen.Seen:
-    """What the weights of `backbone.from` were trained on.
+    """What the weights of `backbone.from`, or of the encoder, were trained on.
 
     Raises:
         UserError: These are images of classes that the run meta-tests on.
     """
-    origin = run.config.backbone.get("from")
-    if not origin:
-        return {}
-    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
-    if any(stage.meta_tests for stage in run.stages):
-        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
-    return known
+    known: dict[str, seen.Seen] = {}
+    if origin := run.config.backbone.get("from"):
+        state = checkpoint.load(checkpoint.weights_file("backbone.from", origin))
+        known[f"backbone.from={origin}"] = state.get(seen.KEY, {})
+    if isinstance(run.data, EncodedSource):
+        known[f"encoder.from={run.config.encoder.get('from')}"] = dict(run.data.encoder.seen)
+    for where, classes in known.items():
+        if any(stage.meta_tests for stage in run.stages):
+            seen.refuse_test_classes(classes, run.data, where)
+    return functools.reduce(seen.merged, known.values(), {})
 
 
 def trained_on(run: Run, tested: Labelled) -> int:
@@ -259,7 +264,7 @@ def build_algorithm(
         split: The split of whose classes a method on batches sees images; None for all classes.
     """
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, data.input_shape)
+    backbone = build_backbone(config, data)
     settings = OmegaConf.select(config, algo)
     if data.outputs is not None:
         outputs = data.outputs
@@ -272,10 +277,24 @@ def build_algorithm(
     return algorithm
 
 
-def build_backbone(config: DictConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """The backbone, with the weights of an earlier run where `backbone.from` names one."""
+def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
+    """The backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
+
+    Raises:
+        UserError: The items are texts and it does not read them, or the other way round.
+    """
+    reads_texts = getattr(get_class(config.backbone._target_), "reads_texts", False)
+    if data.item == "text" and not reads_texts:
+        raise UserError(
+            "data: the items are texts, which this backbone does not read; add encoder=minilm or encoder=tfidf, or take "
+            "backbone=minilm"
+        )
+    if reads_texts and data.item != "text":
+        raise UserError(
+            f"backbone: reads texts, but the items of the data are {data.item}s; take another backbone, or texts without an encoder"
+        )
     node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
-    backbone: Backbone = construct(node, "backbone", input_shape=input_shape)
+    backbone: Backbone = construct(node, "backbone", input_shape=data.input_shape)
     if config.backbone.get("from"):
         load_backbone(backbone, Path(config.backbone["from"]))
         backbone.pretrained = True

@@ -75,6 +75,12 @@ class Task:
         ]
         | None
     ) = None
+    min_items: Annotated[
+        int,
+        Ge(0),
+        Unit("items"),
+        Doc("The fewest items of a class: tasks are drawn from no smaller one. 0 leaves none out."),
+    ] = 0
 
 
 LARGEST_SUPPORT = 500  # items of a support set: Meta-Dataset's
@@ -136,6 +142,9 @@ class TaskChange:
         ]
         | None
     ) = None
+    min_items: Annotated[int, Ge(0), Unit("items"), Doc("The fewest items of a class; null as in `task`.")] | None = (
+        None
+    )
 
 
 @dataclass

@@ -271,9 +271,10 @@ class TableSource(DataSource):
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1
-        counts = {one: len(where) * turned for one, where in self.splits.items()}
+        classes = self.classes_of(split, task)
+        counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
         if counts[split] < ways:
-            total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
+            total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
@@ -288,13 +289,13 @@ class TableSource(DataSource):
                 f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
                 f"{split} split; take at most {counts[split] - ways}"
             )
-        sizes = self.table.sizes[self.splits[split]]
+        sizes = self.table.sizes[classes]
         found = shortage(task, sizes)
         if found is None:
             return
-        smallest = printable(self.table.names[self.splits[split][found[0]]])
-        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
-        lower = " or ".join(f"{key}.{name}" for name in names)
+        smallest = printable(self.table.names[classes[found[0]]])
+        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
+        lower = " or ".join(f"{key}.{name}" for name, count in given.items() if count > 0)
         # Ranges let a small class serve with what it has.
         drawn = [
             f"{key}.{name}=[1,{count}]"
@@ -302,10 +303,18 @@ class TableSource(DataSource):
             if task.plain and isinstance(count, int) and count > 1
         ]
         draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
-        raise UserError(f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}")
+        raise UserError(
+            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; "
+            f"{f'lower {lower}{draw}, or ' if lower else ''}leave small classes out: task.min_items={found[2]}"
+        )
+
+    def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
+        """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
+        classes = self.splits[split]
+        return classes[self.table.sizes[classes] >= task.min_items]
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        classes = self.splits[split]
+        classes = self.classes_of(split, task)
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         groups = np.unique(names, return_inverse=True)[1] if self.within_group else None

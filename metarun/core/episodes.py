@@ -233,6 +233,8 @@ class TaskShape:
         unlabelled: U, the items without labels of each class, and of each distractor.
         distractors: The classes outside of the task that unlabelled items are of too.
         labelled_share: The share of each class's items that may have labels; unlabelled ones are then of the others.
+        query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
+            gives each class Q.
     """
 
     ways: Count
@@ -243,6 +245,7 @@ class TaskShape:
     unlabelled: int = 0
     distractors: int = 0
     labelled_share: float = 1.0
+    query_dirichlet: float | None = None
 
     @property
     def varies(self) -> bool:

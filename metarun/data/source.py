@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
 from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
-from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.image_batches import Labelled, divide_images, to_shape
+from metarun.data.imbalanced import ImbalancedSampler
 from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
@@ -62,6 +64,8 @@ class DataSource(Checked, ABC):
     )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
+    inverted: bool = False  # whether an image is the negative of its file
+    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
 
     @abstractmethod
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
@@ -102,6 +106,28 @@ class DataSource(Checked, ABC):
     def has_test_part(self) -> bool:
         """Whether the data set itself says which labelled images are for testing."""
         return False
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel of an image and what it is divided by; 0 and 1 where nothing is.
+
+        Args:
+            rows: The rows of its table whose mean and deviation count; None for the training images of the training classes.
+        """
+        return np.zeros(1), np.ones(1)
+
+    @property
+    def members(self) -> Mapping[str, TableSource]:
+        """The sets of items that its tasks are drawn from, by name: one without a name, or several; none of regression tasks."""
+        return {}
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        """This data set with another in the place of each of its members: one that encodes its items, say."""
+        raise UserError("data: these are regression tasks, which have no items")
+
+    @property
+    def tested(self) -> Mapping[str, DataSource]:
+        """What a meta-test tests on, by name: this data set, or several in a test each."""
+        return {"": self}
 
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
@@ -167,6 +193,19 @@ class TableSource(DataSource):
         self.within_group = within_group
 
     @property
+    def members(self) -> Mapping[str, TableSource]:
+        return {"": self}
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        return change(self)
+
+    def divided(self, splits: Mapping[Split, Sequence[int] | np.ndarray]) -> Self:
+        """The same items with another division of the classes."""
+        found = copy.copy(self)
+        found.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
+        return found
+
+    @property
     def training_rows(self) -> np.ndarray:
         """The rows of the table that a training on this source may see, int64: of what is measured on items before any test.
 
@@ -201,6 +240,10 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
         ways = largest(task.ways)
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
@@ -247,6 +290,8 @@ class TableSource(DataSource):
         read = self.reader(device)
         if not task.plain:
             return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
         draw = ClassSampler(*given).draw
         ways, shots = largest(task.ways), largest(task.shots)
         labels = torch.arange(ways, device=device)
@@ -347,8 +392,7 @@ class ImageSource(TableSource):
 
     item = "image"
     table: Table
-    inverted: bool = False  # whether an image in the table is the negative of its file
-    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
+    given: tuple[np.ndarray, np.ndarray] | None = None  # the statistics that are another data set's
 
     def __init__(
         self,
@@ -375,6 +419,8 @@ class ImageSource(TableSource):
 
         Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
         """
+        if self.given is not None:
+            return self.given
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         return self.statistics_of(self.training_rows)
@@ -385,7 +431,7 @@ class ImageSource(TableSource):
         Args:
             rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
         """
-        if rows is None or not self.normalize:
+        if rows is None or not self.normalize or self.given is not None:
             return self.statistics
         rows = rows[:: -(-len(rows) // 2000)]
         key = rows.tobytes()  # every batch of these images asks again
@@ -405,9 +451,21 @@ class ImageSource(TableSource):
                 "normalised" if self.normalize else "left in 0 to 1",
             )
 
+    def fitted(self, shape: tuple[int, ...], statistics: tuple[np.ndarray, np.ndarray]) -> Self:
+        """The same images for a network that takes another shape, or knows other statistics.
+
+        Args:
+            shape: The shape (C, H, W) that images are brought to as `image_batches.to_shape` does it.
+            statistics: What is subtracted from each channel of that shape and what it is divided by, as `statistics`.
+        """
+        found = copy.copy(self)
+        found.__dict__.pop("statistics", None)
+        found.input_shape, found.given = tuple(shape), statistics
+        return found
+
     def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Counts of the 256 values are exact and, unlike the images as floats, small.
-        counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
+        counts = np.zeros((self.table.images.shape[1], 256), dtype=np.int64)
         for row in rows:
             counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
         values = np.arange(256) / 255
@@ -423,6 +481,8 @@ class ImageSource(TableSource):
         """
         images = self._images(device)
         standardise = standardiser(*self.statistics_of(reference), device)
+        shape = self.input_shape
+        fits = tuple(images.shape[1:]) == shape
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
@@ -431,7 +491,7 @@ class ImageSource(TableSource):
                 for quarter in (1, 2, 3):
                     where = turned == quarter
                     x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            return standardise(x)
+            return standardise(x if fits else to_shape(x.float().flatten(0, -4), shape).unflatten(0, x.shape[:-3]))
 
         return read
 

@@ -47,13 +47,23 @@ def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = Fa
     if not node:
         return sources
     encoder, encoding = build_encoder(node)
-    tables = []
     for source in sources:
-        if not isinstance(source, TableSource):
+        if not source.members:
             raise UserError("encoder: these are regression tasks, which have no items to encode; leave encoder out")
-        encoder.check(source)
-        tables.append(source)
+        for member in source.members.values():
+            encoder.check(member)
     if encoder.fitted:
-        encoder.fit(training_items(tables[0], as_target=as_target))
+        encoder.fit(
+            item for member in sources[0].members.values() for item in training_items(member, as_target=as_target)
+        )
     log.info("encoder: %s", encoder)
-    return [EncodedSource(source, encoder, encoding) for source in tables]
+    return [source.each(lambda member: EncodedSource(member, encoder, encoding)) for source in sources]
+
+
+def encoded_as(items: TableSource, source: DataSource) -> TableSource:
+    """A data set that is tested on, its items encoded as those of the source are; as it is where these are not encoded."""
+    first = next(iter(source.members.values()))
+    if not isinstance(first, EncodedSource):
+        return items
+    first.encoder.check(items)
+    return EncodedSource(items, first.encoder, first.encoding).centred_as(first)

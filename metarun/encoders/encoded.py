@@ -47,6 +47,7 @@ class EncodedSource(TableSource):
         self.source, self.encoder, self.encoding = source, encoder, encoding
         self.unknown = source.unknown
         self.input_shape = (encoder.features,)
+        self._centre: EncodedSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -74,12 +75,20 @@ class EncodedSource(TableSource):
         """
         if self.encoding.transform != "cl2n":
             return np.zeros(self.encoder.features, np.float32)
+        if self._centre is not None:
+            return self._centre.mean()
         rows = self.training_rows if reference is None else reference
         rows = rows[:: -(-len(rows) // MEASURED)]
         key = rows.tobytes()
         if key not in self._means:
             self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
+
+    def centred_as(self, other: EncodedSource) -> EncodedSource:
+        """The same vectors, less the mean of the training items of another source: of a data set that is tested on."""
+        found = copy.copy(self)
+        found._centre = other
+        return found
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.

@@ -141,7 +141,7 @@ def _build(
 def _done(unfinished: Path, path: Path, width: int) -> tuple[int, Any]:
     """How many rows an interrupted build left whole, and the digest of their bytes; 0 where what it left is not what it wrote."""
     try:
-        told = json.loads((unfinished / PROGRESS).read_text())
+        told = json.loads((unfinished / PROGRESS).read_text(encoding="utf-8"))
         rows, digest, left = int(told["rows"]), hashlib.sha256(), int(told["rows"]) * width
         with open(path, "rb") as file:
             while left and (block := file.read(min(left, BLOCK))):
@@ -189,7 +189,7 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
     x = encoder.encode(prepared).float()
     if not x.isfinite().all():
         raise UserError(f"encoder: {type(encoder).__name__} gives vectors that are not finite")
-    kept: np.ndarray = x.cpu().numpy().astype(encoding.dtype)
+    kept: np.ndarray = x.to(getattr(torch, encoding.dtype)).cpu().numpy()
     if not np.isfinite(kept).all():
         raise UserError("encoder.dtype=float16: a vector has values beyond 65504; use encoder.dtype=float32")
     return kept
@@ -197,7 +197,7 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
 
 def _open(folder: Path, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
     try:
-        description = json.loads((folder / "table.json").read_text())
+        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was made")
         path = _file(folder, dtype)

@@ -67,7 +67,8 @@ class Preprocessing:
             channels, size = images.input_shape[:2]
             step = EncoderStep.of(data, reference)
             return cls(size, channels, images.mapped, images.inverted, (0.0,), (1.0,), data.input_shape, step)
-        if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
+        seen = [isinstance(member, ImageSource) for member in data.members.values()]
+        if not seen or not all(seen) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]
         mean, deviation = (tuple(map(float, values)) for values in data.statistics_of(reference))

@@ -144,7 +144,7 @@ def _from_file(path: Path, shown: str) -> Stored:
             f"{metarun.__version__} (format {FORMAT}); use that version, or train again"
         )
     try:
-        values = {name: json.loads(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
+        values = {name: files.parsed(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path, content.get("encoder")),
@@ -163,7 +163,7 @@ def _from_file(path: Path, shown: str) -> Stored:
 def _from_run(folder: Path, shown: str) -> Stored:
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
-    found = json.loads((folder / result.FILE).read_text(encoding="utf-8"))
+    found = files.parsed((folder / result.FILE).read_text(encoding="utf-8"))
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
         reason = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -31,6 +32,7 @@ from metarun.core import (
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
 from metarun.data.source import DataSource, Split, TableSource
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -123,18 +125,21 @@ def build_learner(
 
 
 def seen_before(run: Run) -> seen.Seen:
-    """What the weights of `backbone.from` were trained on.
+    """What the weights of `backbone.from`, or of the encoder, were trained on.
 
     Raises:
         UserError: These are images of classes that the run meta-tests on.
     """
-    origin = run.config.backbone.get("from")
-    if not origin:
-        return {}
-    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
-    if any(stage.meta_tests for stage in run.stages):
-        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
-    return known
+    known: dict[str, seen.Seen] = {}
+    if origin := run.config.backbone.get("from"):
+        state = checkpoint.load(checkpoint.weights_file("backbone.from", origin))
+        known[f"backbone.from={origin}"] = state.get(seen.KEY, {})
+    if isinstance(run.data, EncodedSource):
+        known[f"encoder.from={run.config.encoder.get('from')}"] = dict(run.data.encoder.seen)
+    for where, classes in known.items():
+        if any(stage.meta_tests for stage in run.stages):
+            seen.refuse_test_classes(classes, run.data, where)
+    return functools.reduce(seen.merged, known.values(), {})
 
 
 def trained_on(run: Run, tested: Labelled) -> int:
@@ -349,6 +354,8 @@ def check_training(
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks."""
     check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
     if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
         raise UserError(
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "

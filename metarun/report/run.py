@@ -87,6 +87,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
 
 def pretraining(encoder: dict[str, Any]) -> str:
     """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if "fitted_to" in encoder:
+        return f"fitted to {encoder['fitted_to']}"
     if encoder["saw"] is None:
         return "of whose pretraining nothing is known"
     whether = {

@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from shell import Outcome, killed_at_files, make_images, metarun, result
 
@@ -111,6 +112,9 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
         in made_out.out
     )
     assert set(told["target/calibration"]["with"]) == {"nll", "brier", "ece"}
+    for part in ("backbone", "data", "algo", "train", "target", "transfer"):  # of the run, and not of this command
+        assert part not in result(found)["choices"]
+        assert part not in yaml.safe_load((found / "config.yaml").read_text())
     assert told["target/worst_class_acc"] == min(told["target/class_acc"])
     held = store.load(made.parent)
     assert held.classes == ["ash", "birch", "cedar"]

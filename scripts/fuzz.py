@@ -164,8 +164,8 @@ def words_strategy() -> Any:
     return st.one_of(words, words, words, words.map(lambda found: ["-m", *found, "--dry-run"]))
 
 
-def fuzz_words(seconds: float, seed: int) -> int:
-    """Tries command lines for some seconds; returns how many, and prints each finding."""
+def fuzz_words(seconds: float, seed: int, examples: int = 50) -> int:
+    """Tries command lines for some seconds, `examples` between two looks at the clock; prints each finding, and returns how many."""
     hypothesis: Any = importlib.import_module("hypothesis")  # which not everybody has
     began, tried, found = time.monotonic(), 0, set[str]()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -188,7 +188,7 @@ def fuzz_words(seconds: float, seed: int) -> int:
             given: Any = hypothesis.given  # whose result has no type, nor that of seed
             trial = given(words_strategy())(once)
             options = hypothesis.settings(
-                max_examples=50, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+                max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
             )
             seeded: Any = hypothesis.seed
             seeded(number)(options(trial))()

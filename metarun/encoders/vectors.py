@@ -189,7 +189,7 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
     x = encoder.encode(prepared).float()
     if not x.isfinite().all():
         raise UserError(f"encoder: {type(encoder).__name__} gives vectors that are not finite")
-    kept: np.ndarray = x.cpu().numpy().astype(encoding.dtype)
+    kept: np.ndarray = x.to(getattr(torch, encoding.dtype)).cpu().numpy()
     if not np.isfinite(kept).all():
         raise UserError("encoder.dtype=float16: a vector has values beyond 65504; use encoder.dtype=float32")
     return kept

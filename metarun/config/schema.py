@@ -405,7 +405,12 @@ ENCODING = {
         Unit("vectors an item"),
         Doc("The vectors of an item: its own, and those of changed copies, among which training draws."),
     ],
-    "batch_size": Annotated[int, Ge(1), Unit("items"), Doc("The items that are encoded together.")],
+    "batch_size": Annotated[
+        int | None,
+        Ge(1),
+        Unit("items"),
+        Doc("The items that are encoded together; null is 16 on a CPU and 256 on a GPU."),
+    ],
     "transform": Annotated[
         str,
         Literal["un", "l2n", "cl2n"],
@@ -414,7 +419,7 @@ ENCODING = {
     "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
     "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
 }
-ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
+ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": None, "transform": "un", "saw": None}
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]
 
 

@@ -26,6 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun import __version__
 from metarun import config as schema
 from metarun.config.folder import CONF
+from metarun.config.lists import expanded, folded_choices
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
@@ -56,7 +57,8 @@ def _run(config: DictConfig) -> float:
     try:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
-        found = _carries_out(str(config.recipe.run))(config, overrides, dict(job.runtime.choices), command)
+        choices = folded_choices(job.runtime.choices, config)
+        found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get("val/score", 0.0))
     except BrokenPipeError:
         raise
@@ -247,7 +249,7 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     The config is composed for that only if a word needs to know the class that its key is a setting of.
     """
     sweep = arguments.multirun
-    words = list(arguments.overrides)
+    words = expanded(arguments.overrides)
     for word in words:
         if not key_of(word):
             raise UserError(f"{word or repr(word)}: cannot be read as key=value or group=choice")
@@ -279,12 +281,12 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
 def _composed(arguments: argparse.Namespace) -> DictConfig:
     """The config that the choices of groups make, of which a sweep has the first ones; raises Hydra's errors."""
     words = []
-    for word in arguments.overrides:
+    for word in expanded(arguments.overrides):
         key, _, value = word.partition("=")
-        if (settled(word, arguments.multirun) and "." not in key) or key.endswith("._target_"):
+        if (settled(word, arguments.multirun) and "." not in key.partition("@")[0]) or key.endswith("._target_"):
             choices = re.fullmatch(r"choice\((.*)\)", value)
             first = split(choices[1] if choices else value)[0]
-            words.append(f"{key}={first}" if arguments.multirun and value and key.isidentifier() else word)
+            words += expanded([f"{key}={first}"] if arguments.multirun and value and key.isidentifier() else [word])
     search_path = create_config_search_path(arguments.config_path or str(CONF))
     if arguments.config_dir:
         added = f"file://{os.path.abspath(arguments.config_dir)}"

@@ -25,11 +25,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402
-from benchmark import measure  # noqa: E402
+from benchmark import measure, readme  # noqa: E402
 from benchmark.device import growth  # noqa: E402
 from benchmark.limit import Convolutions, Layer, needed  # noqa: E402
 from benchmark.lines import LINES, MEMORY, Line  # noqa: E402
 from benchmark.peer import Peer  # noqa: E402
+from benchmark.predicting import Work, predicting  # noqa: E402
 from benchmark.worker import Worker  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -94,7 +95,8 @@ def test_a_line_whose_sides_differ_is_named_and_the_others_are_measured(
 def test_every_promised_line_is_there() -> None:
     names = {
         "omniglot_maml_q15", "omniglot_maml_q15_bf16", "omniglot_maml_q1", "omniglot_maml_5steps_q15", "omniglot_fomaml_q15",
-        "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup", "peak_memory",
+        "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup",
+        "peak_memory", "predict",
     }  # fmt: skip
     assert names <= command.works(["cpu"]).keys()
     for line in [*LINES, MEMORY]:
@@ -192,6 +194,17 @@ def test_the_sides_tell_the_memory_of_a_step(sides: tuple[Worker, Worker], tmp_p
     ours.ask("check", path=str(tmp_path / "check.pt"))
     assert ours.ask("memory") >= 0
     assert peer.ask("memory", path=str(tmp_path / "check.pt")) >= 0
+
+
+def test_predicting_is_held_against_the_bare_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(images=300, size=8, backbone={"_target_": "metarun.backbones.mlp.MLP", "hidden": [4]})
+    status, result = run(tmp_path / "benchmark.json", {"predict": partial(predicting, work)})
+    assert status == 0
+    line = result["lines"]["predict"]
+    shares = [ours / bare for ours, bare in zip(line["ours"]["values"], line["bare"]["values"], strict=True)]
+    assert line["share"]["values"] == pytest.approx(shares)
+    assert f"{line['share']['median']:.0%}" in capsys.readouterr().out
+    assert f"{line['share']['median']:.0%}" in readme.table(result)
 
 
 def test_the_first_step_is_seen_on_disk() -> None:

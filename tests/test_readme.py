@@ -88,7 +88,7 @@ def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
     assert len(README.encode()) <= 10_000
     first = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)[0]
     assert [line.split()[0] for line in first.splitlines()] == ["scripts/demo.sh", "scripts/test.sh"]
-    assert len(commands(README)) == 8
+    assert len(commands(README)) == 9
     assert "](scripts/assets/report.png)" in README
     (table,) = re.findall(r"<!-- made by .*?-->\n(.*?)<!-- end", README, re.S)
     assert len(table.splitlines()) == 2 + 6

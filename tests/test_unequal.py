@@ -297,9 +297,9 @@ def test_tasks_of_one_shape_run_together_by_vmap() -> None:
 
 
 def test_the_temperature_is_that_of_all_queries_together() -> None:
-    algorithm = made("protonet", net=MLP).eval()
+    algorithm = made("matchingnet", net=MLP).eval()
     shape = TaskShape((2, 5), (1, 4), (1, 3), balanced=False)
-    tasks = alone(toy_images(signal=0.15), shape, 40, "val")
+    tasks = alone(toy_images(signal=0.6), shape, 40, "val")
     rows, labels = [], []
     for task in tasks:
         rows.append(F.pad(algorithm.predict(task)[0].detach(), (0, 5 - task.ways), value=-torch.inf))

@@ -388,3 +388,13 @@ def test_balanced_sizes_are_what_the_smallest_class_can_have() -> None:
             assert (shots + queries <= sizes).all()
             assert ((shots >= 1) & (shots <= 9) & (queries >= 2) & (queries <= 6)).all()
             assert not balanced or len(set(shots)) == len(set(queries)) == 1
+
+
+def test_a_config_without_these_keys_is_one_of_equal_tasks() -> None:
+    """Runs of a version that did not know them go on, since all that is new is off."""
+    config = compose()
+    new = [name for name in config.task if name not in ("ways", "shots", "queries")]
+    assert not any(config.task[name] for name in new)
+    assert task_of(compose("test.task.protocol=uniform", "task.ways=7"), "test") == TaskShape(7, 1, 15)
+    assert task_of(compose("task.protocol=meta_dataset", "test.task.protocol=uniform"), "test") == TaskShape(5, 1, 15)
+    assert task_of(compose("task.balanced=false", "test.task.balanced=true"), "test").balanced

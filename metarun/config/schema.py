@@ -39,28 +39,42 @@ class Task:
             "The query examples of each class. [1, 15] has each task draw them from 1 to 15, if its classes have so many."
         ),
     ] = 15
-    balanced: Annotated[
-        bool, Doc("Whether the classes of a task share what it draws; false draws shots and queries for each class.")
-    ] = True
-    protocol: Annotated[
-        str,
-        Literal["uniform", "meta_dataset"],
-        Doc(
-            "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways [5, 50], "
-            "shots [1, 100] and queries [1, 10] where these are not given."
-        ),
-    ] = "uniform"
+    balanced: (
+        Annotated[
+            bool,
+            Doc(
+                "Whether the classes of a task share what it draws; false draws shots and queries for each class. Null is true."
+            ),
+        ]
+        | None
+    ) = None
+    protocol: (
+        Annotated[
+            str,
+            Literal["uniform", "meta_dataset"],
+            Doc(
+                "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways "
+                "[5, 50], shots [1, 100] and queries [1, 10] where these are not given. Null is uniform."
+            ),
+        ]
+        | None
+    ) = None
     unlabelled: Annotated[
         int, Ge(0), Unit("items a class"), Doc("The items without labels that a task has of each class; 0 for none.")
     ] = 0
     distractors: Annotated[
         int, Ge(0), Unit("classes"), Doc("The classes outside of the task that its unlabelled items are of too.")
     ] = 0
-    labelled_share: Annotated[
-        float,
-        Interval(gt=0, le=1),
-        Doc("The share of each class's items that may have labels; unlabelled items are then of the others alone."),
-    ] = 1.0
+    labelled_share: (
+        Annotated[
+            float,
+            Interval(gt=0, le=1),
+            Doc(
+                "The share of each class's items that may have labels; unlabelled items are then of the others alone. Null is 1."
+            ),
+        ]
+        | None
+    ) = None
 
 
 LARGEST_SUPPORT = 500  # items of a support set: Meta-Dataset's
@@ -213,6 +227,11 @@ class Train:
     ] = 60.0
 
 
+OF_ONE_SET = Annotated[
+    int | None, Ge(1), Doc("Of the tasks of this data set alone, where they differ from the others' (`test.task`).")
+]
+
+
 @dataclass
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
@@ -229,7 +248,24 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
+    views: Annotated[
+        int,
+        Interval(ge=1, le=1000),
+        Unit("copies"),
+        Doc(
+            "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
+            "`augment`. Training is changed by it too."
+        ),
+    ] = 1
     task: TestTaskChange = field(default_factory=TestTaskChange)
+    data: Annotated[
+        dict[str, Any],
+        Given(beside=dict.fromkeys(("ways", "shots", "queries"), OF_ONE_SET), many=True),
+        Doc(
+            "The data sets to test on, each in a test of its own: test.data=[omniglot,caltech101]; none is the test classes of "
+            "what is trained on. test.data.NAME has the settings of one, and ways, shots and queries of its tasks."
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass
@@ -400,6 +436,16 @@ class Config:
     ] = True
     checkpoint: (
         Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
+        | None
+    ) = None
+    items: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
+                "JSON lines, a folder of .txt files, or - for one a line on stdin."
+            ),
+        ]
         | None
     ) = None
     images: (

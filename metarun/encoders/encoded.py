@@ -45,7 +45,9 @@ class EncodedSource(TableSource):
         encoder.check(source)
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.unknown = source.unknown
         self.input_shape = (encoder.features,)
+        self._centre: EncodedSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -73,12 +75,20 @@ class EncodedSource(TableSource):
         """
         if self.encoding.transform != "cl2n":
             return np.zeros(self.encoder.features, np.float32)
+        if self._centre is not None:
+            return self._centre.mean()
         rows = self.training_rows if reference is None else reference
         rows = rows[:: -(-len(rows) // MEASURED)]
         key = rows.tobytes()
         if key not in self._means:
             self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
+
+    def centred_as(self, other: EncodedSource) -> EncodedSource:
+        """The same vectors, less the mean of the training items of another source: of a data set that is tested on."""
+        found = copy.copy(self)
+        found._centre = other
+        return found
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.
@@ -174,23 +184,25 @@ def drawn_views(seed: int, rows: np.ndarray, views: int) -> np.ndarray:
     return np.stack(found)
 
 
-def training_items(source: TableSource, chunk: int = 1024) -> Iterator[Any]:
+def training_items(source: TableSource, *, as_target: bool = False, chunk: int = 1024) -> Iterator[Any]:
     """The training items of a source in chunks, for an encoder that is fitted.
 
     Args:
         source: The data set.
+        as_target: Whether it is a target: then its training items are those of its training part, of all classes.
         chunk: The most items of a chunk.
 
     Raises:
-        UserError: Its training and test classes are the same and no items are set apart for training.
+        UserError: Nothing says which items are for training: its training and test classes are the same, or a target is divided anew in
+            each repeat.
     """
     tested, own = {*source.splits["test"]} & {*source.splits["train"]}, source.table.metadata.get("parts")
-    if tested and not own:
+    if (tested or as_target) and not own:
         raise UserError(
             "encoder: is fitted to training items, but these data do not say which items are for training; divide them into train "
-            "and test folders, or train on a source (recipe=transfer data=...)"
+            "and test folders or files, or train on a source (recipe=transfer data=...)"
         )
-    rows = source.training_rows
+    rows = np.unique(source.labelled("train").rows) if as_target else source.training_rows
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         for start in range(0, len(run), chunk):
             yield source.items(int(run[start]), int(run[min(start + chunk, len(run)) - 1]) + 1)

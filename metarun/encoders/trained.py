@@ -120,6 +120,8 @@ def _of_run(origin: str) -> dict[str, Any]:
             f"{key}: the run does not say how its images are read; it is of vectors, texts or an older version"
         )
     told = learner["preprocessing"]
+    if "item" in told:
+        raise UserError(f"{key}: the run learned from {told['item']}s, and has no backbone for images")
     if told.get("encoder"):
         raise UserError(
             f"{key}: the run learned from the vectors of an encoder, and has no backbone for images; use its encoder"

@@ -14,6 +14,7 @@ from metarun.core import Algorithm, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import batch_norm, metrics
 
@@ -56,6 +57,7 @@ def evaluate(
     measure: bool = False,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     curves: bool = True,
+    views: Views | None = None,
 ) -> Scores:
     """Tests a method on the episodes 0 to `episodes`, in evaluation mode; the ranks share them.
 
@@ -70,6 +72,7 @@ def evaluate(
         observe: A function of the numbers of the episodes of each chunk, int64 `[T]`, the predictions for its queries after
             the last step, and their labels.
         curves: Whether measures of several points are kept: tasks of several shapes may have other points.
+        views: The copies of a task that predictions are averaged over; None for the task alone.
 
     Returns:
         The scores, the same in every rank.
@@ -87,7 +90,11 @@ def evaluate(
         stop = min(start + hardware.test_chunk, end)
         for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
             with hardware.autocast():
-                predictions = algorithm.predict_after(tasks, steps)
+                predictions = (
+                    algorithm.predict_after(tasks, steps)
+                    if views is None
+                    else views.predict(algorithm, tasks, rows, steps)
+                )
                 further = algorithm.measures(tasks) if measure else {}
             for name, value in further.items():
                 if value.ndim > 1 and not curves:

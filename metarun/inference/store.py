@@ -17,6 +17,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
 from metarun.text import shown_path
 
@@ -46,7 +47,7 @@ class Stored:
 
     Attributes:
         blueprint: What the learner is built from.
-        preprocessing: What files go through.
+        preprocessing: What files, or texts, go through.
         weights: The learner's.
         autocast: The type of mixed precision that learning from examples computes in; predictions are in single precision.
         calibration: How far its probabilities can be trusted.
@@ -57,7 +58,7 @@ class Stored:
     """
 
     blueprint: Blueprint
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     weights: dict[str, Tensor]
     autocast: str | None
     calibration: Calibration

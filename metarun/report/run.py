@@ -11,7 +11,20 @@ from metarun import files
 from metarun.report import target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
-from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
+from metarun.runs.result import (
+    ACCURACY,
+    BASELINES,
+    CHANCE,
+    CI95,
+    DAMAGED,
+    EPISODES,
+    FILE,
+    SCORE,
+    SETS,
+    TEST,
+    key,
+    of_set,
+)
 from metarun.terminal import Terminal
 from metarun.text import shell_path
 
@@ -96,12 +109,40 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
+    if sets := result["protocol"].get(SETS):
+        return _by_set(result, what, sets)
     title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
             interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
             table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+    return table
+
+
+def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
+    """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
+    columns = ("tasks", "accuracy", "95% interval", "before", "chance")
+    queries = count_text(result["protocol"]["test"]["queries"])
+    table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
+
+    def row(title: str, tasks: str, name: str) -> None:
+        def number(kind: str, measure: str = ACCURACY) -> str:
+            value = result.get(key(of_set(kind, name), measure))
+            return "" if value is None else f"{value:.2%}"
+
+        before = next(filter(None, map(number, BASELINES)), "")
+        interval = half(result[key(of_set(TEST, name), f"{ACCURACY}{CI95}")], ".2%")
+        table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
+
+    for name, told in sets.items():
+        row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot", name)
+    table.add_section()
+    row("mean", "", "")
+    told = (f"{name}: {', '.join(filter(None, (of.get('classes'), of.get('images'))))}" for name, of in sets.items())
+    episodes = result[key(of_set(TEST, next(iter(sets))), EPISODES)]
+    table.caption = "\n".join([*told, f"{episodes} episodes each; before: without training"])
+    table.caption_justify = "left"
     return table
 
 

@@ -259,7 +259,7 @@ def build_algorithm(
         split: The split of whose classes a method on batches sees images; None for all classes.
     """
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, data.input_shape)
+    backbone = build_backbone(config, data)
     settings = OmegaConf.select(config, algo)
     if data.outputs is not None:
         outputs = data.outputs
@@ -272,10 +272,24 @@ def build_algorithm(
     return algorithm
 
 
-def build_backbone(config: DictConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """The backbone, with the weights of an earlier run where `backbone.from` names one."""
+def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
+    """The backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
+
+    Raises:
+        UserError: The items are texts and it does not read them, or the other way round.
+    """
+    reads_texts = getattr(get_class(config.backbone._target_), "reads_texts", False)
+    if data.item == "text" and not reads_texts:
+        raise UserError(
+            "data: the items are texts, which this backbone does not read; add encoder=minilm or encoder=tfidf, or take "
+            "backbone=minilm"
+        )
+    if reads_texts and data.item != "text":
+        raise UserError(
+            f"backbone: reads texts, but the items of the data are {data.item}s; take another backbone, or texts without an encoder"
+        )
     node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
-    backbone: Backbone = construct(node, "backbone", input_shape=input_shape)
+    backbone: Backbone = construct(node, "backbone", input_shape=data.input_shape)
     if config.backbone.get("from"):
         load_backbone(backbone, Path(config.backbone["from"]))
         backbone.pretrained = True

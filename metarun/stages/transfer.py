@@ -127,7 +127,7 @@ def untrained(run: Run) -> Learner:
     if uses_method(config):
         return build_learner(run, "untrained", "algo", "train")
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, run.data.input_shape)
+    backbone = build_backbone(config, run.data)
     algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)

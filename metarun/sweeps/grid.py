@@ -44,7 +44,7 @@ def sweep(
     for item in overrides:
         if item.is_interval_sweep():
             raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
-    name = plan.sweep_name(overrides, dict(config.hydra.runtime.choices), config.recipe.source)
+    name = plan.sweep_name(overrides, config)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     named = [[*words, f"name={name}"] if name else words for words in batch]
     if not named:

@@ -32,6 +32,7 @@ from metarun.runs import provenance
 
 from .lines import LINES, MEMORY, Line
 from .measure import Differ, cores, memory, spread, startup, throughput
+from .predicting import Work, predicting
 
 Measurement = Callable[[int, float], dict[str, Any]]  # of the rounds and the seconds of a turn
 Works = Callable[[Sequence[str]], dict[str, Measurement]]  # by name, of the hardware
@@ -51,6 +52,7 @@ def works(hardware: Sequence[str]) -> dict[str, Measurement]:
     return {
         **{line.name: partial(throughput, on(hardware, line)) for line in LINES},
         "startup": lambda rounds, seconds: startup(rounds),
+        "predict": lambda rounds, seconds: predicting(Work(), rounds, seconds),
         MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3), on(hardware, MEMORY)),  # it hardly varies
     }
 
@@ -125,6 +127,19 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column("median", justify="right")
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
             table.add_row(name, spread(values))
+        console.print(table)
+    if "share" in lines.get("predict", {}):
+        line = lines["predict"]
+        table = Table("predict", title=f"images/s of one thread, {line['title']}")
+        for column in ("metarun", "bare network", "share", f"MB for {line['images']:,} images"):
+            table.add_column(column, justify="right")
+        told = (
+            spread(line["ours"]),
+            spread(line["bare"]),
+            f"{line['share']['median']:.0%}",
+            f"{line['growth'] / 1e6:.0f}",
+        )
+        table.add_row("", *told)
         console.print(table)
     if "peer" in lines.get(MEMORY.name, {}):
         line = lines[MEMORY.name]

@@ -45,6 +45,21 @@ def table(result: dict[str, Any]) -> str:
         rows += ["", "| from the start of the process | seconds |", "| --- | --- |"]
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
             rows.append(f"| {name} | {spread(values)} |")
+    if "share" in lines.get("predict", {}):
+        line = lines["predict"]
+        memory = f"MB, {line['images']:,} images"
+        rows += [
+            "",
+            f"| images/s of one thread, {line['title']} | metarun, from files | its bare network | share | {memory} |",
+        ]
+        rows += ["| --- | --- | --- | --- | --- |"]
+        told = (
+            spread(line["ours"]),
+            spread(line["bare"]),
+            f"{line['share']['median']:.0%}",
+            f"{line['growth'] / 1e6:.0f}",
+        )
+        rows.append(f"| predict | {' | '.join(told)} |")
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""  # files made before it could be one have no such key
     where = (
         f"{gpu}{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "

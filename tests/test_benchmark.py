@@ -98,7 +98,7 @@ def test_every_promised_line_is_there() -> None:
     names = {
         "omniglot_maml_q15", "omniglot_maml_q15_bf16", "omniglot_maml_q1", "omniglot_maml_5steps_q15", "omniglot_fomaml_q15",
         "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup",
-        "peak_memory", "predict",
+        "peak_memory", "predict", "encoding", "encoding_memory",
     }  # fmt: skip
     assert names <= command.works(["cpu"]).keys()
     for line in [*LINES, MEMORY]:

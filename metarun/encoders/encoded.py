@@ -137,6 +137,7 @@ class EncodedSource(TableSource):
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,
             "saw_these_classes": told,
+            **({"fitted_to": "training items alone"} if self.encoder.fitted else {}),
         }
 
     @property

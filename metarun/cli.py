@@ -57,8 +57,8 @@ def _run(config: DictConfig) -> float:
     try:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
-        carry_out = _carries_out(str(config.recipe.run))
-        found = carry_out(config, overrides, folded_choices(job.runtime.choices, config), command)
+        choices = folded_choices(job.runtime.choices, config)
+        found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get("val/score", 0.0))
     except BrokenPipeError:
         raise

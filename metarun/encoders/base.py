@@ -24,7 +24,7 @@ class Encoding:
     Attributes:
         dtype: The type that vectors are kept in, float16 or float32.
         views: The vectors of an item: its own, and those of so many less one changed copies, among which training draws.
-        batch_size: The items that are encoded together.
+        batch_size: The items that are encoded together; None for what suits the device.
         transform: What is done to vectors when they are read, after SimpleShot (Wang et al. 2019, section 2.2): nothing (`un`);
             unit length (`l2n`); the mean of the training items taken off, and unit length (`cl2n`).
         saw: What the encoder was pretrained on, by name; None where it is not known, or nothing.
@@ -32,7 +32,7 @@ class Encoding:
 
     dtype: str
     views: int
-    batch_size: int
+    batch_size: int | None
     transform: str
     saw: str | None
 

@@ -113,7 +113,9 @@ def read_nusax(root: str | None, language: str, may_download: bool, parts: Itera
     Raises:
         UserError: A file is missing, or is another one.
     """
-    checksums = dict(line.split() for line in Path(__file__).with_name("nusax_files.txt").read_text().splitlines())
+    checksums = dict(
+        line.split() for line in Path(__file__).with_name("nusax_files.txt").read_text(encoding="utf-8").splitlines()
+    )
     wanted = {part: f"{language}/{FILES[part]}" for part in parts}
     paths = published_files(
         "nusax", root, {file: checksums[file] for file in wanted.values()}, ADDRESS, may_download=may_download

@@ -21,11 +21,13 @@ from PIL import Image
 from shell import SINUSOID
 from torch.utils.flop_counter import FlopCounterMode
 
+from metarun.engine.distributed import World
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402
-from benchmark import measure, readme  # noqa: E402
+from benchmark import features, measure, readme  # noqa: E402
 from benchmark.device import growth  # noqa: E402
 from benchmark.limit import Convolutions, Layer, needed  # noqa: E402
 from benchmark.lines import LINES, MEMORY, Line  # noqa: E402
@@ -96,7 +98,7 @@ def test_every_promised_line_is_there() -> None:
     names = {
         "omniglot_maml_q15", "omniglot_maml_q15_bf16", "omniglot_maml_q1", "omniglot_maml_5steps_q15", "omniglot_fomaml_q15",
         "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup",
-        "peak_memory", "predict",
+        "peak_memory", "predict", "encoding", "encoding_memory",
     }  # fmt: skip
     assert names <= command.works(["cpu"]).keys()
     for line in [*LINES, MEMORY]:
@@ -267,3 +269,26 @@ def test_keys_of_the_hardware_reach_our_side() -> None:
 def test_tf32_has_a_limit_of_its_own() -> None:
     with pytest.raises(measure.Differ, match=r"tf32, loss difference 0\.02, allowed 0\.01"):
         measure.verify({"tf32": {"loss_difference": 0.02}})
+
+
+def test_vectors_are_tested_as_a_run_tests_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side of the lines against easyfsl, whose accuracies are those of distances computed here; its own is not installed."""
+    monkeypatch.setattr(features, "ITEMS", 25)
+    monkeypatch.setattr(features, "FEATURES", 64)
+    monkeypatch.setattr(features, "CHECKED", 3)
+    lines = [line for line in LINES if line.features]
+    assert [line.algo for line in lines] == ["protonet", "tim"]
+    line = dataclasses.replace(lines[0], words=lines[0].words | {"train.tasks_per_step": 4})
+    ours = features.Ours(line, World())
+    ours.check(str(tmp_path / "check.pt"))
+    found = torch.load(tmp_path / "check.pt")
+    for support_x, support_y, query_x, predicted in zip(*found["tasks"], found["predicted"], strict=True):
+        means = torch.stack([support_x[support_y == way].mean(0) for way in range(5)])
+        assert torch.equal(torch.cdist(query_x, means).argmin(1), predicted)
+    assert ours.run(1) > 0
+    monkeypatch.setattr(features.optional, "torchvision", lambda: None)
+    monkeypatch.setitem(sys.modules, "easyfsl", None)
+    with pytest.raises(
+        measure.UserError, match=r"^easyfsl cannot be imported \(.*easyfsl.*\); scripts/benchmark/features.py says"
+    ):
+        features.Peer(line)

@@ -29,7 +29,7 @@ PAGES = sorted(
 )  # fmt: skip
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 README = TEXTS["README.md"]
-ROOMS = ["algos", "backbones", "data", "engine", "report", "runs", "stages", "sweeps", "target", "wrappers"]
+ROOMS = ["algos", "backbones", "data", "encoders", "engine", "report", "runs", "stages", "sweeps", "target", "wrappers"]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -94,7 +94,7 @@ def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
     assert len(README.encode()) <= 10_000
     first = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)[0]
     assert [line.split()[0] for line in first.splitlines()] == ["scripts/demo.sh", "scripts/test.sh"]
-    assert len(commands(README)) == 9
+    assert len(commands(README)) == 10
     assert "](scripts/assets/report.png)" in README
     (table,) = re.findall(r"<!-- made by .*?-->\n(.*?)<!-- end", README, re.S)
     assert len(table.splitlines()) == 2 + 6

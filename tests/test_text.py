@@ -360,6 +360,8 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("*/*/result.json")
     found = result(folder.parent)
     assert found["data"]["items"] == "text"
+    assert found["protocol"]["encoder"]["fitted_to"] == "training items alone"
+    assert "vectors of TfIdf, fitted to training items alone" in outcome.out
     assert found["data"]["encoder"]["class"] == "TfIdf"
     assert found["data"]["classes"] == {"train": 6, "val": 2, "test": 2}
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}

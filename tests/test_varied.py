@@ -352,12 +352,12 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
     refused(
         TaskShape(2, (2, 5), (2, 5)),
         r"^task: shots \+ queries = 2 \+ 2 = 4 is above the 3 images of the smallest class of the test split, class 1; lower "
-        r"test\.task\.shots or test\.task\.queries$",
+        r"test\.task\.shots or test\.task\.queries, or leave small classes out",
     )
     refused(
         TaskShape(2, 1, 5),
         r"smallest class of the test split, class 1; lower .*, or let each task draw what its classes have: "
-        r"test\.task\.queries=\[1,5\]$",
+        r"test\.task\.queries=\[1,5\], or leave small classes out: task\.min_items=6$",
     )
     refused(
         TaskShape(2, 1, 1, unlabelled=2),
@@ -374,6 +374,13 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
         TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.7),
         r"unlabelled = 2 is above the 1 images without labels.*class 1",
     )
+    refused(TaskShape(2, (2, 5), (2, 5)), r"or leave small classes out: task\.min_items=4$")
+    refused(TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.4), r"or leave small classes out: task\.min_items=5$")
+    refused(TaskShape(3, 1, 1, min_items=4), r"^task: ways = 3 is above the 2 classes of the test split")
+    large = source.sampler("test", TaskShape(2, 1, 5, min_items=6), 0, CPU)(0, 30)
+    assert isinstance(large, Episodes)
+    pixels = (torch.cat([large.support_x, large.query_x], 1) * 255).round().int()
+    assert not ((pixels >= 12) & (pixels < 15)).any()  # the images of class 1
     source.sampler("test", TaskShape(2, (1, 50), (1, 50)), 0, CPU)(0, 5)  # the range allows the small class
     toy_images().sampler("test", replace(PAPER, ways=(5, 12)), 0, CPU)(0, 1)
 

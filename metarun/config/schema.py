@@ -75,6 +75,12 @@ class Task:
         ]
         | None
     ) = None
+    min_items: Annotated[
+        int,
+        Ge(0),
+        Unit("items"),
+        Doc("The fewest items of a class: tasks are drawn from no smaller one. 0 leaves none out."),
+    ] = 0
 
 
 LARGEST_SUPPORT = 500  # items of a support set: Meta-Dataset's
@@ -136,6 +142,9 @@ class TaskChange:
         ]
         | None
     ) = None
+    min_items: Annotated[int, Ge(0), Unit("items"), Doc("The fewest items of a class; null as in `task`.")] | None = (
+        None
+    )
 
 
 @dataclass
@@ -269,6 +278,29 @@ class Test:
 
 
 @dataclass
+class Continual:
+    """Test classes that arrive one after the other, for recipes with such a stage."""
+
+    classes: (
+        Annotated[int, Ge(2), Unit("classes"), Doc("The classes of a sequence; null is all classes of the test split.")]
+        | None
+    ) = None
+    images: Annotated[
+        int, Ge(1), Unit("images a class"), Doc("The images of a class that are learned, one by one.")
+    ] = 15
+    test_images: Annotated[int, Ge(1), Unit("images a class"), Doc("The images of a class that are tested on.")] = 5
+    orders: Annotated[int, Ge(2), Unit("orders"), Doc("The orders of the classes that the result is a mean over.")] = 10
+    points: Annotated[
+        int, Ge(1), Unit("points"), Doc("The points of the curve over classes, evenly spaced up to the last class.")
+    ] = 10
+    rates: Annotated[
+        list[float],
+        Doc("Learning rates of the online head; the best on sequences of validation classes is taken."),
+    ] = field(default_factory=lambda: [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001])
+    optimizer: Annotated[str, Literal["adam", "sgd"], Doc("What moves the online head, an image a step.")] = "adam"
+
+
+@dataclass
 class Pretrain:
     """The method that trains the backbone before the run's own does, in recipes with such a stage."""
 
@@ -373,7 +405,12 @@ ENCODING = {
         Unit("vectors an item"),
         Doc("The vectors of an item: its own, and those of changed copies, among which training draws."),
     ],
-    "batch_size": Annotated[int, Ge(1), Unit("items"), Doc("The items that are encoded together.")],
+    "batch_size": Annotated[
+        int | None,
+        Ge(1),
+        Unit("items"),
+        Doc("The items that are encoded together; null is 16 on a CPU and 256 on a GPU."),
+    ],
     "transform": Annotated[
         str,
         Literal["un", "l2n", "cl2n"],
@@ -382,7 +419,7 @@ ENCODING = {
     "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
     "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
 }
-ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": 64, "transform": "un", "saw": None}
+ENCODING_DEFAULTS = {"dtype": "float16", "views": 1, "batch_size": None, "transform": "un", "saw": None}
 BACKBONE_FROM = Annotated[FilePath | None, Doc("A run whose trained backbone this one starts from; null starts anew.")]
 
 
@@ -425,6 +462,7 @@ class Config:
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
+    continual: Continual = field(default_factory=Continual)
     hardware: Hardware = field(default_factory=Hardware)
     recipe: Recipe = field(default_factory=Recipe)
     name: (

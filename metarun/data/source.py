@@ -53,6 +53,20 @@ def standardiser(
     return lambda x: (x.float() - shift) * scale
 
 
+def gathered(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """`table[rows]`, in a fraction of its time: whole rows are copied.
+
+    Args:
+        table: `[M, ...]`, contiguous.
+        rows: int64, of any shape.
+
+    Returns:
+        `[*rows.shape, ...]`, on the device of the table.
+    """
+    where = torch.from_numpy(np.ascontiguousarray(rows)).to(table.device)
+    return table.index_select(0, where.flatten()).view(*rows.shape, *table.shape[1:])
+
+
 class DataSource(Checked, ABC):
     """Tasks of three splits. Knows nothing of methods."""
 
@@ -128,6 +142,15 @@ class DataSource(Checked, ABC):
     def tested(self) -> Mapping[str, DataSource]:
         """What a meta-test tests on, by name: this data set, or several in a test each."""
         return {"": self}
+
+    def measures(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is measured on such data beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
+
+        Args:
+            prediction: What was predicted for the queries of T tasks, as `Algorithm.predict` returns it.
+            target: Their labels or values, as `Episodes.query_y`.
+        """
+        return {}
 
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
@@ -248,9 +271,10 @@ class TableSource(DataSource):
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1
-        counts = {one: len(where) * turned for one, where in self.splits.items()}
+        classes = self.classes_of(split, task)
+        counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
         if counts[split] < ways:
-            total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
+            total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
@@ -265,13 +289,13 @@ class TableSource(DataSource):
                 f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
                 f"{split} split; take at most {counts[split] - ways}"
             )
-        sizes = self.table.sizes[self.splits[split]]
+        sizes = self.table.sizes[classes]
         found = shortage(task, sizes)
         if found is None:
             return
-        smallest = printable(self.table.names[self.splits[split][found[0]]])
-        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
-        lower = " or ".join(f"{key}.{name}" for name in names)
+        smallest = printable(self.table.names[classes[found[0]]])
+        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
+        lower = " or ".join(f"{key}.{name}" for name, count in given.items() if count > 0)
         # Ranges let a small class serve with what it has.
         drawn = [
             f"{key}.{name}=[1,{count}]"
@@ -279,10 +303,18 @@ class TableSource(DataSource):
             if task.plain and isinstance(count, int) and count > 1
         ]
         draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
-        raise UserError(f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}")
+        raise UserError(
+            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; "
+            f"{f'lower {lower}{draw}, or ' if lower else ''}leave small classes out: task.min_items={found[2]}"
+        )
+
+    def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
+        """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
+        classes = self.splits[split]
+        return classes[self.table.sizes[classes] >= task.min_items]
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        classes = self.splits[split]
+        classes = self.classes_of(split, task)
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
@@ -297,14 +329,13 @@ class TableSource(DataSource):
         labels = torch.arange(ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
-            x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
+            rows, turns = draw(start, stop)  # [T, N, K + Q], [T, N]
             tasks = stop - start
 
-            def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                per_way = part.shape[2]
-                return part.flatten(1, 2), labels.repeat_interleave(per_way).expand(tasks, -1)
+            def flat(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+                return read(part, turns).flatten(1, 2), labels.repeat_interleave(part.shape[2]).expand(tasks, -1)
 
-            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
+            return Episodes(*flat(rows[:, :, :shots]), *flat(rows[:, :, shots:]), ways=ways)
 
         return episodes
 
@@ -436,7 +467,7 @@ class ImageSource(TableSource):
         rows = rows[:: -(-len(rows) // 2000)]
         key = rows.tobytes()  # every batch of these images asks again
         if key not in self._statistics:
-            self._statistics[key] = self._measured(rows)
+            self._statistics[key] = self.measured(rows)
         return self._statistics[key]
 
     def normalize_as(self, other: ImageSource) -> None:
@@ -463,7 +494,9 @@ class ImageSource(TableSource):
         found.input_shape, found.given = tuple(shape), statistics
         return found
 
-    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the deviation of each channel over up to 2,000 rows of the table, evenly spread, float64 `[C]` in [0, 1]."""
+        rows = rows[:: -(-len(rows) // 2000)]
         # Counts of the 256 values are exact and, unlike the images as floats, small.
         counts = np.zeros((self.table.images.shape[1], 256), dtype=np.int64)
         for row in rows:
@@ -485,7 +518,7 @@ class ImageSource(TableSource):
         fits = tuple(images.shape[1:]) == shape
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
+            x = gathered(images, rows).to(device)  # uint8
             if self.rotations:
                 turned = torch.from_numpy(turns).to(device)
                 for quarter in (1, 2, 3):

@@ -24,7 +24,7 @@ class Encoding:
     Attributes:
         dtype: The type that vectors are kept in, float16 or float32.
         views: The vectors of an item: its own, and those of so many less one changed copies, among which training draws.
-        batch_size: The items that are encoded together.
+        batch_size: The items that are encoded together; None for what suits the device.
         transform: What is done to vectors when they are read, after SimpleShot (Wang et al. 2019, section 2.2): nothing (`un`);
             unit length (`l2n`); the mean of the training items taken off, and unit length (`cl2n`).
         saw: What the encoder was pretrained on, by name; None where it is not known, or nothing.
@@ -32,7 +32,7 @@ class Encoding:
 
     dtype: str
     views: int
-    batch_size: int
+    batch_size: int | None
     transform: str
     saw: str | None
 
@@ -48,6 +48,8 @@ class Encoder(Checked, ABC):
         fitted: Whether it learns from training items before it encodes any: `fit` is called then, once.
         features: D, the length of a vector.
         settings: The node of the config that it was built from; set by its builder.
+        seen: For each data set the classes whose images its weights were trained on, as `metarun.runs.seen` has it; empty for
+            weights that no run of metarun trained.
     """
 
     configured_by = "encoder"
@@ -55,6 +57,7 @@ class Encoder(Checked, ABC):
     fitted: ClassVar[bool] = False
     features: int
     settings: Mapping[str, Any] = {}
+    seen: Mapping[str, list[int]] = {}
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

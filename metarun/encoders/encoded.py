@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
-from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource
+from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource, gathered
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError
@@ -106,8 +106,8 @@ class EncodedSource(TableSource):
             copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
                 copies += drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(each).to(table.device) for each in (rows, copies))
-            return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
+            found = gathered(table.flatten(0, 1), rows * table.shape[1] + copies)
+            return transformed(found.to(device).float(), mean, self.encoding.transform)
 
         return read
 
@@ -137,6 +137,7 @@ class EncodedSource(TableSource):
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,
             "saw_these_classes": told,
+            **({"fitted_to": "training items alone"} if self.encoder.fitted else {}),
         }
 
     @property

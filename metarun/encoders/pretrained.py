@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from metarun.backbones.libraries import Wanted, build
 from metarun.config.types import NameOrPath, PositiveInt, Share
 from metarun.encoders.images import ImageEncoder, described
@@ -35,7 +37,9 @@ class Pretrained(ImageEncoder):
         crop: Share | None = None,
     ) -> None:
         self._name = name
-        built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of weights that are drawn: the same at every start, as the table is
+            built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
         recipe = replace(built.recipe, image_size=image_size or built.recipe.image_size, crop=crop or built.recipe.crop)
         self.settle(built.network, recipe)
 

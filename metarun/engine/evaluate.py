@@ -141,6 +141,35 @@ def prepared_tasks(
 
 
 @torch.no_grad()
+def with_training_statistics(
+    algorithm: Algorithm, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None
+) -> Algorithm:
+    """The algorithm, or where its norm's statistics are of a set a copy that keeps those of the first training images.
+
+    Args:
+        algorithm: A method with classes of its own.
+        hardware: Where it is computed.
+        trained_on: The training images from `start` to `stop`, as training draws them.
+
+    Raises:
+        UserError: Such a norm, without training images to take the statistics from.
+    """
+    kind = algorithm.backbone.norm
+    if not batch_norm.needs_reference(kind):
+        return algorithm
+    if trained_on is None:
+        raise UserError(
+            f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
+            "are at hand; use backbone.norm=running, or group"
+        )
+    algorithm = copy.deepcopy(algorithm).eval()
+    reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
+    with hardware.autocast():
+        batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
+    return algorithm
+
+
+@torch.no_grad()
 def classified(
     algorithm: Algorithm, images: Labelled, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None = None
 ) -> Tensor:
@@ -158,17 +187,7 @@ def classified(
     Raises:
         UserError: for a norm whose statistics are of a set, without training images to take them from.
     """
-    kind = algorithm.backbone.norm
-    if batch_norm.needs_reference(kind):
-        if trained_on is None:
-            raise UserError(
-                f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
-                "are at hand; use backbone.norm=running, or group"
-            )
-        algorithm = copy.deepcopy(algorithm).eval()
-        reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
-        with hardware.autocast():
-            batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
+    algorithm = with_training_statistics(algorithm, hardware, trained_on)
     training = algorithm.training
     algorithm.eval()
     world, parts = hardware.world, []

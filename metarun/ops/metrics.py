@@ -112,6 +112,28 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.double() - target.double()).square().mean((-1, -2))
 
 
+def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """The normalised discounted cumulative gain of the k items that are ranked first, gain 2^relevance - 1.
+
+    Args:
+        prediction: What items are ranked by, `[..., n]`; of equal ones the first goes first.
+        relevance: What they are worth, `[..., n]`, at least 0.
+        k: How many count; of fewer items all.
+
+    Returns:
+        From 0 to 1, `[...]`; 1 where nothing is worth anything.
+
+    Source:
+        Jarvelin and Kekalainen (2002); Lee et al. (2019), MeLU, section 4.2.
+    """
+    gains = torch.exp2(relevance.double()) - 1
+    k = min(k, gains.shape[-1])
+    discounts = 1 / torch.log2(torch.arange(k, dtype=gains.dtype, device=gains.device) + 2)
+    ranked = gains.gather(-1, prediction.argsort(dim=-1, descending=True, stable=True))[..., :k] @ discounts
+    best = gains.sort(dim=-1, descending=True).values[..., :k] @ discounts
+    return torch.where(best > 0, ranked / best.clamp_min(1e-12), torch.ones_like(best))
+
+
 def median(errors: Tensor) -> float:
     """The median of `[T]` errors, the mean of the middle two for an even T; a NaN counts as infinite."""
     return float(np.median(errors.nan_to_num(nan=math.inf, posinf=math.inf).numpy()))

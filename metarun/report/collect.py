@@ -194,6 +194,8 @@ def collect(roots: Sequence[Path], besides: Path) -> Collection:
         try:
             run = read(folder)
             check_usable(run)
+        except NothingTested:
+            continue
         except Unreadable as error:
             collection.problems.append(str(error))
             continue
@@ -229,6 +231,10 @@ class Unreadable(Exception):
     """A file of a run that is not what metarun writes."""
 
 
+class NothingTested(Unreadable):
+    """A run that used what an earlier one learned, and has nothing to compare."""
+
+
 def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / "result.json"
@@ -236,7 +242,8 @@ def read(folder: Path) -> Run:
         result = files.parsed(path.read_text(encoding="utf-8"))
         needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
         missing = [key for key in needed if key not in result]
-        if missing or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
+        used = missing == ["data"] and not any(result["choices"].get(group) for group in ("data", "target"))
+        if (missing and not used) or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
         if not result.get(key_of_result(TEST, SETS), {}).keys() <= result["protocol"].get(SETS, {}).keys():
             raise ValueError("does not say how its data sets were tested")
@@ -248,6 +255,8 @@ def read(folder: Path) -> Run:
             raise ValueError("it holds no keys")
         if not text.endswith("\n"):  # it was written whole, and so ended its last line
             raise ValueError("it was cut off")
+        if used:
+            raise NothingTested(f"{folder}: tested nothing")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
         why = found if "zero" in found or "empty" in found else _first_line(error)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from metarun import files
-from metarun.report import target
+from metarun.report import continual, target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import (
@@ -16,12 +16,15 @@ from metarun.runs.result import (
     BASELINES,
     CHANCE,
     CI95,
+    CONTINUAL,
     DAMAGED,
     EPISODES,
     FILE,
+    MEASURES,
     SCORE,
     SETS,
     TEST,
+    WORST_CLASS,
     key,
     of_set,
 )
@@ -59,7 +62,12 @@ def show(folder: Path, result: dict[str, Any]) -> None:
         if kept := target.kept(result):
             print(kept)
     if tested:
-        terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+        if CONTINUAL in result:
+            terminal.show(continual.table(result, what))
+        else:
+            terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+        if told := _own_measures(result):
+            print(told)
     if encoder := result["protocol"].get("encoder"):
         print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
@@ -79,6 +87,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
 
 def pretraining(encoder: dict[str, Any]) -> str:
     """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if "fitted_to" in encoder:
+        return f"fitted to {encoder['fitted_to']}"
     if encoder["saw"] is None:
         return "of whose pretraining nothing is known"
     whether = {
@@ -95,6 +105,15 @@ def subject(folder: Path) -> str:
     except Unreadable:
         return ""
     return f"{choices['algo']} on {choices['data']}\n" if {"algo", "data"} <= choices.keys() else ""
+
+
+def _own_measures(result: dict[str, Any]) -> str:
+    """What the method or the data measured beside accuracy or error, in a line; empty where they measure nothing more."""
+    known = {key(TEST, name) for name in (*MEASURES, WORST_CLASS)}
+    names = [name for name in result if name.startswith(f"{TEST}/") and f"{name}{CI95}" in result and name not in known]
+    return ", ".join(
+        f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[f'{name}{CI95}'], '.4f')}" for name in names
+    )
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:

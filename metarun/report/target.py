@@ -41,7 +41,7 @@ def kind(result: dict[str, Any]) -> str:
 def kept(result: dict[str, Any]) -> str:
     """A line about the classifier that a run keeps, whose own accuracy is not the mean over repeats; empty where there is none."""
     found = result.get("target/classifier")
-    if found is None:
+    if found is None or "repeat" not in found:
         return ""
     return (
         f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found['acc']:.2%} of its "

@@ -366,12 +366,9 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data = run.data.describe()
+    if (main or "").startswith(f"{result.TEST}/"):
+        run.result.setdefault("interval", "95%, over episodes, normal approximation")
     run.result |= {
-        **(
-            {"interval": "95%, over episodes, normal approximation"}
-            if (main or "").startswith(f"{result.TEST}/")
-            else {}
-        ),
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
         **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),
@@ -404,7 +401,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
     if run.target or on_images:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
-    source = run.data if run.config.recipe.source and not run.target else run.target.source if run.target else run.data
+    source = run.target.source if run.target else run.data.underlying
     if isinstance(source, EncodedSource):
         found["encoder"] = source.saw()
     if run.config.recipe.source:
@@ -424,12 +421,19 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def unused(config: DictConfig) -> tuple[str, ...]:
-    """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
+    """The parts and groups of the config that the recipe does not use.
+
+    Without a source these are those that only a source needs, and where all stages use what an earlier run learned, its data
+    and its network too, which are not those of this command line.
+    """
     if config.recipe.source:
         return ()
-    source = ("data", "unsupervised", "pretrain", "wrapper", "test")
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
-    gives = any(stage.gives_weights for stage in build_stages(config))
+    built = build_stages(config)
+    if not any(stage.continues_config or stage.needs_data for stage in built):
+        return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")
+    gives = any(stage.gives_weights for stage in built)
     return source if gives or uses_method(config) else (*source, *method)
 
 

@@ -32,6 +32,8 @@ CI95 = "_ci95"  # ends the key of half of a 95% interval
 EPISODES = "episodes"
 AFTER_INNER_STEPS = "after_inner_steps"
 CURVES = "curves"
+POINTS = "points"  # where the points of the curves lie, `at`, and what they are, `name`; absent where they are counted
+CONTINUAL = "continual"  # of a test on classes that arrive one after the other
 SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; absent where nothing was chosen
 
 # What the run was.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -30,7 +31,9 @@ from metarun.core import (
 )
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
+from metarun.data.sequences import sequences
 from metarun.data.source import DataSource, Split, TableSource
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -109,6 +112,10 @@ def build_learner(
     )
     if trains and algorithm.trains_on == "batches":
         learner.sampler = image_batches(run, learner, algo, split)
+    elif trains and algorithm.trains_on == "sequences":
+        learner.task = task
+        images, count = data.labelled(None, "train"), algorithm.remembered
+        learner.sampler = sequences(images, task, count, config.seed, hardware.device, f"{train}.task")
     elif trains:
         learner.task = task
         learner.sampler = training_episodes(run, learner, train)
@@ -117,24 +124,27 @@ def build_learner(
         if run.augment is not None and learner.sampler is not None:
             tasks = settings.tasks_per_step
             learner.sampler = augmented(learner.sampler, run.augment, config.seed, hardware, tasks)
-    elif algorithm.trains_on == "episodes":
+    elif algorithm.trains_on != "batches":
         learner.task = task
     return learner
 
 
 def seen_before(run: Run) -> seen.Seen:
-    """What the weights of `backbone.from` were trained on.
+    """What the weights of `backbone.from`, or of the encoder, were trained on.
 
     Raises:
         UserError: These are images of classes that the run meta-tests on.
     """
-    origin = run.config.backbone.get("from")
-    if not origin:
-        return {}
-    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
-    if any(stage.meta_tests for stage in run.stages):
-        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
-    return known
+    known: dict[str, seen.Seen] = {}
+    if origin := run.config.backbone.get("from"):
+        state = checkpoint.load(checkpoint.weights_file("backbone.from", origin))
+        known[f"backbone.from={origin}"] = state.get(seen.KEY, {})
+    if isinstance(run.data, EncodedSource):
+        known[f"encoder.from={run.config.encoder.get('from')}"] = dict(run.data.encoder.seen)
+    for where, classes in known.items():
+        if any(stage.meta_tests for stage in run.stages):
+            seen.refuse_test_classes(classes, run.data, where)
+    return functools.reduce(seen.merged, known.values(), {})
 
 
 def trained_on(run: Run, tested: Labelled) -> int:
@@ -263,8 +273,10 @@ def build_algorithm(
     settings = OmegaConf.select(config, algo)
     if data.outputs is not None:
         outputs = data.outputs
-    elif getattr(get_class(settings._target_), "trains_on", "episodes") == "batches":
+    elif (trains_on := getattr(get_class(settings._target_), "trains_on", "episodes")) == "batches":
         outputs = len(training_images(data, OmegaConf.select(config, train).validate_on, split).names)
+    elif trains_on == "sequences":
+        outputs = len(data.labelled(None, "train").names)
     else:
         outputs = largest(train_task.ways)
     spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, largest(train_task.shots))
@@ -330,15 +342,18 @@ def check_training(
         raise UserError(
             f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
         )
+    if algorithm.trains_on != "batches" and settings.validate_on == "images":
+        raise UserError(
+            f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
+            f"use {train}.validate_on=episodes"
+        )
     if algorithm.trains_on == "episodes":
-        if settings.validate_on == "images":
-            raise UserError(
-                f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
-                f"use {train}.validate_on=episodes"
-            )
         return
+    what = "batches" if algorithm.trains_on == "batches" else "sequences"
     for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
-        raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
+        raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
+    if algorithm.trains_on == "sequences":
+        return
     if world.size > 1 and algorithm.backbone.couples_rows:
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "

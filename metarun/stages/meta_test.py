@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metarun import files
 from metarun.config.lists import TASK
@@ -15,6 +17,7 @@ from metarun.core import TaskShape, largest
 from metarun.data.domains import named, rule
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
+from metarun.engine.hardware import Hardware
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.engine.views import Views
 from metarun.errors import UserError
@@ -113,6 +116,7 @@ class MetaTest(Stage):
     def _carry_out(self, run: Run, test: Test, steps: list[int], temperature: float | None, validated: int) -> None:
         algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
         observed = Observed(settings.episodes, temperature) if self.classifies else None
+        measured = Measured(run.tests[test.name], settings.episodes)
         with run.logger.progress(f"testing {test.name}".rstrip(), settings.episodes) as advance:
             scores = evaluate(
                 algorithm,
@@ -122,10 +126,12 @@ class MetaTest(Stage):
                 steps,
                 advance,
                 measure=True,
-                observe=observed,
+                observe=observed if observed is not None else measured,
                 curves=not test.task.varies,
                 views=self.views,
             )
+        if observed is None:
+            scores.measures |= measured.gather(hardware)
         kind = result.of_set(result.TEST, test.name)
         run.result |= summary(scores, kind) | own_measures(scores, kind)
         if observed is not None:
@@ -271,6 +277,30 @@ def own_task(run: Run, name: str) -> TaskShape:
     node = run.config.test.data.get(name) or {}
     own = {part: node.get(part) for part in TASK}
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
+
+
+class Measured:
+    """Gathers what the data measure on predictions beside the error.
+
+    Args:
+        data: The data set.
+        episodes: The number of test episodes.
+    """
+
+    def __init__(self, data: DataSource, episodes: int) -> None:
+        self.data = data
+        nothing = torch.zeros(1, 2, data.outputs or 1)
+        self.values = {name: torch.zeros(episodes, dtype=torch.float64) for name in data.measures(nothing, nothing)}
+
+    def __call__(self, rows: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """Takes the predictions of the episodes of the numbers `rows`, and their targets."""
+        for name, found in self.data.measures(predictions, targets).items():
+            self.values[name][rows] = found.double().cpu()
+
+    def gather(self, hardware: Hardware) -> dict[str, Tensor]:
+        """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""
+        hardware.world.all_reduce(list(self.values.values()))
+        return self.values
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Times metarun and learn2learn 0.2.0 in turn on the same work, and prints a table and writes JSON.
+"""Times metarun and learn2learn 0.2.0 (on vectors, easyfsl 1.5) in turn on the same work, and prints a table and writes JSON.
 
 Each line of the table: the same model, tasks and optimiser on both sides, and the same cores; tasks a second in the median
 of the rounds, the range in brackets. Ours are processes of one thread that share the tasks of a step; the peer is one
@@ -30,6 +30,7 @@ from metarun.cli import MENDABLE, one_line
 from metarun.errors import UserError
 from metarun.runs import provenance
 
+from . import encoding
 from .lines import LINES, MEMORY, Line
 from .measure import Differ, cores, memory, spread, startup, throughput
 from .predicting import Work, predicting
@@ -51,6 +52,8 @@ def works(hardware: Sequence[str]) -> dict[str, Measurement]:
     """All that can be measured, by name."""
     return {
         **{line.name: partial(throughput, on(hardware, line)) for line in LINES},
+        "encoding": encoding.throughput,
+        "encoding_memory": encoding.memory,
         "startup": lambda rounds, seconds: startup(rounds),
         "predict": lambda rounds, seconds: predicting(Work(), rounds, seconds),
         MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3), on(hardware, MEMORY)),  # it hardly varies
@@ -116,12 +119,20 @@ def show(result: dict[str, Any], console: Console) -> None:
     if rates:
         where = result["machine"]["gpu"] or f"{result['machine']['cores']} cores"
         table = Table("work", title=f"tasks/s on {where}, median of {result['rounds']} rounds")
-        for column in ("ours", "learn2learn", "ratio", "machine"):
+        for column in ("ours", "peer", "ratio", "machine"):
             table.add_column(column, justify="right")
         for line in rates.values():
             share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""
             table.add_row(line["title"], spread(line["ours"]), spread(line["peer"]), f"{line['ratio']:.2f}×", share)
         console.print(table)
+    if "ratio" in lines.get("encoding", {}):
+        line = lines["encoding"]
+        table = Table("work", "metarun", "the bare network", "ratio", title="images/s")
+        table.add_row(line["title"], spread(line["ours"]), spread(line["peer"]), f"{line['ratio']:.2f}×")
+        console.print(table)
+    if "ratio" in lines.get("encoding_memory", {}):
+        line = lines["encoding_memory"]
+        console.print(f"{line['title']}: {line['ratio']:.2f} times")
     if "startup" in lines:
         table = Table("start-up", title="seconds from the start of the process")
         table.add_column("median", justify="right")

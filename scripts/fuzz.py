@@ -164,8 +164,8 @@ def words_strategy() -> Any:
     return st.one_of(words, words, words, words.map(lambda found: ["-m", *found, "--dry-run"]))
 
 
-def fuzz_words(seconds: float, seed: int) -> int:
-    """Tries command lines for some seconds; returns how many, and prints each finding."""
+def fuzz_words(seconds: float, seed: int, examples: int = 50) -> int:
+    """Tries command lines for some seconds, `examples` between two looks at the clock; prints each finding, and returns how many."""
     hypothesis: Any = importlib.import_module("hypothesis")  # which not everybody has
     began, tried, found = time.monotonic(), 0, set[str]()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -188,7 +188,7 @@ def fuzz_words(seconds: float, seed: int) -> int:
             given: Any = hypothesis.given  # whose result has no type, nor that of seed
             trial = given(words_strategy())(once)
             options = hypothesis.settings(
-                max_examples=50, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+                max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
             )
             seeded: Any = hypothesis.seed
             seeded(number)(options(trial))()
@@ -233,7 +233,7 @@ def fuzz_files(seconds: float, seed: int) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         whole = Path(folder, "whole")
         for number in (0, 1):
-            command([*BASE, f"seed={number}", f"outputs={whole}"])
+            command([*BASE, f"seed={number}", f"name=run{number}", f"outputs={whole}"])
         kept = sorted(path for path in whole.rglob("*") if path.is_file() and path.name != ".lock")
         while time.monotonic() - began < seconds:
             outputs = Path(folder, "outputs")
@@ -247,7 +247,7 @@ def fuzz_files(seconds: float, seed: int) -> int:
             if draw.random() < 0.5 and path.name != "result.json":
                 (run / "result.json").unlink(missing_ok=True)  # so that it goes on
             commands = [
-                [*BASE, f"seed={run.name[-1]}", f"outputs={outputs}"],
+                [*BASE, f"seed={run.parent.name[-1]}", f"name={run.parent.name}", f"outputs={outputs}"],
                 ["recipe=test", f"checkpoint={run}", "test.episodes=4", f"outputs={outputs}"],
                 ["recipe=report", f"runs={outputs}"],
                 ["runs", f"outputs={outputs}"],

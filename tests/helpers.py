@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +34,16 @@ def choices(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def compose(*overrides: str) -> DictConfig:
-    """The config that a command line makes, without the presets of particular data."""
-    assert schema.Config  # its import registers the schema
+@functools.cache
+def _composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides=["~preset", *overrides])
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config that a command line makes, without the presets of particular data; composed once for all tests of a process."""
+    assert schema.Config  # its import registers the schema
+    return copy.deepcopy(_composed(*overrides))
 
 
 def table(images: np.ndarray, sizes: list[int], groups: list[str] | None = None) -> Table:
@@ -58,7 +65,9 @@ def toy_images(*, signal: float = 1.0, classes: int = 12, per_class: int = 20, r
 
 def episodes(source: DataSource, task: TaskShape, tasks: int, split: Split = "train", start: int = 0) -> Episodes:
     """`tasks` episodes of `source`."""
-    return source.sampler(split, task, 0, CPU)(start, start + tasks)
+    found = source.sampler(split, task, 0, CPU)(start, start + tasks)
+    assert isinstance(found, Episodes)
+    return found
 
 
 def build(config: DictConfig, source: DataSource, vectorize: bool = False) -> Algorithm:
@@ -96,8 +105,14 @@ class Replays:
 
 def double(episodes: Episodes) -> Episodes:
     """The same episodes with float64 inputs and targets; labels stay integers."""
-    tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in episodes.tensors]
-    return Episodes(*tensors, ways=episodes.ways)
+    tensors = episodes.named_tensors.values()
+    return episodes.with_tensors(tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def alone(source: DataSource, task: TaskShape, tasks: int, split: Split = "train") -> list[Episodes]:
+    """The first `tasks` episodes of `source`, each drawn by itself, in double precision."""
+    draw = source.sampler(split, task, 0, CPU)
+    return [double(one) for number in range(tasks) for one in draw(number, number + 1).split(1)]
 
 
 def with_(episodes: Episodes, **changes: Tensor) -> Episodes:

@@ -86,7 +86,7 @@ def stream(algorithm: Algorithm, source: DataSource) -> BatchSampler:
 
 def fed(algorithm: Algorithm, batch: Episodes) -> Episodes | Batch:
     """What the method's loss takes: these episodes, or as many labelled images."""
-    if algorithm.trains_on == "episodes":
+    if algorithm.trains_on != "batches":
         return batch
     found = stream(algorithm, SEPARABLE)(0, batch.support_y.numel() + batch.query_y.numel())
     return Batch(found.x.to(batch.support_x.dtype), found.y, found.domain)
@@ -353,8 +353,9 @@ def test_weights_make_the_round_trip(name: str, tmp_path: Path) -> None:
         assert torch.equal(again.eval().predict(batch), algorithm.eval().predict(batch))
 
 
-@pytest.mark.parametrize(("name", "norm"), [pair for pair in NORMED if pair[1] in ("batch", "running")])
-def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm: str, tmp_path: Path) -> None:
+@EVERY
+def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_path: Path) -> None:
+    norm = "running" if (name, "running") in NORMED else "batch"  # with running averages there is more to carry on
     settings = ["train.steps=6", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
     config = config_of(name, *settings, norm=norm)
 
@@ -368,7 +369,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, norm:
         def sampler(start: int, stop: int) -> Episodes | Batch:
             if start // 2 == interrupted_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return draw(start, stop) if algorithm.trains_on == "episodes" else images(24 * start, 24 * stop)
+            return draw(start, stop) if algorithm.trains_on != "batches" else images(24 * start, 24 * stop)
 
         def validate() -> tuple[float, dict[str, float]]:
             with torch.no_grad():

@@ -21,15 +21,18 @@ from PIL import Image
 from shell import SINUSOID
 from torch.utils.flop_counter import FlopCounterMode
 
+from metarun.engine.distributed import World
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402
-from benchmark import measure  # noqa: E402
+from benchmark import features, measure, readme  # noqa: E402
 from benchmark.device import growth  # noqa: E402
 from benchmark.limit import Convolutions, Layer, needed  # noqa: E402
 from benchmark.lines import LINES, MEMORY, Line  # noqa: E402
 from benchmark.peer import Peer  # noqa: E402
+from benchmark.predicting import Work, predicting  # noqa: E402
 from benchmark.worker import Worker  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -94,8 +97,8 @@ def test_a_line_whose_sides_differ_is_named_and_the_others_are_measured(
 def test_every_promised_line_is_there() -> None:
     names = {
         "omniglot_maml_q15", "omniglot_maml_q15_bf16", "omniglot_maml_q1", "omniglot_maml_5steps_q15", "omniglot_fomaml_q15",
-        "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup", "peak_memory",
-        "encoding", "encoding_memory",
+        "omniglot_anil_q15", "compute_maml_q15", "compute_protonet", "sinusoid_maml", "episode_sampling", "startup",
+        "peak_memory", "predict", "encoding", "encoding_memory",
     }  # fmt: skip
     assert names <= command.works(["cpu"]).keys()
     for line in [*LINES, MEMORY]:
@@ -195,6 +198,17 @@ def test_the_sides_tell_the_memory_of_a_step(sides: tuple[Worker, Worker], tmp_p
     assert peer.ask("memory", path=str(tmp_path / "check.pt")) >= 0
 
 
+def test_predicting_is_held_against_the_bare_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(images=300, size=8, backbone={"_target_": "metarun.backbones.mlp.MLP", "hidden": [4]})
+    status, result = run(tmp_path / "benchmark.json", {"predict": partial(predicting, work)})
+    assert status == 0
+    line = result["lines"]["predict"]
+    shares = [ours / bare for ours, bare in zip(line["ours"]["values"], line["bare"]["values"], strict=True)]
+    assert line["share"]["values"] == pytest.approx(shares)
+    assert f"{line['share']['median']:.0%}" in capsys.readouterr().out
+    assert f"{line['share']['median']:.0%}" in readme.table(result)
+
+
 def test_the_first_step_is_seen_on_disk() -> None:
     assert measure.first_step_seconds(*SINUSOID) > 0
     with pytest.raises(measure.UserError, match="before its first training step"):
@@ -255,3 +269,26 @@ def test_keys_of_the_hardware_reach_our_side() -> None:
 def test_tf32_has_a_limit_of_its_own() -> None:
     with pytest.raises(measure.Differ, match=r"tf32, loss difference 0\.02, allowed 0\.01"):
         measure.verify({"tf32": {"loss_difference": 0.02}})
+
+
+def test_vectors_are_tested_as_a_run_tests_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side of the lines against easyfsl, whose accuracies are those of distances computed here; its own is not installed."""
+    monkeypatch.setattr(features, "ITEMS", 25)
+    monkeypatch.setattr(features, "FEATURES", 64)
+    monkeypatch.setattr(features, "CHECKED", 3)
+    lines = [line for line in LINES if line.features]
+    assert [line.algo for line in lines] == ["protonet", "tim"]
+    line = dataclasses.replace(lines[0], words=lines[0].words | {"train.tasks_per_step": 4})
+    ours = features.Ours(line, World())
+    ours.check(str(tmp_path / "check.pt"))
+    found = torch.load(tmp_path / "check.pt")
+    for support_x, support_y, query_x, predicted in zip(*found["tasks"], found["predicted"], strict=True):
+        means = torch.stack([support_x[support_y == way].mean(0) for way in range(5)])
+        assert torch.equal(torch.cdist(query_x, means).argmin(1), predicted)
+    assert ours.run(1) > 0
+    monkeypatch.setattr(features.optional, "torchvision", lambda: None)
+    monkeypatch.setitem(sys.modules, "easyfsl", None)
+    with pytest.raises(
+        measure.UserError, match=r"^easyfsl cannot be imported \(.*easyfsl.*\); scripts/benchmark/features.py says"
+    ):
+        features.Peer(line)

@@ -43,7 +43,7 @@ def test_every_file_of_a_group_is_a_choice() -> None:
 
 @pytest.mark.parametrize("key", [*REFERENCE.keys, *sections()])
 def test_every_key_of_the_schema_is_explained(key: str) -> None:
-    text = answer([key], [CONF])
+    text = answer([key], REFERENCE)
     fits(text)
     assert text.splitlines()[0] == key
     if key in REFERENCE.keys and key not in REFERENCE.groups:
@@ -63,7 +63,7 @@ def test_no_key_of_the_schema_is_missing() -> None:
 
 @pytest.mark.parametrize("group", REFERENCE.groups)
 def test_every_group_is_explained_and_lists_its_choices(group: str) -> None:
-    text = answer([group], [CONF])
+    text = answer([group], REFERENCE)
     fits(text)
     assert REFERENCE.meaning(group).endswith(".")
     for choice in REFERENCE.groups[group].values():
@@ -72,7 +72,7 @@ def test_every_group_is_explained_and_lists_its_choices(group: str) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.group}={choice.name}")
 def test_every_choice_is_explained_with_every_setting(choice: Choice) -> None:
-    text = answer([f"{choice.group}={choice.name}"], [CONF])
+    text = answer([f"{choice.group}={choice.name}"], REFERENCE)
     fits(text)
     assert choice.meaning
     assert choice.command.startswith("metarun")
@@ -91,7 +91,7 @@ def test_every_choice_is_explained_with_every_setting(choice: Choice) -> None:
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.group}={choice.name}")
 def test_every_setting_of_a_choice_can_be_asked_for(choice: Choice) -> None:
     for entry in choice.entries():
-        text = answer([entry.key], [CONF])
+        text = answer([entry.key], REFERENCE)
         fits(text)
         assert choice.name in re.split(r"[\s,:=]+", text)
 

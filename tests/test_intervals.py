@@ -248,6 +248,19 @@ def test_of_one_class_more_or_less_balanced_accuracy_covers_the_truth() -> None:
     assert 0.94 < held / 2000 < 0.99
 
 
+def test_the_interval_of_macro_f1_is_that_of_its_draws() -> None:
+    """Counts of four classes, one of them never there and never predicted: the deviation is that from draw to draw."""
+    draw = np.random.default_rng(0)
+    shares = np.zeros((4, 4))
+    shares[:3, :3] = [[0.3, 0.1, 0.02], [0.05, 0.2, 0.03], [0.1, 0.05, 0.15]]
+    counts = draw.multinomial(400, shares.ravel(), 2000).reshape(-1, 4, 4)
+    values, halves = zip(*(metrics.macro_f1(one) for one in counts), strict=True)
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(values), rel=0.05)
+    right = 2 * np.diag(shares)[:3] / (shares.sum(0) + shares.sum(1))[:3]
+    assert np.mean(values) == pytest.approx(right.mean(), abs=0.005)
+    assert metrics.macro_f1(np.diag([3, 4])) == (1.0, None)
+
+
 def test_the_interval_of_an_auroc_is_that_of_its_draws() -> None:
     """Two Gaussians that are one apart: the interval's deviation is that of the AUROC from draw to draw."""
     draw = np.random.default_rng(0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import double, episodes, toy_images
+from helpers import double, episodes, table, toy_images
+from shell import metarun
 from torch import Tensor
 
 from metarun.algos.bdcspn import BDCSPN
@@ -27,6 +31,8 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
 from metarun.core import Algorithm, Episodes, Spec, TaskShape
+from metarun.data.imbalanced import dirichlet, divided
+from metarun.data.source import ImageSource
 from metarun.errors import UserError
 from metarun.ops.transport import sinkhorn
 
@@ -546,6 +552,98 @@ def test_a_frozen_backbone_of_caml_learns_nothing() -> None:
 def test_sizes_that_do_not_fit(settings: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         on_vectors(CAML, **settings)
+
+
+# Queries of unequal classes
+
+TASK = TaskShape(5, 2, 4, query_dirichlet=2.0)
+
+
+def test_dirichlet_queries_are_a_function_of_the_seed_and_the_number_alone() -> None:
+    source = toy_images(per_class=40)
+    whole = episodes(source, TASK, 6, "test")
+    assert whole.query_x.shape == (6, 20, 1, 16, 16)
+    for start, stop in ((0, 2), (2, 5), (5, 6)):
+        part = episodes(source, TASK, stop - start, "test", start)
+        for one, other in zip(part.tensors, whole.tensors, strict=True):
+            assert torch.equal(one, other[start:stop])
+    again = source.sampler("test", TASK, 1, torch.device("cpu"))(0, 6)
+    assert not torch.equal(again.query_y, whole.query_y)
+
+
+def test_dirichlet_queries_are_of_the_classes_of_the_support_set_and_none_is_in_both() -> None:
+    """Of images whose values say which they are, some of them turned."""
+    images = np.arange(6 * 30, dtype=np.uint8).reshape(180, 1, 1, 1) + np.zeros((1, 1, 2, 2), np.uint8)
+    source = ImageSource(
+        table(images, [30] * 6), {"train": range(6), "val": range(6), "test": range(6)}, rotations=True
+    )
+    found = episodes(source, TASK, 30, "test")
+    support, queries = ((255 * x[:, :, 0, 0, 0]).round().long() for x in (found.support_x, found.query_x))
+    for task in range(30):
+        rows = [*support[task].tolist(), *queries[task].tolist()]
+        labels = [*found.support_y[task].tolist(), *found.query_y[task].tolist()]
+        assert len({*zip(rows, labels, strict=True)}) == 30  # a class turned is another class of the same images
+        for way in range(5):
+            assert len({row // 30 for row, label in zip(rows, labels, strict=True) if label == way}) == 1
+
+
+def test_shares_have_dirichlets_moments() -> None:
+    draws = np.random.default_rng(0).random((40_000, 5))
+    for concentration in (0.5, 2.0):
+        shares = dirichlet(draws, concentration)
+        assert shares.sum(1) == pytest.approx(1)
+        assert shares.mean(0) == pytest.approx(np.full(5, 0.2), abs=0.005)
+        variance = 0.2 * 0.8 / (5 * concentration + 1)
+        assert shares.var(0) == pytest.approx(np.full(5, variance), rel=0.05)
+
+
+def test_counts_add_up_and_keep_to_what_classes_have() -> None:
+    shares = dirichlet(np.random.default_rng(0).random((500, 5)), 0.3)
+    free = divided(shares, 75, 75)
+    assert (free.sum(1) == 75).all()
+    assert np.abs(free - 75 * shares).max() < 1
+    capped = divided(shares, 75, 18)
+    assert (capped.sum(1) == 75).all()
+    assert capped.max() == 18
+    assert divided(np.array([[0.9, 0.05, 0.05]]), 10, 4).tolist() == [[4, 3, 3]]
+    assert divided(np.array([[0.9, 0.1, 1e-12]]), 12, 4).tolist() == [[4, 4, 4]]
+
+
+def test_a_run_says_how_queries_were_divided(tmp_path: Path) -> None:
+    words = [
+        "algo=tim",
+        "data=glyphs",
+        "backbone=pixels",
+        "train.steps=0",
+        "test.episodes=4",
+        "test.baseline_episodes=0",
+    ]
+    words += ["train.validate_episodes=2", "test.task.query_dirichlet=2", f"outputs={tmp_path}"]
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    found = json.loads(next(tmp_path.rglob("result.json")).read_text(encoding="utf-8"))
+    assert found["protocol"]["test"]["query_dirichlet"] == 2
+    assert found["protocol"]["transductive"]
+    assert found["protocol"]["assumes_balanced_queries"]
+    shown = " ".join(done.out.split())
+    assert "15 queries a class, divided by Dirichlet(2) shares" in shown
+    assert "transductive, supposes balanced queries" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["test.task.query_dirichlet=0"], "test.task.query_dirichlet=0: must be above 0"),
+        (["test.task.query_dirichlet=2", "task.shots=[1,3]"], "divides the queries of tasks of one shape"),
+        (["test.task.query_dirichlet=2", "data=sinusoid", "algo=maml", "backbone=mlp", "task.ways=1"], "is of classes"),
+    ],
+)
+def test_divisions_that_cannot_be(words: list[str], message: str, tmp_path: Path) -> None:
+    plain = ["algo=protonet", "data=glyphs", "backbone=pixels", "train.steps=0"]
+    done = metarun(*plain, *words, f"outputs={tmp_path}")
+    assert done.status == 2
+    assert message in done.err
+    assert not list(tmp_path.iterdir())
 
 
 # On vectors as they are

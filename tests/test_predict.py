@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from shell import Outcome, killed_at_files, make_images, metarun, result
 
@@ -111,11 +112,40 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
         in made_out.out
     )
     assert set(told["target/calibration"]["with"]) == {"nll", "brier", "ece"}
+    for part in ("backbone", "data", "algo", "train", "target", "transfer"):  # of the run, and not of this command
+        assert part not in result(found)["choices"]
+        assert part not in yaml.safe_load((found / "config.yaml").read_text())
     assert told["target/worst_class_acc"] == min(told["target/class_acc"])
     held = store.load(made.parent)
     assert held.classes == ["ash", "birch", "cedar"]
     assert len(held.examples) == 24
     assert all(name.startswith("train/") for name in held.examples)
+
+
+@pytest.mark.parametrize(("algo", "norm"), [("coral", "batch"), ("dann", "running")])
+def test_an_adapted_method_keeps_its_classifier_too(tmp_path: Path, divided: Path, algo: str, norm: str) -> None:
+    source = kinds(tmp_path / "source", {"ash": 6, "birch": 6, "cedar": 6}, seed=5)
+    words = ["recipe=domain_adaptation", f"algo={algo}", "data=folder", f"data.root={source}", "data.image_size=16"]
+    words += [
+        *TARGET,
+        f"target.data.root={divided}",
+        f"backbone.norm={norm}",
+        "train.steps=2",
+        "train.tasks_per_step=8",
+    ]
+    done(*words, f"outputs={tmp_path}", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    done("recipe=predict", f"checkpoint={made.parent}", f"images={divided / 'test'}", f"outputs={tmp_path}")
+    told, found = result(made.parent), result(folder_of(tmp_path))
+    assert told["target/classifier"] == {"file": "classifier.pt", "acc": found["predict/acc"]}
+    assert told["target/acc"] == found["predict/acc"]
+    names = [f"probability of {name}" for name in ("ash", "birch", "cedar")]
+    for one, other in zip(rows(made.parent), rows(folder_of(tmp_path)), strict=True):
+        assert one["prediction"] == other["class"]
+        np.testing.assert_allclose(*([float(row[name]) for name in names] for row in (one, other)), rtol=2e-5)
+    support = kinds(tmp_path / "support", {"elm": 2, "fir": 3})  # other classes are learned in the method's own way
+    learner = Learner(store.load(made.parent), "cpu")
+    assert learner.fit(support).predict(support).shape == (5,)
 
 
 def test_a_classifier_speaks_in_single_precision_whatever_it_learned_in(tmp_path: Path, divided: Path) -> None:

@@ -31,7 +31,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from metarun import report
-from metarun.report import figures, published, statistics, tables
+from metarun.report import figures, listing, published, statistics, tables
 from metarun.report.collect import collect
 from metarun.report.summary import Section, summarise
 from metarun.runs.logger import RunLogger
@@ -227,6 +227,21 @@ def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
     ]
     assert [problem.partition(": cannot be used (")[0] for problem in found.problems] == named
     assert not any("\n" in problem for problem in found.problems)
+
+
+def test_a_run_that_only_used_what_was_learned_is_finished_and_in_no_report(tmp_path: Path) -> None:
+    make_run(tmp_path / "tested", "algo=maml", scores=[0.5, 1])
+    folder = make_run(tmp_path / "predictions", "recipe=predict", choices={"data": "", "algo": ""})
+    found = json.loads((folder / "result.json").read_text())
+    del found["data"]
+    (folder / "result.json").write_text(json.dumps(found))
+    collection = collect([tmp_path], tmp_path / "report")
+    assert collection.problems == []
+    assert [run.folder.name for run in collection.runs] == ["tested"]
+    assert {line.folder.name: line.state for line in listing.found([tmp_path])} == {
+        "tested": "finished",
+        "predictions": "finished",
+    }
 
 
 def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def made(algo: str, *words: str) -> tuple[Callable[[], nn.Module], Callable[[int
     shape = task_of(config, "train")
 
     def batch_of(first: int, end: int) -> Any:
-        if template.trains_on == "episodes":
+        if template.trains_on != "batches":
             return double(episodes(IMAGES, shape, end - first, start=first))
         images = IMAGES.labelled("train").batch(torch.arange(0, 12 * TASKS, 12).numpy(), CPU)
         domain = torch.arange(TASKS) % 2 if template.uses_target != "no" else torch.zeros(TASKS, dtype=torch.int64)
@@ -191,7 +191,7 @@ def test_processes_and_chunks_change_nothing(algo: str) -> None:
 
 
 def trains_on_episodes(algo: str) -> bool:
-    return getattr(get_class(compose(f"algo={algo}").algo._target_), "trains_on", "episodes") == "episodes"
+    return getattr(get_class(compose(f"algo={algo}").algo._target_), "trains_on", "episodes") != "batches"
 
 
 REFUSE_RUNNING = ("l2l",)

@@ -299,6 +299,18 @@ def test_weights_that_have_seen_the_test_classes_are_not_meta_tested(
     refused(
         *again, saying=r"backbone.from=.* was trained on images of 4 of the 4 classes", outputs=tmp_path / "outputs"
     )
+    encoded = [
+        "algo=protonet",
+        "task.ways=2",
+        "task.queries=1",
+        f"data.root={images}",
+        "data=folder",
+        "data.image_size=16",
+    ]
+    outcome = metarun(*encoded, "encoder=run", f"encoder.from={origin}", f"outputs={tmp_path / 'outputs'}")
+    assert outcome.status == 2
+    assert re.search(r"encoder.from=.* was trained on images of 4 of the 4 classes", outcome.said[-1])
+    assert not (tmp_path / "outputs").exists()
     other = make_images(tmp_path / "other", classes=3)
     for number, path in enumerate(sorted(other.glob("*/*"))):
         path.rename(path.with_name(f"other{number}"))

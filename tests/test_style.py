@@ -65,6 +65,7 @@ metarun.stages
 metarun.sweeps
 metarun.plugins
 metarun.runs.carry_out
+metarun.inspection
 metarun.cli
 metarun.api metarun
 metarun.__main__

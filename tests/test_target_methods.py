@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers import CPU, build, compose, hardware, toy_images
 from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
@@ -150,6 +150,7 @@ def test_measures_are_scikit_learn_s(classes: int) -> None:
     predicted = scores.argmax(1)
     assert found["acc"] == pytest.approx((predicted == labels).mean())
     assert found["balanced_acc"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert found["confusion"] == confusion_matrix(labels, predicted).tolist()
     if classes == 2:
         assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores[:, 1] - scores[:, 0]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from shell import Outcome, events, make_images, metarun, result, start
+from shell import Outcome, events, make_images, metarun, result, run_folder, start
 
 from metarun.engine import train
 from metarun.runs.provenance import git_commit
@@ -251,6 +251,31 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     whose = "target, whose labels it trains on" if algo == "multitask" else "source"
     assert found["protocol"]["selected_by"] == f"best validation score on held-out images of the {whose}"
     assert "target/interval" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        (["recipe=transfer", "train.validate_on=images", "transfer=nearest_centroid"], "48 of its test images"),
+        (
+            ["recipe=transfer", "train.validate_on=episodes", "transfer=nearest_centroid"],
+            "24 of its test images",
+        ),
+        (["recipe=domain_adaptation", "train.validate_on=images"], None),
+    ],
+)
+def test_source_and_target_of_the_same_images_are_told(
+    words: list[str], seen: str | None, images: Path, tmp_path: Path
+) -> None:
+    """Their training and their test images are divided by one draw where the target is not divided anew."""
+    done = metarun(*words, "algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
+                   f"target.data.root={images}", "target.data.image_size=16", "backbone.channels=4", "train.steps=1",
+                   "train.tasks_per_step=4", "target.repeats=1", "task.ways=2", "task.queries=2", f"outputs={tmp_path}")  # fmt: skip
+    assert done.status == 0, done.err
+    found = result(run_folder(tmp_path))
+    assert ("the source's training sees" in done.err) == bool(seen)
+    assert found["protocol"].get("test_images_trained_on") == (seen and int(seen.split()[0]))
+    assert "interval" not in found  # of episodes, of which there were none
 
 
 def test_a_list_of_sizes_needs_no_brackets() -> None:

@@ -313,10 +313,11 @@ def test_refusals_at_the_shell(words: list[str], said: str, tmp_path: Path) -> N
 
 
 def test_published_numbers_with_labels_are_not_those_without() -> None:
+    tasks_ = {"ways": 5, "shots": 1, "queries": 15}
     choices: dict[str, Any] = {"algo": "maml", "data": "omniglot", "backbone": "conv4", "unsupervised": "umtra"}
-    assert str(find(choices, 5, 1)).startswith("83.80 %")
-    assert find({**choices, "unsupervised": "prototransfer"}, 5, 1) is None
-    assert str(find({**choices, "unsupervised": None}, 5, 1)).startswith("98.7")
+    assert str(find(choices, tasks_)).startswith("83.80 %")
+    assert find({**choices, "unsupervised": "prototransfer"}, tasks_) is None
+    assert str(find({**choices, "unsupervised": None}, tasks_)).startswith("98.7")
 
 
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

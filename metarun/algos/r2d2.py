@@ -14,6 +14,7 @@ together, and alpha starts at 10 (Omniglot, CIFAR-FS; 0.0001 on miniImageNet). D
 - lambda is trained by its logarithm, which keeps it positive. The official code can train lambda, but none of its scripts
   does: `learn_regularization=False`.
 - The system is always that of support size; the official code takes the one of feature size where that is smaller.
+- In regression the targets are values: W predicts what they are above beta, and alpha is not there.
 - beta is one number for all classes, in the paper, its code and here, so the softmax does not feel it.
 - The official code trains on 16, 20 or 60 ways by the data set, of 1 to 9 shots, drawn for each episode, with the
   images of an episode fixed (240; 600 on Omniglot); here `train.task` says ways and shots, of all episodes alike. It
@@ -36,13 +37,15 @@ from metarun.ops.solvers import ridge
 
 
 class R2D2(Algorithm):
-    """Ridge regression from features to one-hot labels, solved anew for each task. Train and test ways may differ.
+    """Ridge regression from features to one-hot labels or values, solved anew for each task. Train and test ways may differ.
 
     Args:
         regularization: Where the penalty lambda starts.
         learn_regularization: Whether the penalty is learned.
         scale: Where alpha, the factor of the scores, starts.
     """
+
+    regression = True
 
     def __init__(
         self,
@@ -55,14 +58,16 @@ class R2D2(Algorithm):
     ) -> None:
         super().__init__(backbone, spec)
         self.log_regularization = nn.Parameter(torch.tensor(math.log(regularization)), learn_regularization)
-        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        # The values of a regression need no calibration.
+        self.scale = nn.Parameter(torch.tensor(float(scale))) if spec.kind == "classification" else None
         self.bias = nn.Parameter(torch.tensor(0.0))
 
     def logits(self, support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
         """`[T, N*Q, N]` of the features of support sets and queries, and the one-hot labels `[T, N*K, N]`."""
         support, query = (F.pad(features, (0, 1), value=1.0) for features in (support, query))  # for a bias
         coefficients = ridge(support, targets, support.shape[1] * self.log_regularization.exp())
-        return self.scale * (query @ support.mT @ coefficients) + self.bias
+        found = query @ support.mT @ coefficients
+        return (found if self.scale is None else self.scale * found) + self.bias
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.predict(episodes)
@@ -71,4 +76,6 @@ class R2D2(Algorithm):
     def predict(self, episodes: Episodes) -> Tensor:
         support, queries = self.embed(episodes)
         with full_precision(queries):
+            if self.spec.kind == "regression":
+                return self.logits(support, episodes.support_y - self.bias, queries)
             return self.logits(support, one_hot(episodes.support_y, episodes.ways, support.dtype), queries)

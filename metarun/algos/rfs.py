@@ -13,6 +13,9 @@ Self-distillation (section 3.3): a second classifier, the same in kind, learns f
 
 With `distill=true` the teacher is what an earlier stage trained (`recipe=pretrain_meta`), and the student starts anew.
 
+`costs` make an ensemble: the probabilities of regressions with each are averaged, so that none has to be chosen where there are no
+validation images (FewTrans, 2026, https://arxiv.org/abs/2603.00478; its official code has the members vote).
+
 Differences from the official code (WangYueFt/rfs): its regression is scikit-learn's, by L-BFGS to a tolerance of 1e-4;
 here it is solved for all tasks at once, to convergence, by ridge regressions (see `logistic`). It puts five augmented
 copies in the place of each support image, which we do not. Its alpha and beta are `-r 0.5 -a 0.5` of its scripts. It
@@ -22,14 +25,16 @@ trains by SGD at 0.05, weight decay 0.0005, 64 images a step, for 100 epochs; th
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
-from metarun.config.types import NonNegativeFloat, PositiveFloat
+from metarun.config.types import Len, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import full_precision, one_hot, precise
@@ -71,6 +76,7 @@ class RFS(Baseline):
 
     Args:
         cost: The inverse penalty C of the logistic regression.
+        costs: The inverse penalties of several regressions, whose probabilities are averaged; null is cost alone.
         distill: Whether a teacher, the classifier of an earlier stage, is distilled.
         alpha: The weight of the cross-entropy, with distill.
         beta: The weight of the divergence from the teacher, with distill.
@@ -85,13 +91,16 @@ class RFS(Baseline):
         spec: Spec,
         *,
         cost: PositiveFloat = 1.0,
+        costs: Annotated[list[PositiveFloat], Len(1)] | None = None,
         distill: bool = False,
         alpha: NonNegativeFloat = 0.5,
         beta: NonNegativeFloat = 0.5,
         distill_temperature: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(backbone, spec)
-        self.cost, self.alpha, self.beta, self.temperature = cost, alpha, beta, distill_temperature
+        self.head.requires_grad_(distill or not backbone.identity)  # which trains the backbone alone
+        self.costs = [cost] if costs is None else list(costs)
+        self.alpha, self.beta, self.temperature = alpha, beta, distill_temperature
         self.teacher: nn.ModuleDict | None = None
         if distill:
             own = {"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(self.head)}
@@ -146,4 +155,8 @@ class RFS(Baseline):
         support, query = (F.normalize(x, dim=-1) for x in self.embed(episodes))
         with full_precision(support):
             targets = one_hot(episodes.support_y, episodes.ways, torch.float64)
-            return logistic(support, targets, query, self.cost).to(support.dtype)
+            logits = [logistic(support, targets, query, cost) for cost in self.costs]
+            if len(logits) == 1:
+                return logits[0].to(support.dtype)
+            mean = torch.stack([each.log_softmax(-1) for each in logits]).logsumexp(0) - math.log(len(logits))
+            return mean.to(support.dtype)

@@ -49,6 +49,7 @@ class TransformedFeatures(Baseline):
         label_smoothing: DropRate = 0.0,
     ) -> None:
         super().__init__(backbone, spec, label_smoothing=label_smoothing)
+        self.head.requires_grad_(not backbone.identity)  # which trains the backbone, and nothing that a test task uses
         self.transform = transform
         self.mean_momentum = mean_momentum
         self.register_buffer("mean", torch.zeros(backbone.features))

@@ -5,7 +5,7 @@ a composed config, `building.py` constructs its nodes, and `values.py` gives its
 looked at.
 """
 
-from metarun.config.building import construct, task_of
+from metarun.config.building import Node, construct, nodes_of, task_of
 from metarun.config.schema import (
     Config,
     Hardware,
@@ -25,6 +25,7 @@ from metarun.errors import UserError
 __all__ = [
     "Config",
     "Hardware",
+    "Node",
     "Noise",
     "Pretrain",
     "Recipe",
@@ -38,6 +39,7 @@ __all__ = [
     "check_keys",
     "construct",
     "flat",
+    "nodes_of",
     "task_of",
     "to_container",
 ]

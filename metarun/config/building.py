@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Collection
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.ranges import check_value
@@ -22,14 +24,14 @@ def task_of(config: DictConfig, split: str) -> Any:
     from metarun.core import TaskShape
 
     change, found = OmegaConf.select(config, split).task, dict(config.task)
-    if change.protocol not in (None, found["protocol"]):
+    if change.protocol not in (None, found["protocol"] or "uniform"):
         found |= PROTOCOLS[change.protocol]
     found |= {name: value for name, value in change.items() if value is not None}
     for name in ("ways", "shots", "queries"):
         if not isinstance(found[name], int):
             low, high = found[name]
             found[name] = low if low == high else (low, high)
-    return TaskShape(**found)
+    return TaskShape(**{name: value for name, value in found.items() if value is not None})
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:
@@ -57,8 +59,50 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         raise UserError(f"{path}: {reason(error)}") from error
 
 
+class Node:
+    """A node of a config that names a class, to be built later, perhaps with other settings.
+
+    Args:
+        node: The node.
+        path: Its dotted key, for messages.
+    """
+
+    def __init__(self, node: DictConfig, path: str) -> None:
+        self.node, self.path = node, path
+
+    def knows(self, name: str) -> bool:
+        """Whether its class has a setting of this name."""
+        return name in hints_of(get_class(self.node._target_))
+
+    def build(self, **changes: Any) -> Any:
+        """Builds it.
+
+        Args:
+            changes: Settings that take the place of its own.
+
+        Raises:
+            UserError: The class refuses them.
+        """
+        return construct(typing.cast(DictConfig, OmegaConf.merge(self.node, changes)), self.path)
+
+
+def nodes_of(value: DictConfig, path: str, beside: Collection[str] = ()) -> dict[str, Node]:
+    """The nodes of a mapping by name, without the keys `beside` of each, which its builder reads itself."""
+    return {
+        str(name): Node(
+            OmegaConf.masked_copy(value[name], [key for key in value[name] if key not in beside]), f"{path}.{name!s}"
+        )
+        for name in value
+    }
+
+
 def _objects(value: Any, path: str) -> Any:
-    """What a setting that takes objects names, built; with `_partial_` what builds it of further arguments."""
+    """What a setting that takes objects names, built; with `_partial_` what builds it of further arguments.
+
+    A mapping of names to nodes becomes one of names to `Node`s: the class that it is a setting of builds them.
+    """
+    if isinstance(value, DictConfig) and "_target_" not in value:
+        return nodes_of(value, path)
     if isinstance(value, ListConfig):
         return [_objects(item, path) for item in value]
     if value.get("_partial_"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section
@@ -39,14 +38,10 @@ METARUN_TRACEBACK=1            the traceback of an error
 """
 
 
-def front_page(folders: Sequence[Path]) -> str:
-    """The text of `metarun --help`: what is typed most, then the choices of every group. No config is composed for it.
-
-    Args:
-        folders: The folders of configs, a user's own before metarun's.
-    """
+def front_page(reference: Reference) -> str:
+    """The text of `metarun --help`: what is typed most, then the choices of every group. No config is composed for it."""
     listed: dict[str, list[str]] = {}
-    for group, choices in Reference(folders).groups.items():
+    for group, choices in reference.groups.items():
         for name in choices:
             inside, _, choice = f"{group}/{name}".rpartition("/")
             listed.setdefault(inside, []).append(choice)
@@ -61,17 +56,16 @@ def _listing(group: str, names: Sequence[str]) -> list[str]:
     )
 
 
-def answer(words: Sequence[str], folders: Sequence[Path]) -> str:
+def answer(words: Sequence[str], reference: Reference) -> str:
     """The text of `metarun help words...`.
 
     Args:
         words: Keys, groups and choices (`GROUP=CHOICE`); none asks for the overview.
-        folders: The folders of configs, a user's own before metarun's.
+        reference: What there is to know of the groups, choices and keys.
 
     Raises:
         UserError: A word is no key, group or choice; it names the nearest.
     """
-    reference = Reference(folders)
     return (
         "\n\n".join("\n".join(_about(word, reference)) for word in words) if words else "\n".join(overview(reference))
     )

@@ -23,6 +23,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config import signature as signatures
+from metarun.config.lists import folded
 from metarun.config.ranges import parts
 from metarun.config.schema import Config
 from metarun.config.types import Given, PathLike
@@ -118,7 +119,7 @@ def hint_of(key: str, node: Callable[[str], Any], schema: type = Config) -> Any:
     if typing.get_origin(base) is not dict:
         return Any
     for mark in marks:
-        if isinstance(mark, Given) and last in mark.beside:
+        if isinstance(mark, Given) and last in mark.beside and (mark.many or not is_free(above, schema)):
             return mark.beside[last]
     found = node(above)
     target = found.get("_target_") if isinstance(found, DictConfig) else None
@@ -139,15 +140,18 @@ def _hint_in_signature(target: str, name: str) -> Any:
 
 
 def is_free(key: str, schema: type = Config) -> bool:
-    """Whether a key lies directly below a free node of the schema, a mapping whose keys its `_target_` decides on."""
+    """Whether a key lies below a free node of the schema, a mapping whose keys its `_target_` decides on."""
     return typing.get_origin(parts(_above(key, schema))[0]) is dict
 
 
 def _above(key: str, schema: type) -> Any:
-    """The hint of the node that a key lies in."""
+    """The hint of the node that a key lies in; of a node inside a free one that of the free one."""
     hint: Any = schema
     for name in key.split(".")[:-1]:
-        hint = typing.get_type_hints(hint, include_extras=True).get(name, Any) if is_dataclass(hint) else Any
+        if is_dataclass(hint):
+            hint = typing.get_type_hints(hint, include_extras=True).get(name, Any)
+        elif typing.get_origin(parts(hint)[0]) is not dict:
+            hint = Any
     return hint
 
 
@@ -247,7 +251,7 @@ def canonical(words: Iterable[str], config: DictConfig, schema: type = Config) -
         how = reading(hint_of(key_of(word), lambda path: OmegaConf.select(config, path), schema))
         return written(read(word, how), how)
 
-    return [one(word) for word in words]
+    return [one(word) for word in folded(words)]
 
 
 def make_literal(config: DictConfig, schema: type = Config, keys: Iterable[str] | None = None) -> None:

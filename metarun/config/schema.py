@@ -39,28 +39,48 @@ class Task:
             "The query examples of each class. [1, 15] has each task draw them from 1 to 15, if its classes have so many."
         ),
     ] = 15
-    balanced: Annotated[
-        bool, Doc("Whether the classes of a task share what it draws; false draws shots and queries for each class.")
-    ] = True
-    protocol: Annotated[
-        str,
-        Literal["uniform", "meta_dataset"],
-        Doc(
-            "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways [5, 50], "
-            "shots [1, 100] and queries [1, 10] where these are not given."
-        ),
-    ] = "uniform"
+    balanced: (
+        Annotated[
+            bool,
+            Doc(
+                "Whether the classes of a task share what it draws; false draws shots and queries for each class. Null is true."
+            ),
+        ]
+        | None
+    ) = None
+    protocol: (
+        Annotated[
+            str,
+            Literal["uniform", "meta_dataset"],
+            Doc(
+                "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways "
+                "[5, 50], shots [1, 100] and queries [1, 10] where these are not given. Null is uniform."
+            ),
+        ]
+        | None
+    ) = None
     unlabelled: Annotated[
         int, Ge(0), Unit("items a class"), Doc("The items without labels that a task has of each class; 0 for none.")
     ] = 0
     distractors: Annotated[
         int, Ge(0), Unit("classes"), Doc("The classes outside of the task that its unlabelled items are of too.")
     ] = 0
-    labelled_share: Annotated[
-        float,
-        Interval(gt=0, le=1),
-        Doc("The share of each class's items that may have labels; unlabelled items are then of the others alone."),
-    ] = 1.0
+    labelled_share: (
+        Annotated[
+            float,
+            Interval(gt=0, le=1),
+            Doc(
+                "The share of each class's items that may have labels; unlabelled items are then of the others alone. Null is 1."
+            ),
+        ]
+        | None
+    ) = None
+    min_items: Annotated[
+        int,
+        Ge(0),
+        Unit("items"),
+        Doc("The fewest items of a class: tasks are drawn from no smaller one. 0 leaves none out."),
+    ] = 0
 
 
 LARGEST_SUPPORT = 500  # items of a support set: Meta-Dataset's
@@ -119,6 +139,26 @@ class TaskChange:
             float,
             Interval(gt=0, le=1),
             Doc("The share of each class's items that may have labels; null as in `task`."),
+        ]
+        | None
+    ) = None
+    min_items: Annotated[int, Ge(0), Unit("items"), Doc("The fewest items of a class; null as in `task`.")] | None = (
+        None
+    )
+
+
+@dataclass
+class TestTaskChange(TaskChange):
+    """What differs from `task` while validating and testing; null is the same."""
+
+    query_dirichlet: (
+        Annotated[
+            float,
+            Interval(gt=0),
+            Doc(
+                "The concentration of the Dirichlet distribution that divides a task's queries, ways * queries, among its classes "
+                "(2 in alpha-TIM's paper); null has equally many of each class."
+            ),
         ]
         | None
     ) = None
@@ -196,6 +236,11 @@ class Train:
     ] = 60.0
 
 
+OF_ONE_SET = Annotated[
+    int | None, Ge(1), Doc("Of the tasks of this data set alone, where they differ from the others' (`test.task`).")
+]
+
+
 @dataclass
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
@@ -212,7 +257,47 @@ class Test:
             "The classes of a further test whose queries are in no support set, to tell unknown images; 0 leaves it out."
         ),
     ] = 0
-    task: TaskChange = field(default_factory=TaskChange)
+    views: Annotated[
+        int,
+        Interval(ge=1, le=1000),
+        Unit("copies"),
+        Doc(
+            "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
+            "`augment`. Training is changed by it too."
+        ),
+    ] = 1
+    task: TestTaskChange = field(default_factory=TestTaskChange)
+    data: Annotated[
+        dict[str, Any],
+        Given(beside=dict.fromkeys(("ways", "shots", "queries"), OF_ONE_SET), many=True),
+        Doc(
+            "The data sets to test on, each in a test of its own: test.data=[omniglot,caltech101]; none is the test classes of "
+            "what is trained on. test.data.NAME has the settings of one, and ways, shots and queries of its tasks."
+        ),
+    ] = field(default_factory=dict)
+
+
+@dataclass
+class Continual:
+    """Test classes that arrive one after the other, for recipes with such a stage."""
+
+    classes: (
+        Annotated[int, Ge(2), Unit("classes"), Doc("The classes of a sequence; null is all classes of the test split.")]
+        | None
+    ) = None
+    images: Annotated[
+        int, Ge(1), Unit("images a class"), Doc("The images of a class that are learned, one by one.")
+    ] = 15
+    test_images: Annotated[int, Ge(1), Unit("images a class"), Doc("The images of a class that are tested on.")] = 5
+    orders: Annotated[int, Ge(2), Unit("orders"), Doc("The orders of the classes that the result is a mean over.")] = 10
+    points: Annotated[
+        int, Ge(1), Unit("points"), Doc("The points of the curve over classes, evenly spaced up to the last class.")
+    ] = 10
+    rates: Annotated[
+        list[float],
+        Doc("Learning rates of the online head; the best on sequences of validation classes is taken."),
+    ] = field(default_factory=lambda: [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001])
+    optimizer: Annotated[str, Literal["adam", "sgd"], Doc("What moves the online head, an image a step.")] = "adam"
 
 
 @dataclass
@@ -377,6 +462,7 @@ class Config:
     task: Task = field(default_factory=Task)
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
+    continual: Continual = field(default_factory=Continual)
     hardware: Hardware = field(default_factory=Hardware)
     recipe: Recipe = field(default_factory=Recipe)
     name: (
@@ -388,6 +474,16 @@ class Config:
     ] = True
     checkpoint: (
         Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
+        | None
+    ) = None
+    items: (
+        Annotated[
+            NameOrPath,
+            Doc(
+                "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
+                "JSON lines, a folder of .txt files, or - for one a line on stdin."
+            ),
+        ]
         | None
     ) = None
     images: (

@@ -58,11 +58,13 @@ class Given:
         names: Parameters of the class's constructor.
         beside: Keys of the node that its builder reads itself, with their types.
         defaults: What these keys are where no file sets them.
+        many: Whether the key holds a mapping of names to such nodes.
     """
 
     names: tuple[str, ...] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    many: bool = False
 
 
 @dataclass(frozen=True)

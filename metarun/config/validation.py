@@ -40,6 +40,8 @@ def check(config: DictConfig) -> None:
         given = given_to(hint)
         if given is None:
             check_value(key, node, hint)
+        elif node and given.many:
+            check_nodes(node, key, given)
         elif node:
             check_target(node, key, given)
     check_sizes(config.target.train_images)
@@ -160,7 +162,28 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
         if signature.parameters[name].default is inspect.Parameter.empty and name not in values:
             raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
     for name, value in values.items():
-        check_value(f"{path}.{name}", value, hints.get(name, Any))
+        if not (asks_for_object(hints.get(name)) and names_class(node._get_node(name))):  # which was checked above
+            check_value(f"{path}.{name}", value, hints.get(name, Any))
+
+
+def check_nodes(nodes: DictConfig, path: str, given: Given, nested: bool = False) -> None:
+    """Checks a mapping of names to nodes as `check_target` checks each.
+
+    Raises:
+        UserError: A node is wrong, or a file brings keys of other parts of the config, which a node has no place for.
+    """
+    key = path.removesuffix(".sets")
+    for name in map(str, nodes):
+        node = nodes[name]
+        whole = node.get("data") if isinstance(node, DictConfig) and "_target_" not in node else None
+        if isinstance(whole, DictConfig) and "_target_" in whole:
+            raise UserError(
+                f"{key}: {name}: brings tasks of its own shape, as regression does, and cannot stand beside sets of images; "
+                f"data={name} has it alone"
+            )
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise UserError(f"{path}.{name}: is none of the data sets that are named; write {key}=[{name}], say")
+        check_target(node, f"{path}.{name}", given, nested)
 
 
 def check_nested(node: DictConfig, path: str, hints: Mapping[str, Any], nested: bool) -> None:
@@ -172,6 +195,9 @@ def check_nested(node: DictConfig, path: str, hints: Mapping[str, Any], nested: 
         key, value = f"{path}.{name}", node._get_node(name)
         if name.startswith("_") and name != "_target_" and (name != "_partial_" or not nested):
             raise UserError(f"{key}: is a word of Hydra's that no class here takes; give the settings by their names")
+        if isinstance(value, DictConfig) and "_target_" not in value and asks_for_object(hints.get(name)):
+            check_nodes(value, key, Given(), nested=True)
+            continue
         for item in value._iter_ex(resolve=False) if isinstance(value, ListConfig) else [value]:
             if isinstance(item, DictConfig) and "_target_" in item and asks_for_object(hints.get(name)):
                 check_target(item, key, Given(), nested=True)

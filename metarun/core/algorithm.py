@@ -29,7 +29,10 @@ class Algorithm(Checked, nn.Module, ABC):
     """
 
     configured_by = "algo"
-    trains_on: Literal["episodes", "batches"] = "episodes"  # what `loss` is given: `Episodes`, or a `Batch`
+    # What `loss` is given: `Episodes`, a `Batch`, or `Episodes` whose labels are those among all training classes
+    # (`metarun.data.sequences`).
+    trains_on: Literal["episodes", "batches", "sequences"] = "episodes"
+    remembered: int = 0  # images of all training classes among the queries of a training sequence
     uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
     regression: bool = False  # whether it can learn regression tasks
     fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
@@ -74,6 +77,15 @@ class Algorithm(Checked, nn.Module, ABC):
         Returns:
             The mean loss over the tasks, a scalar with a graph; and detached scalars to log, by name (`acc`, say).
         """
+
+    def features_of(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Features of items as the method's head gets them, `[B, D]`, in single precision at least.
+
+        Args:
+            x: The items, `[B, ...]`.
+            n_support: How many of the leading rows are a support set, for the norm `support`.
+        """
+        return precise(self.backbone(x, n_support))
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.

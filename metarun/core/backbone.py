@@ -29,6 +29,8 @@ class Backbone(Checked, nn.Module):
         draws: Whether it draws random numbers in training.
         identity: Whether its features are the items themselves, flattened, so that no set needs to go through it on its own.
         channels_last: The memory order of images between its layers, set from `hardware.channels_last`.
+        reads_texts: Whether its items are the word pieces of texts, int64 `[B, L]`.
+        vectorizable: Whether tasks can go through it by `vmap`.
     """
 
     configured_by = "backbone"
@@ -40,6 +42,8 @@ class Backbone(Checked, nn.Module):
     draws: bool = False
     identity: bool = False
     channels_last: bool = False
+    reads_texts: bool = False
+    vectorizable: bool = True
 
     @classmethod
     def check_installed(cls, settings: Mapping[str, Any]) -> None:

@@ -233,6 +233,9 @@ class TaskShape:
         unlabelled: U, the items without labels of each class, and of each distractor.
         distractors: The classes outside of the task that unlabelled items are of too.
         labelled_share: The share of each class's items that may have labels; unlabelled ones are then of the others.
+        query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
+            gives each class Q.
+        min_items: The fewest items of a class that tasks are drawn from; smaller classes are left out.
     """
 
     ways: Count
@@ -243,6 +246,8 @@ class TaskShape:
     unlabelled: int = 0
     distractors: int = 0
     labelled_share: float = 1.0
+    query_dirichlet: float | None = None
+    min_items: int = 0
 
     @property
     def varies(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun import files
 from metarun.data import pickles
 from metarun.data.label_files import ImageIndex, rows_of, text_of, visible
 from metarun.data.source import Split
@@ -174,7 +174,7 @@ def hdf5(paths: list[Path], split: Split, name: str) -> Classes:
             f"data {name}: {paths[0]} needs h5py, which is not installed: pip install 'metarun[hdf5]'"
         ) from error
     try:
-        labels = json.loads(_text(paths[1], name))
+        labels = files.parsed(_text(paths[1], name))
         with h5py.File(paths[0], "r") as file:
             for label in sorted(labels):  # of CIFAR-100 the coarse class and the fine one
                 place, kind = (f"datasets/{label}", label) if isinstance(label, str) else ("/".join(label), label[-1])

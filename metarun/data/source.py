@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
 from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least
-from metarun.data.image_batches import Labelled, divide_images
-from metarun.data.sampler import ClassSampler
+from metarun.data.image_batches import Labelled, divide_images, to_shape
+from metarun.data.imbalanced import ImbalancedSampler
+from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.table import ItemTable, Table
 from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
@@ -50,6 +53,20 @@ def standardiser(
     return lambda x: (x.float() - shift) * scale
 
 
+def gathered(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """`table[rows]`, in a fraction of its time: whole rows are copied.
+
+    Args:
+        table: `[M, ...]`, contiguous.
+        rows: int64, of any shape.
+
+    Returns:
+        `[*rows.shape, ...]`, on the device of the table.
+    """
+    where = torch.from_numpy(np.ascontiguousarray(rows)).to(table.device)
+    return table.index_select(0, where.flatten()).view(*rows.shape, *table.shape[1:])
+
+
 class DataSource(Checked, ABC):
     """Tasks of three splits. Knows nothing of methods."""
 
@@ -61,6 +78,8 @@ class DataSource(Checked, ABC):
     )
     input_shape: tuple[int, ...]  # (C, H, W), or (D,)
     outputs: int | None = None  # dimensions of a regression target; None for classification
+    inverted: bool = False  # whether an image is the negative of its file
+    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
 
     @abstractmethod
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
@@ -77,10 +96,61 @@ class DataSource(Checked, ABC):
         """
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
 
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        """Episodes with `more` further classes, whose queries are of no class of the task: their support items will be left out.
+
+        Args:
+            split: The split.
+            task: The task without them.
+            more: The further classes, or as many classes' worth of items that are of no class at all, where the data set has such.
+            seed: The seed of the draws.
+            device: Where the items shall lie.
+
+        Raises:
+            UserError: The split has not so many classes or items.
+        """
+        ways = task.ways + more if isinstance(task.ways, int) else (task.ways[0] + more, task.ways[1] + more)
+        try:
+            return self.sampler(split, replace(task, ways=ways), seed, device)
+        except UserError as error:
+            needed = largest(ways)
+            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
+
     @property
     def has_test_part(self) -> bool:
         """Whether the data set itself says which labelled images are for testing."""
         return False
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel of an image and what it is divided by; 0 and 1 where nothing is.
+
+        Args:
+            rows: The rows of its table whose mean and deviation count; None for the training images of the training classes.
+        """
+        return np.zeros(1), np.ones(1)
+
+    @property
+    def members(self) -> Mapping[str, TableSource]:
+        """The sets of items that its tasks are drawn from, by name: one without a name, or several; none of regression tasks."""
+        return {}
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        """This data set with another in the place of each of its members: one that encodes its items, say."""
+        raise UserError("data: these are regression tasks, which have no items")
+
+    @property
+    def tested(self) -> Mapping[str, DataSource]:
+        """What a meta-test tests on, by name: this data set, or several in a test each."""
+        return {"": self}
+
+    def measures(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is measured on such data beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
+
+        Args:
+            prediction: What was predicted for the queries of T tasks, as `Algorithm.predict` returns it.
+            target: Their labels or values, as `Episodes.query_y`.
+        """
+        return {}
 
     def tasks_of(self, split: Split) -> str:
         """What the tasks of a split are made of, in words for `protocol` of `result.json`."""
@@ -130,6 +200,7 @@ class TableSource(DataSource):
     """
 
     kind = "classification"
+    unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
 
     def __init__(
         self,
@@ -143,6 +214,19 @@ class TableSource(DataSource):
         self.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
         self.rotations = rotations
         self.within_group = within_group
+
+    @property
+    def members(self) -> Mapping[str, TableSource]:
+        return {"": self}
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        return change(self)
+
+    def divided(self, splits: Mapping[Split, Sequence[int] | np.ndarray]) -> Self:
+        """The same items with another division of the classes."""
+        found = copy.copy(self)
+        found.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
+        return found
 
     @property
     def training_rows(self) -> np.ndarray:
@@ -179,13 +263,18 @@ class TableSource(DataSource):
     def _check_task(self, split: Split, task: TaskShape) -> None:
         """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
         key = "train.task" if split == "train" else "test.task"
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
         ways = largest(task.ways)
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1
-        counts = {one: len(where) * turned for one, where in self.splits.items()}
+        classes = self.classes_of(split, task)
+        counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
         if counts[split] < ways:
-            total = len(np.unique(np.concatenate(list(self.splits.values())))) * turned
+            total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
@@ -200,13 +289,13 @@ class TableSource(DataSource):
                 f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
                 f"{split} split; take at most {counts[split] - ways}"
             )
-        sizes = self.table.sizes[self.splits[split]]
+        sizes = self.table.sizes[classes]
         found = shortage(task, sizes)
         if found is None:
             return
-        smallest = printable(self.table.names[self.splits[split][found[0]]])
-        names = ("shots", "queries", "unlabelled") if task.unlabelled else ("shots", "queries")
-        lower = " or ".join(f"{key}.{name}" for name in names)
+        smallest = printable(self.table.names[classes[found[0]]])
+        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
+        lower = " or ".join(f"{key}.{name}" for name, count in given.items() if count > 0)
         # Ranges let a small class serve with what it has.
         drawn = [
             f"{key}.{name}=[1,{count}]"
@@ -214,10 +303,18 @@ class TableSource(DataSource):
             if task.plain and isinstance(count, int) and count > 1
         ]
         draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
-        raise UserError(f"task: {found[1]} of the smallest class of the {split} split, {smallest}; lower {lower}{draw}")
+        raise UserError(
+            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; "
+            f"{f'lower {lower}{draw}, or ' if lower else ''}leave small classes out: task.min_items={found[2]}"
+        )
+
+    def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
+        """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
+        classes = self.splits[split]
+        return classes[self.table.sizes[classes] >= task.min_items]
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        classes = self.splits[split]
+        classes = self.classes_of(split, task)
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
@@ -225,25 +322,59 @@ class TableSource(DataSource):
         read = self.reader(device)
         if not task.plain:
             return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
         draw = ClassSampler(*given).draw
         ways, shots = largest(task.ways), largest(task.shots)
         labels = torch.arange(ways, device=device)
 
         def episodes(start: int, stop: int) -> Episodes:
-            x = read(*draw(start, stop))  # [T, N, K + Q, C, H, W]
+            rows, turns = draw(start, stop)  # [T, N, K + Q], [T, N]
             tasks = stop - start
 
-            def flat(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                per_way = part.shape[2]
-                return part.flatten(1, 2), labels.repeat_interleave(per_way).expand(tasks, -1)
+            def flat(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+                return read(part, turns).flatten(1, 2), labels.repeat_interleave(part.shape[2]).expand(tasks, -1)
 
-            return Episodes(*flat(x[:, :, :shots]), *flat(x[:, :, shots:]), ways=ways)
+            return Episodes(*flat(rows[:, :, :shots]), *flat(rows[:, :, shots:]), ways=ways)
+
+        return episodes
+
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        if split not in self.unknown:
+            return super().with_unknown(split, task, more, seed, device)
+        known, read = self.sampler(split, task, seed, device), self.reader(device)
+        ways, shots, queries = task.numbers
+        number, count = self.unknown[split], more * queries
+        first, last = self.table.offsets[number : number + 2]
+        if count > last - first:
+            raise UserError(
+                f"test.unknown_ways={more}: times test.task.queries={queries} is above the {last - first} items of no class "
+                f"for {PURPOSE[split]}"
+            )
+
+        def episodes(start: int, stop: int) -> Episodes:
+            tasks = stop - start
+            draws = uniforms(seed, f"{split}/unknown", start, stop, 2 * count)
+            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(tasks, last - first))
+            asked = read(rows, np.zeros(tasks, np.int64))  # [T, more * Q, ...]
+            labels = torch.arange(ways, ways + more, device=device)
+            own = known(start, stop)
+            assert isinstance(own, Episodes)  # of one shape
+            blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])  # is left out again
+            return Episodes(
+                torch.cat([own.support_x, blank], 1),
+                torch.cat([own.support_y, labels.repeat_interleave(shots).expand(tasks, -1)], 1),
+                torch.cat([own.query_x, asked], 1),
+                torch.cat([own.query_y, labels.repeat_interleave(queries).expand(tasks, -1)], 1),
+                ways=ways + more,
+            )
 
         return episodes
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
-        classes = np.arange(len(self.table.names)) if split is None else self.splits[split]
+        every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
+        classes = every if split is None else self.splits[split]
         turns = 4 if self.rotations else 1
         own = self.table.metadata.get("parts")
         rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
@@ -292,8 +423,7 @@ class ImageSource(TableSource):
 
     item = "image"
     table: Table
-    inverted: bool = False  # whether an image in the table is the negative of its file
-    mapped: tuple[float, float] | None = None  # the values of its files that became 0 and 255; None: those of the depth
+    given: tuple[np.ndarray, np.ndarray] | None = None  # the statistics that are another data set's
 
     def __init__(
         self,
@@ -320,6 +450,8 @@ class ImageSource(TableSource):
 
         Channel means and standard deviations over up to 2,000 training images, evenly spread, float64 [C] in [0, 1].
         """
+        if self.given is not None:
+            return self.given
         if not self.normalize:
             return np.zeros(1), np.ones(1)
         return self.statistics_of(self.training_rows)
@@ -330,12 +462,12 @@ class ImageSource(TableSource):
         Args:
             rows: Of the table, of which up to 2,000 are looked at; None for the training images of the training classes.
         """
-        if rows is None or not self.normalize:
+        if rows is None or not self.normalize or self.given is not None:
             return self.statistics
         rows = rows[:: -(-len(rows) // 2000)]
         key = rows.tobytes()  # every batch of these images asks again
         if key not in self._statistics:
-            self._statistics[key] = self._measured(rows)
+            self._statistics[key] = self.measured(rows)
         return self._statistics[key]
 
     def normalize_as(self, other: ImageSource) -> None:
@@ -350,9 +482,23 @@ class ImageSource(TableSource):
                 "normalised" if self.normalize else "left in 0 to 1",
             )
 
-    def _measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fitted(self, shape: tuple[int, ...], statistics: tuple[np.ndarray, np.ndarray]) -> Self:
+        """The same images for a network that takes another shape, or knows other statistics.
+
+        Args:
+            shape: The shape (C, H, W) that images are brought to as `image_batches.to_shape` does it.
+            statistics: What is subtracted from each channel of that shape and what it is divided by, as `statistics`.
+        """
+        found = copy.copy(self)
+        found.__dict__.pop("statistics", None)
+        found.input_shape, found.given = tuple(shape), statistics
+        return found
+
+    def measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the deviation of each channel over up to 2,000 rows of the table, evenly spread, float64 `[C]` in [0, 1]."""
+        rows = rows[:: -(-len(rows) // 2000)]
         # Counts of the 256 values are exact and, unlike the images as floats, small.
-        counts = np.zeros((self.input_shape[0], 256), dtype=np.int64)
+        counts = np.zeros((self.table.images.shape[1], 256), dtype=np.int64)
         for row in rows:
             counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
         values = np.arange(256) / 255
@@ -368,15 +514,17 @@ class ImageSource(TableSource):
         """
         images = self._images(device)
         standardise = standardiser(*self.statistics_of(reference), device)
+        shape = self.input_shape
+        fits = tuple(images.shape[1:]) == shape
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            x = images[torch.from_numpy(rows).to(images.device)].to(device)  # uint8
+            x = gathered(images, rows).to(device)  # uint8
             if self.rotations:
                 turned = torch.from_numpy(turns).to(device)
                 for quarter in (1, 2, 3):
                     where = turned == quarter
                     x[where] = torch.rot90(x[where], quarter, (-2, -1))
-            return standardise(x)
+            return standardise(x if fits else to_shape(x.float().flatten(0, -4), shape).unflatten(0, x.shape[:-3]))
 
         return read
 

@@ -251,7 +251,7 @@ def checksum(description: dict[str, Any]) -> str:
 
 def _open(folder: Path) -> Table:
     try:
-        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        description = files.parsed((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was built")
         offsets = np.array(description["offsets"], dtype=np.int64)

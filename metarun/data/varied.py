@@ -38,29 +38,40 @@ def labelled_sizes(task: TaskShape, sizes: Array) -> Array:
     return found
 
 
-def shortage(task: TaskShape, sizes: Array) -> tuple[int, str] | None:
-    """The smallest class that cannot serve a task, and why, to stand before "of class NAME"; None where all can.
+def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
+    """The smallest class that cannot serve a task, why, to stand before "of class NAME", and how many items would do.
 
     Args:
         task: The shape, or the ranges that it is drawn from.
         sizes: The items of each class, int64.
+
+    Returns:
+        The place of the class, the reason, and the number of items; None where all classes can serve.
     """
     shots, queries, unlabelled = least(task.shots), least(task.queries), task.unlabelled
     apart = task.labelled_share < 1
-    own = labelled_sizes(task, sizes)
     needed, words = shots + queries, f"shots + queries = {shots} + {queries}"
     if task.protocol == "meta_dataset" and isinstance(task.shots, tuple) and isinstance(task.queries, tuple):
         needed, words = max(needed, 2 * queries, 2 * shots - 1), f"{words}, of at most half of a class for queries,"
     if unlabelled and not apart:
         needed, words = needed + unlabelled, words.replace("queries =", "queries + unlabelled =") + f" + {unlabelled}"
+
+    def can(sizes: Array) -> Array:
+        own = labelled_sizes(task, sizes)
+        found: Array = (own >= needed) & ((sizes - own >= unlabelled) if apart else True)
+        return found
+
+    if can(sizes).all():
+        return None
+    at = int(np.argmin(np.where(can(sizes), sizes.max() + 1, sizes)))
+    enough = needed
+    while not can(np.array([enough]))[0]:
+        enough += 1
+    own = labelled_sizes(task, sizes)
+    if own[at] >= needed:
+        return at, f"unlabelled = {unlabelled} is above the {(sizes - own)[at]} images without labels", enough
     kind = f"labelled images (task.labelled_share={task.labelled_share:g})" if apart else "images"
-    if (own < needed).any():
-        at = int(np.argmin(sizes))
-        return at, f"{words} = {needed} is above the {own[at]} {kind}"
-    if apart and (sizes - own < unlabelled).any():
-        at = int(np.argmin(sizes - own))
-        return at, f"unlabelled = {unlabelled} is above the {(sizes - own)[at]} images without labels"
-    return None
+    return at, f"{words} = {needed} is above the {own[at]} {kind}", enough
 
 
 def pick(count: Count, draw: Array, top: Array) -> Array:

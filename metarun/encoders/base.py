@@ -48,6 +48,8 @@ class Encoder(Checked, ABC):
         fitted: Whether it learns from training items before it encodes any: `fit` is called then, once.
         features: D, the length of a vector.
         settings: The node of the config that it was built from; set by its builder.
+        seen: For each data set the classes whose images its weights were trained on, as `metarun.runs.seen` has it; empty for
+            weights that no run of metarun trained.
     """
 
     configured_by = "encoder"
@@ -55,6 +57,7 @@ class Encoder(Checked, ABC):
     fitted: ClassVar[bool] = False
     features: int
     settings: Mapping[str, Any] = {}
+    seen: Mapping[str, list[int]] = {}
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -33,12 +33,13 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
     return encoder, Encoding(**{**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}})
 
 
-def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
+def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = False) -> list[DataSource]:
     """Data sets whose items are replaced by the vectors of one encoder; as they are where the config has none.
 
     Args:
         sources: The data sets; an encoder that is fitted is fitted to the training items of the first.
         node: `encoder` of the config.
+        as_target: Whether the first is a target, which is divided by its items and not by its classes.
 
     Raises:
         UserError: The encoder cannot encode one of them.
@@ -46,13 +47,23 @@ def encoded(sources: list[DataSource], node: DictConfig) -> list[DataSource]:
     if not node:
         return sources
     encoder, encoding = build_encoder(node)
-    tables = []
     for source in sources:
-        if not isinstance(source, TableSource):
+        if not source.members:
             raise UserError("encoder: these are regression tasks, which have no items to encode; leave encoder out")
-        encoder.check(source)
-        tables.append(source)
+        for member in source.members.values():
+            encoder.check(member)
     if encoder.fitted:
-        encoder.fit(training_items(tables[0]))
+        encoder.fit(
+            item for member in sources[0].members.values() for item in training_items(member, as_target=as_target)
+        )
     log.info("encoder: %s", encoder)
-    return [EncodedSource(source, encoder, encoding) for source in tables]
+    return [source.each(lambda member: EncodedSource(member, encoder, encoding)) for source in sources]
+
+
+def encoded_as(items: TableSource, source: DataSource) -> TableSource:
+    """A data set that is tested on, its items encoded as those of the source are; as it is where these are not encoded."""
+    first = next(iter(source.members.values()))
+    if not isinstance(first, EncodedSource):
+        return items
+    first.encoder.check(items)
+    return EncodedSource(items, first.encoder, first.encoding).centred_as(first)

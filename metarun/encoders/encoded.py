@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
-from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource
+from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource, gathered
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError
@@ -45,7 +45,9 @@ class EncodedSource(TableSource):
         encoder.check(source)
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.unknown = source.unknown
         self.input_shape = (encoder.features,)
+        self._centre: EncodedSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -73,12 +75,20 @@ class EncodedSource(TableSource):
         """
         if self.encoding.transform != "cl2n":
             return np.zeros(self.encoder.features, np.float32)
+        if self._centre is not None:
+            return self._centre.mean()
         rows = self.training_rows if reference is None else reference
         rows = rows[:: -(-len(rows) // MEASURED)]
         key = rows.tobytes()
         if key not in self._means:
             self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
+
+    def centred_as(self, other: EncodedSource) -> EncodedSource:
+        """The same vectors, less the mean of the training items of another source: of a data set that is tested on."""
+        found = copy.copy(self)
+        found._centre = other
+        return found
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their vectors, float32 `[..., n, D]`.
@@ -96,8 +106,8 @@ class EncodedSource(TableSource):
             copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
                 copies += drawn_views(drawn, rows, views)
-            where = (torch.from_numpy(each).to(table.device) for each in (rows, copies))
-            return transformed(table[tuple(where)].to(device).float(), mean, self.encoding.transform)
+            found = gathered(table.flatten(0, 1), rows * table.shape[1] + copies)
+            return transformed(found.to(device).float(), mean, self.encoding.transform)
 
         return read
 
@@ -127,6 +137,7 @@ class EncodedSource(TableSource):
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,
             "saw_these_classes": told,
+            **({"fitted_to": "training items alone"} if self.encoder.fitted else {}),
         }
 
     @property
@@ -174,23 +185,25 @@ def drawn_views(seed: int, rows: np.ndarray, views: int) -> np.ndarray:
     return np.stack(found)
 
 
-def training_items(source: TableSource, chunk: int = 1024) -> Iterator[Any]:
+def training_items(source: TableSource, *, as_target: bool = False, chunk: int = 1024) -> Iterator[Any]:
     """The training items of a source in chunks, for an encoder that is fitted.
 
     Args:
         source: The data set.
+        as_target: Whether it is a target: then its training items are those of its training part, of all classes.
         chunk: The most items of a chunk.
 
     Raises:
-        UserError: Its training and test classes are the same and no items are set apart for training.
+        UserError: Nothing says which items are for training: its training and test classes are the same, or a target is divided anew in
+            each repeat.
     """
     tested, own = {*source.splits["test"]} & {*source.splits["train"]}, source.table.metadata.get("parts")
-    if tested and not own:
+    if (tested or as_target) and not own:
         raise UserError(
             "encoder: is fitted to training items, but these data do not say which items are for training; divide them into train "
-            "and test folders, or train on a source (recipe=transfer data=...)"
+            "and test folders or files, or train on a source (recipe=transfer data=...)"
         )
-    rows = source.training_rows
+    rows = np.unique(source.labelled("train").rows) if as_target else source.training_rows
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         for start in range(0, len(run), chunk):
             yield source.items(int(run[start]), int(run[min(start + chunk, len(run)) - 1]) + 1)

@@ -23,7 +23,7 @@ from metarun.encoders.images import digest_of
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.ops import batch_norm
-from metarun.runs import result
+from metarun.runs import result, seen
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
@@ -58,6 +58,7 @@ class Trained(Encoder):
             )
         if origin is not None:
             load_backbone(self.backbone, origin, "encoder.from")
+            self.seen = checkpoint.load(checkpoint.weights_file("encoder.from", origin)).get(seen.KEY, {})
         self.backbone.eval().requires_grad_(False)
         self.features, self.device = self.backbone.features, torch.device("cpu")
         self.digest = digest_of(self.backbone)
@@ -111,7 +112,9 @@ def _of_run(origin: str) -> dict[str, Any]:
         UserError: There is no finished run, or one that has no backbone for images.
     """
     key = f"encoder.from={shown_path(origin)}"
-    folder = checkpoint.weights_file("encoder.from", origin).parent
+    checkpoint.weights_file("encoder.from", origin)  # which may lie in the folder of a stage that runs share
+    folder = Path(origin).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
     if not (folder / result.FILE).is_file():
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
     learner = json.loads((folder / result.FILE).read_text(encoding="utf-8")).get(result.LEARNER)
@@ -120,6 +123,8 @@ def _of_run(origin: str) -> dict[str, Any]:
             f"{key}: the run does not say how its images are read; it is of vectors, texts or an older version"
         )
     told = learner["preprocessing"]
+    if "item" in told:
+        raise UserError(f"{key}: the run learned from {told['item']}s, and has no backbone for images")
     if told.get("encoder"):
         raise UserError(
             f"{key}: the run learned from the vectors of an encoder, and has no backbone for images; use its encoder"

@@ -14,6 +14,7 @@ from metarun.core import Algorithm, Batch, Episodes
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import batch_norm, metrics
 
@@ -56,6 +57,7 @@ def evaluate(
     measure: bool = False,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     curves: bool = True,
+    views: Views | None = None,
 ) -> Scores:
     """Tests a method on the episodes 0 to `episodes`, in evaluation mode; the ranks share them.
 
@@ -70,6 +72,7 @@ def evaluate(
         observe: A function of the numbers of the episodes of each chunk, int64 `[T]`, the predictions for its queries after
             the last step, and their labels.
         curves: Whether measures of several points are kept: tasks of several shapes may have other points.
+        views: The copies of a task that predictions are averaged over; None for the task alone.
 
     Returns:
         The scores, the same in every rank.
@@ -87,7 +90,11 @@ def evaluate(
         stop = min(start + hardware.test_chunk, end)
         for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
             with hardware.autocast():
-                predictions = algorithm.predict_after(tasks, steps)
+                predictions = (
+                    algorithm.predict_after(tasks, steps)
+                    if views is None
+                    else views.predict(algorithm, tasks, rows, steps)
+                )
                 further = algorithm.measures(tasks) if measure else {}
             for name, value in further.items():
                 if value.ndim > 1 and not curves:
@@ -134,6 +141,35 @@ def prepared_tasks(
 
 
 @torch.no_grad()
+def with_training_statistics(
+    algorithm: Algorithm, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None
+) -> Algorithm:
+    """The algorithm, or where its norm's statistics are of a set a copy that keeps those of the first training images.
+
+    Args:
+        algorithm: A method with classes of its own.
+        hardware: Where it is computed.
+        trained_on: The training images from `start` to `stop`, as training draws them.
+
+    Raises:
+        UserError: Such a norm, without training images to take the statistics from.
+    """
+    kind = algorithm.backbone.norm
+    if not batch_norm.needs_reference(kind):
+        return algorithm
+    if trained_on is None:
+        raise UserError(
+            f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
+            "are at hand; use backbone.norm=running, or group"
+        )
+    algorithm = copy.deepcopy(algorithm).eval()
+    reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
+    with hardware.autocast():
+        batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
+    return algorithm
+
+
+@torch.no_grad()
 def classified(
     algorithm: Algorithm, images: Labelled, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None = None
 ) -> Tensor:
@@ -151,17 +187,7 @@ def classified(
     Raises:
         UserError: for a norm whose statistics are of a set, without training images to take them from.
     """
-    kind = algorithm.backbone.norm
-    if batch_norm.needs_reference(kind):
-        if trained_on is None:
-            raise UserError(
-                f"backbone.norm={kind}: its statistics would be those of the images that are classified, and no training images "
-                "are at hand; use backbone.norm=running, or group"
-            )
-        algorithm = copy.deepcopy(algorithm).eval()
-        reference = trained_on(0, batch_norm.REFERENCE_IMAGES).x
-        with hardware.autocast():
-            batch_norm.keep_statistics(algorithm, lambda: algorithm.classify(reference))
+    algorithm = with_training_statistics(algorithm, hardware, trained_on)
     training = algorithm.training
     algorithm.eval()
     world, parts = hardware.world, []

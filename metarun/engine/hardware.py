@@ -220,11 +220,12 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
         threads = max(1, len(platform.cores()) // world.local_size)
     if threads:
         torch.set_num_threads(threads)
-    if vectorize and not algorithm.vectorizable:
-        raise UserError(
-            f"hardware.vectorize=true: {type(algorithm).__module__}.{type(algorithm).__name__} takes its tasks one by one; "
-            "leave it at null, or set it false"
-        )
+    for module in (algorithm, algorithm.backbone):
+        if vectorize and not module.vectorizable:
+            raise UserError(
+                f"hardware.vectorize=true: {type(module).__module__}.{type(module).__name__} takes its tasks one by one; "
+                "leave it at null, or set it false"
+            )
     drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
     if vectorize and drops:
         raise UserError(
@@ -236,7 +237,7 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
         # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
         # are one state for all tasks, which vmap cannot keep.
         vectorize = (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running"
-        vectorize = vectorize and algorithm.vectorizable and not drops
+        vectorize = vectorize and algorithm.vectorizable and algorithm.backbone.vectorizable and not drops
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if settings.autocast else None

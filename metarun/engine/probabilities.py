@@ -15,6 +15,7 @@ from metarun.core import Algorithm, Episodes, TaskShape, largest
 from metarun.data.source import EpisodeSampler
 from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
+from metarun.engine.views import Views
 from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
 from metarun.ops.certainty import NAMES, auroc, certainties, threshold
@@ -68,7 +69,12 @@ class Observed:
 
 
 def validation_temperature(
-    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, task: TaskShape, hardware: Hardware
+    algorithm: Algorithm,
+    sampler: EpisodeSampler,
+    episodes: int,
+    task: TaskShape,
+    hardware: Hardware,
+    views: Views | None = None,
 ) -> float | None:
     """The temperature that suits a method best on the episodes 0 to `episodes`, None for none.
 
@@ -80,6 +86,7 @@ def validation_temperature(
         episodes: How many.
         task: Their shape, or the ranges that it is drawn from.
         hardware: Where it is computed, shared out among the ranks.
+        views: The copies of a task that predictions are averaged over; None for the task alone.
     """
     ways = largest(task.ways)
     # A row has a label, counted from 1, where it is a query. A class that an episode does not have is impossible.
@@ -92,7 +99,7 @@ def validation_temperature(
         logits[rows, :queries] = torch.nn.functional.pad(found.double().cpu(), (0, ways - own), value=-torch.inf)
 
     with draws.untouched(hardware.device):
-        evaluate(algorithm, sampler, episodes, hardware, observe=collect)
+        evaluate(algorithm, sampler, episodes, hardware, observe=collect, views=views)
     hardware.world.all_reduce([logits, truth])
     known = truth > 0
     return fit_temperature(logits[known].numpy(), truth[known].long().numpy() - 1)

@@ -49,8 +49,9 @@ class Blueprint:
         transfer: Any = OmegaConf.to_container(config.transfer, resolve=True) if config.transfer else OWN
         backbone.pop("from", None)
         if "weights" in backbone:  # a library's network, whose size its weights may decide on
-            backbone |= {"weights": None, "checksum": None}
-            backbone["image_size"] = getattr(algorithm.backbone, "image_size", backbone.get("image_size"))
+            backbone |= {name: None for name in ("weights", "checksum") if name in backbone}
+            if "image_size" in backbone:
+                backbone["image_size"] = getattr(algorithm.backbone, "image_size", backbone["image_size"])
         return cls(algo, backbone, transfer, algorithm.spec)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A classifier of images by scikit-learn's conventions."""
+"""A classifier of images or texts by scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from metarun.core import Batch
 from metarun.errors import InputError, UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
-from metarun.inference.image_files import ImageFiles, examples
+from metarun.inference.items import How, Listed, examples, listed, word
 from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
 from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
 from metarun.progress import progress_bar
@@ -43,7 +44,9 @@ class Scored(NamedTuple):
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Classifies images by what a learner learns from examples.
+    """Classifies images, or texts, by what a learner learns from examples.
+
+    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them.
 
     Attributes:
         classes_: The classes, sorted where `fit` found them.
@@ -81,12 +84,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if labels is None:
             if not isinstance(images, str | os.PathLike):
                 raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
-            found = examples(images)
-            labels = [entry.name for entry in found for _ in entry.paths]
-            images = [path for entry in found for path in entry.paths]
-        files = arrays.as_files(images)
+            images, labels = examples(images, self._how)
+        files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
-        self.classes_, places = np.unique(checked_labels(labels, number), return_inverse=True)
+        self.classes_, places = np.unique(checked_labels(labels, number, word(self._how)), return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
         self.learner.method.check(len(self.classes_))
@@ -123,7 +124,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
         """
         network = self._fitted()
-        files = arrays.as_files(images)
+        files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
         near = np.full(total, np.nan) if threshold(self.unknown, self.learner)[0] == PROTOTYPE else None
@@ -180,7 +181,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Returns:
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
         """
-        known = self._embedded([Path(path) for path in self.examples_]) if len(self.labels_) else None
+        known = self._embedded(self.examples_) if len(self.labels_) else None
         asked = self._embedded(images) if known is not None else None
         if known is None or asked is None:
             return None
@@ -204,13 +205,20 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         )
         store.save(Path(path), kept)
 
+    @property
+    def _how(self) -> How:
+        return self.learner.held.preprocessing
+
+    def _listed(self, images: Images) -> Listed | None:
+        return listed(images, self._how)
+
     def _fitted(self) -> base.Classifier:
         if not hasattr(self, "network_"):
             raise NotFittedError("this Classifier has learned no classes yet; call fit(images, labels) first")
         return self.network_
 
     def _readable(self, images: Images) -> Scored:
-        files = arrays.as_files(images)
+        files = self._listed(images)
         scored = self.scored(files or images)
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
@@ -228,17 +236,18 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.cat(parts)
 
     def _inputs(self, images: Images) -> Iterator[Tensor]:
-        return (x for _, x in self._placed(arrays.as_files(images), images))
+        return (x for _, x in self._placed(self._listed(images), images))
 
-    def _placed(self, files: ImageFiles | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
+    def _placed(self, files: Listed | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
         """Network inputs of at most `batch_size` images and their places; of all images at once if `whole`."""
         how, device = self.learner.held.preprocessing, self.learner.device
 
         def parts() -> Iterator[tuple[list[int], np.ndarray]]:
             if files:
-                yield from files.batches(how, self.batch_size)
+                yield from files.batches(how, self.batch_size)  # type: ignore[arg-type]  # they are of the kind that `how` reads
                 return
             start = 0
+            assert isinstance(how, Preprocessing)  # texts are listed, wherever they are
             for pixels in arrays.batches(images, how, self.batch_size):
                 yield list(range(start, start + len(pixels))), pixels
                 start += len(pixels)
@@ -257,8 +266,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.autocast(self.learner.device.type, dtype=getattr(torch, name), cache_enabled=False)
 
 
-def checked_labels(labels: Any, number: int) -> np.ndarray:
-    """Labels of so many images, `[number]`.
+def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray:
+    """Labels of so many items, `[number]`.
 
     Raises:
         InputError: They are not so many, or are no names of classes.
@@ -267,7 +276,7 @@ def checked_labels(labels: Any, number: int) -> np.ndarray:
     if given.shape == (number, 1):
         given = column_or_1d(given, warn=True)
     if given.shape != (number,):
-        raise InputError(f"labels: have the shape {list(given.shape)}, but there are {number} images; give one each")
+        raise InputError(f"labels: have the shape {list(given.shape)}, but there are {number} {kind}; give one each")
     if given.dtype.kind == "f" and not np.isfinite(given).all():
         raise InputError("labels: one of them is NaN or inf, which names no class")
     try:

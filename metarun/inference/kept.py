@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from metarun.core import Batch
+from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
 from metarun.inference import store
-from metarun.inference.blueprint import Blueprint
+from metarun.inference.blueprint import OWN, Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.store import Calibration, Stored
 from metarun.ops.calibration import fit_temperature
 from metarun.ops.numerics import full_precision
 from metarun.runs import result
-from metarun.target.base import Classifier, TargetMethod
+from metarun.target.base import Classifier, TargetMethod, TrainedClassifier
 
 if TYPE_CHECKING:
     from metarun.runs.run import Run
@@ -81,6 +82,36 @@ def keep_classifier(
         train.identities,
     )
     store.save(path, held)
+
+
+def keep_trained(run: Run, algorithm: Algorithm, path: Path) -> bool:
+    """Leaves `classifier.pt` of a method that was trained with the target's classes.
+
+    Args:
+        run: The run.
+        algorithm: Its method, ready to classify single images.
+        path: The file.
+
+    Returns:
+        Whether the images are such as a file can be read for.
+    """
+    assert run.target is not None
+    preprocessing = Preprocessing.of(run.target.source, run.data.input_shape, run.target.train.reference)
+    if preprocessing is None:
+        return False
+    blueprint = replace(Blueprint.of(run.config, run.learner.built_from, run.algorithm), transfer=OWN)
+    held = Stored(
+        blueprint,
+        preprocessing,
+        store.tensors(run.algorithm),
+        autocast(run),
+        Calibration(),
+        path,
+        list(run.target.names),
+        {name: value.detach().cpu() for name, value in TrainedClassifier(algorithm).state_dict().items()},
+    )
+    store.save(path, held)
+    return True
 
 
 def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, seed: int) -> float | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metarun.core import Algorithm
+from metarun.engine.hardware import keep_freed_memory
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.store import Stored
@@ -88,4 +89,5 @@ def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto")
     Raises:
         UserError: There is no such file or folder, or it cannot be used.
     """
+    keep_freed_memory()
     return Learner(store.load(Path(origin)), device)

@@ -13,8 +13,9 @@ from PIL import Image
 
 import metarun
 from metarun.data.decoding import UnreadableImage, read
+from metarun.inference.items import How
 from metarun.inference.predictions import Predictions
-from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextPreprocessing
 from metarun.text import printable
 
 SHOWN = 400  # images, over all classes
@@ -38,6 +39,7 @@ def page(found: Predictions, folder: Path) -> str:
     numbers = found.describe()
     return environment.get_template("predictions.html").render(
         numbers=numbers,
+        kind=found.kind,
         names=[printable(name) for name in found.names],
         classes=_classes(found),
         origin=printable(str(found.classifier.learner.held.origin)),
@@ -80,29 +82,28 @@ def _allotted(sizes: np.ndarray, total: int) -> list[int]:
     return found
 
 
-def _reasons(found: Predictions, shown: list[int], how: Preprocessing) -> dict[int, dict[str, str]]:
+def _reasons(found: Predictions, shown: list[int], how: How) -> dict[int, dict[str, str]]:
     """The example that decided most for each image that is shown, where the classifier compares with examples."""
-    paths = [Path(path) for path in found.classifier.examples_]
-    if not shown or not paths or not all(path.is_file() for path in paths):
+    texts = isinstance(how, TextPreprocessing)
+    paths: list[Any] = [*found.classifier.examples_] if texts else [*map(Path, found.classifier.examples_)]
+    if not shown or not paths or not (texts or all(path.is_file() for path in paths)):
         return {}
     nearest = found.classifier.nearest_examples([found.paths[one] for one in shown], found.predicted[shown])
     if nearest is None:
         return {}
     small = {int(place): _thumbnail(paths[place], how) for place in set(nearest.tolist())}
     return {
-        one: {"source": small[int(place)], "name": printable(paths[place].name)}
+        one: {"source": small[int(place)], "name": _name(paths[place])}
         for one, place in zip(shown, nearest, strict=True)
     }
 
 
-def _image(
-    found: Predictions, one: int, wrong: bool, decided: dict[str, str] | None, how: Preprocessing
-) -> dict[str, Any]:
+def _image(found: Predictions, one: int, wrong: bool, decided: dict[str, str] | None, how: How) -> dict[str, Any]:
     truth = found.truth[one]
     return {
         "source": _thumbnail(found.paths[one], how),
         "path": printable(str(found.paths[one])),
-        "name": printable(found.paths[one].name),
+        "name": _name(found.paths[one]),
         "probability": f"{found.probabilities[one].max():.1%}",
         "truth": printable(found.names[truth]) if wrong else "",
         "unknown": bool(found.unknown[one]),
@@ -110,8 +111,15 @@ def _image(
     }
 
 
-def _thumbnail(path: Path, how: Preprocessing) -> str:
-    """A small image as an address that holds it; empty if the file is gone by now."""
+def _name(item: Path | str) -> str:
+    """What the page calls an item: a file by its name, a text by itself."""
+    return printable(item.name if isinstance(item, Path) else item)
+
+
+def _thumbnail(path: Any, how: How) -> str:
+    """A small image as an address that holds it; empty for a text, and if the file is gone by now."""
+    if isinstance(how, TextPreprocessing):
+        return ""
     try:
         pixels = read(path, SIDE, how.channels, how.values).pixels
     except (UnreadableImage, OSError):

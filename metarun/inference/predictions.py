@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metarun.data.text_files import shortened
 from metarun.inference.classifier import Classifier, Scored
-from metarun.inference.image_files import ImageFiles
+from metarun.inference.items import Listed, word
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
 from metarun.text import printable, shell_path
@@ -28,22 +29,32 @@ class Predictions:
 
     Attributes:
         classifier: What classified them.
-        images: The files.
+        images: The files, or the texts.
         readable: Which files could be read, bool `[n]`; the arrays below are of the m that could.
         paths: Their paths.
         scored: What the network said of them.
         truth: The class of each as a place in the classifier's classes, int64 `[m]`; -1 where it is not known.
     """
 
-    def __init__(self, classifier: Classifier, images: ImageFiles, scored: Scored) -> None:
+    def __init__(self, classifier: Classifier, images: Listed, scored: Scored) -> None:
         self.classifier, self.images = classifier, images
         self.readable = ~np.isnan(scored.scores).all(1)
-        self.paths = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
+        self.paths: list[Any] = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
         near = scored.nearness
         self.scored = Scored(scored.scores[self.readable], None if near is None else near[self.readable])
         places = {str(name): place for place, name in enumerate(classifier.classes_)}
         told = [label for label, is_read in zip(images.labels, self.readable, strict=True) if is_read]
         self.truth = np.array([-1 if label is None else places[label] for label in told], dtype=np.int64)
+
+    @property
+    def kind(self) -> str:
+        """What was classified: `images` or `texts`."""
+        return word(self.classifier.learner.held.preprocessing)
+
+    @property
+    def column(self) -> str:
+        """What the first column of `predictions.csv` holds: `path` or `text`."""
+        return "text" if self.kind == "texts" else "path"
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +108,9 @@ class Predictions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names, truth = self.names, ["truth", "right"] if self.labelled.any() else []
-        writer.writerow(["path", *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown"])
+        writer.writerow(
+            [self.column, *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown"]
+        )
         for place, path in enumerate(self.paths):
             own, chosen = self.truth[place], self.predicted[place]
             told = [names[own] if own >= 0 else "", int(own == chosen) if own >= 0 else ""] if truth else []
@@ -112,6 +125,7 @@ class Predictions:
         order = np.argsort(self.margin, kind="stable")[:LEAST_CERTAIN]
         found: dict[str, Any] = {
             "images": len(self.paths),
+            "kind": self.kind,
             "classes": self.names,
             "counts": np.bincount(self.predicted, minlength=len(self.names)).tolist(),
             "mean_probability": [
@@ -145,22 +159,27 @@ class Predictions:
 
 def show(found: dict[str, Any], folder: Path) -> None:
     """Prints how many images each class has, the least certain ones, and where everything lies."""
+    kind = found.get("kind", "images")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    shown = Table("class", title=f"{found['images']} images", title_justify="left", min_width=60)
-    for heading in ("images", "mean probability"):
+    shown = Table("class", title=f"{found['images']} {kind}", title_justify="left", min_width=60)
+    for heading in (kind, "mean probability"):
         shown.add_column(heading, justify="right")
     for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
         shown.add_row(escape(printable(name)), str(count), "" if share is None else f"{share:.1%}")
     console.print(shown)
     if "acc" in found:
         print(
-            f"accuracy {found['acc']:.2%} of {found['labelled']} labelled images, expected calibration error {found['ece']:.2%}"
+            f"accuracy {found['acc']:.2%} of {found['labelled']} labelled {kind}, expected calibration error {found['ece']:.2%}"
         )
     if found["unknown"]:
         print(f"of no known class: {found['unknown']} of {found['images']}, marked in the column unknown")
     print("least certain:")
     for one in found["least_certain"]:
-        print(f"  {one['probability']:6.1%} {printable(one['class'])}  {printable(one['path'])}")
-    if found["ignored"]:
+        print(
+            f"  {one['probability']:6.1%} {printable(one['class'])}  {(shortened if kind == 'texts' else printable)(one['path'])}"
+        )
+    if found["ignored"] and kind == "texts":
+        print(f"{found['ignored']} without a text, left out")
+    elif found["ignored"]:
         print(f"{found['ignored']} other file{'s' * (found['ignored'] != 1)} in the folders, no images by their names")
     print(f"table    {shell_path(folder / 'predictions.csv')}\npage     {shell_path(folder / 'index.html')}")

@@ -15,6 +15,7 @@ from metarun.data.image_batches import to_shape
 from metarun.data.source import DataSource, ImageSource, standardiser
 from metarun.encoders import EncodedSource
 from metarun.inference.encoding import EncoderStep
+from metarun.inference.texts import TextPreprocessing
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Preprocessing:
     @classmethod
     def of(
         cls, data: DataSource, input_shape: tuple[int, ...], reference: np.ndarray | None = None
-    ) -> Preprocessing | None:
+    ) -> Preprocessing | TextPreprocessing | None:
         """The steps that a data set takes.
 
         Args:
@@ -54,9 +55,11 @@ class Preprocessing:
                 training images.
 
         Returns:
-            The preprocessing; None for data that are no square images.
+            The preprocessing; None for data that are neither texts nor square images.
         """
         data = data.underlying
+        if texts := TextPreprocessing.of(data, reference):
+            return texts
         if isinstance(data, EncodedSource):
             images = data.source
             if not isinstance(images, ImageSource) or len(set(images.input_shape[1:])) != 1:
@@ -64,7 +67,8 @@ class Preprocessing:
             channels, size = images.input_shape[:2]
             step = EncoderStep.of(data, reference)
             return cls(size, channels, images.mapped, images.inverted, (0.0,), (1.0,), data.input_shape, step)
-        if not isinstance(data, ImageSource) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
+        seen = [isinstance(member, ImageSource) for member in data.members.values()]
+        if not seen or not all(seen) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None
         channels, size = data.input_shape[:2]
         mean, deviation = (tuple(map(float, values)) for values in data.statistics_of(reference))
@@ -73,7 +77,7 @@ class Preprocessing:
     @classmethod
     def stored(
         cls, values: dict[str, Any], origin: Path, encoder_tensors: dict[str, Tensor] | None = None
-    ) -> Preprocessing:
+    ) -> Preprocessing | TextPreprocessing:
         """The preprocessing that `describe` described.
 
         Args:
@@ -81,6 +85,8 @@ class Preprocessing:
             origin: The file that holds it, for messages.
             encoder_tensors: The weights of its encoder, where a file holds them.
         """
+        if "item" in values:
+            return TextPreprocessing.stored(values, origin, encoder_tensors)
         values = dict(values)
         told = values.pop("encoder", None)
         step = EncoderStep.stored(told, origin, encoder_tensors) if told else None

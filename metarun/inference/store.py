@@ -17,6 +17,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
 from metarun.text import shown_path
 
@@ -46,7 +47,7 @@ class Stored:
 
     Attributes:
         blueprint: What the learner is built from.
-        preprocessing: What files go through.
+        preprocessing: What files, or texts, go through.
         weights: The learner's.
         autocast: The type of mixed precision that learning from examples computes in; predictions are in single precision.
         calibration: How far its probabilities can be trusted.
@@ -57,7 +58,7 @@ class Stored:
     """
 
     blueprint: Blueprint
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     weights: dict[str, Tensor]
     autocast: str | None
     calibration: Calibration
@@ -143,7 +144,7 @@ def _from_file(path: Path, shown: str) -> Stored:
             f"{metarun.__version__} (format {FORMAT}); use that version, or train again"
         )
     try:
-        values = {name: json.loads(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
+        values = {name: files.parsed(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path, content.get("encoder")),
@@ -162,7 +163,7 @@ def _from_file(path: Path, shown: str) -> Stored:
 def _from_run(folder: Path, shown: str) -> Stored:
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
-    found = json.loads((folder / result.FILE).read_text(encoding="utf-8"))
+    found = files.parsed((folder / result.FILE).read_text(encoding="utf-8"))
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
         reason = (

@@ -55,7 +55,7 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     """Half the 95% intervals of `classification`'s numbers over one set of test images.
 
     That of the accuracy is Wilson's; that of the balanced accuracy joins Wilson's intervals of the classes (Zou, Huang, Zhang
-    2009, https://doi.org/10.1002/sim.3565); that of the AUROC is Hanley and McNeil's
+    2009, https://doi.org/10.1002/sim.3565); that of macro F1 is `macro_f1`'s; that of the AUROC is Hanley and McNeil's
     (1982, https://doi.org/10.1148/radiology.143.1.7063747), None where nothing is out of order.
 
     Args:
@@ -71,6 +71,7 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     below = math.hypot(*(recall - low for recall, (low, _) in zip(recalls, bounds, strict=True)))
     above = math.hypot(*(high - recall for recall, (_, high) in zip(recalls, bounds, strict=True)))
     half_widths["balanced_acc"] = max(below, above) / len(recalls)
+    half_widths["macro_f1"] = macro_f1(confusion)[1]
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
@@ -81,6 +82,26 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     return half_widths
 
 
+def macro_f1(confusion: np.ndarray) -> tuple[float, float | None]:
+    """The mean over the classes of F1, 2 n_cc / (images of c + predictions of c); and half its 95% interval over the images.
+
+    Classes without images and predictions are left out. The interval is the delta method's for multinomial counts (Takahashi et al.
+    2022, https://doi.org/10.1007/s10489-021-02635-5, section 3); None where all or none is right.
+
+    Args:
+        confusion: `[classes, classes]` counts; means over repeats need not be whole.
+    """
+    right, both = confusion.diagonal(), confusion.sum(1) + confusion.sum(0)
+    there = both > 0
+    scores = np.divide(2 * right, both, out=np.zeros(len(right)), where=there)
+    # The derivatives by the counts: of class i as of class j the sum grows, and where i is j the right ones do.
+    loss = np.divide(scores, both, out=np.zeros(len(right)), where=there)
+    gain = np.divide(2.0, both, out=np.zeros(len(right)), where=there)
+    gradient = (np.diag(gain) - loss[:, None] - loss[None]) / there.sum()
+    spread = float((confusion * gradient**2).sum() - (confusion * gradient).sum() ** 2 / confusion.sum())
+    return float(scores[there].mean()), Z * math.sqrt(spread) if spread > ALIKE else None
+
+
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
     """The share of right answers of each task, `[..., T]`, of logits `[..., T, M, N]` and labels `[T, M]`."""
     return (logits.argmax(-1) == target).double().mean(-1)
@@ -89,6 +110,28 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """The mean squared error of each task, `[..., T]`, of predictions `[..., T, M, D]` and targets `[T, M, D]`."""
     return (prediction.double() - target.double()).square().mean((-1, -2))
+
+
+def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """The normalised discounted cumulative gain of the k items that are ranked first, gain 2^relevance - 1.
+
+    Args:
+        prediction: What items are ranked by, `[..., n]`; of equal ones the first goes first.
+        relevance: What they are worth, `[..., n]`, at least 0.
+        k: How many count; of fewer items all.
+
+    Returns:
+        From 0 to 1, `[...]`; 1 where nothing is worth anything.
+
+    Source:
+        Jarvelin and Kekalainen (2002); Lee et al. (2019), MeLU, section 4.2.
+    """
+    gains = torch.exp2(relevance.double()) - 1
+    k = min(k, gains.shape[-1])
+    discounts = 1 / torch.log2(torch.arange(k, dtype=gains.dtype, device=gains.device) + 2)
+    ranked = gains.gather(-1, prediction.argsort(dim=-1, descending=True, stable=True))[..., :k] @ discounts
+    best = gains.sort(dim=-1, descending=True).values[..., :k] @ discounts
+    return torch.where(best > 0, ranked / best.clamp_min(1e-12), torch.ones_like(best))
 
 
 def median(errors: Tensor) -> float:
@@ -113,10 +156,11 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
 
 
 def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What one set of test images says: accuracy, balanced accuracy, AUROC where there are two classes, confusion.
+    """What one set of test images says: accuracy, balanced accuracy, macro F1, AUROC where there are two classes, confusion.
 
     `scores` is `[n, classes]`, `labels` int64 `[n]`. `confusion[i][j]` counts images of class i that were taken for j.
-    Balanced accuracy is the mean over the classes that have images. AUROC ranks by the second class's score less the first's.
+    Balanced accuracy is the mean over the classes that have images; macro F1 is the mean of the F1 scores of the classes that have
+    images or are predicted. AUROC ranks by the second class's score less the first's.
     """
     classes = scores.shape[1]
     predicted = scores.argmax(1)
@@ -125,6 +169,7 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     scored: dict[str, Any] = {
         "acc": float((predicted == labels).mean()),
         "balanced_acc": float((confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean()),
+        "macro_f1": macro_f1(confusion)[0],
     }
     if classes == 2 and sizes.all():
         margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
@@ -150,7 +195,7 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
     result: dict[str, Any] = {name: repeats[0][name] for name in ("train_images", "test_images")}
     n = len(repeats)
     fixed = same_images or n == 1
-    names = [name for name in ("acc", "balanced_acc", "auroc") if all(name in repeat for repeat in repeats)]
+    names = [name for name in ("acc", "balanced_acc", "macro_f1", "auroc") if all(name in repeat for repeat in repeats)]
     confusion = np.sum([repeat["confusion"] for repeat in repeats], axis=0)
     means = {name: float(np.mean([repeat[name] for repeat in repeats])) for name in names}
     halves = over_images(confusion / n, means.get("auroc"))

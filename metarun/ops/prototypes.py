@@ -56,4 +56,4 @@ def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:
         points: Features `[..., M, D]`.
         centres: Class means, say, `[..., N, D]`.
     """
-    return 2 * points @ centres.mT - centres.square().sum(-1)[..., None, :] - points.square().sum(-1, keepdim=True)
+    return points @ (2 * centres).mT - centres.square().sum(-1)[..., None, :] - points.square().sum(-1, keepdim=True)

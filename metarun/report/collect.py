@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
+from metarun.runs.result import SETS, TEST, of_one, scores_file
+from metarun.runs.result import key as key_of_result
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
@@ -41,6 +42,7 @@ class Setting(NamedTuple):
     over: str  # what its interval is over: `episodes`; of a target `repeats`, or `test images` where there are none
     content: str  # the fingerprint of the images and what else decides on the test episodes
     more: str = ""  # what is unusual of the test tasks beside their sizes, in words
+    one_of_many: bool = False  # whether it is one of several data sets that the same weights were tested on
 
     @property
     def target(self) -> bool:
@@ -85,6 +87,9 @@ class Run:
     choices: dict[str, str]  # of Hydra's groups; for a run that only tests, those its weights were trained with
     overridden: frozenset[str]  # keys and groups named on its command line, or on that of its weights
     finished: float  # seconds since the epoch
+    tested_on: str = (
+        ""  # of a test on several data sets the one that this is of; what is trained on is the choice of `data`
+    )
 
     @property
     def seed(self) -> int:
@@ -109,7 +114,7 @@ class Run:
         measure = tested[0] if tested else "acc" if "classes" in data else "mse"
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
         content = [data["fingerprint"], data.get("classes"), self.config.get("data.within_group")]
-        name = self.choices.get("data", "data")
+        name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,
             protocol["split"],
@@ -121,6 +126,7 @@ class Run:
             "episodes",
             repr(content),
             more_of_task(task),
+            bool(self.tested_on),
         )
 
     @property
@@ -135,7 +141,7 @@ class Run:
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
-            with open(self.folder / "test_scores.npz", "rb") as file, np.load(file) as stored:
+            with open(self.folder / scores_file(self.tested_on), "rb") as file, np.load(file) as stored:
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
@@ -188,10 +194,12 @@ def collect(roots: Sequence[Path], besides: Path) -> Collection:
         try:
             run = read(folder)
             check_usable(run)
+        except NothingTested:
+            continue
         except Unreadable as error:
             collection.problems.append(str(error))
             continue
-        runs.append(run)
+        runs += by_set(run)
         lines = folder / "metrics.jsonl"
         if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
             collection.problems.append(f"{lines}: {damaged} damaged line{'s' * (damaged > 1)} left out of its curves")
@@ -223,15 +231,22 @@ class Unreadable(Exception):
     """A file of a run that is not what metarun writes."""
 
 
+class NothingTested(Unreadable):
+    """A run that used what an earlier one learned, and has nothing to compare."""
+
+
 def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = files.parsed(path.read_text(encoding="utf-8"))
         needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
         missing = [key for key in needed if key not in result]
-        if missing or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
+        used = missing == ["data"] and not any(result["choices"].get(group) for group in ("data", "target"))
+        if (missing and not used) or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
+        if not result.get(key_of_result(TEST, SETS), {}).keys() <= result["protocol"].get(SETS, {}).keys():
+            raise ValueError("does not say how its data sets were tested")
         result["protocol"].setdefault("split", None)
         path = folder / "config.yaml"
         text = path.read_text(encoding="utf-8")
@@ -240,6 +255,8 @@ def read(folder: Path) -> Run:
             raise ValueError("it holds no keys")
         if not text.endswith("\n"):  # it was written whole, and so ended its last line
             raise ValueError("it was cut off")
+        if used:
+            raise NothingTested(f"{folder}: tested nothing")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
         why = found if "zero" in found or "empty" in found else _first_line(error)
@@ -252,6 +269,12 @@ def read(folder: Path) -> Run:
         choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
         typed |= inherited
     return Run(folder, result, config, choices, frozenset(typed), (folder / "result.json").stat().st_mtime)
+
+
+def by_set(run: Run) -> list[Run]:
+    """A run that was tested on several data sets as one for each of them; any other as it is."""
+    sets = run.result.get(key_of_result(TEST, SETS), {})
+    return [replace(run, result=of_one(run.result, name), tested_on=name) for name in sets] or [run]
 
 
 def check_usable(run: Run) -> None:
@@ -323,6 +346,7 @@ def swept(runs: Sequence[Run]) -> list[str]:
     typed = {key for run in runs for key in run.overridden} - NOT_SWEPT
     differing = [key for key in typed if len({repr(run.value(key)) for run in runs}) > 1]
     first = ("data", "algo", "backbone")
+    differing = [key for key in differing if not key.startswith("test.data.")]  # settings tell which data set it is
     return sorted(
         differing, key=lambda key: (key not in first, "." in key, first.index(key) if key in first else 0, key)
     )

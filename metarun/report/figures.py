@@ -237,7 +237,7 @@ def _wide(bottom: float, top: float) -> bool:
 def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     """A panel for each group and quantity, which is the word before the first underscore of its curves' names."""
     found = [
-        (f"{section.title}, {row.label}", quantity, curves)
+        (f"{section.title}, {row.label}", quantity, curves, _points(row.group))
         for section in sections
         for row in _ranked(section)
         for quantity, curves in _measured(row.group).items()
@@ -245,24 +245,25 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     if not found:
         return None
     panels = found[:MOST_PANELS]
-    labels = list(dict.fromkeys(label for _, _, curves in panels for label in curves))
+    labels = list(dict.fromkeys(label for _, _, curves, _ in panels for label in curves))
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Any] = {}
-    common, titles = apart([title for title, _, _ in panels])
-    for axes, title, (_, quantity, curves) in zip(grid, titles, panels, strict=False):
+    common, titles = apart([title for title, _, _, _ in panels])
+    for axes, title, (_, quantity, curves, (name, places)) in zip(grid, titles, panels, strict=False):
         means = np.concatenate([mean[np.isfinite(mean)] for mean, _ in curves.values()])
         bottom, top = (means.min(), means.max()) if len(means) else (0.0, 0.0)
         for label, (mean, half) in curves.items():
             place = labels.index(label)
             colour = COLOURS[place] if place < len(COLOURS) else FAINT
-            (handles[label],) = axes.plot(mean, color=colour, linewidth=1.6)
+            x = places[: len(mean)] if places else list(range(len(mean)))
+            (handles[label],) = axes.plot(x, mean, color=colour, linewidth=1.6)
             low = np.maximum(mean - half, bottom / 2) if _wide(bottom, top) else mean - half
-            axes.fill_between(range(len(mean)), low, mean + half, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(x, low, mean + half, color=colour, alpha=0.18, linewidth=0)
         axes.set_title(title)
-        axes.set_xlabel("point of the curve")
+        axes.set_xlabel(name)
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
@@ -272,8 +273,16 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
         axes.set_visible(False)
     figure.legend([handles[label] for label in labels], [_short(label) for label in labels], loc="outside right upper")
     dropped = f" (of {len(found)} panels the first {MOST_PANELS})" if len(found) > len(panels) else ""
-    caption = "Curves that the method itself measured on the test episodes: the mean, and its 95% band over episodes"
+    caption = (
+        "Curves that were measured in the test: the mean, and its 95% band over episodes (or orders of the classes)"
+    )
     return "test_curves", ", ".join([caption, *common]) + dropped, figure
+
+
+def _points(group: Group) -> tuple[str, list[int]]:
+    """What the points of a group's curves are, and where they lie; an empty list where they are counted."""
+    kept = group.runs[0].result.get("test/points")
+    return (kept["name"], list(kept["at"])) if kept else ("point of the curve", [])
 
 
 def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from metarun import files
 from metarun.config import Config, check_keys
 from metarun.errors import UserError
-from metarun.report.collect import Run, Unreadable, check_usable, read, run_folders
+from metarun.report.collect import NothingTested, Run, Unreadable, check_usable, read, run_folders
 from metarun.report.command import folders
 from metarun.runs.folder import stored_config
 from metarun.runs.result import CI95, ERROR, SCORE, tested
@@ -74,6 +74,8 @@ def described(folder: Path) -> Line:
     try:
         finished = read(folder)
         check_usable(finished)
+    except NothingTested:
+        return Line(**told, result="", state="finished", when=when)
     except Unreadable:
         return Line(**told, result="", state="result damaged", when=when)
     return Line(**told, result=number(finished), state="finished", when=finished.finished)

@@ -20,12 +20,15 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
     run = f"checkpoint={shell_path(folder)}"
     if learner is None:  # regression, or predictions
         return [f"metarun recipe=report runs={shell_path(folder.parent)}"] if result.tested(found) else []
+    classified, support = (
+        ("items=FILE", "support=FILE") if "item" in learner["preprocessing"] else ("images=FOLDER", "support=FOLDER")
+    )
     if (folder / "classifier.pt").is_file():
         return [
-            f"metarun recipe=predict {run} images=FOLDER",
+            f"metarun recipe=predict {run} {classified}",
             f"metarun recipe=report runs={shell_path(folder.parent)}",
         ]
-    steps = [f"metarun recipe=predict {run} support=FOLDER images=FOLDER"]
+    steps = [f"metarun recipe=predict {run} {support} {classified}"]
     task = found.get(result.PROTOCOL, {}).get("test")
     plain = task and isinstance(task["shots"], int)
     if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:

@@ -44,7 +44,8 @@ def find(choices: dict[str, str], task: Mapping[str, Any]) -> Published | None:
     for entry in _entries():
         tasks = entry.get("task", {})
         wanted = {key: value for key, value in entry.items() if key not in ("value", "source", "task")}
-        if choices.get("unsupervised") and "unsupervised" not in wanted:  # a number with labels is of another task
+        # A number with labels is of another task, one of the method alone of another method.
+        if any(choices.get(group) and group not in wanted for group in ("unsupervised", "wrapper")):
             continue
         if tasks == more and all(key in facts and facts[key] == value for key, value in wanted.items()):
             return Published(entry["value"], entry["source"])

@@ -8,10 +8,26 @@ from typing import Any
 from rich.table import Table
 
 from metarun import files
-from metarun.report import target
+from metarun.report import continual, target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
-from metarun.runs.result import BASELINES, CHANCE, DAMAGED, FILE, SCORE, TEST
+from metarun.runs.result import (
+    ACCURACY,
+    BASELINES,
+    CHANCE,
+    CI95,
+    CONTINUAL,
+    DAMAGED,
+    EPISODES,
+    FILE,
+    MEASURES,
+    SCORE,
+    SETS,
+    TEST,
+    WORST_CLASS,
+    key,
+    of_set,
+)
 from metarun.terminal import Terminal
 from metarun.text import shell_path
 
@@ -46,7 +62,12 @@ def show(folder: Path, result: dict[str, Any]) -> None:
         if kept := target.kept(result):
             print(kept)
     if tested:
-        terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+        if CONTINUAL in result:
+            terminal.show(continual.table(result, what))
+        else:
+            terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+        if told := _own_measures(result):
+            print(told)
     if encoder := result["protocol"].get("encoder"):
         print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
     if result.get("train/steps") == 0 and SCORE not in result:
@@ -66,6 +87,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
 
 def pretraining(encoder: dict[str, Any]) -> str:
     """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    if "fitted_to" in encoder:
+        return f"fitted to {encoder['fitted_to']}"
     if encoder["saw"] is None:
         return "of whose pretraining nothing is known"
     whether = {
@@ -84,6 +107,15 @@ def subject(folder: Path) -> str:
     return f"{choices['algo']} on {choices['data']}\n" if {"algo", "data"} <= choices.keys() else ""
 
 
+def _own_measures(result: dict[str, Any]) -> str:
+    """What the method or the data measured beside accuracy or error, in a line; empty where they measure nothing more."""
+    known = {key(TEST, name) for name in (*MEASURES, WORST_CLASS)}
+    names = [name for name in result if name.startswith(f"{TEST}/") and f"{name}{CI95}" in result and name not in known]
+    return ", ".join(
+        f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[f'{name}{CI95}'], '.4f')}" for name in names
+    )
+
+
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result["protocol"]
     mode = "transductive" if protocol["transductive"] else "inductive"
@@ -96,12 +128,40 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
+    if sets := result["protocol"].get(SETS):
+        return _by_set(result, what, sets)
     title = f"{what}{task_text(result['protocol']['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
         if f"{prefix}/acc" in result:
             interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
             table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+    return table
+
+
+def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
+    """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
+    columns = ("tasks", "accuracy", "95% interval", "before", "chance")
+    queries = count_text(result["protocol"]["test"]["queries"])
+    table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
+
+    def row(title: str, tasks: str, name: str) -> None:
+        def number(kind: str, measure: str = ACCURACY) -> str:
+            value = result.get(key(of_set(kind, name), measure))
+            return "" if value is None else f"{value:.2%}"
+
+        before = next(filter(None, map(number, BASELINES)), "")
+        interval = half(result[key(of_set(TEST, name), f"{ACCURACY}{CI95}")], ".2%")
+        table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
+
+    for name, told in sets.items():
+        row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot", name)
+    table.add_section()
+    row("mean", "", "")
+    told = (f"{name}: {', '.join(filter(None, (of.get('classes'), of.get('images'))))}" for name, of in sets.items())
+    episodes = result[key(of_set(TEST, next(iter(sets))), EPISODES)]
+    table.caption = "\n".join([*told, f"{episodes} episodes each; before: without training"])
+    table.caption_justify = "left"
     return table
 
 

@@ -63,7 +63,7 @@ def summarise(collection: Collection) -> list[Section]:
     sections = []
     for setting in settings:
         groups = [group for group in collection.groups if group.setting == setting]
-        namesakes = [other for other in settings if other[:-1] == setting[:-1]]
+        namesakes = [other for other in settings if other._replace(content="") == setting._replace(content="")]
         number = f", data {namesakes.index(setting) + 1}" if len(namesakes) > 1 else ""
         columns = [
             column
@@ -110,7 +110,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
-    if setting.tested and not setting.target:
+    of_source = not setting.target and runs[0].tested_on in ("", runs[0].choices.get("data"))
+    if setting.tested and of_source:
         row.published = published.find(runs[0].choices, runs[0].result["protocol"]["test"])
     return row
 

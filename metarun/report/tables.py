@@ -7,12 +7,14 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
+from scipy.stats import rankdata
 
 from metarun.report.statistics import Paired
 from metarun.report.summary import Row, Section, apart, shown, target_points
@@ -42,6 +44,8 @@ EXPLAINED = {
     },
     f"{MINUS} over seeds": "paired t test with one number for each seed that both have: whether the methods "
     "differ with this budget.",
+    "mean rank": "the mean over the data sets of a method's rank among those that were tested on all of them, 1 being the highest "
+    "accuracy.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
     "which flatters it a little.",
 }
@@ -148,7 +152,8 @@ def overview(sections: Sequence[Section]) -> Table | None:
     """A row for each method, a column for each setting; None if there is one setting, or nothing that goes across them."""
     sections = [section for section in sections if section.setting.tested]
     columns = list(dict.fromkeys(column for section in sections for column in section.columns))
-    if len(sections) < 2 or not columns:
+    many = [index for index, section in enumerate(sections) if section.setting.one_of_many]
+    if len(sections) < 2 or not (columns or many):
         return None
     places: dict[tuple[str, ...], dict[int, Row]] = {}
     for index, section in enumerate(sections):
@@ -156,6 +161,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
             places.setdefault(tuple(shown(each.group.values[column]) for column in columns), {})[index] = each
     if all(len(across) == 1 for across in places.values()):
         return None
+    beside = across_sets(list(places.values()), many, len(sections))
     rows: list[list[str]] = []
     best = set()
     for place, across in places.items():
@@ -167,11 +173,43 @@ def overview(sections: Sequence[Section]) -> Table | None:
             spread = f" ± {number(half, measure)}" if half is not None else ""
             cells.append(number(row.mean, measure) + spread if row else "")
             if row and row.best:
-                best.add((len(rows), len(columns) + index))
-        rows.append([*place, *cells])
+                best.add((len(rows), max(1, len(columns)) + index))
+        rows.append([*(place or [row_label(across)]), *cells, *(column[len(rows)] for column in beside.values())])
     common, titles = apart([section.title for section in sections])
-    title = f"{', '.join(['All settings', *common])}: mean over seeds ± its 95% interval over seeds"
-    return Table(title, [*map(name, columns), *titles], rows, len(columns), best)
+    all_of = "All data sets" if len(many) == len(sections) else "All settings"
+    title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
+    left = [*map(name, columns)] or ["runs"]
+    return Table(title, [*left, *titles, *beside], rows, len(left), best)
+
+
+def row_label(across: Mapping[int, Row]) -> str:
+    """What the rows of one group are called where nothing was swept."""
+    return next(iter(across.values())).label
+
+
+def across_sets(groups: Sequence[Mapping[int, Row]], many: Sequence[int], sections: int) -> dict[str, list[str]]:
+    """Columns over the data sets that the same weights were tested on: the mean accuracy, and where groups can be compared the mean rank.
+
+    Ranks are within a data set, 1 for the highest accuracy, ties sharing the mean of theirs (Demsar 2006); a group that lacks a
+    data set has neither number.
+
+    Args:
+        groups: The row of each group by the number of its section.
+        many: The sections that are of such data sets.
+        sections: The number of all sections.
+    """
+    whole = [all(index in across and across[index].mean is not None for index in many) for across in groups]
+    complete = [across for across, is_whole in zip(groups, whole, strict=True) if is_whole]
+    if len(many) < 2 or not complete:
+        return {}
+    values = np.array([[across[index].mean for index in many] for across in complete], dtype=np.float64)
+    means = iter([f"{value:.2%}" for value in values.mean(1)])
+    ranks = iter([f"{value:.2f}" for value in rankdata(-values, axis=0).mean(1)])
+    title = "mean" if len(many) == sections else f"mean of the {len(many)} data sets"
+    found = {title: [next(means) if is_whole else "" for is_whole in whole]}
+    if len(complete) > 1:
+        found["mean rank"] = [next(ranks) if is_whole else "" for is_whole in whole]
+    return found
 
 
 def target_curve(section: Section) -> Table | None:

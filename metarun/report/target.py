@@ -11,20 +11,21 @@ from rich.table import Table
 
 from metarun.report.text import half
 
-MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "auroc": "AUROC"}
+MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Accuracy, balanced accuracy and AUROC of each number of training images."""
+    """Accuracy, balanced accuracy, and macro F1 or AUROC, of each number of training images."""
     curve = result.get("target/curve") or [
         {name.removeprefix("target/"): value for name, value in result.items() if name.startswith("target/")}
     ]
-    known = [name for name in MEASURES if name in curve[0]]
+    # Beside AUROC, which is of two classes, there is no room for macro F1.
+    known = [name for name in MEASURES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
     mode = "transductive" if result["protocol"]["transductive"] else "inductive"
     title = f"target, {len(result['target/classes'])} classes; norm {result['protocol']['norm']}, {mode}; {result['target/interval']}"
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
-        images = f"{point['train_images']} images, " if "train_images" in point else ""
+        images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""
         own = f", over the {point['over']}" if point.get("over") != curve[-1].get("over") else ""
         shown.add_row(f"{images}{point['test_images']} to test{own}", *(_value(point, name) for name in known))
     if "target/chance" in result:
@@ -32,14 +33,19 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
+def kind(result: dict[str, Any]) -> str:
+    """What the items of the target are called: `images` or `texts`."""
+    return "texts" if result.get("target/data", {}).get("items") == "text" else "images"
+
+
 def kept(result: dict[str, Any]) -> str:
     """A line about the classifier that a run keeps, whose own accuracy is not the mean over repeats; empty where there is none."""
     found = result.get("target/classifier")
-    if found is None:
+    if found is None or "repeat" not in found:
         return ""
     return (
-        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} images: {found['acc']:.2%} of its "
-        f"{result['target/test_images']} test images"
+        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found['acc']:.2%} of its "
+        f"{result['target/test_images']} test {kind(result)}"
     )
 
 

@@ -39,6 +39,10 @@ def more_of_task(task: Mapping[str, Any]) -> str:
         found.append(f"{unlabelled} unlabelled a class{others}")
     if (share := task.get("labelled_share", 1)) < 1:
         found.append(f"{share:.3g} of the images with labels")
+    if (concentration := task.get("query_dirichlet")) is not None:
+        found.append(f"divided by Dirichlet({concentration:g}) shares")
+    if least := task.get("min_items"):
+        found.append(f"classes of at least {least}")
     return "".join(f", {text}" for text in found)
 
 

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import files, stages
-from metarun.config import Config, check, construct, flat, to_container
+from metarun.config import Config, check, construct, flat, nodes_of, to_container
+from metarun.config.lists import TASK
 from metarun.config.overrides import key_of, make_literal
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
+from metarun.data.domains import fit_to_network, named
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource, NoData
 from metarun.encoders import EncodedSource
-from metarun.encoders.building import encoded
+from metarun.encoders.building import encoded, encoded_as
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
@@ -83,7 +86,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
-        described = descriptions(shared.data, shared.target.source if shared.target else None)
+        described = descriptions(*data_of(shared))
         refuse_other_data(folder, described)
         if continues:
             origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
@@ -202,7 +205,7 @@ def prepare(config: DictConfig, folder: Path, world: World) -> Run:
     data, target = build_data(config, built)
     if target is not None:
         target.fit_to(data)
-    run = Run(config, built, world, folder, data, target)
+    run = Run(config, built, world, folder, data, target, build_tests(config, built, data))
     for stage in built:
         stage.prepare(run)
     if not run.learners:
@@ -237,10 +240,34 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
             "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
             "copies too"
         )
-    sources = encoded([construct(one, key) for one, key in named], config.encoder)
+    alone = not any(key == "data" for _, key in named)
+    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
     if config.unsupervised and config.recipe.source:
         sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
     return sources[0], Target(sources[-1], config.target) if node is not None else None
+
+
+def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Mapping[str, DataSource]:
+    """Builds what a meta-test tests on: the data sets of `test.data`, or what the source's own test classes are of.
+
+    Raises:
+        UserError: The recipe tests on none, or the network cannot be tested on one.
+    """
+    if not any(stage.meta_tests for stage in built):
+        if config.test.data and not config.checkpoint:
+            raise UserError(
+                "test.data: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
+            )
+        return {}
+    if not config.test.data:
+        return data.tested
+    found = fit_to_network(nodes_of(config.test.data, "test.data", TASK), data, encoded=bool(config.encoder))
+    return {name: named(f"test.data: {name}", partial(encoded_as, items, data)) for name, items in found.items()}
+
+
+def data_of(run: Run) -> tuple[DataSource, DataSource | None, Mapping[str, DataSource]]:
+    """The source, the target's data set, and the data sets of `test.data`."""
+    return run.data, run.target.source if run.target else None, run.tests if run.config.test.data else {}
 
 
 def unchecked_data(config: DictConfig, folder: Path) -> str:
@@ -254,10 +281,12 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     """
     try:
         with without_downloads():
-            data, target = build_data(config, build_stages(config))
+            built = build_stages(config)
+            data, target = build_data(config, built)
+            tests = build_tests(config, built, data) if config.test.data else {}
     except (UserError, OSError) as error:
         return str(error)
-    refuse_other_data(folder, descriptions(data, target.source if target else None))
+    refuse_other_data(folder, descriptions(data, target.source if target else None, tests))
     return ""
 
 
@@ -283,7 +312,7 @@ def carry_out(run: Run, world: World) -> None:
     for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
-    for source in (run.data, *([run.target.source] if run.target else [])):
+    for source in (run.data, *([run.target.source] if run.target else []), *run.tests.values()):
         source.make_ready(run.hardware.device)
     for stage in run.stages:
         stage.execute(run)
@@ -337,8 +366,9 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data = run.data.describe()
+    if (main or "").startswith(f"{result.TEST}/"):
+        run.result.setdefault("interval", "95%, over episodes, normal approximation")
     run.result |= {
-        "interval": "95%, over episodes, normal approximation",
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
         **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),
@@ -391,12 +421,19 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def unused(config: DictConfig) -> tuple[str, ...]:
-    """The parts and groups of the config that the recipe does not use: without a source, those that only a source needs."""
+    """The parts and groups of the config that the recipe does not use.
+
+    Without a source these are those that only a source needs, and where all stages use what an earlier run learned, its data
+    and its network too, which are not those of this command line.
+    """
     if config.recipe.source:
         return ()
-    source = ("data", "unsupervised", "pretrain", "wrapper", "test")
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
     method = ("algo", "task", "train", "optimizer", "schedule", "preset")
-    gives = any(stage.gives_weights for stage in build_stages(config))
+    built = build_stages(config)
+    if not any(stage.continues_config or stage.needs_data for stage in built):
+        return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")
+    gives = any(stage.gives_weights for stage in built)
     return source if gives or uses_method(config) else (*source, *method)
 
 

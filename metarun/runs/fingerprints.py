@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,27 @@ from metarun.data.source import DataSource
 from metarun.errors import UserError
 
 FILE = "data.json"
-Descriptions = dict[str, dict[str, Any]]  # of `data`, and of `target` where there is one
+Descriptions = dict[str, dict[str, Any]]  # of `data`, of `target` where there is one, of `test.data.NAME`
 
 
-def descriptions(data: DataSource, target: DataSource | None = None) -> Descriptions:
+OTHERS = {"data": "data=folder data.root=...", "target": "target=folder target.data.root=..."}  # how they are named
+
+
+def descriptions(
+    data: DataSource, target: DataSource | None = None, tests: Mapping[str, DataSource] | None = None
+) -> Descriptions:
     """Describes the data of a run.
 
     Args:
         data: The source.
         target: The target's data set, where the recipe has a target.
+        tests: The data sets of `test.data` by name, where there are any.
 
     Returns:
         What `DataSource.describe` says of each, as JSON values.
     """
     found = {"data": data.describe(), **({"target": target.describe()} if target is not None else {})}
+    found |= {f"test.data.{name}": each.describe() for name, each in (tests or {}).items()}
     plain: Descriptions = json.loads(json.dumps(found))
     return plain
 
@@ -50,9 +58,9 @@ def kept(folder: Path) -> Descriptions:
     """
     try:
         if (folder / FILE).is_file():
-            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            found = files.parsed((folder / FILE).read_text(encoding="utf-8"))
         elif (folder / "result.json").is_file():
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = files.parsed((folder / "result.json").read_text(encoding="utf-8"))
             found = {"data": result.get("data", {}), "target": result.get("target/data", {})}
         else:
             return {}
@@ -71,7 +79,7 @@ def differences(before: Descriptions, now: Descriptions) -> dict[str, str]:
         now: Those of the data that are there.
 
     Returns:
-        For each of `data` and `target` that is described in both and differs, what differs: the numbers of classes and
+        For each of `data`, `target` and `test.data.NAME` that is described in both and differs, what differs: the numbers of classes and
         images before and now, as far as these tell the two apart.
     """
     found = {}
@@ -123,10 +131,10 @@ def tested_on_others(origin: Path, now: Descriptions, overrides: list[str]) -> d
     found = differences(before, now)
     keys = [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]
     for role, changed in found.items():
-        prefix = "data" if role == "data" else "target"
-        if not any(key == prefix or key.startswith(f"{prefix}.") for key in keys):
+        prefix = role
+        if not any(key == prefix or key.startswith(f"{prefix}.") or prefix.startswith(f"{key}.") for key in keys):
             raise UserError(
                 f"checkpoint={origin}: its {role} has changed since it was trained ({changed}); bring the data back, or name "
-                f"those to test on ({prefix}=folder {'data' if role == 'data' else 'target.data'}.root=..., say)"
+                f"those to test on ({OTHERS.get(role, 'test.data=[folder] test.data.folder.root=...')}, say)"
             )
     return {"checkpoint/data": {role: before[role] for role in found}} if found else {}

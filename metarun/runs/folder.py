@@ -123,7 +123,10 @@ def name_parts(source: bool) -> list[str]:
 
 def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
     """The choices of these groups, where there is one: `<data>-<algo>`, and with a target `<data>-<algo>-<target>-<transfer>`."""
-    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", choices[group]) for group in groups if choices.get(group))
+    name = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", choices[group]) for group in groups if choices.get(group))
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9].rstrip('-_.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:

@@ -282,7 +282,7 @@ class RunLogger:
         images = images.cpu().float()
         most = min(max(sizes), shown)
         blank = images.max().expand(most, *images.shape[1:]) if len(images) else images
-        rows = [torch.cat([each[:most], blank[: most - len(each)]]) for each in images.split(list(sizes))]
+        rows = [torch.cat([each[:most], blank[: max(most - len(each), 0)]]) for each in images.split(list(sizes))]
         per_way = torch.stack(rows)
         n, k, c, h, w = per_way.shape
         return per_way.permute(2, 0, 3, 1, 4).reshape(c, n * h, k * w)

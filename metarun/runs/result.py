@@ -1,6 +1,7 @@
 """The keys of `result.json`, each named once.
 
-A number of a test has the key `KIND/MEASURE`: `test/acc`, `target/mse_ci95`.
+A number of a test has the key `KIND/MEASURE`: `test/acc`, `target/mse_ci95`. Of a test on several data sets that is the mean over
+the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/acc`, `untrained/omniglot/acc_ci95`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ CI95 = "_ci95"  # ends the key of half of a 95% interval
 EPISODES = "episodes"
 AFTER_INNER_STEPS = "after_inner_steps"
 CURVES = "curves"
+POINTS = "points"  # where the points of the curves lie, `at`, and what they are, `name`; absent where they are counted
+CONTINUAL = "continual"  # of a test on classes that arrive one after the other
 SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; absent where nothing was chosen
 
 # What the run was.
@@ -42,12 +45,41 @@ LEARNER = "learner"  # what `metarun.load` builds it from
 WORST_CLASS = "worst_class_acc"  # the mean over the episodes of the accuracy of the class that fared worst
 FIFTH_PERCENTILE = "acc_p05"  # of the episodes
 UNKNOWN = "unknown"  # of a test with queries of unknown classes
+SETS = "sets"  # under `test/`: the data sets that were tested on, each described; in the protocol how each was
 CALIBRATION = "calibration"  # of a test: the temperature, and scores of the probabilities with and without it
 
 
 def key(kind: str, measure: str) -> str:
     """The key of a measure, such as `test/acc`."""
     return f"{kind}/{measure}"
+
+
+def scores_file(name: str) -> str:
+    """The file with the score of every test episode, of one data set of several, or of the only one, which has no name."""
+    return f"test_scores-{name}.npz" if name else "test_scores.npz"
+
+
+def of_set(kind: str, name: str) -> str:
+    """The kind of a number of one data set of several; of the only one, which has no name, the kind itself."""
+    return f"{kind}/{name}" if name else kind
+
+
+def of_one(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """The result as it would be of a test on one of its data sets alone."""
+    own: dict[str, Any] = {}
+    for kind in (TEST, *BASELINES, CHANCE):
+        begins = f"{of_set(kind, name)}/"
+        own |= {
+            key(kind, each.removeprefix(begins)): value for each, value in result.items() if each.startswith(begins)
+        }
+    protocol = result[PROTOCOL]
+    told = protocol[SETS][name]
+    return {
+        **{each: value for each, value in result.items() if each.partition("/")[0] not in (TEST, *BASELINES, CHANCE)},
+        **own,
+        DATA: result[key(TEST, SETS)][name],
+        PROTOCOL: {**protocol, "split": None, TEST: told["task"]},
+    }
 
 
 def tested(result: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
-from metarun.data.source import DataSource, EpisodeSampler, Split, TableSource
+from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware
 from metarun.engine.train import Learner, Watch
@@ -39,6 +39,7 @@ class Run:
         world: The ranks.
         folder: The run's folder, which `prepare` of a stage does not touch.
         data: The source, or the target's data set where the recipe has no source.
+        tests: What a meta-test tests on, by name: the source's own test classes, without a name, or several data sets.
         target: The target, where a stage needs one.
         learners: The learner of each stage that trains or loads one, by the stage's name, in order.
         result: What `result.json` will hold.
@@ -52,11 +53,12 @@ class Run:
     folder: Path
     data: DataSource
     target: Target | None
+    tests: Mapping[str, DataSource] = field(default_factory=dict)
     learners: dict[str, Learner] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     logger: RunLogger = field(default_factory=lambda: RunLogger(None))
     watch: Watch | None = None
-    _samplers: dict[tuple[Split, TaskShape], EpisodeSampler] = field(default_factory=dict)
+    _samplers: dict[tuple[Split, TaskShape, str], EpisodeSampler] = field(default_factory=dict)
 
     @property
     def learner(self) -> Learner:
@@ -110,24 +112,31 @@ class Run:
         """The stages after `stage`."""
         return list(self.stages[list(self.stages).index(stage) + 1 :]) if stage in self.stages else []
 
-    def episodes(self, split: Split, task: TaskShape, device: torch.device) -> EpisodeSampler:
+    def episodes(self, split: Split, task: TaskShape, device: torch.device, name: str = "") -> EpisodeSampler:
         """Episodes of a split, the same ones for every stage that asks.
 
         Args:
             split: The classes that the episodes are drawn from.
             task: Their shape.
             device: Where they lie.
+            name: The data set of `tests` that they are of; empty for the source.
 
         Raises:
             UserError: The split cannot serve such tasks; or it is the test split, and a learner of this run was trained on
                 images of its classes.
         """
+        data = self.tests[name] if name else self.data
         if split == "test":
             for learner in self.learners.values():
-                seen.refuse_test_classes(learner.seen, self.data, f"stage {learner.name}")
-        if (split, task) not in self._samplers:
-            self._samplers[split, task] = self.data.sampler(split, task, self.config.seed, device)
-            shared = isinstance(self.data, TableSource) and {*self.data.splits["train"]} & {*self.data.splits["test"]}
+                seen.refuse_test_classes(learner.seen, data, f"stage {learner.name}")
+        if (split, task, name) not in self._samplers:
+            shared = [
+                one for one, images in data.members.items() if {*images.splits["train"]} & {*images.splits["test"]}
+            ]
             if split == "train" and shared:
-                log.warning("data: too few classes to divide; tasks for training and testing are of the same ones")
-        return self._samplers[split, task]
+                named = "".join(f" {one}:" for one in shared if one)
+                log.warning(
+                    "data:%s too few classes to divide; tasks for training and testing are of the same ones", named
+                )
+            self._samplers[split, task, name] = data.sampler(split, task, self.config.seed, device)
+        return self._samplers[split, task, name]

@@ -16,7 +16,8 @@ Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose im
 
 def key(data: TableSource) -> str:
     """A digest of the names of all classes: the same for a data set at another size or with another split."""
-    return hashlib.sha256(json.dumps(list(data.table.names)).encode()).hexdigest()[:16]
+    names = [name for number, name in enumerate(data.table.names) if number not in data.unknown.values()]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
 def classes(data: DataSource, split: Split | None) -> Seen:
@@ -26,10 +27,11 @@ def classes(data: DataSource, split: Split | None) -> Seen:
         data: The data set; regression tasks have no classes.
         split: The split whose classes it sees; None for all classes.
     """
-    if not isinstance(data, TableSource):
-        return {}
-    every = range(len(data.table.names))
-    return {key(data): sorted(map(int, every if split is None else data.splits[split]))}
+    found: Seen = {}
+    for images in data.members.values():
+        every = range(len(images.table.names))
+        found = merged(found, {key(images): sorted(map(int, every if split is None else images.splits[split]))})
+    return found
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:
@@ -50,15 +52,15 @@ def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> 
     Raises:
         UserError: The learner was trained on images of test classes.
     """
-    if not isinstance(data, TableSource):
-        return
-    own = {*map(int, data.splits["train"]), *map(int, data.splits["val"])}
-    leaked = {int(number) for number in data.splits["test"]} & set(seen.get(key(data), [])) - own
-    if leaked:
-        raise UserError(
-            f"{origin}: was trained on images of {len(leaked)} of the {len(data.splits['test'])} classes that the meta-test is "
-            f"on ({named(data, sorted(leaked))}); meta-test weights that were trained on the training classes alone"
-        )
+    for name, images in data.members.items():
+        own = {*map(int, images.splits["train"]), *map(int, images.splits["val"])}
+        leaked = {int(number) for number in images.splits["test"]} & set(seen.get(key(images), [])) - own
+        if leaked:
+            raise UserError(
+                f"{origin}: was trained on images of {len(leaked)} of the {len(images.splits['test'])} classes "
+                f"{f'of {name} ' if name else ''}that the meta-test is on ({named(images, sorted(leaked))}); meta-test weights that "
+                "were trained on the training classes alone"
+            )
 
 
 def named(data: TableSource, numbers: Sequence[int], shown: int = 3) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metarun.stages.base import Stage
+    from metarun.stages.continual import Continual
     from metarun.stages.export import Export
     from metarun.stages.load import Load
     from metarun.stages.meta_test import MetaTest
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from metarun.stages.train import Train
     from metarun.stages.transfer import Transfer
 
-__all__ = ["Export", "Load", "MetaTest", "Predict", "Stage", "TargetTest", "Train", "Transfer"]
+__all__ = ["Continual", "Export", "Load", "MetaTest", "Predict", "Stage", "TargetTest", "Train", "Transfer"]
 
 _MODULES = {
+    "Continual": "continual",
     "Export": "export",
     "Load": "load",
     "MetaTest": "meta_test",

@@ -24,6 +24,8 @@ from metarun.inference import store
 from metarun.inference.classifier import Classifier
 from metarun.inference.image_files import ImageFiles, examples, find_images
 from metarun.inference.learner import Learner
+from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -56,10 +58,15 @@ class Export(Stage):
         elif config.int8:
             raise UserError(f"int8=true: is for ONNX files, but format={config.format}; use format=onnx")
         held = store.load(Path(config.checkpoint))
+        if isinstance(held.preprocessing, TextPreprocessing):
+            raise UserError(
+                f"checkpoint={shown_path(config.checkpoint)}: reads texts, and an exported file could not cut them into words; use "
+                "recipe=predict or metarun.load"
+            )
         cpu = OmegaConf.merge(config.hardware, {"device": "cpu", "autocast": None})
         hardware = hardware_module.choose(cpu, held.blueprint.learner(), run.world)
         learner = Learner(held, "cpu")
-        self.origin, self.given = held.origin, ImageSet(learner, [])
+        self.held, self.given = held, ImageSet(learner, [])
         prepare, self.temperature = held.preprocessing.of_pixels, held.calibration.temperature or 1.0
         if held.classes is None and not config.support:
             if config.images:
@@ -155,15 +162,15 @@ class Export(Stage):
             found["classes"] = self.classes
         found["compared_on"] = IMAGES
         found["takes"] = [one.describe() for one in self.inputs]
-        found["inputs"] = inputs_digest(self.origin, run.config, compared_files(run.config))
+        found["inputs"] = inputs_digest(run.config, self.held, compared_files(run.config))
         run.result |= {
-            result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.origin),
+            result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.held.origin),
             **{result.key(EXPORT, name): value for name, value in found.items()},
         }
 
     def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
-        origin = store.load(Path(config.checkpoint)).origin
-        return inputs_digest(origin, config, compared_files(config)) == stored.get(result.key(EXPORT, "inputs"))
+        held = store.load(Path(config.checkpoint))
+        return inputs_digest(config, held, compared_files(config)) == stored.get(result.key(EXPORT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
@@ -235,7 +242,9 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
         return ImageSet(learner, [])
     names = [str(name) for name in classifier.classes_]
     images: ImageFiles = find_images(origin, "images" if config.images else "support", names)
-    parts = list(images.batches(learner.held.preprocessing, IMAGES))
+    how = learner.held.preprocessing
+    assert isinstance(how, Preprocessing)
+    parts = list(images.batches(how, IMAGES))
     if not parts:
         raise UserError(f"images={shown_path(origin)}: none of them can be read")
     rows = [row for part, _ in parts for row in part]
@@ -260,6 +269,7 @@ def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:
 def pixels_of(learner: Learner) -> tuple[int, int, int]:
     """The shape of an image before preprocessing."""
     how = learner.held.preprocessing
+    assert isinstance(how, Preprocessing)
     return how.channels, how.image_size, how.image_size
 
 

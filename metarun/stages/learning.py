@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +31,9 @@ from metarun.core import (
 )
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
-from metarun.data.source import DataSource, Split
+from metarun.data.sequences import sequences
+from metarun.data.source import DataSource, Split, TableSource
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.distributed import World
@@ -108,6 +112,10 @@ def build_learner(
     )
     if trains and algorithm.trains_on == "batches":
         learner.sampler = image_batches(run, learner, algo, split)
+    elif trains and algorithm.trains_on == "sequences":
+        learner.task = task
+        images, count = data.labelled(None, "train"), algorithm.remembered
+        learner.sampler = sequences(images, task, count, config.seed, hardware.device, f"{train}.task")
     elif trains:
         learner.task = task
         learner.sampler = training_episodes(run, learner, train)
@@ -116,24 +124,56 @@ def build_learner(
         if run.augment is not None and learner.sampler is not None:
             tasks = settings.tasks_per_step
             learner.sampler = augmented(learner.sampler, run.augment, config.seed, hardware, tasks)
-    elif algorithm.trains_on == "episodes":
+    elif algorithm.trains_on != "batches":
         learner.task = task
     return learner
 
 
 def seen_before(run: Run) -> seen.Seen:
-    """What the weights of `backbone.from` were trained on.
+    """What the weights of `backbone.from`, or of the encoder, were trained on.
 
     Raises:
         UserError: These are images of classes that the run meta-tests on.
     """
-    origin = run.config.backbone.get("from")
-    if not origin:
+    known: dict[str, seen.Seen] = {}
+    if origin := run.config.backbone.get("from"):
+        state = checkpoint.load(checkpoint.weights_file("backbone.from", origin))
+        known[f"backbone.from={origin}"] = state.get(seen.KEY, {})
+    if isinstance(run.data, EncodedSource):
+        known[f"encoder.from={run.config.encoder.get('from')}"] = dict(run.data.encoder.seen)
+    for where, classes in known.items():
+        if any(stage.meta_tests for stage in run.stages):
+            seen.refuse_test_classes(classes, run.data, where)
+    return functools.reduce(seen.merged, known.values(), {})
+
+
+def trained_on(run: Run, tested: Labelled) -> int:
+    """How many of the target's images `tested` the source's training has among its own, where both are one data set."""
+    data, target = run.data, run.target
+    if target is None or not isinstance(data, TableSource) or not isinstance(target.source, TableSource):
+        return 0
+    own, other = data.table, target.source.table
+    if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
+        return 0
+    rows: set[int] = set()
+    for learner in run.learners.values():
+        if learner.sampler is not None and learner.settings.steps:
+            on_images = learner.task is None and learner.settings.validate_on == "images"
+            split = run.training_split if on_images else "train"
+            part = training_images(data, "images" if on_images else "episodes", split)
+            rows |= set(part.rows.tolist())
+    return len(rows & set(tested.rows.tolist()))
+
+
+def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns of such images; the fact for the protocol, empty where there are none."""
+    if not (count := trained_on(run, tested)):
         return {}
-    known: seen.Seen = checkpoint.load(checkpoint.weights_file("backbone.from", origin)).get(seen.KEY, {})
-    if any(stage.meta_tests for stage in run.stages):
-        seen.refuse_test_classes(known, run.data, f"backbone.from={origin}")
-    return known
+    log.warning(
+        "target: the source's training sees %d of its test images, so that the accuracy says nothing of images not seen before",
+        count,
+    )
+    return {"test_images_trained_on": count}
 
 
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
@@ -229,12 +269,14 @@ def build_algorithm(
         split: The split of whose classes a method on batches sees images; None for all classes.
     """
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, data.input_shape)
+    backbone = build_backbone(config, data)
     settings = OmegaConf.select(config, algo)
     if data.outputs is not None:
         outputs = data.outputs
-    elif getattr(get_class(settings._target_), "trains_on", "episodes") == "batches":
+    elif (trains_on := getattr(get_class(settings._target_), "trains_on", "episodes")) == "batches":
         outputs = len(training_images(data, OmegaConf.select(config, train).validate_on, split).names)
+    elif trains_on == "sequences":
+        outputs = len(data.labelled(None, "train").names)
     else:
         outputs = largest(train_task.ways)
     spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, largest(train_task.shots))
@@ -242,10 +284,24 @@ def build_algorithm(
     return algorithm
 
 
-def build_backbone(config: DictConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """The backbone, with the weights of an earlier run where `backbone.from` names one."""
+def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
+    """The backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
+
+    Raises:
+        UserError: The items are texts and it does not read them, or the other way round.
+    """
+    reads_texts = getattr(get_class(config.backbone._target_), "reads_texts", False)
+    if data.item == "text" and not reads_texts:
+        raise UserError(
+            "data: the items are texts, which this backbone does not read; add encoder=minilm or encoder=tfidf, or take "
+            "backbone=minilm"
+        )
+    if reads_texts and data.item != "text":
+        raise UserError(
+            f"backbone: reads texts, but the items of the data are {data.item}s; take another backbone, or texts without an encoder"
+        )
     node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
-    backbone: Backbone = construct(node, "backbone", input_shape=input_shape)
+    backbone: Backbone = construct(node, "backbone", input_shape=data.input_shape)
     if config.backbone.get("from"):
         load_backbone(backbone, Path(config.backbone["from"]))
         backbone.pretrained = True
@@ -286,15 +342,18 @@ def check_training(
         raise UserError(
             f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
         )
+    if algorithm.trains_on != "batches" and settings.validate_on == "images":
+        raise UserError(
+            f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
+            f"use {train}.validate_on=episodes"
+        )
     if algorithm.trains_on == "episodes":
-        if settings.validate_on == "images":
-            raise UserError(
-                f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
-                f"use {train}.validate_on=episodes"
-            )
         return
+    what = "batches" if algorithm.trains_on == "batches" else "sequences"
     for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
-        raise UserError(f"{key}: is of training tasks, but {name} trains on batches of images")
+        raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
+    if algorithm.trains_on == "sequences":
+        return
     if world.size > 1 and algorithm.backbone.couples_rows:
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
@@ -305,6 +364,8 @@ def check_training(
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks."""
     check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
     if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
         raise UserError(
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "
@@ -329,6 +390,8 @@ def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> Non
                 f"{train}.task: its ranges make tasks of several shapes, and {type(part).__name__} ({key}) learns from all tasks "
                 f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
             )
+    if learner.wrapper is not None:
+        learner.wrapper.check_varied()
 
 
 def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:

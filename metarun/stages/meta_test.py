@@ -1,18 +1,25 @@
-"""The stage that tests a learner on episodes of the test classes."""
+"""The stage that tests a learner on episodes of the test classes, of one data set or of several."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metarun import files
-from metarun.core import largest
-from metarun.data.source import EpisodeSampler, Split
+from metarun.config.lists import TASK
+from metarun.core import TaskShape, largest
+from metarun.data.domains import named, rule
+from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
+from metarun.engine.hardware import Hardware
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
+from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
@@ -22,60 +29,143 @@ from metarun.stages.base import Stage
 from metarun.stages.learning import check_test_task
 
 
+@dataclass
+class Test:
+    """The test on one data set.
+
+    Attributes:
+        name: That of the data set; empty for the only one.
+        task: The shape of its tasks.
+        episodes: Its episodes.
+        with_unknown: Episodes with more classes than a support set has, where `test.unknown_ways` asks for them.
+    """
+
+    name: str
+    task: TaskShape
+    episodes: EpisodeSampler
+    with_unknown: dict[Split, EpisodeSampler] = field(default_factory=dict)
+
+    def key(self, kind: str, measure: str) -> str:
+        """The key of a number in `result.json`."""
+        return result.key(result.of_set(kind, self.name), measure)
+
+
 class MetaTest(Stage):
-    """Tests the weights at hand, once, on episodes of the test classes; chance and the method before training stand beside it."""
+    """Tests the weights at hand, once, on episodes of the test classes; chance and the method before training stand beside it.
+
+    With `test.data`, or where several data sets are trained on, each data set has a test of its own, and the main numbers are
+    means over the data sets.
+    """
 
     needs_weights = True
     meta_tests = True
 
     def prepare(self, run: Run) -> None:
-        check_test_task(run.learner, run.test_task)
         device, task = run.hardware.device, run.test_task
-        self.episodes = run.episodes("test", task, device)
         self.classifies = run.algorithm.spec.kind == "classification"
+        self.tests = [self._test(run, name) for name in run.tests]
         self.validation = None
         if self.classifies:
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
                 self.validation = run.episodes("val", task, device)
-        self.with_unknown = self._with_unknown(run)
+        self.views = self._views(run)
+
+    @property
+    def of_many(self) -> bool:
+        """Whether several data sets, which have names, are tested on."""
+        return [test.name for test in self.tests] != [""]
+
+    def _test(self, run: Run, name: str) -> Test:
+        """The test on one data set.
+
+        Raises:
+            UserError: The data set cannot serve such tasks, or the method cannot be tested on them; it names the set.
+        """
+        task = own_task(run, name)
+
+        def prepared() -> Test:
+            if name and (classes := len(run.tests[name].members[""].splits["test"])) < largest(task.ways):
+                listed = f"test.data.{name}.ways={classes} tests on tasks of {classes}, and " if classes > 1 else ""
+                raise UserError(
+                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={largest(task.ways)}; "
+                    f"{listed}test.data=[...] leaves it out"
+                )
+            check_test_task(run.learner, task)
+            found = Test(name, task, run.episodes("test", task, run.hardware.device, name))
+            found.with_unknown = self._with_unknown(run, found)
+            return found
+
+        where = f"{'test.data' if run.config.test.data else 'data'}: {name}"
+        test: Test = named(where, prepared) if name else prepared()
+        return test
 
     def execute(self, run: Run) -> None:
-        algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
+        algorithm, hardware, number = run.algorithm, run.hardware, run.learner.settings.validate_episodes
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
-        observed, number = None, run.learner.settings.validate_episodes
+        temperature = None
         if self.classifies:
             temperature = self.validation and validation_temperature(
-                algorithm, self.validation, number, run.test_task, hardware
+                algorithm, self.validation, number, run.test_task, hardware, self.views
             )
-            observed = Observed(settings.episodes, temperature)
-        with run.logger.progress("testing", settings.episodes) as advance:
+        for test in self.tests:
+            self._carry_out(run, test, steps, temperature, number)
+        if self.of_many:
+            self._conclude(run, temperature)
+
+    def _carry_out(self, run: Run, test: Test, steps: list[int], temperature: float | None, validated: int) -> None:
+        algorithm, settings, hardware = run.algorithm, run.config.test, run.hardware
+        observed = Observed(settings.episodes, temperature) if self.classifies else None
+        measured = Measured(run.tests[test.name], settings.episodes)
+        with run.logger.progress(f"testing {test.name}".rstrip(), settings.episodes) as advance:
             scores = evaluate(
                 algorithm,
-                self.episodes,
+                test.episodes,
                 settings.episodes,
                 hardware,
                 steps,
                 advance,
                 measure=True,
-                observe=observed,
-                curves=not run.test_task.varies,
+                observe=observed if observed is not None else measured,
+                curves=not test.task.varies,
+                views=self.views,
             )
-        run.result |= summary(scores, result.TEST) | own_measures(scores)
+        if observed is None:
+            scores.measures |= measured.gather(hardware)
+        kind = result.of_set(result.TEST, test.name)
+        run.result |= summary(scores, kind) | own_measures(scores, kind)
         if observed is not None:
-            run.result |= self._probabilities(run, scores, observed, number)
-        self._record(run, scores)
+            run.result |= self._probabilities(run, test, scores, observed, validated)
+        self._record(run, test, scores)
         if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
-            run.result |= self._baseline(run, steps)
+            run.result |= self._baseline(run, test, steps)
         if not scores.power:
-            ways = run.test_task.ways
+            ways = test.task.ways
             chance = 1 / ways if isinstance(ways, int) else 0.0
             if isinstance(ways, tuple) and observed is not None:
                 chance = observed.chance.mean().item()
-            run.result[result.key(result.CHANCE, result.ACCURACY)] = chance
+            run.result[test.key(result.CHANCE, result.ACCURACY)] = chance
 
-    def _with_unknown(self, run: Run) -> dict[Split, EpisodeSampler]:
-        """Episodes with more classes than a support set has, where `test.unknown_ways` asks for them."""
+    def _conclude(self, run: Run, temperature: float | None) -> None:
+        """The means over the data sets, and what each data set is."""
+        for kind in (result.TEST, *result.BASELINES, result.CHANCE):
+            key = result.key(kind, result.ACCURACY)
+            values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
+            ends = f"{result.ACCURACY}{result.CI95}"
+            halves: list[Any] = [run.result.get(test.key(kind, ends)) for test in self.tests]
+            if None in values:
+                continue
+            run.result[key] = math.fsum(values) / len(values)
+            if kind != result.CHANCE:
+                # Episodes of different data sets are drawn independently, so the variances add up.
+                whole = None if None in halves else math.hypot(*halves) / len(halves)
+                run.result[f"{key}{result.CI95}"] = whole
+                counts = [run.result[test.key(kind, result.EPISODES)] for test in self.tests]
+                run.result[result.key(kind, result.EPISODES)] = sum(counts)
+        run.result[result.key(result.TEST, result.SETS)] = {name: data.describe() for name, data in run.tests.items()}
+        run.result[result.key(result.TEST, result.CALIBRATION)] = {"temperature": temperature}
+
+    def _with_unknown(self, run: Run, test: Test) -> dict[Split, EpisodeSampler]:
         more = run.config.test.unknown_ways
         if not more:
             return {}
@@ -83,64 +173,134 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
-        ways = run.test_task.ways
-        task = replace(run.test_task, ways=ways + more if isinstance(ways, int) else (ways[0] + more, ways[1] + more))
-        try:
-            return {split: run.episodes(split, task, run.hardware.device) for split in ("val", "test")}
-        except UserError as error:
-            needed = largest(task.ways)
-            raise UserError(f"test.unknown_ways={more}: with them a test needs {needed} classes; {error}") from error
+        task, seed, device = replace(test.task, query_dirichlet=None), run.config.seed, run.hardware.device
+        sources: dict[Split, DataSource] = {"val": run.data, "test": run.tests[test.name]}
+        return {split: source.with_unknown(split, task, more, seed, device) for split, source in sources.items()}
 
-    def _probabilities(self, run: Run, scores: Scores, observed: Observed, validated: int) -> dict[str, Any]:
+    def _views(self, run: Run) -> Views | None:
+        """The copies of test tasks that `test.views` asks for."""
+        count = run.config.test.views
+        if count == 1:
+            return None
+        if not self.classifies:
+            raise UserError(
+                f"test.views={count}: averages probabilities, but the data are regression tasks; leave it at 1"
+            )
+        if run.data.item != "image":
+            raise UserError(
+                f"test.views={count}: changes images, but the items are {run.data.item}s; leave it at 1 (encoder.views has changed "
+                "copies of what is encoded)"
+            )
+        if run.augment is None:
+            raise UserError(f"test.views={count}: needs changes to average over; add augment=standard")
+        return Views(run.augment, count, run.config.seed, run.hardware)
+
+    def _probabilities(
+        self, run: Run, test: Test, scores: Scores, observed: Observed, validated: int
+    ) -> dict[str, Any]:
         """Numbers beside the mean: the calibration, the worst class and the worst episodes, and unknown classes."""
         hardware, count = run.hardware, run.config.test.episodes
         observed.gather(hardware)
-        worst = result.key(result.TEST, result.WORST_CLASS)
+        worst = test.key(result.TEST, result.WORST_CLASS)
         found: dict[str, Any] = {
-            result.key(result.TEST, result.FIFTH_PERCENTILE): float(np.quantile(scores.final.numpy(), 0.05)),
-            result.key(result.TEST, result.CALIBRATION): observed.describe(validated),
+            test.key(result.TEST, result.FIFTH_PERCENTILE): float(np.quantile(scores.final.numpy(), 0.05)),
+            test.key(result.TEST, result.CALIBRATION): observed.describe(validated),
         }
         found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
-        run.logger.picture("test/reliability", reliability_diagram(observed.after.bins()))
-        if self.with_unknown:
+        run.logger.picture(test.key(result.TEST, "reliability"), reliability_diagram(observed.after.bins()))
+        if test.with_unknown:
             unknown, temperature = run.config.test.unknown_ways, observed.temperature
             with draws.untouched(hardware.device):
                 sides = [
-                    known_and_unknown(run.algorithm, sampler, number, run.test_task, unknown, temperature, hardware)
-                    for sampler, number in ((self.with_unknown["val"], validated), (self.with_unknown["test"], count))
+                    known_and_unknown(run.algorithm, sampler, number, test.task, unknown, temperature, hardware)
+                    for sampler, number in ((test.with_unknown["val"], validated), (test.with_unknown["test"], count))
                 ]
-            found[result.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
+            found[test.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
         return found
 
-    def _record(self, run: Run, scores: Scores) -> None:
+    def _record(self, run: Run, test: Test, scores: Scores) -> None:
         """Leaves the score of every episode, for paired comparisons, and curves."""
         if run.hardware.world.main:
             # Of every test episode [steps, episodes] after each of `steps` [steps].
             values = scores.values.numpy()
-            files.save_arrays(run.folder / "test_scores.npz", steps=np.array(scores.steps), values=values)
-        curves = run.result.get(result.key(result.TEST, result.CURVES), {})
+            files.save_arrays(run.folder / result.scores_file(test.name), steps=np.array(scores.steps), values=values)
+        curves = run.result.get(test.key(result.TEST, result.CURVES), {})
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):
-                run.logger.curve(result.key(result.TEST, name), value, point)
+                run.logger.curve(test.key(result.TEST, name), value, point)
         name = "mse_median" if scores.power else result.ACCURACY
         for step, values in zip(scores.steps, scores.values, strict=True):
             value = metrics.median(values) if scores.power else values.mean().item()
-            run.logger.curve(f"{result.TEST}/{name}_{result.AFTER_INNER_STEPS}", value, step)
+            run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
-    def _baseline(self, run: Run, steps: list[int]) -> dict[str, Any]:
+    def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
         """The numbers of the same method with the weights that it had before any training of this run."""
         assert run.learner.fresh is not None
         algorithm, hardware = run.learner.fresh(), run.hardware
         algorithm.to(hardware.device)
         algorithm.vectorize = hardware.vectorize
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
-        return summary(evaluate(algorithm, self.episodes, run.config.test.baseline_episodes, hardware, steps), kind)
+        count = run.config.test.baseline_episodes
+        scores = evaluate(algorithm, test.episodes, count, hardware, steps, views=self.views)
+        return summary(scores, result.of_set(kind, test.name))
 
     def protocol(self, run: Run) -> dict[str, Any]:
         found: dict[str, Any] = {"test": run.test_task.describe()}
+        if self.views is not None:
+            found["test_views"] = self.views.count
         if run.test_task.unlabelled:
             found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
+        if self.of_many:
+            shape = "x".join(map(str, run.data.input_shape))
+            found["test_mean"] = (
+                f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over their episodes"
+            )
+            found["test_images"] = (
+                "encoded as those that are trained on"
+                if run.config.encoder
+                else f"at the size that the network takes, {shape}: read so from their files where the data set can, else resized "
+                "bilinearly; grey is repeated as colours, colours become their mean; pixels are normalised by the training images of "
+                "what is trained on"
+            )
+            found[result.SETS] = {
+                test.name: {
+                    "task": test.task.describe(),
+                    **rule(run.tests[test.name].members[""], whole=not run.config.encoder),
+                }
+                for test in self.tests
+            }
         return found
+
+
+def own_task(run: Run, name: str) -> TaskShape:
+    """The shape of the test tasks of a data set."""
+    node = run.config.test.data.get(name) or {}
+    own = {part: node.get(part) for part in TASK}
+    return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
+
+
+class Measured:
+    """Gathers what the data measure on predictions beside the error.
+
+    Args:
+        data: The data set.
+        episodes: The number of test episodes.
+    """
+
+    def __init__(self, data: DataSource, episodes: int) -> None:
+        self.data = data
+        nothing = torch.zeros(1, 2, data.outputs or 1)
+        self.values = {name: torch.zeros(episodes, dtype=torch.float64) for name in data.measures(nothing, nothing)}
+
+    def __call__(self, rows: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """Takes the predictions of the episodes of the numbers `rows`, and their targets."""
+        for name, found in self.data.measures(predictions, targets).items():
+            self.values[name][rows] = found.double().cpu()
+
+    def gather(self, hardware: Hardware) -> dict[str, Tensor]:
+        """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""
+        hardware.world.all_reduce(list(self.values.values()))
+        return self.values
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:
@@ -167,16 +327,16 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
     return found
 
 
-def own_measures(scores: Scores) -> dict[str, Any]:
+def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:
     """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
     found: dict[str, Any] = {}
     for name, values in scores.measures.items():
-        key = result.key(result.TEST, name)
+        key = result.key(kind, name)
         pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
         if values.ndim == 1:
             found[key], found[f"{key}{result.CI95}"] = pairs[0]
         else:
             means, widths = zip(*pairs, strict=True)
-            curves = found.setdefault(result.key(result.TEST, result.CURVES), {})
+            curves = found.setdefault(result.key(kind, result.CURVES), {})
             curves[name] = {"mean": list(means), "ci95": list(widths)}
     return found

@@ -1,9 +1,9 @@
-"""The stage that classifies the user's own images by what an earlier run learned."""
+"""The stage that classifies the user's own images, or texts, by what an earlier run learned."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.train import Learner as Trained
 from metarun.errors import UserError
-from metarun.inference import store
+from metarun.inference import items, store
 from metarun.inference.classifier import Classifier, threshold
-from metarun.inference.image_files import examples, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.page import page
 from metarun.inference.predictions import Predictions, show
+from metarun.inference.store import Stored
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -30,7 +30,7 @@ NAMED = 5  # unreadable files that the terminal names
 
 
 class Predict(Stage):
-    """Classifies images by the classifier of a run, or by what its learner learns from the examples of `support=`.
+    """Classifies images, or texts, by the classifier of a run, or by what its learner learns from the examples of `support=`.
 
     It leaves `predictions.csv` and `index.html` in the run's folder.
     """
@@ -41,13 +41,11 @@ class Predict(Stage):
 
     def prepare(self, run: Run) -> None:
         config = run.config
-        if not config.images:
-            raise UserError(
-                "images: must be given: a file, a folder, a pattern, or - for a list of paths on standard input"
-            )
+        origin, key = given(config)
         if run.world.size > 1:
-            raise UserError(f"hardware.processes={run.world.size}: images are classified by one process; leave it at 1")
+            raise UserError(f"hardware.processes={run.world.size}: items are classified by one process; leave it at 1")
         held = store.load(Path(config.checkpoint))
+        how = held.preprocessing
         unknown = config.unknown or "off"
         if held.classes is None and not config.support:
             raise UserError(
@@ -58,27 +56,28 @@ class Predict(Stage):
         learner = Learner(held, hardware.device)
         threshold(unknown, learner)
         if config.support:
-            found = examples(config.support)
-            learner.method.check(len(found))
-            paths = [path for entry in found for path in entry.paths]
-            labels = [entry.name for entry in found for _ in entry.paths]
-            self.images = find_images(config.images, classes=[entry.name for entry in found])
-            self.classifier = Classifier(learner, unknown=unknown, seed=config.seed).fit(paths, labels)
+            found = items.examples(config.support, how)
+            names = list(dict.fromkeys(found.labels))
+            learner.method.check(len(names))
+            self.images = items.found(origin, how, key, names)
+            self.classifier = Classifier(learner, unknown=unknown, seed=config.seed).fit(*found)
         else:
             self.classifier = Classifier(learner, unknown=unknown).restored()
-            self.images = find_images(config.images, classes=self.classifier.classes_.tolist())
+            self.images = items.found(origin, how, key, self.classifier.classes_.tolist())
         self.origin = held.origin
         run.add(PREDICT, Trained(PREDICT, learner.algorithm, config.train, config.seed, hardware))
 
     def execute(self, run: Run) -> None:
         classifier, images = self.classifier, self.images
-        digest = inputs_digest(self.origin, run.config, images.paths)
+        digest = inputs_digest(run.config, classifier.learner.held, images.paths)
         with run.logger.progress("classifying", len(images.paths)) as advance:
             scored = classifier.scored(images, advance)
         found = Predictions(classifier, images, scored)
         if not found.readable.any():
-            path, reason = next(iter(images.unreadable.items()))
-            raise UserError(f"images: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}")
+            path, reason = next((str(path), reason) for path, reason in images.unreadable.items())
+            raise UserError(
+                f"{given(run.config)[1]}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}"
+            )
         files.save_bytes(run.folder / "predictions.csv", found.table().encode(errors="surrogateescape"))
         files.save_bytes(run.folder / "index.html", page(found, run.folder).encode(errors="surrogateescape"))
         numbers = {
@@ -92,12 +91,12 @@ class Predict(Stage):
         }
 
     def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
-        if config.images == "-":  # which can be read once
+        origin, key = given(config)
+        if origin == "-":  # which can be read once
             return False
-        origin = store.load(Path(config.checkpoint)).origin
-        return inputs_digest(origin, config, find_images(config.images).paths) == stored.get(
-            result.key(PREDICT, "inputs")
-        )
+        held = store.load(Path(config.checkpoint))
+        images = items.found(origin, held.preprocessing, key)
+        return inputs_digest(config, held, images.paths) == stored.get(result.key(PREDICT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         own = f"{PREDICT}/"
@@ -115,17 +114,36 @@ class Predict(Stage):
         )
 
 
-def inputs_digest(origin: Path, config: DictConfig, images: Sequence[Path]) -> str:
-    """A digest of everything that the predictions depend on: the weights, and the names, sizes and times of all files."""
-    paths = [path for entry in examples(config.support) for path in entry.paths] if config.support else []
-    digest = hashlib.sha256(checkpoint.digest(origin).encode())
-    for line in _states([*paths, *images]):
+def given(config: DictConfig) -> tuple[str, str]:
+    """What is to be classified, and the key that names it: `items`, or `images`, which is the same.
+
+    Raises:
+        UserError: Neither names anything, or both do.
+    """
+    if config["items"] and config.images:
+        raise UserError("images: items names what is to be classified already; give one of them")
+    if not config["items"] and not config.images:
+        raise UserError(
+            "items: must be given (images=, which is the same): a file, a folder, a pattern, or - for a list of paths, or texts, on "
+            "standard input"
+        )
+    return (config["items"], "items") if config["items"] else (config.images, "images")
+
+
+def inputs_digest(config: DictConfig, held: Stored, images: Iterable[Path | str]) -> str:
+    """A digest of everything that the predictions depend on: the weights; the names, sizes and times of all files, and all texts."""
+    known = items.examples(config.support, held.preprocessing) if config.support else items.Examples([], [])
+    digest = hashlib.sha256(checkpoint.digest(held.origin).encode())
+    for line in _states([*known.items, *images]):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _states(paths: Iterable[Path]) -> Iterable[str]:
-    for path in paths:
+def _states(inputs: Iterable[Path | str]) -> Iterable[str]:
+    for path in inputs:
+        if isinstance(path, str):
+            yield f"{path}\n"
+            continue
         try:
             status = path.stat()
             yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"

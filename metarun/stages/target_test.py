@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from metarun import files
-from metarun.engine.evaluate import classified
+from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
+from metarun.inference import store
+from metarun.inference.kept import keep_trained
 from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
+from metarun.stages.learning import tell_trained_on
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
 
@@ -36,11 +40,14 @@ class TargetTest(Stage):
                 f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
                 "the target's labels both must have the same"
             )
+        self.trained_on = tell_trained_on(run, run.target.test)
 
     def execute(self, run: Run) -> None:
         assert run.target is not None
         images = run.target.test
-        scores = classified(run.algorithm, images, run.hardware, run.learner.sampler)
+        plain = replace(run.hardware, autocast_dtype=None)  # else the scores would depend on what shares their batch
+        ready = with_training_statistics(run.algorithm, run.hardware, run.learner.sampler)
+        scores = classified(ready, images, plain)
         found = metrics.classification(scores.numpy(), images.labels)
         halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
         found |= {f"{name}{result.CI95}": half for name, half in halves.items()}
@@ -57,7 +64,12 @@ class TargetTest(Stage):
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / "predictions.csv", [one])
             found["predictions"] = {"file": "predictions.csv"}
+            if keep_trained(run, ready, run.folder / store.FILE):
+                found["classifier"] = {"file": store.FILE, "acc": found["acc"]}
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        return {"transductive": False}  # `classified` takes no statistics of the images that it classifies
+        return {
+            "transductive": False,
+            **self.trained_on,
+        }  # `classified` takes no statistics of the images that it classifies

@@ -265,7 +265,7 @@ class Train(Stage):
 def read_as(data: DictConfig) -> dict[str, Any]:
     """The settings of a data set, which say how its files become images; where they lie changes nothing."""
     values = flat(OmegaConf.to_container(data, resolve=True))
-    return {key: value for key, value in sorted(values.items()) if key != "root" and not key.startswith("root.")}
+    return {key: value for key, value in sorted(values.items()) if "root" not in key.split(".")}
 
 
 def digest(content: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import build_backbone, build_learner
+from metarun.stages.learning import build_backbone, build_learner, tell_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
@@ -54,6 +54,7 @@ class Transfer(Stage):
         if run.augment is not None:
             self.method.augment = run.augment
         self.method.check(len(target.names))
+        self.trained_on = tell_trained_on(run, target.images or target.test)  # divided anew, all are test images
 
     def execute(self, run: Run) -> None:
         assert run.target is not None
@@ -112,7 +113,7 @@ class Transfer(Stage):
         fixed = "the last weights of a fixed number of steps"
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
-        return {"transductive": self.method.transductive, result.SELECTED_BY: chosen}
+        return {"transductive": self.method.transductive, result.SELECTED_BY: chosen, **self.trained_on}
 
 
 def uses_method(config: DictConfig) -> bool:
@@ -126,7 +127,7 @@ def untrained(run: Run) -> Learner:
     if uses_method(config):
         return build_learner(run, "untrained", "algo", "train")
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config, run.data.input_shape)
+    backbone = build_backbone(config, run.data)
     algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import files
 from metarun.config import check
+from metarun.config.lists import expanded, folded, folded_choices
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
@@ -28,15 +29,16 @@ Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
-def sweep_name(overrides: Sequence[Override], choices: dict[str, str], source: bool) -> str | None:
+def sweep_name(overrides: Sequence[Override], config: DictConfig) -> str | None:
     """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
 
-    `source` tells whether the recipe uses a source.
+    `config` is the config of the sweep's command line.
 
     What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
     """
     swept = {override.key_or_group for override in overrides if varies(override)}
     swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
+    choices, source = folded_choices(config.hydra.runtime.choices, config), bool(config.recipe.source)
     parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(source)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
         return None
@@ -56,11 +58,12 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
     jobs: dict[Path, tuple[Job, Any]] = {}
     options = options_of(master.hydra)
     common = set(batch[0]).intersection(*batch) if batch else set()
+    shared = {*common, *folded(word for word in batch[0] if word in common)} if batch else common
     for words in batch:
         differing_words = " ".join(printable(word) for word in words if word not in common)
         with naming(differing_words if len(batch) > 1 else ""):
-            config = loader.load_sweep_config(master, list(words))
-            raw, choices = list(config.hydra.overrides.task), dict(config.hydra.runtime.choices)
+            config = loader.load_sweep_config(master, expanded(words))
+            raw, choices = list(config.hydra.overrides.task), folded_choices(config.hydra.runtime.choices, config)
             with open_dict(config):
                 del config["hydra"]
             overrides = canonical(raw, config)
@@ -68,7 +71,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
             config.name = config.name or default_name(choices, config.recipe.source, config.checkpoint)
             folder = choose_folder(config, overrides)
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
-        differing = [word for word, hydras in zip(overrides, raw, strict=True) if hydras not in common]
+        differing = [word for word, hydras in zip(overrides, folded(raw), strict=True) if hydras not in shared]
         label = printable(" ".join(differing or overrides))
         job = Job((*options, *own, *overrides), tuple(raw), folder, label)
         known, other = jobs.setdefault(folder, (job, config))
@@ -143,10 +146,8 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     """The line of a job that has ended."""
     numbers = job.result if outcome.status == 0 and job.finished else {}
     if measured := result.tested(numbers):
-        number, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
-        text = (
-            f"{measured.partition('/')[0]} {numbers[measured]:{number}} {half(numbers[measured + result.CI95], width)}"
-        )
+        form, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
+        text = f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[measured + result.CI95], width)}"
     else:
         text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

@@ -235,7 +235,7 @@ def sweep(
     space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
-    name = plan.sweep_name(overrides, dict(config.hydra.runtime.choices), config.recipe.source)
+    name = plan.sweep_name(overrides, config)
     fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
     identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
     if not any(item.key_or_group == "recipe" for item in overrides):

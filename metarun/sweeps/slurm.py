@@ -6,7 +6,6 @@ that Slurm preempts is put back by Slurm. Either way the same command runs again
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -182,7 +181,7 @@ def _left(job: Job) -> Path:
 def _told(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
     try:
-        left = json.loads(_left(job).read_text(encoding="utf-8"))
+        left = files.parsed(_left(job).read_text(encoding="utf-8"))
         return Outcome(int(left["status"]), str(left["message"]))
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome() if job.finished else None

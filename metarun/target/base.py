@@ -182,13 +182,30 @@ class Own(TargetMethod):
         order = train.y.argsort(stable=True)  # sets are class-major
         return OwnClassifier(self.inductive, train.x[order], train.y[order], classes)
 
-    def restore(self, state: Mapping[str, Tensor], classes: int) -> OwnClassifier:
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> Classifier:
+        if "support_x" not in state:  # of the classes that it was trained with
+            return loaded(TrainedClassifier(copy.deepcopy(self.learner)), state)
         learner = copy.deepcopy(self.inductive)
         return loaded(OwnClassifier(learner, state["support_x"], state["support_y"], classes), state)
 
     @property
     def transductive(self) -> bool:
         return self.inductive.transductive
+
+
+class TrainedClassifier(Classifier):
+    """What the learner says of the classes that it was trained with itself."""
+
+    def __init__(self, learner: Algorithm) -> None:
+        super().__init__()
+        self.learner = learner
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        self.learner.eval()
+        # A traced batch has no length that could be divided.
+        chunks = images.split(CHUNK) if isinstance(images.shape[0], int) else [images]
+        return torch.cat([self.learner.classify(chunk).float() for chunk in chunks])
 
 
 class OwnClassifier(Classifier):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.ops.prototypes import negative_squared_distances
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
+
+ENSEMBLE = [0.002, 0.01, 0.05]  # the penalty of LogisticRegression, and those that are 5 times stronger and weaker
 
 
 class LogisticRegression(TargetMethod):
@@ -45,6 +48,42 @@ class LogisticRegression(TargetMethod):
         model = (state[name] for name in ("coefficients", "intercepts", "known_classes"))
         backbone = copy.deepcopy(self.learner.backbone)
         return loaded(LogisticScores(backbone, Scaling(state["scaling.mean"][None]), classes, *model), state)
+
+
+class LogisticEnsemble(LogisticRegression):
+    """Logistic regressions of several penalties, whose probabilities are averaged: none is chosen, so no validation set is needed.
+
+    The penalties lie a factor of 5 apart around the one that serves most targets: the hyper-parameter ensemble of FewTrans (2026,
+    https://arxiv.org/abs/2603.00478), whose official code (Frankluox/FewTrans) has the members vote by their first choices.
+
+    Args:
+        inverse_penalties: The inverse penalties, scikit-learn's C, of the members.
+    """
+
+    def __init__(
+        self,
+        learner: Algorithm,
+        source: object = None,
+        *,
+        inverse_penalties: Annotated[list[PositiveFloat], Len(1)] = ENSEMBLE,
+    ) -> None:
+        super().__init__(learner, source)
+        self.inverse_penalties = inverse_penalties
+
+    def fit(self, train: Batch, classes: int) -> EnsembleScores:
+        members = []
+        for penalty in self.inverse_penalties:
+            member = LogisticRegression(self.learner, inverse_penalty=penalty)
+            members.append(member.fit(train, classes))
+        last = members[-1]
+        coefficients = torch.stack([one.coefficients for one in members])
+        intercepts = torch.stack([one.intercepts for one in members])
+        return EnsembleScores(last.backbone, last.scaling, classes, coefficients, intercepts, last.known_classes)
+
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> EnsembleScores:
+        model = (state[name] for name in ("coefficients", "intercepts", "known_classes"))
+        backbone = copy.deepcopy(self.learner.backbone)
+        return loaded(EnsembleScores(backbone, Scaling(state["scaling.mean"][None]), classes, *model), state)
 
 
 class LinearProbe(TargetMethod):
@@ -157,7 +196,11 @@ class LogisticScores(Frozen):
         self.register_buffer("known_classes", known_classes)
 
     def of_features(self, x: Tensor) -> Tensor:
-        logits = F.linear(self.scaling(x.double()), self.coefficients.double(), self.intercepts.double())
+        return self.by(x, self.coefficients, self.intercepts)
+
+    def by(self, x: Tensor, coefficients: Tensor, intercepts: Tensor) -> Tensor:
+        """Log probabilities of features `[B, D]` by one model."""
+        logits = F.linear(self.scaling(x.double()), coefficients.double(), intercepts.double())
         if logits.shape[1] == 1:  # of two classes the model has the logit of the second alone
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         found = logits.log_softmax(1)
@@ -165,6 +208,14 @@ class LogisticScores(Frozen):
         places = torch.full((self.classes,), found.shape[1], device=x.device)
         places[self.known_classes] = torch.arange(found.shape[1], device=x.device)
         return torch.cat([found, unseen], 1)[:, places]
+
+
+class EnsembleScores(LogisticScores):
+    """The logarithm of the mean probability by several fitted logistic regressions, coefficients `[E, classes, D]`."""
+
+    def of_features(self, x: Tensor) -> Tensor:
+        members = [self.by(x, *model) for model in zip(self.coefficients, self.intercepts, strict=True)]
+        return torch.stack(members).logsumexp(0) - math.log(len(members))
 
 
 class LinearScores(Frozen):

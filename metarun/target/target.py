@@ -16,6 +16,7 @@ from metarun import files
 from metarun.core import Batch
 from metarun.data.image_batches import Labelled, generator, to_shape
 from metarun.data.source import DataSource, ImageSource
+from metarun.encoders import EncodedSource
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.target import predictions
@@ -62,6 +63,12 @@ class Target:
         self.sizes: list[int | None] = [sizes] if sizes is None or isinstance(sizes, int) else sorted(sizes)
         for size in self.sizes:  # all that can be wrong with them is found before anything is trained
             self.subset(size, 0)
+
+    @property
+    def kind(self) -> str:
+        """What its items are called: `images` or `texts`."""
+        source = self.source.source if isinstance(self.source, EncodedSource) else self.source
+        return "texts" if source.item == "text" else "images"
 
     def fit_to(self, source: DataSource) -> None:
         """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither."""
@@ -158,7 +165,7 @@ class Target:
             logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
             half = point["acc_ci95"]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
-            log.info("target: %d images, accuracy %.4f, %s", point["train_images"], point["acc"], width)
+            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point["acc"], width)
         test = self.subset(self.sizes[-1], 0)[1]
         found: dict[str, Any] = {f"target/{name}": value for name, value in curve[-1].items()}
         if world.main:
@@ -239,12 +246,12 @@ class Target:
         if point["acc_ci95"] is None:
             return "too few for an interval"
         if point["over"] == "test images":
-            draws = f"; {repeats} repeats (draws) have the same images" if repeats > 1 else ""
-            return f"95%, over the {tested} test images, Wilson{draws}"
+            draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""
+            return f"95%, over the {tested} test {self.kind}, Wilson{draws}"
         varied = ", ".join([*self.varied(size), "draws"])
         if point["agree"]:
-            return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test images of one, Wilson"
-        same = "" if "test" in varied else f" on the same {tested} test images"
+            return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test {self.kind} of one, Wilson"
+        same = "" if "test" in varied else f" on the same {tested} test {self.kind}"
         return f"95%, over {repeats} repeats ({varied}){same}, Student's t"
 
     def describe(self) -> dict[str, Any]:

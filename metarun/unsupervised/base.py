@@ -87,6 +87,12 @@ class PseudoTasks(TableSource):
         return self.pseudo_sampler(split, task, seed, device)
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        if split == "test" or (split == "val" and self.validation == "labels"):
+            return self.source.labelled(part, split)
+        if split == "val":
+            raise UserError(
+                "unsupervised: withholds the labels of the validation images too; unsupervised.validation=labels selects by them"
+            )
         raise UserError(
             "unsupervised: withholds the labels of the data, but the method trains on labelled images; choose one that trains on "
             "tasks, such as algo=protonet or algo=maml"

@@ -46,6 +46,9 @@ class Wrapper(Checked, nn.Module, ABC):
         """
         return None
 
+    def check_varied(self) -> None:
+        """Checks that it can train on tasks of several shapes; raises `UserError` if it cannot."""
+
     def check(self, tasks: int) -> None:
         """Checks that it can train on steps of so many tasks, before anything is trained; raises `UserError` if it cannot."""
 

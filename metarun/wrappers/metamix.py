@@ -65,6 +65,13 @@ class MetaMix(Wrapper):
             )
         self.alpha = alpha
 
+    def check_varied(self) -> None:
+        if self.layers != [0]:
+            raise UserError(
+                f"wrapper.layers={self.layers}: above the input MetaMix tells the queries of a task by the size of its sets, and "
+                "tasks differ in it; add wrapper.layers=[0]"
+            )
+
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         n_support, n_query = episodes.support_x.shape[1], episodes.query_x.shape[1]
         episodes = replace(episodes, queries=None)  # a mixed query is of two classes

@@ -1,4 +1,4 @@
-"""Times metarun and learn2learn 0.2.0 in turn on the same work, and prints a table and writes JSON.
+"""Times metarun and learn2learn 0.2.0 (on vectors, easyfsl 1.5) in turn on the same work, and prints a table and writes JSON.
 
 Each line of the table: the same model, tasks and optimiser on both sides, and the same cores; tasks a second in the median
 of the rounds, the range in brackets. Ours are processes of one thread that share the tasks of a step; the peer is one
@@ -33,6 +33,7 @@ from metarun.runs import provenance
 from . import encoding
 from .lines import LINES, MEMORY, Line
 from .measure import Differ, cores, memory, spread, startup, throughput
+from .predicting import Work, predicting
 
 Measurement = Callable[[int, float], dict[str, Any]]  # of the rounds and the seconds of a turn
 Works = Callable[[Sequence[str]], dict[str, Measurement]]  # by name, of the hardware
@@ -54,6 +55,7 @@ def works(hardware: Sequence[str]) -> dict[str, Measurement]:
         "encoding": encoding.throughput,
         "encoding_memory": encoding.memory,
         "startup": lambda rounds, seconds: startup(rounds),
+        "predict": lambda rounds, seconds: predicting(Work(), rounds, seconds),
         MEMORY.name: lambda rounds, seconds: memory(min(rounds, 3), on(hardware, MEMORY)),  # it hardly varies
     }
 
@@ -117,7 +119,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if rates:
         where = result["machine"]["gpu"] or f"{result['machine']['cores']} cores"
         table = Table("work", title=f"tasks/s on {where}, median of {result['rounds']} rounds")
-        for column in ("ours", "learn2learn", "ratio", "machine"):
+        for column in ("ours", "peer", "ratio", "machine"):
             table.add_column(column, justify="right")
         for line in rates.values():
             share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""
@@ -136,6 +138,19 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column("median", justify="right")
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
             table.add_row(name, spread(values))
+        console.print(table)
+    if "share" in lines.get("predict", {}):
+        line = lines["predict"]
+        table = Table("predict", title=f"images/s of one thread, {line['title']}")
+        for column in ("metarun", "bare network", "share", f"MB for {line['images']:,} images"):
+            table.add_column(column, justify="right")
+        told = (
+            spread(line["ours"]),
+            spread(line["bare"]),
+            f"{line['share']['median']:.0%}",
+            f"{line['growth'] / 1e6:.0f}",
+        )
+        table.add_row("", *told)
         console.print(table)
     if "peer" in lines.get(MEMORY.name, {}):
         line = lines[MEMORY.name]

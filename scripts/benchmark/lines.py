@@ -23,6 +23,8 @@ ALLOWED = {
     "tf32": {"loss_difference": 1e-2},
     "bfloat16": {"loss_difference": 3e-2},
     "images": {"pixel_difference": 2 / 255},  # each side scales the drawings down itself
+    "features_protonet": {"differing_predictions": 1e-3},
+    "features_tim": {"differing_predictions": 0.1},  # easyfsl compares by cosines, ours by distances
 }
 SMALL_RATE = 0.01  # of several inner steps, which at 0.5 make much of what the order of sums alone does
 
@@ -32,7 +34,8 @@ class Line:
     """One work that both sides do. `words` are the overrides that differ from `WORDS`; None leaves one out.
 
     `draw`: tasks are drawn `anew` from the data set in every step, or `once` before the clock runs (the computation
-    alone), or they are `only` drawn and nothing is learned. `processes` are those of our side; None: one a core.
+    alone), or they are `only` drawn and nothing is learned. `processes` are those of our side; None: one a core. With
+    `features` methods are tested on vectors, and the peer is easyfsl (`features.py`).
     """
 
     name: str
@@ -40,6 +43,7 @@ class Line:
     words: dict[str, Any] = field(default_factory=dict)
     draw: Literal["anew", "once", "only"] = "anew"
     processes: int | None = None
+    features: bool = False
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -103,6 +107,21 @@ LINES = [
         processes=1,
     ),
     Line("episode_sampling", "Omniglot episodes, drawn only", draw="only"),
+    *(
+        Line(
+            f"features_{algo}",
+            f"{title} tested on vectors, 5-way 5-shot, against easyfsl 1.5",
+            {
+                "algo": algo, "algo.inner_steps": None, "algo.inner_lr": None, "data": "glyphs", "backbone": "identity",
+                "task.shots": 5, "train.tasks_per_step": tasks, "train.steps": 0, **words,
+            },
+            features=True,
+        )
+        for algo, title, tasks, words in (
+            ("protonet", "ProtoNet", 256, {}),
+            ("tim", "TIM, 50 steps", 32, {"algo.steps": 50}),
+        )
+    ),
 ]  # fmt: skip
 # Whose peak memory is measured, by inner steps: with a large support set, so that the inner steps count.
 MEMORY = Line(

@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> str:
     """All that was measured, medians with their ranges, and on what machine."""
     machine, versions, lines = result["machine"], result["versions"], result["lines"]
     rows = [
-        "| work | metarun, tasks/s | learn2learn, tasks/s | ratio | of the machine |",
+        "| work | metarun, tasks/s | peer, tasks/s | ratio | of the machine |",
         "| --- | --- | --- | --- | --- |",
     ]
     for line in lines.values():
@@ -52,6 +52,21 @@ def table(result: dict[str, Any]) -> str:
         rows += ["", "| from the start of the process | seconds |", "| --- | --- |"]
         for name, values in (lines["startup"]["ours"] | lines["startup"]["peer"]).items():
             rows.append(f"| {name} | {spread(values)} |")
+    if "share" in lines.get("predict", {}):
+        line = lines["predict"]
+        memory = f"MB, {line['images']:,} images"
+        rows += [
+            "",
+            f"| images/s of one thread, {line['title']} | metarun, from files | its bare network | share | {memory} |",
+        ]
+        rows += ["| --- | --- | --- | --- | --- |"]
+        told = (
+            spread(line["ours"]),
+            spread(line["bare"]),
+            f"{line['share']['median']:.0%}",
+            f"{line['growth'] / 1e6:.0f}",
+        )
+        rows.append(f"| predict | {' | '.join(told)} |")
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""  # files made before it could be one have no such key
     where = (
         f"{gpu}{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -85,11 +86,10 @@ def serve_ours(line: Line, reply: IO[str]) -> None:
     """All ranks do what rank 0 is asked."""
     from metarun.engine import distributed
 
-    from .ours import Ours
-
+    kind = importlib.import_module(f".{'features' if line.features else 'ours'}", __package__).Ours
     world = distributed.place(line.processes or 1)
     with distributed.process_group(world, [sys.executable, "-m", f"{__package__}.worker", *sys.argv[1:]]) as world:
-        ours = Ours(line, world)
+        ours = kind(line, world)
         while request := world.broadcast(sys.stdin.readline() if world.main else ""):
             answer = carry_out(ours, request)
             if world.main:
@@ -97,10 +97,8 @@ def serve_ours(line: Line, reply: IO[str]) -> None:
 
 
 def serve_peer(line: Line, reply: IO[str]) -> None:
-    """Serves turns of learn2learn until the input ends."""
-    from .peer import Peer
-
-    peer = Peer(line)
+    """Serves turns of the peer until the input ends."""
+    peer = importlib.import_module(f".{'features' if line.features else 'peer'}", __package__).Peer(line)
     for request in sys.stdin:
         print(json.dumps({"answer": carry_out(peer, request)}), file=reply)
 

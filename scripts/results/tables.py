@@ -277,6 +277,8 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
     if all("auroc" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
         scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
+    elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+        scores["macro_f1"] = (f"{last}macro F1", "")
     columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
     of_majority = [value for _, value in scores.values()]
     lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, "", ""]]

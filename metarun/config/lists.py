@@ -1,0 +1,108 @@
+"""Lists of data sets on the command line: `data=[a,b]` and `test.data=[a,b]`, and what Hydra composes them of.
+
+Hydra would merge the files of a list into one node. A list is therefore written as one choice and a node for each of its data
+sets, which has all settings of its file: `data=domains +data@data.sets.a=a +data@data.sets.b=b`. What was typed names the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from omegaconf import DictConfig
+
+from metarun.errors import UserError
+
+MANY = "domains"  # the choice of the group `data` that holds several data sets
+PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
+TASK = ("ways", "shots", "queries")  # settings of a data set's tests, which its own class does not have
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NODE = re.compile(r"\+data@(?P<place>data\.sets|test\.data)\.(?P<name>\w+)=(?P<choice>.*)")
+OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(TASK)})=.*", re.DOTALL)
+
+
+def expanded(words: Iterable[str]) -> list[str]:
+    """The words as Hydra has to be given them.
+
+    Reading what was expanded before changes nothing.
+
+    Args:
+        words: Overrides. `data=[a,b]` names two choices of the group `data`; `[left:folder,right:folder]` gives names to two
+            data sets of one choice. A list of one data set of its own name is that choice. Several lists, which a comma
+            outside of brackets separates, are a sweep's, and left for its jobs.
+
+    Raises:
+        UserError: A list has no data set, one twice, or a name that none can have.
+    """
+    found: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        named = equals and key in PLACES and (bracketed(value) or (key == "test.data" and NAME.fullmatch(value)))
+        if named and value != "null":
+            found += _nodes(key, value)
+        elif equals and OWN_TASK.fullmatch(word):
+            found.append(f"+{word}")
+        else:
+            found.append(word)
+    return found
+
+
+def bracketed(value: str) -> bool:
+    """Whether a value is one list, and not several of a sweep."""
+    return value.startswith("[") and value.endswith("]") and value.count("[") == value.count("]") == 1
+
+
+def _nodes(key: str, value: str) -> list[str]:
+    sets: dict[str, str] = {}
+    for item in filter(None, (part.strip(" '\"") for part in value.strip("[]").split(","))):
+        name, _, choice = item.partition(":")
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{key}={value}: {name} is no name; data sets are written [omniglot,cifar_fs] or [NAME:folder]"
+            )
+        if name in sets:
+            raise UserError(
+                f"{key}={value}: {name} is named twice; two of one kind are written [one:{name},other:{name}]"
+            )
+        sets[name] = choice or name
+    if not sets:
+        raise UserError(f"{key}={value}: names no data set; write {key}=[omniglot,cifar_fs], say")
+    if key == "data" and len(sets) == 1 and (alone := next(iter(sets))) == sets[alone]:
+        return [f"data={alone}"]
+    nodes = [f"+data@{PLACES[key]}.{name}={choice}" for name, choice in sets.items()]
+    return [f"data={MANY}", *nodes] if key == "data" else nodes
+
+
+def folded(words: Iterable[str]) -> list[str]:
+    """The inverse of `expanded`: the words as a person types them, a list where its first data set stood."""
+    words = list(words)
+    sets: dict[str, list[str]] = {}
+    for word in words:
+        if node := NODE.fullmatch(word):
+            name, choice = node["name"], node["choice"]
+            sets.setdefault(node["place"], []).append(name if name == choice else f"{name}:{choice}")
+    found: list[str] = []
+    for word in words:
+        node = NODE.fullmatch(word)
+        if node is None:
+            if word != f"data={MANY}" or PLACES["data"] not in sets:
+                found.append(word[1:] if word.startswith("+") and OWN_TASK.fullmatch(word[1:]) else word)
+        elif node["place"] in sets:
+            key = next(key for key, place in PLACES.items() if place == node["place"])
+            found.append(f"{key}=[{','.join(sets.pop(node['place']))}]")
+    return found
+
+
+def folded_choices(choices: Mapping[str, str], config: DictConfig) -> dict[str, str]:
+    """Hydra's choices of groups, with `data` naming each data set of a list, between commas.
+
+    Args:
+        choices: As Hydra has them.
+        config: The config that they made.
+    """
+    place = f"data@{PLACES['data']}."
+    sets = [str(name) for name in config.data.get("sets") or {} if place + str(name) in choices]
+    found = {
+        key: choice for key, choice in choices.items() if not key.startswith(("data@data.sets.", "data@test.data."))
+    }
+    return {**found, "data": ",".join(sets)} if sets and found.get("data") == MANY else found

@@ -1,0 +1,314 @@
+"""Several data sets at once: tasks of each in given shares, and a test on each."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+
+from metarun.config import Node
+from metarun.config.ranges import shown
+from metarun.config.types import Len, PositiveFloat, PositiveInt
+from metarun.core import Episodes, MixedEpisodes, TaskShape, together
+from metarun.data.image_batches import Labelled, to_shape
+from metarun.data.sampler import uniforms
+from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split, TableSource
+from metarun.errors import UserError
+from metarun.text import printable
+
+log = logging.getLogger("metarun")
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 times the golden section
+MEASURED = 500  # training images of each data set whose mean and deviation are taken
+
+
+class Domains(DataSource):
+    """Several sets of images, brought to one shape: task i is of one of them, and the sets have their shares of the tasks.
+
+    All images have one size, the largest of the sets' own, and one number of channels: three where any set has colours, grey
+    images being repeated. A data set that can reads its files at that size; images of any other are resized bilinearly.
+    Pixels of all sets are normalised alike, by the mean and deviation of the training images of all, each set counting by its
+    share. Validation tasks are of the sets in the same shares; a meta-test tests on the test classes of each set apart. A
+    method on batches of labelled images tells the classes of all sets apart, and sees each image as often as any other.
+
+    Which set task i is of depends on (seed, split, i) alone: the set into whose part of [0, 1), as long as its share, the point
+    u + i (sqrt(5) - 1) / 2 modulo 1 falls, u being drawn from (seed, split). These points lie so evenly that any stretch of tasks
+    has the shares, to within a task or two.
+
+    Args:
+        sets: The data sets by name, each with its settings; data=[omniglot,cifar_fs] names them.
+        shares: The share of the tasks that each data set has, in their order, in any unit; null is equal shares.
+        image_size: The side of an image in pixels; null is the largest of the sets' own.
+        channels: The channels of an image; null is 3 if any set has colours, 1 otherwise.
+        normalize: Whether channels are shifted and scaled by the mean and deviation of the training images of all sets.
+    """
+
+    kind = "classification"
+
+    def __init__(
+        self,
+        *,
+        sets: dict[str, Node],
+        shares: Annotated[list[PositiveFloat], Len(1)] | None = None,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
+        normalize: bool = True,
+    ) -> None:
+        if not sets:
+            raise UserError("data: names no data set; write data=[omniglot,cifar_fs], say")
+        if shares is not None and len(shares) != len(sets):
+            raise UserError(
+                f"data.shares={shown(shares)}: has {len(shares)} number{'s' * (len(shares) != 1)} for the {len(sets)} data sets "
+                f"{', '.join(sets)}"
+            )
+        given = np.ones(len(sets)) if shares is None else np.array(shares, dtype=np.float64)
+        self.shares = dict(zip(sets, (given / given.sum()).tolist(), strict=True))
+        size = image_size or _largest(sets)
+        own = {name: _built(node, name, size, channels) for name, node in sets.items()}
+        depth = channels or max(source.input_shape[0] for source in own.values())
+        self.input_shape = (depth, size, size)
+        self.statistics = (np.zeros(1), np.ones(1))
+        if normalize:
+            self.statistics = _pooled(
+                [_moments(own[name], self.input_shape) for name in own], list(self.shares.values())
+            )
+        self.own = own
+        self.sets: dict[str, TableSource] = {
+            name: source.fitted(self.input_shape, self.statistics) for name, source in own.items()
+        }
+        self.rule = (
+            f"all images are {_times(self.input_shape)}: {'data.image_size' if image_size else 'the largest of the sets'}, "
+            f"{'data.channels' if channels else 'colours' if depth == 3 else 'grey'}"
+            + ("; normalised by the training images of all sets in their shares" if normalize else "")
+        )
+        told = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
+        log.info("data sets: %s of the tasks; %s", told, self.rule)
+
+    @property
+    def members(self) -> Mapping[str, TableSource]:
+        return self.sets
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        found = copy.copy(self)
+        found.sets = {name: change(source) for name, source in self.own.items()}
+        found.input_shape = next(iter(found.sets.values())).input_shape
+        return found
+
+    def make_ready(self, device: torch.device) -> None:
+        for source in self.sets.values():
+            source.make_ready(device)
+
+    @property
+    def tested(self) -> Mapping[str, DataSource]:
+        return self.sets
+
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted from each channel and what it is divided by: of the training images, whatever `rows` are."""
+        return self.statistics
+
+    def domains(self, seed: int, split: Split, start: int, stop: int) -> np.ndarray:
+        """The number of the set that each task from `start` to `stop` is of, int64 `[stop - start]`."""
+        first = np.uint64(uniforms(seed, f"{split}/domains", 0, 1, 1)[0, 0] * 2.0**64)
+        points = (first + np.arange(start, stop).astype(np.uint64) * GOLDEN) * 2.0**-64  # the sum is modulo 2**64
+        inner = np.cumsum(list(self.shares.values()))[:-1]  # rounding must not leave a point beyond the last share
+        return np.searchsorted(inner, points, side="right")
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        samplers = [
+            named(f"data: {name}", functools.partial(source.sampler, split, task, seed, device))
+            for name, source in self.sets.items()
+        ]
+
+        def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
+            numbered = enumerate(self.domains(seed, split, start, stop), start)
+            parts: list[Episodes] = []
+            for domain, stretch in itertools.groupby(numbered, key=lambda item: int(item[1])):
+                places = [place for place, _ in stretch]
+                drawn = samplers[domain](places[0], places[-1] + 1)
+                parts += drawn.split(1) if isinstance(drawn, MixedEpisodes) else [drawn]  # in their order
+            return together(parts)
+
+        return episodes
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        """The labelled images of all sets, the classes of each numbered after those of the sets before it."""
+        found = [source.labelled(part, split) for source in self.sets.values()]
+        classes = np.cumsum([0, *(len(images.names) for images in found)])
+        rows = np.cumsum([0, *(int(source.table.offsets[-1]) for source in self.sets.values())])
+
+        def reader(
+            device: torch.device, reference: np.ndarray | None = None
+        ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
+            readers = [source.reader(device) for source in self.sets.values()]
+
+            def read(places: np.ndarray, turns: np.ndarray) -> torch.Tensor:
+                domain = np.searchsorted(rows, places[..., 0], side="right") - 1
+                x = torch.empty(*places.shape, *self.input_shape, device=device)
+                for number in np.unique(domain):
+                    where = domain == number
+                    x[torch.from_numpy(where).to(device)] = readers[number](places[where] - rows[number], turns[where])
+                return x
+
+            return read
+
+        def identify(places: np.ndarray) -> list[str]:
+            domain = np.searchsorted(rows, places, side="right") - 1
+            names, images = list(self.sets), list(self.sets.values())
+            return [
+                f"{names[number]}/{images[number].identities(np.array([place - rows[number]]))[0]}"
+                for number, place in zip(domain, places, strict=True)
+            ]
+
+        return Labelled(
+            rows=np.concatenate([images.rows + first for images, first in zip(found, rows[:-1], strict=True)]),
+            rotations=np.concatenate([images.rotations for images in found]),
+            labels=np.concatenate([images.labels + first for images, first in zip(found, classes[:-1], strict=True)]),
+            names=[f"{name}/{label}" for name, images in zip(self.sets, found, strict=True) for label in images.names],
+            reader=reader,
+            identify=identify,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        described = {name: source.describe() for name, source in self.sets.items()}
+        decisive = [[name, each["fingerprint"], self.shares[name]] for name, each in described.items()]
+        totals = {
+            key: {split: sum(each[key][split] for each in described.values()) for split in ("train", "val", "test")}
+            for key in ("classes", "images")
+        }
+        return {
+            "fingerprint": hashlib.sha256(json.dumps([decisive, self.input_shape]).encode()).hexdigest(),
+            **totals,
+            "input_shape": list(self.input_shape),
+            "shares": self.shares,
+            "rule": self.rule,
+            "sets": described,
+        }
+
+
+def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bool = False) -> dict[str, TableSource]:
+    """The data sets that a network is tested on, brought to what it takes.
+
+    A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
+    repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
+    test image has a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of
+    that training.
+
+    Args:
+        nodes: The data sets.
+        source: What is trained on.
+        encoded: Whether an encoder stands between the items and the network, which takes items of any size.
+
+    Raises:
+        UserError: One is no set of images, or the network takes none.
+    """
+    trained = {tuple(member.table.names): member.splits for member in source.members.values()}
+    if not trained or (len(source.input_shape) != 3 and not encoded):
+        kind = "vectors" if trained else "regression tasks"
+        raise UserError(
+            f"test.data: {', '.join(nodes)}: the network is trained on {kind}, and cannot be tested on images"
+        )
+    found: dict[str, TableSource] = {}
+    for name, node in nodes.items():
+        if encoded:
+            built = _table(node, name, "test.data")
+        else:
+            depth, height, width = source.input_shape
+            images = _built(node, name, height if height == width else None, depth, "test.data")
+            built = images.fitted(source.input_shape, source.statistics_of(None))
+        everything: dict[Split, np.ndarray] = {
+            "train": np.arange(0),
+            "val": np.arange(0),
+            "test": np.arange(len(built.table.names)),
+        }
+        found[name] = built.divided(trained.get(tuple(built.table.names), everything))
+    return found
+
+
+def rule(items: TableSource, whole: bool) -> dict[str, Any]:
+    """What a test on a data set says of its classes and of its images, for `result.json`.
+
+    Args:
+        items: The data set.
+        whole: Whether the network takes them as they are, without an encoder between.
+    """
+    count = len(items.splits["test"])
+    told = {
+        "classes": (
+            f"all {count} classes"
+            if not len(items.splits["train"])
+            else f"its {count} test classes, since it is trained on too"
+        )
+        + (", each also turned by 90, 180 and 270 degrees" if items.rotations else ""),
+    }
+    if whole and isinstance(items, ImageSource):
+        own, shape = tuple(items.table.images.shape[1:]), items.input_shape
+        told["images"] = _times(shape) if own == shape else f"{_times(own)} brought to {_times(shape)}"
+    return told
+
+
+def named(where: str, build: Callable[[], Any]) -> Any:
+    """What `build` returns; its `UserError` says where it came from."""
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
+    """A data set of labelled items."""
+    built = named(f"{key}: {name}", lambda: node.build(**changes))
+    if not isinstance(built, TableSource):
+        raise UserError(f"{key}: {printable(name)}: are regression tasks, which cannot stand beside sets of images")
+    return built
+
+
+def _built(node: Node, name: str, size: int | None, channels: int | None, key: str = "data") -> ImageSource:
+    """A set of images, read from its files at a size and with so many channels, where it can."""
+    wanted = {"image_size": size, "channels": channels}
+    changes = {setting: value for setting, value in wanted.items() if value is not None and node.knows(setting)}
+    built = _table(node, name, key, **changes)
+    if not isinstance(built, ImageSource):
+        raise UserError(
+            f"{key}: {printable(name)}: are no images, and cannot stand beside sets of images without an encoder"
+        )
+    return built
+
+
+def _largest(sets: Mapping[str, Node]) -> int:
+    """The largest side of an image of some data sets; one whose settings do not say it is built for it."""
+    sides = []
+    for name, node in sets.items():
+        known = node.node.get("image_size") if node.knows("image_size") else None
+        sides.append(known if isinstance(known, int) else max(_built(node, name, None, None).input_shape[1:]))
+    return max(sides)
+
+
+def _moments(source: ImageSource, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the mean square of each channel of training images that were brought to a shape, float64 `[C]`."""
+    training = source.labelled("train" if source.table.metadata.get("parts") else None, "train").rows
+    rows = np.unique(training)
+    rows = rows[:: -(-len(rows) // MEASURED)]
+    sums = np.zeros((2, shape[0]))
+    for some in np.array_split(rows, -(-len(rows) // 50)):
+        x = to_shape(torch.from_numpy(source.table.images[some]).float(), shape).double().numpy() / 255
+        sums += [x.sum((0, 2, 3)), (x**2).sum((0, 2, 3))]
+    mean, square = sums / (len(rows) * shape[1] * shape[2])
+    return mean, square
+
+
+def _pooled(moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of a mixture in these shares."""
+    mean, square = (np.average([part[which] for part in moments], axis=0, weights=shares) for which in (0, 1))
+    return mean, np.sqrt(square - mean**2).clip(1e-3)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,49 @@
+"""Where the files of published text data sets lie, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from metarun.data.download import download
+from metarun.data.table import data_root
+from metarun.errors import UserError
+
+
+def published_files(
+    name: str, root: str | None, checksums: Mapping[str, str], address: str, *, may_download: bool
+) -> dict[str, Path]:
+    """The files of a data set.
+
+    Args:
+        name: The data set.
+        root: The folder that holds them; None for `METARUN_DATA/text/NAME`, where that is, else `METARUN_DATA/NAME`.
+        checksums: The SHA-256 of each file by its path in the folder, which what is downloaded must have.
+        address: Where they are published, before that path.
+        may_download: Whether a file that is missing is downloaded.
+
+    Raises:
+        UserError: A file is missing and cannot be downloaded.
+    """
+    beside = data_root() / "text" / name
+    folder = Path(root).expanduser().absolute() if root else beside if beside.is_dir() else data_root() / name
+    found = {}
+    for file, checksum in checksums.items():
+        path = folder / file
+        if not path.is_file():
+            if not may_download:
+                raise UserError(
+                    f"data {name}: {path} is missing; put it there from {address}{file}, or set data.download=true"
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(address + file, path, checksum=checksum)
+        found[file] = path
+    return found
+
+
+def check_counts(name: str, path: Path, what: str, found: int, published: int) -> None:
+    """Raises `UserError` where a file does not hold as many of something as the published one."""
+    if found != published:
+        raise UserError(
+            f"data {name}: {path} holds {found} {what}, the published file {published}; get it again, or read it with data=text"
+        )

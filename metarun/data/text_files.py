@@ -1,0 +1,429 @@
+"""Labelled texts in files: tables (CSV, TSV), JSON lines, and a folder of text files for each class."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, visible
+from metarun.data.splits import SPLITS
+from metarun.errors import UserError, nearest
+from metarun.text import printable
+
+# A text is in the first of these columns that there is, where it is the only one of its line.
+TEXT_COLUMNS = (
+    ("text", "sentence", "utterance", "texts", "sentences"),
+    (
+        "query",
+        "content",
+        "review",
+        "tweet",
+        "comment",
+        "message",
+        "body",
+        "document",
+        "question",
+        "answer",
+        "headline",
+        "title",
+    ),
+)
+INTENT_COLUMNS = (*LABEL_COLUMNS, "intent", "sentiment", "topic", "emotion", "y")
+TABLES, LINES, PLAIN = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
+READ = (*TABLES, *LINES)
+SHOWN = 60  # characters of a text in a message
+_field_limit = threading.Lock()
+
+log = logging.getLogger("metarun")
+
+
+class Columns(NamedTuple):
+    """Which columns hold what; None for those that are found by their usual names."""
+
+    text: str | None = None
+    label: str | None = None
+    group: str | None = None  # is not looked for: without it there are no groups
+
+
+USUAL = Columns()
+
+
+class LabelledText(NamedTuple):
+    """One text of a data set."""
+
+    text: str
+    label: str  # empty where there is none
+    part: str  # train, val, test, or empty where nothing divides the texts
+    group: str  # a language or a domain, or empty
+    where: str  # the file, and the line in it
+
+
+@dataclass
+class Texts:
+    """The texts of a user's files.
+
+    Attributes:
+        rows: The texts, in the files' order.
+        files: The files that they came from.
+        empty: Where the rows without a text were, which are left out.
+    """
+
+    rows: list[LabelledText] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+
+
+def labelled_texts(
+    root: Path, columns: Columns = USUAL, encoding: str | None = None, key: str = "data", *, labels: bool = True
+) -> Texts:
+    """Reads texts and their labels.
+
+    Args:
+        root: A table (CSV, TSV), a file of JSON lines, or a folder: with files called train, val and test; with folders called so; with
+            one file; or with a folder of text files for each class.
+        columns: Which columns hold what.
+        encoding: The encoding of the files; None for UTF-8, or UTF-16 with its mark.
+        key: What errors begin with: `data`, or another node with the same settings.
+        labels: Whether each text must have a label; otherwise a column of labels is read where there is one.
+
+    Raises:
+        UserError: There is no such file, it cannot be read, or it does not say what the texts and the labels are.
+    """
+    found = Texts()
+    reader = _Reader(found, columns, encoding, key, labels)
+    if root.is_file():
+        reader.file(root, "")
+    elif root.is_dir():
+        reader.folder(root)
+    else:
+        there = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        raise UserError(f"{key}.root: there is no file or folder {root}{nearest(root.name, there)}")
+    if not found.rows:
+        raise UserError(f"{key}.root: {root} holds no texts")
+    if found.empty:
+        count = len(found.empty)
+        log.warning(
+            "%s: %d row%s without a text %s left out, the first of %s",
+            key, count, "s" * (count != 1), "is" if count == 1 else "are", found.empty[0],
+        )  # fmt: skip
+    bare = next((row for row in found.rows if not row.part), None)
+    if bare and any(row.part for row in found.rows):
+        raise UserError(f"{key}: {bare.where}: is in no part, but other texts are; fill the column or leave it out")
+    return found
+
+
+class _Reader:
+    """Adds the texts of files to `found`."""
+
+    def __init__(self, found: Texts, columns: Columns, encoding: str | None, key: str, labels: bool) -> None:
+        self.found, self.columns, self.encoding, self.key, self.labels = found, columns, encoding, key, labels
+
+    def folder(self, root: Path) -> None:
+        """The texts of a folder, whatever its layout."""
+        names = _visible(root, self.key)
+        files = [name for name in names if (root / name).is_file() and Path(name).suffix.lower() in READ]
+        folders = [name for name in names if (root / name).is_dir()]
+        named = _by_part([name for name in files if part_of(Path(name).stem)], root, self.key)
+        if len(named) > 1:
+            others = [name for name in files if name not in named.values()]
+            if others:
+                log.warning(
+                    "%s: of %s only %s are read, not %s",
+                    self.key, root, ", ".join(named.values()), ", ".join(others),
+                )  # fmt: skip
+            self._need(named, root)
+            for part, name in named.items():
+                self.file(root / name, part)
+            return
+        if len(files) == 1:
+            return self.file(root / files[0], "")
+        if files:
+            raise UserError(
+                f"{self.key}.root: {root} holds {_listed(files)}, and nothing says which to read; give the file itself, "
+                f"{self.key}.root={root / files[0]}, or call several train, val and test"
+            )
+        divided = _by_part([name for name in folders if part_of(name)], root, self.key)
+        if len(divided) > 1:
+            self._need(divided, root)
+            for part, name in divided.items():
+                self._part(root / name, part)
+            return
+        self._classes(root, "")
+
+    def _need(self, parts: Mapping[str, str], root: Path) -> None:
+        for part in ("train", "test"):
+            if part not in parts:
+                raise UserError(
+                    f"{self.key}.root: {root} holds {' and '.join(parts.values())}, but none that is called {part}"
+                )
+
+    def _part(self, root: Path, part: str) -> None:
+        files = [name for name in _visible(root, self.key) if Path(name).suffix.lower() in READ]
+        if len(files) > 1:
+            raise UserError(f"{self.key}.root: {root} holds {_listed(files)}; it must hold one file, or class folders")
+        if files:
+            self.file(root / files[0], part)
+        else:
+            self._classes(root, part)
+
+    def _classes(self, root: Path, part: str) -> None:
+        """A folder of text files for each class."""
+        folders = [name for name in _visible(root, self.key) if (root / name).is_dir()]
+        if not folders:
+            held = _visible(root, self.key)
+            raise UserError(
+                f"{self.key}.root: {root} holds "
+                + (f"{_listed(held)}, " if held else "nothing, ")
+                + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
+            )
+        for name in folders:
+            files = [file for file in _visible(root / name, self.key) if Path(file).suffix.lower() in PLAIN]
+            if not files:
+                raise UserError(f"{self.key}.root: the class folder {root / name} holds no .txt file")
+            for file in files:
+                path = root / name / file
+                self.found.files.append(path)
+                self._add(decoded(path, self.key, self.encoding), name, part, "", str(path))
+
+    def file(self, path: Path, part: str) -> None:
+        """The rows of a table or of JSON lines."""
+        self.found.files.append(path)
+        text = decoded(path, self.key, self.encoding)
+        lines = path.suffix.lower() in LINES
+        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key))
+        if not rows:
+            raise UserError(f"{self.key}: {path} has no rows")
+        names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
+        text_column = self._column("text", names, path)
+        usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
+        optional = usual[0] if len(usual) == 1 else None
+        label_column = self._column("label", names, path, text_column) if self.labels else optional
+        group_column = self._chosen("group", names, path) if self.columns.group else None
+        part_column = next((name for name in names if name.lower() in PART_COLUMNS), None) if not part else None
+        for where, row in rows:
+            for column in filter(None, (text_column, label_column, group_column)):
+                if column not in row:
+                    raise UserError(f"{self.key}: {where}: has no {printable(column)}; it has {_listed(list(row))}")
+            own = row.get(part_column, "") if part_column else ""
+            if own and not part_of(own):
+                raise UserError(f"{self.key}: {where}: {printable(own)!r} is not train, val or test")
+            label, group = (row[column] if column else "" for column in (label_column, group_column))
+            self._add(row[text_column], label, part_of(own) or part, group, where)
+
+    def _add(self, text: str, label: str, part: str, group: str, where: str) -> None:
+        text = text.strip()
+        if not text:
+            self.found.empty.append(where)
+            return
+        if self.labels and not label:
+            raise UserError(f"{self.key}: {where}: has no label, the text is {shortened(text)!r}")
+        self.found.rows.append(LabelledText(text, label, part, group, where))
+
+    def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
+        """The column that a setting names."""
+        wanted: str = getattr(self.columns, what)
+        if names.count(wanted) > 1:
+            raise UserError(f"{self.key}.{what}_column={wanted}: {path} has several columns of this name")
+        if wanted in names:
+            return wanted
+        alike = [name for name in names if name.lower() == wanted.lower()]
+        if len(alike) == 1:
+            return alike[0]
+        raise UserError(
+            f"{self.key}.{what}_column={wanted}: {path} has no such column{nearest(wanted, names)}; it has {_listed(names)}"
+        )
+
+    def _column(self, what: str, names: Sequence[str], path: Path, taken: str | None = None) -> str:
+        """The column of the texts or of the labels."""
+        if getattr(self.columns, what):
+            return self._chosen(what, names, path)
+        lower = Counter(name.lower() for name in names)
+        for usual in TEXT_COLUMNS if what == "text" else tuple((name,) for name in INTENT_COLUMNS):
+            fit = [name for name in names if name.lower() in usual and name != taken]
+            if len(fit) > 1 or any(lower[name.lower()] > 1 for name in fit):
+                raise UserError(
+                    f"{self.key}: {path} has the columns {_listed(names)}, of which {' and '.join(fit)} may be the {what}; "
+                    f"name it with {self.key}.{what}_column={fit[0]}"
+                )
+            if fit:
+                return fit[0]
+        other = next((name for name in names if name.lower() in INTENT_COLUMNS), None) if what == "text" else taken
+        if what == "text" and len(names) == 1 and not self.labels:
+            return names[0]
+        if self.columns.label in names and what == "text":
+            other = self.columns.label
+        rest = [name for name in names if name != other]
+        if len(names) == 2 and other and len(rest) == 1:
+            return rest[0]
+        known = ", ".join(TEXT_COLUMNS[0][:3] if what == "text" else INTENT_COLUMNS[:4])
+        raise UserError(
+            f"{self.key}: {path} has the columns {_listed(names)}; the one of the {what}s must be called {known} or the like, or be "
+            f"named by {self.key}.{what}_column{nearest(what, names)}"
+        )
+
+
+def _visible(folder: Path, key: str) -> list[str]:
+    try:
+        return sorted(filter(visible, os.listdir(folder)))
+    except OSError as error:
+        raise UserError(f"{key}.root: folder {folder} cannot be read ({error.strerror})") from error
+
+
+def _by_part(names: Sequence[str], root: Path, key: str) -> dict[str, str]:
+    """The file or folder of each part."""
+    found: dict[str, str] = {}
+    for part in SPLITS:
+        own = [name for name in names if part_of(Path(name).stem) == part]
+        if len(own) > 1:
+            raise UserError(f"{key}.root: {root} has both {own[0]} and {own[1]}; remove one, or give the file itself")
+        found |= {part: own[0]} if own else {}
+    return found
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def decoded(path: Path, key: str, encoding: str | None) -> str:
+    """The text of a file.
+
+    Args:
+        path: The file.
+        key: What errors begin with.
+        encoding: Its encoding; None for UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        UserError: It cannot be read, is no text, or is in another encoding.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error
+    marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    chosen = encoding or ("utf-16" if marked else "utf-8-sig")
+    try:
+        text = raw.decode("utf-8-sig" if chosen.lower().replace("_", "-") in ("utf-8", "utf8") else chosen)
+    except LookupError as error:
+        raise UserError(
+            f"{key}.encoding={encoding}: Python knows no such encoding; try utf-8, cp1252 or latin-1"
+        ) from error
+    except UnicodeError as error:
+        binary = b"\0" in raw[:4096] and not marked
+        if binary:
+            raise UserError(f"{key}: {path} is no text, it holds bytes of another kind") from error
+        place = getattr(error, "start", 0)
+        line = raw.count(b"\n", 0, place) + 1
+        other = "utf-8" if encoding else "cp1252 or latin-1"
+        raise UserError(
+            f"{key}: {path}, line {line}: is no text in {encoding or 'UTF-8'}; name its encoding, {key}.encoding={other}, say"
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{key}: {path} is no text, it holds bytes of another kind")
+    return text
+
+
+Row = tuple[str, dict[str, str]]
+
+
+def _table_rows(text: str, path: Path, key: str) -> Iterator[Row]:
+    """The rows of a table with a header, by column, and where they are."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max("\t;,|", key=first.count)
+    if not first.count(delimiter):
+        raise UserError(
+            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
+        )
+    try:
+        yield from _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
+    except UserError:
+        if delimiter != "\t":
+            raise
+        try:  # with tabs a quote is often a character like any other
+            rows = list(_parsed(text, path, key, delimiter, csv.QUOTE_NONE))
+        except UserError:
+            rows = []
+        if not rows:
+            raise
+        yield from rows
+
+
+def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> list[Row]:
+    rows: list[Row] = []
+    header: list[str] = []
+    begins = 1
+    with _field_limit:
+        limit = csv.field_size_limit(2**31 - 1)  # a long text is one field
+        try:
+            reader = csv.reader(
+                io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
+            )
+            for cells in reader:
+                where = f"{path}, line {begins}"
+                begins = reader.line_num + 1
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not header:
+                    header = [cell.strip() for cell in cells]
+                    if double := next((name for name in header if header.count(name) > 1), None):
+                        raise UserError(f"{key}: {path} has several columns {printable(double)!r}")
+                    continue
+                if len(cells) != len(header):
+                    hint = f"; a text with a {_named(delimiter)} in it needs quotes" if len(cells) > len(header) else ""
+                    raise UserError(f"{key}: {where}: has {len(cells)} columns, the first line {len(header)}{hint}")
+                rows.append((where, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+        except csv.Error as error:
+            reason = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
+            raise UserError(f"{key}: {path}, line {begins}: cannot be read ({reason})") from error
+        finally:
+            csv.field_size_limit(limit)
+    return rows
+
+
+def _named(delimiter: str) -> str:
+    return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
+
+
+def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
+    """The objects of JSON lines, or of one JSON list of objects."""
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        try:
+            entries = list(enumerate(json.loads(text), 1))
+        except ValueError as error:
+            raise UserError(f"{key}: {path}: is no JSON ({error})") from error
+        unit = "entry"
+    else:
+        entries, unit = [], "line"
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other breaks than that
+            if line.strip():
+                try:
+                    entries.append((number, json.loads(line)))
+                except ValueError as error:
+                    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                    raise UserError(
+                        f"{key}: {path}, line {number}: is no JSON ({reason}): {shortened(line)!r}"
+                    ) from error
+    for number, entry in entries:
+        where = f"{path}, {unit} {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f'{key}: {where}: is no object such as {{"text": "...", "label": "..."}}')
+        row: dict[str, str] = {}
+        for name, value in entry.items():
+            if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
+                row[name] = "" if value is None else str(value).strip()
+        yield where, row

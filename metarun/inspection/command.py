@@ -1,0 +1,100 @@
+"""`recipe=inspect`: a data set looked at before it is used, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metarun import files
+from metarun.config import Node, check, construct, nodes_of, task_of
+from metarun.config.lists import TASK
+from metarun.config.overrides import make_literal
+from metarun.core import TaskShape
+from metarun.data.source import Split
+from metarun.encoders.building import encoded
+from metarun.engine.hardware import check_device
+from metarun.errors import Incomplete, UserError
+from metarun.inspection import facts, page, terminal, timing
+from metarun.progress import progress_bar
+from metarun.runs.folder import create
+from metarun.runs.logger import start_logging
+from metarun.text import shell_path
+
+
+def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """Looks at the data sets of `data=`, of `target=` and of `test.data=`; leaves `index.html` and `inspection.json`.
+
+    Returns:
+        What was found, and under `folder` where it lies.
+
+    Raises:
+        UserError: The config is wrong.
+        Incomplete: A data set cannot be used; what could be told of it was.
+    """
+    check(config)
+    make_literal(config)
+    check_device(config.hardware.device)
+    start_logging()
+    train, test = task_of(config, "train"), task_of(config, "test")
+    tasks: dict[Split, TaskShape] = {"train": train, "val": test, "test": test}
+    found = []
+    with ExitStack() as stack:
+
+        def progress(what: str, total: int) -> Callable[[int], None]:
+            return stack.enter_context(progress_bar(what, total)) if total else lambda done: None
+
+        for name, node, asked in _nodes(config, choices):
+            found.append(facts.inspect(name, node, tasks if asked else {}, progress))
+    time = _time(config, found)
+    folder = Path(config.outputs) / "inspect" / _folder_name(config, choices)
+    create(folder)
+    told = {"data_sets": [{key: value for key, value in one.items() if key != "source"} for one in found], "time": time}
+    text = page.page(found, time, tasks, " ".join(["metarun", *overrides]))
+    files.save_bytes(folder / "inspection.json", json.dumps(told, indent=1).encode())
+    files.save_bytes(folder / "index.html", text.encode("utf-8", "replace"))
+    terminal.show(found, time, tasks)
+    print(f"page     {shell_path(folder / 'index.html')}")
+    problems = [f"{one['name']}: {one['problem']}" for one in found if one["problem"]]
+    if problems:
+        raise Incomplete("; ".join(problems), {**told, "folder": str(folder)})
+    return {**told, "folder": str(folder)}
+
+
+def _nodes(config: DictConfig, choices: dict[str, str]) -> list[tuple[str, Node, bool]]:
+    """The data sets that the config names: what each is called, its node, and whether the config's tasks are drawn from it."""
+    found: list[tuple[str, Node, bool]] = []
+    if config.data:
+        sets = config.data.get("sets")
+        inside = nodes_of(sets, "data.sets") if sets else {choices.get("data", "data"): Node(config.data, "data")}
+        found += [(name, node, True) for name, node in inside.items()]
+    if config.target.data:
+        found.append((f"{choices.get('target', 'target')} (target)", Node(config.target.data, "target.data"), False))
+    tests = nodes_of(config.test.data, "test.data", TASK) if config.test.data else {}
+    return [*found, *((f"{name} (test)", node, False) for name, node in tests.items())]
+
+
+def _time(config: DictConfig, found: list[dict[str, Any]]) -> dict[str, Any]:
+    if any(one["problem"] for one in found):
+        return {"problem": "the data cannot be used yet"}
+    try:
+        node = config.data
+        if any("note" in one for one in found) and "skip_bad" in node:
+            node = node.copy()
+            node.skip_bad = True
+        (data,) = encoded([construct(node, "data")], config.encoder)
+    except UserError as error:
+        return {"problem": str(error)}
+    return timing.estimate(config, data)
+
+
+def _folder_name(config: DictConfig, choices: dict[str, str]) -> str:
+    """What the data are called: the choice, and of a folder its own name."""
+    root = config.data.get("root") if config.data else None
+    name = config.name or "-".join(filter(None, [choices.get("data", "data"), Path(root).name if root else ""]))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] or "data"

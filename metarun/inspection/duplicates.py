@@ -1,0 +1,146 @@
+"""Images that a data set has twice: alike in every pixel, or nearly so."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+CHUNK = 512  # images that are read at once
+SIDE = 9  # of the grey thumbnail that an image is compared by
+MARGIN = 4  # grey levels of 255 that two neighbours must differ by for a bit of the hash: flat parts have none
+BITS = 6  # of the 128 that hashes of near duplicates may differ in
+LEVELS = 8.0  # of 255 that thumbnails of near duplicates may differ by in the mean
+BANDS = 8  # of 16 bits: two hashes that differ in fewer bits than there are bands agree in one of them
+CROWDED = 64  # images with one band in common that are all compared; of more each is compared with the next ones
+SHOWN = 24  # pairs that are kept as examples
+
+ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.int64)
+RULE = (
+    f"alike in every pixel as they are read; nearly so: the differences of neighbours in a grey thumbnail of {SIDE}x{SIDE} give 128 "
+    f"bits, of which at most {BITS} differ, and thumbnails differ by at most {LEVELS:g} of 255 levels in the mean"
+)
+
+
+@dataclass
+class Duplicates:
+    """What was found.
+
+    Attributes:
+        exact: The images that another has every pixel of.
+        near: The images that another is nearly alike, without the exact ones.
+        exact_across: Of `exact` those whose twin is in another split.
+        near_across: Of `near` likewise.
+        other_class: The images of both whose twin is of another class.
+        pairs: Some pairs `(row, row, exact)`, those across splits first.
+        crowded: Whether so many images are alike in a part of their hash that not all pairs were compared.
+    """
+
+    exact: int = 0
+    near: int = 0
+    exact_across: int = 0
+    near_across: int = 0
+    other_class: int = 0
+    pairs: list[tuple[int, int, bool]] = field(default_factory=list)
+    crowded: bool = False
+
+
+def find(
+    read: Callable[[int, int], np.ndarray],
+    groups: np.ndarray,
+    classes: np.ndarray,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Duplicates:
+    """Looks for images that are there twice. Memory is about 120 bytes an image, time grows in proportion to the images.
+
+    Args:
+        read: The images uint8 `[n, C, H, W]` of the rows from a start to a stop.
+        groups: The split of each row, int64 `[M]`; those of no split are -1.
+        classes: The class of each row, int64 `[M]`.
+        progress: Is told how many images were read.
+    """
+    total = len(groups)
+    digests = np.empty(total, dtype="S16")
+    hashes = np.empty((total, 2), dtype=np.uint64)
+    small = np.empty((total, SIDE, SIDE), dtype=np.uint8)
+    for start in range(0, total, CHUNK):
+        images = read(start, min(start + CHUNK, total))
+        stop = start + len(images)
+        digests[start:stop] = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        small[start:stop] = thumbnails(images)
+        hashes[start:stop] = perceptual(small[start:stop])
+        progress(stop)
+    found = Duplicates()
+    flat = small.reshape(total, -1).std(1) < MARGIN  # blank images are all alike, and say nothing
+    sets: dict[bool, list[set[int]]] = {True: [set(), set()], False: [set(), set()]}
+    other, examples = set[int](), {True: list[tuple[int, int, bool]](), False: list[tuple[int, int, bool]]()}
+
+    def note(a: np.ndarray, b: np.ndarray, exact: bool) -> None:
+        across = (groups[a] != groups[b]) & (groups[a] >= 0) & (groups[b] >= 0)
+        for which, mask in ((0, np.ones(len(a), bool)), (1, across)):
+            sets[exact][which].update(a[mask].tolist(), b[mask].tolist())
+        differ = classes[a] != classes[b]
+        other.update(a[differ].tolist(), b[differ].tolist())
+        for over in (True, False):
+            for one, two in zip(a[across == over][:SHOWN], b[across == over][:SHOWN], strict=True):
+                if len(examples[over]) < SHOWN:
+                    examples[over].append((int(one), int(two), exact))
+
+    order = np.argsort(digests, kind="stable")
+    same = digests[order][1:] == digests[order][:-1]
+    note(order[:-1][same], order[1:][same], True)
+    for a, b, crowded in candidates(hashes):
+        found.crowded |= crowded
+        keep = ~(flat[a] | flat[b]) & (digests[a] != digests[b])
+        a, b = a[keep], b[keep]
+        bits = ONES[(hashes[a] ^ hashes[b]).view(np.uint16)].sum(1)
+        a, b = a[bits <= BITS], b[bits <= BITS]
+        apart = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
+        note(a[apart <= LEVELS], b[apart <= LEVELS], False)
+    found.exact, found.exact_across = (len(rows) for rows in sets[True])
+    found.near, found.near_across = (len(rows - exact) for rows, exact in zip(sets[False], sets[True], strict=True))
+    found.other_class = len(other)
+    found.pairs = list(dict.fromkeys([*examples[True], *examples[False]]))[:SHOWN]
+    return found
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Grey means over a grid, uint8 `[n, SIDE, SIDE]`, of images uint8 `[n, C, H, W]`."""
+    grey = images.astype(np.float32).mean(1)
+    for axis in (1, 2):
+        length = grey.shape[axis]
+        edges = np.linspace(0, length, SIDE + 1)
+        starts = np.minimum(np.floor(edges[:-1]).astype(int), length - 1)
+        stops = np.maximum(np.ceil(edges[1:]).astype(int), starts + 1)
+        parts = [grey.take(range(a, b), axis=axis).mean(axis) for a, b in zip(starts, stops, strict=True)]
+        grey = np.stack(parts, axis)
+    small: np.ndarray = np.rint(grey).astype(np.uint8)
+    return small
+
+
+def perceptual(small: np.ndarray) -> np.ndarray:
+    """The hash of each thumbnail, uint64 `[n, 2]`: where the grey rises to the right, and where it rises downwards."""
+    levels = small.astype(np.int16)
+    right = (levels[:, :-1, 1:] - levels[:, :-1, :-1]) > MARGIN
+    down = (levels[:, 1:, :-1] - levels[:, :-1, :-1]) > MARGIN
+    bits = np.concatenate([right.reshape(len(small), -1), down.reshape(len(small), -1)], 1)
+    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64)
+
+
+def candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Pairs of rows whose hashes agree in a band of 16 bits, and whether some such pairs were left out.
+
+    Args:
+        hashes: uint64 `[n, 2]`.
+    """
+    bands = np.ascontiguousarray(hashes).view(np.uint16).reshape(len(hashes), BANDS)
+    for band in range(BANDS):
+        order = np.argsort(bands[:, band], kind="stable")
+        values = bands[order, band]
+        for gap in range(1, min(CROWDED, len(order))):
+            same = values[gap:] == values[:-gap]
+            if not same.any():
+                break
+            yield order[:-gap][same], order[gap:][same], gap == CROWDED - 1

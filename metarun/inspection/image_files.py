@@ -1,0 +1,92 @@
+"""The image files below a folder: their sizes and depths, and those that cannot be read, with reasons."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from metarun.data.decoding import THREADS
+from metarun.data.label_files import NO_IMAGES, visible
+
+DEPTHS = {
+    "1": "1 bit", "L": "8 bits, grey", "LA": "8 bits, grey, transparent", "P": "palette", "RGB": "8 bits, colour",
+    "RGBA": "8 bits, colour, transparent", "CMYK": "CMYK", "F": "floating point", "I": "32 bits, grey",
+}  # fmt: skip
+MOST = 1000  # bad files whose reasons are kept
+TOGETHER = 2048  # files that wait for threads at once
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """The files below a folder that are meant to be images: neither hidden, nor lists, texts or archives."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(filter(visible, folders))
+        for name in sorted(filter(visible, names)):
+            if Path(name).suffix.lower() not in NO_IMAGES:
+                yield Path(folder, name)
+
+
+def survey(root: Path, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any] | None:
+    """Reads every image file below a folder.
+
+    Args:
+        root: The folder.
+        progress: Is told how many files were read.
+
+    Returns:
+        Their number, bytes, sizes, depths and formats, and the bad ones; None where there are none.
+    """
+    sizes, depths, formats = Counter[tuple[int, int]](), Counter[str](), Counter[str]()
+    bad: list[dict[str, str]] = []
+    count = broken = total = 0
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        every = image_files(root)
+        while some := list(islice(every, TOGETHER)):
+            for path, (size, depth, kind, reason, length) in zip(some, pool.map(_read, some), strict=True):
+                count, total = count + 1, total + length
+                if reason:
+                    broken += 1
+                    if len(bad) < MOST:
+                        bad.append({"file": os.path.relpath(path, root), "reason": reason})
+                else:
+                    sizes[size] += 1
+                    depths[depth] += 1
+                    formats[kind] += 1
+            progress(count)
+    if not count:
+        return None
+    widths, heights = ([size[axis] for size in sizes] for axis in (0, 1))
+    return {
+        "root": str(root),
+        "count": count,
+        "bytes": total,
+        "sizes": [{"size": f"{w}x{h}", "files": n} for (w, h), n in sizes.most_common(12)],
+        "different_sizes": len(sizes),
+        "width": [min(widths, default=0), max(widths, default=0)],
+        "height": [min(heights, default=0), max(heights, default=0)],
+        "depths": dict(depths.most_common()),
+        "formats": dict(formats.most_common()),
+        "unreadable": bad,
+        "unreadable_count": broken,
+    }
+
+
+def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:
+    """The size, depth and format of a file, the reason why it cannot be read (else empty), and its bytes."""
+    length = 0
+    try:
+        length = path.stat().st_size
+        with Image.open(path) as file:
+            found = file.size, DEPTHS.get(file.mode, f"16 bits ({file.mode})"), str(file.format)
+            file.load()
+        return (*found, "", length)
+    except UnidentifiedImageError:
+        return (0, 0), "", "", "empty file" if not length else "no image that Pillow knows", length
+    except Exception as error:  # the decoders raise whatever a broken file provokes
+        return (0, 0), "", "", (str(error).splitlines() or [type(error).__name__])[0], length

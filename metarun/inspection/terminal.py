@@ -1,0 +1,79 @@
+"""What `recipe=inspect` prints; it fits 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from metarun.core import TaskShape
+from metarun.data.source import Split
+from metarun.data.splits import SPLITS
+from metarun.inspection.words import asked, bytes_text, duplicate_lines, time_lines
+from metarun.terminal import Terminal
+from metarun.text import printable
+
+WIDTH = 80
+SHOWN = 5  # bad files, sizes
+
+
+def show(found: list[dict[str, Any]], time: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
+    """Prints what was found."""
+    for one in found:
+        _show_one(one, tasks)
+    for line in time_lines(time):
+        _say(line)
+
+
+def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
+    print()
+    _say(f"{one['name']} ({one['class']})")
+    if told := one.get("files"):
+        _say(f"files    {told['count']:,} images, {bytes_text(told['bytes'])}, in {told['root']}")
+        sizes = ", ".join(f"{each['size']} ({each['files']:,})" for each in told["sizes"][:SHOWN])
+        more = f", and {told['different_sizes'] - SHOWN:,} other sizes" if told["different_sizes"] > SHOWN else ""
+        _say(f"sizes    {sizes}{more}")
+        _say("depths   " + ", ".join(f"{name} ({count:,})" for name, count in told["depths"].items()))
+        _say("formats  " + ", ".join(f"{name} ({count:,})" for name, count in told["formats"].items()))
+        if told["unreadable_count"]:
+            _say(f"bad      {told['unreadable_count']:,} files cannot be read:")
+            for bad in told["unreadable"][:SHOWN]:
+                _say(f"         {printable(bad['file'])}: {printable(bad['reason'])}")
+    if one["problem"]:
+        _say(f"PROBLEM  {one['problem']}")
+        return
+    if "note" in one:
+        _say(f"note     {one['note']}")
+    _say("items    " + "x".join(map(str, one["input_shape"])))
+    if "mean" in one:
+        pairs = zip(one["mean"], one["deviation"], strict=True)
+        _say("pixels   mean ± deviation of training images: " + ", ".join(f"{m:.3f} ± {d:.3f}" for m, d in pairs))
+    table = Table("split", title_justify="left")
+    for column in ("classes", "items", "smallest", "median", "largest", "ways", "shots+queries"):
+        table.add_column(column, justify="right")
+    for split in SPLITS:
+        told = one["splits"][split]
+        cells = (f"{told[key]:,.0f}" for key in ("classes", "items", "smallest", "median", "largest", "largest_ways"))
+        table.add_row(split, *cells, f"{told['largest_shots_and_queries']:,}")
+    Terminal().show(table)
+    _say("ways and shots+queries: the largest tasks that a split can serve; smallest, median, largest: items a class")
+    if one["same_classes"]:
+        _say("All classes are in every split: these data can be a target, and cannot be meta-tested on new classes.")
+    if one["parts"]:
+        _say(
+            "parts    "
+            + ", ".join(f"{part} {count:,}" for part, count in one["parts"].items())
+            + " images, the data set's own"
+        )
+    for line in asked(one, tasks):
+        _say(f"tasks    {line}")
+    for line in duplicate_lines(one.get("duplicates")):
+        _say(f"twice    {line}")
+
+
+def _say(line: str) -> None:
+    indent = " " * 9 if line[8:9] == " " or line[:9].isspace() else "  "
+    for part in textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]:
+        Terminal().print(Text(part), soft_wrap=True)

@@ -1,0 +1,78 @@
+"""How long a training would take on this machine, by a few of its steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metarun.data.source import DataSource
+from metarun.engine.distributed import World
+from metarun.engine.evaluate import evaluate
+from metarun.engine.train import gradient_step
+from metarun.errors import UserError
+from metarun.runs.run import Run
+from metarun.stages import MetaTest, Train
+
+STEPS, SECONDS = 3, 3.0  # that are timed: at least so many, and for so long
+EPISODES = 4  # whose validation is timed
+
+
+def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
+    """Times some steps of the training that the config asks for, and of its validation; nothing is written.
+
+    Args:
+        config: The whole config.
+        data: What is trained on.
+
+    Returns:
+        JSON values: seconds a step, a validation and a test take, and all of them together; or `problem`, why they cannot be.
+    """
+    try:
+        train = Train()
+        run = Run(config, [train, MetaTest()], World(), Path(), data, None)
+        train.prepare(run)
+    except UserError as error:
+        return {"problem": str(error)}
+    learner = train.learner
+    hardware, settings = learner.hardware, learner.settings
+    data.make_ready(hardware.device)
+    trained = learner.wrapper or learner.algorithm
+    trained.train()
+    tasks, taken, spent = settings.tasks_per_step, 0, 0.0
+    if learner.sampler is None or not settings.steps:
+        return {"problem": "train.steps=0: nothing is trained"}
+    while taken <= STEPS or spent < SECONDS:
+        began = time.perf_counter()
+        batch = learner.sampler(taken * tasks, (taken + 1) * tasks)
+        sums = gradient_step(trained, batch, taken, 1.0, learner.seed, hardware)
+        assert learner.optimizer is not None
+        learner.optimizer.step()
+        float(sums["loss"])  # waits for the device
+        if taken:  # the first one warms up
+            spent += time.perf_counter() - began
+        taken += 1
+    step = spent / (taken - 1)
+    found: dict[str, Any] = {
+        "steps": settings.steps,
+        "tasks_per_step": tasks,
+        "step_seconds": step,
+        "timed_steps": taken - 1,
+        "hardware": str(hardware),
+        "train_seconds": step * settings.steps,
+        "validation_seconds": 0.0,
+        "test_seconds": 0.0,
+    }
+    if settings.max_seconds is not None:
+        found["train_seconds"] = min(found["train_seconds"], settings.max_seconds)
+    if train.held_out is None:
+        began = time.perf_counter()
+        evaluate(learner.algorithm, train.validation, EPISODES, hardware)
+        episode = (time.perf_counter() - began) / EPISODES
+        validations = -(-settings.steps // settings.validate_every)
+        found["validation_seconds"] = episode * settings.validate_episodes * validations
+        found["test_seconds"] = episode * config.test.episodes
+    found["seconds"] = found["train_seconds"] + found["validation_seconds"] + found["test_seconds"]
+    return found

@@ -1,0 +1,56 @@
+"""The sentences that the terminal and the page share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metarun.core import TaskShape
+from metarun.data.source import Split
+from metarun.report.text import task_text
+from metarun.text import duration
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes in the unit that people would say."""
+    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
+def asked(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> list[str]:
+    """Whether the tasks of the config fit each split."""
+    found = []
+    for split, task in tasks.items():
+        reason = one["splits"][split]["asked"] if one.get("splits") else ""
+        found.append(f"{split}: {task_text(task.describe())} {'does not fit: ' + reason if reason else 'fits'}")
+    return found
+
+
+def duplicate_lines(told: dict[str, Any] | None) -> list[str]:
+    """What was found of images that are there twice."""
+    if told is None:
+        return []
+    across = {"": "nothing divides them"}
+    found = []
+    for kind, what in (("exact", "the same in every pixel"), ("near", "nearly the same")):
+        count = told[kind]
+        beyond = across.get(told["sides"]) or f"{told[f'{kind}_across']:,} of them in another of the {told['sides']}"
+        found.append(f"{count:,} images have a twin that is {what}" + (f"; {beyond}" if count else ""))
+    if told["other_class"]:
+        found.append(f"{told['other_class']:,} of these have their twin in another class")
+    if told["crowded"]:
+        found.append("so many images look alike in part that not all pairs were compared")
+    return found
+
+
+def time_lines(time: dict[str, Any]) -> list[str]:
+    """How long the training would take."""
+    if "problem" in time:
+        return [f"time     not measured: {time['problem']}"]
+    return [
+        f"time     about {duration(time['seconds'])} here: {time['steps']:,} steps of {time['step_seconds']:.3g} s "
+        f"({duration(time['train_seconds'])}), validation {duration(time['validation_seconds'])}, test "
+        f"{duration(time['test_seconds'])}; by {time['timed_steps']} steps timed on {time['hardware']}"
+    ]

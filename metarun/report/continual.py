@@ -1,0 +1,71 @@
+"""What is shown of classes that arrive one after the other: the table at the end of a run, and the curve over classes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from metarun.report.text import half
+
+LABELS = {
+    "online": "online head, each image once",
+    "online_learned": "the same on the images it learned",
+    "prototypes": "nearest class mean",
+    "linear_probe": "linear probe on all images so far",
+}
+
+
+def table(result: dict[str, Any], what: str) -> Table:
+    """The accuracies after the last class."""
+    found, protocol = result["continual"], result["protocol"]
+    task = protocol["test"]
+    title = (
+        f"{what}{task['ways']} classes one after the other, {task['shots']} images each, {task['queries']} to test; "
+        f"norm {protocol['norm']}; {result['interval']}"
+    )
+    shown = Table("", "accuracy", "95% interval", title=title, title_justify="left", min_width=60)
+    for name, label in LABELS.items():
+        shown.add_row(label, f"{found[name]['acc']:.2%}", half(found[name]["acc_ci95"], ".2%"))
+    shown.add_row("chance", f"{1 / found['classes']:.2%}", "")
+    return shown
+
+
+def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) -> bytes:
+    """A PNG of the accuracy on all classes so far against their number.
+
+    Args:
+        curves: By name the `mean` and half of the 95% interval, `ci95`, at each point.
+        points: The numbers of classes.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from metarun.report.figures import COLOURS, MARKERS, STYLE
+
+    with mpl.rc_context({**STYLE, "text.color": "black", "axes.edgecolor": "black", "axes.labelcolor": "black"}):
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, curve) in enumerate(curves.items()):
+            axes.errorbar(
+                points,
+                curve["mean"],
+                [math.nan if value is None else value for value in curve["ci95"]],
+                label=LABELS.get(name, name),
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                capsize=2,
+                linewidth=1.5,
+                markersize=5,
+            )
+        axes.set_xlabel("classes so far")
+        axes.set_ylabel("accuracy on all classes so far")
+        axes.set_ylim(0, 1.02)
+        axes.legend(frameon=False)
+        whole = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(whole)
+        return whole.getvalue()

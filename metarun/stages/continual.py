@@ -1,0 +1,217 @@
+"""The stage in which the test classes arrive one after the other."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun import files
+from metarun.data.image_batches import Labelled, generator
+from metarun.data.source import Split
+from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
+from metarun.errors import UserError
+from metarun.ops import batch_norm
+from metarun.report.continual import class_curve
+from metarun.report.statistics import over_seeds
+from metarun.runs import result, seen
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.text import shown_path
+
+log = logging.getLogger("metarun")
+
+CHUNK = 256  # images whose features are computed together
+VALIDATION_ORDERS = 3  # that the learning rate is chosen on
+PICTURE = "continual.png"
+
+
+class Continual(Stage):
+    """Shows the test classes one after the other, an image at a time, and tests on all classes so far.
+
+    The features are the method's and stay as they are. On them a new linear head takes one step on each image (`online`). Beside
+    it stand the nearest class mean (`prototypes`), and a linear head that may look at all images so far again and again
+    (`linear_probe`). The learning rate of the online head is chosen on sequences of validation classes.
+
+    Source: the meta-test of Javed and White (2019), section 4, and of Beaulieu et al. (2020), section 3.
+    """
+
+    needs_weights = True
+    meta_tests = True
+
+    def prepare(self, run: Run) -> None:
+        config, norm = run.config.continual, run.algorithm.backbone.norm
+        if run.data.kind != "classification":
+            raise UserError("recipe=continual: shows classes one after the other, but the data are regression tasks")
+        if batch_norm.needs_reference(norm):
+            raise UserError(
+                f"backbone.norm={norm}: normalises by a set of images, but in recipe=continual they come one at a time; use "
+                "backbone.norm=group, running or none"
+            )
+        if not config.rates or min(config.rates) <= 0:
+            raise UserError(f"continual.rates={list(config.rates)}: must be learning rates above 0")
+        for learner in run.learners.values():
+            seen.refuse_test_classes(learner.seen, run.data, f"stage {learner.name}")
+        self.images: dict[Split, Labelled] = {"test": self._images(run, "test")}
+        if len(config.rates) > 1:
+            self.images["val"] = self._images(run, "val")
+        available = len(self.images["test"].names)
+        if config.classes is not None and config.classes > available:
+            raise UserError(
+                f"continual.classes={config.classes}: is above the {available} classes of the test split; take fewer, or another "
+                "division of the classes (data.split=lake has 659 of Omniglot for testing)"
+            )
+        self.classes = config.classes or available
+        self.points = self._points(self.classes, config.points)
+
+    def _images(self, run: Run, split: Split) -> Labelled:
+        config = run.config.continual
+        images = run.data.labelled(None, split)
+        needed = config.images + config.test_images
+        if len(images.names) < 2:
+            raise UserError(f"recipe=continual: the {split} split has fewer than two classes")
+        if images.counts.min() < needed:
+            name = images.names[int(images.counts.argmin())]
+            raise UserError(
+                f"continual: images + test_images = {config.images} + {config.test_images} = {needed} is above the "
+                f"{images.counts.min()} images of the class {name}; lower continual.images or continual.test_images"
+            )
+        return images
+
+    @staticmethod
+    def _points(classes: int, points: int) -> list[int]:
+        return sorted({round(classes * (place + 1) / points) for place in range(points)} - {0})
+
+    def execute(self, run: Run) -> None:
+        world, config = run.hardware.world, run.config.continual
+        where = run.folder / "continual"
+        if world.main:
+            files.make_folder(where)
+        world.barrier()
+        run.algorithm.eval()
+        self.features = {split: self._embed(run, images) for split, images in self.images.items()}
+        rate, validated = self._rate(run)
+        log.info(
+            "continual: learning rate %g%s", rate, f" ({validated:.4f} on validation classes)" if validated else ""
+        )
+        with run.logger.progress("continual", config.orders) as advance:
+            for number in range(config.orders):
+                if number % world.size == world.rank:
+                    self._measure(run, number, rate)
+                advance(number + 1)
+        world.barrier()
+        found = [
+            files.read_json(where / f"order-{number}.json", "delete it to have it computed again")
+            for number in range(config.orders)
+        ]
+        run.result |= self._summary(run, found, rate, validated)
+
+    @torch.no_grad()
+    def _embed(self, run: Run, images: Labelled) -> Tensor:
+        """The features of all images, float32 `[n, D]`, class after class as `images` are."""
+        parts = []
+        with run.hardware.autocast():
+            for start in range(0, len(images), CHUNK):
+                places = np.arange(start, min(start + CHUNK, len(images)))
+                parts.append(run.algorithm.features_of(images.batch(places, run.hardware.device).x).float())
+        return torch.cat(parts)
+
+    def _sequence(self, run: Run, split: Split, number: int, classes: int) -> ClassSequence:
+        """Classes of a split in an order that is a function of (seed, split, number), and which images of them are learned."""
+        config, images = run.config.continual, self.images[split]
+        random = generator("continual", run.config.seed, split, number)
+        order = random.permutation(len(images.names))[:classes]
+        ends = np.concatenate([[0], np.cumsum(images.counts)])
+        members = np.argsort(images.labels, kind="stable")
+        needed = config.images + config.test_images
+        rows = np.stack([members[ends[c] + random.permutation(images.counts[c])[:needed]] for c in order])
+        found = self.features[split][torch.from_numpy(rows).to(self.features[split].device)]
+        return ClassSequence(found[:, : config.images], found[:, config.images :])
+
+    def _rate(self, run: Run) -> tuple[float, float | None]:
+        """The learning rate of the online head that was best on validation classes, and its accuracy there."""
+        config, world = run.config.continual, run.hardware.world
+        rates = [float(rate) for rate in config.rates]
+        if len(rates) == 1:
+            return rates[0], None
+        file = run.folder / "continual" / "rates.json"
+        classes = min(self.classes, len(self.images["val"].names))
+        if world.main and not file.is_file():
+            sequences = [self._sequence(run, "val", number, classes) for number in range(VALIDATION_ORDERS)]
+            scores = []
+            for rate in rates:
+                try:
+                    tried = [online(one, [classes], rate, config.optimizer, run.config.seed)[0][0] for one in sequences]
+                    scores.append(float(np.mean(tried)))
+                except UserError:  # too high a rate
+                    scores.append(0.0)
+            files.save_json(file, {"rates": rates, "acc": scores, "classes": classes})
+        world.barrier()
+        kept = files.read_json(file, f"delete {shown_path(file)} to have the rates tried again")
+        best = int(np.argmax(kept["acc"]))
+        return rates[best], kept["acc"][best]
+
+    def _measure(self, run: Run, number: int, rate: float) -> None:
+        """Leaves the accuracies of one order, unless they are there."""
+        file = run.folder / "continual" / f"order-{number}.json"
+        if file.is_file():
+            return
+        sequence = self._sequence(run, "test", number, self.classes)
+        seed = int(generator("head", run.config.seed, number).integers(2**62))
+        unseen, learned = online(sequence, self.points, rate, run.config.continual.optimizer, seed)
+        files.save_json(
+            file,
+            {
+                "online": unseen,
+                "prototypes": prototypes(sequence, self.points),
+                "linear_probe": linear_probe(sequence, self.points),
+                "online_learned": learned,
+            },
+        )
+
+    def _summary(self, run: Run, orders: list[dict[str, Any]], rate: float, validated: float | None) -> dict[str, Any]:
+        curves: dict[str, dict[str, Any]] = {}
+        for name in orders[0]:
+            columns = list(zip(*(order[name] for order in orders), strict=True))
+            curves[name] = {
+                "mean": [float(np.mean(one)) for one in columns],
+                "ci95": [over_seeds(one) for one in columns],
+            }
+        final, half = curves["online"]["mean"][-1], curves["online"]["ci95"][-1]
+        if run.hardware.world.main:
+            values = np.array([[order["online"][-1] for order in orders]])
+            files.save_arrays(run.folder / "test_scores.npz", steps=np.array([0]), values=values)
+            picture = class_curve(curves, self.points)
+            files.save_bytes(run.folder / PICTURE, picture)
+            run.logger.picture("test/continual", picture)
+        for name, curve in curves.items():
+            for count, value in zip(self.points, curve["mean"], strict=True):
+                run.logger.curve(result.key(result.TEST, f"acc_{name}"), value, count)
+        return {
+            result.key(result.TEST, result.ACCURACY): final,
+            f"{result.key(result.TEST, result.ACCURACY)}{result.CI95}": half,
+            result.key(result.TEST, result.EPISODES): len(orders),
+            result.key(result.TEST, result.CURVES): {f"acc_{name}": curve for name, curve in curves.items()},
+            result.key(result.TEST, result.POINTS): {"at": self.points, "name": "classes so far"},
+            result.key(result.CHANCE, result.ACCURACY): 1 / self.classes,
+            result.CONTINUAL: {
+                "classes": self.classes,
+                "learning_rate": rate,
+                "validation_acc": validated,
+                "optimizer": run.config.continual.optimizer,
+                "picture": PICTURE,
+                **{name: {"acc": curve["mean"][-1], "acc_ci95": curve["ci95"][-1]} for name, curve in curves.items()},
+            },
+            "interval": f"95%, over {len(orders)} orders of the classes, Student's t",
+        }
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        config = run.config.continual
+        return {
+            "test": {"ways": self.classes, "shots": config.images, "queries": config.test_images},
+            result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far, an answer is any class of "
+            "the sequence",
+        }

@@ -1,0 +1,294 @@
+"""Several data sets at once: their shares of the tasks, one shape for all, tests on each, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, compose, table
+from omegaconf import OmegaConf
+from PIL import Image
+from shell import metarun, result
+from shell import run_folder as only_run
+
+from metarun.config.lists import expanded, folded, folded_choices
+from metarun.core import TaskShape
+from metarun.data.domains import Domains, fit_to_network, rule
+from metarun.data.source import ImageSource, Split
+from metarun.errors import UserError
+from metarun.report.collect import collect
+from metarun.report.summary import summarise
+from metarun.report.tables import overview
+from metarun.runs import result as keys
+from metarun.runs import seen
+
+TASK = TaskShape(ways=2, shots=1, queries=2)
+
+
+class Toy:
+    """In place of a node of a config: builds a set of images, whose pixels all are `value`, with the settings it is given."""
+
+    def __init__(self, value: int, channels: int, side: int, classes: int = 9, names: str = "class") -> None:
+        self.value, self.channels, self.classes, self.names = value, channels, classes, names
+        self.node = OmegaConf.create({"image_size": side})
+
+    def knows(self, name: str) -> bool:
+        return name == "image_size"
+
+    def build(self, image_size: int | None = None) -> ImageSource:
+        side = image_size or self.node.image_size
+        images = np.full((self.classes * 4, self.channels, side, side), self.value, np.uint8)
+        held = table(images, [4] * self.classes)
+        held.names[:] = [f"{self.names} {self.value} {number}" for number in range(self.classes)]
+        third = self.classes // 3
+        splits: dict[Split, range] = {
+            "train": range(third),
+            "val": range(third, 2 * third),
+            "test": range(2 * third, self.classes),
+        }
+        return ImageSource(held, splits, normalize=True)
+
+
+def three(**settings: Any) -> Domains:
+    sets: Any = {"dark": Toy(10, 1, 8), "grey": Toy(110, 1, 6), "light": Toy(250, 3, 4)}
+    return Domains(sets=sets, **settings)
+
+
+def values(found: Domains, split: Split, start: int, stop: int, seed: int = 0) -> np.ndarray:
+    """The pixel value of each task, by which its set is known."""
+    episodes = found.sampler(split, TASK, seed, CPU)(start, stop)
+    assert episodes.support_x.shape[1:] == (2, 3, 8, 8)
+    flat = torch.cat([episodes.support_x, episodes.query_x], 1).flatten(1)
+    assert (flat.max(1).values - flat.min(1).values).max() < 1e-4
+    return flat[:, 0].numpy().round(3)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_task_is_a_function_of_seed_split_and_number(split: Split) -> None:
+    whole = three(normalize=False).sampler(split, TASK, 3, CPU)(0, 20)
+    again = three(normalize=False).sampler(split, TASK, 3, CPU)
+    for place in (0, 7, 19):
+        assert torch.equal(again(place, place + 1).support_x[0], whole.support_x[place])
+    assert torch.equal(again(5, 13).query_x, whole.query_x[5:13])
+
+
+def test_any_stretch_of_tasks_has_the_sets_in_their_shares() -> None:
+    found = three(shares=[2, 1, 1])
+    for seed, start in ((0, 0), (1, 1000), (2, 10**9)):
+        counts = np.bincount(found.domains(seed, "train", start, start + 40), minlength=3)
+        assert np.abs(counts - [20, 10, 10]).max() <= 2
+    assert list(found.shares.values()) == [0.5, 0.25, 0.25]
+    assert not np.array_equal(found.domains(0, "train", 0, 40), found.domains(0, "val", 0, 40))
+    assert not np.array_equal(found.domains(0, "train", 0, 40), found.domains(1, "train", 0, 40))
+
+
+def test_all_images_have_one_shape_and_one_normalisation() -> None:
+    found = three(shares=[2, 1, 1])
+    assert found.input_shape == (3, 8, 8)
+    mean = (2 * 10 + 110 + 250) / 4 / 255
+    deviation = np.sqrt((2 * 10**2 + 110**2 + 250**2) / 4 / 255**2 - mean**2)
+    assert np.allclose(found.statistics_of(None), [[mean] * 3, [deviation] * 3])
+    expected = {round((value / 255 - mean) / deviation, 3) for value in (10, 110, 250)}
+    assert sorted(set(values(found, "train", 0, 12))) == pytest.approx(sorted(expected), abs=1e-3)
+    assert three(image_size=5, channels=1).input_shape == (1, 5, 5)
+    described = json.loads(json.dumps(found.describe()))
+    assert "3x8x8" in described["rule"]
+    assert described["shares"] == {"dark": 0.5, "grey": 0.25, "light": 0.25}
+    assert described["classes"] == {"train": 9, "val": 9, "test": 9}
+    assert described["fingerprint"] != three().describe()["fingerprint"]
+
+
+def test_labelled_images_of_all_sets_are_told_apart() -> None:
+    found = three(normalize=False)
+    images = found.labelled(None, "train")
+    assert images.names[0] == "dark/class 10 0"
+    assert len(images.names) == 9
+    batch = images.batch(np.array([0, len(images) - 1, 13]), CPU)
+    assert batch.x.shape == (3, 3, 8, 8)
+    assert [round(float(x.mean()) * 255) for x in batch.x] == [10, 250, 110]
+    assert batch.y.tolist() == [0, 8, 3]
+    assert images.identities[-1] == "light/class 250 2/3"
+
+
+@pytest.mark.parametrize(
+    ("build", "saying"),
+    [
+        (lambda: three(shares=[1, 2]), r"data.shares=\[1, 2\]: has 2 numbers for the 3 data sets dark, grey, light"),
+        (lambda: Domains(sets={}), "names no data set"),
+        (lambda: three().sampler("train", TaskShape(4, 1, 1), 0, CPU), "data: dark: task: ways = 4 is above the 3"),
+        (lambda: three().sampler("train", TaskShape(2, 3, 2), 0, CPU), "data: dark: task: shots .* lower train.task"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(build: Callable[[], Any], saying: str) -> None:
+    with pytest.raises(UserError, match=saying):
+        build()
+
+
+# Tests on several data sets
+
+
+def test_a_test_set_has_all_classes_unless_it_is_trained_on() -> None:
+    trained = three(shares=[2, 1, 1])
+    sets: Any = {"grey": Toy(110, 1, 6), "new": Toy(40, 3, 12)}
+    found = fit_to_network(sets, trained)
+    assert found["grey"].splits["test"].tolist() == [6, 7, 8]
+    assert found["new"].splits["test"].tolist() == list(range(9))
+    assert rule(found["new"], whole=True) == {"classes": "all 9 classes", "images": "3x8x8"}
+    assert rule(found["grey"], whole=True)["images"] == "1x8x8 brought to 3x8x8"
+    mean, deviation = trained.statistics_of(None)
+    x = found["new"].sampler("test", TASK, 0, CPU)(0, 2).support_x
+    assert x.shape == (2, 2, 3, 8, 8)
+    assert x.mean().item() == pytest.approx((40 / 255 - mean[0]) / deviation[0], abs=1e-5)
+
+
+def test_weights_that_saw_a_test_set_are_refused() -> None:
+    sets: Any = {"new": Toy(40, 3, 12)}
+    found = fit_to_network(sets, three())
+    known = seen.classes(Toy(40, 3, 12).build(), "train")
+    with pytest.raises(UserError, match="3 of the 9 classes that the meta-test is on"):
+        seen.refuse_test_classes(known, found["new"], "checkpoint=x")
+
+
+# Lists on the command line
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        (["data=[a,b]"], ["data=domains", "+data@data.sets.a=a", "+data@data.sets.b=b"]),
+        (["data=[a]"], ["data=a"]),
+        (["data=[x:a, y:a]"], ["data=domains", "+data@data.sets.x=a", "+data@data.sets.y=a"]),
+        (["test.data=[a,b]", "seed=1"], ["+data@test.data.a=a", "+data@test.data.b=b", "seed=1"]),
+        (["test.data=[a]", "test.data.a.ways=2"], ["+data@test.data.a=a", "+test.data.a.ways=2"]),
+        (["data=[a,b],c", "test.data=a,b"], ["data=[a,b],c", "test.data=a,b"]),
+        (["data=glyphs", "transfer.targets=[a,b]"], ["data=glyphs", "transfer.targets=[a,b]"]),
+    ],
+)
+def test_a_list_becomes_nodes_and_these_the_list_again(typed: list[str], given: list[str]) -> None:
+    assert expanded(typed) == given
+    assert expanded(given) == given
+    spaced = [word.replace(", ", ",") for word in typed]
+    assert folded(given) == (given if typed == ["data=[a]"] else spaced)
+
+
+def test_a_run_is_named_after_its_data_sets_in_their_order() -> None:
+    words = expanded(["data=[omniglot,glyphs]"])
+    config = compose(*words)
+    assert folded_choices(
+        {"data": "domains", "data@data.sets.glyphs": "glyphs", "data@data.sets.omniglot": "omniglot"}, config
+    ) == {"data": "omniglot,glyphs"}
+
+
+@pytest.mark.parametrize(
+    ("words", "saying"),
+    [
+        (["data=[glyphs,omnglot]"], "data=omnglot: there is no such choice; did you mean omniglot?"),
+        (["data=[glyphs,sinusoid]"], "data: sinusoid: brings tasks of its own shape, as regression does"),
+        (["test.data=[glyphs,linear]"], "test.data: linear: brings tasks of its own shape, as regression does"),
+        (["data=[glyphs,glyphs]"], "glyphs is named twice"),
+        (["data=[]"], "names no data set"),
+        (["data=[a/b]"], "a/b is no name"),
+        (["test.data.digits.ways=2"], "write test.data=[digits]"),
+        (["data=[glyphs,digits]", "data.sets.digits.sise=3"], "data.sets.digits.sise: there is no such key"),
+        (["data=sinusoid", "backbone=mlp", "algo=maml", "test.data=[digits]"], "is trained on regression tasks"),
+        (
+            ["recipe=transfer", "data=digits", "target=digits", "test.data=[digits]"],
+            "test.data: this recipe has no meta-test",
+        ),
+    ],
+)
+def test_a_wrong_list_is_one_line(words: list[str], saying: str, tmp_path: Path) -> None:
+    outcome = metarun(*words, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 2
+    assert len(outcome.said) == 1
+    assert saying in outcome.said[0]
+    assert not (tmp_path / "out").exists()
+
+
+# From the shell
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two folders of class folders, of other sizes and channels."""
+    draw, found = np.random.default_rng(0), {}
+    for name, side, mode in (("left", 12, "L"), ("right", 10, "RGB")):
+        found[name] = tmp_path_factory.mktemp(name)
+        for number in range(12 if name == "left" else 11):
+            folder = found[name] / f"{name}{number}"
+            folder.mkdir()
+            for image in range(5):
+                shape = (side, side) if mode == "L" else (side, side, 3)
+                pixels = draw.integers(0, 50, shape) + 20 * number
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{image}.png")
+    return found
+
+
+SMALL = ["backbone.channels=4", "task.ways=2", "task.queries=2", "train.steps=2", "train.validate_every=2",
+         "train.validate_episodes=2", "test.episodes=6", "test.baseline_episodes=2"]  # fmt: skip
+
+
+def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict[str, Path], tmp_path: Path) -> None:
+    roots = [f"data.sets.{name}.root={root}" for name, root in folders.items()]
+    words = ["data=[left:folder,right:folder]", *roots, "data.image_size=16", *SMALL]
+    first = metarun(*words, f"outputs={tmp_path}", "name=sweep")
+    assert first.status == 0, first.err
+    run = only_run(tmp_path)
+    found = result(run)
+    sets = ["left", "right"]
+    assert found["protocol"]["sets"].keys() == set(sets)
+    assert found["test/acc"] == pytest.approx(np.mean([found[f"test/{name}/acc"] for name in sets]))
+    assert found["test/acc_ci95"] == pytest.approx(np.hypot(*(found[f"test/{name}/acc_ci95"] for name in sets)) / 2)
+    assert found["untrained/right/episodes"] == 2
+    assert found["choices"]["data"] == "left,right"
+    assert found["overrides"][0] == "data=[left:folder,right:folder]"
+    assert found["data"]["input_shape"] == [3, 16, 16]
+    for name in sets:
+        with np.load(run / keys.scores_file(name)) as scores:
+            assert scores["values"][-1].mean() == pytest.approx(found[f"test/{name}/acc"])
+    assert "mean" in first.out
+    assert max(map(len, first.out.split("episodes each")[0].splitlines())) <= 80
+    again = metarun(*words, f"outputs={tmp_path}", "name=sweep")
+    assert "nothing was computed" in again.out
+
+    new = ["test.data=[digits,left:folder]", f"test.data.left.root={folders['left']}", "test.data.digits.ways=3"]
+    tested = metarun("recipe=test", f"checkpoint={run}", *new, f"outputs={tmp_path / 'new'}")
+    assert tested.status == 0, tested.err
+    other = result(only_run(tmp_path / "new"))
+    assert other["protocol"]["sets"]["digits"]["task"] == {"ways": 3, "shots": 1, "queries": 2}
+    assert other["chance/digits/acc"] == pytest.approx(1 / 3)
+    assert other["protocol"]["sets"]["digits"]["classes"] == "all 10 classes"
+    assert "since it is trained on" in other["protocol"]["sets"]["left"]["classes"]
+
+    assert metarun(*words, "algo=maml", f"outputs={tmp_path}", "name=sweep").status == 0
+    collection = collect([tmp_path / "sweep"], tmp_path / "none")
+    sections = summarise(collection)
+    assert [section.setting.data for section in sections] == sets
+    assert all(any(row.on_episodes for row in section.rows) for section in sections)
+    table = overview(sections)
+    assert table is not None
+    assert table.headings == ["algo", "left", "right", "mean", "mean rank"]
+    ranks = [float(row[-1]) for row in table.rows]
+    assert sum(ranks) == pytest.approx(3)
+
+
+def test_a_sweep_takes_a_list_as_one_value(folders: dict[str, Path], tmp_path: Path) -> None:
+    outcome = metarun(
+        "-m",
+        "data=[glyphs,digits],glyphs",
+        "algo=protonet",
+        "test.data=[digits,omniglot]",
+        "--dry-run",
+        f"outputs={tmp_path}",
+    )
+    assert outcome.status == 0, outcome.err
+    assert "2 jobs" in outcome.out
+    assert "data=[glyphs,digits]" in outcome.out
+    assert not set(outcome.out) & set("'\"{}@")
+    named = metarun("-m", "data=[glyphs,digits]", "algo=protonet,maml", "--dry-run", f"outputs={tmp_path}")
+    assert "glyphs-digits-sweep/" in named.out

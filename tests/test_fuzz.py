@@ -1,0 +1,110 @@
+"""What `scripts/fuzz.py` has found, and the generator itself: bad input of every kind ends in a line or two, and leaves nothing."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from shell import metarun
+from test_damage import one_line
+
+from scripts import fuzz
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["recipe.run=-1347"], "recipe.run=-1347: is no function that can be imported (No module named '-1347')"),
+        (["recipe.run=os"], "recipe.run=os: is no function that can be imported"),
+        (["-m", "hydra.verbose=-nan", "--dry-run"], "a setting of hydra.* is of another type than Hydra takes"),
+        (["hydra.verbose=1.5"], "a setting of hydra.* is of another type than Hydra takes"),
+        (["--", "-x"], "unrecognized arguments: -x "),
+        (["-m", "--", "seed=1", "--config-dir", "--dry-run"], "argument --config-dir/-cd: expected one argument; "),
+        (["seed=18446744073709551616"], "seed=18446744073709551616: "),
+        (["seed=" + "1" * 5000], "a number has more digits than any setting takes"),
+        (["task.queries=" + str(2**63)], "task.queries=9223372036854775808: "),
+        (["train.tasks_per_step=1e400"], "train.tasks_per_step"),
+        (["train.max_seconds=nan"], "train.max_seconds=nan: "),
+        (["algo.inner_lr=inf"], "algo.inner_lr=inf: "),
+        (["hardware.threads=100000"], "hardware.threads=100000: "),
+        (["recipe.stages=cpu"], "recipe.stages"),
+        (["recipe.stages=[{a: 1}]"], "recipe.stages"),
+        (["hydra/sweeper=optuna", "-m", "algo.inner_lr=interval(1,1e999)"], "algo.inner_lr: cannot be searched"),
+        (["hydra/sweeper=optuna", "-m", "algo.inner_lr=interval(2,1)"], "algo.inner_lr: cannot be searched"),
+        (["-m", "hydra.sweeper.trials=3", "seed=1"], "hydra.sweeper.trials: "),
+        (["-m", "seed=range(1,1)"], "-m: the sweep has no job; one of its ranges has no value"),
+        (["+algo._partial_=true"], "algo._partial_: "),
+        (["++train.optimizer={_target_: builtins.exec}"], "train.optimizer"),
+        (["algo._target_=builtins.exec"], "algo._target_=builtins.exec: "),
+        (["train.schedule._target_=torch.load"], "train.schedule"),
+        (["data={a: 1}"], "data"),
+        (["~train"], "train"),
+        (["~"], "~: cannot be read"),
+        (["="], "=: cannot be read"),
+        (["a=b=c=(["], ""),
+        (["--cfg"], "argument --cfg/-c: invalid choice"),
+        (["--cfg", "jobb"], "argument --cfg/-c: invalid choice"),
+        (["--config-name", "nowhere"], "nowhere"),
+        (["--info", "nowhere"], "argument --info/-i: invalid choice"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_bad_words_are_one_line_and_leave_nothing(words: list[str], told: str, tmp_path: Path) -> None:
+    done = metarun(*fuzz.BASE, *words, f"outputs={tmp_path / 'outputs'}")
+    one_line(done, told)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_generator_makes_commands_and_tells_what_must_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few of its commands, of a fixed seed; and a fault of each kind is a finding."""
+    assert fuzz.fuzz_words(0.1, 3, examples=5) == 0
+    monkeypatch.setattr(fuzz.cli, "main", lambda: 1 / 0)
+    with pytest.raises(fuzz.Finding, match=r"(?s)traceback.*ZeroDivisionError"):
+        fuzz.check(["seed=1"], tmp_path / "outputs")
+
+    def refuses(lines: int, leaves: bool) -> None:
+        import sys
+
+        print("metarun: no\n" * lines, file=sys.stderr)
+        if leaves:
+            (tmp_path / "outputs" / "half").mkdir(parents=True)
+        sys.exit(2)
+
+    monkeypatch.setattr(fuzz.cli, "main", lambda: refuses(5, False))
+    with pytest.raises(fuzz.Finding, match="5 lines of message"):
+        fuzz.check(["seed=1"], tmp_path / "outputs")
+    monkeypatch.setattr(fuzz.cli, "main", lambda: refuses(1, True))
+    with pytest.raises(fuzz.Finding, match="something is left"):
+        fuzz.check(["seed=1"], tmp_path / "outputs")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("finished")
+    assert metarun(*fuzz.BASE, "name=run", f"outputs={outputs}").status == 0
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "mutation", ["[" * 5000, "[]", "null", "a: &a [*a]\n", "\0" * 50, ""], ids=lambda text: repr(text[:9])
+)
+@pytest.mark.parametrize("name", ["data.json", "result.json", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_named(name: str, mutation: str, finished: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs)
+    (run,) = outputs.glob("run/*")
+    (run / name).write_text(mutation)
+    if name != "result.json":
+        (run / "result.json").unlink()
+    done = metarun(*fuzz.BASE, "name=run", f"outputs={outputs}")
+    one_line(done, "resume=false" if name != "result.json" else "result.json")
+
+
+def test_every_mutation_changes_bytes_and_can_be_repeated() -> None:
+    content = bytes(range(48, 123)) * 20
+    for name, mutate in fuzz.MUTATIONS.items():
+        assert mutate(content, random.Random(1)) == mutate(content, random.Random(1)) != content, name

@@ -1,0 +1,163 @@
+"""`recipe=inspect`: what is told of a data set, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shell import metarun
+
+from metarun.inspection import duplicates
+from metarun.inspection.image_files import survey
+from metarun.inspection.words import bytes_text
+
+
+def photographs(count: int, side: int = 24, seed: int = 0) -> np.ndarray:
+    """Images uint8 `[n, 3, side, side]` with coarse structure, each of its own."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 3, 6, 6))
+    return np.kron(coarse, np.ones((1, 1, side // 6, side // 6))).astype(np.uint8)
+
+
+def looked(images: np.ndarray, groups: list[int], classes: list[int] | None = None) -> duplicates.Duplicates:
+    return duplicates.find(
+        lambda start, stop: images[start:stop], np.array(groups), np.array(classes or [0] * len(images))
+    )
+
+
+def test_twins_are_found_whether_exact_or_nearly_so() -> None:
+    images = photographs(40)
+    images[31] = images[3]  # the same
+    noise = np.random.default_rng(1).integers(-3, 4, images[5].shape)
+    images[35] = (images[5].astype(int) + noise).clip(0, 255)  # nearly the same
+    images[7] = 200  # blank images are all alike, and say nothing
+    images[8] = 201
+    found = looked(images, [0] * 30 + [2] * 10, [*range(40)])
+    assert (found.exact, found.exact_across, found.near, found.near_across) == (2, 2, 2, 2)
+    assert found.other_class == 4
+    assert {(a, b, exact) for a, b, exact in found.pairs} == {(3, 31, True), (5, 35, False)}
+    same = looked(images, [0] * 40)
+    assert (same.exact, same.exact_across) == (2, 0)
+    none = looked(images, [-1] * 40)
+    assert (none.near, none.near_across) == (2, 0)
+
+
+def test_every_pair_within_the_threshold_shares_a_band() -> None:
+    draw = np.random.default_rng(0)
+    first = draw.integers(0, 2**63, (200, 2)).astype(np.uint64)
+    bits = np.unpackbits(first.view(np.uint8), axis=1)
+    for row in bits:
+        row[draw.permutation(128)[: duplicates.BITS]] ^= 1
+    both = np.concatenate([first, np.packbits(bits, axis=1).view(np.uint64)])
+    pairs = {frozenset(pair) for a, b, _ in duplicates.candidates(both) for pair in zip(a, b, strict=True)}
+    assert all(frozenset((row, row + 200)) in pairs for row in range(200))
+
+
+def test_the_pairs_of_a_crowd_are_bounded() -> None:
+    alike = np.zeros((500, 2), dtype=np.uint64)
+    parts = list(duplicates.candidates(alike))
+    assert sum(len(a) for a, _, _ in parts) <= 500 * duplicates.CROWDED * duplicates.BANDS
+    assert any(crowded for _, _, crowded in parts)
+
+
+def test_a_thumbnail_is_the_mean_of_parts() -> None:
+    ramp = np.broadcast_to(np.arange(18, dtype=np.uint8)[None, None, None], (1, 3, 18, 18))
+    assert duplicates.thumbnails(ramp)[0, 0].tolist() == [round(2 * n + 0.5) for n in range(9)]
+    rising = duplicates.perceptual(np.rint(np.linspace(0, 200, 9))[None, None].repeat(9, 1).astype(np.uint8))
+    assert np.unpackbits(rising.view(np.uint8)).tolist() == [1] * 64 + [0] * 64
+    assert duplicates.thumbnails(np.zeros((2, 1, 4, 4), np.uint8)).shape == (2, 9, 9)  # smaller than the thumbnail
+
+
+@pytest.fixture(scope="module")
+def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Traffic signs as their benchmark has them: PPM of all sizes in folders of numbers, a table in each, one file cut off."""
+    root, draw = tmp_path_factory.mktemp("signs"), np.random.default_rng(0)
+    for number in range(10):
+        folder = root / f"{number:05d}"
+        folder.mkdir()
+        rows = ["Filename;Width;Height;ClassId"]
+        for image, pixels in enumerate(photographs(8, 24, number)):
+            width, height = draw.integers(18, 40, 2).tolist()
+            name = f"00000_{image:05d}.ppm"
+            Image.fromarray(pixels.transpose(1, 2, 0)).resize((width, height)).save(folder / name)
+            rows.append(f"{name};{width};{height};{number}")
+        (folder / f"GT-{number:05d}.csv").write_text("\n".join(rows))
+    (root / "00003" / "00000_00099.ppm").write_bytes(b"P6\n20 20\n255\nxx")
+    (root / "00004" / "00000_00098.ppm").write_bytes((root / "00001" / "00000_00001.ppm").read_bytes())
+    return root
+
+
+SMALL = ["data.image_size=16", "backbone.channels=4", "task.ways=2", "task.queries=2", "train.steps=10",
+         "train.validate_episodes=2", "test.episodes=10"]  # fmt: skip
+
+
+def test_the_files_of_a_folder_are_surveyed(signs: Path) -> None:
+    found: Any = survey(signs)
+    assert found["count"] == 82
+    assert found["formats"] == {"PPM": 81}
+    assert found["depths"] == {"8 bits, colour": 81}
+    assert found["unreadable_count"] == 1
+    assert found["unreadable"][0]["file"] == "00003/00000_00099.ppm"
+    assert "truncated" in found["unreadable"][0]["reason"]
+    assert 18 <= found["width"][0] <= found["width"][1] < 40
+    assert bytes_text(found["bytes"]).endswith("kB")
+
+
+def test_inspect_tells_of_everything_and_fits_the_terminal(
+    signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
+    outcome = metarun("recipe=inspect", "data=folder", f"data.root={signs}", *SMALL, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    for word in ("PPM (81)", "truncated", "twin that is the same", "time     about", "2-way 1-shot"):
+        assert word in outcome.out
+    said = [line for line in outcome.out.splitlines() if str(tmp_path) not in line and str(signs) not in line]
+    assert max(map(len, said)) <= 80
+    (page,) = tmp_path.glob("inspect/*/index.html")
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:|inspection\.json)", text)  # it opens offline
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("data:image/jpeg") > 20
+    told = json.loads((page.parent / "inspection.json").read_text(encoding="utf-8"))
+    (one,) = told["data_sets"]
+    assert sum(split["classes"] for split in one["splits"].values()) == 10
+    assert sum(split["items"] for split in one["splits"].values()) == 81
+    assert one["duplicates"]["exact"] == 2
+    assert one["duplicates"]["other_class"] == 2
+    assert one["splits"]["train"]["largest_shots_and_queries"] == 8
+    assert told["time"]["seconds"] == pytest.approx(
+        sum(told["time"][f"{part}_seconds"] for part in ("train", "validation", "test"))
+    )
+
+
+def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path: Path) -> None:
+    words = [
+        "recipe=inspect",
+        "data=folder",
+        f"data.root={signs}",
+        *SMALL,
+        "data.test_classes=[nothing]",
+        "data.train_classes=[00001]",
+    ]
+    outcome = metarun(*words, f"outputs={tmp_path}")
+    assert outcome.status == 1
+    assert "PROBLEM" in outcome.out
+    assert "PPM (81)" in outcome.out
+    assert "has no class folder nothing" in outcome.err
+    asked = metarun(*words[:-2], "data.skip_bad=true", "task.ways=9", "train.steps=0", f"outputs={tmp_path}")
+    assert asked.status == 0, asked.err
+    assert "does not fit: 9 ways are above its" in " ".join(asked.out.split())
+    assert "not measured" in asked.out
+
+
+def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:
+    words = ["recipe=inspect", "data=digits", "target=digits", "test.data=[digits]", "train.steps=0", "task.ways=2"]
+    outcome = metarun(*words, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    told = json.loads(next(tmp_path.glob("inspect/*/inspection.json")).read_text(encoding="utf-8"))
+    assert [one["name"] for one in told["data_sets"]] == ["digits", "digits (target)", "digits (test)"]
+    assert metarun("recipe=inspect", "data=sinusoid", "backbone=mlp", f"outputs={tmp_path}").status == 1

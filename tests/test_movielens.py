@@ -1,0 +1,218 @@
+"""Ratings, a task a user: what the files must be, who is cold, and what is measured."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CPU, build, compose, episodes
+from shell import metarun, result, run_folder
+
+from metarun.core import TaskShape
+from metarun.data.movielens import MovieLens
+from metarun.errors import UserError
+from metarun.ops.metrics import ndcg
+
+TASK = TaskShape(1, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty users, fifty films; a user likes some genres, and rates 30 films."""
+    folder = tmp_path_factory.mktemp("ratings")
+    random = np.random.default_rng(0)
+    genres = random.integers(0, 2, (50, 19))
+    taste = random.normal(0, 1, (40, 19))
+    users = [
+        f"{user + 1}|{20 + user}|{'MF'[user % 2]}|{('writer', 'artist', 'none')[user % 3]}|{10000 + user}"
+        for user in range(40)
+    ]
+    films = [
+        f"{film + 1}|Film {film} é ({1980 + film % 20})|{'' if film == 3 else f'01-Jan-{1980 + film % 20}'}||http://x|"
+        + "|".join(map(str, genres[film]))
+        for film in range(50)
+    ]
+    ratings = []
+    for user in range(40):
+        for film in random.permutation(50)[:30]:
+            rating = int(np.clip(round(3 + taste[user] @ genres[film] / 3), 1, 5))
+            ratings.append(f"{user + 1}\t{film + 1}\t{rating}\t88125{film:04}")
+    random.shuffle(ratings)
+    for name, lines in (("u.user", users), ("u.item", films), ("u.data", ratings)):
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
+    return folder
+
+
+def told(root: Path) -> dict[tuple[int, int], int]:
+    """The rating of each user and film, read anew."""
+    rows = [line.split("\t") for line in (root / "u.data").read_text().splitlines()]
+    return {(int(user), int(film)): int(rating) for user, film, rating, _ in rows}
+
+
+@pytest.mark.parametrize("cold", ["users", "items", "both"])
+def test_both_axes_are_divided(root: Path, cold: Any) -> None:
+    data = MovieLens(root=str(root), cold=cold)
+    for known in (data.users, data.films):
+        parts = [set(known[split]) for split in ("train", "val", "test")]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert [len(part) for part in parts] == ([28, 4, 8] if known is data.users else [35, 5, 10])
+    ratings = told(root)
+    for split in ("train", "val", "test"):
+        users = set(data.users[split if cold != "items" else "train"])
+        films = set(data.films[split if cold != "users" else "train"])
+        expected = {(user, film): rating for (user, film), rating in ratings.items() if user in users and film in films}
+        found = {(user, int(film)): int(rating) for user, rated in data.tasks[split] for film, rating in rated}
+        assert found == expected
+
+
+def test_a_task_is_one_users_and_a_function_of_its_number(root: Path) -> None:
+    data = MovieLens(root=str(root))
+    whole = episodes(data, TASK, 8)
+    assert whole.support_x.shape == (8, 4, 20 + 2 + 3)
+    assert whole.query_y.shape == (8, 3, 1)
+    x, y = torch.cat([whole.support_x, whole.query_x], 1), torch.cat([whole.support_y, whole.query_y], 1)
+    assert torch.equal(x[:, :, 20:], x[:, :1, 20:].expand(-1, 7, -1))
+    films, users = data._vectors
+    ratings = told(root)
+    for task in range(8):
+        (user,) = [one for one in data.users["train"] if np.array_equal(users[one], x[task, 0, 20:].numpy())]
+        seen = set()
+        for item, value in zip(x[task], y[task, :, 0], strict=True):
+            rated = {film for film in films if np.array_equal(films[film], item[:20].numpy())}
+            assert round(value.item() + data.mean) in {ratings[user, film] for film in rated if (user, film) in ratings}
+            seen |= rated
+        assert len(seen) >= 7
+    again = episodes(MovieLens(root=str(root)), TASK, 1, start=5)
+    for one, other in zip(again.tensors, whole.tensors, strict=True):
+        assert torch.equal(one[0], other[5])
+    train = [
+        rating for user in data.users["train"] for film in data.films["train"] if (rating := ratings.get((user, film)))
+    ]
+    assert data.mean == pytest.approx(np.mean(train))
+
+
+def test_an_archive_is_read_where_it_lies(root: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "ml-100k.zip", "w") as archive:
+        for name in ("u.data", "u.item", "u.user"):
+            archive.write(root / name, f"ml-100k/{name}")
+    plain = MovieLens(root=str(root)).describe()
+    assert MovieLens(root=str(tmp_path)).describe() == MovieLens(root=str(tmp_path / "ml-100k.zip")).describe() == plain
+    assert MovieLens(root=str(root), split_seed=1).describe()["fingerprint"] != plain["fingerprint"]
+    assert sum(plain["users"].values()) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("u.data", "1\t2\t3", "u.data, line 1: has 3 fields and not 4"),
+        ("u.data", "1\t2\t6\t0", "line 1: the rating 6 is not from 1 to 5"),
+        ("u.data", "1\t2\tx\t0", "line 1: the rating 'x' is no whole number"),
+        ("u.data", "99\t2\t3\t0", "line 1: there is no user 99 in u.user"),
+        ("u.data", "1\t99\t3\t0", "line 1: there is no film 99 in u.item"),
+        ("u.data", "", "u.data is empty"),
+        ("u.item", "1|A|01-Jan-1990||http://x|" + "|".join(["2"] * 19), "line 1: the genres must be 19 flags"),
+        ("u.user", "1|old|M|none|0", "line 1: the age 'old' is no whole number"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(root: Path, tmp_path: Path, name: str, line: str, message: str) -> None:
+    for one in ("u.data", "u.item", "u.user"):
+        (tmp_path / one).write_bytes((root / one).read_bytes())
+    (tmp_path / name).write_text(line + "\n")
+    with pytest.raises(UserError, match="data.root: .*" + message):
+        MovieLens(root=str(tmp_path))
+
+
+def test_what_is_not_there_is_one_line(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no u.data in .*; get ml-100k.zip from https"):
+        MovieLens(root=str(tmp_path))
+    (tmp_path / "ml-100k.zip").write_text("no archive")
+    with pytest.raises(UserError, match=r"ml-100k.zip: cannot be read"):
+        MovieLens(root=str(tmp_path))
+    data = MovieLens(root=str(root), cold="both")
+    with pytest.raises(
+        UserError, match=r"= 40 is above the \d+ ratings that any user of the test .*lower test.task.shots"
+    ):
+        data.sampler("test", TaskShape(1, 30, 10), 0, CPU)
+    with pytest.raises(UserError, match=r"set task\.ways=1"):
+        data.sampler("train", TaskShape(5, 1, 1), 0, CPU)
+
+
+def test_ndcg_by_hand() -> None:
+    relevance = torch.tensor([[3.0, 5.0, 1.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    prediction = torch.tensor([[2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    gained = (2**1 - 1) / math.log2(2) + (2**3 - 1) / math.log2(3) + (2**5 - 1) / math.log2(4)
+    best = (2**5 - 1) / math.log2(2) + (2**3 - 1) / math.log2(3) + (2**1 - 1) / math.log2(4)
+    assert ndcg(prediction, relevance, 5).tolist() == pytest.approx([gained / best, 1, 1])
+    assert ndcg(prediction, relevance, 1)[0].item() == pytest.approx(1 / 31)
+    assert ndcg(relevance, relevance, 2).tolist() == [1, 1, 1]
+
+
+def test_measures_are_on_the_scale_of_ratings(root: Path) -> None:
+    data = MovieLens(root=str(root))
+    target = torch.tensor([[[1.0], [5.0]]]) - data.mean
+    found = data.measures(torch.tensor([[[9.0], [4.0]]]) - data.mean, target)
+    assert found["mae"].tolist() == pytest.approx([(4 + 1) / 2])  # 9 is cut to 5
+    assert found["ndcg5"][0] < 1
+    assert data.measures(target, target)["mae"].tolist() == pytest.approx([0])
+
+
+def test_ridge_regression_of_values_in_closed_form(root: Path) -> None:
+    data = MovieLens(root=str(root))
+    config = compose("algo=r2d2", "data=movielens", f"data.root={root}", "backbone=pixels", "algo.regularization=0.3")
+    algorithm = build(config, data).double()
+    algorithm.bias.data.fill_(0.25)
+    found = episodes(data, TASK, 3)
+    x, y, asked = found.support_x.double(), found.support_y.double(), found.query_x.double()
+    predicted = algorithm.predict(type(found)(x, y, asked, found.query_y.double(), ways=1))
+    for task in range(3):
+        known, new = (F.pad(one[task], (0, 1), value=1.0) for one in (x, asked))
+        weights = torch.linalg.solve(known.T @ known + 4 * 0.3 * torch.eye(26), known.T @ (y[task] - 0.25))
+        torch.testing.assert_close(predicted[task], new @ weights + 0.25, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("algo", ["maml", "cnp", "r2d2"])
+def test_a_run_reports_what_the_data_measure(algo: str, root: Path, tmp_path: Path) -> None:
+    small = [
+        "train.steps=3",
+        "train.validate_every=3",
+        "train.validate_episodes=4",
+        "test.episodes=12",
+        "test.baseline_episodes=4",
+    ]
+    words = [
+        f"algo={algo}",
+        "data=movielens",
+        f"data.root={root}",
+        "backbone=mlp",
+        f"outputs={tmp_path}",
+        "data.cold=both",
+    ]
+    done = metarun(*words, *small, "task.shots=[1,3]", "task.queries=1")
+    assert done.status == 0, done.err
+    found = result(run_folder(tmp_path))
+    assert 0 < found["test/mae"] < 4
+    assert found["test/mae_ci95"] > 0
+    assert 0 < found["test/ndcg5"] <= 1
+    assert "mae " in done.out
+    assert found["protocol"]["seen"]["train"].startswith("ratings by users of training of films of training")
+
+
+def test_with_a_range_a_user_learns_from_all_ratings_but_the_queries(root: Path) -> None:
+    data = MovieLens(root=str(root))
+    whole = data.sampler("train", TaskShape(1, (2, 20), 3), 0, CPU)(0, 12)
+    assert whole.n_tasks == 12
+    counts = {len(rated) for _, rated in data.tasks["train"]}
+    sizes = [tasks.support_x.shape[1] for tasks in whole.split(1)]
+    assert set(sizes) <= {min(20, count - 3) for count in counts}
+    assert len(set(sizes)) > 1
+    for number, tasks in enumerate(whole.split(1)):
+        assert tasks.query_x.shape[1] == 3
+        alone = data.sampler("train", TaskShape(1, (2, 20), 3), 0, CPU)(number, number + 1)
+        for one, other in zip(tasks.tensors, next(iter(alone.split(1))).tensors, strict=True):
+            assert torch.equal(one, other)

@@ -1,0 +1,392 @@
+"""Labelled texts: files of every form and damage, their division, and the published sets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shell import make_images, metarun, result
+
+from metarun.core import TaskShape
+from metarun.data.banking77 import Banking77, Clinc150Banking77
+from metarun.data.clinc150 import DOMAINS, Clinc150
+from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
+from metarun.data.text import Text, TextSource
+from metarun.data.text_files import Columns, labelled_texts
+from metarun.errors import UserError
+
+ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
+CPU = torch.device("cpu")
+
+
+def table(
+    path: Path, rows: list[tuple[str, ...]] | list[tuple[str, str]], header: str = "text,label", **how: str
+) -> Path:
+    """A table of these rows, written as a spreadsheet writes it."""
+    delimiter = how.get("delimiter", ",")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding=how.get("encoding", "utf-8")) as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([header.split(","), *rows])
+    return path
+
+
+def many(classes: list[str], each: int = 6, mark: str = "") -> list[tuple[str, str]]:
+    return [(f"{name} text {number}{mark}", name) for name in classes for number in range(each)]
+
+
+def read(path: Path, **columns: str) -> list[tuple[str, str]]:
+    return [(row.text, row.label) for row in labelled_texts(path, Columns(**columns)).rows]
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_is_read_whatever_its_delimiter_and_mark(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    assert read(table(tmp_path / "a.csv", ROWS, delimiter=delimiter, encoding=encoding)) == ROWS
+
+
+def test_json_lines_and_a_json_list(tmp_path: Path) -> None:
+    objects = [{"sentence": text, "intent": label, "meta": {"id": 1}} for text, label in ROWS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*map(json.dumps, objects), ""]), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(objects))
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.json") == ROWS
+
+
+def test_a_folder_of_text_files_for_each_class(tmp_path: Path) -> None:
+    for number, (text, label) in enumerate(ROWS):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{number}.txt").write_text(text + "\n", encoding="utf-8")
+    (tmp_path / ".DS_Store").write_bytes(b"\0\1")
+    assert sorted(read(tmp_path)) == sorted(ROWS)
+
+
+def test_tabs_with_quotes_that_are_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"unclosed, and\tpay\nfine\tgreet\n')
+    assert read(tmp_path / "a.tsv") == [('"unclosed, and', "pay"), ("fine", "greet")]
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "wanted"),
+    [
+        ("text,category", {}, "text"),
+        ("id,query,intent", {}, "query"),
+        ("Utterance,Intent", {}, "Utterance"),
+        ("anything,label", {}, "anything"),  # the only other column
+        ("answer,question,intent", {"text": "answer"}, "answer"),
+        ("a,b", {"text": "b", "label": "a"}, "b"),
+        ("a,b,c", {"text": "B", "label": "c"}, "b"),
+    ],
+)
+def test_columns_are_found_by_usual_names_or_named(
+    tmp_path: Path, header: str, columns: dict[str, str], wanted: str
+) -> None:
+    cells = [(f"{name} of row" for name in header.split(",")) for _ in range(2)]
+    found = labelled_texts(table(tmp_path / "a.csv", [tuple(row) for row in cells], header), Columns(**columns))
+    assert {row.text for row in found.rows} == {f"{wanted} of row"}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "told"),
+    [
+        (b"text,label\nfine,pay\n\xe9t\xe9,pay\n", {}, ["line 3", "UTF-8", "data.encoding=cp1252"]),
+        (b"\x89PNG\r\n\0\0\0\xff\0", {}, ["no text", "bytes"]),
+        (b"text,label\na\0b,c\n", {}, ["no text"]),
+        (b"", {}, ["no table"]),
+        (b"text,label\n", {}, ["no rows"]),
+        (b"text,label\n   ,pay\n", {}, ["no texts"]),
+        (b"just a line\nand another\n", {}, ["one column", "text,label"]),
+        (b"text,label\nhello, you,pay\n", {}, ["line 2", "3 columns", "comma", "quotes"]),
+        (b'text,label\nfine,pay\n"open,pay\n', {}, ["line 3", "quote"]),
+        (b"text,label\nfine,\n", {}, ["line 2", "no label", "fine"]),
+        (b"text,label\na,b\n", {"text": "txet"}, ["data.text_column=txet", "did you mean text?"]),
+        (b"question,answer,label\na,b,c\n", {}, ["question and answer", "data.text_column=question"]),
+        (b"one,two,three\na,b,c\n", {}, ["one, two, three", "data.text_column"]),
+        (b"text,other,more\na,b,c\n", {}, ["text, other, more", "data.label_column"]),
+        (b"text,text,label\na,b,c\n", {}, ["several columns"]),
+        (b"text,label,split\na,b,somewhere\n", {}, ["line 2", "somewhere", "train, val or test"]),
+        (b"text,label,split\na,b,train\nc,d,\n", {}, ["line 3", "no part"]),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path: Path, content: bytes, columns: dict[str, str], told: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(path, **columns)
+    assert all(word in one_line(error) for word in told), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (['{"text": "a", "label": "b"}', '{"text": "a", "lab'], ["line 2", "no JSON"]),
+        (['{"text": "a", "label": "b"}', "", '{"text": "c"}'], ["line 3", "has no label", "it has text"]),
+        (['{"text": "a", "label": "b"}', "[1]"], ["line 2", "no object"]),
+        (['{"text": "a", "label": null}'], ["line 1", "no label"]),
+    ],
+)
+def test_a_broken_line_of_json_lines_is_named(tmp_path: Path, lines: list[str], told: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "a.jsonl")
+    assert all(word in one_line(error) for word in told), str(error.value)
+
+
+def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", ROWS, encoding="cp1252")
+    assert [row.text for row in labelled_texts(path, encoding="cp1252").rows] == [text for text, _ in ROWS]
+    with pytest.raises(UserError, match=r"data.encoding=klingon: .* try utf-8"):
+        labelled_texts(path, encoding="klingon")
+
+
+def test_rows_without_a_text_are_left_out_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = table(tmp_path / "a.csv", [*many(["a", "b"]), ("", "a"), ("  ", "b")])
+    with caplog.at_level(logging.WARNING, "metarun"):
+        source = Text(root=str(path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data: 2 rows without a text are left out, the first of {path}, line 14"
+    ]
+    assert source.describe()["empty"] == 2
+    assert len(source.texts.texts) == 12
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    table(tmp_path / "intents.csv", ROWS)
+    with pytest.raises(UserError, match=r"no file or folder .*/intent\.csv; did you mean intents.csv\?"):
+        Text(root=str(tmp_path / "intent.csv"))
+
+
+def test_one_label_alone_has_nothing_to_tell_apart(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one label alone \(a\)"):
+        Text(root=str(table(tmp_path / "a.csv", many(["a"]))))
+
+
+def test_files_with_other_classes_each_are_the_splits(tmp_path: Path) -> None:
+    """As the divisions of HWU64 come: a folder with a file for each split, and others beside them."""
+    classes = {"train": ["a", "b", "c"], "valid": ["d", "e"], "test": ["f", "g"]}
+    for part, own in classes.items():
+        table(tmp_path / f"{part}.csv", many(own), "text,category")
+    table(tmp_path / "train_5.csv", many(["a"], 1), "text,category")
+    source = Text(root=str(tmp_path))
+    named = {split: [source.table.names[number] for number in own] for split, own in source.splits.items()}
+    assert named == {"train": classes["train"], "val": classes["valid"], "test": classes["test"]}
+    assert not source.has_test_part
+    with pytest.raises(UserError, match="divided by its parts already"):
+        Text(root=str(tmp_path), train_classes=["a"], test_classes=["f"])
+
+
+@pytest.mark.parametrize("form", ["files", "folders of files", "class folders", "column"])
+def test_files_with_the_same_classes_are_parts_of_the_texts(tmp_path: Path, form: str) -> None:
+    classes = ["a", "b", "c", "d", "e"]
+    parts = {part: many(classes, mark=part) for part in ("train", "dev", "test")}
+    for part, rows in parts.items():
+        if form == "files":
+            table(tmp_path / f"{part}.csv", rows)
+        elif form == "folders of files":
+            table(tmp_path / part / "data.csv", rows)
+        elif form == "class folders":
+            for number, (text, label) in enumerate(rows):
+                (tmp_path / part / label).mkdir(parents=True, exist_ok=True)
+                (tmp_path / part / label / f"{number}.txt").write_text(text)
+    if form == "column":
+        table(tmp_path / "a.csv", [(*row, part) for part, rows in parts.items() for row in rows], "text,label,split")  # type: ignore[misc]
+    source = Text(root=str(tmp_path))
+    assert source.has_test_part
+    for part in ("train", "val", "test"):
+        labelled = source.labelled(part)  # type: ignore[arg-type]
+        assert labelled.counts.tolist() == [6] * 5
+        assert all(text.endswith("dev" if part == "val" else part) for text in labelled.identities)
+    assert sorted(len(own) for own in source.splits.values()) == [1, 1, 3]
+
+
+def test_parts_that_share_some_classes_are_refused(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", many(["a", "b"]))
+    table(tmp_path / "test.csv", many(["b", "c"], mark="!"))
+    with pytest.raises(UserError, match=r"class b is in both train and test, but c in test without train"):
+        Text(root=str(tmp_path))
+
+
+def test_several_files_without_names_of_parts_are_refused(tmp_path: Path) -> None:
+    for name in ("intents.csv", "more.csv"):
+        table(tmp_path / name, ROWS)
+    with pytest.raises(UserError, match=r"holds intents.csv, more.csv, and nothing says which"):
+        Text(root=str(tmp_path))
+
+
+def test_classes_are_divided_by_lists_by_files_of_names_or_by_a_seed(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", many(list("abcdefghij")))
+    listed = Text(root=str(path), train_classes=["a", "b", "c"], val_classes=["d"], test_classes=["e", "f"])
+    for split, names in (("train", "abc"), ("valid", "d"), ("test", "ef")):
+        (tmp_path / f"labels.{split}.txt").write_text("\n".join(names) + "\n")
+    by_file = Text(
+        root=str(path),
+        train_classes="labels.train.txt",
+        val_classes=str(tmp_path / "labels.valid.txt"),
+        test_classes="labels.test.txt",
+    )
+    assert listed.describe() == by_file.describe()
+    drawn = [Text(root=str(path), split_seed=seed) for seed in (0, 0, 1)]
+    first, second, other = ({split: own.tolist() for split, own in source.splits.items()} for source in drawn)
+    assert first == second != other
+    assert [len(first[split]) for split in ("train", "val", "test")] == [6, 2, 2]
+    with pytest.raises(UserError, match=r"data.train_classes=nowhere.txt: is neither a list"):
+        Text(root=str(path), train_classes="nowhere.txt")
+
+
+def test_a_text_that_is_tested_on_is_left_out_of_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Between the classes of a division as between the parts of a class."""
+    table(tmp_path / "classes/train.csv", [*many(["a", "b"]), ("the same", "a"), ("again", "b"), ("again", "b")])
+    table(tmp_path / "classes/val.csv", [*many(["c"]), ("the same", "c"), ("val too", "c")])
+    table(tmp_path / "classes/test.csv", [*many(["d"]), ("the same", "d")])
+    table(tmp_path / "parts/train.csv", [*many(["a", "b"]), ("the same", "a"), ("twice", "a"), ("twice", "a")])
+    table(tmp_path / "parts/test.csv", [*many(["a", "b"], mark="!"), ("the same", "b")])
+    with caplog.at_level(logging.WARNING, "metarun"):
+        sources = [Text(root=str(tmp_path / name)) for name in ("classes", "parts")]
+    for source in sources:
+        assert source.texts.texts.count("the same") == 1
+    assert len(caplog.records) == 4
+    assert "'the same'" in caplog.text
+    assert "'again'" in caplog.text
+    assert sources[0].describe()["repeated_in_a_later_split"] == 2
+    assert sources[0].describe()["repeated"] == 1
+
+
+def test_tasks_never_mix_groups_and_groups_are_divided_whole(tmp_path: Path) -> None:
+    rows = [
+        (f"{group} {label} {number}", label, group)
+        for group in ("ban", "en", "id", "jv", "min")
+        for label in ("good", "bad")
+        for number in range(6)
+    ]
+    source = Text(root=str(table(tmp_path / "a.csv", rows, "text,label,language")), group_column="language")  # type: ignore[arg-type]
+    homes = {split: {source.table.groups[number] for number in own} for split, own in source.splits.items()}
+    assert not homes["train"] & homes["test"]
+    assert sorted(map(len, homes.values())) == [1, 1, 3]
+    items = np.array(source.texts.texts)
+    # The sampler's rows stand for items: with rows for pieces an episode shows which texts it has.
+    source.__dict__["pieces"] = torch.arange(len(items))[:, None].expand(-1, 256)
+    drawn = source.sampler("train", TaskShape(2, 2, 3), 0, CPU)(0, 8)
+    for support, queries in zip(drawn.support_x[:, :, 0], drawn.query_x[:, :, 0], strict=True):
+        assert len({text.split()[0] for text in items[torch.cat([support, queries])]}) == 1
+
+
+def test_clinc150_is_divided_by_domains() -> None:
+    source = Clinc150()
+    groups = {split: {source.table.groups[number] for number in own} for split, own in source.splits.items()}
+    assert groups["val"] == {"kitchen_and_dining", "travel"}
+    assert groups["test"] == {"banking", "credit_cards"}
+    assert groups["train"] == DOMAINS.keys() - groups["val"] - groups["test"]
+    assert {split: len(own) for split, own in source.splits.items()} == {"train": 90, "val": 30, "test": 30}
+    counts = [len(source.labelled(part)) for part in ("train", "val", "test")]
+    assert counts[2] == 4500
+    assert sum(counts) == 22_500 - source.describe()["repeated_in_a_later_split"]
+    drawn = Clinc150(division="drawn", split_seed=1)
+    assert {split: len(own) for split, own in drawn.splits.items()} == {"train": 96, "val": 24, "test": 30}
+
+
+def test_banking77_and_the_protocol_of_zhang_2022() -> None:
+    source, joint = Banking77(), Clinc150Banking77()
+    assert len(source.table.names) == 77
+    assert len(source.labelled("test")) == 3079  # 3,080 questions, one of which is there twice
+    names = {split: [joint.table.names[number] for number in own] for split, own in joint.splits.items()}
+    assert {split: len(own) for split, own in names.items()} == {"train": 90, "val": 30, "test": 77}
+    assert all(name.startswith("banking77/") for name in names["test"])
+    assert not {f"clinc150/{intent}" for intent in DOMAINS["banking"].split()} & {*joint.table.names}
+
+
+def test_nusax_tests_on_languages_and_texts_that_training_has_not() -> None:
+    source = NusaX()
+    texts = {
+        split: [source.texts.texts[row] for c in own for row in range(*source.table.offsets[c : c + 2])]
+        for split, own in source.splits.items()
+    }
+    assert [len(texts[split]) for split in ("train", "val", "test")] == [8 * 500, 8 * 100, 4 * 400]
+    assert source.describe()["languages"]["test"] == list(ADAPTED_TO)
+    language = NusaXLanguage(language="madurese")
+    assert [len(language.labelled(part)) for part in ("train", "val", "test")] == [500, 100, 400]
+    with pytest.raises(UserError, match=r"no language madures; did you mean madurese\?"):
+        NusaX(test_languages=["madures"])
+    with pytest.raises(UserError, match="english is trained on too"):
+        NusaX(train_languages=["english"], test_languages=["english"])
+
+
+@pytest.mark.parametrize("source", [Banking77, Clinc150])
+def test_another_file_is_not_taken_for_the_published_one(tmp_path: Path, source: type[TextSource]) -> None:
+    for name in ("train.csv", "test.csv"):
+        table(tmp_path / name, ROWS)
+    (tmp_path / "data_full.json").write_text('{"train": [["a", "b"]]}')
+    with pytest.raises(UserError, match=r"get it again|not the published file"):
+        source(root=str(tmp_path), download=False)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"is missing; put it there from https://"):
+        source(root=str(tmp_path / "nowhere"), download=False)  # type: ignore[call-arg]
+
+
+def test_texts_need_an_encoder_or_a_backbone_that_reads_them(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", many(list("abcdef")))
+    without = metarun("data=text", f"data.root={path}", f"outputs={tmp_path}")
+    assert without.status == 2
+    assert "add encoder=minilm or encoder=tfidf" in without.err
+    pictures = make_images(tmp_path / "images")
+    images = metarun(
+        "data=folder", f"data.root={pictures}", "backbone=minilm", "backbone.weights=null", f"outputs={tmp_path}"
+    )
+    assert images.status == 2
+    assert "reads texts, but the items of the data are images" in images.err
+    assert not [*tmp_path.glob("*/*/config.yaml")]
+
+
+def test_a_run_on_texts(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", many(list("abcdefghij"), 8))
+    words = ["data=text", f"data.root={path}", "encoder=tfidf", "backbone=mlp", "algo=protonet"]
+    task = [
+        "task.ways=2",
+        "task.shots=2",
+        "task.queries=2",
+        "train.steps=3",
+        "train.validate_episodes=2",
+        "test.episodes=4",
+    ]
+    outcome = metarun(*words, *task, "test.baseline_episodes=0", f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (folder,) = tmp_path.glob("*/*/result.json")
+    found = result(folder.parent)
+    assert found["data"]["items"] == "text"
+    assert found["protocol"]["encoder"]["fitted_to"] == "training items alone"
+    assert "vectors of TfIdf, fitted to training items alone" in outcome.out
+    assert found["data"]["encoder"]["class"] == "TfIdf"
+    assert found["data"]["classes"] == {"train": 6, "val": 2, "test": 2}
+    assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}
+
+
+def test_out_of_scope_queries_are_the_unknown_ones() -> None:
+    """Of the part of the split, in no task a query of a class; ordinary labels do not know them."""
+    source = Clinc150(out_of_scope=True)
+    plain = Clinc150()
+    source.__dict__["pieces"] = torch.arange(len(source.texts.texts))[:, None].expand(-1, 256)
+    for split, count in (("val", 100), ("test", 1000)):
+        first, last = source.table.offsets[source.unknown[split] : source.unknown[split] + 2]  # type: ignore[index]
+        assert last - first == count
+        drawn = source.with_unknown(split, TaskShape(5, 2, 3), 4, 0, CPU)(0, 6)  # type: ignore[arg-type]
+        assert drawn.ways == 9
+        rows = drawn.query_x[:, :, 0].numpy()
+        assert ((first <= rows[:, 15:]) & (rows[:, 15:] < last)).all()
+        assert all(len({*row}) == 12 for row in rows[:, 15:])
+        usual = source.sampler(split, TaskShape(5, 2, 3), 0, CPU)(0, 6)  # type: ignore[arg-type]
+        torch.testing.assert_close(drawn.query_x[:, :15], usual.query_x)
+        again = source.with_unknown(split, TaskShape(5, 2, 3), 4, 0, CPU)(3, 4)  # type: ignore[arg-type]
+        torch.testing.assert_close(again.query_x[0], drawn.query_x[3])
+    assert len(source.labelled(None)) == len(plain.labelled(None))
+    assert source.labelled("test").names == plain.labelled("test").names
+    with pytest.raises(
+        UserError, match=r"unknown_ways=10: times test.task.queries=15 is above the 100 items of no class"
+    ):
+        source.with_unknown("val", TaskShape(5, 1, 15), 10, 0, CPU)

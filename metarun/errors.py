@@ -72,7 +72,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     tail = word.lower().rsplit(".", 1)[-1]
     found = [name for name in ELSEWHERE.get(tail, ()) if name in known][:1]
     found = found or [name for name in (small.get(word.lower()),) if name]
-    found = found or sorted((name for name in known if name.lower().rsplit(".", 1)[-1] == tail), key=len)[:3]
+    same = sorted((name for name in known if name.lower().rsplit(".", 1)[-1] == tail), key=len)
+    if "." in word:  # then what stands before the last dot says which one
+        same.sort(key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), reverse=True)
+    found = found or same[:3]
     found = found or [small[name] for name in difflib.get_close_matches(word.lower(), small, n=3, cutoff=0.6)]
     return f"; did you mean {', '.join(found)}?" if found else ""
 

@@ -118,6 +118,10 @@ def _about(word: str, reference: Reference) -> list[str]:
             lines += _short(entry)
     if not lines and word in reference.keys:
         lines = list(_entry(reference.keys[word], reference.group_of(word)))
+        for choice, entry in reference.explained(word):
+            lines += _item(
+                f"{choice.group}={choice.name}", "must be given" if entry.default is ABSENT else shown(entry.default)
+            )
     if not lines and (found := reference.explained(word)):
         lines = list(_settings(word, found))
     if not lines:

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,9 +171,14 @@ class Choice:
                     continue  # a node of its own
                 assert signature is not None
                 yield Entry(f"{key}.{name}", signature.meanings.get(name, ""), one.hint, value)
-            for name, value in node.items():  # of another library's class, whose settings the file itself explains
-                if name not in known and not name.startswith("_") and not isinstance(value, dict):
-                    yield Entry(f"{key}.{name}", self._comment(name), type(value).__name__, value)
+            for name, value in node.items():
+                if name in known or name.startswith("_") or isinstance(value, dict):
+                    continue
+                own = f"{key}.{name}"
+                if shared := shared_keys().get(own):
+                    yield Entry(own, shared.meaning, shared.hint, ABSENT if value == "???" else value)
+                else:  # of another library's class, whose settings the file itself explains
+                    yield Entry(own, self._comment(name), type(value).__name__, value)
 
     def _comment(self, name: str) -> str:
         found = re.search(rf"^\s*{re.escape(name)}:[^#\n]*#\s*(.*)$", self.text, re.M)
@@ -219,10 +224,7 @@ class Reference:
             meaning = next((mark.documentation for mark in _marks(hint) if isinstance(mark, Doc)), "")
             given = given_to(hint)
             found[key] = Entry(key, meaning, "a class and its settings" if given else hint, defaults[key])
-            if given and not given.many:
-                for name, beside in given.beside.items():
-                    meaning = next((mark.documentation for mark in _marks(beside) if isinstance(mark, Doc)), "")
-                    found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, given.defaults.get(name))
+            found |= {own: entry for own, entry in shared_keys().items() if own.rpartition(".")[0] == key}
         return found
 
     def meaning(self, group: str) -> str:
@@ -268,6 +270,18 @@ class Reference:
             known |= {f"{group}={name}" for name in choices}
             known |= {entry.key for choice in choices.values() for entry in choice.entries()}
         return known
+
+
+@cache
+def shared_keys() -> dict[str, Entry]:
+    """The keys of nodes that name a class which are not the class's own, such as `encoder.dtype`."""
+    found = {}
+    for node, hint in settings(Config):
+        given = given_to(hint)
+        for name, own in given.beside.items() if given and not given.many else ():
+            meaning = next((mark.documentation for mark in _marks(own) if isinstance(mark, Doc)), "")
+            found[f"{node}.{name}"] = Entry(f"{node}.{name}", meaning, own, given.defaults.get(name) if given else None)
+    return found
 
 
 def sections() -> list[str]:

@@ -84,7 +84,7 @@ def only_run(outputs: Path) -> Path:
         (f"[{META_TEST}]", r"MetaTest uses a learner.* add metarun.stages.Train before it"),
         ("[metarun.stages.train]", r"metarun.stages.train cannot be imported .*did you mean metarun.stages.Train"),
         ("[metarun.stages.train,metarun.stages.meta_test]", r"did you mean metarun.stages.Train"),
-        ("[metarun.finetune]", r"metarun.finetune cannot be imported .*there are metarun.stages.Export"),
+        ("[metarun.finetune]", r"metarun.finetune cannot be imported .*there are metarun.stages.Continual"),
         ("[metarun.algos.maml.MAML]", r"metarun.algos.maml.MAML is no stage"),
         ("[{name: x}]", r"recipe.stages\[0\]: has no _target_"),
         ("[{_target_: metarun.stages.Train, nam: x}]", r"recipe.stages\[0\].nam: Train has no such setting; did you mean name"),

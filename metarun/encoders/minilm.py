@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from metarun.backbones.minilm import WIDTH, MiniLM
+from metarun.backbones.minilm import POSITIONS, WIDTH, MiniLM
 from metarun.config.types import NameOrPath
 from metarun.data.text_files import shortened
 from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
@@ -19,6 +20,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 
 KEY = "encoder.weights"
+Places = Annotated[int, Interval(ge=3, le=POSITIONS)]  # of word pieces
 PARTS, SMALLEST = 4, 16  # of the texts that are encoded together, parts by their length, none of fewer texts than that
 
 log = logging.getLogger("metarun")
@@ -39,9 +41,7 @@ class MiniLMEncoder(Encoder):
     item = "text"
     features = WIDTH
 
-    def __init__(self, *, weights: NameOrPath = "pretrained", length: int = LENGTH) -> None:
-        if not 3 <= length <= 512:
-            raise UserError(f"encoder.length={length}: must be from 3 to 512, as many as the model has places")
+    def __init__(self, *, weights: NameOrPath = "pretrained", length: Places = LENGTH) -> None:
         self.weights, self.length = weights, length
         self.folder = model_folder(weights, KEY)
         self.device = torch.device("cpu")

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import build, compose
+from helpers import build, compose, toy_images
 from shell import SINUSOID, environment, lines, metarun, result, run_folder
 
+from metarun import run as metarun_in_python
+from metarun.config import task_of
 from metarun.data.regression import Linear
 from metarun.engine.distributed import World, place
-from metarun.engine.hardware import choose
+from metarun.engine.hardware import choose, worthwhile_processes
 from metarun.engine.launched import VARIABLES as LAUNCHED
+from metarun.engine.train import Learner
 from metarun.errors import UserError
 from metarun.runs.folder import folder_name
+from metarun.runs.run import Run
 
 # Five tasks cannot be halved: the shares differ in size.
 SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]
@@ -196,6 +200,40 @@ def test_search_prunes_all_ranks(tmp_path: Path) -> None:
 
 
 # What rank 0 decides
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 4),
+        (["train.tasks_per_step=3", "train.steps=100000"], 3),
+        (["train.steps=100"], 1),  # too short
+        (["task.queries=60"], 1),  # tasks that keep several threads busy
+        (["algo=reptile"], 1),  # makes its step of all tasks
+        (["backbone=mlp", "backbone.norm=none"], 1),  # by vmap
+    ],
+)
+def test_long_trainings_on_small_tasks_are_shared_by_themselves(words: list[str], expected: int) -> None:
+    config = compose(
+        "algo=maml", "data=glyphs", "train.tasks_per_step=32", "train.steps=10000", "hardware.threads=4", *words
+    )
+    before = torch.get_num_threads()
+    algorithm = build(config, toy_images())
+    try:
+        chosen = choose(config.hardware, algorithm, World())
+    finally:
+        torch.set_num_threads(before)
+    learner = Learner("train", algorithm, config.train, 0, chosen, task=task_of(config, "train"))
+    assert worthwhile_processes(learner) == expected
+
+
+def test_a_run_takes_the_processes_that_are_worthwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "worthwhile_processes", lambda self: 2)
+    found = metarun_in_python(*SHORT, outputs=tmp_path)
+    assert found["hardware"]["processes"] == 2
+    alone = metarun_in_python(*SHORT, "hardware.processes=1", outputs=tmp_path / "alone")
+    assert alone["hardware"]["processes"] == 1
+    assert found["test/mse"] == pytest.approx(alone["test/mse"], rel=1e-4)
 
 
 def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:

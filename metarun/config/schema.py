@@ -357,9 +357,14 @@ class Hardware:
     channels_last: (
         Annotated[bool, Doc("The memory order of images between layers; null takes the one that is faster.")] | None
     ) = None
-    processes: Annotated[
-        int, Interval(ge=1, le=1024), Doc("The processes that share the tasks of a step, on a CPU.")
-    ] = 1
+    processes: (
+        Annotated[
+            int,
+            Interval(ge=1, le=1024),
+            Doc("The processes that share the tasks of a step; null: one a core for long trainings on a CPU, else 1."),
+        ]
+        | None
+    ) = None
     threads: (
         Annotated[
             int,

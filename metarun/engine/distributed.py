@@ -161,11 +161,11 @@ class World:
             raise PeerLost(f"hardware.processes: {which}; the same command goes on") from error
 
 
-def place(processes: int) -> World:
+def place(processes: int | None) -> World:
     """This process's place among the ranks of its run.
 
     Args:
-        processes: The config's `hardware.processes`, at least 1.
+        processes: The config's `hardware.processes`, at least 1; None is as many as a launcher has, or 1.
 
     Returns:
         The world of the launcher that started this process; without one, rank 0 of `processes`.
@@ -174,9 +174,9 @@ def place(processes: int) -> World:
         UserError: The launcher has another number of processes.
     """
     if not by_launcher():
-        return World(0, processes, 0, processes)
+        return World(0, processes or 1, 0, processes or 1)
     rank, size = rank_and_size()
-    if processes not in (1, size):
+    if processes not in (None, 1, size):
         raise UserError(
             f"hardware.processes={processes}: this command was launched as one of {size} (WORLD_SIZE); "
             "leave hardware.processes out"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from metarun.core import Algorithm, Episodes
+from metarun.core import Algorithm, Episodes, largest
 from metarun.engine import platform
 from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
@@ -21,8 +21,12 @@ from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
+    from metarun.engine.train import Learner
     from metarun.wrappers.base import Wrapper
 
+MOST_PROCESSES = 8  # that are started unasked
+LONG = 20_000  # tasks of a training, for which further processes are worth the seconds that they take to start
+SMALL = 160  # images of a task, up to which one thread computes it better than several do together
 RECORD_AFTER = 500  # chunks of tasks; a recording of convolutions takes the time of 40 to 90
 
 
@@ -140,6 +144,29 @@ class Hardware:
         tasks = "by vmap" if self.vectorize else "in a loop"
         device = f"{described['gpu'] or described['device']}, {described['precision']}{', TF32' if self.tf32 else ''}"
         return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
+
+
+def worthwhile_processes(learner: Learner) -> int:
+    """How many processes the training of a learner is best shared among, where `hardware.processes` is null.
+
+    On a CPU the operations of a small task are too short for several threads, so that processes of one thread each take less
+    time for the tasks of a step. They change no number beyond the order of sums.
+
+    Args:
+        learner: What is trained, prepared for one process.
+
+    Returns:
+        One a thread for a long training on small tasks of convolutions, at most 8; 1 for all else.
+    """
+    hardware, algorithm, task = learner.hardware, learner.algorithm, learner.task
+    if task is None or algorithm.whole_batch or hardware.device.type != "cpu" or hardware.vectorize:
+        return 1
+    convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
+    tasks: int = learner.settings.tasks_per_step
+    images = largest(task.ways) * (largest(task.shots) + largest(task.queries))
+    if not convolves or images > SMALL or learner.settings.steps * tasks < LONG:
+        return 1
+    return min(hardware.threads, tasks, MOST_PROCESSES)
 
 
 def keep_freed_memory() -> None:

@@ -86,6 +86,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare(config, folder, world)
+        if config.hardware.processes is None and not world.launched and (count := shared.worthwhile_processes()) > 1:
+            world = distributed.place(count)
+            shared = prepare(config, folder, world)
         described = descriptions(*data_of(shared))
         refuse_other_data(folder, described)
         if continues:

@@ -16,7 +16,7 @@ from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.distributed import World
-from metarun.engine.hardware import Hardware
+from metarun.engine.hardware import Hardware, worthwhile_processes
 from metarun.engine.train import Learner, Watch
 from metarun.errors import UserError
 from metarun.runs import seen
@@ -74,6 +74,13 @@ class Run:
     def hardware(self) -> Hardware:
         """The hardware of `learner`."""
         return self.learner.hardware
+
+    def worthwhile_processes(self) -> int:
+        """The processes that the run is best shared among: as many as serve each of its trainings."""
+        trained = [
+            learner for learner in self.learners.values() if learner.sampler is not None and learner.settings.steps
+        ]
+        return min(map(worthwhile_processes, trained), default=1)
 
     @property
     def test_task(self) -> TaskShape:

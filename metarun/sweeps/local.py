@@ -44,7 +44,7 @@ class Local(Launcher):
 
     def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
         """Runs the jobs, `at_once` at a time, each on cores (and a GPU) of its own where there are enough."""
-        cores = config.hardware.processes * (config.hardware.threads or 1)
+        cores = (config.hardware.processes or 1) * (config.hardware.threads or 1)
         return carry_out(jobs, self.at_once, cores, use_gpus=config.hardware.device != "cpu")
 
 

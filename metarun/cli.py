@@ -371,7 +371,8 @@ def _unknown_key(key: str, parent: Any) -> str:
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
-    near = (nearest(tail, beside) if above else "") or nearest(tail, {*beside, *known, *_groups()} - {key})
+    nodes = {name.rpartition(".")[0] for name in known} - {""}
+    near = (nearest(tail, beside) if above else "") or nearest(tail, {*beside, *known, *nodes, *_groups()} - {key})
     if not near and above and beside:
         near = f"; {above} has {', '.join(beside)}"
     if above == "encoder" and "_target_" not in parent:

@@ -205,7 +205,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("epochs=3", ["epochs: there is no such key; did you mean train.steps?"]),
     ("train.epochs=3", ["train.epochs: there is no such key; did you mean steps?"]),
     ("task.n_way=3", ["task.n_way: there is no such key; did you mean ways?"]),
-    ("optimizer.lr=3", ["optimizer: there is no such key; did you mean train.optimizer.lr, "]),
+    ("optimizer.lr=3", ["optimizer: there is no such key; did you mean train.optimizer, "]),
     ("trian.steps=3", ["trian: " + unknown_key("train, transfer, pretrain?")]),
     ("train.step=3", ["train.step: " + unknown_key("steps")]),
     ("+train.step=3", ["train.step: " + unknown_key("steps")]),
@@ -245,7 +245,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("train.steps", ["train.steps: cannot be read as key=value"]),
     ("train.steps=[1,2", ["train.steps=[1,2: cannot be read as key=value"]),
     ("train..steps=3", ["train..steps=3: cannot be read as key=value"]),
-    ("=3", ["a group"]),
+    ("=3", ["=3: cannot be read as key=value or group=choice"]),
     # what does not fit together
     ("task.ways=5", ["task: ways = 5 is above the 4 classes of the train split: of 12 classes 4 for training", "take task.ways=4"]),
     ("test.task.ways=5", ["task: ways = 5 is above the 4 classes of the val split", "recipe=target_only"]),

@@ -171,7 +171,7 @@ def commands(*words: str, inside: Path, home: Path) -> dict[str, Any]:
     empty.mkdir()
     command = result(folder)["command"]
     again = subprocess.run(
-        ["bash", "-c", f"{shlex.quote(sys.executable)} -m {command} --cfg job"], cwd=empty,
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m {command} --cfg job --resolve"], cwd=empty,
         env=environment(HOME=str(home)), capture_output=True, text=True,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr

@@ -227,7 +227,7 @@ def listening(path: Path) -> None:
     ("spoil", "reason"),
     [
         (truncated, "truncated"),
-        (dangling, "No such file"),
+        (dangling, "no such file"),
         (lambda path: path.write_text("notes"), "no image that Pillow knows"),
         (os.mkfifo, "it is a pipe, and no file"),
         (listening, "it is a socket, and no file"),

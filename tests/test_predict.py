@@ -312,7 +312,7 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"images": None}, "images: must be given"),
+        ({"images": None}, "items: must be given (images="),
         ({"checkpoint": None}, "recipe=predict: needs what was learned; add checkpoint="),
         ({"images": "missing"}, "there is no such file or folder"),
         ({"images": "none/*.png"}, "no file matches this pattern"),

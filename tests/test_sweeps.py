@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
 
 from metarun.sweeps import local
@@ -61,7 +62,9 @@ def test_runs_of_a_sweep_share_a_folder_named_after_what_is_the_same(words: list
     if any("target" in word for word in words):
         choices |= {"target": "digits", "transfer": "all", "recipe": "transfer"}
     choices |= {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
-    assert sweep_name(overrides, choices, choices.get("recipe") != "target_only") == name
+    source = choices.get("recipe") != "target_only"
+    config = OmegaConf.create({"hydra": {"runtime": {"choices": choices}}, "recipe": {"source": source}, "data": {}})
+    assert sweep_name(overrides, config) == name
 
 
 def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:

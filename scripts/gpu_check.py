@@ -66,7 +66,7 @@ def tests(dry: bool) -> dict[str, Any]:
     """The tests that need a GPU; a dry run only collects them."""
     words = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/test_gpu.py"]
     command = [sys.executable, "-m", "pytest", *(["--collect-only"] if dry else []), *words]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     lines = (ended.stdout + ended.stderr).splitlines()
     if ended.returncode:
         raise RuntimeError("\n".join(lines[-TAIL:]))
@@ -267,7 +267,11 @@ def learn2learn(dry: bool) -> dict[str, Any]:
     lines = ("compute_maml_q15", "compute_maml_5steps_q1")
     if dry:  # whether the command knows these lines
         told = subprocess.run(
-            [sys.executable, "-m", "scripts.benchmark", "--help"], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "scripts.benchmark", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         if missing := [line for line in lines if line not in told.stdout]:
             raise RuntimeError(f"scripts.benchmark has no line {', '.join(missing)}")
@@ -275,7 +279,7 @@ def learn2learn(dry: bool) -> dict[str, Any]:
     target = Path(tempfile.mkdtemp()) / "benchmark.json"
     command = [sys.executable, "-m", "scripts.benchmark", "--hardware", "cuda", "record=true", "--rounds", "3", "--seconds", "1",
                "--json", str(target), "--only", *lines]  # fmt: skip
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     if not target.is_file():
         raise RuntimeError("\n".join((ended.stdout + ended.stderr).splitlines()[-TAIL:]))
     measured: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))["lines"]
@@ -331,7 +335,9 @@ def omniglot(dry: bool) -> dict[str, Any]:
             words += ["data=omniglot", "hardware=cuda", "hardware.record=true", "train.max_seconds=120", "train.steps=1000000",
                       "train.tasks_per_step=32", "train.validate_every=500", "train.validate_episodes=200", "test.episodes=1000",
                       "test.baseline_episodes=0", "task.queries=5", "algo.inner_lr=0.5", "train.optimizer.lr=0.003"]  # fmt: skip
-        ended = subprocess.run([sys.executable, "-m", "metarun", *words], cwd=outputs, capture_output=True, text=True)
+        ended = subprocess.run(
+            [sys.executable, "-m", "metarun", *words], cwd=outputs, capture_output=True, text=True, encoding="utf-8"
+        )
         results = list(Path(outputs).rglob("result.json"))
         if ended.returncode or not results:
             raise RuntimeError("\n".join((ended.stdout + ended.stderr).splitlines()[-TAIL:]))

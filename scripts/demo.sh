@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 metarun "$@"
 
 printf '\nTo see the curves:  %q --logdir %q   then open http://localhost:6006\n' "$root/.venv/bin/tensorboard" "$root/outputs"
-printf 'To go on:           source %q && metarun algo=maml data=omniglot\n' "$root/.venv/bin/activate"
+printf 'To go on:           source %q && metarun algo=maml train.max_seconds=120    (another method, in 3 minutes)\n' "$root/.venv/bin/activate"

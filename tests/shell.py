@@ -108,6 +108,17 @@ def killed_at_files(*words: str, step: int = 1) -> tuple[Outcome, int]:
     raise AssertionError
 
 
+def metarun_in(folder: Path, *words: str) -> Outcome:
+    """`metarun words...` in this process and in a folder, whose own modules are forgotten afterwards."""
+    known = set(sys.modules)
+    with contextlib.chdir(folder):
+        done = metarun(*words)
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+    return done
+
+
 def _unhandled(number: int, frame: object) -> None:
     raise AssertionError(f"{signal.Signals(number).name} would have killed the process")
 

@@ -125,6 +125,7 @@ def test_yaml_says_what_it_is_and_how_it_runs(name: str) -> None:
 GIVEN = {  # what a data set or backbone needs besides its name
     "domains": ["+data@data.sets.glyphs=glyphs"],
     "folder": ["data.root=anywhere"],
+    "text": ["data.root=anywhere"],
     "learn2learn": ["data.dataset=MiniImagenet"],
     "torchvision": ["data.dataset=MNIST"],
     "pretrained": ["backbone.name=torchvision:resnet18"],

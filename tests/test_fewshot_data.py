@@ -440,6 +440,41 @@ def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("top", ["", "mini-imagenet-master", "one/two"])
+@pytest.mark.parametrize("form", ["divided", "lists below", "texts"])
+def test_relatives_of_the_usual_forms(tmp_path: Path, form: str, top: str) -> None:
+    """Class folders in a folder for each split, lists in a folder of their own, and all that below odd folders on top."""
+    root = tmp_path / "data" / top
+    if form == "divided":
+        for split, count in FEW.items():
+            for number in range(count):
+                for place, value in enumerate(files.pair(number)):
+                    path = root / split / f"n{split}{number}" / f"{place}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(files.encoded(value))
+    elif form == "lists below":
+        class_folders(root, "csv", "data/miniImagenet")
+    else:
+        class_folders(root, "txt", "lists")
+    source = FewShot(dataset="mini_imagenet", root=str(tmp_path / "data"), image_size=files.SIDE, normalize=False)
+    assert source.describe()["classes"] == FEW
+    assert source.table.sizes.tolist() == [2] * 9
+    expected = [value for split in FEW for number in range(FEW[split]) for value in files.pair(number)]
+    assert source.table.images.max((1, 2, 3)).tolist() == expected
+
+
+@pytest.mark.usefixtures("three_images")
+@pytest.mark.parametrize("top", ["CIFAR/cifar-100-python", "odd", "."])
+def test_an_official_archive_may_have_any_folder_on_top(tmp_path: Path, top: str) -> None:
+    folder = cifar100(tmp_path / "own" / "cifar-100-python")
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "cifar-100-python(1).tar.gz", "w:gz") as file:
+        file.add(folder, top)
+    source = FewShot(dataset="fc100", root=str(tmp_path / "data"))
+    assert source.describe()["classes"] == {"train": 60, "val": 20, "test": 20}
+
+
+@pytest.mark.usefixtures("few")
 def test_lists_that_do_not_fit(tmp_path: Path) -> None:
     images_and_tables(tmp_path / "mini", True)
     (tmp_path / "mini" / "images" / "val0100000001.jpg").unlink()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from shell import environment
+from shell import Outcome, metarun_in
 
 from metarun.engine import checkpoint
 
@@ -20,10 +18,8 @@ TINY = ["train.steps=2", "train.tasks_per_step=4", "train.validate_every=2", "tr
         "test.episodes=2", "test.baseline_episodes=0", "backbone.channels=4"]  # fmt: skip
 
 
-def metarun(*words: str, inside: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "metarun", *words], cwd=inside, env=environment(), capture_output=True, text=True
-    )
+def metarun(*words: str, inside: Path) -> Outcome:
+    return metarun_in(inside, *words)
 
 
 def run_of(outputs: Path) -> Path:
@@ -50,22 +46,22 @@ def test_what_a_guide_shows_runs(guide: str, tmp_path: Path) -> None:
         done = metarun(
             *words, f"hardware.processes={processes}", "train.log_every=1", f"outputs={processes}", inside=tmp_path
         )
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.err
         lines = (run_of(tmp_path / str(processes)) / "metrics.jsonl").read_text().splitlines()
         losses[processes] = [line["train/loss"] for line in map(json.loads, lines) if "train/loss" in line]
     assert len(losses[1]) == 2
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
     kind, setting = ("wrapper", "bound") if "wrappers" in guide else ("algo", "noise")
     refused = metarun(*words, f"{kind}.{setting}=-1", "outputs=none", inside=tmp_path)
-    assert refused.returncode == 2
-    assert re.match(rf"metarun: {kind}\.{setting}=-1", refused.stderr), refused.stderr
+    assert refused.status == 2
+    assert re.match(rf"metarun: {kind}\.{setting}=-1", refused.err), refused.err
     assert not (tmp_path / "none").exists()
     if kind == "wrapper":  # its own weights are kept apart from the method's
         run = run_of(tmp_path / "1")
         assert list(checkpoint.load(run / "last.pt")["wrapper"]) == ["bound"]
         assert "bound" not in checkpoint.load(run / "best.pt")["model"]
         again = metarun(*words[:2], "recipe=test", f"checkpoint={run}", "outputs=again", inside=tmp_path)
-        assert again.returncode == 0, again.stderr
+        assert again.status == 0, again.err
 
 
 def written(guide: str, folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -89,13 +85,13 @@ def test_a_backbone_of_ones_own(tmp_path: Path) -> None:
     assert len(commands) == 2
     for number, words in enumerate(commands):
         done = metarun(*words, *TINY, f"outputs={number}", inside=tmp_path)
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.err
     assert [len(finished(tmp_path / str(number))) for number in range(2)] == [1, 2]
     refused = metarun(*commands[0], "backbone.channels=0", "outputs=none", inside=tmp_path)
-    assert (refused.returncode, refused.stderr) == (2, "metarun: backbone.channels=0: must be at least 1\n")
+    assert (refused.status, refused.err) == (2, "metarun: backbone.channels=0: must be at least 1\n")
     vectors = metarun(*commands[0][:-1], "algo=maml", "data=sinusoid", "outputs=none", inside=tmp_path)
-    assert vectors.returncode == 2
-    assert vectors.stderr.startswith("metarun: backbone: dilated needs images (C, H, W)")
+    assert vectors.status == 2
+    assert vectors.err.startswith("metarun: backbone: dilated needs images (C, H, W)")
     assert not (tmp_path / "none").exists()
 
 
@@ -103,23 +99,23 @@ def test_a_launcher_of_ones_own(tmp_path: Path) -> None:
     paths, (words,) = written("metarun/sweeps/README.md", tmp_path)
     assert paths == ["polite.py", "my_conf/hydra/launcher/polite.yaml"]
     done = metarun(*words, *TINY, inside=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     runs = finished(tmp_path / "outputs")
     assert len(runs) == 2
     assert (runs[0].parent / "report" / "index.html").is_file()
     assert len(list(runs[0].parent.glob(".jobs/*.log"))) == 2
     again = metarun(*words, *TINY, inside=tmp_path)
-    assert "2 jobs: 2 finished before, 0 to run" in again.stderr
+    assert "2 jobs: 2 finished before, 0 to run" in again.err
     failing = metarun(*words, *TINY, "algo=protonet", "data=sinusoid", "outputs=failed", inside=tmp_path)
-    assert failing.returncode == 1
-    assert "ended with exit status 2\n    its output: " in failing.stderr
+    assert failing.status == 1
+    assert "ended with exit status 2\n    its output: " in failing.err
     for word, reason in {
         "hydra.launcher.niceness=40": "must be from 0 to 19",
         "hydra.launcher.nicenes=4": "did you mean niceness?",
         "hydra.launcher._target_=collections.Counter": "is no launcher",
     }.items():
         refused = metarun(*words, word, "outputs=none", inside=tmp_path)
-        assert refused.returncode == 2, refused.stderr
-        assert refused.stderr.count("\n") == 1
-        assert reason in refused.stderr
+        assert refused.status == 2, refused.err
+        assert refused.err.count("\n") == 1
+        assert reason in refused.err
     assert not (tmp_path / "none").exists()

@@ -53,6 +53,8 @@ def check(source: Folder) -> None:
         ("image;category", "{}.png", ";", "utf-16"),
         ('"image", "label"', '"{}.png"', ",", "utf-8"),
         ("image_name,label", "train\\{}.png", ",", "utf-8"),
+        ("img,class_id", "{}", ",", "utf-8"),
+        ("Image_Path;ClassId", "train/{}.png", ";", "utf-8"),
         ("path,label", "/home/somebody/competition/train/{}.png", ",", "utf-8"),
     ],
 )

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from shell import metarun_in
 
 from metarun import config as schema
 from metarun.config.folder import CONF
@@ -62,6 +63,11 @@ def name(one: object) -> str:
 
 
 def metarun(*words: str, inside: Path) -> str:
+    """What a command prints; that of a sweep, whose jobs print for themselves, in a process of its own."""
+    if "-m" not in words:
+        here = metarun_in(inside, *words)
+        assert here.status == 0, here.err
+        return here.out
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "metarun", *words]
     done = subprocess.run(command, cwd=inside, env=environment, capture_output=True, text=True)

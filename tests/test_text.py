@@ -362,6 +362,18 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     assert found["data"]["items"] == "text"
     assert found["protocol"]["encoder"]["fitted_to"] == "training items alone"
     assert "vectors of TfIdf, fitted to training items alone" in outcome.out
+    again = [
+        "recipe=test",
+        f"checkpoint={folder.parent}",
+        "test.task.queries=1",
+        "test.episodes=2",
+        f"outputs={tmp_path}",
+    ]
+    assert metarun(*again).status == 0
+    other = table(tmp_path / "b.csv", many([letter * 3 for letter in "klmnopqrst"], 8))
+    refused = metarun(*again, "data=text", f"data.root={other}")
+    assert refused.status == 2
+    assert "TfIdf, which is fitted to each data set anew" in refused.err
     assert found["data"]["encoder"]["class"] == "TfIdf"
     assert found["data"]["classes"] == {"train": 6, "val": 2, "test": 2}
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}

@@ -404,4 +404,9 @@ def test_a_config_without_these_keys_is_one_of_equal_tasks() -> None:
     assert not any(config.task[name] for name in new)
     assert task_of(compose("test.task.protocol=uniform", "task.ways=7"), "test") == TaskShape(7, 1, 15)
     assert task_of(compose("task.protocol=meta_dataset", "test.task.protocol=uniform"), "test") == TaskShape(5, 1, 15)
-    assert task_of(compose("task.balanced=false", "test.task.balanced=true"), "test").balanced
+    drawn = "task.shots=[1,2]"
+    assert task_of(compose("task.balanced=false", drawn, "test.task.balanced=true"), "test").balanced
+    assert not task_of(compose("task.balanced=false", drawn), "test").balanced
+    assert task_of(compose("task.balanced=false"), "test") == TaskShape(5, 1, 15)  # nothing is drawn
+    fixed = compose("task.protocol=meta_dataset", "task.ways=4", "task.shots=2", "task.queries=3")
+    assert task_of(fixed, "test") == TaskShape(4, 2, 3)

@@ -15,7 +15,8 @@ last step. Its command trains on 3 classes of 5 images, an inner rate of 0.03, A
 classes and of all classes. Differences:
 - The paper's prediction network has two layers; its code has one since 2020, and so is it here.
 - The head's steps are computed from products of features (`metarun/ops/online.py`), which gives the same numbers.
-- The paper's network has six convolutions of 256 channels without norm; here it is the backbone that `backbone=` names.
+- The paper's network has six convolutions of 256 channels without norm; here it is the backbone that `backbone=` names. Without a norm
+  conv4's features start so small that the head's steps do nothing for a long time: the YAML's is `group`, of each image by itself.
 - The meta-test of few-shot tasks, on which weights are selected, has a head of as many rows as the task has ways. Long
   sequences are `recipe=continual`.
 """

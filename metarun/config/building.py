@@ -19,7 +19,8 @@ from metarun.errors import UserError, reason
 def task_of(config: DictConfig, split: str) -> Any:
     """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes.
 
-    A protocol that `task` does not have brings its own ranges. A range of one number is that number.
+    A protocol that `task` does not have brings its own ranges. A range of one number is that number, and where no number is
+    drawn, how it would be drawn makes no difference.
     """
     from metarun.core import TaskShape
 
@@ -31,6 +32,9 @@ def task_of(config: DictConfig, split: str) -> Any:
         if not isinstance(found[name], int):
             low, high = found[name]
             found[name] = low if low == high else (low, high)
+    if not isinstance(found["shots"], tuple) and not isinstance(found["queries"], tuple):
+        found["balanced"] = None
+        found["protocol"] = found["protocol"] if isinstance(found["ways"], tuple) else None
     return TaskShape(**{name: value for name, value in found.items() if value is not None})
 
 

@@ -21,6 +21,7 @@ metarun: meta-learning experiments from the shell.
   metarun algo=maml data=omniglot   meta-train, choose on validation, test
   metarun algo=maml data=sinusoid backbone=mlp             regression
   metarun data=folder data.root=DIR    your own images, one folder a class
+  metarun data=text data.root=FILE encoder=minilm    your own texts
   metarun recipe=transfer data=caltech101 target=pneumoniamnist
                                  pretrain on a source, then learn a target
   metarun recipe=test checkpoint=outputs/RUN   only test a finished run

@@ -219,7 +219,7 @@ class Reference:
             meaning = next((mark.documentation for mark in _marks(hint) if isinstance(mark, Doc)), "")
             given = given_to(hint)
             found[key] = Entry(key, meaning, "a class and its settings" if given else hint, defaults[key])
-            if given:
+            if given and not given.many:
                 for name, beside in given.beside.items():
                     meaning = next((mark.documentation for mark in _marks(beside) if isinstance(mark, Doc)), "")
                     found[f"{key}.{name}"] = Entry(f"{key}.{name}", meaning, beside, given.defaults.get(name))

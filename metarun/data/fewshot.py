@@ -14,9 +14,11 @@ from metarun.config.types import FilePath, PositiveInt
 from metarun.data.cifar100 import official
 from metarun.data.decoding import THREADS
 from metarun.data.fewshot_files import (
+    LIST_FOLDERS,
     Layout,
     Pictures,
     data_and_labels,
+    divided_folders,
     encoded_and_labels,
     hdf5,
     listed,
@@ -24,6 +26,7 @@ from metarun.data.fewshot_files import (
     numbered_folders,
     opened,
     rows_by_name,
+    tops,
 )
 from metarun.data.image_ops import picture, resized
 from metarun.data.source import ImageSource, Split
@@ -46,10 +49,14 @@ ZENODO = "https://zenodo.org/records/7978538"  # where learn2learn's authors kee
 TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"  # where CIFAR-100 is published
 OFFICIAL_CIFAR100 = (
     Layout((".", "cifar-100-python"), ("train", "test", "meta"), official),
-    Layout((".",), ("cifar-100-python.tar.gz",), official),
+    Layout((".",), ("cifar-100-python*gz",), official),
 )
-LISTS = tuple(  # of classes, beside the images
-    Layout((".", "splits", "split", "lists"), (pattern,), listed, lists=True) for pattern in ("{}.csv", "{}.txt")
+LISTS = (
+    *(  # of classes, beside the images or in a folder of their own
+        Layout((".", *LIST_FOLDERS, "data/miniImagenet"), (pattern,), listed, lists=True)
+        for pattern in ("{}.csv", "{}.txt")
+    ),
+    Layout((".", "images", "data"), ("{}",), divided_folders, lists=True),
 )
 RELEASES = {
     "cifar_fs": Release(
@@ -177,9 +184,10 @@ class FewShot(ImageSource):
 
 def _find(dataset: str, folder: Path) -> tuple[Layout, dict[Split, list[Path]]]:
     release = RELEASES[dataset]
-    for layout in release.layouts:
-        if files := layout.find(folder):
-            return layout, files
+    for top in tops(folder):
+        for layout in release.layouts:
+            if files := layout.find(top):
+                return layout, files
     raise UserError(f"data {dataset}: its files are not all in {folder}; put there {release.files}")
 
 

@@ -29,6 +29,20 @@ PARTS: dict[Split, str] = {
 }  # what files call a split: "validation", too
 
 
+LIST_FOLDERS = ("splits", "split", "lists", "csv")  # beside the images, where lists may lie
+TOPS = 3  # folders that hold nothing but one other, as archives are packed, that are looked through
+
+
+def tops(root: Path) -> Iterator[Path]:
+    """A folder, and as long as it holds one folder and no more, that one: `mini-imagenet-master/`, say."""
+    for _ in range(TOPS + 1):
+        yield root
+        inside = [path for path in root.iterdir() if path.is_dir() and visible(path.name)] if root.is_dir() else []
+        if len(inside) != 1:
+            return
+        root = inside[0]
+
+
 class Layout(NamedTuple):
     """One form of a data set."""
 
@@ -128,13 +142,16 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         UserError: The list cannot be read, or an image or the folder of a class is missing.
     """
     path, key = paths[0], f"data {name}"
-    root = path.parent.parent if path.parent.name in ("splits", "split", "lists") else path.parent
     files: dict[str, list[str]] = {}
     if path.suffix == ".csv":
         for _, (file, kind, _) in rows_of(path, key):
             files.setdefault(kind, []).append(file)
     else:
         files = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
+    root = path.parent
+    above = {**dict.fromkeys(LIST_FOLDERS, 1), "miniImagenet": 2}  # folders from the images' own down to the lists
+    if root.name in above and not _holds(root, files):
+        root = root.parents[above[root.name] - 1]
     index = ImageIndex(root)
     if any(PurePosixPath(file).name in index.names for found in files.values() for file in found[:1]):
         for kind, found in sorted(files.items()):
@@ -148,6 +165,22 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         if kind not in homes:
             raise UserError(f"{key}: {path} names class {kind}, but below {root} there is no folder of it")
         yield kind, [image for folder in homes[kind] for image in _images(folder, name)]
+
+
+def _holds(root: Path, files: dict[str, list[str]]) -> bool:
+    """Whether some image or class folder of a list lies below a folder."""
+    kinds = set(files)
+    wanted = {PurePosixPath(file).stem for found in files.values() for file in found[:1]}
+    for _, folders, names in os.walk(root):
+        if kinds.intersection(folders) or any(PurePosixPath(name).stem in wanted for name in names):
+            return True
+    return False
+
+
+def divided_folders(paths: list[Path], split: Split, name: str) -> Classes:
+    """A folder of class folders for each split."""
+    for folder in sorted(path for path in paths[0].iterdir() if path.is_dir() and visible(path.name)):
+        yield folder.name, _images(folder, name)
 
 
 def numbered_folders(paths: list[Path], split: Split, name: str) -> Classes:

@@ -11,8 +11,13 @@ from typing import NamedTuple
 
 from metarun.errors import UserError, nearest
 
-FILE_COLUMNS = ("file", "filename", "file_name", "filepath", "path", "image", "image_name", "image_id", "id")
-LABEL_COLUMNS = ("label", "class", "target", "category", "labels", "class_name", "label_name")
+FILE_COLUMNS = (
+    "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_file", "image_path", "img",
+    "img_name", "img_path", "image_id", "id",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "label", "class", "target", "category", "labels", "class_name", "label_name", "class_id", "classid", "label_id", "category_id",
+)  # fmt: skip
 PART_COLUMNS = ("split", "part", "subset")
 PARTS = {
     "train": "train", "training": "train",

@@ -178,7 +178,7 @@ class NoData(DataSource):
     """In place of data for a run that uses none."""
 
     kind = "classification"
-    input_shape = ()
+    input_shape: tuple[int, ...] = ()
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         raise UserError("data: this recipe uses none")

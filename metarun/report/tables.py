@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -243,8 +243,8 @@ def _point(point: tuple[float, float | None]) -> str:
 
 def show(tables: Sequence[Table]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
-    console = Terminal()
-    for table in tables:
+    console, whole = Terminal(), not sys.stdout.isatty()
+    for table in tables if whole else map(without_unpublished, tables):
         rich = RichTable(title=Text(table.title), title_justify="left")
         for index, heading in enumerate(table.headings):
             rich.add_column(Text(heading), justify="right" if index >= table.numbers_from else "left", overflow="fold")
@@ -253,9 +253,21 @@ def show(tables: Sequence[Table]) -> None:
             # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
             texts = [re.sub(r" \([^()]*\)$", "", cell).replace(", p ", ",\np ") for cell in cells]
             rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
-        console.show(rich, whole=not sys.stdout.isatty())
+        console.show(rich, whole=whole)
         if long:
             print(f"and {len(table.rows) - LONGEST} more, in the files below")
+
+
+def without_unpublished(table: Table) -> Table:
+    """A table for a narrow screen: without its last column where that only says that nothing was published."""
+    last = [cells[-1] for cells in table.rows]
+    if (
+        not table.headings
+        or table.headings[-1] != "published"
+        or any(cell and not cell.startswith("none") for cell in last)
+    ):
+        return table
+    return replace(table, headings=table.headings[:-1], rows=[cells[:-1] for cells in table.rows])
 
 
 def markdown(table: Table) -> str:

@@ -166,9 +166,9 @@ class Continual(Stage):
             file,
             {
                 "online": unseen,
+                "online_learned": learned,
                 "prototypes": prototypes(sequence, self.points),
                 "linear_probe": linear_probe(sequence, self.points),
-                "online_learned": learned,
             },
         )
 

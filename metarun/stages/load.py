@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from metarun import files
+from metarun.data.source import DataSource
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
+from metarun.errors import UserError
 from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -27,6 +31,10 @@ class Load(Stage):
             known = self._assumed(run)
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
+        beside = weights.parent / result.FILE
+        stored = files.read_json(beside, result.DAMAGED) if beside.is_file() else {}
+        if state["model"]:
+            refuse_other_encoder(stored, run.data, f"checkpoint={origin}")
         learner = build_learner(run, "load", "algo", "train", "wrapper")
         checkpoint.load_weights(learner.algorithm, state["model"], weights)
         learner.seen = seen.merged(learner.seen, known)
@@ -36,8 +44,6 @@ class Load(Stage):
         with checkpoint.fitting(weights):
             self.step = state["step"] if "step" in state else state["state"]["step"]
         self.digest = checkpoint.digest(weights)
-        beside = weights.parent / result.FILE
-        stored = files.read_json(beside, result.DAMAGED) if beside.is_file() else {}
         self.text = stored.get(result.PROTOCOL, {}).get(result.SEEN, {})
 
     def _assumed(self, run: Run) -> dict[str, Any]:
@@ -56,3 +62,26 @@ class Load(Stage):
 
     def protocol(self, run: Run) -> dict[str, Any]:
         return {result.SEEN: self.text, **training_protocol(self.learner)}
+
+
+def refuse_other_encoder(stored: dict[str, Any], data: DataSource, origin: str) -> None:
+    """Refuses data whose vectors mean something else than those that the weights were trained on.
+
+    Args:
+        stored: The result of the run that trained them; empty where there is none.
+        data: What they are to be used on.
+        origin: The key and value that an error begins with.
+
+    Raises:
+        UserError: The encoder has other weights, or was fitted to other items.
+    """
+    told = (stored.get(result.LEARNER) or {}).get("preprocessing", {}).get("encoder")
+    data = data.underlying
+    if not told or not isinstance(data, EncodedSource):
+        return
+    if json.loads(json.dumps(data.encoder.identity())) != told["identity"]:
+        reason = "is fitted to each data set anew" if data.encoder.fitted else "has other weights or settings now"
+        raise UserError(
+            f"{origin}: was trained on the vectors of an encoder, {type(data.encoder).__name__}, which {reason}, so that its vectors mean "
+            "something else; take the data, and the encoder, that the run had"
+        )

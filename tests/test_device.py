@@ -149,6 +149,8 @@ def test_whole_run_on_a_device(words: list[str], tmp_path: Path, monkeypatch: py
     assert found["hardware"]["device"] == second_device.NAME
     scores = [key for key in expected if key.startswith(("test/", "target/", "train/loss", "val/"))]
     scores = [key for key in scores if isinstance(expected[key], float) and "second" not in key]
+    # An interval over two repeats is twelve times as wide as they differ: it would magnify what is allowed below.
+    scores = [key for key in scores if not (key.startswith("target/") and key.endswith("_ci95"))]
     assert scores
     for key in scores:
         # Where two classes tie in float order, one of 24 predictions may fall the other way.

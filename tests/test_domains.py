@@ -252,6 +252,7 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
         with np.load(run / keys.scores_file(name)) as scores:
             assert scores["values"][-1].mean() == pytest.approx(found[f"test/{name}/acc"])
     assert "mean" in first.out
+    assert "left/acc" not in first.out  # which stands in the table
     assert max(map(len, first.out.split("episodes each")[0].splitlines())) <= 80
     again = metarun(*words, f"outputs={tmp_path}", "name=sweep")
     assert "nothing was computed" in again.out

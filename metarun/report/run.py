@@ -110,7 +110,12 @@ def subject(folder: Path) -> str:
 def _own_measures(result: dict[str, Any]) -> str:
     """What the method or the data measured beside accuracy or error, in a line; empty where they measure nothing more."""
     known = {key(TEST, name) for name in (*MEASURES, WORST_CLASS)}
-    names = [name for name in result if name.startswith(f"{TEST}/") and f"{name}{CI95}" in result and name not in known]
+    sets = tuple(f"{of_set(TEST, name)}/" for name in result["protocol"].get(SETS, ()))  # whose numbers have a table
+    names = [
+        name
+        for name in result
+        if name.startswith(f"{TEST}/") and f"{name}{CI95}" in result and name not in known and not name.startswith(sets)
+    ]
     return ", ".join(
         f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[f'{name}{CI95}'], '.4f')}" for name in names
     )

@@ -169,3 +169,29 @@ def make_images(root: Path, classes: int = 4, per_class: int = 6, side: int = 16
                 pixels = colour + generator.integers(-60, 60, (side, side, 3))
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{image}.png")
     return root
+
+
+def make_ratings(folder: Path, films: int = 50, rated: int = 30) -> Path:
+    """MovieLens' three files, of forty users; a user likes some genres, and rates so many of the films."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    genres = random.integers(0, 2, (films, 19))
+    taste = random.normal(0, 1, (40, 19))
+    users = [
+        f"{user + 1}|{20 + user}|{'MF'[user % 2]}|{('writer', 'artist', 'none')[user % 3]}|{10000 + user}"
+        for user in range(40)
+    ]
+    described = [
+        f"{film + 1}|Film {film} é ({1980 + film % 20})|{'' if film == 3 else f'01-Jan-{1980 + film % 20}'}||http://x|"
+        + "|".join(map(str, genres[film]))
+        for film in range(films)
+    ]
+    ratings = []
+    for user in range(40):
+        for film in random.permutation(films)[:rated]:
+            rating = int(np.clip(round(3 + taste[user] @ genres[film] / 3), 1, 5))
+            ratings.append(f"{user + 1}\t{film + 1}\t{rating}\t88125{film:04}")
+    random.shuffle(ratings)
+    for name, lines in (("u.user", users), ("u.item", described), ("u.data", ratings)):
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
+    return folder

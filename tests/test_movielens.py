@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, episodes
-from shell import metarun, result, run_folder
+from shell import make_ratings, metarun, result, run_folder
 
 from metarun.core import TaskShape
 from metarun.data.movielens import MovieLens
@@ -24,29 +24,7 @@ TASK = TaskShape(1, 4, 3)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty users, fifty films; a user likes some genres, and rates 30 films."""
-    folder = tmp_path_factory.mktemp("ratings")
-    random = np.random.default_rng(0)
-    genres = random.integers(0, 2, (50, 19))
-    taste = random.normal(0, 1, (40, 19))
-    users = [
-        f"{user + 1}|{20 + user}|{'MF'[user % 2]}|{('writer', 'artist', 'none')[user % 3]}|{10000 + user}"
-        for user in range(40)
-    ]
-    films = [
-        f"{film + 1}|Film {film} é ({1980 + film % 20})|{'' if film == 3 else f'01-Jan-{1980 + film % 20}'}||http://x|"
-        + "|".join(map(str, genres[film]))
-        for film in range(50)
-    ]
-    ratings = []
-    for user in range(40):
-        for film in random.permutation(50)[:30]:
-            rating = int(np.clip(round(3 + taste[user] @ genres[film] / 3), 1, 5))
-            ratings.append(f"{user + 1}\t{film + 1}\t{rating}\t88125{film:04}")
-    random.shuffle(ratings)
-    for name, lines in (("u.user", users), ("u.item", films), ("u.data", ratings)):
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
-    return folder
+    return make_ratings(tmp_path_factory.mktemp("ratings"))
 
 
 def told(root: Path) -> dict[tuple[int, int], int]:

@@ -376,10 +376,13 @@ def test_a_method_with_fixed_ways_names_one_that_has_none(tmp_path: Path) -> Non
 
 def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
-    learner = {"weights": None}
+    learner = {"weights": None, "preprocessing": {"size": 28}}
     tested = next_steps(folder, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"shots": 1}}})
     assert [shlex.split(step)[2] for step in tested] == [f"checkpoint={folder}"] * 2
+    assert shlex.split(tested[0])[3:] == ["support=FOLDER", "images=FOLDER"]
     assert tested[1].endswith("test.task.shots=5")
+    of_texts = next_steps(folder, {"learner": {**learner, "preprocessing": {"item": "text"}}, "test/acc": 0.5})
+    assert [shlex.split(step)[3:] for step in of_texts] == [["support=FILE", "items=FILE"]]
     assert next_steps(folder, {"test/mse": 1.0}) == [f"metarun recipe=report runs={tmp_path}"]
     assert "recipe=test" in next_steps(folder, {"learner": learner})[0]
     assert next_steps(folder, {"predict/images": 3}) == []

@@ -369,7 +369,7 @@ def test_timm_s_weights_by_tag(timm: Any, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (
             {"name": "resnet50"},
-            r"backbone.name=resnet50: must be torchvision:NAME or timm:NAME, such as torchvision:resnet50",
+            r"backbone.name=resnet50: must be torchvision:NAME, timm:NAME or metarun:NAME, such as torchvision:resnet50, ",
         ),
         ({"name": "torchvision:resnet5"}, r"no such image classifier; did you mean .*resnet50"),
         ({"name": "torchvision:squeezenet1_0"}, "does not end in a linear classifier that could be taken off"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
-from shell import metarun_in
+from shell import make_ratings, metarun_in
 
 from metarun import config as schema
 from metarun.config.folder import CONF
@@ -77,13 +77,16 @@ def metarun(*words: str, inside: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where a reader would stand: some images, and a finished run."""
+    """A folder where a reader would stand: some images, texts and ratings, and a finished run."""
     folder = tmp_path_factory.mktemp("reader")
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 2, 8, 8), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 3, 8, 8), np.uint8)
     for number, images in enumerate(pixels):
         (folder / "my_images" / f"class {number}").mkdir(parents=True)
         for position, image in enumerate(images):
             Image.fromarray(image).save(folder / "my_images" / f"class {number}" / f"{position}.png")
+    texts = [f"text {number} of class {name},class {name}" for name in range(32) for number in range(2)]
+    (folder / "my_texts.csv").write_text("\n".join(["text,label", *texts, ""]), encoding="utf-8")
+    make_ratings(folder / "ml-100k", films=120, rated=120)  # of cold films, too, enough for a task
     metarun(*TINY, inside=folder)
     (made,) = (folder / "outputs" / "glyphs-protonet").iterdir()
     made.rename(made.with_name("default"))

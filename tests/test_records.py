@@ -87,6 +87,7 @@ def test_result(done: tuple[Outcome, Path], images: Path) -> None:
     assert found["protocol"] == {
         "norm": "batch",
         "transductive": True,
+        "assumes_balanced_queries": False,
         "train": {"ways": 3, "shots": 1, "queries": 3},
         "test": {"ways": 3, "shots": 1, "queries": 3},
         "test_inner_steps": 2,
@@ -181,9 +182,9 @@ def test_picture_is_class_major_with_support_before_query(tmp_path: Path) -> Non
     values = torch.tensor([[10.0 * way + image for image in range(7)] for way in range(2)])
     squares = values[..., None, None, None].expand(2, 7, 1, 3, 3)
     support, query = squares[:, :5].flatten(0, 1)[None], squares[:, 5:].flatten(0, 1)[None]
-    labels = torch.zeros(1, 1, dtype=torch.int64)
+    support_y, query_y = (torch.arange(2).repeat_interleave(each)[None] for each in (5, 2))
     logger = RunLogger(tmp_path)
-    logger.tasks(Episodes(support, labels, query, labels, ways=2))
+    logger.tasks(Episodes(support, support_y, query, query_y, ways=2))
     logger.close()
     (event,) = events(tmp_path).Images("task")
     with Image.open(io.BytesIO(event.encoded_image_string)) as file:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import CPU, build, choices, compose, hardware, table, toy_images
 from hydra.utils import get_class
 from torch import Tensor, nn
@@ -191,8 +192,9 @@ def test_classified_images_do_not_see_each_other(algo: str, norm: str, monkeypat
 
 SIZES = [12, 2, 1, 3]
 IN_ORDER = {"snail", "mann"}  # they read the support as a sequence
+ONLINE = {"oml", "anml"}  # they take a step on each image in turn, class after class
 # Of these the mini-batches of inner steps, or a random start, depend on the order of the support.
-BY_PLACE = {"baseline", "baseline_plus_plus", "coral", "dann", "mmd", "multitask", "reptile", "l2l"}
+BY_PLACE = {"baseline", "baseline_plus_plus", "coral", "dann", "mmd", "multitask", "prototransfer", "reptile", "l2l"}
 
 
 @pytest.mark.parametrize("name", [name for name in choices("algo") if not name.startswith("learn2learn")])
@@ -210,7 +212,7 @@ def test_images_count_for_their_own_class_where_classes_are_unequal(name: str) -
     assert found.shape == (len(test), CLASSES)
     assert found.isfinite().all()
     within = torch.cat([part[torch.randperm(len(part))] for part in straight.split(SIZES)])
-    if name not in IN_ORDER | BY_PLACE:
+    if name not in IN_ORDER | ONLINE | BY_PLACE:
         close(scores(within), found)
         close(scores(torch.randperm(len(x))), found)
 
@@ -252,6 +254,50 @@ def test_sequences_take_the_classes_in_turn(name: str, monkeypatch: pytest.Monke
         places = torch.stack(order)[None]
         expected = algorithm.logits(batch, places) if name == "snail" else algorithm.after(batch, places)[0]  # type: ignore[operator]
         torch.testing.assert_close(found, expected[0])
+
+
+@pytest.mark.parametrize("name", sorted(ONLINE))
+def test_online_methods_take_a_step_on_each_image_with_its_own_class(name: str) -> None:
+    algorithm = learner("group", name).double()
+    train, test = target("train", SIZES), target("test", [4] * CLASSES).x.double()
+    x = train.x.double()
+    mixed = torch.randperm(len(x))
+    order = mixed[train.y[mixed].argsort(stable=True)]  # classes one after the other, each in the order that it has
+    found = Own(algorithm).predict(Batch(x[mixed], train.y[mixed], train.domain), test, CLASSES)
+    with torch.no_grad():
+        features, asked = algorithm.features_of(x[order]), algorithm.features_of(test)  # type: ignore[operator]
+    start = torch.randn(CLASSES, features.shape[1], generator=torch.Generator().manual_seed(0))
+    head = nn.Linear(features.shape[1], CLASSES).double()
+    nn.init.zeros_(head.bias)
+    head.weight.data = start.double() * (2 / features.shape[1]) ** 0.5
+    optimizer = torch.optim.SGD(head.parameters(), lr=algorithm.test_inner_lr)  # type: ignore[arg-type]
+    for item, label in zip(features.split(1), train.y[order].split(1), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(head(item), label).backward()
+        optimizer.step()
+    close(found, head(asked).detach())
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_head_that_starts_at_prototypes_learns_each_image_with_its_own_class(epochs: int) -> None:
+    algorithm = learner("group", "prototransfer").double()
+    algorithm.head_epochs = epochs  # type: ignore[assignment]
+    algorithm.head_lr = 0.1  # type: ignore[assignment]
+    train, test = target("train", SIZES), target("test", [4] * CLASSES).x.double()
+    found = Own(algorithm).predict(Batch(train.x.double(), train.y, train.domain), test, CLASSES)
+    with torch.no_grad():
+        features, asked = algorithm.backbone(train.x.double()), algorithm.backbone(test)
+    means = torch.stack([features[train.y == label].mean(0) for label in range(CLASSES)])
+    head = nn.Linear(features.shape[1], CLASSES).double()
+    head.weight.data, head.bias.data = 2 * means, -means.square().sum(1)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(features), generator=draws).split(CLASSES):
+            optimizer.zero_grad()
+            F.cross_entropy(head(features[chosen]), train.y[chosen]).backward()
+            optimizer.step()
+    close(found, head(asked).detach())
 
 
 def test_episodes_say_how_many_images_each_way_has() -> None:

@@ -627,7 +627,7 @@ def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> N
         json.dumps({key: entry[key] for key in sorted(entry) if key not in ("value", "source")}) for entry in entries
     ]
     assert len(set(keys)) == len(keys) > 38
-    groups = {"algo", "data", "backbone", "recipe", "unsupervised"}
+    groups = {"algo", "data", "backbone", "encoder", "recipe", "unsupervised"}
     for entry in entries:
         assert entry["source"]
         assert {"data", "value"} <= entry.keys() <= {*groups, "ways", "shots", "task", "value", "source"}

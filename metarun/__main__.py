@@ -9,7 +9,15 @@ with contextlib.suppress(FileNotFoundError):  # a working folder that has been r
         # Python puts the working folder first, where a file of the user's hides a library's.
         sys.path.append(sys.path.pop(0))
 
-from metarun.cli import main
+from metarun.cli import follows, main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and follows():
+            # A rank that is not 0 has done its part and holds nothing. Torch's threads of its connections may outlive the
+            # interpreter, which would abort the process as if it had failed.
+            sys.stderr.flush()
+            os._exit(ended.code)
+        raise

@@ -161,12 +161,15 @@ def worthwhile_processes(learner: Learner) -> int:
     hardware, algorithm, task = learner.hardware, learner.algorithm, learner.task
     if task is None or algorithm.whole_batch or hardware.device.type != "cpu" or hardware.vectorize:
         return 1
-    convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
     tasks: int = learner.settings.tasks_per_step
     images = largest(task.ways) * (largest(task.shots) + largest(task.queries))
-    if not convolves or images > SMALL or learner.settings.steps * tasks < LONG:
+    if not _convolves(algorithm) or images > SMALL or learner.settings.steps * tasks < LONG:
         return 1
     return min(hardware.threads, tasks, MOST_PROCESSES)
+
+
+def _convolves(algorithm: Algorithm) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
 
 
 def keep_freed_memory() -> None:
@@ -259,7 +262,7 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
             f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
             "task by task; leave it at null"
         )
-    convolves = any(isinstance(module, nn.Conv2d) for module in algorithm.modules())
+    convolves = _convolves(algorithm)
     if vectorize is None:
         # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
         # are one state for all tasks, which vmap cannot keep.

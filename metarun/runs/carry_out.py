@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import files, stages
 from metarun.config import Config, check, construct, flat, nodes_of, to_container
-from metarun.config.lists import TASK
 from metarun.config.overrides import key_of, make_literal
+from metarun.config.shorthand import TASK
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
@@ -432,7 +432,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     if config.recipe.source:
         return ()
     source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
-    method = ("algo", "task", "train", "optimizer", "schedule", "preset")
+    method = ("algo", "task", "train", "optimizer", "schedule", "preset", "usual")
     built = build_stages(config)
     if not any(stage.continues_config or stage.needs_data for stage in built):
         return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")

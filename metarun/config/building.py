@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from metarun.config.ranges import check_value
 from metarun.config.schema import PROTOCOLS
 from metarun.config.validation import asks_for_object, hints_of, names_class
+from metarun.config.values import without
 from metarun.errors import UserError, reason
 
 
@@ -92,12 +93,7 @@ class Node:
 
 def nodes_of(value: DictConfig, path: str, beside: Collection[str] = ()) -> dict[str, Node]:
     """The nodes of a mapping by name, without the keys `beside` of each, which its builder reads itself."""
-    return {
-        str(name): Node(
-            OmegaConf.masked_copy(value[name], [key for key in value[name] if key not in beside]), f"{path}.{name!s}"
-        )
-        for name in value
-    }
+    return {str(name): Node(without(value[name], beside), f"{path}.{name!s}") for name in value}
 
 
 def _objects(value: Any, path: str) -> Any:

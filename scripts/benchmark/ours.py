@@ -52,6 +52,8 @@ class Ours:
         self.data = construct(config.data, "data")
         task = task_of(config, "train")
         self.algorithm = build_algorithm(config, self.data, task)
+        if config.hardware.record is None and config.hardware.device == "cpu":
+            config.hardware.record = self.algorithm.recordable  # at once, as a training does after its first steps
         hardware = choose(config.hardware, self.algorithm, world)
         hardware.place(self.algorithm).train()
         self.hardware = replace(hardware, world=world.to(hardware.device))

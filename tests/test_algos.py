@@ -29,7 +29,10 @@ from metarun.data.image_batches import BatchSampler, batches
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine import checkpoint
-from metarun.engine.train import Interrupted, Learner, build_optimizer, fit, gradient_step
+from metarun.engine.gradients import gradient_step
+from metarun.engine.interruption import Interrupted
+from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.train import fit
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
 from metarun.ops.metrics import accuracy

@@ -20,9 +20,9 @@ from torch import Tensor
 from metarun.config.signature import read
 from metarun.core import Batch, Episodes
 from metarun.engine import hardware as chosen
+from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import choose
 from metarun.engine.traced_step import TracedStep
-from metarun.engine.train import gradient_step
 from metarun.target.target import PREDICTIONS
 
 second_device.device()

@@ -29,7 +29,7 @@ from metarun.backbones.libraries import Recipe, Wanted, build
 from metarun.backbones.weights import network_tensors, read_tensors, resampled_positions
 from metarun.config import check
 from metarun.core import TaskShape
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached
 from metarun.encoders import EncodedSource, Encoding
 from metarun.encoders import vectors as made

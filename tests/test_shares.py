@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Batch, Episodes
 from metarun.engine.distributed import World
+from metarun.engine.gradients import Order, gradient_step, share_gradients
 from metarun.engine.hardware import choose
-from metarun.engine.train import Order, gradient_step, share_gradients
 from metarun.errors import UserError
 from metarun.ops import draws
 from metarun.ops.tasks import over_tasks

@@ -17,7 +17,7 @@ from PIL import Image
 from shell import ROOT, Outcome, make_images, metarun, result
 
 from metarun.data.image_batches import Labelled
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"

@@ -12,9 +12,9 @@ import pytest
 import second_device
 import torch
 from helpers import CONF, Replays, choices, hardware
+from learners import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from omegaconf import OmegaConf
 from shell import make_images, metarun, result, run_folder
-from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from torch import Tensor
 
 from metarun.config.signature import read

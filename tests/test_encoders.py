@@ -17,7 +17,7 @@ import torch
 from helpers import CPU, compose, table, toy_images
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from shell import Outcome, make_images, metarun
+from shell import done, make_images, metarun
 from tiny_encoder import Fitted, OfTexts, Squares
 
 import metarun as package
@@ -464,12 +464,6 @@ def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop:
 
 
 SMALL = ["data.image_size=16", "task.ways=2", "task.queries=2", "test.episodes=8"]
-
-
-def done(*words: str) -> Outcome:
-    outcome = metarun(*words)
-    assert outcome.status == 0, outcome.err
-    return outcome
 
 
 def shaded(root: Path, classes: int = 12, images: int = 8) -> Path:

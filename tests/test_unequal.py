@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers import CONF, CPU, alone, build, choices, compose, hardware, toy_images
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from test_shares import assert_same, step_by
+from ranks import assert_same, step_by
 from torch import Tensor
 
 from metarun.config import construct

@@ -8,9 +8,10 @@ classifier.predict("my_photos")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metarun.errors import UserError
+from metarun.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from metarun.api import run
@@ -28,13 +29,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Imports what is offered when it is first used, so that the command starts without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_attributes(__name__, _HOMES)  # so that the command starts without torch
 
 
 def __dir__() -> list[str]:

@@ -32,6 +32,7 @@ from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
 from metarun.renamed import renamed_choice, renamed_key
+from metarun.runs.result import SCORE
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, printable
 
@@ -60,7 +61,7 @@ def _run(config: DictConfig) -> float:
         check_preset(words, job.runtime.choices)
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
-        return float(found.get("val/score", 0.0))
+        return float(found.get(SCORE, 0.0))
     except BrokenPipeError:
         raise
     except MENDABLE as error:
@@ -241,6 +242,8 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
             overrides.pop(0)
         elif not (len(word) > 3 and "--dry-run".startswith(word)):
             options.append(word)
+    if arguments.cfg == "job" and not arguments.resolve:
+        options.append("--resolve")  # what a run would have: numbers, and no references to other keys
     return arguments, options
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun.runs.result import TASKS_PER_SECOND, TEST_ACCURACY, TRAIN_SECONDS, TRAIN_STEPS, half_of
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 470  # of all parts together: below eight minutes
 TAIL = 12  # lines of a failed part's output that the JSON keeps
@@ -111,7 +113,7 @@ def gradients(algorithm: Any, episodes: Any, hardware: Any) -> tuple[float, Any]
     """The loss of a step, and all its gradients as one vector in double precision."""
     import torch
 
-    from metarun.engine.train import gradient_step
+    from metarun.engine.gradients import gradient_step
 
     sums = gradient_step(algorithm, episodes, 0, 1.0, 0, hardware)
     found = torch.cat([value.grad.double().flatten() for value in algorithm.parameters() if value.grad is not None])
@@ -221,7 +223,7 @@ def maml_rates(dry: bool) -> dict[str, Any]:
     """Tasks a second of MAML by each way to compute a step, in alternating rounds; the ratio is to the plain step."""
     import torch
 
-    from metarun.engine.train import gradient_step
+    from metarun.engine.gradients import gradient_step
 
     found: dict[str, Any] = {}
     shapes = [(1, 1)] if dry else [(1, 15), (1, 1), (5, 15), (5, 1)]
@@ -343,11 +345,11 @@ def omniglot(dry: bool) -> dict[str, Any]:
             raise RuntimeError("\n".join((ended.stdout + ended.stderr).splitlines()[-TAIL:]))
         whole = json.loads(results[0].read_text(encoding="utf-8"))
     names = (
-        "test/acc",
-        "test/acc_ci95",
-        "train/steps",
-        "train/seconds",
-        "train/tasks_per_second",
+        TEST_ACCURACY,
+        half_of(TEST_ACCURACY),
+        TRAIN_STEPS,
+        TRAIN_SECONDS,
+        TASKS_PER_SECOND,
         "protocol",
         "peak_memory",
     )

@@ -18,7 +18,8 @@ from torch import Tensor
 from metarun import config as schema
 from metarun.config.folder import CONF
 from metarun.core import Algorithm, Episodes, TaskShape
-from metarun.data.source import DataSource, ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import DataSource, Split
 from metarun.data.table import Table
 from metarun.engine.cuda_graph import Compute
 from metarun.engine.hardware import Hardware

@@ -79,6 +79,23 @@ def metarun(*words: str, argv0: str = "metarun") -> Outcome:
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
+def done(*words: str) -> Outcome:
+    """`metarun words...` in this process, which must succeed."""
+    outcome = metarun(*words)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def one_line(outcome: Outcome, *texts: str) -> None:
+    """Checks that a command was refused in one line, which has these texts."""
+    assert outcome.status == 2, outcome.out
+    told = [line for line in outcome.err.splitlines() if line.startswith("metarun: ")]
+    assert len(told) == 1
+    assert "Traceback" not in outcome.err
+    for text in texts:
+        assert text in told[0]
+
+
 def killed_at_files(*words: str, step: int = 1) -> tuple[Outcome, int]:
     """`metarun words...`, killed before it puts its first file in place, given again and killed `step` files later, and so on.
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CONF, CPU, build, choices, compose, double, episodes, hardware, toy_images, with_
+from helpers import CONF, CPU, build, compose, double, episodes, hardware, toy_images, with_
 from hydra.utils import get_class
+from learners import ALGOS, BACKBONES, SEPARABLE, VECTORIZABLE, config_of, fed, gradients, learner, steps_of, stream
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -25,26 +26,18 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.config import task_of
 from metarun.core import Algorithm, Batch, Episodes, Spec, TaskShape
-from metarun.data.image_batches import BatchSampler, batches
 from metarun.data.regression import Sinusoid
-from metarun.data.source import DataSource
 from metarun.engine import checkpoint
-from metarun.engine.train import Interrupted, Learner, build_optimizer, fit, gradient_step
+from metarun.engine.gradients import gradient_step
+from metarun.engine.interruption import Interrupted
+from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.train import fit
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
 from metarun.ops.metrics import accuracy
 from metarun.runs.logger import RunLogger
 
-SEPARABLE = toy_images()
 NOISE = toy_images(signal=0.0, per_class=30)
-BACKBONES = {
-    "conv4": ["backbone=conv4", "backbone.channels=8"],
-    "mlp": ["backbone=mlp", "backbone.hidden=[32]", "backbone.init_std=null"],
-}
-ALGOS = choices("algo")
-VECTORIZABLE = [
-    name for name in ALGOS if get_class(OmegaConf.load(Path(CONF) / "algo" / f"{name}.yaml").algo._target_).vectorizable
-]
 EVERY = pytest.mark.parametrize("name", ALGOS)
 # L2L's optimisees are random networks, of which there are no running averages: it refuses them.
 NORMED = [(name, norm) for name in ALGOS for norm in KINDS if (name, norm) != ("l2l", "running")]
@@ -59,51 +52,8 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def config_of(name: str, *overrides: str, backbone: str = "conv4", norm: str | None = "batch") -> DictConfig:
-    """conf/algo/<name>.yaml with its own shots and optimiser, on a small backbone, five ways and four queries."""
-    small = ["task.ways=5", "task.queries=4", "train.task.ways=null", "train.task.queries=null"]
-    norms = [] if norm is None else [f"backbone.norm={norm}"]
-    config = compose(f"algo={name}", *BACKBONES[backbone], *norms, *small, *overrides)
-    if config.algo.get("test_inner_steps"):
-        config.algo.test_inner_steps = 8  # for speed
-    return config
-
-
-def learner(
-    name: str, tasks: int, *overrides: str, source: DataSource = SEPARABLE, vectorize: bool = False, **more: str | None
-) -> tuple[Algorithm, Episodes]:
-    """An untrained algorithm, and episodes of its training tasks."""
-    config = config_of(name, *overrides, **more)
-    return build(config, source, vectorize), episodes(source, task_of(config, "train"), tasks)
-
-
-def stream(algorithm: Algorithm, source: DataSource) -> BatchSampler:
-    """Labelled images as a method that trains on batches is given them; the source is its own target."""
-    images = source.labelled(None, "train")
-    target = None if algorithm.uses_target == "no" else images
-    return batches(images, 0, CPU, target, target_labels=algorithm.uses_target == "labels")
-
-
-def fed(algorithm: Algorithm, batch: Episodes) -> Episodes | Batch:
-    """What the method's loss takes: these episodes, or as many labelled images."""
-    if algorithm.trains_on != "batches":
-        return batch
-    found = stream(algorithm, SEPARABLE)(0, batch.support_y.numel() + batch.query_y.numel())
-    return Batch(found.x.to(batch.support_x.dtype), found.y, found.domain)
-
-
 def exact(algorithm: Algorithm, batch: Episodes) -> tuple[Algorithm, Episodes]:
     return algorithm.double(), double(batch)
-
-
-def steps_of(algorithm: Algorithm) -> list[int]:
-    """Numbers of inner steps to look at, the last of which is that of `predict`."""
-    return sorted({0, min(1, algorithm.test_steps), algorithm.test_steps})
-
-
-def gradients(algorithm: Algorithm) -> dict[str, Tensor]:
-    found = {name: value.grad for name, value in algorithm.named_parameters() if value.requires_grad}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def close(one: Tensor, other: Tensor) -> None:

@@ -19,7 +19,8 @@ from metarun.algos.metasgd import MetaSGD
 from metarun.backbones.conv4 import Conv4
 from metarun.core import Algorithm, Episodes, Spec, TaskShape
 from metarun.engine import checkpoint
-from metarun.engine.train import build_optimizer, gradient_step
+from metarun.engine.gradients import gradient_step
+from metarun.engine.learner import build_optimizer
 from metarun.ops.batch_norm import KINDS
 from metarun.ops.metrics import accuracy
 

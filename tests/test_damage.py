@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from shell import SINUSOID, Outcome, events, metarun, result, run_folder
+from shell import SINUSOID, Outcome, events, metarun, one_line, result, run_folder
 
 from metarun import files
 from metarun.engine import checkpoint
@@ -51,15 +51,6 @@ def of_seed(outputs: Path, seed: int) -> Path:
 
 def alone(outputs: Path, seed: int) -> Outcome:
     return metarun(*SINUSOID, f"seed={seed}", f"outputs={outputs}")
-
-
-def one_line(done: Outcome, *texts: str) -> None:
-    assert done.status == 2, done.out
-    told = [line for line in done.err.splitlines() if line.startswith("metarun: ")]
-    assert len(told) == 1
-    assert "Traceback" not in done.err
-    for text in texts:
-        assert text in told[0]
 
 
 @pytest.mark.parametrize("spoil", EACH.values(), ids=EACH)

@@ -12,17 +12,17 @@ import pytest
 import second_device
 import torch
 from helpers import CONF, Replays, choices, hardware
+from learners import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from omegaconf import OmegaConf
 from shell import make_images, metarun, result, run_folder
-from test_algos import ALGOS, VECTORIZABLE, fed, gradients, learner, steps_of
 from torch import Tensor
 
 from metarun.config.signature import read
 from metarun.core import Batch, Episodes
 from metarun.engine import hardware as chosen
+from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import choose
 from metarun.engine.traced_step import TracedStep
-from metarun.engine.train import gradient_step
 from metarun.target.target import PREDICTIONS
 
 second_device.device()

@@ -23,7 +23,7 @@ from metarun.data.regression import Linear
 from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose, worthwhile_processes
 from metarun.engine.launched import VARIABLES as LAUNCHED
-from metarun.engine.train import Learner
+from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.runs.folder import folder_name
 from metarun.runs.run import Run

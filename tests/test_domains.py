@@ -19,7 +19,8 @@ from shell import run_folder as only_run
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data.domains import Domains, fit_to_network, rule
-from metarun.data.source import ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.errors import UserError
 from metarun.report.collect import collect
 from metarun.report.summary import summarise

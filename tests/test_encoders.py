@@ -17,7 +17,7 @@ import torch
 from helpers import CPU, compose, table, toy_images
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from shell import Outcome, make_images, metarun
+from shell import done, make_images, metarun
 from tiny_encoder import Fitted, OfTexts, Squares
 
 import metarun as package
@@ -29,7 +29,7 @@ from metarun.backbones.libraries import Recipe, Wanted, build
 from metarun.backbones.weights import network_tensors, read_tensors, resampled_positions
 from metarun.config import check
 from metarun.core import TaskShape
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached
 from metarun.encoders import EncodedSource, Encoding
 from metarun.encoders import vectors as made
@@ -464,12 +464,6 @@ def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop:
 
 
 SMALL = ["data.image_size=16", "task.ways=2", "task.queries=2", "test.episodes=8"]
-
-
-def done(*words: str) -> Outcome:
-    outcome = metarun(*words)
-    assert outcome.status == 0, outcome.err
-    return outcome
 
 
 def shaded(root: Path, classes: int = 12, images: int = 8) -> Path:

@@ -21,7 +21,7 @@ from metarun.algos.semi_protonet import statistics
 from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.varied import VariedSampler
 from metarun.engine.evaluate import evaluate
-from metarun.engine.train import gradient_step
+from metarun.engine.gradients import gradient_step
 from metarun.errors import UserError
 from metarun.ops.prototypes import class_means
 from metarun.wrappers.self_training import SelfTraining, self_trained, with_labels

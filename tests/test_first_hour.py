@@ -13,7 +13,7 @@ from PIL import Image
 from shell import SINUSOID, events, metarun, result, run_folder
 
 from metarun.core import TaskShape
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.errors import UserError
 
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from shell import metarun
-from test_damage import one_line
+from shell import metarun, one_line
 
 from scripts import fuzz
 

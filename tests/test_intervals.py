@@ -18,7 +18,7 @@ from shell import make_images, metarun, result
 
 from metarun.config import Target as Settings
 from metarun.core import Batch
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.ops import metrics
 from metarun.report import statistics
 from metarun.report.text import half

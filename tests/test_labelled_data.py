@@ -17,9 +17,9 @@ from metarun.data.augment import Augment
 from metarun.data.caltech101 import Caltech101
 from metarun.data.digits import Digits
 from metarun.data.image_ops import drawn
+from metarun.data.image_source import ImageSource
 from metarun.data.medmnist import RELEASES, MedMnist
 from metarun.data.mnist import Mnist
-from metarun.data.source import ImageSource
 from metarun.errors import UserError
 
 ROOT = Path(__file__).parents[1]

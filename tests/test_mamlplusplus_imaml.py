@@ -17,7 +17,8 @@ from metarun.algos.maml import MAML
 from metarun.algos.mamlplusplus import MAMLPlusPlus
 from metarun.backbones.conv4 import Conv4
 from metarun.core import ActivationHook, Algorithm, Backbone, Episodes, Spec, TaskShape
-from metarun.engine.train import build_optimizer, gradient_step
+from metarun.engine.gradients import gradient_step
+from metarun.engine.learner import build_optimizer
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS, Norm
 from metarun.ops.metrics import accuracy

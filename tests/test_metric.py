@@ -27,8 +27,8 @@ from metarun.backbones.pixels import Pixels
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.spatial import feature_maps, map_size
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
+from metarun.engine.gradients import gradient_step
 from metarun.engine.traced_step import TracedStep
-from metarun.engine.train import gradient_step
 from metarun.errors import UserError
 
 Method = TypeVar("Method", bound=Algorithm)

@@ -31,8 +31,8 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
 from metarun.core import Algorithm, Episodes, Spec, TaskShape
+from metarun.data.image_source import ImageSource
 from metarun.data.imbalanced import dirichlet, divided
-from metarun.data.source import ImageSource
 from metarun.errors import UserError
 from metarun.ops.transport import sinkhorn
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from shell import Outcome, killed_at_files, make_images, metarun, result
+from shell import done, killed_at_files, make_images, metarun, result
 
 from metarun.inference import store
 from metarun.inference.image_files import ImageFiles
@@ -38,12 +38,6 @@ EPISODIC = [
     "test.baseline_episodes=0",
 ]
 TARGET = ["target=folder", "target.data.image_size=16", "target.repeats=2", "backbone.channels=4"]
-
-
-def done(*command: str) -> Outcome:
-    outcome = metarun(*command)
-    assert outcome.status == 0, outcome.err
-    return outcome
 
 
 def kinds(root: Path, sizes: dict[str, int], seed: int = 0) -> Path:

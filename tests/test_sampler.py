@@ -13,8 +13,8 @@ from helpers import CPU, table
 from scipy.stats import chisquare, kstest
 
 from metarun.core import Episodes, TaskShape
+from metarun.data.image_source import ImageSource
 from metarun.data.sampler import ClassSampler, distinct, uniforms
-from metarun.data.source import ImageSource
 from metarun.errors import UserError
 
 SIZES = [20, 7, 9, 20, 8, 12, 20, 7, 30, 11]

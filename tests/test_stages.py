@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from shell import ROOT, Outcome, make_images, metarun, result
+from shell import ROOT, done, make_images, metarun, result
 
 from metarun.data.image_batches import Labelled
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
@@ -50,12 +50,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = (draw.integers(0, 60, (12, 12, 3)) + 70 * number).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{image}.png")
     return root
-
-
-def done(*words: str) -> Outcome:
-    outcome = metarun(*words)
-    assert outcome.status == 0, outcome.err
-    return outcome
 
 
 def refused(*words: str, saying: str, outputs: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from metarun import config as schema
 from metarun.config.folder import CONF
+from metarun.runs import result
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "metarun").rglob("*.py"))
@@ -42,7 +44,7 @@ def test_no_test_is_skipped() -> None:
 # A module imports only from its own line and from those above it. A room that is not named module by module stands as a whole.
 ORDER = """
 metarun.errors
-metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional
+metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional metarun.lazy metarun.templates
 metarun.engine.platform metarun.engine.launched metarun.files
 metarun.config
 metarun.trust
@@ -64,7 +66,7 @@ metarun.runs.run
 metarun.stages
 metarun.sweeps
 metarun.plugins
-metarun.runs.carry_out
+metarun.runs.building metarun.runs.continuation metarun.runs.recording metarun.runs.carry_out
 metarun.inspection
 metarun.cli
 metarun.api metarun
@@ -79,6 +81,12 @@ UPWARDS = {
     ): "task_of makes a TaskShape of a config, which is all that config knows of core",
     ("metarun.sweeps.jobs", "metarun.cli"): "a job is a command line, so the process of a job enters by the door",
 }
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a module, which several rules look at."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def level(module: str) -> int | None:
@@ -97,7 +105,7 @@ def dotted(path: Path) -> str:
 def imported(path: Path) -> Iterator[str]:
     """The modules of metarun that a file imports, at its top or in a function, but not for annotations alone."""
     known = set(map(dotted, MODULES))
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     annotations = {
         id(inner)
         for node in ast.walk(tree)
@@ -147,11 +155,11 @@ def test_the_map_of_the_rooms_is_the_order_that_is_tested() -> None:
     ids=dotted,
 )
 def test_every_room_says_what_lies_in_it(room: Path) -> None:
-    assert (ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "").endswith(".")
+    assert (ast.get_docstring(parsed(room / "__init__.py")) or "").endswith(".")
 
 
 def test_every_module_begins_with_what_it_is() -> None:
-    assert [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    assert [str(path) for path in MODULES if not ast.get_docstring(parsed(path))] == []
 
 
 YAMLS = sorted(CONF.rglob("*.yaml"))
@@ -178,6 +186,20 @@ def test_every_yaml_begins_with_a_command_that_composes(path: Path, monkeypatch:
         schema.check(composed)
 
 
+def test_keys_of_results_are_named_once() -> None:
+    """Those with a slash, which no other word has: `runs/result.py` has the name of each."""
+    known = {value for value in vars(result).values() if isinstance(value, str) and "/" in value}
+    assert {"test/acc", "target/curve", "val/score"} <= known
+    others = [path for path in (*MODULES, *(ROOT / "scripts").rglob("*.py")) if path != Path(result.__file__)]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in others
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in known
+    ]
+    assert found == []
+
+
 def opens_text_in_the_systems_encoding(call: ast.Call) -> bool:
     """Whether a call reads or writes text without an encoding: as UTF-8 on one system, in a code page of its own on Windows."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -200,7 +222,7 @@ def test_text_is_utf_8_on_every_system() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
         for path in (*MODULES, *(ROOT / "scripts").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and opens_text_in_the_systems_encoding(node)
     ]
     assert found == []

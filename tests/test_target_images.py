@@ -18,7 +18,7 @@ from metarun.config import Target as Settings
 from metarun.config import construct
 from metarun.core import Algorithm, Batch, Episodes, Spec
 from metarun.data.image_batches import batches
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.engine import evaluate
 from metarun.engine.evaluate import classified
 from metarun.errors import UserError

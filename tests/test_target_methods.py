@@ -22,11 +22,11 @@ from metarun.algos.protonet import ProtoNet
 from metarun.config import Target as Settings
 from metarun.core import Batch, Spec, TaskShape
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
+from metarun.engine.augmentation import augmented
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.runs.logger import RunLogger
-from metarun.stages.learning import augmented
 from metarun.target.base import Own, features
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning, Shuffled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from shell import make_images, metarun, result
+from text_tables import many, table
 
 from metarun.core import TaskShape
 from metarun.data.banking77 import Banking77, Clinc150Banking77
@@ -22,22 +22,6 @@ from metarun.errors import UserError
 
 ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
 CPU = torch.device("cpu")
-
-
-def table(
-    path: Path, rows: list[tuple[str, ...]] | list[tuple[str, str]], header: str = "text,label", **how: str
-) -> Path:
-    """A table of these rows, written as a spreadsheet writes it."""
-    delimiter = how.get("delimiter", ",")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding=how.get("encoding", "utf-8")) as file:
-        writer = csv.writer(file, delimiter=delimiter)
-        writer.writerows([header.split(","), *rows])
-    return path
-
-
-def many(classes: list[str], each: int = 6, mark: str = "") -> list[tuple[str, str]]:
-    return [(f"{name} text {number}{mark}", name) for name in classes for number in range(each)]
 
 
 def read(path: Path, **columns: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from sklearn.feature_extraction.text import TfidfVectorizer
-from test_text import many, table
+from text_tables import many, table
 from torch import Tensor
 
 from metarun.backbones.minilm import Block, MiniLM

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from shell import metarun, result
-from test_text import table
+from text_tables import table
 
 from metarun.errors import UserError
 from metarun.inference.learner import load

@@ -16,9 +16,9 @@ from metarun.core import Algorithm, Episodes
 from metarun.data.regression import Sinusoid
 from metarun.engine import traced_step
 from metarun.engine.distributed import World
+from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import Hardware, choose
 from metarun.engine.traced_step import TracedStep
-from metarun.engine.train import gradient_step
 from metarun.errors import UserError
 
 IMAGES = toy_images()

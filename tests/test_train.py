@@ -20,19 +20,11 @@ from torch import Tensor, nn
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
 from metarun.engine import checkpoint
-from metarun.engine.train import (
-    SIGNALS,
-    Clock,
-    Interrupted,
-    Learner,
-    Signals,
-    TrainState,
-    advance_schedule,
-    build_optimizer,
-    clip,
-    fit,
-    gradient_step,
-)
+from metarun.engine.gradients import clip, gradient_step
+from metarun.engine.interruption import SIGNALS, Interrupted, Signals
+from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.train import advance_schedule, fit
+from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Pruned, UserError
 from metarun.runs.logger import RunLogger
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from shell import Outcome, events, make_images, metarun, result, run_folder, start
+from shell import done, events, make_images, metarun, result, run_folder, start
 
 from metarun.engine import train
 from metarun.runs.provenance import git_commit
@@ -62,12 +62,6 @@ def words(recipe: str, images: Path, target: Path, outputs: Path) -> list[str]:
 def numbers(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in result(folder).items() if name not in MEASURED and not name.endswith("/seconds")
             and not name.endswith("tasks_per_second")}  # fmt: skip
-
-
-def done(*command: str) -> Outcome:
-    outcome = metarun(*command)
-    assert outcome.status == 0, outcome.err
-    return outcome
 
 
 def runs(outputs: Path) -> Path:

@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from helpers import CONF, CPU, alone, build, choices, compose, hardware, toy_images
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from test_shares import assert_same, step_by
+from ranks import assert_same, step_by
 from torch import Tensor
 
 from metarun.config import construct
 from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.regression import Sinusoid
 from metarun.engine.evaluate import evaluate
+from metarun.engine.gradients import gradient_step
+from metarun.engine.learner import Learner
 from metarun.engine.probabilities import known_and_unknown, validation_temperature
-from metarun.engine.train import Learner, gradient_step
 from metarun.errors import UserError
 from metarun.ops.calibration import fit_temperature
-from metarun.stages.learning import check_test_task, check_train_task
+from metarun.stages.compatibility import check_test_task, check_train_task
 
 IMAGES = toy_images()
 SMALL = ["backbone=conv4", "backbone.channels=4"]

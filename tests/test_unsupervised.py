@@ -15,7 +15,7 @@ from shell import make_images, metarun, result, run_folder
 
 from metarun.config.schema import ENCODING_DEFAULTS
 from metarun.core import Episodes, TaskShape
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource
 from metarun.errors import UserError

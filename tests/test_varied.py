@@ -14,9 +14,9 @@ from scipy.stats import chisquare, kstest
 
 from metarun.config import check, task_of
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
+from metarun.data.image_source import ImageSource
 from metarun.data.noise import with_noise
 from metarun.data.regression import Sinusoid
-from metarun.data.source import ImageSource
 from metarun.data.varied import Drawn, VariedSampler, meta_dataset_sizes, uniform_sizes
 from metarun.errors import UserError
 

@@ -25,7 +25,8 @@ from metarun.data.noise import noisy_tasks, with_noise
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine import checkpoint
-from metarun.engine.train import build_optimizer, gradient_step
+from metarun.engine.gradients import gradient_step
+from metarun.engine.learner import build_optimizer
 from metarun.errors import UserError
 from metarun.wrappers.ats import Scheduler
 from metarun.wrappers.base import Wrapper

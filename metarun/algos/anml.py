@@ -114,4 +114,4 @@ class ANML(OML):
             return precise(logits(params, query_x))
 
         found = self.over_tasks(task, *episodes.tensors[:3], self.new_rows(episodes))
-        return self.task_loss(found, episodes.query_y), self.scores(found, episodes.query_y)
+        return self.loss_and_scores(found, episodes.query_y)

@@ -59,8 +59,7 @@ class DeepBDC(Algorithm):
             self.norm = Norm(reduce_dim, backbone.norm)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.predict(episodes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(self.predict(episodes), episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         support, queries = self.embed(episodes)

@@ -71,8 +71,7 @@ class DN4(Algorithm):
         return nearest.sum((1, 3))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.predict(episodes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(self.predict(episodes), episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         sizes = episodes.support_sizes

@@ -106,7 +106,7 @@ class MAML(Algorithm):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         predictions = self.over_wrapped([self.inner.steps], episodes)[:, 0]
-        return self.task_loss(predictions, episodes.query_y), self.scores(predictions, episodes.query_y)
+        return self.loss_and_scores(predictions, episodes.query_y)
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
@@ -148,5 +148,4 @@ class ProtoNet(Algorithm):
         return self.over_tasks(task, *episodes.tensors[:3])
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.predict(episodes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(self.predict(episodes), episodes.query_y)

@@ -146,7 +146,7 @@ class MANN(Algorithm):
         images = episodes.support_y.shape[1] + (0 if self.queries_apart else episodes.query_y.shape[1])
         order = rand(episodes.n_tasks, images, device=episodes.support_y.device).argsort(1)
         logits, labels = self.after(episodes, order) if self.queries_apart else self.mixed(episodes, order)
-        return self.task_loss(logits, labels), self.scores(logits, labels)
+        return self.loss_and_scores(logits, labels)
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.after(episodes, episodes.classes_in_turn()[None])[0]

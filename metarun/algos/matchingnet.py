@@ -98,8 +98,7 @@ class MatchingNet(Algorithm):
             return (self.scale * queries @ support.mT).log_softmax(-1)
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.predict(episodes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(self.predict(episodes), episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Log-probabilities: of each class the attention to all of its support images."""

@@ -85,7 +85,7 @@ class OML(Algorithm):
 
         with full_precision(queries):
             logits = self.over_tasks(task, support, episodes.support_y, queries, self.new_rows(episodes))
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(logits, episodes.query_y)
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:

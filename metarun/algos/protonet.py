@@ -27,8 +27,7 @@ class ProtoNet(Algorithm):
     recordable = True
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.predict(episodes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(self.predict(episodes), episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         support, queries = self.embed(episodes)

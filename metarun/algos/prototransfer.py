@@ -54,7 +54,7 @@ class ProtoTransfer(Algorithm):
         with full_precision(queries):
             prototypes = class_means(support, episodes.support_y, episodes.ways)
             logits = negative_squared_distances(queries, prototypes)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(logits, episodes.query_y)
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:

@@ -135,7 +135,7 @@ class SNAIL(Algorithm):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         order = rand(*episodes.support_y.shape, device=episodes.support_y.device).argsort(1)
         logits = self.logits(episodes, order)
-        return self.task_loss(logits, episodes.query_y), self.scores(logits, episodes.query_y)
+        return self.loss_and_scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.logits(episodes, episodes.classes_in_turn()[None])

@@ -10,9 +10,10 @@ from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
-from metarun.config.schema import PROTOCOLS
-from metarun.config.validation import asks_for_object, hints_of, names_class
+from metarun.config.task_schema import PROTOCOLS
+from metarun.config.validation import asks_for_object, names_class
 from metarun.config.values import without
 from metarun.errors import UserError, reason
 

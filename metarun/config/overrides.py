@@ -23,11 +23,11 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config import signature as signatures
+from metarun.config.hints import fields_of, hints_of
 from metarun.config.ranges import parts
 from metarun.config.schema import Config
 from metarun.config.shorthand import folded
 from metarun.config.types import Given, PathLike
-from metarun.config.validation import hints_of
 from metarun.config.values import flat
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
@@ -114,7 +114,7 @@ def hint_of(key: str, node: Callable[[str], Any], schema: type = Config) -> Any:
     above, _, last = key.rpartition(".")
     hint = _above(key, schema)
     if is_dataclass(hint):
-        return typing.get_type_hints(hint, include_extras=True).get(last, Any)
+        return fields_of(typing.cast(type, hint)).get(last, Any)
     base, marks = parts(hint)
     if typing.get_origin(base) is not dict:
         return Any
@@ -149,7 +149,7 @@ def _above(key: str, schema: type) -> Any:
     hint: Any = schema
     for name in key.split(".")[:-1]:
         if is_dataclass(hint):
-            hint = typing.get_type_hints(hint, include_extras=True).get(name, Any)
+            hint = fields_of(typing.cast(type, hint)).get(name, Any)
         elif typing.get_origin(parts(hint)[0]) is not dict:
             hint = Any
     return hint

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import yaml  # type: ignore[import-untyped]
 from annotated_types import MinLen, Unit
 
+from metarun.config.hints import fields_of
 from metarun.config.ranges import check_value, count_mark, limits, options, parts, shown, type_name
 from metarun.config.ranges import choices as literals
 from metarun.config.schema import Config
@@ -296,7 +297,7 @@ def section(key: str) -> str:
     """What the schema says of a key that holds others; empty where it is no such key."""
     schema: Any = Config
     for name in key.split("."):
-        hints = typing.get_type_hints(schema, include_extras=True)
+        hints = fields_of(schema)
         if not is_dataclass(schema) or not is_dataclass(hints.get(name)):
             return ""
         schema = hints[name]

@@ -14,8 +14,10 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from metarun.config.hints import fields_of, hints_of
 from metarun.config.ranges import check_value, parts
-from metarun.config.schema import LARGEST_SUPPORT, Config
+from metarun.config.schema import Config
+from metarun.config.task_schema import LARGEST_SUPPORT
 from metarun.config.types import Given
 from metarun.config.values import to_container
 from metarun.errors import UserError, nearest, reason
@@ -57,7 +59,7 @@ def check(config: DictConfig) -> None:
 
 def settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of a schema's leaves, each with its type and marks."""
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = fields_of(schema)
     for item in fields(schema):
         hint, key = hints[item.name], f"{prefix}{item.name}"
         if is_dataclass(hint):
@@ -228,9 +230,3 @@ def asks_for_object(hint: Any) -> bool:
     ):
         return any(map(asks_for_object, arguments))
     return isinstance(base, type) and base is not Any and base not in DATA
-
-
-def hints_of(cls: Any) -> Mapping[str, Any]:
-    """The types of a constructor's parameters, with their marks."""
-    constructor = cls.__init__ if isinstance(cls, type) else cls  # type: ignore[misc]
-    return typing.get_type_hints(inspect.unwrap(constructor), include_extras=True)

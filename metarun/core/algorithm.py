@@ -25,32 +25,56 @@ class Algorithm(Checked, nn.Module, ABC):
     """A method: a batch of episodes (or of labelled images) in, a loss out; a batch of test episodes in, predictions out.
 
     It owns no optimiser, no device and no loop. Its keyword-only `__init__` arguments are its configuration:
-    typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder.
+    typed, with the paper's values as defaults. `backbone` and `spec` are handed in by the builder. In shapes T is the tasks,
+    N the ways, K the shots and Q the queries of a class.
+
+    Attributes:
+        trains_on: What `loss` is given: `Episodes`, a `Batch` of images, or `Episodes` whose labels are those among all
+            training classes (`metarun.data.sequences`).
+        remembered: The images of all training classes among the queries of a training sequence.
+        uses_target: What a method that trains on batches sees of a target.
+        regression: Whether it can learn regression tasks.
+        fixed_ways: Whether test tasks need the ways that it was trained with.
+        shared_batch: Whether a task's support set and queries are one batch for the backbone's norm.
+        equal_classes: Whether all classes of a task must have equally many items.
+        whole_batch: Whether `loss` is computed for all tasks of a step at once.
+        couples_tasks: Whether it cannot do otherwise: then all tasks of a step must have one shape.
+        needs_queries: Whether training tasks need a query set.
+        vectorizable: Whether its tasks can run by vmap.
+        soft_labels: Whether the labels of training queries may be probabilities, `[T, N*Q, N]`.
+        couples_queries: Whether the method itself, whatever the norm, predicts a query by other queries too.
+        assumes_balanced_queries: Whether it supposes equally many queries of each class in a test task.
+        uses_unlabelled: Whether it learns from the unlabelled items of a task.
+        metric: Whether it classifies by distances, of `embed`, to support examples or their means.
+        recordable: Whether `loss` does the same operations in every step, none of them random.
+        inner: The settings of the inner loop; None for a method without one.
+        prepare: What a wrapper makes of tasks before they are predicted (see `prepared`); None leaves them as they are.
+        vectorize: Whether its tasks run by vmap instead of in a loop; set by the builder from `hardware.vectorize`.
+        backbone: The network that it trains, handed in.
+        spec: The shapes of its items and outputs, handed in.
     """
 
     configured_by = "algo"
-    # What `loss` is given: `Episodes`, a `Batch`, or `Episodes` whose labels are those among all training classes
-    # (`metarun.data.sequences`).
     trains_on: Literal["episodes", "batches", "sequences"] = "episodes"
-    remembered: int = 0  # images of all training classes among the queries of a training sequence
-    uses_target: Literal["no", "images", "labels"] = "no"  # what of a target a method sees that trains on batches
-    regression: bool = False  # whether it can learn regression tasks
-    fixed_ways: bool = False  # whether test tasks need the ways that it was trained with
-    shared_batch: bool = True  # whether a task's support set and queries are one batch for the backbone's norm
-    equal_classes: bool = False  # whether all classes of a task must have equally many items
-    whole_batch: bool = False  # whether `loss` is computed for all tasks of a step at once
-    couples_tasks: bool = False  # whether it cannot do otherwise: then all tasks of a step must have one shape
-    needs_queries: bool = True  # whether training tasks need a query set
-    vectorizable: bool = True  # whether its tasks can run by vmap
-    soft_labels: bool = True  # whether the labels of training queries may be probabilities, [T, N*Q, N]
-    couples_queries: bool = False  # whether the method itself, whatever the norm, predicts a query by other queries too
-    assumes_balanced_queries: bool = False  # whether it supposes equally many queries of each class in a test task
-    uses_unlabelled: bool = False  # whether it learns from the unlabelled items of a task
-    metric: bool = False  # whether it classifies by distances, of `embed`, to support examples or their means
-    recordable: bool = False  # whether `loss` does the same operations in every step, none of them random
-    inner: InnerLoop | None = None  # the settings of the inner loop, where the method has one
-    prepare: Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None = None  # set by a wrapper: see `prepared`
-    vectorize: bool = False  # tasks by vmap instead of a loop; set by the builder from `hardware.vectorize`
+    remembered: int = 0
+    uses_target: Literal["no", "images", "labels"] = "no"
+    regression: bool = False
+    fixed_ways: bool = False
+    shared_batch: bool = True
+    equal_classes: bool = False
+    whole_batch: bool = False
+    couples_tasks: bool = False
+    needs_queries: bool = True
+    vectorizable: bool = True
+    soft_labels: bool = True
+    couples_queries: bool = False
+    assumes_balanced_queries: bool = False
+    uses_unlabelled: bool = False
+    metric: bool = False
+    recordable: bool = False
+    inner: InnerLoop | None = None
+    prepare: Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None = None
+    vectorize: bool = False
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
         super().__init__()
@@ -92,6 +116,9 @@ class Algorithm(Checked, nn.Module, ABC):
 
         A task's sets go through the backbone apart from those of other tasks; whether they share the statistics of its norm
         is `shared_batch`'s to say. Where the features are the items themselves, nothing is computed for any of them.
+
+        Args:
+            episodes: The tasks, whose sets are `[T, N*K, ...]` and `[T, N*Q, ...]`.
         """
         if self.backbone.identity:
             return precise(episodes.support_x.flatten(2)), precise(episodes.query_x.flatten(2))
@@ -106,6 +133,9 @@ class Algorithm(Checked, nn.Module, ABC):
         """`embed`, and the features of the unlabelled items, `[T, U, D]`, which go through the backbone with the queries.
 
         U is 0 where the tasks have none.
+
+        Args:
+            episodes: The tasks, whose unlabelled items are `[T, U, ...]`, or None.
         """
         if episodes.unlabelled_x is None:
             support, queries = self.embed(episodes)
@@ -210,6 +240,15 @@ class Algorithm(Checked, nn.Module, ABC):
             Its results, stacked along a new first axis.
         """
         return over_tasks(function, *tensors, vectorize=self.vectorize)
+
+    def loss_and_scores(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`task_loss` and `scores` of the same predictions: what `loss` returns of a method that is trained on what it predicts.
+
+        Args:
+            prediction: Logits `[..., N]`, or values.
+            target: Labels `[...]`, probabilities `[..., N]`, or values.
+        """
+        return self.task_loss(prediction, target), self.scores(prediction, target)
 
     def task_loss(self, prediction: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of a classification step, or the mean squared error of a regression step.

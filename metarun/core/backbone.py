@@ -83,6 +83,9 @@ class Backbone(Checked, nn.Module):
 
         An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
         here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)
+
+        Args:
+            images: `[B, C, H, W]`.
         """
         if not self.channels_last:
             return images

@@ -18,7 +18,7 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import for_episodes, picture
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from metarun.config.types import Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.image_ops import by_class, drawn, for_episodes
-from metarun.data.source import ImageSource
+from metarun.data.image_source import ImageSource
 from metarun.data.splits import RATIOS
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError

@@ -19,8 +19,10 @@ from metarun.config.ranges import shown
 from metarun.config.types import Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
+from metarun.data.image_source import ImageSource
 from metarun.data.sampler import uniforms
-from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split, TableSource
+from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 from metarun.text import printable
 

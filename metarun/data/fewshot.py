@@ -29,7 +29,8 @@ from metarun.data.fewshot_files import (
     tops,
 )
 from metarun.data.image_ops import picture, resized
-from metarun.data.source import ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,21 +14,12 @@ import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels, named
-from metarun.data.decoding import (
-    SIXTEEN_BITS,
-    THREADS,
-    Range,
-    all_grey,
-    check_range,
-    decode,
-    too_small_a_part,
-)
-from metarun.data.decoding import (
-    value_range as values_of,
-)
+from metarun.data.decoding import SIXTEEN_BITS, THREADS, Decoded, Range, all_grey, check_range, decode, too_small_a_part
+from metarun.data.decoding import value_range as values_of
 from metarun.data.image_batches import Labelled
-from metarun.data.source import ImageSource, Split
-from metarun.data.splits import SPLITS, check_ratios, divide, with_validation
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
+from metarun.data.splits import SPLITS, check_ratios, divide_or_keep
 from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError
 
@@ -101,80 +93,26 @@ class Folder(ImageSource):
         folder = Path(root).expanduser().absolute()
         tables = [labels] if isinstance(labels, str) else labels
         classes = by_labels(folder, tables) if tables else by_folders(folder)
-        lists = (train_classes, val_classes, test_classes)
-        origin = {"key": "data.root", "where": str(folder)}
         names = list(dict.fromkeys(entry.name for entry in classes))
-        splits: dict[Split, Sequence[int]]
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
-        if ordinary or not classes[0].part:
-            if len(names) < len(SPLITS) and not any(chosen is not None for chosen in lists):
-                splits = {split: range(len(names)) for split in SPLITS}  # for a target, which needs no other classes
-            else:
-                splits = divide(
-                    names, lists, shares, split_seed, kind="class folder" if not tables else "class", **origin
-                )
-        elif any(names is not None for names in lists):
-            raise UserError(
-                f"data.train_classes, val_classes, test_classes: {folder} is divided by its train and test folders already"
-            )
-        else:
-            parts: dict[Split, list[int]] = {
-                split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS
-            }
-            splits = with_validation(parts, shares, split_seed, **origin)
+        lists = (train_classes, val_classes, test_classes)
+        kind = "class" if tables else "class folder"
+        parts: dict[Split, list[int]] = {}
+        if not ordinary and classes[0].part:
+            parts = {split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
+        where = {"key": "data.root", "where": str(folder), "by": "its train and test folders"}
+        splits = divide_or_keep(names, parts, lists, shares, split_seed, kind=kind, **where)
         self.range_of_classes = values == "auto" and not ordinary
-        training = [names[number] for number in splits["train"]]
-        seen = [entry for entry in classes if entry.name in training and (entry.part == "train" or not ordinary)]
         if self.range_of_classes and set(splits["train"]) & set(splits["test"]):
             self._refuse_auto()
+        training = [names[number] for number in splits["train"]]
+        seen = [entry for entry in classes if entry.name in training and (entry.part == "train" or not ordinary)]
         key = {
             "root": str(folder), "listing": listing(named(classes)), "image_size": image_size, "channels": channels,
             "skip_bad": skip_bad, "value_range": listing(named(seen)) if values == "auto" else values,
         }  # fmt: skip
-
-        def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
-            depth = channels or (1 if all_grey([path for entry in classes for path in entry.paths]) else 3)
-            skipped = 0
-            counts = {str(split): [0] * len(names) for split in SPLITS}
-            used: list[Range] = []
-            with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-                mapped = _range_of(seen, pool) if isinstance(values, str) else values
-                for number, name in enumerate(names):
-                    images: list[np.ndarray] = []
-                    for entry in [entry for entry in classes if entry.name == name]:
-                        decoded = [
-                            one
-                            for one in pool.map(
-                                lambda path: decode(path, image_size, depth, values=mapped, skip_bad=skip_bad),
-                                entry.paths,
-                            )
-                            if one is not None
-                        ]
-                        if not decoded:
-                            raise UserError(f"data.root: all files of {entry.where} are bad images")
-                        skipped += len(entry.paths) - len(decoded)
-                        counts[entry.part or "train"][number] = len(decoded)
-                        images += [one.pixels for one in decoded]
-                        used += [one.used for one in decoded if one.used]
-                    yield ClassImages(name, "" if ordinary else entry.part, np.stack(images))
-            if skip_bad:
-                metadata["skipped"] = skipped
-            if ordinary:
-                metadata["parts"] = counts
-            if mapped is not None:
-                metadata["values"] = {"mapped": list(mapped), "by": "data.value_range"}
-                if values == "auto":
-                    metadata["values"]["by"] = "the smallest and the largest value of the training images"
-            elif used:
-                ends = [min(low for low, _ in used), max(high for _, high in used)]
-                metadata["values"] = {
-                    "mapped": list(SIXTEEN_BITS),
-                    "used": ends,
-                    "by": "the depth of 16 bits",
-                    "images": len(used),
-                }
-
-        super().__init__(cached("folder", key, build), splits, rotations=rotations, normalize=normalize)
+        reading = _Reading(classes, names, seen, ordinary, image_size, channels, values, skip_bad)
+        super().__init__(cached("folder", key, reading.build), splits, rotations=rotations, normalize=normalize)
         paths = [path for name in names for entry in classes if entry.name == name for path in entry.paths]
         files = [os.path.relpath(path, folder) for path in paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.
@@ -205,6 +143,70 @@ class Folder(ImageSource):
             "data.value_range=auto: is the range of the training images, but which images these are is not fixed here; "
             "give data.value_range=[low,high], or divide the images into train and test folders"
         )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the files of class folders become a table.
+
+    Attributes:
+        classes: What was found: an entry for each class, or for each part of each class.
+        names: The names of the classes, in the order of the table.
+        seen: The entries whose images may be measured before any test.
+        ordinary: Whether the parts hold the same classes, so that the table notes how many images each has of a class.
+        image_size: The side of an image in pixels.
+        channels: The channels of an image; None is 1 if all images are grey, 3 otherwise.
+        values: The values that become black and white, `auto` for those of `seen`, None for those of the depth.
+        skip_bad: Whether files that are no whole images are left out.
+    """
+
+    classes: Sequence[ClassFiles]
+    names: Sequence[str]
+    seen: Sequence[ClassFiles]
+    ordinary: bool
+    image_size: int
+    channels: int | None
+    values: Range | str | None
+    skip_bad: bool
+
+    def build(self, metadata: dict[str, Any]) -> Iterator[ClassImages]:
+        """The images class by class; notes in `metadata` what was left out, in which part images are, and what was mapped."""
+        paths = [path for entry in self.classes for path in entry.paths]
+        depth = self.channels or (1 if all_grey(paths) else 3)
+        counts = {str(split): [0] * len(self.names) for split in SPLITS}
+        used: list[Range] = []
+        kept = 0
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+            mapped = _range_of(self.seen, pool) if isinstance(self.values, str) else self.values
+
+            def one(path: Path) -> Decoded | None:
+                return decode(path, self.image_size, depth, values=mapped, skip_bad=self.skip_bad)
+
+            for number, name in enumerate(self.names):
+                images: list[np.ndarray] = []
+                for entry in [entry for entry in self.classes if entry.name == name]:
+                    decoded = [found for found in pool.map(one, entry.paths) if found is not None]
+                    if not decoded:
+                        raise UserError(f"data.root: all files of {entry.where} are bad images")
+                    counts[entry.part or "train"][number] = len(decoded)
+                    images += [found.pixels for found in decoded]
+                    used += [found.used for found in decoded if found.used]
+                kept += len(images)
+                yield ClassImages(name, "" if self.ordinary else entry.part, np.stack(images))
+        if self.skip_bad:
+            metadata["skipped"] = len(paths) - kept
+        if self.ordinary:
+            metadata["parts"] = counts
+        if mapped is not None or used:
+            metadata["values"] = self._described(mapped, used)
+
+    def _described(self, mapped: Range | None, used: Sequence[Range]) -> dict[str, Any]:
+        """What `result.json` says of the values that became black and white."""
+        if mapped is not None:
+            automatic = "the smallest and the largest value of the training images"
+            return {"mapped": list(mapped), "by": automatic if self.values == "auto" else "data.value_range"}
+        ends = [min(low for low, _ in used), max(high for _, high in used)]
+        return {"mapped": list(SIXTEEN_BITS), "used": ends, "by": "the depth of 16 bits", "images": len(used)}
 
 
 def _range_of(classes: Sequence[ClassFiles], pool: ThreadPoolExecutor) -> Range:

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from metarun.config.types import Ge
-from metarun.data.source import ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError
 

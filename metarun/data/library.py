@@ -17,8 +17,9 @@ import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.decoding import GREY, square
+from metarun.data.image_source import ImageSource
 from metarun.data.library_catalog import RELEASES, Files
-from metarun.data.source import ImageSource, Split
+from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, cache_root, cached, data_root
 from metarun.errors import UserError, nearest

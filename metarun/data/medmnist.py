@@ -18,7 +18,8 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import Labelled, by_class, for_episodes
-from metarun.data.source import ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest

@@ -17,8 +17,9 @@ from PIL import Image, ImageChops
 
 from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.download import download
+from metarun.data.image_source import ImageSource
 from metarun.data.sampler import uniforms
-from metarun.data.source import ImageSource, Split
+from metarun.data.source import Split
 from metarun.data.table import ClassImages, cached, data_root
 from metarun.errors import UserError
 

@@ -25,6 +25,46 @@ def check_ratios(ratios: list[float] | None, default: Shares = RATIOS) -> Shares
     return ratios[0], ratios[1], ratios[2]
 
 
+def divide_or_keep(
+    names: Sequence[str],
+    parts: dict[Split, list[int]],
+    lists: Lists,
+    shares: Shares,
+    seed: int,
+    *,
+    key: str,
+    where: str,
+    by: str,
+    kind: str = "class",
+) -> dict[Split, Sequence[int]]:
+    """The indices of `names` in each split: as the data are divided, or else as `divide` does it.
+
+    Of fewer than three classes without lists every split has all: they serve a target, which needs no other classes.
+
+    Args:
+        names: The names of the classes, or of the groups that hold them.
+        parts: The indices in each part of the data; empty where the data divide no classes.
+        lists: The names in each split; None draws them.
+        shares: The shares of the splits.
+        seed: Of the draw.
+        key: The setting that brought these classes, for the message of an error.
+        where: Where they lie, for that too.
+        by: What divides them, for that too.
+        kind: What a class is there, for that too.
+
+    Raises:
+        UserError: There are too few classes, or the lists do not fit.
+    """
+    given = any(wanted is not None for wanted in lists)
+    if parts and given:
+        raise UserError(f"data.train_classes, val_classes, test_classes: {where} is divided by {by} already")
+    if parts:
+        return with_validation(parts, shares, seed, key=key, where=where)
+    if len(names) < len(SPLITS) and not given:
+        return {split: range(len(names)) for split in SPLITS}
+    return divide(names, lists, shares, seed, key=key, where=where, kind=kind)
+
+
 def divide(
     names: Sequence[str], lists: Lists, shares: Shares, seed: int, *, key: str, where: str, kind: str = "class"
 ) -> dict[Split, Sequence[int]]:

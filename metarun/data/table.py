@@ -128,19 +128,32 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     key = {"name": name, "format": FORMAT_VERSION, **key}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{name}-{digest}"
-    if not folder.is_dir():
-        try:
-            files.make_folder(root)
-            with files.locked(
-                folder.with_name(f"{folder.name}.lock"), f"data {name}: another process builds its table"
-            ):
-                if not folder.is_dir():
-                    _build(folder, key, build)
-        except OSError as error:
-            raise UserError(
-                f"data cache {root}: cannot be written ({error.strerror or error}); set METARUN_CACHE to another folder"
-            ) from error
+    build_once(folder, f"data {name}: another process builds its table", lambda: _build(folder, key, build))
     return _open(folder)
+
+
+def build_once(folder: Path, waiting: str, build: Callable[[], None]) -> None:
+    """Has a folder of the cache made, if it is not there, by one of all processes that want it.
+
+    Args:
+        folder: The folder.
+        waiting: What is said while another process makes it.
+        build: Makes it, whole or not at all.
+
+    Raises:
+        UserError: The cache cannot be written.
+    """
+    if folder.is_dir():
+        return
+    try:
+        files.make_folder(folder.parent)
+        with files.locked(folder.with_name(f"{folder.name}.lock"), waiting):
+            if not folder.is_dir():
+                build()
+    except OSError as error:
+        raise UserError(
+            f"data cache {folder.parent}: cannot be written ({error.strerror or error}); set METARUN_CACHE to another folder"
+        ) from error
 
 
 def listing(named: Iterable[tuple[str, Path]]) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
-from metarun.data.source import Reader, Split, TableSource
-from metarun.data.splits import SPLITS, Lists, check_ratios, divide, with_validation
+from metarun.data.source import Reader, Split
+from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep
+from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
@@ -261,7 +262,6 @@ class Text(TextSource):
             _names(given, f"data.{split}_classes", path, encoding)
             for split, given in zip(SPLITS, (train_classes, val_classes, test_classes), strict=True)
         )
-        origin = {"key": "data.root", "where": str(path)}
         grouped = group_column is not None
         # The units that are divided: classes, or the groups that hold them.
         units = sorted({row.group if grouped else row.label for row in rows})
@@ -272,23 +272,16 @@ class Text(TextSource):
             )
         parts = _units_by_part(rows, grouped)
         ordinary = bool(parts) and _same_in_all(parts, path)
-        divided: dict[Split, Sequence[str]]
+        kind = "group" if grouped else "class"
+        where = {"key": "data.root", "where": str(path), "by": "its parts"}
+        places = {unit: number for number, unit in enumerate(units)}
+        kept: dict[Split, list[int]] = {}
         if parts and not ordinary:
-            if any(given is not None for given in lists):
-                raise UserError(
-                    f"data.train_classes, val_classes, test_classes: {path} is divided by its parts already"
-                )
-            places = {unit: number for number, unit in enumerate(units)}
-            numbers = {split: sorted(places[unit] for unit in parts.get(split, ())) for split in SPLITS}
-            divided = {
-                split: [units[n] for n in own]
-                for split, own in with_validation(numbers, shares, split_seed, **origin).items()
-            }
-        elif len(units) < len(SPLITS) and not any(given is not None for given in lists):
-            divided = dict.fromkeys(SPLITS, units)  # for a target, which needs no other classes
-        else:
-            chosen = divide(units, lists, shares, split_seed, kind="group" if grouped else "class", **origin)
-            divided = {split: [units[n] for n in own] for split, own in chosen.items()}
+            kept = {split: sorted(places[unit] for unit in parts.get(split, ())) for split in SPLITS}
+        chosen = divide_or_keep(units, kept, lists, shares, split_seed, kind=kind, **where)
+        divided: dict[Split, Sequence[str]] = {
+            split: [units[number] for number in own] for split, own in chosen.items()
+        }
         if grouped:
             rows = [row._replace(label=f"{row.group}/{row.label}") for row in rows]
             names = sorted({(row.group, row.label) for row in rows})

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from metarun.config.schema import LARGEST_SUPPORT
+from metarun.config.task_schema import LARGEST_SUPPORT
 from metarun.core import Count, Episodes, MixedEpisodes, TaskShape, largest, least
 from metarun.data.image_batches import generator
 from metarun.data.sampler import distinct, members_of, uniforms
@@ -198,80 +198,106 @@ class VariedSampler:
                 order[start:stop] = start + generator("labelled", self.seed, number).permutation(stop - start)
         return order, labelled_sizes(self.task, sizes)
 
+    @property
+    def _extra(self) -> int:
+        """The unlabelled items of a class that are drawn together with its labelled ones: none where they are kept apart."""
+        return 0 if self.task.labelled_share < 1 else self.task.unlabelled
+
     def draw(self, start: int, stop: int) -> list[Drawn]:
         """The tasks from `start` to `stop`."""
-        task, episodes = self.task, stop - start
+        task, extra = self.task, self._extra
         sizes, (order, labelled) = np.diff(self.offsets), self._pools
-        apart = task.labelled_share < 1
-        extra = 0 if apart else task.unlabelled
         width = largest(task.ways) + task.distractors
         biggest = int(sizes[self.classes].max())
         items = min(largest(task.shots) + largest(task.queries) + extra, biggest)
-        others = task.unlabelled if apart else 0
+        others = task.unlabelled - extra
         blocks = [3, 2 * width, 3 * width, task.unlabelled * width, 2 * width * items, 2 * width * others]
         draws = uniforms(self.seed, f"{self.split}/varied", start, stop, sum(blocks))
         first, classes, shapes, places, own, further = np.split(draws, np.cumsum(blocks)[:-1], axis=1)
-
-        group = (first[:, 0] * len(self.members)).astype(np.int64)
-        room = np.array([len(member) for member in self.members])[group] * self.rotations
-        ways = pick(task.ways, first[:, 1], room - task.distractors)
-        counts = ways + task.distractors
-        padded = np.zeros((len(self.members), max(map(len, self.members))), np.int64)
-        for row, member in enumerate(self.members):
-            padded[row, : len(member)] = member
-        picked = distinct(classes[:, :width], classes[:, width:], room, counts)
-        picked = np.where(np.arange(width) < counts[:, None], picked, 0)
-        turns = picked % self.rotations
-        numbers = self.classes[padded[group[:, None], picked // self.rotations]]  # [T, W]
-
-        shots, queries = (np.zeros((episodes, width), np.int64) for _ in range(2))
-        shapes = shapes.reshape(episodes, 3, width)
-        for t, n in enumerate(ways):
-            available = labelled[numbers[t, :n]] - extra
-            if task.protocol == "meta_dataset":
-                found = meta_dataset_sizes(task, first[t, 2], shapes[t, 2, :n], available)
-            else:
-                found = uniform_sizes(task, shapes[t, :2, :n], available)
-            shots[t, :n], queries[t, :n] = found
-
-        used = np.arange(width) < counts[:, None]
-        wanted = np.where(used, shots + queries + extra, 0)
+        ways, numbers, turns = self._draw_classes(first, classes, width)
+        shots, queries = self._draw_sizes(first, shapes.reshape(-1, 3, width), ways, labelled[numbers] - extra)
+        used = np.arange(width) < (ways + task.distractors)[:, None]
 
         def rows_of(draws: Array, number: int, first_place: Array, sizes: Array, counts: Array) -> Array:
             """Distinct items `[T, W, number]`, of which the first `counts` are meant."""
-            pair = draws.reshape(episodes, 2, width, number).swapaxes(0, 1).reshape(2, -1, number)
-            chosen = distinct(pair[0], pair[1], sizes.reshape(-1), counts.reshape(-1)).reshape(episodes, width, number)
+            if not number:
+                return np.zeros((*counts.shape, 0), np.int64)
+            pair = draws.reshape(len(draws), 2, width, number).swapaxes(0, 1).reshape(2, -1, number)
+            chosen = distinct(pair[0], pair[1], sizes.reshape(-1), counts.reshape(-1)).reshape(*counts.shape, number)
             # What lies beyond the counts is of no meaning, and may be of no class either.
             chosen = np.where(np.arange(number) < counts[..., None], chosen, 0)
             return order[np.minimum(first_place[..., None] + chosen, len(order) - 1)]
 
+        wanted = np.where(used, shots + queries + extra, 0)
         rows = rows_of(own, items, self.offsets[numbers], labelled[numbers], wanted)
-        if apart:
-            free = (sizes - labelled)[numbers]
-            rest = rows_of(
-                further, others, (self.offsets[:-1] + labelled)[numbers], free, np.where(used, task.unlabelled, 0)
-            )
-        else:
-            rest = np.zeros((episodes, width, 0), np.int64)
-        column = np.arange(items)
-        found_tasks = []
+        begin, free = (self.offsets[:-1] + labelled)[numbers], (sizes - labelled)[numbers]
+        rest = rows_of(further, others, begin, free, np.where(used, others, 0))
+        each = zip(ways, numbers, turns, shots, queries, rows, rest, places, strict=True)
+        return [self._put_together(*one) for one in each]
+
+    def _draw_classes(self, first: Array, draws: Array, width: int) -> tuple[Array, Array, Array]:
+        """The ways of each task `[T]`, the numbers of its classes and distractors `[T, W]`, and their quarter turns `[T, W]`."""
+        group = (first[:, 0] * len(self.members)).astype(np.int64)
+        room = np.array([len(member) for member in self.members])[group] * self.rotations
+        ways = pick(self.task.ways, first[:, 1], room - self.task.distractors)
+        counts = ways + self.task.distractors
+        padded = np.zeros((len(self.members), max(map(len, self.members))), np.int64)
+        for row, member in enumerate(self.members):
+            padded[row, : len(member)] = member
+        picked = distinct(draws[:, :width], draws[:, width:], room, counts)
+        picked = np.where(np.arange(width) < counts[:, None], picked, 0)
+        return ways, self.classes[padded[group[:, None], picked // self.rotations]], picked % self.rotations
+
+    def _draw_sizes(self, first: Array, shapes: Array, ways: Array, available: Array) -> tuple[Array, Array]:
+        """The shots and the queries of each class `[T, W]`, 0 of a distractor, of the items that are available `[T, W]`."""
+        task = self.task
+        shots, queries = (np.zeros(available.shape, np.int64) for _ in range(2))
         for t, n in enumerate(ways):
-            total = counts[t]
-            s, q = (part[t, :total, None] for part in (shots, queries))  # 0 of a distractor
-            given = [rows[t, :total], np.broadcast_to(turns[t, :total, None], (total, items))]
-            support, asked = column < s, (s <= column) & (column < s + q)
-            if apart:
-                unlabelled = [rest[t, :total].ravel(), np.repeat(turns[t, :total], others)]
+            if task.protocol == "meta_dataset":
+                found = meta_dataset_sizes(task, first[t, 2], shapes[t, 2, :n], available[t, :n])
             else:
-                unlabelled = [part[(s + q <= column) & (column < s + q + extra)] for part in given]
-            mixed = places[t, : len(unlabelled[0])].argsort()
-            own_rows, own_turns = (
-                np.concatenate([whole[support], whole[asked], some[mixed]])
-                for whole, some in zip(given, unlabelled, strict=True)
-            )
-            of_shots, of_queries = (tuple(part[t, :n].tolist()) for part in (shots, queries))
-            found_tasks.append(Drawn(int(n), of_shots, of_queries, len(mixed), own_rows, own_turns, numbers[t, :n]))
-        return found_tasks
+                found = uniform_sizes(task, shapes[t, :2, :n], available[t, :n])
+            shots[t, :n], queries[t, :n] = found
+        return shots, queries
+
+    def _put_together(
+        self,
+        ways: int,
+        numbers: Array,
+        turns: Array,
+        shots: Array,
+        queries: Array,
+        rows: Array,
+        rest: Array,
+        places: Array,
+    ) -> Drawn:
+        """One task.
+
+        Args:
+            ways: Its classes.
+            numbers: The numbers of its classes, then of its distractors, `[W]`, of which those beyond have no meaning.
+            turns: Their quarter turns `[W]`.
+            shots: Their shots `[W]`.
+            queries: Their queries `[W]`.
+            rows: Their items `[W, items]`: the support set first, then the queries, then unlabelled items.
+            rest: Their unlabelled items `[W, others]`, where these are kept apart.
+            places: What the unlabelled items are shuffled by.
+        """
+        total, column = ways + self.task.distractors, np.arange(rows.shape[1])
+        s, q = shots[:total, None], queries[:total, None]
+        given = [rows[:total], np.broadcast_to(turns[:total, None], (total, len(column)))]
+        support, asked = column < s, (s <= column) & (column < s + q)
+        if self.task.labelled_share < 1:
+            unlabelled = [rest[:total].ravel(), np.repeat(turns[:total], rest.shape[1])]
+        else:
+            unlabelled = [part[(s + q <= column) & (column < s + q + self._extra)] for part in given]
+        mixed = places[: len(unlabelled[0])].argsort()
+        own_rows, own_turns = (
+            np.concatenate([whole[support], whole[asked], some[mixed]])
+            for whole, some in zip(given, unlabelled, strict=True)
+        )
+        of_shots, of_queries = (tuple(part[:ways].tolist()) for part in (shots, queries))
+        return Drawn(int(ways), of_shots, of_queries, len(mixed), own_rows, own_turns, numbers[:ways])
 
     def episodes(self, read: Reader, device: torch.device) -> Callable[[int, int], Episodes | MixedEpisodes]:
         """A function of (start, stop) that yields these tasks.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from metarun.config.checked import Checked
-from metarun.data.source import Item, TableSource
+from metarun.data.source import Item
+from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 
 PLURAL = {"image": "images", "text": "texts", "vector": "vectors"}
@@ -121,7 +122,11 @@ class Encoder(Checked, ABC):
         """
 
     def to(self, device: torch.device) -> None:
-        """Moves it to a device; one that computes without torch stays where it is."""
+        """Moves it to a device; one that computes without torch stays where it is.
+
+        Args:
+            device: The device.
+        """
 
     def changed(self, items: Any, view: int) -> Any:
         """Changed copies of items, for `encoder.views`: random crops and so on, a function of each item and of `view` alone.
@@ -148,4 +153,9 @@ class Encoder(Checked, ABC):
         return dict(self.settings)
 
     def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Makes an encoder that `blueprint` built what it was, from what `learned` and `tensors` returned."""
+        """Makes an encoder that `blueprint` built what it was.
+
+        Args:
+            learned: What `learned` returned.
+            tensors: What `tensors` returned.
+        """

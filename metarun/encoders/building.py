@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.config import construct
 from metarun.config.schema import ENCODING_DEFAULTS
 from metarun.config.values import without
-from metarun.data.source import DataSource, TableSource
+from metarun.data.source import DataSource
+from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource, training_items
 from metarun.errors import UserError

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
-from metarun.data.source import DEVICE_TABLE_BYTES, EpisodeSampler, Reader, Split, TableSource, gathered
+from metarun.data.image_source import DEVICE_TABLE_BYTES, gathered
+from metarun.data.source import EpisodeSampler, Reader, Split
+from metarun.data.table_source import TableSource
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError

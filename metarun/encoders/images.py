@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.libraries import Recipe
-from metarun.data.source import TableSource
+from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.errors import UserError
 

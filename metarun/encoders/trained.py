@@ -17,7 +17,8 @@ from metarun.backbones.weights import load_backbone
 from metarun.config import construct
 from metarun.core import Backbone
 from metarun.data.image_batches import to_shape
-from metarun.data.source import TableSource, standardiser
+from metarun.data.image_source import standardiser
+from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.images import digest_of
 from metarun.engine import checkpoint

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from metarun import files
-from metarun.data.source import TableSource
-from metarun.data.table import cache_root, checksum, sample_digest
+from metarun.data.table import build_once, cache_root, checksum, sample_digest
+from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
 from metarun.engine import platform
 from metarun.errors import UserError
@@ -67,17 +67,8 @@ def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: tor
     root = cache_root()
     folder = root / f"vectors-{digest}"
     shape = (int(source.table.offsets[-1]), turns * encoding.views, encoder.features)
-    if not folder.is_dir():
-        try:
-            files.make_folder(root)
-            told = "encoder: another process encodes the same items"
-            with files.locked(folder.with_name(f"{folder.name}.lock"), told):
-                if not folder.is_dir():
-                    _build(folder, key, shape, source, encoder, encoding, device)
-        except OSError as error:
-            raise UserError(
-                f"data cache {root}: cannot be written ({error.strerror or error}); set METARUN_CACHE to another folder"
-            ) from error
+    told = "encoder: another process encodes the same items"
+    build_once(folder, told, lambda: _build(folder, key, shape, source, encoder, encoding, device))
     return _open(folder, shape, encoding.dtype)
 
 

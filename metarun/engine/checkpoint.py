@@ -14,6 +14,7 @@ from torch import nn
 
 from metarun import files
 from metarun.errors import UserError, nearest
+from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
 NUMBERS = "stage.json"  # marks a finished stage that is kept apart
@@ -95,7 +96,7 @@ def weights_file(key: str, origin: str) -> Path:
     if path.is_dir():
         result = path / "result.json"
         finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
-        stages = finished.get("stages", {})
+        stages = finished.get(STAGES, {})
         if stages and not (path / "best.pt").is_file():
             path = Path(list(stages.values())[-1]["folder"])
         path = path / "best.pt"

@@ -21,7 +21,7 @@ from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.engine.train import Learner
+    from metarun.engine.learner import Learner
     from metarun.wrappers.base import Wrapper
 
 MOST_PROCESSES = 8  # that are started unasked
@@ -212,7 +212,7 @@ def check_device(device: str) -> None:
 
 
 def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper | None = None) -> Hardware:
-    """Chooses the hardware of this rank; each rank has a CUDA device of its own.
+    """Chooses the hardware of this rank, and sets this process up for it (`set_up_process`).
 
     Args:
         settings: The config's `hardware` node.
@@ -224,50 +224,11 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
         UserError: There is no such device, there are not enough of them, or the settings do not go with the method.
     """
     check_device(settings.device)
-    has_cuda = torch.cuda.is_available()
-    device = torch.device("mps" if settings.device == "mps" else "cpu")
-    if settings.device in ("auto", "cuda") and has_cuda:
-        if world.local_size > (count := torch.cuda.device_count()):
-            raise UserError(
-                f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "
-                f"{count}; use hardware.processes={count}, or hardware=cpu"
-            )
-        device = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(device)
-    if device.type == "mps" and (settings.autocast or world.local_size > 1):
-        wrong = "autocast" if settings.autocast else "processes"
-        raise UserError(
-            f"hardware.{wrong}={settings[wrong]}: Apple's GPU computes here in float32, for one process; leave it at its default"
-        )
-    if settings.tf32 and device.type != "cuda":
-        raise UserError(
-            f"hardware.tf32=true: only CUDA devices have TF32, and this run is on the {device.type.upper()}; leave it at false"
-        )
-    allow_tf32(settings.tf32)
-    keep_freed_memory()
-    threads, vectorize, task_chunk = settings.threads, settings.vectorize, settings.task_chunk
-    if threads is None and world.local_size > 1:
-        threads = max(1, len(platform.cores()) // world.local_size)
-    if threads:
-        torch.set_num_threads(threads)
-    for module in (algorithm, algorithm.backbone):
-        if vectorize and not module.vectorizable:
-            raise UserError(
-                f"hardware.vectorize=true: {type(module).__module__}.{type(module).__name__} takes its tasks one by one; "
-                "leave it at null, or set it false"
-            )
-    drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
-    if vectorize and drops:
-        raise UserError(
-            f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
-            "task by task; leave it at null"
-        )
+    device = _choose_device(settings, world)
+    set_up_process(settings, world, device)
     convolves = _convolves(algorithm)
-    if vectorize is None:
-        # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
-        # are one state for all tasks, which vmap cannot keep.
-        vectorize = (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running"
-        vectorize = vectorize and algorithm.vectorizable and algorithm.backbone.vectorizable and not drops
+    vectorize = _choose_vectorize(settings.vectorize, algorithm, device, convolves)
+    task_chunk = settings.task_chunk
     if task_chunk is None and not vectorize:
         task_chunk = 1
     dtype = torch.bfloat16 if settings.autocast else None
@@ -278,6 +239,69 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
     threads = torch.get_num_threads()
     traced = _traced(settings, wrapper or algorithm, device, convolves)
     return Hardware(device, dtype, settings.tf32, channels_last, vectorize, task_chunk, threads, traced, world)
+
+
+def _choose_device(settings: Any, world: World) -> torch.device:
+    """The device of this rank, of which each has a CUDA device of its own."""
+    device = torch.device("mps" if settings.device == "mps" else "cpu")
+    if settings.device in ("auto", "cuda") and torch.cuda.is_available():
+        if world.local_size > (count := torch.cuda.device_count()):
+            raise UserError(
+                f"hardware.processes={world.local_size} on this machine: each takes a CUDA device of its own, and there are "
+                f"{count}; use hardware.processes={count}, or hardware=cpu"
+            )
+        device = torch.device("cuda", world.local_rank)
+    if device.type == "mps" and (settings.autocast or world.local_size > 1):
+        wrong = "autocast" if settings.autocast else "processes"
+        raise UserError(
+            f"hardware.{wrong}={settings[wrong]}: Apple's GPU computes here in float32, for one process; leave it at its default"
+        )
+    if settings.tf32 and device.type != "cuda":
+        raise UserError(
+            f"hardware.tf32=true: only CUDA devices have TF32, and this run is on the {device.type.upper()}; leave it at false"
+        )
+    return device
+
+
+def set_up_process(settings: Any, world: World, device: torch.device) -> None:
+    """Sets what holds for all that this process computes: its CUDA device, TF32, the memory that it keeps, its threads.
+
+    Args:
+        settings: The config's `hardware` node.
+        world: The ranks; those of one machine share its cores out.
+        device: The device of this rank.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    allow_tf32(settings.tf32)
+    keep_freed_memory()
+    threads = settings.threads
+    if threads is None and world.local_size > 1:
+        threads = max(1, len(platform.cores()) // world.local_size)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _choose_vectorize(wanted: bool | None, algorithm: Algorithm, device: torch.device, convolves: bool) -> bool:
+    """Whether tasks are computed by vmap; raises `UserError` where that is wanted and cannot be."""
+    for module in (algorithm, algorithm.backbone):
+        if wanted and not module.vectorizable:
+            raise UserError(
+                f"hardware.vectorize=true: {type(module).__module__}.{type(module).__name__} takes its tasks one by one; "
+                "leave it at null, or set it false"
+            )
+    drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
+    if wanted and drops:
+        raise UserError(
+            f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
+            "task by task; leave it at null"
+        )
+    if wanted is not None:
+        return wanted
+    # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
+    # are one state for all tasks, which vmap cannot keep.
+    able = algorithm.vectorizable and algorithm.backbone.vectorizable and not drops
+    return (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running" and able
 
 
 def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:

@@ -2,225 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from metarun import files
-from metarun.config import construct
-from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape
 from metarun.engine import checkpoint
-from metarun.engine.distributed import World
-from metarun.engine.hardware import Hardware
-from metarun.engine.platform import signal_name, stop_signals
+from metarun.engine.gradients import Order, clip, gradient_step, share_gradients
+from metarun.engine.interruption import Interrupted, Signals
+from metarun.engine.learner import Learner
+from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Pruned, UserError
-from metarun.ops import draws
-from metarun.ops.running_averages import RunningAverages, keeps_averages
 from metarun.runs.logger import RunLogger
-
-if TYPE_CHECKING:
-    from metarun.wrappers.base import Wrapper
+from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
 log = logging.getLogger("metarun")
 
 TAKE_LESS = "train.max_seconds=600 (ten minutes of training; validation and test stay as they are)"
-SIGNALS = (signal.SIGINT, *stop_signals())
-
-Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`, on the device
 Validate = Callable[[], tuple[float, dict[str, float]]]  # a score of the weights, higher is better, and what to log
 Watch = Callable[[int, float], bool]  # of a validation's step and score: whether to give up
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended training after the checkpoint was saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"{signal_name(number)} at step {step}")
-        self.number = number
-
-
-class Signals:
-    """Notes a signal instead of dying of it, while it is entered; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def build_optimizer(
-    algorithm: Algorithm | Wrapper, settings: Any
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
-
-    Raises `UserError` where there are steps but nothing to train.
-    """
-    parameters = [value for value in algorithm.parameters() if value.requires_grad]
-    if not parameters:
-        if settings.steps:
-            raise UserError(
-                f"train.steps={settings.steps}: there is nothing to train in {type(algorithm).__name__} on this backbone; "
-                "use train.steps=0"
-            )
-        parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
-    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
-    if not settings.schedule:
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
-
-
-@dataclass
-class Learner:
-    """A method with everything that its training takes.
-
-    Attributes:
-        name: The name of the stage that trains it.
-        algorithm: The method on its backbone.
-        settings: The config's `train`, or that of an earlier stage.
-        seed: The seed of the run.
-        hardware: Where it is trained; the builder replaces it once all ranks have met.
-        optimizer: The optimiser of the trainable parameters; None for a learner that is not trained.
-        schedule: The schedule of the optimiser's learning rate.
-        sampler: The `Episodes` or the `Batch` from `start` to `stop`.
-        task: The shape of its training tasks; None where it trains on batches of images, or not at all.
-        wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
-        fresh: Builds the same method anew, with the weights that it had before any training.
-        seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
-        selected_by: The rule that chose its weights, for `result.json`.
-        built_from: The key of its method in the config; None for a backbone without a method.
-    """
-
-    name: str
-    algorithm: Algorithm
-    settings: Any
-    seed: int
-    hardware: Hardware
-    optimizer: torch.optim.Optimizer | None = None
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
-    sampler: Sampler | None = None
-    task: TaskShape | None = None
-    wrapper: Wrapper | None = None
-    fresh: Callable[[], Algorithm] | None = None
-    seen: dict[str, Any] = field(default_factory=dict)
-    selected_by: str = ""
-    built_from: str | None = None
-
-
-@dataclass
-class TrainState:
-    """How far a training has come: what a checkpoint holds besides the weights, the optimiser and the schedule.
-
-    Attributes:
-        step: Steps taken.
-        seconds: Seconds of training after the last step, validations included, over all sittings.
-        best_score: The best validation score so far.
-        best_step: The step of the best score.
-        validated: The step of the last validation, -1 before the first.
-        worse: Validations since the best one.
-        sums: Sums of what the steps since the last line of the log returned.
-        summed: The number of these steps.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best_score: float = -math.inf
-    best_step: int = 0
-    validated: int = -1
-    worse: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    summed: int = 0
-
-    @classmethod
-    def restored(cls, saved: dict[str, Any], path: Path) -> TrainState:
-        """The state that a checkpoint holds.
-
-        Args:
-            saved: The entry `state` of the checkpoint.
-            path: The checkpoint's file, for the message of an error.
-
-        Raises:
-            UserError: The checkpoint was written by another version of metarun, which kept other things.
-        """
-        known = {item.name for item in fields(cls)}
-        if saved.keys() != known:
-            other = sorted(saved.keys() ^ known)[0]
-            raise UserError(
-                f"checkpoint {path}: was written by another version of metarun (state.{other}); start over beside it with "
-                "resume=false"
-            )
-        return cls(**saved)
-
-
-class Clock:
-    """The seconds of training after each step.
-
-    Where a budget of seconds decides on the learning rate and on the end of a training, a step's outcome depends on its
-    second. A record then keeps the second of every step, and a step that is taken again after a kill gets the same one.
-    """
-
-    def __init__(self, state: TrainState, record: Path | None) -> None:
-        """Starts to count at the step and the second of `state`.
-
-        Args:
-            state: Where the training goes on.
-            record: The file of the record, `step seconds` a line; None keeps none.
-        """
-        self.record = record
-        self._known: dict[int, float] = {}
-        if record is not None:
-            self._known = dict(self._read(record))
-            lines = [f"{step} {seconds!r}\n" for step, seconds in self._known.items()]
-            files.save_bytes(record, "".join(lines).encode())  # without a line that a kill cut off
-        self._base, self._since = state.seconds, time.perf_counter()
-
-    @staticmethod
-    def _read(record: Path) -> Iterator[tuple[int, float]]:
-        for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():
-            with contextlib.suppress(
-                ValueError
-            ):  # a line that a kill cut off, or that a power failure filled with zeros
-                step, seconds = line.split()
-                if line.endswith("\n"):
-                    yield int(step), float(seconds)
-
-    def after(self, step: int) -> float:
-        """The seconds of training at the end of `step` steps, of which this is the last one."""
-        if (known := self._known.get(step)) is not None:
-            self._base, self._since = known, time.perf_counter()
-            return known
-        seconds = self._base + time.perf_counter() - self._since
-        if self.record is not None:
-            with open(self.record, "a", encoding="utf-8") as file:
-                file.write(f"{step} {seconds!r}\n")
-        return seconds
-
-
-@dataclass(frozen=True)
-class Order:
-    """What rank 0 says to all ranks in every step, within the message that sums the gradients."""
-
-    seconds: float = 0.0  # of training so far: ranks must agree on the learning rate and on when to stop
-    signal: int = 0  # that it received; 0 for none
 
 
 class Training:
@@ -323,7 +128,7 @@ class Training:
         scalars = {f"train/{name}": value / state.summed for name, value in state.sums.items()}
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         elapsed = time.perf_counter() - self.started
-        scalars["train/tasks_per_second"] = (state.step - self.first_step) * tasks / elapsed
+        scalars[TASKS_PER_SECOND] = (state.step - self.first_step) * tasks / elapsed
         self.logger.scalars(state.step, scalars)
         state.sums, state.summed = {}, 0
 
@@ -427,9 +232,9 @@ def fit(
         if pruned:
             raise Pruned(state.step)
     return {
-        "train/steps": state.step,
-        "train/seconds": state.seconds,
-        "train/tasks_per_second": state.step * settings.tasks_per_step / state.seconds if state.seconds else 0.0,
+        TRAIN_STEPS: state.step,
+        TRAIN_SECONDS: state.seconds,
+        TASKS_PER_SECOND: state.step * settings.tasks_per_step / state.seconds if state.seconds else 0.0,
     }
 
 
@@ -445,98 +250,3 @@ def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: A
         due = max(step, min(settings.steps, int(settings.steps * seconds / settings.max_seconds)))
     while schedule.last_epoch < due:
         schedule.step()
-
-
-def gradient_step(
-    algorithm: Algorithm | Wrapper,
-    episodes: Episodes | MixedEpisodes,
-    step: int,
-    weight: float,
-    seed: int,
-    hardware: Hardware,
-    first_task: int = 0,
-) -> dict[str, Tensor]:
-    """Fills the gradients of `weight` times the mean loss over this process's tasks of a step.
-
-    Goes chunk by chunk, so that one chunk's graph is held at a time; the tasks of a chunk have one shape. Random numbers
-    depend on (seed, step, task) alone, and not on what was drawn before, on the chunks or on the processes
-    (`metarun.ops.draws`). Running averages of norms are those of one process (`metarun.ops.running_averages`).
-
-    Args:
-        algorithm: The method, or its wrapper; its gradients are replaced.
-        episodes: The tasks, of one shape or of several, or the batch of images.
-        step: The number of the step, from 0.
-        weight: The share of the step's tasks that these are.
-        seed: The run's seed.
-        hardware: What it is computed on.
-        first_task: The number of the first task in the step, over all processes.
-
-    Returns:
-        The loss and what else to log, weighted; summed over the processes they are those of the step.
-    """
-    algorithm.zero_grad(set_to_none=True)
-    size = None if algorithm.whole_batch else hardware.task_chunk
-    if isinstance(episodes, MixedEpisodes) and keeps_averages(algorithm):
-        size = 1  # in the order of the tasks, which running averages go by, and not shape by shape
-    total = round(episodes.n_tasks / weight)
-    world = hardware.world
-    averages = RunningAverages(algorithm, world.rank, world.size, world.all_reduce) if world.size > 1 else None
-    all_reduce, settle = (world.all_reduce, averages.settle) if averages else (None, None)
-    sums: dict[str, Tensor] = {}
-    for places, chunk in episodes.chunks(size):
-        share = weight * chunk.n_tasks / episodes.n_tasks
-        numbers = [first_task + place for place in places]
-        hardware.seed(draws.mixed(seed, step, numbers[0]))
-        with draws.StepShare(seed, step, numbers[0], chunk.n_tasks, total, all_reduce, settle, numbers).entered():
-            loss, scalars = hardware.backward(algorithm, chunk, step, share)
-        for name, value in {"loss": loss, **scalars}.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
-    if averages:
-        averages.settle()
-    return sums
-
-
-def share_gradients(
-    algorithm: Algorithm | Wrapper,
-    parameters: list[torch.nn.Parameter],
-    sums: dict[str, Tensor],
-    order: Order,
-    weight: float,
-    world: World,
-) -> Order:
-    """Sums the gradients and `sums` over the ranks, and averages the algorithm's buffers, all in one message.
-
-    Args:
-        algorithm: The method, whose buffers are averaged in place; running averages of norms are the same in all ranks.
-        parameters: The trained parameters, whose gradients are summed in place.
-        sums: What to log, summed in place.
-        order: What rank 0 says; that of other ranks is ignored.
-        weight: This rank's share of the tasks.
-        world: The ranks.
-
-    Returns:
-        Rank 0's `order`.
-    """
-    if world.size == 1:
-        return order
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    buffers = [buffer for buffer in algorithm.buffers() if buffer.is_floating_point()]
-    for buffer in buffers:
-        buffer.mul_(weight)
-    said = torch.tensor([order.seconds, order.signal], dtype=torch.float64) * world.main
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    world.all_reduce([*gradients, *buffers, *sums.values(), said])
-    return Order(said[0].item(), int(said[1].item()))
-
-
-def clip(parameters: list[torch.nn.Parameter], norm: float | None, value: float | None) -> float:
-    """Clips the gradients by value, then by their norm; returns the norm before that."""
-    if value is not None:
-        torch.nn.utils.clip_grad_value_(parameters, value)
-    if norm is not None:
-        return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
-    return float(
-        torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 import metarun
@@ -16,11 +15,11 @@ from metarun.data.decoding import UnreadableImage, read
 from metarun.inference.items import How
 from metarun.inference.predictions import Predictions
 from metarun.inference.texts import TextPreprocessing
+from metarun.templates import template
 from metarun.text import printable
 
 SHOWN = 400  # images, over all classes
 SIDE = 96  # pixels of a small image
-REPORT = Path(metarun.__file__).parent / "report"  # whose style the page has, too
 
 
 def page(found: Predictions, folder: Path) -> str:
@@ -30,14 +29,8 @@ def page(found: Predictions, folder: Path) -> str:
         found: The predictions.
         folder: Where the page will lie.
     """
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, REPORT]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     numbers = found.describe()
-    return environment.get_template("predictions.html").render(
+    return template(Path(__file__).parent, "predictions.html").render(
         numbers=numbers,
         kind=found.kind,
         names=[printable(name) for name in found.names],

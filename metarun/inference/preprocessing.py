@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metarun.data.decoding import Range
 from metarun.data.image_batches import to_shape
-from metarun.data.source import DataSource, ImageSource, standardiser
+from metarun.data.image_source import ImageSource, standardiser
+from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.texts import TextPreprocessing

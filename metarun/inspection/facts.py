@@ -10,8 +10,10 @@ import numpy as np
 
 from metarun.config import Node
 from metarun.core import TaskShape, largest
-from metarun.data.source import ImageSource, Split, TableSource
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.data.splits import SPLITS
+from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 from metarun.inspection import duplicates
 from metarun.inspection.image_files import survey

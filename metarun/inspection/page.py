@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 import metarun
 from metarun.core import TaskShape
-from metarun.data.source import ImageSource, Split
+from metarun.data.image_source import ImageSource
+from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection import facts
 from metarun.inspection.words import asked, bytes_text, duplicate_lines, time_lines
+from metarun.templates import template
 
-REPORT = Path(metarun.__file__).parent / "report"  # whose style the page has, too
 SIDE = 84  # pixels of a small image
 BAD, CLASSES = 200, 500  # files and classes that the page lists
 
@@ -32,13 +32,7 @@ def page(found: list[dict[str, Any]], time: dict[str, Any], tasks: dict[Split, T
         tasks: The tasks that were asked for.
         command: The command that found it.
     """
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, REPORT]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("inspection.html").render(
+    return template(Path(__file__).parent, "inspection.html").render(
         sets=[_one(one, tasks) for one in found],
         time=[line.removeprefix("time").strip() for line in time_lines(time)],
         command=command,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from metarun.data.source import DataSource
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import evaluate
-from metarun.engine.train import gradient_step
+from metarun.engine.gradients import gradient_step
 from metarun.errors import UserError
 from metarun.runs.run import Run
 from metarun.stages import MetaTest, Train

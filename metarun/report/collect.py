@@ -18,7 +18,30 @@ from metarun.config.overrides import key_of
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
-from metarun.runs.result import SETS, TEST, of_one, scores_file
+from metarun.runs.result import (
+    ACCURACY,
+    CHOICES,
+    COMMAND,
+    CONTENT,
+    DATA,
+    ERROR,
+    OVERRIDES,
+    PROTOCOL,
+    SCORE,
+    SETS,
+    TARGET,
+    TARGET_ACCURACY,
+    TARGET_CLASSES,
+    TARGET_CURVE,
+    TARGET_DIVISION,
+    TARGET_OVER,
+    TEST,
+    TRAIN_SECONDS,
+    TRAIN_STEPS,
+    half_of,
+    of_one,
+    scores_file,
+)
 from metarun.runs.result import key as key_of_result
 
 # Overrides that say where, how often or from what, but not what was compared.
@@ -99,19 +122,21 @@ class Run:
     @property
     def setting(self) -> Setting:
         """What another run must share for its test results to be compared with those of this one."""
-        if self.tested == "target":
+        if self.tested == TARGET:
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [self.result["target/data"]["fingerprint"], self.result.get("target/division"), *draws]
-            shots, queries = (int(self.result.get(f"target/{part}_images", 0)) for part in ("train", "test"))
+            content = [self.result[CONTENT]["fingerprint"], self.result.get(TARGET_DIVISION), *draws]
+            shots, queries = (
+                int(self.result.get(key_of_result(TARGET, f"{part}_images"), 0)) for part in ("train", "test")
+            )
             name = self.choices.get("target", "target")
-            over = self.result.get("target/over", "repeats" if "target/curve" in self.result else "test images")
-            ways = len(self.result["target/classes"])
-            return Setting(name, None, ways, shots, queries, "acc", True, over, repr(content))
-        protocol, data = self.result["protocol"], self.result["data"]
-        task = protocol.get("test", IMAGES)
-        tested = [measure for measure in MEASURES if f"test/{measure}" in self.result]
+            over = self.result.get(TARGET_OVER, "repeats" if TARGET_CURVE in self.result else "test images")
+            ways = len(self.result[TARGET_CLASSES])
+            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content))
+        protocol, data = self.result[PROTOCOL], self.result[DATA]
+        task = protocol.get(TEST, IMAGES)
+        tested = [measure for measure in MEASURES if key_of_result(TEST, measure) in self.result]
         # A data set without classes is one of regression tasks.
-        measure = tested[0] if tested else "acc" if "classes" in data else "mse"
+        measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
         content = [data["fingerprint"], data.get("classes"), self.config.get("data.within_group")]
         name = self.tested_on or self.choices.get("data", "data")
@@ -132,7 +157,7 @@ class Run:
     @property
     def tested(self) -> str:
         """What the names of its test's numbers begin with."""
-        return "target" if "target/acc" in self.result else "test"
+        return TARGET if TARGET_ACCURACY in self.result else TEST
 
     def value(self, column: str) -> Any:
         """What the run had for a key, or the choice for a group; None if it has no such key."""
@@ -240,14 +265,14 @@ def read(folder: Path) -> Run:
     path = folder / "result.json"
     try:
         result = files.parsed(path.read_text(encoding="utf-8"))
-        needed = ("protocol", "command", "target/data" if "target/acc" in result else "data")
+        needed = (PROTOCOL, COMMAND, CONTENT if TARGET_ACCURACY in result else DATA)
         missing = [key for key in needed if key not in result]
-        used = missing == ["data"] and not any(result["choices"].get(group) for group in ("data", "target"))
-        if (missing and not used) or not IMAGES.keys() <= result["protocol"].get("test", IMAGES).keys():
+        used = missing == [DATA] and not any(result[CHOICES].get(group) for group in ("data", "target"))
+        if (missing and not used) or not IMAGES.keys() <= result[PROTOCOL].get(TEST, IMAGES).keys():
             raise ValueError(f"has no {missing[0] if missing else 'test task'}")
-        if not result.get(key_of_result(TEST, SETS), {}).keys() <= result["protocol"].get(SETS, {}).keys():
+        if not result.get(key_of_result(TEST, SETS), {}).keys() <= result[PROTOCOL].get(SETS, {}).keys():
             raise ValueError("does not say how its data sets were tested")
-        result["protocol"].setdefault("split", None)
+        result[PROTOCOL].setdefault("split", None)
         path = folder / "config.yaml"
         text = path.read_text(encoding="utf-8")
         config = flat(yaml.load(text, _Loader))
@@ -261,7 +286,7 @@ def read(folder: Path) -> Run:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
         why = found if "zero" in found or "empty" in found else _first_line(error)
         raise Unreadable(f"{path}: cannot be used ({why}), so that the run is left out") from error
-    stored = current_choices(result.get("choices", {}))
+    stored = current_choices(result.get(CHOICES, {}))
     chosen = {group: choice for group, choice in stored.items() if choice is not None}
     choices = {**_classes(config), **chosen}
     typed = overridden(words_of(result), config, choices)
@@ -286,9 +311,9 @@ def check_usable(run: Run) -> None:
     path = run.folder / "result.json"
     try:
         hash(run.setting)
-        numbers = [run.seed, *(run.result.get(key, 0.0) for key in ("train/seconds", "train/steps", "val/score"))]
-        kinds = [f"{run.tested}/{measure}" for measure in MEASURES]
-        numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, f"{kind}_ci95")]
+        numbers = [run.seed, *(run.result.get(key, 0.0) for key in (TRAIN_SECONDS, TRAIN_STEPS, SCORE))]
+        kinds = [key_of_result(run.tested, measure) for measure in MEASURES]
+        numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, half_of(kind))]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _first_line(error)
         raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
@@ -302,12 +327,12 @@ def _first_line(error: Exception) -> str:
 
 def words_of(result: dict[str, Any]) -> list[str]:
     """The overrides that a result stores; of one by version 0.1, which has only the command, the words of that."""
-    if "overrides" in result:
-        return [str(word) for word in result["overrides"]]
+    if OVERRIDES in result:
+        return [str(word) for word in result[OVERRIDES]]
     try:
-        return shlex.split(result["command"])
+        return shlex.split(result[COMMAND])
     except ValueError:  # an apostrophe
-        return str(result["command"]).split()
+        return str(result[COMMAND]).split()
 
 
 def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, str]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from metarun.report.text import half
+from metarun.runs.result import ACCURACY, CONTINUAL, PROTOCOL, half_of
 
 LABELS = {
     "online": "online head, each image once",
@@ -21,7 +22,7 @@ LABELS = {
 
 def table(result: dict[str, Any], what: str) -> Table:
     """The accuracies after the last class."""
-    found, protocol = result["continual"], result["protocol"]
+    found, protocol = result[CONTINUAL], result[PROTOCOL]
     task = protocol["test"]
     title = (
         f"{what}{task['ways']} classes one after the other, {task['shots']} images each, {task['queries']} to test; "
@@ -29,7 +30,7 @@ def table(result: dict[str, Any], what: str) -> Table:
     )
     shown = Table("", "accuracy", "95% interval", title=title, title_justify="left", min_width=60)
     for name, label in LABELS.items():
-        shown.add_row(label, f"{found[name]['acc']:.2%}", half(found[name]["acc_ci95"], ".2%"))
+        shown.add_row(label, f"{found[name]['acc']:.2%}", half(found[name][half_of(ACCURACY)], ".2%"))
     shown.add_row("chance", f"{1 / found['classes']:.2%}", "")
     return shown
 

@@ -21,6 +21,14 @@ from metarun.ops.calibration import BINS
 from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart, target_points
+from metarun.runs.result import (
+    TEST_AFTER_INNER_STEPS,
+    TEST_CURVES,
+    TEST_POINTS,
+    VALIDATION_ACCURACY,
+    VALIDATION_ERROR,
+    VALIDATION_MEDIAN,
+)
 
 INK = "#010203"  # stands for the colour of the text around the figure
 # Each has a contrast of at least 3 with white and with the page's dark background.
@@ -69,7 +77,7 @@ def draw(sections: Sequence[Section]) -> list[Drawing]:
 
 def _learning_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
-        return run.curve(("val/acc", "val/mse_median", "val/mse"))
+        return run.curve((VALIDATION_ACCURACY, VALIDATION_MEDIAN, VALIDATION_ERROR))
 
     caption = "Validation during training: the mean over seeds, and the band from the lowest to the highest seed"
     band = partial(_band, curve=curve)
@@ -148,7 +156,7 @@ def _percent(value: float, place: object) -> str:
 
 def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
-        after = run.result.get("test/after_inner_steps", {})
+        after = run.result.get(TEST_AFTER_INNER_STEPS, {})
         known = {int(step): numbers.get("acc", numbers.get("mse_median")) for step, numbers in after.items()}
         finite = sorted(step for step, value in known.items() if value is not None and math.isfinite(value))
         return (np.array(finite), np.array([known[step] for step in finite])) if len(finite) > 1 else (_NONE, _NONE)
@@ -281,14 +289,14 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
 
 def _points(group: Group) -> tuple[str, list[int]]:
     """What the points of a group's curves are, and where they lie; an empty list where they are counted."""
-    kept = group.runs[0].result.get("test/points")
+    kept = group.runs[0].result.get(TEST_POINTS)
     return (kept["name"], list(kept["at"])) if kept else ("point of the curve", [])
 
 
 def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """For each quantity its curves by name: the mean over seeds and half its 95% interval over episodes, both `[n]`."""
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    kept = [run.result.get("test/curves", {}) for run in group.runs]
+    kept = [run.result.get(TEST_CURVES, {}) for run in group.runs]
     for name in dict.fromkeys(name for curves in kept for name in curves):
         seeds = [curves[name] for curves in kept if name in curves]
         length = min(len(curve["mean"]) for curve in seeds)

@@ -20,7 +20,7 @@ from metarun.errors import UserError
 from metarun.report.collect import NothingTested, Run, Unreadable, check_usable, read, run_folders
 from metarun.report.command import folders
 from metarun.runs.folder import stored_config
-from metarun.runs.result import CI95, ERROR, SCORE, tested
+from metarun.runs.result import ERROR, SCORE, half_of, tested
 from metarun.terminal import Terminal
 from metarun.text import printable, shell_path
 
@@ -89,7 +89,7 @@ def number(run: Run) -> str:
     if key is None:
         return f"validation {run.result[SCORE]:.4g}" if SCORE in run.result else ""
     form = ".3g" if key.endswith(ERROR) else ".2%"
-    half = run.result.get(f"{key}{CI95}")
+    half = run.result.get(half_of(key))
     return f"{run.result[key]:{form}}" + (f" ± {half:{form}}" if isinstance(half, int | float) else "")
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 import metarun
 from metarun import files
 from metarun.errors import UserError
@@ -21,6 +19,8 @@ from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
+from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN_SECONDS, half_of, key
+from metarun.templates import template
 from metarun.text import printable, shell_path
 
 NAMED = 10  # unfinished runs that the terminal names
@@ -116,13 +116,10 @@ def _html(
     title: str, every: Sequence[tables.Table], sections: Sequence[Section], drawings: Sequence[Drawing],
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     finished, unfinished = len(collection.runs), len(collection.unfinished)
     counts = f"{finished} finished run{'s' * (finished != 1)} in {len(collection.groups)} group"
     counts += "s" * (len(collection.groups) != 1) + (f", {unfinished} not finished." if unfinished else ".")
-    return environment.get_template("page.html").render(
+    return template(Path(__file__).parent, "page.html").render(
         title=title,
         counts=counts,
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -137,14 +134,14 @@ def _html(
         ],
         unfinished=collection.unfinished,
         problems=collection.problems,
-        commands=[run.result["command"] for run in collection.runs],
+        commands=[run.result[COMMAND] for run in collection.runs],
     )
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:
     """Which code, versions and hardware made the runs, and how many runs each where they differ."""
     told = {
-        "commit": [str(run.result.get("git_commit"))[:12] for run in runs if run.result.get("git_commit")],
+        "commit": [str(run.result.get(GIT_COMMIT))[:12] for run in runs if run.result.get(GIT_COMMIT)],
         "torch": [run.result["versions"]["torch"] for run in runs if "torch" in run.result.get("versions", {})],
         "Python": [run.result["versions"]["python"] for run in runs if "python" in run.result.get("versions", {})],
         "device": [_device(run.result["hardware"]) for run in runs if "hardware" in run.result],
@@ -166,17 +163,18 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
     """A row of the list of runs."""
     measure, result = section.setting.measure, run.result
     if section.setting.tested:
-        value, half = result[f"{run.tested}/{measure}"], result.get(f"{run.tested}/{measure}_ci95")
+        tested = key(run.tested, measure)
+        value, half = result[tested], result.get(half_of(tested))
     else:
-        value, half = result.get("val/score"), None
+        value, half = result.get(SCORE), None
         value = -value if value is not None and measure == "mse" else value
-    seconds = result.get("train/seconds")
+    seconds = result.get(TRAIN_SECONDS)
     return {
         "label": label,
         "seed": run.seed,
         "result": tables.number(value, measure) + ("" if section.setting.tested else " (validation)"),
         "half": "" if not section.setting.tested else TOO_FEW if half is None else tables.number(half, measure),
-        "episodes": result.get("test/episodes", ""),
+        "episodes": result.get(TEST_EPISODES, ""),
         "seconds": "" if seconds is None else f"{seconds:,.0f} s",
         "folder": run.folder.name,
         "link": quote(os.path.relpath(run.folder, to)) + "/",

@@ -15,16 +15,25 @@ from metarun.runs.result import (
     ACCURACY,
     BASELINES,
     CHANCE,
-    CI95,
     CONTINUAL,
     DAMAGED,
     EPISODES,
+    ERROR,
     FILE,
     MEASURES,
+    PROTOCOL,
     SCORE,
+    SELECTED_STEP,
     SETS,
+    TARGET_ACCURACY,
+    TASKS_PER_SECOND,
     TEST,
+    TEST_ACCURACY,
+    TEST_ERROR,
+    TRAIN_SECONDS,
+    TRAIN_STEPS,
     WORST_CLASS,
+    half_of,
     key,
     of_set,
 )
@@ -56,8 +65,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     """Prints the table of a result and where everything lies."""
     terminal = Terminal()
     what = subject(folder)
-    tested = "test/acc" in result or "test/mse" in result
-    if "target/acc" in result:
+    tested = TEST_ACCURACY in result or TEST_ERROR in result
+    if TARGET_ACCURACY in result:
         terminal.show(target.table(result))
         if kept := target.kept(result):
             print(kept)
@@ -65,22 +74,24 @@ def show(folder: Path, result: dict[str, Any]) -> None:
         if CONTINUAL in result:
             terminal.show(continual.table(result, what))
         else:
-            terminal.show(_accuracies(result, what) if "test/acc" in result else _errors(result, what))
+            terminal.show(_accuracies(result, what) if TEST_ACCURACY in result else _errors(result, what))
         if told := _own_measures(result):
             print(told)
-    if encoder := result["protocol"].get("encoder"):
+    if encoder := result[PROTOCOL].get("encoder"):
         print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
-    if result.get("train/steps") == 0 and SCORE not in result:
-        print(f"no step of training; {'tested: ' if tested or 'target/acc' in result else ''}the weights as they were")
-    elif "train/steps" in result:
+    if result.get(TRAIN_STEPS) == 0 and SCORE not in result:
+        print(
+            f"no step of training; {'tested: ' if tested or TARGET_ACCURACY in result else ''}the weights as they were"
+        )
+    elif TRAIN_STEPS in result:
         chosen = (
             "tested: the weights"
-            if tested or "target/acc" in result
-            else f"validation score {result['val/score']:.4g}, not tested; best.pt is that"
+            if tested or TARGET_ACCURACY in result
+            else f"validation score {result[SCORE]:.4g}, not tested; best.pt is that"
         )
         print(
-            f"{result['train/steps']} steps in {result['train/seconds']:.0f} s, {result['train/tasks_per_second']:.3g} "
-            f"tasks/s; {chosen} of step {result['train/selected_step']}, the best on validation"
+            f"{result[TRAIN_STEPS]} steps in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
+            f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, the best on validation"
         )
     print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
 
@@ -110,19 +121,19 @@ def subject(folder: Path) -> str:
 def _own_measures(result: dict[str, Any]) -> str:
     """What the method or the data measured beside accuracy or error, in a line; empty where they measure nothing more."""
     known = {key(TEST, name) for name in (*MEASURES, WORST_CLASS)}
-    sets = tuple(f"{of_set(TEST, name)}/" for name in result["protocol"].get(SETS, ()))  # whose numbers have a table
+    sets = tuple(f"{of_set(TEST, name)}/" for name in result[PROTOCOL].get(SETS, ()))  # whose numbers have a table
     names = [
         name
         for name in result
-        if name.startswith(f"{TEST}/") and f"{name}{CI95}" in result and name not in known and not name.startswith(sets)
+        if name.startswith(f"{TEST}/") and half_of(name) in result and name not in known and not name.startswith(sets)
     ]
     return ", ".join(
-        f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[f'{name}{CI95}'], '.4f')}" for name in names
+        f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[half_of(name)], '.4f')}" for name in names
     )
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
-    protocol = result["protocol"]
+    protocol = result[PROTOCOL]
     mode = "transductive" if protocol["transductive"] else "inductive"
     if protocol.get("assumes_balanced_queries"):
         mode += ", supposes balanced queries"
@@ -133,21 +144,22 @@ def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Tabl
 
 
 def _accuracies(result: dict[str, Any], what: str) -> Table:
-    if sets := result["protocol"].get(SETS):
+    if sets := result[PROTOCOL].get(SETS):
         return _by_set(result, what, sets)
-    title = f"{what}{task_text(result['protocol']['test'])}"
+    title = f"{what}{task_text(result[PROTOCOL]['test'])}"
     table = _table(result, title, ("accuracy", "95% interval", "episodes"))
     for prefix, name in {TEST: TEST, **BASELINES, CHANCE: CHANCE}.items():
-        if f"{prefix}/acc" in result:
-            interval = half(result[f"{prefix}/acc_ci95"], ".2%") if f"{prefix}/acc_ci95" in result else ""
-            table.add_row(name, f"{result[f'{prefix}/acc']:.2%}", interval, str(result.get(f"{prefix}/episodes", "")))
+        accuracy = key(prefix, ACCURACY)
+        if accuracy in result:
+            interval = half(result[half_of(accuracy)], ".2%") if half_of(accuracy) in result else ""
+            table.add_row(name, f"{result[accuracy]:.2%}", interval, str(result.get(key(prefix, EPISODES), "")))
     return table
 
 
 def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
     columns = ("tasks", "accuracy", "95% interval", "before", "chance")
-    queries = count_text(result["protocol"]["test"]["queries"])
+    queries = count_text(result[PROTOCOL]["test"]["queries"])
     table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
 
     def row(title: str, tasks: str, name: str) -> None:
@@ -156,7 +168,7 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
             return "" if value is None else f"{value:.2%}"
 
         before = next(filter(None, map(number, BASELINES)), "")
-        interval = half(result[key(of_set(TEST, name), f"{ACCURACY}{CI95}")], ".2%")
+        interval = half(result[half_of(key(of_set(TEST, name), ACCURACY))], ".2%")
         table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
 
     for name, told in sets.items():
@@ -171,9 +183,9 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
 
 
 def _errors(result: dict[str, Any], what: str) -> Table:
-    title = f"{what}mean squared error from {count_text(result['protocol']['test']['shots'])} points"
+    title = f"{what}mean squared error from {count_text(result[PROTOCOL]['test']['shots'])} points"
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
-    last = result["protocol"]["test_inner_steps"]
+    last = result[PROTOCOL]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():
         steps = result.get(f"{prefix}/after_inner_steps", {})
         for step, numbers in steps.items():
@@ -181,7 +193,7 @@ def _errors(result: dict[str, Any], what: str) -> Table:
                 table.add_row(
                     f"{name}, {step} steps",
                     f"{numbers['mse']:.3f}",
-                    half(numbers["mse_ci95"], ".3f"),
+                    half(numbers[half_of(ERROR)], ".3f"),
                     f"{numbers['mse_median']:.3f}",
                     str(numbers["diverged"]),
                     str(result[f"{prefix}/episodes"]),

@@ -13,6 +13,17 @@ from metarun.report import published, statistics
 from metarun.report.collect import Collection, Group, Run, Setting
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
+from metarun.runs.result import (
+    ACCURACY,
+    PROTOCOL,
+    SCORE,
+    TARGET_CURVE,
+    TEST_DIVERGED,
+    TEST_MEDIAN,
+    TRAIN_SECONDS,
+    half_of,
+    key,
+)
 from metarun.text import printable
 
 
@@ -95,34 +106,34 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     measure, runs = group.setting.measure, group.runs
     row = Row(group, label(group, columns))
     if group.setting.tested:
-        finite = [run for run in runs if math.isfinite(run.result[f"{run.tested}/{measure}"])]
-        values = [run.result[f"{run.tested}/{measure}"] for run in finite]
-        halves = [run.result.get(f"{run.tested}/{measure}_ci95") for run in finite]
+        finite = [run for run in runs if math.isfinite(run.result[key(run.tested, measure)])]
+        values = [run.result[key(run.tested, measure)] for run in finite]
+        halves = [run.result.get(half_of(key(run.tested, measure))) for run in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = statistics.over_episodes(halves)
         if measure == "mse":
-            row.median = _mean(run.result["test/mse_median"] for run in runs)
-            row.diverged = sum(run.result["test/diverged"] for run in runs)
-    scores = _finite(run.result.get("val/score") for run in runs)
+            row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
+            row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
+    scores = _finite(run.result.get(SCORE) for run in runs)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
-    row.seconds = _mean(run.result.get("train/seconds") for run in runs)
+    row.seconds = _mean(run.result.get(TRAIN_SECONDS) for run in runs)
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
     of_source = not setting.target and runs[0].tested_on in ("", runs[0].choices.get("data"))
     if setting.tested and of_source:
-        row.published = published.find(runs[0].choices, runs[0].result["protocol"]["test"])
+        row.published = published.find(runs[0].choices, runs[0].result[PROTOCOL]["test"])
     return row
 
 
 def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
     """For each number of training images that all runs have the mean accuracy, and half its 95% interval for these weights."""
-    curves = [{point["train_images"]: point for point in run.result.get("target/curve", ())} for run in group.runs]
+    curves = [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in group.runs]
     return {
         size: (
             fmean(curve[size]["acc"] for curve in curves),
-            statistics.over_episodes([curve[size].get("acc_ci95") for curve in curves]),
+            statistics.over_episodes([curve[size].get(half_of(ACCURACY)) for curve in curves]),
         )
         for size in sorted(set.intersection(*map(set, curves)))
     }

@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from metarun.report.statistics import Paired
 from metarun.report.summary import Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
+from metarun.runs.result import PROTOCOL
 from metarun.terminal import Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
@@ -111,9 +112,9 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
-    transductive = [row.group.runs[0].result["protocol"].get("transductive") for row in rows]
+    transductive = [row.group.runs[0].result[PROTOCOL].get("transductive") for row in rows]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
-    encoders = [row.group.runs[0].result["protocol"].get("encoder") or {} for row in rows]
+    encoders = [row.group.runs[0].result[PROTOCOL].get("encoder") or {} for row in rows]
     if any(each.get("saw_these_classes") == "yes" for each in encoders):
         cells["pretrained on these classes"] = [each.get("saw_these_classes", "no") for each in encoders]
     if len(rows) > 1:

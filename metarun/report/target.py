@@ -10,49 +10,63 @@ from typing import Any
 from rich.table import Table
 
 from metarun.report.text import half
+from metarun.runs.result import (
+    CONTENT,
+    PROTOCOL,
+    TARGET,
+    TARGET_CHANCE,
+    TARGET_CLASSES,
+    TARGET_CLASSIFIER,
+    TARGET_CURVE,
+    TARGET_INTERVAL,
+    TARGET_TEST_IMAGES,
+    half_of,
+    key,
+)
 
 MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def table(result: dict[str, Any]) -> Table:
     """Accuracy, balanced accuracy, and macro F1 or AUROC, of each number of training images."""
-    curve = result.get("target/curve") or [
-        {name.removeprefix("target/"): value for name, value in result.items() if name.startswith("target/")}
+    begins = key(TARGET, "")
+    curve = result.get(TARGET_CURVE) or [
+        {name.removeprefix(begins): value for name, value in result.items() if name.startswith(begins)}
     ]
     # Beside AUROC, which is of two classes, there is no room for macro F1.
     known = [name for name in MEASURES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
-    mode = "transductive" if result["protocol"]["transductive"] else "inductive"
-    title = f"target, {len(result['target/classes'])} classes; norm {result['protocol']['norm']}, {mode}; {result['target/interval']}"
+    mode = "transductive" if result[PROTOCOL]["transductive"] else "inductive"
+    title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {mode}; {result[TARGET_INTERVAL]}"
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""
         own = f", over the {point['over']}" if point.get("over") != curve[-1].get("over") else ""
         shown.add_row(f"{images}{point['test_images']} to test{own}", *(_value(point, name) for name in known))
-    if "target/chance" in result:
-        shown.add_row("the commonest class", f"{result['target/chance']:.2%}", *[""] * (len(known) - 1))
+    if TARGET_CHANCE in result:
+        shown.add_row("the commonest class", f"{result[TARGET_CHANCE]:.2%}", *[""] * (len(known) - 1))
     return shown
 
 
 def kind(result: dict[str, Any]) -> str:
     """What the items of the target are called: `images` or `texts`."""
-    return "texts" if result.get("target/data", {}).get("items") == "text" else "images"
+    return "texts" if result.get(CONTENT, {}).get("items") == "text" else "images"
 
 
 def kept(result: dict[str, Any]) -> str:
     """A line about the classifier that a run keeps, whose own accuracy is not the mean over repeats; empty where there is none."""
-    found = result.get("target/classifier")
+    found = result.get(TARGET_CLASSIFIER)
     if found is None or "repeat" not in found:
         return ""
     return (
         f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found['acc']:.2%} of its "
-        f"{result['target/test_images']} test {kind(result)}"
+        f"{result[TARGET_TEST_IMAGES]} test {kind(result)}"
     )
 
 
 def _value(point: dict[str, Any], name: str) -> str:
-    if f"{name}_ci95" not in point:
+    if half_of(name) not in point:
         return f"{point[name]:.2%}"
-    return f"{point[name]:.2%} {half(point[f'{name}_ci95'], '.2%')}"
+    return f"{point[name]:.2%} {half(point[half_of(name)], '.2%')}"
 
 
 def learning_curve(
@@ -75,7 +89,7 @@ def learning_curve(
             axes.errorbar(
                 [point["train_images"] * shift for point in curve],
                 [point[measure] for point in curve],
-                [math.nan if point.get(f"{measure}_ci95") is None else point[f"{measure}_ci95"] for point in curve],
+                [math.nan if point.get(half_of(measure)) is None else point[half_of(measure)] for point in curve],
                 label=name or None,
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],

@@ -4,51 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import files, stages
-from metarun.config import Config, check, construct, flat, nodes_of, to_container
-from metarun.config.overrides import key_of, make_literal
-from metarun.config.shorthand import TASK
-from metarun.config.types import Given
-from metarun.config.validation import check_target
-from metarun.core import Backbone
-from metarun.data.domains import fit_to_network, named
+from metarun import files
+from metarun.config import check
+from metarun.config.overrides import make_literal
 from metarun.data.download import without_downloads
-from metarun.data.source import DataSource, NoData
-from metarun.encoders import EncodedSource
-from metarun.encoders.building import encoded, encoded_as
+from metarun.data.source import DataSource
 from metarun.engine import checkpoint, distributed
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
-from metarun.engine.train import Interrupted
-from metarun.errors import Incomplete, Pruned, UserError, nearest, reason
-from metarun.inference.kept import kept_learner
-from metarun.ops import batch_norm
-from metarun.renamed import refuse_old_words
+from metarun.engine.interruption import Interrupted
+from metarun.errors import Incomplete, Pruned, UserError
 from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored, stored
-from metarun.runs import provenance, result
+from metarun.runs import result
+from metarun.runs.building import build_data, build_stages, build_tests, prepare
+from metarun.runs.continuation import complete, refuse_other_weights
 from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
-from metarun.runs.folder import choose_folder, create, default_name, refuse_other_config, stored_config
-from metarun.runs.logger import RunLogger, logging_to, start_logging
+from metarun.runs.folder import choose_folder, create, refuse_other_config
+from metarun.runs.logger import logging_to, start_logging
+from metarun.runs.recording import finish, recorded
 from metarun.runs.run import Run
-from metarun.stages.base import Stage, check_order
-from metarun.stages.transfer import uses_method
+from metarun.stages.base import Stage
 from metarun.sweeps.search import watcher
-from metarun.target.target import Target
-from metarun.text import shell_path, shown_path
-from metarun.trust import check_classes
+from metarun.text import shell_path
 
 log = logging.getLogger("metarun")
 
@@ -76,19 +63,15 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             refuse_other_config(folder, config)
         built = build_stages(config)
         continues = config.checkpoint and any(stage.continues_config for stage in built)
-        outdated = False
-        if (folder / result.FILE).is_file():
+        outdated = (folder / result.FILE).is_file()
+        if outdated:
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            outdated = not all(stage.is_current(config, stored(folder)) for stage in built)
-            if not outdated:
+            if all(stage.is_current(config, stored(folder)) for stage in built):
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
-        shared = prepare(config, folder, world)
-        if config.hardware.processes is None and not world.launched and (count := shared.worthwhile_processes()) > 1:
-            world = distributed.place(count)
-            shared = prepare(config, folder, world)
+        shared = prepare_for_processes(config, folder, world)
         described = descriptions(*data_of(shared))
         refuse_other_data(folder, described)
         if continues:
@@ -97,8 +80,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         shared.watch = watcher(folder)
         create(folder)
         try:
-            told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
-            with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+            with at_work(folder):
                 if (folder / result.FILE).is_file() and not outdated:  # by now
                     show_stored(folder)
                     return conclude(built, folder)
@@ -108,18 +90,39 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / "config.yaml", text.encode())
                 log.info("run folder: %s", shell_path(folder))
-                with distributed.process_group(world, command) as world:
+                with distributed.process_group(shared.world, command) as world:
                     world.broadcast(folder)
                     carry_out(shared, world)
                 finish(shared, overrides, choices, command, time.perf_counter() - started)
-        except Timeout:
-            raise UserError(
-                f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
-            ) from None
         finally:
             shared.logger.close()
     show(folder, shared.result)
     return conclude(shared.stages, folder)
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, and logs to it.
+
+    Raises:
+        UserError: Another process is at work in it, and goes on for longer than one that is to end takes to save.
+    """
+    told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
+    try:
+        with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{shell_path(folder)}: another process is running this; wait for it, or give this one another name="
+        ) from None
+
+
+def prepare_for_processes(config: DictConfig, folder: Path, world: World) -> Run:
+    """The run, prepared for as many processes as are worthwhile where the config leaves their number open."""
+    run = prepare(config, folder, world)
+    if config.hardware.processes is None and not world.launched and (count := run.worthwhile_processes()) > 1:
+        return prepare(config, folder, distributed.place(count), run)
+    return run
 
 
 def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
@@ -154,120 +157,6 @@ def follow(config: DictConfig, world: World) -> None:
                 raise
 
 
-def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
-    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint."""
-    built = build_stages(config)
-    loads = any(stage.needs_checkpoint for stage in built)
-    if loads != bool(config.checkpoint):
-        raise UserError(
-            f"recipe={choices.get('recipe', 'test')}: needs the run to test; add checkpoint=outputs/RUN"
-            if loads and any(stage.continues_config for stage in built)
-            else f"recipe={choices.get('recipe')}: needs what was learned; add checkpoint=outputs/RUN, or a classifier.pt"
-            if loads
-            else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
-        )
-    check_order(built)
-    if config.checkpoint and any(stage.continues_config for stage in built):
-        config = with_checkpoint(config, overrides)
-        check(config)
-    OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
-    return config
-
-
-def build_stages(config: DictConfig) -> list[Stage]:
-    """The stages of the recipe, not yet prepared.
-
-    Each entry of `recipe.stages` is a node with a `_target_`, or the dotted path of a class without settings.
-
-    Raises:
-        UserError: An entry is no stage, or has a setting that the stage does not know.
-    """
-    built: list[Stage] = []
-    for place, entry in enumerate(config.recipe.stages):
-        node = OmegaConf.create({"_target_": entry}) if isinstance(entry, str) else entry
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-        if not target:
-            raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
-        known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
-        hint = nearest(target, known) or f"; there are {', '.join(known)}"
-        try:
-            cls = get_class(target)
-        except Exception as error:
-            raise UserError(f"recipe.stages: {target} cannot be imported ({reason(error)}){hint}") from error
-        if not issubclass(cls, Stage):
-            raise UserError(f"recipe.stages: {target} is no stage (no subclass of metarun.stages.Stage){hint}")
-        check_target(node, f"recipe.stages[{place}]", Given())
-        built.append(construct(node, f"recipe.stages[{place}]"))
-    return built
-
-
-def prepare(config: DictConfig, folder: Path, world: World) -> Run:
-    """The run with its stages prepared in this rank; raises `UserError` and writes nothing to `folder`."""
-    built = build_stages(config)
-    check_installed(config)
-    data, target = build_data(config, built)
-    if target is not None:
-        target.fit_to(data)
-    run = Run(config, built, world, folder, data, target, build_tests(config, built, data))
-    for stage in built:
-        stage.prepare(run)
-    if not run.learners:
-        raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
-    run.logger = RunLogger(folder if world.main else None)  # last: all is well
-    return run
-
-
-def check_installed(config: DictConfig) -> None:
-    """Checks that the libraries are here which the backbone and the augmentation need: before a table of images is built.
-
-    Raises:
-        UserError: One is not; it names the extra.
-    """
-    backbone = get_class(config.backbone._target_)
-    if issubclass(backbone, Backbone):
-        backbone.check_installed(config.backbone)
-    if config.augment:
-        construct(config.augment, "augment")
-
-
-def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
-    """Builds the source and the target; a recipe without a source takes the target for it."""
-    if not any(stage.needs_data for stage in built):
-        return NoData(), None
-    node = target_data(config, built)
-    named = [(config.data, "data")] if node is None or config.recipe.source else []
-    if node is not None:
-        named.append((node, "target.data"))
-    if config.encoder and config.augment:
-        raise UserError(
-            "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
-            "copies too"
-        )
-    alone = not any(key == "data" for _, key in named)
-    sources = encoded([construct(one, key) for one, key in named], config.encoder, as_target=alone)
-    if config.unsupervised and config.recipe.source:
-        sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
-    return sources[0], Target(sources[-1], config.target) if node is not None else None
-
-
-def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Mapping[str, DataSource]:
-    """Builds what a meta-test tests on: the data sets of `test.data`, or what the source's own test classes are of.
-
-    Raises:
-        UserError: The recipe tests on none, or the network cannot be tested on one.
-    """
-    if not any(stage.meta_tests for stage in built):
-        if config.test.data and not config.checkpoint:
-            raise UserError(
-                "test.data: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
-            )
-        return {}
-    if not config.test.data:
-        return data.tested
-    found = fit_to_network(nodes_of(config.test.data, "test.data", TASK), data, encoded=bool(config.encoder))
-    return {name: named(f"test.data: {name}", partial(encoded_as, items, data)) for name, items in found.items()}
-
-
 def data_of(run: Run) -> tuple[DataSource, DataSource | None, Mapping[str, DataSource]]:
     """The source, the target's data set, and the data sets of `test.data`."""
     return run.data, run.target.source if run.target else None, run.tests if run.config.test.data else {}
@@ -293,21 +182,6 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     return ""
 
 
-def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
-    """The node of the target's data set, if the recipe has a use for a target."""
-    wanted = [stage for stage in built if stage.needs_target]
-    if wanted and not config.target.data:
-        raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
-    if config.target.data and not wanted:
-        raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
-    if config.transfer and not any(stage.uses_transfer for stage in built):
-        raise UserError(
-            "transfer: this recipe learns no target, and would not use it; add recipe=transfer target=pneumoniamnist, say, or leave "
-            "transfer out"
-        )
-    return config.target.data if wanted else None
-
-
 def carry_out(run: Run, world: World) -> None:
     """The stages, one after the other, in this rank."""
     world = world.to(run.hardware.device)
@@ -319,128 +193,3 @@ def carry_out(run: Run, world: World) -> None:
         source.make_ready(run.hardware.device)
     for stage in run.stages:
         stage.execute(run)
-
-
-def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config that the checkpoint's run had, with this command line's overrides on it.
-
-    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
-    the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
-    """
-    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
-    folder = Path(config.checkpoint)
-    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
-    if not stored_file.is_file():
-        raise UserError(
-            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
-        )
-    older = stored_config(stored_file, "test another run, or its weights in another folder")
-    refuse_old_words(older, stored_file)
-    own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
-        OmegaConf.update(own, key, config[key], merge=False)
-    assert isinstance(own, DictConfig)
-    check_classes(own, stored_file, config)
-    for key in map(key_of, overrides):
-        if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
-            continue
-        if key in ("experiment", "preset", "algo"):
-            raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
-        target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
-        goal = f"test.{target}" if target.startswith("task.") else target
-        OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
-    for key in ("checkpoint", "outputs", "resume"):
-        OmegaConf.update(own, key, config[key], merge=False)
-    own.name = config.name or own.name
-    return own
-
-
-def refuse_other_weights(folder: Path, weights: Path) -> None:
-    """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
-    if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
-        raise UserError(
-            f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
-        )
-
-
-def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
-    algorithm, config = run.algorithm, run.config
-    main = result.tested(run.result)
-    run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
-    data = run.data.describe()
-    if (main or "").startswith(f"{result.TEST}/"):
-        run.result.setdefault("interval", "95%, over episodes, normal approximation")
-    run.result |= {
-        result.PROTOCOL: protocol(run, data),
-        **({result.DATA: data} if config.recipe.source else {}),
-        **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),
-        **({result.CONTENT: run.target.describe()} if run.target else {}),
-        "parameters": sum(value.numel() for value in algorithm.parameters()),
-        "hardware": run.hardware.describe(),
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
-        result.COMMAND: shlex.join(["metarun", *command[3:]]),
-        "overrides": overrides,
-        result.CHOICES: {
-            group: choice
-            for group, choice in choices.items()
-            if not group.startswith("hydra/") and group.partition("@")[0] not in unused(config)
-        },
-        "seconds": seconds,
-        "peak_memory": run.hardware.peak_memory(),
-    }
-    files.save_json(run.folder / result.FILE, run.result)
-
-
-def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
-    """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
-    algorithm = run.algorithm
-    found: dict[str, Any] = {
-        "norm": algorithm.backbone.norm,
-        "transductive": algorithm.transductive,
-        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
-    }
-    on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
-    if run.target or on_images:
-        found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
-    source = run.target.source if run.target else run.data.underlying
-    if isinstance(source, EncodedSource):
-        found["encoder"] = source.saw()
-    if run.config.recipe.source:
-        found |= {
-            "test_inner_steps": algorithm.test_steps,
-            "split": data.get("split", run.config.data.get("split")),
-        }
-    if run.data.labels_read:
-        found["labels_read"] = run.data.labels_read
-    found[result.SELECTED_BY] = run.learner.selected_by
-    seen: dict[str, str] = {}
-    for stage in run.stages:
-        said = stage.protocol(run)
-        seen |= said.get(result.SEEN, {})
-        found |= said
-    return {**found, result.SEEN: seen}
-
-
-def unused(config: DictConfig) -> tuple[str, ...]:
-    """The parts and groups of the config that the recipe does not use.
-
-    Without a source these are those that only a source needs, and where all stages use what an earlier run learned, its data
-    and its network too, which are not those of this command line.
-    """
-    if config.recipe.source:
-        return ()
-    source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
-    method = ("algo", "task", "train", "optimizer", "schedule", "preset", "usual")
-    built = build_stages(config)
-    if not any(stage.continues_config or stage.needs_data for stage in built):
-        return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")
-    gives = any(stage.gives_weights for stage in built)
-    return source if gives or uses_method(config) else (*source, *method)
-
-
-def recorded(config: DictConfig) -> dict[str, Any]:
-    """The plain values of the config, without what the recipe does not use."""
-    left_out = unused(config)
-    return {key: value for key, value in to_container(config).items() if key not in left_out}

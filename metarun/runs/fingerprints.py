@@ -11,6 +11,7 @@ from metarun import files
 from metarun.config import flat
 from metarun.data.source import DataSource
 from metarun.errors import UserError
+from metarun.runs.result import CONTENT
 
 FILE = "data.json"
 Descriptions = dict[str, dict[str, Any]]  # of `data`, of `target` where there is one, of `test.data.NAME`
@@ -61,7 +62,7 @@ def kept(folder: Path) -> Descriptions:
             found = files.parsed((folder / FILE).read_text(encoding="utf-8"))
         elif (folder / "result.json").is_file():
             result = files.parsed((folder / "result.json").read_text(encoding="utf-8"))
-            found = {"data": result.get("data", {}), "target": result.get("target/data", {})}
+            found = {"data": result.get("data", {}), "target": result.get(CONTENT, {})}
         else:
             return {}
         return {role: dict(described) for role, described in found.items() if described.get("fingerprint")}

@@ -136,7 +136,7 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     """
     check_name(config.name)
     named = any(key_of(override) in ("name", "experiment", "checkpoint") for override in overrides)
-    parent = Path(config.outputs) / config.name
+    parent: Path = Path(config.outputs) / config.name
     source = bool(config.get("recipe", {}).get("source", True))
     name, earlier = folder_name(overrides, named, source), earlier_name(overrides, named, source)
     longer = folder_name(overrides, named, source, LONGEST_EARLIER)

@@ -34,24 +34,64 @@ AFTER_INNER_STEPS = "after_inner_steps"
 CURVES = "curves"
 POINTS = "points"  # where the points of the curves lie, `at`, and what they are, `name`; absent where they are counted
 CONTINUAL = "continual"  # of a test on classes that arrive one after the other
+VALIDATION_ACCURACY, VALIDATION_ERROR = f"{VALIDATION}/{ACCURACY}", f"{VALIDATION}/{ERROR}"
+VALIDATION_MEDIAN = f"{VALIDATION}/mse_median"  # of the episodes of a validation
 SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; absent where nothing was chosen
 
-# What the run was.
-PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
-SEEN = "seen"  # in the protocol: which images each training stage saw
-SELECTED_BY = "selected_by"  # in the protocol
-SECONDS = "seconds"  # that the run took, of its last sitting
-LEARNER = "learner"  # what `metarun.load` builds it from
+# Numbers of a training.
+TRAIN_STEPS = f"{TRAIN}/steps"
+TRAIN_SECONDS = f"{TRAIN}/seconds"
+TASKS_PER_SECOND = f"{TRAIN}/tasks_per_second"
+SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
+
+# Numbers of a meta-test.
+TEST_ACCURACY, TEST_ERROR = f"{TEST}/{ACCURACY}", f"{TEST}/{ERROR}"
+TEST_EPISODES = f"{TEST}/{EPISODES}"
+TEST_MEDIAN = f"{TEST}/mse_median"
+TEST_DIVERGED = f"{TEST}/diverged"  # the episodes whose error is not finite
+TEST_CURVES, TEST_POINTS = f"{TEST}/{CURVES}", f"{TEST}/{POINTS}"
+TEST_AFTER_INNER_STEPS = f"{TEST}/{AFTER_INNER_STEPS}"
 WORST_CLASS = "worst_class_acc"  # the mean over the episodes of the accuracy of the class that fared worst
 FIFTH_PERCENTILE = "acc_p05"  # of the episodes
 UNKNOWN = "unknown"  # of a test with queries of unknown classes
 SETS = "sets"  # under `test/`: the data sets that were tested on, each described; in the protocol how each was
 CALIBRATION = "calibration"  # of a test: the temperature, and scores of the probabilities with and without it
 
+# Numbers of a target, of the largest training subsets unless it is the curve.
+TARGET_ACCURACY = f"{TARGET}/{ACCURACY}"
+TARGET_CURVE = (
+    f"{TARGET}/curve"  # a point for each size of training subsets: measures, `train_images`, `test_images`, `over`
+)
+TARGET_CONFUSION = f"{TARGET}/confusion"
+TARGET_TEST_IMAGES = f"{TARGET}/test_images"
+TARGET_OVER = f"{TARGET}/over"  # what the interval is over
+TARGET_INTERVAL = f"{TARGET}/interval"  # the same in words
+TARGET_CLASSES = f"{TARGET}/classes"
+TARGET_CHANCE = f"{TARGET}/chance"  # the share of the commonest class
+TARGET_DIVISION = f"{TARGET}/division"  # where the test images come from
+TARGET_PREDICTIONS = f"{TARGET}/predictions"
+TARGET_CLASSIFIER = f"{TARGET}/classifier"
+TARGET_VALUES = f"{TARGET}/values"  # of a kept result: the accuracies [sizes][repeats]
+TARGET_SECONDS = f"{TARGET}/seconds"
+
+# What the run was.
+PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
+OVERRIDES = "overrides"  # as they were typed
+GIT_COMMIT = "git_commit"
+SEEN = "seen"  # in the protocol: which images each training stage saw
+SELECTED_BY = "selected_by"  # in the protocol
+SECONDS = "seconds"  # that the run took, of its last sitting
+LEARNER = "learner"  # what `metarun.load` builds it from
+
 
 def key(kind: str, measure: str) -> str:
     """The key of a measure, such as `test/acc`."""
     return f"{kind}/{measure}"
+
+
+def half_of(number: str) -> str:
+    """The key of half of a number's 95% interval, such as `test/acc_ci95`."""
+    return f"{number}{CI95}"
 
 
 def scores_file(name: str) -> str:

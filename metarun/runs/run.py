@@ -17,7 +17,8 @@ from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware, worthwhile_processes
-from metarun.engine.train import Learner, Watch
+from metarun.engine.learner import Learner
+from metarun.engine.train import Watch
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.logger import RunLogger

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from metarun.data.source import DataSource, Split, TableSource
+from metarun.data.source import DataSource, Split
+from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 
 KEY = "seen"  # of what a checkpoint holds

@@ -5,8 +5,9 @@ Each is imported when it is first asked for, since some need what others do not:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from metarun.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from metarun.stages.base import Stage
@@ -21,20 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Continual", "Export", "Load", "MetaTest", "Predict", "Stage", "TargetTest", "Train", "Transfer"]
 
-_MODULES = {
-    "Continual": "continual",
-    "Export": "export",
-    "Load": "load",
-    "MetaTest": "meta_test",
-    "Predict": "predict",
-    "Stage": "base",
-    "TargetTest": "target_test",
-    "Train": "train",
-    "Transfer": "transfer",
+_HOMES = {
+    "Continual": "metarun.stages.continual",
+    "Export": "metarun.stages.export",
+    "Load": "metarun.stages.load",
+    "MetaTest": "metarun.stages.meta_test",
+    "Predict": "metarun.stages.predict",
+    "Stage": "metarun.stages.base",
+    "TargetTest": "metarun.stages.target_test",
+    "Train": "metarun.stages.train",
+    "Transfer": "metarun.stages.transfer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_attributes(__name__, _HOMES)

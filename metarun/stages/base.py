@@ -48,24 +48,47 @@ class Stage(ABC):
     def prepare(self, run: Run) -> None:
         """Builds what the stage needs, in every rank; writes nothing.
 
+        Args:
+            run: The run, whose data are there, and the learners of the stages before.
+
         Raises:
             UserError: The config cannot be carried out. All stages are prepared before anything is computed or written.
         """
 
     @abstractmethod
     def execute(self, run: Run) -> None:
-        """Carries the stage out, in every rank; adds its numbers to `run.result`."""
+        """Carries the stage out, in every rank; adds its numbers to `run.result`.
+
+        Args:
+            run: The run, as it was given to `prepare`.
+        """
 
     def depends_on(self, run: Run) -> dict[str, Any]:
-        """Everything that the stage's outcome depends on, as JSON values: a stage that is kept apart is named by its digest."""
+        """Everything that the stage's outcome depends on, as JSON values: a stage that is kept apart is named by its digest.
+
+        Args:
+            run: The run, prepared.
+        """
         return {}
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        """What `protocol` of `result.json` says of the stage."""
+        """What `protocol` of `result.json` says of the stage.
+
+        Args:
+            run: The run, carried out.
+
+        Returns:
+            JSON values by name; what several stages say under `seen` is put together.
+        """
         return {}
 
     def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
-        """Whether the stored result of a finished run is still that of its inputs; otherwise the stages are carried out anew."""
+        """Whether the stored result of a finished run is still that of its inputs; otherwise the stages are carried out anew.
+
+        Args:
+            config: The whole config.
+            stored: What `result.json` holds.
+        """
         return True
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:

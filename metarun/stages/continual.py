@@ -192,7 +192,7 @@ class Continual(Stage):
                 run.logger.curve(result.key(result.TEST, f"acc_{name}"), value, count)
         return {
             result.key(result.TEST, result.ACCURACY): final,
-            f"{result.key(result.TEST, result.ACCURACY)}{result.CI95}": half,
+            result.half_of(result.key(result.TEST, result.ACCURACY)): half,
             result.key(result.TEST, result.EPISODES): len(orders),
             result.key(result.TEST, result.CURVES): {f"acc_{name}": curve for name, curve in curves.items()},
             result.key(result.TEST, result.POINTS): {"at": self.points, "name": "classes so far"},
@@ -203,7 +203,10 @@ class Continual(Stage):
                 "validation_acc": validated,
                 "optimizer": run.config.continual.optimizer,
                 "picture": PICTURE,
-                **{name: {"acc": curve["mean"][-1], "acc_ci95": curve["ci95"][-1]} for name, curve in curves.items()},
+                **{
+                    name: {result.ACCURACY: curve["mean"][-1], result.half_of(result.ACCURACY): curve["ci95"][-1]}
+                    for name, curve in curves.items()
+                },
             },
             "interval": f"95%, over {len(orders)} orders of the classes, Student's t",
         }

@@ -16,7 +16,7 @@ import metarun
 from metarun import files
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.train import Learner as Trained
+from metarun.engine.learner import Learner as Trained
 from metarun.errors import UserError
 from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input

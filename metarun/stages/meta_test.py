@@ -26,7 +26,7 @@ from metarun.report.reliability import reliability_diagram
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import check_test_task
+from metarun.stages.compatibility import check_test_task
 
 
 @dataclass
@@ -151,7 +151,7 @@ class MetaTest(Stage):
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
             key = result.key(kind, result.ACCURACY)
             values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
-            ends = f"{result.ACCURACY}{result.CI95}"
+            ends = result.half_of(result.ACCURACY)
             halves: list[Any] = [run.result.get(test.key(kind, ends)) for test in self.tests]
             if None in values:
                 continue
@@ -159,7 +159,7 @@ class MetaTest(Stage):
             if kind != result.CHANCE:
                 # Episodes of different data sets are drawn independently, so the variances add up.
                 whole = None if None in halves else math.hypot(*halves) / len(halves)
-                run.result[f"{key}{result.CI95}"] = whole
+                run.result[result.half_of(key)] = whole
                 counts = [run.result[test.key(kind, result.EPISODES)] for test in self.tests]
                 run.result[result.key(kind, result.EPISODES)] = sum(counts)
         run.result[result.key(result.TEST, result.SETS)] = {name: data.describe() for name, data in run.tests.items()}
@@ -206,7 +206,7 @@ class MetaTest(Stage):
             test.key(result.TEST, result.FIFTH_PERCENTILE): float(np.quantile(scores.final.numpy(), 0.05)),
             test.key(result.TEST, result.CALIBRATION): observed.describe(validated),
         }
-        found[worst], found[f"{worst}{result.CI95}"] = metrics.interval(observed.worst, shares=True)
+        found[worst], found[result.half_of(worst)] = metrics.interval(observed.worst, shares=True)
         run.logger.picture(test.key(result.TEST, "reliability"), reliability_diagram(observed.after.bins()))
         if test.with_unknown:
             unknown, temperature = run.config.test.unknown_ways, observed.temperature
@@ -319,7 +319,7 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
             steps[str(step)] = metrics.regression_summary(values, scores.power)
         else:
             mean, ci95 = metrics.interval(values, shares=True)
-            steps[str(step)] = {"acc": mean, "acc_ci95": ci95}
+            steps[str(step)] = {result.ACCURACY: mean, result.half_of(result.ACCURACY): ci95}
     found = {result.key(kind, name): value for name, value in steps[str(scores.steps[-1])].items()}
     found[result.key(kind, result.EPISODES)] = scores.values.shape[1]
     if len(steps) > 1 or scores.power:
@@ -334,7 +334,7 @@ def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:
         key = result.key(kind, name)
         pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
         if values.ndim == 1:
-            found[key], found[f"{key}{result.CI95}"] = pairs[0]
+            found[key], found[result.half_of(key)] = pairs[0]
         else:
             means, widths = zip(*pairs, strict=True)
             curves = found.setdefault(result.key(kind, result.CURVES), {})

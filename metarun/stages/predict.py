@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.train import Learner as Trained
+from metarun.engine.learner import Learner as Trained
 from metarun.errors import UserError
 from metarun.inference import items, store
 from metarun.inference.classifier import Classifier, threshold

@@ -16,7 +16,7 @@ from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import tell_trained_on
+from metarun.stages.training_data import tell_trained_on
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
 
@@ -50,7 +50,7 @@ class TargetTest(Stage):
         scores = classified(ready, images, plain)
         found = metrics.classification(scores.numpy(), images.labels)
         halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
-        found |= {f"{name}{result.CI95}": half for name, half in halves.items()}
+        found |= {result.half_of(name): half for name, half in halves.items()}
         found |= {
             "over": "test images",
             "interval": f"95%, over the {len(images)} test images, Wilson",

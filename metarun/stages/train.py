@@ -27,7 +27,9 @@ from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import build_learner, check_test_task, held_out_images, training_protocol
+from metarun.stages.compatibility import check_test_task
+from metarun.stages.learning import build_learner, training_protocol
+from metarun.stages.training_data import held_out_images
 from metarun.text import shown_path
 
 log = logging.getLogger("metarun")
@@ -131,20 +133,21 @@ class Train(Stage):
             predicted = classified(algorithm, images, hardware, learner.sampler).argmax(1)
             right = (predicted == torch.from_numpy(images.labels)).double()
             mean = right.mean().item()
-            return mean, {"val/acc": mean, "val/acc_ci95": metrics.reach(mean, metrics.wilson(mean, len(right)))}
+            name = result.VALIDATION_ACCURACY
+            return mean, {name: mean, result.half_of(name): metrics.reach(mean, metrics.wilson(mean, len(right)))}
 
         def on_episodes() -> tuple[float, dict[str, float]]:
             scores = evaluate(algorithm, self.validation, learner.settings.validate_episodes, hardware)
             regression = algorithm.spec.kind == "regression"
-            measure = "mse" if regression else "acc"
+            measure = result.VALIDATION_ERROR if regression else result.VALIDATION_ACCURACY
             mean, half = metrics.interval(scores.final, shares=not regression)
-            shown = {"val/loss": scores.loss, f"val/{measure}": mean}
+            shown = {"val/loss": scores.loss, measure: mean}
             if half is not None:  # of few episodes there is none
-                shown[f"val/{measure}_ci95"] = half
+                shown[result.half_of(measure)] = half
             if not regression:
                 return mean, shown
             median = metrics.median(scores.final)
-            return -median, {**shown, "val/mse_median": median}
+            return -median, {**shown, result.VALIDATION_MEDIAN: median}
 
         return on_episodes if held_out is None else lambda: on_images(held_out)
 
@@ -155,7 +158,7 @@ class Train(Stage):
         checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
         with checkpoint.fitting(folder / "best.pt"):
             scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
-            return {"train/selected_step": best["step"], **scored}
+            return {result.SELECTED_STEP: best["step"], **scored}
 
     def _train_apart(self, run: Run) -> dict[str, Any]:
         """Trains in the stage's own folder, or takes the weights from there.
@@ -188,11 +191,11 @@ class Train(Stage):
                 finally:
                     logger.close()
                 commit = git_commit() if world.main else None
-                kept = {"git_commit": commit, **numbers}
+                kept = {result.GIT_COMMIT: commit, **numbers}
                 if world.main:
                     files.save_json(folder / NUMBERS, kept)
-        commit = kept.pop("git_commit", None)  # stages of older versions have none
-        record = {"folder": str(folder), "reused": done, "git_commit": commit}
+        commit = kept.pop(result.GIT_COMMIT, None)  # stages of older versions have none
+        record = {"folder": str(folder), "reused": done, result.GIT_COMMIT: commit}
         run.result.setdefault(result.STAGES, {})[self.name] = record
         return dict(kept)
 

@@ -14,7 +14,7 @@ from metarun.config import construct
 from metarun.core import Batch, Spec
 from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
-from metarun.engine.train import Learner
+from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.kept import keep_classifier
@@ -24,7 +24,8 @@ from metarun.report.target import learning_curve
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import build_backbone, build_learner, tell_trained_on
+from metarun.stages.learning import build_backbone, build_learner
+from metarun.stages.training_data import tell_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from metarun.errors import UserError
@@ -39,12 +38,10 @@ def sweep(
         UserError: A job cannot be run as it is.
         JobsFailed: Some jobs did not succeed.
     """
-    words = [*plan.read_params(params, config), *arguments]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    overrides, name = plan.read_words(loader, config, arguments, params)
     for item in overrides:
         if item.is_interval_sweep():
             raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
-    name = plan.sweep_name(overrides, config)
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     named = [[*words, f"name={name}"] if name else words for words in batch]
     if not named:

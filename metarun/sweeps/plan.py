@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -27,6 +28,25 @@ from metarun.text import duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
+
+
+def read_words(
+    loader: Any, config: DictConfig, arguments: Sequence[str], params: Mapping[str, str]
+) -> tuple[list[Override], str | None]:
+    """Reads what a sweep was told.
+
+    Args:
+        loader: Hydra's loader of configs.
+        config: The config of the sweep's command line.
+        arguments: The overrides as they were typed.
+        params: More keys and their values, from a file.
+
+    Returns:
+        The overrides, those of the file first, and the name that all runs share; None where each has its own.
+    """
+    words = [*read_params(params, config), *arguments]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    return overrides, sweep_name(overrides, config)
 
 
 def sweep_name(overrides: Sequence[Override], config: DictConfig) -> str | None:
@@ -149,7 +169,9 @@ def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int
     numbers = job.result if outcome.status == 0 and job.finished else {}
     if measured := result.tested(numbers):
         form, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
-        text = f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[measured + result.CI95], width)}"
+        text = (
+            f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[result.half_of(measured)], width)}"
+        )
     else:
         text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

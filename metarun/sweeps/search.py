@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
@@ -230,12 +229,10 @@ def sweep(
         UserError: There is nothing to search, or a trial cannot be run as it is.
         JobsFailed: Some trials did not succeed.
     """
-    words = [*plan.read_params(params, config), *arguments]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    overrides, name = plan.read_words(loader, config, arguments, params)
     space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
-    name = plan.sweep_name(overrides, config)
     fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
     identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
     if not any(item.key_or_group == "recipe" for item in overrides):

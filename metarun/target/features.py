@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -173,6 +173,31 @@ class Scaling(nn.Module):
         return (x - self.mean) * self.scale
 
 
+def log_probabilities(
+    x: Tensor, coefficients: Tensor, intercepts: Tensor, known_classes: Tensor, classes: int
+) -> Tensor:
+    """What a fitted logistic regression of scikit-learn says of features; minus infinity of a class that it never saw.
+
+    Args:
+        x: The features, as those that it was fitted to were scaled, float64 `[B, D]`.
+        coefficients: `[known classes, D]`; of two classes `[1, D]`.
+        intercepts: `[known classes]`; of two classes `[1]`.
+        known_classes: The numbers of the classes that it saw, ascending, int64.
+        classes: The number of all classes.
+
+    Returns:
+        Log probabilities, float64 `[B, classes]`.
+    """
+    logits = F.linear(x, coefficients.double(), intercepts.double())
+    if logits.shape[1] == 1:  # of two classes the model has the logit of the second alone
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    found = logits.log_softmax(1)
+    unseen = torch.full_like(found[:, :1], -torch.inf)
+    places = torch.full((classes,), found.shape[1], device=x.device)
+    places[known_classes] = torch.arange(found.shape[1], device=x.device)
+    return torch.cat([found, unseen], 1)[:, places]
+
+
 class LogisticScores(Frozen):
     """Log probabilities by a fitted logistic regression of scikit-learn; minus infinity for a class that it never saw."""
 
@@ -200,14 +225,7 @@ class LogisticScores(Frozen):
 
     def by(self, x: Tensor, coefficients: Tensor, intercepts: Tensor) -> Tensor:
         """Log probabilities of features `[B, D]` by one model."""
-        logits = F.linear(self.scaling(x.double()), coefficients.double(), intercepts.double())
-        if logits.shape[1] == 1:  # of two classes the model has the logit of the second alone
-            logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        found = logits.log_softmax(1)
-        unseen = torch.full_like(found[:, :1], -torch.inf)
-        places = torch.full((self.classes,), found.shape[1], device=x.device)
-        places[self.known_classes] = torch.arange(found.shape[1], device=x.device)
-        return torch.cat([found, unseen], 1)[:, places]
+        return log_probabilities(self.scaling(x.double()), coefficients, intercepts, self.known_classes, self.classes)
 
 
 class EnsembleScores(LogisticScores):
@@ -254,12 +272,3 @@ class CentroidScores(Frozen):
 
     def _shifted(self, x: Tensor) -> Tensor:
         return x if self.mean is None else F.normalize(x - self.mean, dim=1)
-
-
-def restored_regression(coefficients: Tensor, intercepts: Tensor, classes: Tensor) -> Any:
-    """The fitted logistic regression of scikit-learn that has these numbers."""
-    from sklearn.linear_model import LogisticRegression as Model
-
-    model = Model()
-    model.coef_, model.intercept_, model.classes_ = (x.cpu().numpy() for x in (coefficients, intercepts, classes))
-    return model

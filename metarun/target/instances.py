@@ -43,7 +43,7 @@ from metarun.config.types import Ge, Interval, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.target.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
-from metarun.target.features import restored_regression
+from metarun.target.features import log_probabilities
 
 HIGHEST_ERROR = 0.49
 
@@ -88,13 +88,6 @@ def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, inverse_penalt
     return LogisticRegression(C=inverse_penalty, max_iter=2000).fit(
         x, y, sample_weight=weights * len(x) / weights.sum()
     )
-
-
-def probabilities(model: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """`[n, classes]`; 0 for classes that the model never saw."""
-    found = np.zeros((len(x), classes))
-    found[:, model.classes_] = model.predict_proba(x)
-    return found
 
 
 @dataclass(frozen=True)
@@ -294,12 +287,12 @@ class Votes(Frozen):
             self.register_buffer(name, value)
 
     def of_features(self, x: Tensor) -> Tensor:
-        asked = (x.cpu().double().numpy() - self.mean.cpu().numpy()) / self.deviation.cpu().numpy()
-        scores = np.zeros((len(asked), self.classes))
+        asked = (x.double() - self.mean) / self.deviation
+        scores = torch.zeros(len(x), self.classes, dtype=torch.float64, device=x.device)
         for coefficients, intercepts, vote in zip(self.coefficients, self.intercepts, self.votes, strict=True):
-            model = restored_regression(coefficients, intercepts, self.known_classes)
-            scores += vote.item() * probabilities(model, asked, self.classes)
-        return torch.from_numpy(scores).float()
+            found = log_probabilities(asked, coefficients, intercepts, self.known_classes, self.classes)
+            scores += vote * found.exp()
+        return scores.float()
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return scores.double() / scores.double().sum(1, keepdim=True).clamp_min(1e-300)

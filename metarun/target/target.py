@@ -15,10 +15,12 @@ import numpy as np
 from metarun import files
 from metarun.core import Batch
 from metarun.data.image_batches import Labelled, generator, to_shape
-from metarun.data.source import DataSource, ImageSource
+from metarun.data.image_source import ImageSource
+from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError
 from metarun.ops import metrics
+from metarun.runs import result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
 
@@ -39,21 +41,32 @@ class Target:
     """Labelled images to train on, of which small subsets are drawn, and others to test on.
 
     A data set with a test part of its own keeps it. Any other is divided anew in each repeat, for one fixed division would
-    make all repeats test the same few images. `train`, `validation` and `test` are its own parts, or one fixed draw of 80, 10
-    and 10%, for a method that trains on source and target together.
+    make all repeats test the same few images. Where pixels are normalised, their mean and deviation are those of training images.
 
-    `settings` are the config's `target`. Raises `UserError` for a data set that cannot be a target, and for subsets that
-    cannot be drawn. Where pixels are normalised, their mean and deviation are those of training images.
+    Args:
+        source: The data set.
+        settings: The config's `target`.
+
+    Attributes:
+        train: The data set's own training images, or one fixed draw of 80%.
+        validation: Its own validation images, or 10%, for a method that trains on the target's labels.
+        test: Its own test images, or the other 10%.
+        images: All images, which are divided anew in each repeat; None where the data set has a test part of its own.
+        names: The names of the classes.
+        sizes: The numbers of training images that are measured, ascending; None is all.
+
+    Raises:
+        UserError: The data set cannot be a target, or the subsets cannot be drawn.
     """
 
     def __init__(self, source: DataSource, settings: Any) -> None:
         self.source = source
         self.settings = settings
         self.train, self.test = (_named(source.labelled(part), part) for part in ("train", "test"))
-        self.validation = source.labelled("val")  # for methods that train on the target's labels
+        self.validation = source.labelled("val")
         self.images = None
         if not source.has_test_part:
-            self.images = source.labelled(None)  # that are divided anew
+            self.images = source.labelled(None)
             self.validation, self.test = (part.normalized_by(self.train) for part in (self.validation, self.test))
             self.train = self.train.normalized_by(self.train)
         self.names = self.train.names
@@ -71,7 +84,11 @@ class Target:
         return "texts" if source.item == "text" else "images"
 
     def fit_to(self, source: DataSource) -> None:
-        """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither."""
+        """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither.
+
+        Args:
+            source: What the backbone is trained on.
+        """
         if isinstance(source, ImageSource) and isinstance(self.source, ImageSource):
             self.source.normalize_as(source)
         shape, own = source.input_shape, self.source.input_shape
@@ -86,13 +103,25 @@ class Target:
         self.images = self.images and replace(self.images, change=change)
 
     def division(self, repeat: int) -> tuple[Labelled, Labelled]:
-        """All images to train on and all to test on in one repeat; none is in both."""
+        """All images to train on and all to test on in one repeat; none is in both.
+
+        Args:
+            repeat: The number of the repeat, from 0.
+        """
         if self.images is None:
             return self.train, self.test
         return self.images.divide(self.settings.subset_seed, repeat)
 
     def subset(self, size: int | None, repeat: int) -> tuple[Labelled, Labelled]:
-        """The training and the test images of one repeat; a larger training set holds the smaller ones."""
+        """The training and the test images of one repeat; a larger training set holds the smaller ones.
+
+        Args:
+            size: The number of training images; None for all.
+            repeat: The number of the repeat, from 0.
+
+        Raises:
+            UserError: There are not so many images.
+        """
         seed = self.settings.subset_seed
         train, test = self.division(repeat)
         return (
@@ -101,7 +130,11 @@ class Target:
         )
 
     def varied(self, size: int | None) -> list[str]:
-        """What differs between the images of the repeats with `size` training images; nothing where all have the same."""
+        """What differs between the images of the repeats, in words; nothing where all have the same.
+
+        Args:
+            size: The number of training images; None for all.
+        """
         train, test = self.division(0)
         found = [] if self.images is None else ["division into training and test images"]
         if size is not None and size < len(train):
@@ -125,18 +158,18 @@ class Target:
         leaves `test_scores.npz` for paired comparisons and `predictions.csv` of the largest training subsets.
 
         Args:
-            method: what is measured.
-            seed: of the run; the draws of a repeat depend on it, the size and the repeat.
-            hardware: where it is computed.
-            folder: of the numbers of each repeat.
-            logger: where the learning curve goes.
-            keep: leaves the classifier of the first repeat with the most training images; it is called once at least.
+            method: What is measured.
+            seed: The seed of the run; the draws of a repeat depend on it, the size and the repeat.
+            hardware: Where it is computed.
+            folder: The folder of the numbers of each repeat.
+            logger: Where the learning curve goes.
+            keep: Leaves the classifier of the first repeat with the most training images; it is called once at least.
 
         Returns:
             Numbers for `result.json`.
 
         Raises:
-            UserError: where scores are not finite.
+            UserError: Scores are not finite.
         """
         settings, world = self.settings, hardware.world
         jobs = [(size, repeat) for size in self.sizes for repeat in range(settings.repeats)]
@@ -152,42 +185,59 @@ class Target:
                     self._measure_one(method, seed, hardware, folder, size, repeat, kept)
                 advance(number + 1)
         world.barrier()
+        curve, values = self._curve(folder, logger)
+        test = self.subset(self.sizes[-1], 0)[1]
+        return {
+            **{result.key(result.TARGET, name): value for name, value in curve[-1].items()},
+            **(self._keep_predictions(folder.parent, curve[-1], values) if world.main else {}),
+            result.TARGET_CURVE: curve,
+            result.TARGET_CLASSES: self.names,
+            result.TARGET_CHANCE: float(np.max(test.counts) / len(test)),
+            result.TARGET_DIVISION: "the data set's own" if self.images is None else DIVIDED_ANEW,
+            result.TARGET_INTERVAL: self.interval(self.sizes[-1], curve[-1]),
+            result.TARGET_SECONDS: time.perf_counter() - began,
+        }
+
+    def _curve(self, folder: Path, logger: RunLogger) -> tuple[list[dict[str, Any]], list[list[float]]]:
+        """The learning curve, a point for each size, and the accuracies `[sizes][repeats]`, by the numbers kept in `folder`."""
         curve: list[dict[str, Any]] = []
-        values: list[list[float]] = []  # for paired comparisons
+        values: list[list[float]] = []
         for size in self.sizes:
             repeats = [
                 files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
-                for repeat in range(settings.repeats)
+                for repeat in range(self.settings.repeats)
             ]
-            curve.append(metrics.over_repeats(repeats, same_images=not self.varied(size)))
+            point = metrics.over_repeats(repeats, same_images=not self.varied(size))
+            curve.append(point)
             values.append([repeat["acc"] for repeat in repeats])
-            point = curve[-1]
             logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
-            half = point["acc_ci95"]
+            half = point[result.half_of(result.ACCURACY)]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
             log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point["acc"], width)
-        test = self.subset(self.sizes[-1], 0)[1]
-        found: dict[str, Any] = {f"target/{name}": value for name, value in curve[-1].items()}
-        if world.main:
-            arrays = {"values": np.array(values)}
-            every = list(self._predictions(folder.parent / PREDICTIONS))
-            if curve[-1]["over"] == "test images":
-                arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
-            files.save_arrays(folder.parent / "test_scores.npz", **arrays)
-            found["target/predictions"] = {
-                "file": "predictions.csv",
-                "train_images": curve[-1]["train_images"],
-                "repeats": predictions.write(folder.parent / "predictions.csv", every),
-            }
-        return {
-            **found,
-            "target/curve": curve,
-            "target/classes": self.names,
-            "target/chance": float(np.max(test.counts) / len(test)),
-            "target/division": "the data set's own" if self.images is None else DIVIDED_ANEW,
-            "target/interval": self.interval(self.sizes[-1], curve[-1]),
-            "target/seconds": time.perf_counter() - began,
+        return curve, values
+
+    def _keep_predictions(self, folder: Path, point: dict[str, Any], values: list[list[float]]) -> dict[str, Any]:
+        """Writes `test_scores.npz`, for paired comparisons, and `predictions.csv`.
+
+        Args:
+            folder: The run's folder.
+            point: The last point of the learning curve, whose predictions these are.
+            values: The accuracies `[sizes][repeats]`.
+
+        Returns:
+            What `result.json` says of the predictions.
+        """
+        arrays = {"values": np.array(values)}
+        every = list(self._predictions(folder / PREDICTIONS))
+        if point["over"] == "test images":
+            arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
+        files.save_arrays(folder / "test_scores.npz", **arrays)
+        told = {
+            "file": "predictions.csv",
+            "train_images": point["train_images"],
+            "repeats": predictions.write(folder / "predictions.csv", every),
         }
+        return {result.TARGET_PREDICTIONS: told}
 
     def _measure_one(
         self,
@@ -243,7 +293,7 @@ class Target:
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""
         repeats, tested = point["repeats"], point["test_images"]
-        if point["acc_ci95"] is None:
+        if point[result.half_of(result.ACCURACY)] is None:
             return "too few for an interval"
         if point["over"] == "test images":
             draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""

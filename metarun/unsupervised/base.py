@@ -10,7 +10,8 @@ import torch
 
 from metarun.core import TaskShape, least
 from metarun.data.image_batches import Labelled
-from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split, TableSource
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
+from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 
 Validation = Literal["pseudo", "labels"]
@@ -64,6 +65,15 @@ class PseudoTasks(TableSource):
     @abstractmethod
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         """Tasks of the images of a split, their classes made up; task i is a function of (seed, split, i) alone.
+
+        Args:
+            split: The split of the images; test tasks are never made up.
+            task: The shape of the tasks, which is one.
+            seed: The seed of the draws.
+            device: Where the items shall lie.
+
+        Returns:
+            A function of (start, stop) that yields the tasks with these numbers.
 
         Raises:
             UserError: The split has too few images for such tasks.

@@ -38,8 +38,9 @@ from metarun.backbones.pretrained import Pretrained
 from metarun.config.types import FilePath, NameOrPath, PositiveInt, Seed
 from metarun.core import Backbone, Episodes, TaskShape
 from metarun.data.image_batches import generator, to_shape
+from metarun.data.image_source import ImageSource
 from metarun.data.sampler import ClassSampler, uniforms
-from metarun.data.source import DataSource, EpisodeSampler, ImageSource, Split
+from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.data.table import cache_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError

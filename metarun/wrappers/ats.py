@@ -60,7 +60,8 @@ class Scheduler(nn.Module):
         progress = self.progress(torch.full((len(losses),), percent, device=losses.device))
         x = torch.cat([progress, *found], dim=1)
         others = (x.sum(1, keepdim=True) - x) / max(1, len(x) - 1)  # as in the official code
-        return self.score(torch.cat([x, self.others(others)], dim=1))[:, 0]
+        scores: Tensor = self.score(torch.cat([x, self.others(others)], dim=1))
+        return scores[:, 0]
 
 
 class ATS(Wrapper):
@@ -137,7 +138,7 @@ class ATS(Wrapper):
         percent = min(99, 100 * step // max(1, self.steps))
         with full_precision(losses):
             known = (gather(precise(value)) for value in (losses, norms, cosines))
-            scores = self.scheduler(*known, percent)
+            scores: Tensor = self.scheduler(*known, percent)
         chances = (scores / max(self.temperature, 0.99**step)).softmax(0)
         return chances.clamp_min(torch.finfo(chances.dtype).eps)  # none so small that it has no logarithm
 

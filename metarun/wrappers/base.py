@@ -25,19 +25,25 @@ class Wrapper(Checked, nn.Module, ABC):
 
     Args:
         method: The method that is trained.
+
+    Attributes:
+        prepares: Whether it has a `preparation`.
+        trains: Whether it changes the training; of batches of images it could not.
+        recordable: Whether `loss` does the same operations in every step, none of them random.
+        couples_tasks: Whether `loss` needs all tasks of a step at once, as tasks of one shape.
+        whole_batch: Whether `loss` needs all tasks of a step at once, of any shapes; as its method does.
     """
 
     configured_by = "wrapper"
-    recordable = False  # whether `loss` does the same operations in every step, none of them random
-    couples_tasks = False  # whether `loss` needs all tasks of a step at once, as tasks of one shape
+    prepares: ClassVar[bool] = False
+    trains: bool = True
+    recordable = False
+    couples_tasks = False
 
     def __init__(self, method: Algorithm) -> None:
         super().__init__()
         self.method = method
-        self.whole_batch = method.whole_batch  # whether `loss` needs all tasks of a step at once
-
-    prepares: ClassVar[bool] = False  # whether it has a `preparation`
-    trains: bool = True  # whether it changes the training; of batches of images it could not
+        self.whole_batch = method.whole_batch
 
     def preparation(self) -> Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None:
         """What makes other tasks of tasks before a method predicts them: a function of the method and of tasks of one shape.
@@ -47,10 +53,21 @@ class Wrapper(Checked, nn.Module, ABC):
         return None
 
     def check_varied(self) -> None:
-        """Checks that it can train on tasks of several shapes; raises `UserError` if it cannot."""
+        """Checks that it can train on tasks of several shapes.
+
+        Raises:
+            UserError: It cannot.
+        """
 
     def check(self, tasks: int) -> None:
-        """Checks that it can train on steps of so many tasks, before anything is trained; raises `UserError` if it cannot."""
+        """Checks that it can train on steps of so many tasks, before anything is trained.
+
+        Args:
+            tasks: The tasks of a step, over all processes.
+
+        Raises:
+            UserError: It cannot.
+        """
 
     @abstractmethod
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +78,7 @@ class Wrapper(Checked, nn.Module, ABC):
             step: The number of the training step, from 0.
 
         Returns:
-            The mean loss over the tasks (scalar), and detached scalars to log.
+            The mean loss over the tasks, a scalar with a graph; and detached scalars to log, by name.
         """
 
     def own_state(self) -> dict[str, Tensor]:
@@ -69,5 +86,9 @@ class Wrapper(Checked, nn.Module, ABC):
         return {name: value for name, value in self.state_dict().items() if not name.startswith(METHOD)}
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `own_state` gave."""
+        """Takes what `own_state` gave.
+
+        Args:
+            state: Parameters and buffers by name.
+        """
         self.load_state_dict({**state, **{f"{METHOD}{key}": value for key, value in self.method.state_dict().items()}})

@@ -87,7 +87,7 @@ def memory(rounds: int, seconds: float) -> dict[str, Any]:
 
 def _parts(count: int, image_size: int | None) -> tuple[Any, Any, Any]:
     """A source of random images in a table on disk, an encoder with random weights, and how it encodes."""
-    from metarun.data.source import ImageSource
+    from metarun.data.image_source import ImageSource
     from metarun.data.table import ClassImages, cached
     from metarun.encoders import Encoding
     from metarun.encoders.pretrained import Pretrained

@@ -20,8 +20,9 @@ from torch import Tensor
 from metarun import optional
 from metarun.config import construct, task_of
 from metarun.core import Spec
-from metarun.data.source import Split, TableSource
+from metarun.data.source import Split
 from metarun.data.table import Table
+from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoding
 from metarun.encoders.encoded import EncodedSource
 from metarun.engine.distributed import World

@@ -14,8 +14,9 @@ from torch import Tensor
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Episodes
 from metarun.engine.distributed import World
+from metarun.engine.gradients import Order, clip, gradient_step, share_gradients
 from metarun.engine.hardware import choose
-from metarun.engine.train import Order, build_optimizer, clip, gradient_step, share_gradients
+from metarun.engine.learner import build_optimizer
 from metarun.stages.learning import build_algorithm
 
 from .device import finish, growth

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from metarun.runs.result import CHOICES
+
 from . import picture, store
 from .changed import ROOT, Checkout
 from .rows import DATA, HERE, Run, load, selected
@@ -37,7 +39,7 @@ def state(run: Run, checkout: Checkout) -> str:
     if not store.is_of(result, run.words):
         return "made by another command"
     for commit in commits_of(result):
-        if changed := checkout.since(commit, result["choices"]):
+        if changed := checkout.since(commit, result[CHOICES]):
             return f"made at {commit[:7]}; changed since: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
     return ""
 

@@ -136,7 +136,8 @@ class Checkout:
         then = self._differences(commit)[path]
         if not then:
             return True
-        return meaning(path, self.git("show", f"{commit}:{then}")) != meaning(path, self.git("show", f"HEAD:{path}"))
+        before, now = (meaning(path, self.git("show", name)) for name in (f"{commit}:{then}", f"HEAD:{path}"))
+        return bool(before != now)
 
 
 def meaning(path: str, text: str) -> Any:

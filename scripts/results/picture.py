@@ -16,6 +16,7 @@ from rich.text import Text
 
 from metarun.report import run as report
 from metarun.report.target import learning_curve
+from metarun.runs.result import COMMAND, TARGET_CHANCE, TARGET_CURVE
 
 from .rows import DATA, Table
 
@@ -33,7 +34,7 @@ def svg() -> str:
     ):
         report.show(Path("outputs/glyphs-protonet/default"), result)
     console = Console(record=True, width=92, file=io.StringIO())
-    console.print(Text(f"$ {result['command']}", style="bold"))
+    console.print(Text(f"$ {result[COMMAND]}", style="bold"))
     console.print(Text.from_ansi(printed.getvalue().rstrip()))
     drawn = console.export_svg(title="metarun", theme=MONOKAI, unique_id="demo")
     return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # no fonts from elsewhere
@@ -50,6 +51,6 @@ def draw_curves(table: Table, data: Path = DATA) -> None:
     found = [(row.label, row.runs[0].stored(data)) for row in table.rows]
     results = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in found if path.is_file()}
     if results:
-        curves = {label: result["target/curve"] for label, result in results.items()}
-        chance = next(iter(results.values()))["target/chance"]
+        curves = {label: result[TARGET_CURVE] for label, result in results.items()}
+        chance = next(iter(results.values()))[TARGET_CHANCE]
         (data / table.name / "learning_curve.png").write_bytes(learning_curve(curves, chance=chance))

@@ -12,6 +12,18 @@ from typing import Any
 import numpy as np
 
 from metarun.renamed import current_choices
+from metarun.runs.result import (
+    AFTER_INNER_STEPS,
+    CHOICES,
+    COMMAND,
+    OVERRIDES,
+    STAGES,
+    TARGET_CURVE,
+    TARGET_VALUES,
+    TEST_CURVES,
+    UNTRAINED,
+    key,
+)
 
 UNSHOWN = (
     "outputs",
@@ -20,7 +32,7 @@ UNSHOWN = (
     "seed",
     "hardware.processes",
 )  # overrides that say where or how, or that rows add
-DROPPED = ("untrained/after_inner_steps", "test/curves", "peak_memory")
+DROPPED = (key(UNTRAINED, AFTER_INNER_STEPS), TEST_CURVES, "peak_memory")
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -28,7 +40,7 @@ def load(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result | {"choices": current_choices(result["choices"])}
+    return result | {CHOICES: current_choices(result[CHOICES])}
 
 
 def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -47,9 +59,9 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
         read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
     result = trimmed(json.loads(read))
     scores = folder / "test_scores.npz"
-    if "target/curve" in result and scores.is_file():  # [sizes, repeats], for paired differences
+    if TARGET_CURVE in result and scores.is_file():  # [sizes, repeats], for paired differences
         with np.load(scores) as arrays:
-            result["target/values"] = [[round(float(value), 6) for value in row] for row in arrays["values"]]
+            result[TARGET_VALUES] = [[round(float(value), 6) for value in row] for row in arrays["values"]]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text(result), encoding="utf-8")
     return result
@@ -58,12 +70,12 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
 def trimmed(result: dict[str, Any]) -> dict[str, Any]:
     """`result.json` without what no table shows, and without this machine's paths."""
     kept = {key: value for key, value in result.items() if key not in DROPPED}
-    if isinstance(kept.get("overrides"), list):
-        kept["overrides"] = [word for word in kept["overrides"] if key_of(word) not in ("outputs", "resume", "name")]
-    kept["command"] = " ".join(
-        word for word in str(kept["command"]).split() if key_of(word) not in ("outputs", "resume", "name")
+    if isinstance(kept.get(OVERRIDES), list):
+        kept[OVERRIDES] = [word for word in kept[OVERRIDES] if key_of(word) not in ("outputs", "resume", "name")]
+    kept[COMMAND] = " ".join(
+        word for word in str(kept[COMMAND]).split() if key_of(word) not in ("outputs", "resume", "name")
     )
-    for stage in kept.get("stages", {}).values():
+    for stage in kept.get(STAGES, {}).values():
         stage["folder"] = Path(stage["folder"]).name
     return kept
 
@@ -81,8 +93,8 @@ def key_of(word: str) -> str:
 
 def overrides(result: dict[str, Any]) -> set[str]:
     """The overrides of a stored result that say what was computed, whatever their order."""
-    stored = result.get("overrides")
-    words = stored if isinstance(stored, list) else shlex.split(result["command"])[1:]
+    stored = result.get(OVERRIDES)
+    words = stored if isinstance(stored, list) else shlex.split(result[COMMAND])[1:]
     return {str(word) for word in words if key_of(str(word)) not in UNSHOWN}
 
 

@@ -14,6 +14,29 @@ from omegaconf import OmegaConf
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
 from metarun.report.text import half, task_text
+from metarun.runs.result import (
+    ACCURACY,
+    CHOICES,
+    ERROR,
+    GIT_COMMIT,
+    PROTOCOL,
+    STAGES,
+    TARGET_ACCURACY,
+    TARGET_CHANCE,
+    TARGET_CLASSES,
+    TARGET_CONFUSION,
+    TARGET_CURVE,
+    TARGET_VALUES,
+    TEST_ACCURACY,
+    TEST_AFTER_INNER_STEPS,
+    TEST_EPISODES,
+    TEST_ERROR,
+    TRAIN_SECONDS,
+    TRAIN_STEPS,
+    UNTRAINED,
+    half_of,
+    key,
+)
 
 from . import store
 from .changed import ROOT, Checkout
@@ -53,7 +76,7 @@ def marks(checkout: Checkout | None) -> Marks:
         text = f"`{commits[0].rstrip('+')[:7]}`"
         if any(commit.endswith("+") for commit in commits):
             text += UNCOMMITTED
-        if checkout and any(checkout.since(commit.rstrip("+"), made.result["choices"]) for commit in commits):
+        if checkout and any(checkout.since(commit.rstrip("+"), made.result[CHOICES]) for commit in commits):
             text += CHANGED
         return text + settings_mark(made)
 
@@ -67,8 +90,8 @@ def settings_mark(made: Made) -> str:
 
 def commits_of(result: dict[str, Any]) -> list[str]:
     """The commits that a result was made at: of the run, and of the stages that it took over."""
-    stages = [stage.get("git_commit") for stage in result.get("stages", {}).values()]
-    return [str(commit) for commit in (result["git_commit"] or "unknown", *stages) if commit]
+    stages = [stage.get("git_commit") for stage in result.get(STAGES, {}).values()]
+    return [str(commit) for commit in (result[GIT_COMMIT] or "unknown", *stages) if commit]
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -104,17 +127,19 @@ def tasks(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()
 
 def task_cells(made: Made) -> list[str]:
     """The cells of one run but the last."""
-    result, protocol = made.result, made.result["protocol"]
-    test, regression = protocol["test"], "test/mse" in made.result
-    published = find(result["choices"], test)
+    result, protocol = made.result, made.result[PROTOCOL]
+    test, regression = protocol["test"], TEST_ERROR in made.result
+    published = find(result[CHOICES], test)
     split = f" ({protocol['split']} split)" if protocol["split"] else ""
     tasks = f"{test['shots']} points, {test['queries']} queries" if regression else task_text(test)
     return [
-        made.run.row.label or name_of("algo", result["choices"]["algo"]),
-        f"{result['choices']['data']}{split}, {tasks}; norm {protocol['norm']}",
-        errors(result) if regression else f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
+        made.run.row.label or name_of("algo", result[CHOICES]["algo"]),
+        f"{result[CHOICES]['data']}{split}, {tasks}; norm {protocol['norm']}",
+        errors(result)
+        if regression
+        else f"**{result[TEST_ACCURACY]:.2%}** {half(result[half_of(TEST_ACCURACY)], '.2%')}",
         "none collected" if published is None else str(published),
-        f"{result['test/episodes']:,}",
+        f"{result[TEST_EPISODES]:,}",
         "yes" if protocol["transductive"] else "no",
         trained(result),
         f"`{made.run.command}`",
@@ -123,18 +148,18 @@ def task_cells(made: Made) -> list[str]:
 
 def errors(result: dict[str, Any]) -> str:
     """Mean squared errors with their intervals after 1, 5 and 10 inner steps, and how many tasks diverged."""
-    after = result["test/after_inner_steps"]
+    after = result[TEST_AFTER_INNER_STEPS]
     steps = [step for step in STEPS if step in after]
-    values = " / ".join(f"**{after[step]['mse']:.3f}** {half(after[step]['mse_ci95'], '.3f')}" for step in steps)
+    values = " / ".join(f"**{after[step]['mse']:.3f}** {half(after[step][half_of(ERROR)], '.3f')}" for step in steps)
     diverged = max(after[step]["diverged"] for step in steps)
     return f"MSE {values} after {' / '.join(steps)} steps" + (f"; {diverged} tasks diverged" if diverged else "")
 
 
 def trained(result: dict[str, Any]) -> str:
     """Steps, time and hardware of the training."""
-    if not result.get("train/steps"):
+    if not result.get(TRAIN_STEPS):
         return "nothing"
-    return f"{result['train/steps']:,} steps, {duration(result['train/seconds'])}, {device(result['hardware'])}"
+    return f"{result[TRAIN_STEPS]:,} steps, {duration(result[TRAIN_SECONDS])}, {device(result['hardware'])}"
 
 
 def duration(seconds: float) -> str:
@@ -157,7 +182,7 @@ def methods(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = 
     """A table for each kind of test task, the best method first."""
     columns = ("Method", "Ours", "Published", "Untrained", "Transductive", "Trained", "Command", "Made at")
     runs = [made for row in table.rows if not only or row.name in only for made in stored(row, data)]
-    runs.sort(key=lambda made: -made.result["test/acc"])
+    runs.sort(key=lambda made: -made.result[TEST_ACCURACY])
     kinds = sorted({kind(made.result) for made in runs})
     return "\n\n".join(
         f"#### {ways}-way {shots}-shot\n\n"
@@ -168,23 +193,23 @@ def methods(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = 
 
 def kind(result: dict[str, Any]) -> tuple[int, int]:
     """Ways and shots of the test tasks."""
-    test = result["protocol"]["test"]
+    test = result[PROTOCOL]["test"]
     return test["ways"], test["shots"]
 
 
 def method_cells(made: Made) -> list[str]:
     """The cells of one run but the last."""
     result = made.result
-    choices = result["choices"]
+    choices = result[CHOICES]
     # The published values are of plain methods, trained on right labels.
-    plain = not (choices.get("wrapper") or result["protocol"].get("train_noise"))
-    published = find(choices, result["protocol"]["test"]) if plain else None
+    plain = not (choices.get("wrapper") or result[PROTOCOL].get("train_noise"))
+    published = find(choices, result[PROTOCOL]["test"]) if plain else None
     return [
         label(result),
-        f"**{result['test/acc']:.2%}** {half(result['test/acc_ci95'], '.2%')}",
+        f"**{result[TEST_ACCURACY]:.2%}** {half(result[half_of(TEST_ACCURACY)], '.2%')}",
         ("none collected" if plain else "") if published is None else str(published),
-        f"{result['untrained/acc']:.1%}" if "untrained/acc" in result else "",
-        "yes" if result["protocol"]["transductive"] else "no",
+        f"{result[key(UNTRAINED, ACCURACY)]:.1%}" if key(UNTRAINED, ACCURACY) in result else "",
+        "yes" if result[PROTOCOL]["transductive"] else "no",
         trained(result),
         f"`{made.run.command}`",
     ]
@@ -192,9 +217,9 @@ def method_cells(made: Made) -> list[str]:
 
 def label(result: dict[str, Any]) -> str:
     """A method with its paper, its wrapper, and the noise of its training tasks."""
-    choices = result["choices"]
+    choices = result[CHOICES]
     wrapper = f", trained with {paper('wrapper', choices['wrapper'])}" if choices.get("wrapper") else ""
-    noise = result["protocol"].get("train_noise")
+    noise = result[PROTOCOL].get("train_noise")
     noisy = f", {noise['tasks']:.0%} of the training tasks with {noise['labels']:.0%} wrong labels" if noise else ""
     return paper("algo", choices["algo"]) + wrapper + noisy
 
@@ -231,17 +256,17 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     """Accuracy on the target over the seeds, and the difference from the control on the same seeds."""
     columns = ("Method", "Accuracy on the target", "Seeds", "Difference from the control", "Command", "Made at")
     rows = {row.name: stored(row, data) for row in table.rows}
-    control = {made.run.seed: made.result["target/acc"] for made in rows[table.options["control"]]}
+    control = {made.run.seed: made.result[TARGET_ACCURACY] for made in rows[table.options["control"]]}
     lines = []
-    confusion = next((np.array(runs[0].result["target/confusion"]) for runs in rows.values() if runs), None)
+    confusion = next((np.array(runs[0].result[TARGET_CONFUSION]) for runs in rows.values() if runs), None)
     if confusion is not None:
         lines.append(["the commonest class", f"**{confusion.sum(1).max() / confusion.sum():.1%}**", "", "", "", ""])
     for row in table.rows:
         runs = rows[row.name]
         if not runs:
             continue
-        values = [made.result["target/acc"] for made in runs]
-        pairs = [made.result["target/acc"] - control[made.run.seed] for made in runs if made.run.seed in control]
+        values = [made.result[TARGET_ACCURACY] for made in runs]
+        pairs = [made.result[TARGET_ACCURACY] - control[made.run.seed] for made in runs if made.run.seed in control]
         found = paired(np.array(pairs)) if row.name != table.options["control"] else None
         lines.append(
             [
@@ -268,16 +293,16 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     if not rows:
         return "No run of this table has been stored yet."
     first = next(iter(rows.values()))[0].result
-    sizes = [point["train_images"] for point in first["target/curve"]]
+    sizes = [point["train_images"] for point in first[TARGET_CURVE]]
     means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
     best = [max(column) for column in zip(*means.values(), strict=True)]
-    majority, classes = first["target/chance"], len(first["target/classes"])
+    majority, classes = first[TARGET_CHANCE], len(first[TARGET_CLASSES])
     last = f"{sizes[-1]} images: "
     columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes)]
     scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
-    if all("auroc" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+    if all("auroc" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
         scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
-    elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result["target/curve"]):
+    elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
         scores["macro_f1"] = (f"{last}macro F1", "")
     columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
     of_majority = [value for _, value in scores.values()]
@@ -295,25 +320,25 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
 
 def mean_of(runs: list[Made], place: int, name: str) -> float:
     """The mean of a score over the source seeds, with the number of training images at `place`."""
-    return float(np.mean([made.result["target/curve"][place][name] for made in runs]))
+    return float(np.mean([made.result[TARGET_CURVE][place][name] for made in runs]))
 
 
 def over_draws(runs: list[Made], place: int, name: str) -> str:
     """The mean over source seeds and draws; half its 95% interval is over the draws (Student's t), seeds averaged first."""
     mean = mean_of(runs, place, name)
     if len(runs) == 1:
-        return f"{mean:.1%} {half(runs[0].result['target/curve'][place][f'{name}_ci95'], '.1%')}"
-    if name == "acc" and all("target/values" in made.result for made in runs):
-        draws = np.mean([made.result["target/values"][place] for made in runs], axis=0)
+        return f"{mean:.1%} {half(runs[0].result[TARGET_CURVE][place][half_of(name)], '.1%')}"
+    if name == "acc" and all(TARGET_VALUES in made.result for made in runs):
+        draws = np.mean([made.result[TARGET_VALUES][place] for made in runs], axis=0)
         return f"{mean:.1%} {half(over_seeds(list(draws)), '.1%')}"
     return f"{mean:.1%}"
 
 
 def against(runs: list[Made], scratch: list[Made]) -> str:
     """The paired difference of accuracy from training from scratch with the most images, over the draws."""
-    if runs is scratch or not all("target/values" in made.result for made in [*runs, *scratch]) or not scratch:
+    if runs is scratch or not all(TARGET_VALUES in made.result for made in [*runs, *scratch]) or not scratch:
         return ""
-    ours, theirs = (np.mean([made.result["target/values"][-1] for made in side], axis=0) for side in (runs, scratch))
+    ours, theirs = (np.mean([made.result[TARGET_VALUES][-1] for made in side], axis=0) for side in (runs, scratch))
     found = paired(ours - theirs)
     if found is None:
         return ""

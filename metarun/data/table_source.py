@@ -1,0 +1,248 @@
+"""Tasks from a table of items, whose classes are divided among the splits."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from metarun.core import Episodes, TaskShape, largest, least
+from metarun.data.image_batches import Labelled, divide_images
+from metarun.data.imbalanced import ImbalancedSampler
+from metarun.data.sampler import ClassSampler, distinct, uniforms
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
+from metarun.data.table import ItemTable
+from metarun.data.varied import VariedSampler, shortage
+from metarun.errors import UserError
+from metarun.text import printable
+
+
+class TableSource(DataSource):
+    """A table of items with its classes divided among the splits; the source of labelled items of any kind.
+
+    What a kind of item is, its subclass says: `item`, `items`, `reader` and `input_shape`.
+
+    Args:
+        table: The items of all classes, class by class.
+        splits: The numbers of the classes of each split.
+        within_group: Whether all ways of an episode come from one group (an alphabet).
+        rotations: Whether each class turned by 90, 180 and 270 degrees counts as a class of its own; of images alone.
+    """
+
+    kind = "classification"
+    unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
+
+    def __init__(
+        self,
+        table: ItemTable,
+        splits: Mapping[Split, Sequence[int] | np.ndarray],
+        *,
+        within_group: bool = False,
+        rotations: bool = False,
+    ) -> None:
+        self.table = table
+        self.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
+        self.rotations = rotations
+        self.within_group = within_group
+
+    @property
+    def members(self) -> Mapping[str, TableSource]:
+        return {"": self}
+
+    def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
+        return change(self)
+
+    def divided(self, splits: Mapping[Split, Sequence[int] | np.ndarray]) -> Self:
+        """The same items with another division of the classes."""
+        found = copy.copy(self)
+        found.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
+        return found
+
+    @property
+    def training_rows(self) -> np.ndarray:
+        """The rows of the table that a training on this source may see, int64: of what is measured on items before any test.
+
+        Those of the training classes, without items that the data set itself names for testing.
+        """
+        own = self.table.metadata.get("parts")
+        part = "train" if own else "all"
+        return np.concatenate([divide_images(self.table.offsets, c, own)[part] for c in self.splits["train"]])
+
+    @abstractmethod
+    def items(self, start: int, stop: int, turns: int = 0) -> Any:
+        """The items of the rows from `start` to `stop`, as an encoder of their kind takes them; no more than these are read.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            turns: The quarter turns that the items are turned by; 0 where they cannot be turned.
+
+        Returns:
+            Images uint8 `[n, C, H, W]`; a list of n texts; whatever the encoders of this `item` read.
+        """
+
+    @abstractmethod
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their items, float `[..., n, *input_shape]`.
+
+        Args:
+            device: Where the items shall lie.
+            reference: The rows whose statistics items are normalised by, where they are; None for the training items.
+        """
+
+    def _check_task(self, split: Split, task: TaskShape) -> None:
+        """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
+        key = "train.task" if split == "train" else "test.task"
+        if task.query_dirichlet is not None and not task.plain:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
+            )
+        ways = largest(task.ways)
+        if least(task.ways) == 1:
+            raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
+        turned = 4 if self.rotations else 1
+        classes = self.classes_of(split, task)
+        counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
+        if counts[split] < ways:
+            total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
+            told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
+            fits = min(counts.values())
+            fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
+            take = f"take task.ways={fitting}, or more classes" if fits > 1 else "take more classes"
+            raise UserError(
+                f"task: ways = {ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
+                f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
+                "apart: recipe=target_only target=folder target.data.root=FOLDER"
+            )
+        if counts[split] < ways + task.distractors:
+            raise UserError(
+                f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
+                f"{split} split; take at most {counts[split] - ways}"
+            )
+        sizes = self.table.sizes[classes]
+        found = shortage(task, sizes)
+        if found is None:
+            return
+        smallest = printable(self.table.names[classes[found[0]]])
+        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
+        lower = " or ".join(f"{key}.{name}" for name, count in given.items() if count > 0)
+        # Ranges let a small class serve with what it has.
+        drawn = [
+            f"{key}.{name}=[1,{count}]"
+            for name, count in (("shots", task.shots), ("queries", task.queries))
+            if task.plain and isinstance(count, int) and count > 1
+        ]
+        draw = f", or let each task draw what its classes have: {' '.join(drawn)}" if drawn and sizes.min() > 1 else ""
+        raise UserError(
+            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; "
+            f"{f'lower {lower}{draw}, or ' if lower else ''}leave small classes out: task.min_items={found[2]}"
+        )
+
+    def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
+        """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
+        classes = self.splits[split]
+        return classes[self.table.sizes[classes] >= task.min_items]
+
+    def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
+        classes = self.classes_of(split, task)
+        self._check_task(split, task)
+        names = np.array(self.table.groups)[classes]
+        groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
+        given = (self.table.offsets, classes, task, seed, split, 4 if self.rotations else 1, groups)
+        read = self.reader(device)
+        if not task.plain:
+            return VariedSampler(*given).episodes(read, device)
+        if task.query_dirichlet is not None:
+            return ImbalancedSampler(*given).episodes(read, device)
+        draw = ClassSampler(*given).draw
+        ways, shots = largest(task.ways), largest(task.shots)
+        labels = torch.arange(ways, device=device)
+
+        def episodes(start: int, stop: int) -> Episodes:
+            rows, turns = draw(start, stop)  # [T, N, K + Q], [T, N]
+            tasks = stop - start
+
+            def flat(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+                return read(part, turns).flatten(1, 2), labels.repeat_interleave(part.shape[2]).expand(tasks, -1)
+
+            return Episodes(*flat(rows[:, :, :shots]), *flat(rows[:, :, shots:]), ways=ways)
+
+        return episodes
+
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        if split not in self.unknown:
+            return super().with_unknown(split, task, more, seed, device)
+        known, read = self.sampler(split, task, seed, device), self.reader(device)
+        ways, shots, queries = task.numbers
+        number, count = self.unknown[split], more * queries
+        first, last = self.table.offsets[number : number + 2]
+        if count > last - first:
+            raise UserError(
+                f"test.unknown_ways={more}: times test.task.queries={queries} is above the {last - first} items of no class "
+                f"for {PURPOSE[split]}"
+            )
+
+        def episodes(start: int, stop: int) -> Episodes:
+            tasks = stop - start
+            draws = uniforms(seed, f"{split}/unknown", start, stop, 2 * count)
+            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(tasks, last - first))
+            asked = read(rows, np.zeros(tasks, np.int64))  # [T, more * Q, ...]
+            labels = torch.arange(ways, ways + more, device=device)
+            own = known(start, stop)
+            assert isinstance(own, Episodes)  # of one shape
+            blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])  # is left out again
+            return Episodes(
+                torch.cat([own.support_x, blank], 1),
+                torch.cat([own.support_y, labels.repeat_interleave(shots).expand(tasks, -1)], 1),
+                torch.cat([own.query_x, asked], 1),
+                torch.cat([own.query_y, labels.repeat_interleave(queries).expand(tasks, -1)], 1),
+                ways=ways + more,
+            )
+
+        return episodes
+
+    def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
+        """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
+        every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
+        classes = every if split is None else self.splits[split]
+        turns = 4 if self.rotations else 1
+        own = self.table.metadata.get("parts")
+        rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
+        sizes = [len(members) for members in rows for _ in range(turns)]
+        quarter = np.tile(np.arange(turns), len(classes))
+        return Labelled(
+            rows=np.concatenate([members for members in rows for _ in range(turns)]),
+            rotations=np.repeat(quarter, sizes),
+            labels=np.repeat(np.arange(len(sizes)), sizes),
+            names=[self.table.names[number] for number in classes for _ in range(turns)],
+            reader=self.reader,
+            identify=self.identities,
+        )
+
+    @property
+    def has_test_part(self) -> bool:
+        return any(self.table.metadata.get("parts", {}).get("test", []))
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """For each row of the table its class and its place in the class, from 0, as `CLASS/PLACE`."""
+        numbers = np.searchsorted(self.table.offsets, rows, side="right") - 1
+        return [
+            f"{self.table.names[number]}/{row - self.table.offsets[number]}"
+            for number, row in zip(numbers, rows, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        sizes = self.table.sizes
+        listing = "\n".join(f"{split}:{','.join(map(str, classes))}" for split, classes in self.splits.items())
+        return {
+            "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
+            "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
+            "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
+            "input_shape": list(self.input_shape),
+            **{name: value for name, value in self.table.metadata.items() if name != "parts"},
+        }

@@ -1,0 +1,77 @@
+"""What is trained: a method with everything that its training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metarun.config import construct
+from metarun.core import Algorithm, TaskShape
+from metarun.engine.hardware import Hardware
+from metarun.errors import UserError
+
+if TYPE_CHECKING:
+    from metarun.wrappers.base import Wrapper
+
+Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start` to `stop`, on the device
+
+
+def build_optimizer(
+    algorithm: Algorithm | Wrapper, settings: Any
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
+
+    Raises `UserError` where there are steps but nothing to train.
+    """
+    parameters = [value for value in algorithm.parameters() if value.requires_grad]
+    if not parameters:
+        if settings.steps:
+            raise UserError(
+                f"train.steps={settings.steps}: there is nothing to train in {type(algorithm).__name__} on this backbone; "
+                "use train.steps=0"
+            )
+        parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
+    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
+    if not settings.schedule:
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
+
+
+@dataclass
+class Learner:
+    """A method with everything that its training takes.
+
+    Attributes:
+        name: The name of the stage that trains it.
+        algorithm: The method on its backbone.
+        settings: The config's `train`, or that of an earlier stage.
+        seed: The seed of the run.
+        hardware: Where it is trained; the builder replaces it once all ranks have met.
+        optimizer: The optimiser of the trainable parameters; None for a learner that is not trained.
+        schedule: The schedule of the optimiser's learning rate.
+        sampler: The `Episodes` or the `Batch` from `start` to `stop`.
+        task: The shape of its training tasks; None where it trains on batches of images, or not at all.
+        wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
+        fresh: Builds the same method anew, with the weights that it had before any training.
+        seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
+        selected_by: The rule that chose its weights, for `result.json`.
+        built_from: The key of its method in the config; None for a backbone without a method.
+    """
+
+    name: str
+    algorithm: Algorithm
+    settings: Any
+    seed: int
+    hardware: Hardware
+    optimizer: torch.optim.Optimizer | None = None
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    sampler: Sampler | None = None
+    task: TaskShape | None = None
+    wrapper: Wrapper | None = None
+    fresh: Callable[[], Algorithm] | None = None
+    seen: dict[str, Any] = field(default_factory=dict)
+    selected_by: str = ""
+    built_from: str | None = None

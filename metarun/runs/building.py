@@ -1,0 +1,149 @@
+"""What a config names, built: the stages, the data sets and the run that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import stages
+from metarun.config import construct, nodes_of
+from metarun.config.shorthand import TASK
+from metarun.config.types import Given
+from metarun.config.validation import check_target
+from metarun.core import Backbone
+from metarun.data.domains import fit_to_network, named
+from metarun.data.source import DataSource, NoData
+from metarun.encoders.building import encoded, encoded_as
+from metarun.engine.distributed import World
+from metarun.errors import UserError, nearest, reason
+from metarun.runs.logger import RunLogger
+from metarun.runs.run import Run
+from metarun.stages.base import Stage
+from metarun.target.target import Target
+
+
+def build_stages(config: DictConfig) -> list[Stage]:
+    """The stages of the recipe, not yet prepared.
+
+    Each entry of `recipe.stages` is a node with a `_target_`, or the dotted path of a class without settings.
+
+    Raises:
+        UserError: An entry is no stage, or has a setting that the stage does not know.
+    """
+    built: list[Stage] = []
+    for place, entry in enumerate(config.recipe.stages):
+        node = OmegaConf.create({"_target_": entry}) if isinstance(entry, str) else entry
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if not target:
+            raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
+        known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
+        hint = nearest(target, known) or f"; there are {', '.join(known)}"
+        try:
+            cls = get_class(target)
+        except Exception as error:
+            raise UserError(f"recipe.stages: {target} cannot be imported ({reason(error)}){hint}") from error
+        if not issubclass(cls, Stage):
+            raise UserError(f"recipe.stages: {target} is no stage (no subclass of metarun.stages.Stage){hint}")
+        check_target(node, f"recipe.stages[{place}]", Given())
+        built.append(construct(node, f"recipe.stages[{place}]"))
+    return built
+
+
+def prepare(config: DictConfig, folder: Path, world: World, before: Run | None = None) -> Run:
+    """The run with its stages prepared in this rank; writes nothing to `folder`.
+
+    Args:
+        config: The whole config.
+        folder: The run's folder.
+        world: The ranks.
+        before: The same run, prepared for other ranks, whose data sets serve again.
+
+    Raises:
+        UserError: The config cannot be carried out.
+    """
+    built = build_stages(config)
+    if before is not None:
+        data, target, tests = before.data, before.target, before.tests
+    else:
+        check_installed(config)
+        data, target = build_data(config, built)
+        if target is not None:
+            target.fit_to(data)
+        tests = build_tests(config, built, data)
+    run = Run(config, built, world, folder, data, target, tests)
+    for stage in built:
+        stage.prepare(run)
+    if not run.learners:
+        raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
+    run.logger = RunLogger(folder if world.main else None)  # last: all is well
+    return run
+
+
+def check_installed(config: DictConfig) -> None:
+    """Checks that the libraries are here which the backbone and the augmentation need: before a table of images is built.
+
+    Raises:
+        UserError: One is not; it names the extra.
+    """
+    backbone = get_class(config.backbone._target_)
+    if issubclass(backbone, Backbone):
+        backbone.check_installed(config.backbone)
+    if config.augment:
+        construct(config.augment, "augment")
+
+
+def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
+    """Builds the source and the target; a recipe without a source takes the target for it."""
+    if not any(stage.needs_data for stage in built):
+        return NoData(), None
+    node = target_data(config, built)
+    nodes = [(config.data, "data")] if node is None or config.recipe.source else []
+    if node is not None:
+        nodes.append((node, "target.data"))
+    if config.encoder and config.augment:
+        raise UserError(
+            "augment: changes images in training, but the encoder has made vectors of them by then; encoder.views=5 encodes changed "
+            "copies too"
+        )
+    alone = not any(key == "data" for _, key in nodes)
+    sources = encoded([construct(one, key) for one, key in nodes], config.encoder, as_target=alone)
+    if config.unsupervised and config.recipe.source:
+        sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
+    return sources[0], Target(sources[-1], config.target) if node is not None else None
+
+
+def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Mapping[str, DataSource]:
+    """Builds what a meta-test tests on: the data sets of `test.data`, or what the source's own test classes are of.
+
+    Raises:
+        UserError: The recipe tests on none, or the network cannot be tested on one.
+    """
+    if not any(stage.meta_tests for stage in built):
+        if config.test.data and not config.checkpoint:
+            raise UserError(
+                "test.data: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
+            )
+        return {}
+    if not config.test.data:
+        return data.tested
+    found = fit_to_network(nodes_of(config.test.data, "test.data", TASK), data, encoded=bool(config.encoder))
+    return {name: named(f"test.data: {name}", partial(encoded_as, items, data)) for name, items in found.items()}
+
+
+def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
+    """The node of the target's data set, if the recipe has a use for a target."""
+    wanted = [stage for stage in built if stage.needs_target]
+    if wanted and not config.target.data:
+        raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")
+    if config.target.data and not wanted:
+        raise UserError("target: this recipe has no use for one; add recipe=transfer, say")
+    if config.transfer and not any(stage.uses_transfer for stage in built):
+        raise UserError(
+            "transfer: this recipe learns no target, and would not use it; add recipe=transfer target=pneumoniamnist, say, or leave "
+            "transfer out"
+        )
+    return config.target.data if wanted else None

@@ -1,0 +1,81 @@
+"""The config of a command that goes on with the weights of an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config import Config, check
+from metarun.config.overrides import key_of
+from metarun.engine import checkpoint
+from metarun.errors import UserError
+from metarun.renamed import refuse_old_words
+from metarun.report.run import stored
+from metarun.runs.building import build_stages
+from metarun.runs.folder import default_name, stored_config
+from metarun.stages.base import check_order
+from metarun.text import shown_path
+from metarun.trust import check_classes
+
+
+def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
+    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint."""
+    built = build_stages(config)
+    loads = any(stage.needs_checkpoint for stage in built)
+    if loads != bool(config.checkpoint):
+        raise UserError(
+            f"recipe={choices.get('recipe', 'test')}: needs the run to test; add checkpoint=outputs/RUN"
+            if loads and any(stage.continues_config for stage in built)
+            else f"recipe={choices.get('recipe')}: needs what was learned; add checkpoint=outputs/RUN, or a classifier.pt"
+            if loads
+            else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
+        )
+    check_order(built)
+    if config.checkpoint and any(stage.continues_config for stage in built):
+        config = with_checkpoint(config, overrides)
+        check(config)
+    OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
+    return config
+
+
+def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config that the checkpoint's run had, with this command line's overrides on it.
+
+    `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
+    the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
+    """
+    weights = checkpoint.weights_file("checkpoint", config.checkpoint)
+    folder = Path(config.checkpoint)
+    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
+    if not stored_file.is_file():
+        raise UserError(
+            f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
+        )
+    older = stored_config(stored_file, "test another run, or its weights in another folder")
+    refuse_old_words(older, stored_file)
+    own = OmegaConf.merge(OmegaConf.structured(Config), older)
+    for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
+        OmegaConf.update(own, key, config[key], merge=False)
+    assert isinstance(own, DictConfig)
+    check_classes(own, stored_file, config)
+    for key in map(key_of, overrides):
+        if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
+            continue
+        if key in ("experiment", "preset", "algo"):
+            raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
+        target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
+        goal = f"test.{target}" if target.startswith("task.") else target
+        OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
+    for key in ("checkpoint", "outputs", "resume"):
+        OmegaConf.update(own, key, config[key], merge=False)
+    own.name = config.name or own.name
+    return own
+
+
+def refuse_other_weights(folder: Path, weights: Path) -> None:
+    """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
+    if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+        raise UserError(
+            f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
+        )

@@ -1,0 +1,101 @@
+"""What a finished run writes of itself: `result.json`, and the config that was used."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metarun import files
+from metarun.config import flat, to_container
+from metarun.encoders import EncodedSource
+from metarun.inference.kept import kept_learner
+from metarun.ops import batch_norm
+from metarun.runs import provenance, result
+from metarun.runs.building import build_stages
+from metarun.runs.run import Run
+from metarun.stages.transfer import uses_method
+
+
+def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
+    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
+    algorithm, config = run.algorithm, run.config
+    main = result.tested(run.result)
+    run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
+    data = run.data.describe()
+    if (main or "").startswith(f"{result.TEST}/"):
+        run.result.setdefault("interval", "95%, over episodes, normal approximation")
+    run.result |= {
+        result.PROTOCOL: protocol(run, data),
+        **({result.DATA: data} if config.recipe.source else {}),
+        **({result.LEARNER: kept} if (kept := kept_learner(run)) else {}),
+        **({result.CONTENT: run.target.describe()} if run.target else {}),
+        "parameters": sum(value.numel() for value in algorithm.parameters()),
+        "hardware": run.hardware.describe(),
+        "versions": provenance.versions(),
+        result.GIT_COMMIT: provenance.git_commit(),
+        result.COMMAND: shlex.join(["metarun", *command[3:]]),
+        result.OVERRIDES: overrides,
+        result.CHOICES: {
+            group: choice
+            for group, choice in choices.items()
+            if not group.startswith("hydra/") and group.partition("@")[0] not in unused(config)
+        },
+        "seconds": seconds,
+        "peak_memory": run.hardware.peak_memory(),
+    }
+    files.save_json(run.folder / result.FILE, run.result)
+
+
+def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
+    """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
+    algorithm = run.algorithm
+    found: dict[str, Any] = {
+        "norm": algorithm.backbone.norm,
+        "transductive": algorithm.transductive,
+        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
+    }
+    on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
+    if run.target or on_images:
+        found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
+    source = run.target.source if run.target else run.data.underlying
+    if isinstance(source, EncodedSource):
+        found["encoder"] = source.saw()
+    if run.config.recipe.source:
+        found |= {
+            "test_inner_steps": algorithm.test_steps,
+            "split": data.get("split", run.config.data.get("split")),
+        }
+    if run.data.labels_read:
+        found["labels_read"] = run.data.labels_read
+    found[result.SELECTED_BY] = run.learner.selected_by
+    seen: dict[str, str] = {}
+    for stage in run.stages:
+        said = stage.protocol(run)
+        seen |= said.get(result.SEEN, {})
+        found |= said
+    return {**found, result.SEEN: seen}
+
+
+def unused(config: DictConfig) -> tuple[str, ...]:
+    """The parts and groups of the config that the recipe does not use.
+
+    Without a source these are those that only a source needs, and where all stages use what an earlier run learned, its data
+    and its network too, which are not those of this command line.
+    """
+    if config.recipe.source:
+        return ()
+    source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
+    method = ("algo", "task", "train", "optimizer", "schedule", "preset", "usual")
+    built = build_stages(config)
+    if not any(stage.continues_config or stage.needs_data for stage in built):
+        return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")
+    gives = any(stage.gives_weights for stage in built)
+    return source if gives or uses_method(config) else (*source, *method)
+
+
+def recorded(config: DictConfig) -> dict[str, Any]:
+    """The plain values of the config, without what the recipe does not use."""
+    left_out = unused(config)
+    return {key: value for key, value in to_container(config).items() if key not in left_out}

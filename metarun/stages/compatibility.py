@@ -1,0 +1,109 @@
+"""Whether a method, its tasks and the processes go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metarun.core import Algorithm, Count, TaskShape, least
+from metarun.engine.distributed import World
+from metarun.engine.learner import Learner
+from metarun.errors import UserError
+
+
+def check_training(
+    config: DictConfig, algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None
+) -> None:
+    """Checks that the method can be trained on what it is to be trained on, by so many processes.
+
+    Args:
+        config: The whole config.
+        algorithm: The method.
+        settings: Its training's settings.
+        world: The processes.
+        train: The key of these settings, for the message of an error.
+        wrapper: The key of what goes around the method; None for nothing.
+    """
+    name = type(algorithm).__name__
+    if world.size > settings.tasks_per_step:
+        raise UserError(
+            f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
+        )
+    if algorithm.trains_on != "batches" and settings.validate_on == "images":
+        raise UserError(
+            f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
+            f"use {train}.validate_on=episodes"
+        )
+    if algorithm.trains_on == "episodes":
+        return
+    what = "batches" if algorithm.trains_on == "batches" else "sequences"
+    for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
+        raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
+    if algorithm.trains_on == "sequences":
+        return
+    if world.size > 1 and algorithm.backbone.couples_rows:
+        raise UserError(
+            f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
+            "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
+        )
+
+
+def check_test_task(learner: Learner, test_task: TaskShape) -> None:
+    """Checks that a learner can be validated and tested on such tasks."""
+    check_shape(learner.algorithm, test_task, "test")
+    if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
+        raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
+    if learner.task and learner.algorithm.fixed_ways and test_task.ways != (ways := learner.task.ways):
+        raise UserError(
+            f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "
+            f"trained with; use test.task.ways={ways}, or train with train.task.ways={test_task.ways}"
+        )
+
+
+def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> None:
+    """Checks that a learner can be trained on such tasks; `train` is the key of its training's settings."""
+    algorithm = learner.algorithm
+    name = type(algorithm).__name__
+    check_shape(algorithm, train_task, train)
+    if algorithm.needs_queries and least(train_task.queries) < 1:
+        raise UserError(
+            f"{train}.task.queries={range_text(train_task.queries)}: {name} learns from the queries; it needs at least 1"
+        )
+    if not train_task.varies:
+        return
+    for part, key in ((algorithm, "algo"), (learner.wrapper, "wrapper")):
+        if part is not None and part.couples_tasks:
+            raise UserError(
+                f"{train}.task: its ranges make tasks of several shapes, and {type(part).__name__} ({key}) learns from all tasks "
+                f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
+            )
+    if learner.wrapper is not None:
+        learner.wrapper.check_varied()
+
+
+def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
+    """Checks that a method can do tasks of such shapes.
+
+    Args:
+        algorithm: The method.
+        task: The shapes.
+        part: What the key of the tasks begins with: `train` or `test`.
+    """
+    name = type(algorithm).__name__
+    if algorithm.fixed_ways and isinstance(task.ways, tuple):
+        raise UserError(
+            f"{part}.task.ways={range_text(task.ways)}: {name} has one output for each way, so all tasks must have the same "
+            f"ways; give one number, or take a method for any ways (algo=protonet or protomaml, say)"
+        )
+    if algorithm.equal_classes and not task.equal_classes:
+        how = "task.protocol=uniform" if task.protocol == "meta_dataset" else "task.balanced=true"
+        raise UserError(
+            f"{part}.task: its classes differ in their numbers of items, and {name} needs equal classes; add {how}, or take "
+            "another method (algo=protonet, say)"
+        )
+
+
+def range_text(count: Count) -> str:
+    """A number, or a range as it is typed."""
+    return f"[{count[0]},{count[1]}]" if isinstance(count, tuple) else str(count)

@@ -1,0 +1,138 @@
+"""What a training stage trains on and is validated on, and what a test shares with it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from metarun.core import TaskShape
+from metarun.data.image_batches import Labelled, batches
+from metarun.data.noise import with_noise
+from metarun.data.source import DataSource, Split
+from metarun.data.table_source import TableSource
+from metarun.engine.learner import Learner, Sampler
+from metarun.errors import UserError
+from metarun.runs import seen
+from metarun.runs.run import Run
+from metarun.stages.compatibility import check_train_task
+
+log = logging.getLogger("metarun")
+
+
+def trained_on(run: Run, tested: Labelled) -> int:
+    """How many of the target's images `tested` the source's training has among its own, where both are one data set."""
+    data, target = run.data, run.target
+    if target is None or not isinstance(data, TableSource) or not isinstance(target.source, TableSource):
+        return 0
+    own, other = data.table, target.source.table
+    if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
+        return 0
+    rows: set[int] = set()
+    for learner in run.learners.values():
+        if learner.sampler is not None and learner.settings.steps:
+            on_images = learner.task is None and learner.settings.validate_on == "images"
+            split = run.training_split if on_images else "train"
+            part = training_images(data, "images" if on_images else "episodes", split)
+            rows |= set(part.rows.tolist())
+    return len(rows & set(tested.rows.tolist()))
+
+
+def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns of such images; the fact for the protocol, empty where there are none."""
+    if not (count := trained_on(run, tested)):
+        return {}
+    log.warning(
+        "target: the source's training sees %d of its test images, so that the accuracy says nothing of images not seen before",
+        count,
+    )
+    return {"test_images_trained_on": count}
+
+
+def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
+    """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
+
+    Args:
+        run: The run.
+        learner: What is trained on them.
+        algo: The key of the method, for the message of an error.
+        split: The split of whose classes they are; None for all classes.
+
+    Raises:
+        UserError: The method needs a target and there is none, or the target's images are of the source's test classes.
+    """
+    algorithm, target = learner.algorithm, run.target
+    reads = algorithm.uses_target != "no"
+    if reads and target is None:
+        raise UserError(
+            f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
+            "use recipe=domain_adaptation target=digits, say"
+        )
+    images = training_images(run.data, learner.settings.validate_on, split).with_views()
+    second = target.train if reads and target else None
+    if reads and target:
+        learner.seen = seen.merged(learner.seen, seen.classes(target.source, None))
+    labels = algorithm.uses_target == "labels"
+    return batches(images, run.config.seed, learner.hardware.device, second, target_labels=labels)
+
+
+def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
+    """The images that a method on batches is validated on: held out of the classes that it trains on.
+
+    Args:
+        run: The run.
+        learner: What is validated.
+        train: The key of its training's settings, for the message of an error.
+
+    Returns:
+        The images, the target's only where the method trains on their labels; None where episodes of the validation classes
+        are to be used.
+
+    Raises:
+        UserError: The classes have too few images to hold any out.
+    """
+    if learner.settings.validate_on != "images":
+        return None
+    of_target = learner.algorithm.uses_target == "labels" and run.target
+    if of_target and run.target:
+        images = run.target.validation
+    else:
+        known = training_images(run.data, "images", run.training_split)
+        images = replace(run.data.labelled("val", run.training_split), reference=known.reference)
+    if not len(images):
+        raise UserError(
+            f"{train}.validate_on=images: the classes have too few images to hold any out for validation; use "
+            f"{train}.validate_on=episodes"
+        )
+    return images
+
+
+def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
+    """Episodes of the training classes, with the noise that the training's settings ask for."""
+    assert learner.task is not None
+    check_train_task(learner, learner.task, train)
+    noise = learner.settings.noise
+
+    def sampler(task: TaskShape) -> Sampler:
+        return run.episodes("train", task, learner.hardware.device)
+
+    if not noise.tasks:
+        return sampler(learner.task)
+    return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
+
+
+def training_images(data: DataSource, validate_on: str, split: Split | None) -> Labelled:
+    """What a method on batches trains on.
+
+    Args:
+        data: The source.
+        validate_on: `episodes` of the validation classes: then these are all images of the training classes. `images`: then
+            a part of each class is held out, and these are the others.
+        split: With `images`, the split of whose classes they are; None for all classes.
+    """
+    if validate_on != "images":
+        return data.labelled(None, "train")
+    images = data.labelled("train", split)
+    # Pixels of all classes are normalised by these images, as those of a target are; of the training classes as in episodes.
+    return images if split is not None else images.normalized_by(images)

@@ -1,0 +1,307 @@
+"""Compares two versions of metarun bit for bit: short runs of every family of methods and of every recipe, in both.
+
+Usage: python -m scripts.same_numbers COMMIT [RUN...]
+
+The tree that this file lies in is compared with COMMIT, on one core, in about five minutes; RUN names some of the runs
+alone. A number of `result.json` that is not the same, or gone, is a difference, and so is a tensor of a checkpoint or of
+the scores of a test. What an hour or a machine decides (seconds, memory, versions, commits) is not compared, and no text
+is. The exit status is 1 if anything differs, 2 if a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# The last words of keys whose values an hour or a machine decides.
+NOT_COMPARED = {"seconds", "tasks_per_second", "peak_memory", "git_commit", "versions", "hardware", "metarun", "reused"}
+
+SHORT = [
+    "hardware=cpu",
+    "hardware.threads=1",
+    "train.steps=8",
+    "train.tasks_per_step=2",
+    "train.validate_every=4",
+    "train.validate_episodes=8",
+    "test.episodes=16",
+    "test.baseline_episodes=4",
+]
+FOLDER = ["data=folder", "data.root=images", "data.image_size=16", "task.ways=3", "task.queries=2"]
+IMAGES = [*FOLDER, "backbone.channels=8"]
+MAML = ["algo=maml", "algo.inner_steps=2", "algo.test_inner_steps=3"]
+PRETRAIN = ["pretrain.train.steps=8", "pretrain.train.tasks_per_step=16", "pretrain.train.validate_every=4"]
+TARGET = ["target=digits", "target.train_images=[10,20]", "target.repeats=2", "target.test_images=200"]
+PIXELS = [*FOLDER, "backbone=pixels", "train.steps=0"]
+
+# What each run is called, and the words behind `metarun`; `checkpoint=` names a run that stands before it.
+RUNS: dict[str, list[str]] = {
+    "demo": ["train.steps=100", "test.episodes=200", "hardware=cpu", "hardware.threads=1"],
+    # a family each
+    "maml": [*SHORT, *IMAGES, *MAML],
+    "mamlplusplus": [*SHORT, *IMAGES, "algo=mamlplusplus"],
+    "anil": [*SHORT, *IMAGES, "algo=anil"],
+    "metasgd": [*SHORT, *IMAGES, "algo=metasgd"],
+    "metacurvature": [*SHORT, *IMAGES, "algo=metacurvature"],
+    "imaml": [*SHORT, *IMAGES, "algo=imaml", "algo.inner_lr=0.1"],
+    "protomaml": [*SHORT, *IMAGES, "algo=protomaml"],
+    "cavia": [*SHORT, *IMAGES, "algo=cavia"],
+    "leo": [*SHORT, *IMAGES, "algo=leo"],
+    "reptile": [*SHORT, *IMAGES, "algo=reptile"],
+    "sinusoid": [*SHORT, "algo=maml", "data=sinusoid", "backbone=mlp", "~preset"],
+    "protonet": [*SHORT, *IMAGES, "algo=protonet", "test.unknown_ways=1"],
+    "matchingnet": [*SHORT, *IMAGES, "algo=matchingnet"],
+    "relationnet": [*SHORT, *IMAGES, "algo=relationnet"],
+    "feat": [*SHORT, *IMAGES, "algo=feat"],
+    "deepbdc": [*SHORT, *IMAGES, "algo=deepbdc"],
+    "metaoptnet": [*SHORT, *IMAGES, "algo=metaoptnet"],
+    "mann": [*SHORT, *IMAGES, "algo=mann"],
+    "snail": [*SHORT, *IMAGES, "algo=snail"],
+    "cnp": [*SHORT, "algo=cnp", "data=sinusoid", "backbone=mlp", "~preset"],
+    "l2l": [*SHORT, *IMAGES, "algo=l2l"],
+    "hsml": [*SHORT, *IMAGES, "algo=hsml"],
+    "tim": [*SHORT, *PIXELS, "algo=tim"],
+    "ptmap": [*SHORT, *PIXELS, "algo=ptmap"],
+    "rfs": [*SHORT, *IMAGES, "algo=rfs", "train.tasks_per_step=16"],
+    "few_labels": [*SHORT, *IMAGES, "algo=semi_protonet_masked", "task.unlabelled=2", "task.distractors=1"],
+    "umtra": [*SHORT, *IMAGES, "algo=protonet", "unsupervised=umtra"],
+    "metamix": [*SHORT, *IMAGES, *MAML, "wrapper=metamix"],
+    "ats": [*SHORT, *IMAGES, "algo=anil", "wrapper=ats"],
+    "varied": [*SHORT, *IMAGES, "algo=protonet", "task.ways=[2,3]", "task.shots=[1,2]"],
+    # a recipe each
+    "train": [*SHORT, *IMAGES, "recipe=train"],
+    "test": ["recipe=test", "checkpoint=maml", "task.shots=2", "test.episodes=16"],
+    "continual": [*SHORT, *IMAGES, "recipe=continual", "algo=oml", "continual.images=2", "continual.test_images=2"],
+    "test_continual": ["recipe=test_continual", "checkpoint=continual", "continual.orders=3"],
+    "pretrain_meta": [*SHORT, *IMAGES, *PRETRAIN, "recipe=pretrain_meta"],
+    "pretrain_meta_transfer": [*SHORT, *IMAGES, *PRETRAIN, *TARGET, "recipe=pretrain_meta_transfer"],
+    "distill": [*SHORT, *IMAGES, *PRETRAIN, "recipe=distill", "train.tasks_per_step=16"],
+    "transfer": [*SHORT, *IMAGES, *TARGET, "recipe=transfer", "transfer.steps=5", "train.tasks_per_step=16"],
+    "tradaboost": [*SHORT, *IMAGES, *TARGET, "recipe=transfer", "transfer=tradaboost", "train.tasks_per_step=16"],
+    "logistic_regression": [*SHORT, *IMAGES, *TARGET, "recipe=transfer", "transfer=logistic_regression"],
+    "meta_transfer": [*SHORT, *IMAGES, *TARGET, *MAML, "recipe=meta_transfer", "transfer.steps=5"],
+    "target_only": [*SHORT, *TARGET, "recipe=target_only", "backbone.channels=8", "transfer.steps=5"],
+    "domain_adaptation": [*SHORT, "recipe=domain_adaptation", "data=digits", "target=digits", "backbone.channels=8"],
+    "predict": ["recipe=predict", "checkpoint=protonet", "support=images/test", "images=images/val"],
+    "export": ["recipe=export", "checkpoint=protonet", "support=images/test", "format=torch"],
+}  # fmt: skip
+
+
+@dataclass
+class Made:
+    """What a run in one tree came to.
+
+    Attributes:
+        numbers: The numbers of `result.json`, by key.
+        digests: The digest of the values of each file of tensors or arrays, by its name in the run folder.
+        problem: Why there is none of this; an empty string where the run succeeded.
+        seconds: That it took.
+    """
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+    seconds: float = 0.0
+
+
+def numbers(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers in JSON values, each with its path; what an hour or a machine decides is left out."""
+    if key.rpartition("/")[2].rpartition(".")[2] in NOT_COMPARED:
+        return
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from numbers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from numbers(inner, f"{key}[{place}]")
+    elif isinstance(value, bool | int | float):
+        yield key, value
+
+
+def digest_of(value: Any, digest: Any) -> None:
+    """Feeds tensors, arrays and plain values to a digest, entry by entry, in the order of their names."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            if str(name) not in NOT_COMPARED:
+                digest.update(str(name).encode())
+                digest_of(value[name], digest)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            digest_of(inner, digest)
+    elif isinstance(value, torch.Tensor):
+        digest_of(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), digest)
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    else:
+        digest.update(repr(value).encode())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of each file of tensors or arrays, and of each table of predictions, below a run folder."""
+    import numpy as np
+    import torch
+
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        digest = hashlib.sha256()
+        if path.suffix == ".pt":
+            digest_of(torch.load(path, map_location="cpu", weights_only=True), digest)
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:
+                digest_of(dict(arrays), digest)
+        elif path.suffix == ".csv":
+            digest.update(path.read_bytes())
+        else:
+            continue
+        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
+
+
+def make_images(folder: Path, classes: int = 5, each: int = 8, side: int = 16) -> None:
+    """Class folders of small images below `train`, `val` and `test`: a colour for each class, and noise."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for number in range(classes):
+            place = folder / split / f"{split}{number}"
+            place.mkdir(parents=True)
+            colour = generator.integers(60, 200, 3)
+            for image in range(each):
+                pixels = colour + generator.integers(-60, 60, (side, side, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{image}.png")
+
+
+def extract(commit: str, folder: Path, root: Path = ROOT) -> None:
+    """Puts the files of a commit of the clone `root` into a folder; nothing is left in git that a kill could leave behind.
+
+    Raises:
+        ValueError: The clone has no such commit.
+    """
+    done = subprocess.run(["git", "-C", str(root), "archive", "--format=tar", commit], capture_output=True)
+    if done.returncode:
+        raise ValueError(done.stderr.decode(errors="replace").strip())
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def carry_out(tree: Path, work: Path, name: str, words: Sequence[str]) -> Made:
+    """`metarun words...` of the tree `tree`, in the folder `work`, which all runs of this tree share.
+
+    Paths in the words are the same for both trees, so that a path in a result is, too.
+    """
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "metarun", *(at_work(work, word) for word in words)]
+    own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "METARUN_CACHE": str(work / "cache")}
+    done = subprocess.run(
+        [*command, f"outputs=runs/{name}", "name=made"],
+        cwd=work,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    seconds = time.perf_counter() - began
+    folder = run_folder(work, name)
+    if done.returncode or folder is None:
+        last = (done.stderr.strip().splitlines() or ["it left no result.json"])[-1]
+        return Made(problem=f"exit status {done.returncode}: {last}", seconds=seconds)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Made(dict(numbers(result)), digests(work / "runs" / name), seconds=seconds)
+
+
+def run_folder(work: Path, name: str) -> Path | None:
+    """The folder of a run that has a result; None where there is none."""
+    return next((path.parent for path in (work / "runs" / name).glob("made/*/result.json")), None)
+
+
+def at_work(work: Path, word: str) -> str:
+    """`checkpoint=RUN` with the folder that RUN has in `work`, from there; any other word as it is."""
+    key, _, name = word.partition("=")
+    folder = run_folder(work, name) if key == "checkpoint" else None
+    return word if folder is None else f"{key}={folder.relative_to(work).as_posix()}"
+
+
+def differences(before: Made, now: Made) -> list[str]:
+    """What is not the same in a run of two trees, a line each; what only the second has is none."""
+    if before.problem or now.problem:
+        return [f"{which}: {made.problem}" for which, made in (("before", before), ("now", now)) if made.problem]
+    lines = []
+    for had, has in ((before.numbers, now.numbers), (before.digests, now.digests)):
+        for key, value in had.items():
+            if key not in has:
+                lines.append(f"{key}: gone")
+            elif repr(has[key]) != repr(value):  # NaN is NaN, and 1 is not 1.0
+                lines.append(f"{key}: {value} is now {has[key]}")
+    return lines
+
+
+def compare(root: Path, commit: str, runs: Mapping[str, Sequence[str]], shown: int = 5) -> int:
+    """Carries the runs out in both trees, and prints a table.
+
+    Args:
+        root: The clone whose working tree is compared.
+        commit: What it is compared with.
+        runs: The words of each run, by name.
+        shown: The lines of a run's differences that are printed.
+
+    Returns:
+        The exit status.
+    """
+    bad = failed = 0
+    with tempfile.TemporaryDirectory(prefix="metarun-same-numbers-") as folder:
+        trees, works = [Path(folder, "tree"), root], [Path(folder, side) for side in ("before", "now")]
+        extract(commit, trees[0], root)
+        for work in works:
+            make_images(work / "images")
+        print(f"| run | numbers | files | {commit}, s | here, s | same |\n| --- | --- | --- | --- | --- | --- |")
+        for name, words in runs.items():
+            before, now = (carry_out(tree, work, name, words) for tree, work in zip(trees, works, strict=True))
+            lines = differences(before, now)
+            bad += bool(lines)
+            failed += bool(before.problem or now.problem)
+            counts = f"{len(before.numbers)} | {len(before.digests)} | {before.seconds:.1f} | {now.seconds:.1f}"
+            print(f"| {name} | {counts} | {'NO' if lines else 'yes'} |", flush=True)
+            for line in lines[:shown]:
+                print(f"    {line}")
+            if len(lines) > shown:
+                print(f"    and {len(lines) - shown} more", flush=True)
+    print(
+        f"{len(runs) - bad} of {len(runs)} runs are the same to the last bit" + (f"; {failed} failed" if failed else "")
+    )
+    return 2 if failed else 1 if bad else 0
+
+
+def main(words: Iterable[str] | None = None, root: Path = ROOT) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.same_numbers", description=str(__doc__).split("\n")[0])
+    parser.add_argument("commit", help="what this tree is compared with, such as main")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"only these: {', '.join(RUNS)}")
+    given = parser.parse_args(None if words is None else list(words))
+    if unknown := sorted(set(given.runs) - set(RUNS)):
+        parser.error(f"{unknown[0]}: there is no such run; there are {', '.join(RUNS)}")
+    try:
+        return compare(root, given.commit, {name: RUNS[name] for name in given.runs or RUNS})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,8 +26,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun import __version__
 from metarun import config as schema
 from metarun.config.folder import CONF
-from metarun.config.lists import expanded, folded_choices
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
+from metarun.config.shorthand import check_preset, expanded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
@@ -58,6 +58,7 @@ def _run(config: DictConfig) -> float:
     try:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
+        check_preset(words, job.runtime.choices)
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get(SCORE, 0.0))
@@ -252,7 +253,7 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     The config is composed for that only if a word needs to know the class that its key is a setting of.
     """
     sweep = arguments.multirun
-    words = expanded(arguments.overrides)
+    words = expanded(arguments.overrides, sweep)
     for word in words:
         if not key_of(word):
             raise UserError(f"{word or repr(word)}: cannot be read as key=value or group=choice")

@@ -16,7 +16,7 @@ from PIL import Image
 from shell import metarun, result
 from shell import run_folder as only_run
 
-from metarun.config.lists import expanded, folded, folded_choices
+from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data.domains import Domains, fit_to_network, rule
 from metarun.data.image_source import ImageSource

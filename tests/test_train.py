@@ -133,6 +133,7 @@ def test_schedules(schedule: str, tmp_path: Path) -> None:
     small = {"step": ["train.schedule.step_size=3"]}.get(schedule, [])
     expected = {
         "constant": lambda k: 0.5,
+        "usual": lambda k: 0.5,  # without a preset
         "linear": lambda k: 0.5 * (1 - k / 8),
         "cosine": lambda k: 0.25 * (1 + math.cos(math.pi * k / 8)),
         "step": lambda k: 0.5 * 0.5 ** (k // 3),

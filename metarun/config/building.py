@@ -14,6 +14,7 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
 from metarun.config.task_schema import PROTOCOLS
 from metarun.config.validation import asks_for_object, names_class
+from metarun.config.values import without
 from metarun.errors import UserError, reason
 
 
@@ -93,12 +94,7 @@ class Node:
 
 def nodes_of(value: DictConfig, path: str, beside: Collection[str] = ()) -> dict[str, Node]:
     """The nodes of a mapping by name, without the keys `beside` of each, which its builder reads itself."""
-    return {
-        str(name): Node(
-            OmegaConf.masked_copy(value[name], [key for key in value[name] if key not in beside]), f"{path}.{name!s}"
-        )
-        for name in value
-    }
+    return {str(name): Node(without(value[name], beside), f"{path}.{name!s}") for name in value}
 
 
 def _objects(value: Any, path: str) -> Any:

@@ -24,9 +24,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config import signature as signatures
 from metarun.config.hints import fields_of, hints_of
-from metarun.config.lists import folded
 from metarun.config.ranges import parts
 from metarun.config.schema import Config
+from metarun.config.shorthand import folded
 from metarun.config.types import Given, PathLike
 from metarun.config.values import flat
 

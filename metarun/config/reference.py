@@ -30,8 +30,8 @@ from metarun.errors import UserError
 GROUPS = {
     "optimizer": "The optimiser of the outer loop.",
     "schedule": "The course of the outer learning rate.",
-    "preset": "A paper's settings for one method on one data set. The preset METHOD_DATA, if there is one, applies by "
-    "itself; preset=NAME takes another and ~preset none.",
+    "preset": "Settings for one method on one data set. The preset METHOD_DATA, if there is one, applies by itself; "
+    "preset=paper takes the paper's own settings, preset=NAME another preset, and ~preset none.",
     "approach": "A recipe, a method and a way of transfer under one name, so that approaches can be compared.",
     "debug": "Settings with which a whole command runs in seconds, to see that it works.",
     "experiment": "A whole command under one name: everything that reproduces a row of results.",

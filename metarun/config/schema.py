@@ -67,6 +67,20 @@ OF_ONE_SET = Annotated[
 
 
 @dataclass
+class Usual:
+    """What a preset sets for parts that were not chosen: a choice of `schedule=`, or the setting itself, comes before it."""
+
+    schedule: Annotated[
+        dict[str, Any],
+        Given(("optimizer",)),
+        Doc("The schedule where none is chosen; without one the rate stays as it is."),
+    ] = field(default_factory=dict)
+    downsample: Annotated[
+        str, Literal["pool", "stride"], Doc("How Conv4 halves the resolution where nothing else is said.")
+    ] = "pool"
+
+
+@dataclass
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
 
@@ -288,6 +302,7 @@ class Config:
     augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
         field(default_factory=dict)
     )
+    usual: Usual = field(default_factory=Usual)
     pretrain: Pretrain = field(default_factory=Pretrain)
     target: Target = field(default_factory=Target)
     transfer: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 def to_container(config: DictConfig) -> dict[str, Any]:
     """Plain, resolved values."""
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def without(node: DictConfig, keys: Collection[str]) -> DictConfig:
+    """A node without some of its keys. It is resolved, since a part that stands alone finds no other key of the config."""
+    values = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return OmegaConf.create({key: value for key, value in values.items() if key not in keys})
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

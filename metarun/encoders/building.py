@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import construct
 from metarun.config.schema import ENCODING_DEFAULTS
+from metarun.config.values import without
 from metarun.data.source import DataSource
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder, Encoding
@@ -25,7 +26,7 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
         UserError: A setting is wrong, or its weights cannot be read.
     """
     shared = [item.name for item in fields(Encoding)]
-    own = OmegaConf.masked_copy(node, [str(key) for key in node if key not in (*shared, "from")])
+    own = without(node, (*shared, "from"))
     given = {"origin": node["from"]} if node.get("from") else {}
     encoder: Encoder = construct(own, "encoder", **given)
     settings = OmegaConf.to_container(own, resolve=True)

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config import Node, check, construct, nodes_of, task_of
-from metarun.config.lists import TASK
 from metarun.config.overrides import make_literal
+from metarun.config.shorthand import TASK
 from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.encoders.building import encoded

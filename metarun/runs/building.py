@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
 from metarun.config import construct, nodes_of
-from metarun.config.lists import TASK
+from metarun.config.shorthand import TASK
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone

@@ -87,7 +87,7 @@ def unused(config: DictConfig) -> tuple[str, ...]:
     if config.recipe.source:
         return ()
     source = ("data", "unsupervised", "pretrain", "wrapper", "test", "continual")
-    method = ("algo", "task", "train", "optimizer", "schedule", "preset")
+    method = ("algo", "task", "train", "optimizer", "schedule", "preset", "usual")
     built = build_stages(config)
     if not any(stage.continues_config or stage.needs_data for stage in built):
         return (*source, *method, "backbone", "encoder", "augment", "target", "transfer")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
+from metarun.config.values import without
 from metarun.core import Algorithm, Backbone, Spec, TaskShape, largest
 from metarun.data.sequences import sequences
 from metarun.data.source import DataSource, Split
@@ -202,8 +203,7 @@ def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
         raise UserError(
             f"backbone: reads texts, but the items of the data are {data.item}s; take another backbone, or texts without an encoder"
         )
-    node = OmegaConf.masked_copy(config.backbone, [key for key in config.backbone if key != "from"])
-    backbone: Backbone = construct(node, "backbone", input_shape=data.input_shape)
+    backbone: Backbone = construct(without(config.backbone, ["from"]), "backbone", input_shape=data.input_shape)
     if config.backbone.get("from"):
         load_backbone(backbone, Path(config.backbone["from"]))
         backbone.pretrained = True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metarun import files
-from metarun.config.lists import TASK
+from metarun.config.shorthand import TASK
 from metarun.core import TaskShape, largest
 from metarun.data.domains import named, rule
 from metarun.data.source import DataSource, EpisodeSampler, Split

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import files
 from metarun.config import check
-from metarun.config.lists import expanded, folded, folded_choices
 from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
+from metarun.config.shorthand import check_preset, expanded, folded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
@@ -83,7 +83,9 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
         differing_words = " ".join(printable(word) for word in words if word not in common)
         with naming(differing_words if len(batch) > 1 else ""):
             config = loader.load_sweep_config(master, expanded(words))
-            raw, choices = list(config.hydra.overrides.task), folded_choices(config.hydra.runtime.choices, config)
+            raw = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))  # as they are, `${...}` too
+            choices = folded_choices(config.hydra.runtime.choices, config)
+            check_preset(raw, config.hydra.runtime.choices)
             with open_dict(config):
                 del config["hydra"]
             overrides = canonical(raw, config)

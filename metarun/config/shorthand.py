@@ -1,7 +1,9 @@
-"""Lists of data sets on the command line: `data=[a,b]` and `test.data=[a,b]`, and what Hydra composes them of.
+"""Words of the command line that stand for others, which Hydra can compose: lists of data sets, and `preset=paper`.
 
-Hydra would merge the files of a list into one node. A list is therefore written as one choice and a node for each of its data
-sets, which has all settings of its file: `data=domains +data@data.sets.a=a +data@data.sets.b=b`. What was typed names the run.
+Hydra would merge the files of a list `data=[a,b]` or `test.data=[a,b]` into one node. It is therefore written as one choice and
+a node for each of its data sets, which has all settings of its file: `data=domains +data@data.sets.a=a +data@data.sets.b=b`.
+`preset=paper` names a folder of presets, in which method and data choose the file: `preset=paper/${algo}_${data}`. What was
+typed names the run.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
 TASK = ("ways", "shots", "queries")  # settings of a data set's tests, which its own class does not have
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NODE = re.compile(r"\+data@(?P<place>data\.sets|test\.data)\.(?P<name>\w+)=(?P<choice>.*)")
+PAPER, OF_THE_RUN = "paper", "/${algo}_${data}"  # the folder of the papers' presets, and the file in it
 OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(TASK)})=.*", re.DOTALL)
 
 
-def expanded(words: Iterable[str]) -> list[str]:
+def expanded(words: Iterable[str], sweep: bool = False) -> list[str]:
     """The words as Hydra has to be given them.
 
     Reading what was expanded before changes nothing.
@@ -29,7 +33,9 @@ def expanded(words: Iterable[str]) -> list[str]:
     Args:
         words: Overrides. `data=[a,b]` names two choices of the group `data`; `[left:folder,right:folder]` gives names to two
             data sets of one choice. A list of one data set of its own name is that choice. Several lists, which a comma
-            outside of brackets separates, are a sweep's, and left for its jobs.
+            outside of brackets separates, are a sweep's, and left for its jobs. `preset=paper` is the preset of the method on
+            the data set in the folder of that name.
+        sweep: Whether they are a sweep's, whose jobs may have a method each, and so a paper each.
 
     Raises:
         UserError: A list has no data set, one twice, or a name that none can have.
@@ -42,6 +48,8 @@ def expanded(words: Iterable[str]) -> list[str]:
             found += _nodes(key, value)
         elif equals and OWN_TASK.fullmatch(word):
             found.append(f"+{word}")
+        elif word == f"preset={PAPER}" and not sweep:
+            found.append(word + OF_THE_RUN)
         else:
             found.append(word)
     return found
@@ -75,7 +83,7 @@ def _nodes(key: str, value: str) -> list[str]:
 
 def folded(words: Iterable[str]) -> list[str]:
     """The inverse of `expanded`: the words as a person types them, a list where its first data set stood."""
-    words = list(words)
+    words = [word.replace(PAPER + OF_THE_RUN, PAPER) if word.startswith("preset=") else word for word in words]
     sets: dict[str, list[str]] = {}
     for word in words:
         if node := NODE.fullmatch(word):
@@ -106,3 +114,29 @@ def folded_choices(choices: Mapping[str, str], config: DictConfig) -> dict[str, 
         key: choice for key, choice in choices.items() if not key.startswith(("data@data.sets.", "data@test.data."))
     }
     return {**found, "data": ",".join(sets)} if sets and found.get("data") == MANY else found
+
+
+def check_preset(words: Iterable[str], choices: Mapping[str, str]) -> None:
+    """Checks that a preset that was asked for is there; one that would apply by itself need not be.
+
+    Args:
+        words: The overrides that Hydra was given.
+        choices: Hydra's choices of groups.
+
+    Raises:
+        UserError: There is none of that name, or none of the paper of this method on this data set.
+    """
+    asked = [value for key, _, value in (word.partition("=") for word in words) if key == "preset"]
+    if not asked:
+        return
+    options = GlobalHydra.instance().config_loader().get_group_options
+    folder, _, name = choices["preset"].rpartition("/")
+    there = options(f"preset/{folder}".removesuffix("/"))
+    if name in there:
+        return
+    if asked[-1] == PAPER + OF_THE_RUN:
+        raise UserError(
+            f"preset={PAPER}: there is none for algo={choices['algo']} on data={choices['data']}, only for {', '.join(there)}"
+        )
+    known = [PAPER, *(f"{folder}/{one}".removeprefix("/") for one in there)]
+    raise UserError(f"preset={choices['preset']}: there is no such choice{nearest(choices['preset'], known)}")

@@ -1,0 +1,99 @@
+"""Presets: what applies by itself, the papers' own settings, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from helpers import CONF, choices
+from omegaconf import DictConfig
+from shell import metarun
+
+from metarun.config import schema
+from metarun.config.shorthand import expanded, folded
+from metarun.config.validation import check
+
+QUICK = ["maml", "fomaml", "anil", "metasgd", "reptile", "protonet"]  # of the methods that people try first
+
+
+def compose(*words: str) -> DictConfig:
+    """The config of a command line, with presets."""
+    assert schema.Config  # its import registers the schema
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=expanded(words))
+
+
+@pytest.mark.parametrize("data", ["omniglot", "glyphs"])
+@pytest.mark.parametrize("algo", QUICK)
+def test_methods_that_are_tried_first_have_presets(algo: str, data: str) -> None:
+    preset = compose(f"algo={algo}", f"data={data}")
+    without = compose(f"algo={algo}", f"data={data}", "~preset")
+    check(preset)
+    assert preset.train != without.train
+
+
+def test_preset_sets_the_schedule_and_the_network_where_they_were_not_chosen() -> None:
+    def config(*words: str) -> DictConfig:
+        return compose("algo=maml", "data=omniglot", *words)
+
+    assert config().train.schedule._target_.endswith("CosineAnnealingLR")
+    assert config("train.steps=7").train.schedule.T_max == 7
+    assert config("schedule=step").train.schedule.step_size == 2000
+    assert config("schedule=constant").train.schedule == {
+        "_target_": "torch.optim.lr_scheduler.ConstantLR",
+        "factor": 1.0,
+    }
+    assert config("~preset").train.schedule == {}
+    assert config().backbone.downsample == "stride"
+    assert config("backbone.downsample=pool").backbone.downsample == "pool"
+    check(config("backbone=mlp"))  # the preset names no setting of a network that was not chosen
+
+
+@pytest.mark.parametrize("name", [name for name in choices("preset") if name.startswith("paper/")])
+def test_settings_of_papers(name: str) -> None:
+    algo, _, data = name.removeprefix("paper/").partition("_")
+    typed = [f"algo={algo}", f"data={data}", "preset=paper"]
+    config = compose(*typed)
+    check(config)
+    assert config.train.steps >= 50_000
+    assert folded(expanded(typed)) == typed
+    assert expanded(expanded(typed)) == expanded(typed)
+
+
+def test_rates_of_a_paper() -> None:
+    """Finn et al. step by 0.4 along the gradient of a sum over five ways, which is 2.0 along that of their mean."""
+    config = compose("algo=maml", "data=omniglot", "preset=paper")
+    assert (config.algo.inner_lr, config.algo.test_inner_steps, config.train.tasks_per_step) == (0.4 * 5, 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["algo=snail", "data=omniglot", "preset=paper"], "preset=paper: there is none for algo=snail on data=omniglot, only for"),
+        (["preset=proton_glyphs"], "preset=proton_glyphs: there is no such choice; did you mean protonet_glyphs"),
+        (["preset=learn2learn/maml_sinusoi"], "there is no such choice; did you mean learn2learn/maml_sinusoid"),
+        (["-m", "algo=maml,snail", "data=omniglot", "preset=maml_omniglot,paper"], "preset=paper: there is none for algo=snail"),
+    ],
+)  # fmt: skip
+def test_presets_that_are_not_there(words: list[str], told: str, tmp_path: Path) -> None:
+    done = metarun(*words, f"outputs={tmp_path / 'outputs'}")
+    assert done.status == 2
+    assert told in done.err
+    assert len(done.said) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_sweep_over_a_preset_and_the_papers(tmp_path: Path) -> None:
+    done = metarun(
+        "-m", "algo=maml,fomaml", "data=omniglot", "preset=maml_omniglot,paper", "--dry-run", f"outputs={tmp_path}"
+    )
+    assert done.status == 0
+    assert "preset=paper" in done.out
+    assert "${" not in done.out
+
+
+@pytest.mark.parametrize("algo", QUICK)
+def test_a_preset_carries_a_run_out(algo: str, tmp_path: Path) -> None:
+    done = metarun(f"algo={algo}", "debug=fast", "hardware=cpu", f"outputs={tmp_path}")
+    assert done.status == 0, done.err

@@ -4,7 +4,7 @@
     python -m scripts.fuzz files --seconds 600 --seed 0     damaged files of a run, of images and of tables
 
 Needs hypothesis (`pip install 'metarun[dev]'`), which makes an input that fails as small as it can. A finding is printed
-as the command that shows it; it belongs into `tests/test_fuzz.py`.
+as the command that shows it; it belongs into `tests/scripts/test_fuzz.py`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def machine(dry: bool) -> dict[str, Any]:
 
 def tests(dry: bool) -> dict[str, Any]:
     """The tests that need a GPU; a dry run only collects them."""
-    words = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/test_gpu.py"]
+    words = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/engine/test_gpu.py"]
     command = [sys.executable, "-m", "pytest", *(["--collect-only"] if dry else []), *words]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     lines = (ended.stdout + ended.stderr).splitlines()

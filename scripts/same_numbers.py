@@ -2,7 +2,7 @@
 
 Usage: python -m scripts.same_numbers COMMIT [RUN...]
 
-The tree that this file lies in is compared with COMMIT, on one core, in about five minutes; RUN names some of the runs
+The tree that this file lies in is compared with COMMIT, on one core, in a few minutes; RUN names some of the runs
 alone. A number of `result.json` that is not the same, or gone, is a difference, and so is a tensor of a checkpoint or of
 the scores of a test. What an hour or a machine decides (seconds, memory, versions, commits) is not compared, and no text
 is. The exit status is 1 if anything differs, 2 if a run failed.
@@ -11,6 +11,7 @@ is. The exit status is 1 if anything differs, 2 if a run failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -97,6 +98,23 @@ RUNS: dict[str, list[str]] = {
     "predict": ["recipe=predict", "checkpoint=protonet", "support=images/test", "images=images/val"],
     "export": ["recipe=export", "checkpoint=protonet", "support=images/test", "format=torch"],
 }  # fmt: skip
+
+
+# Carries out what a line of its input says, and answers with a line: what went wrong, if anything did.
+WORKER = """
+import json, os, sys
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)  # what a run prints is no answer
+import metarun
+for line in sys.stdin:
+    words, outputs = json.loads(line)
+    problem = ""
+    try:
+        metarun.run(*words, outputs=outputs)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    print(json.dumps(problem), file=answers, flush=True)
+"""
 
 
 @dataclass
@@ -202,29 +220,58 @@ def extract(commit: str, folder: Path, root: Path = ROOT) -> None:
         archive.extractall(folder, filter="data")
 
 
-def carry_out(tree: Path, work: Path, name: str, words: Sequence[str]) -> Made:
-    """`metarun words...` of the tree `tree`, in the folder `work`, which all runs of this tree share.
+class Tree:
+    """A process with the code of one tree, which carries out runs one after the other: `import torch` takes longer than most runs.
 
-    Paths in the words are the same for both trees, so that a path in a result is, too.
+    Args:
+        code: The tree.
+        work: The folder that all its runs share. Paths in words are below it, so that a path in a result is that of the other
+            tree, too.
     """
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "metarun", *(at_work(work, word) for word in words)]
-    own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "METARUN_CACHE": str(work / "cache")}
-    done = subprocess.run(
-        [*command, f"outputs=runs/{name}", "name=made"],
-        cwd=work,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    seconds = time.perf_counter() - began
-    folder = run_folder(work, name)
-    if done.returncode or folder is None:
-        last = (done.stderr.strip().splitlines() or ["it left no result.json"])[-1]
-        return Made(problem=f"exit status {done.returncode}: {last}", seconds=seconds)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return Made(dict(numbers(result)), digests(work / "runs" / name), seconds=seconds)
+
+    def __init__(self, code: Path, work: Path) -> None:
+        self.work = work
+        own = {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "METARUN_CACHE": str(work / "cache")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=work,
+            env={**os.environ, **own},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def carry_out(self, name: str, words: Sequence[str]) -> Made:
+        """What `metarun words...` comes to."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        began = time.perf_counter()
+        given = [*(at_work(self.work, word) for word in words), "name=made"]
+        try:
+            self.process.stdin.write(json.dumps([given, f"runs/{name}"]) + "\n")
+            self.process.stdin.flush()
+            problem = json.loads(self.process.stdout.readline() or '"its process ended"')
+        except BrokenPipeError:
+            problem = "its process ended"
+        seconds = time.perf_counter() - began
+        folder = run_folder(self.work, name)
+        if problem or folder is None:
+            return Made(problem=problem or "it left no result.json", seconds=seconds)
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return Made(dict(numbers(result)), digests(self.work / "runs" / name), seconds=seconds)
 
 
 def run_folder(work: Path, name: str) -> Path | None:
@@ -266,14 +313,16 @@ def compare(root: Path, commit: str, runs: Mapping[str, Sequence[str]], shown: i
         The exit status.
     """
     bad = failed = 0
-    with tempfile.TemporaryDirectory(prefix="metarun-same-numbers-") as folder:
-        trees, works = [Path(folder, "tree"), root], [Path(folder, side) for side in ("before", "now")]
-        extract(commit, trees[0], root)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="metarun-same-numbers-"))
+        codes, works = [Path(folder, "tree"), root], [Path(folder, side) for side in ("before", "now")]
+        extract(commit, codes[0], root)
         for work in works:
             make_images(work / "images")
+        trees = [stack.enter_context(Tree(code, work)) for code, work in zip(codes, works, strict=True)]
         print(f"| run | numbers | files | {commit}, s | here, s | same |\n| --- | --- | --- | --- | --- | --- |")
         for name, words in runs.items():
-            before, now = (carry_out(tree, work, name, words) for tree, work in zip(trees, works, strict=True))
+            before, now = (tree.carry_out(name, words) for tree in trees)
             lines = differences(before, now)
             bad += bool(lines)
             failed += bool(before.problem or now.problem)

@@ -37,7 +37,7 @@ def test_nothing_but_a_config_knows_a_method_by_name() -> None:
 def test_no_test_is_skipped() -> None:
     """But those of a real Slurm, which needs root and Debian's packages."""
     word = re.compile(r"\b(skip|skipif|importorskip|xfail)\(")
-    skipping = {path.name: len(word.findall(path.read_text())) for path in Path(__file__).parent.glob("*.py")}
+    skipping = {path.name: len(word.findall(path.read_text())) for path in Path(__file__).parent.rglob("*.py")}
     assert {name: count for name, count in skipping.items() if count} == {"test_slurm.py": 1}
 
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.engine.distributed import World
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402

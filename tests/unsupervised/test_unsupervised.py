@@ -321,7 +321,7 @@ def test_published_numbers_with_labels_are_not_those_without() -> None:
 
 
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "metarun" / "unsupervised" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "metarun" / "unsupervised" / "README.md").read_text()
     for name, content in re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:python|yaml)\n(.*?)^```", text, re.M | re.S):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)

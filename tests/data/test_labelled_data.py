@@ -22,7 +22,7 @@ from metarun.data.medmnist import RELEASES, MedMnist
 from metarun.data.mnist import Mnist
 from metarun.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 BREASTS = (546, 78, 156)
 

@@ -20,7 +20,7 @@ from metarun.data import table
 from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # A process that builds a table: says in a file that it began, takes its time, prints the table's sum and fingerprint.
 SLOW_BUILD = """

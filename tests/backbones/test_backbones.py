@@ -23,7 +23,7 @@ from metarun.ops.numerics import linear_head
 from metarun.ops.second_order import batch_norm
 from metarun.ops.tasks import over_tasks
 
-CONF = Path(__file__).parents[1] / "conf" / "backbone"
+CONF = Path(__file__).parents[2] / "conf" / "backbone"
 
 
 @pytest.fixture(autouse=True)

@@ -17,16 +17,21 @@ from scripts.same_numbers import Made, differences, digests, numbers
 
 # Writes what a run of metarun leaves: `name` is the folder that it makes, and `accuracy` its one number.
 TOY = """
-import json, pathlib, sys
+import json, pathlib
 import numpy as np
-words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-if "fails" in words:
-    sys.exit("metarun: it failed")
-folder = pathlib.Path(words["outputs"], words["name"], "default")
-folder.mkdir(parents=True)
-found = {"test/acc": ACCURACY, "train/seconds": id(words), "said": words.get("checkpoint", "")}
-(folder / "result.json").write_text(json.dumps(found))
-np.savez(folder / "test_scores.npz", values=np.array(WEIGHTS))
+
+def run(*words, outputs):
+    words = dict(word.partition("=")[::2] for word in words)
+    if "fails" in words:
+        raise ValueError("it failed")
+    if "dies" in words:
+        raise SystemExit
+    print("a table")
+    folder = pathlib.Path(outputs, words["name"], "default")
+    folder.mkdir(parents=True)
+    found = {"test/acc": ACCURACY, "train/seconds": id(words), "said": words.get("checkpoint", "")}
+    (folder / "result.json").write_text(json.dumps(found))
+    np.savez(folder / "test_scores.npz", values=np.array(WEIGHTS))
 """
 
 
@@ -34,10 +39,9 @@ def clone(folder: Path, accuracy: str = "0.5", weights: str = "[1.0]") -> Path:
     """A clone whose one commit is a toy with `accuracy` 0.5 and `weights` [1.0], and whose files may say something else."""
     package = folder / "metarun"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
     for values in (("0.5", "[1.0]"), (accuracy, weights)):
         text = TOY.replace("ACCURACY", values[0]).replace("WEIGHTS", values[1])
-        (package / "__main__.py").write_text(text)
+        (package / "__init__.py").write_text(text)
         if not (folder / ".git").exists():
             author = ["-c", "user.name=n", "-c", "user.email=e@x"]
             for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "toy"]):
@@ -51,9 +55,10 @@ def clone(folder: Path, accuracy: str = "0.5", weights: str = "[1.0]") -> Path:
         ({}, {"one": [], "two": ["checkpoint=one"]}, 0, "2 of 2 runs are the same"),
         ({"accuracy": "0.5000000001"}, {"one": []}, 1, "test/acc: 0.5 is now 0.5000000001"),
         ({"weights": "[1.0 + 2**-52]"}, {"one": []}, 1, "test_scores.npz: "),
-        ({}, {"one": ["fails=1"]}, 2, "before: exit status 1: metarun: it failed"),
+        ({}, {"one": ["fails=1"], "two": []}, 2, "before: ValueError: it failed"),
+        ({}, {"one": ["dies=1"], "two": []}, 2, "now: its process ended"),
     ],
-    ids=["same", "number", "weights", "failed"],
+    ids=["same", "number", "weights", "failed", "died"],
 )
 def test_two_trees_are_compared(
     changes: dict[str, str],

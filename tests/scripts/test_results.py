@@ -13,7 +13,7 @@ import pytest
 
 from metarun.report.published import find
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 from results import __main__ as command  # noqa: E402
 from results import rows, store, tables  # noqa: E402

@@ -12,7 +12,7 @@ from shell import metarun, result, run_folder
 
 from metarun.data import label_files
 
-PAGE = (Path(__file__).parents[1] / "metarun" / "data" / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "metarun" / "data" / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

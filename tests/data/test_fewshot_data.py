@@ -103,7 +103,7 @@ def test_every_other_bird_is_for_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", RELEASES)
 def test_yaml_names_its_data_set(dataset: str) -> None:
-    path = Path(__file__).parents[1] / "conf" / "data" / f"{dataset}.yaml"
+    path = Path(__file__).parents[2] / "conf" / "data" / f"{dataset}.yaml"
     settings: Any = OmegaConf.to_container(OmegaConf.load(path))
     assert settings == {"_target_": "metarun.data.fewshot.FewShot", "dataset": dataset}
 

@@ -31,7 +31,7 @@ from metarun.engine.hardware import choose
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAIRS = {
     "maml": (MAML, learn2learn.MAML, {}),
     "fomaml": (MAML, learn2learn.MAML, {"first_order": True}),

@@ -213,7 +213,7 @@ def test_in_bfloat16_a_reward_is_that_of_the_step_that_was_tried() -> None:
 
 
 def on_episodes(algo: str) -> bool:
-    """Methods on batches have no queries; a run refuses to wrap them (tests/test_transfer.py)."""
+    """Methods on batches have no queries; a run refuses to wrap them (tests/target/test_transfer.py)."""
     return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
 
 

@@ -1,4 +1,4 @@
-"""Lists of data sets on the command line: `data=[a,b]` and `test.data=[a,b]`, and what Hydra composes them of.
+"""What people type and Hydra does not: lists of data sets, `data=[a,b]` and `test.data=[a,b]`; no choice of a group, `wrapper=null`.
 
 Hydra would merge the files of a list into one node. A list is therefore written as one choice and a node for each of its data
 sets, which has all settings of its file: `data=domains +data@data.sets.a=a +data@data.sets.b=b`. What was typed names the run.
@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from omegaconf import DictConfig
 
+from metarun.config.folder import CONF
 from metarun.errors import UserError
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
 TASK = ("ways", "shots", "queries")  # settings of a data set's tests, which its own class does not have
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+IMPLIED = {"encoder.from": "encoder=run"}  # a setting that one choice of its group has, and no other
 NODE = re.compile(r"\+data@(?P<place>data\.sets|test\.data)\.(?P<name>\w+)=(?P<choice>.*)")
 OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(TASK)})=.*", re.DOTALL)
 
@@ -27,9 +30,10 @@ def expanded(words: Iterable[str]) -> list[str]:
     Reading what was expanded before changes nothing.
 
     Args:
-        words: Overrides. `data=[a,b]` names two choices of the group `data`; `[left:folder,right:folder]` gives names to two
-            data sets of one choice. A list of one data set of its own name is that choice. Several lists, which a comma
-            outside of brackets separates, are a sweep's, and left for its jobs.
+        words: Overrides. `wrapper=null` takes no choice of a group; `encoder.from=RUN` takes `encoder=run`. `data=[a,b]` names
+            two choices of the group `data`; `[left:folder,right:folder]` gives names to two data sets of one choice. A list of one
+            data set of its own name is that choice. Several lists, which a comma outside of brackets separates, are a sweep's, and
+            left for its jobs.
 
     Raises:
         UserError: A list has no data set, one twice, or a name that none can have.
@@ -40,11 +44,15 @@ def expanded(words: Iterable[str]) -> list[str]:
         named = equals and key in PLACES and (bracketed(value) or (key == "test.data" and NAME.fullmatch(value)))
         if named and value != "null":
             found += _nodes(key, value)
+        elif key in GROUPS and value == "null":
+            found.append(f"~{key}")  # a group without a choice, to Hydra
         elif equals and OWN_TASK.fullmatch(word):
             found.append(f"+{word}")
         else:
             found.append(word)
-    return found
+    keys = {word.partition("=")[0] for word in found if not word.endswith("=null")}
+    implied = [choice for key, choice in IMPLIED.items() if key in keys and choice.partition("=")[0] not in keys]
+    return [*implied, *found]
 
 
 def bracketed(value: str) -> bool:
@@ -85,7 +93,9 @@ def folded(words: Iterable[str]) -> list[str]:
     for word in words:
         node = NODE.fullmatch(word)
         if node is None:
-            if word != f"data={MANY}" or PLACES["data"] not in sets:
+            if word.startswith("~") and word[1:] in GROUPS:
+                found.append(f"{word[1:]}=null")
+            elif word != f"data={MANY}" or PLACES["data"] not in sets:
                 found.append(word[1:] if word.startswith("+") and OWN_TASK.fullmatch(word[1:]) else word)
         elif node["place"] in sets:
             key = next(key for key, place in PLACES.items() if place == node["place"])

@@ -380,8 +380,7 @@ def _unknown_key(key: str, parent: Any) -> str:
     if not near and above and beside:
         near = f"; {above} has {', '.join(beside)}"
     if above == "encoder" and "_target_" not in parent:
-        choice = "run" if tail == "from" else "efficientnet_lite0, say"
-        near = f"; no encoder is chosen: add encoder={choice}"
+        near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
     if above == "algo" and any(word.startswith("checkpoint=") for word in sys.argv):
         near = "; to override a setting of the checkpoint's method, name the method too (algo=maml, say)"
     return f"{key}: there is no such key{near}"

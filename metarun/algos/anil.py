@@ -30,6 +30,7 @@ from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
 from metarun.ops.inner_loop import Params, parameters
+from metarun.ops.support import of_support
 
 
 class ANIL(MAML):
@@ -86,6 +87,7 @@ class ANIL(MAML):
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
             support, query = self.backbone.embed_sets(support_x, query_x, shared_batch=self.shared_batch)
-            return torch.stack([F.linear(query, **head) for head in self.adapt_head(support, support_y, steps)])
+            heads = of_support(lambda: self.adapt_head(support, support_y, steps))
+            return torch.stack([F.linear(query, **head) for head in heads])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

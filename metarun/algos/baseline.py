@@ -32,6 +32,7 @@ from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, Pos
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.ops import batch_norm
 from metarun.ops.numerics import full_precision, precise
+from metarun.ops.support import of_support
 
 
 class Head(nn.Module):
@@ -151,5 +152,5 @@ class Baseline(Algorithm):
     def predict(self, episodes: Episodes) -> Tensor:
         support, query = self.embed(episodes)
         with full_precision(support):
-            head = self.fit_head(support.detach(), episodes.support_y, episodes.ways)
+            head = of_support(lambda: self.fit_head(support.detach(), episodes.support_y, episodes.ways))
             return head(query)

@@ -32,6 +32,7 @@ from metarun.backbones.spatial import map_size, maps_of_sets
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision, one_hot, precise
+from metarun.ops.support import of_support
 
 LEAST = 1e-6  # added to lambda
 
@@ -88,14 +89,15 @@ class FRN(Algorithm):
     def logits(self, support: Tensor, members: Tensor, queries: Tensor) -> Tensor:
         """One task's logits `[Q, N]`, of maps `[S, r, d]` and `[Q, r, d]` and one-hot classes `[S, N]`."""
         places, features = support.shape[1:]
-        of_class = (members.mT[:, :, None, None] * support).flatten(
-            1, 2
-        )  # the others are zero, and add nothing to S^T S
-        squares = of_class.mT @ of_class  # [N, d, d]
-        penalty = members.sum(0) * places / features * self.log_penalty.exp() + LEAST
-        identity = torch.eye(features, dtype=support.dtype, device=support.device)
-        hat = torch.linalg.solve(squares + penalty[:, None, None] * identity, squares)
-        asked = queries.flatten(0, 1)
+
+        def hats() -> Tensor:
+            of_class = members.mT[:, :, None, None] * support  # the others are zero, and add nothing to S^T S
+            squares = of_class.flatten(1, 2).mT @ of_class.flatten(1, 2)  # [N, d, d]
+            penalty = members.sum(0) * places / features * self.log_penalty.exp() + LEAST
+            identity = torch.eye(features, dtype=support.dtype, device=support.device)
+            return torch.linalg.solve(squares + penalty[:, None, None] * identity, squares)
+
+        hat, asked = of_support(hats), queries.flatten(0, 1)
         errors = (self.log_rescaling.exp() * asked @ hat - asked).square().sum(-1)  # [N, Q r]
         return -self.scale * errors.unflatten(1, (-1, places)).mean(-1).mT
 

@@ -37,6 +37,7 @@ from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call
 from metarun.ops.numerics import precise
+from metarun.ops.support import of_support
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
@@ -140,7 +141,7 @@ class L2L(MAML):
         start, like = self.draw(episodes)
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, theta: Tensor) -> Tensor:
-            visited = self.trajectory(theta, like, support_x, support_y, max(steps))
+            visited = of_support(lambda: self.trajectory(theta, like, support_x, support_y, max(steps)))
             return torch.stack([call(self, unflatten(visited[step], like), query_x, support_x) for step in steps])
 
         return self.over_tasks(task, *episodes.tensors[:3], start).transpose(0, 1)

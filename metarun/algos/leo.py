@@ -38,6 +38,7 @@ from metarun.ops.draws import dropout, randn
 from metarun.ops.inner_loop import adapt
 from metarun.ops.numerics import precise
 from metarun.ops.prototypes import class_means
+from metarun.ops.support import of_support
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -158,5 +159,5 @@ class LEO(Algorithm):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         support, query = self.over_tasks(self.features, episodes.support_x, episodes.query_x)
-        learned, _ = self.learn(support, episodes.support_y, episodes.ways, steps, False)
+        learned, _ = of_support(lambda: self.learn(support, episodes.support_y, episodes.ways, steps, False))
         return torch.stack([query @ weights.mT for weights in learned])

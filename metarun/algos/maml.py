@@ -32,6 +32,7 @@ from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.inner_loop import InnerLoop, Params, call, parameters
 from metarun.ops.numerics import linear_head
+from metarun.ops.support import of_support
 
 
 class MAML(Algorithm):
@@ -87,8 +88,7 @@ class MAML(Algorithm):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            return torch.stack(
-                [call(self, params, query_x, support_x) for params in self.adapt(support_x, support_y, steps)]
-            )
+            learners = of_support(lambda: self.adapt(support_x, support_y, steps))
+            return torch.stack([call(self, params, query_x, support_x) for params in learners])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from metarun.config.types import NonNegativeFloat, PositiveInt, Share
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
-from metarun.ops.batch_norm import Norm
+from metarun.ops.batch_norm import Norm, both_sets
 from metarun.ops.draws import rand
 from metarun.ops.numerics import full_precision, precise
+from metarun.ops.support import of_support
 
 State = tuple[Tensor, ...]  # memory, cell, hidden, what was read, read weights and usage, each [B, ...]
 
@@ -125,8 +126,11 @@ class MANN(Algorithm):
 
     def features(self, episodes: Episodes) -> Tensor:
         """Of the support and then of the queries, `[T, N*K + N*Q, features]`."""
-        sets = episodes.support_x, episodes.query_x
-        return precise(self.over_tasks(lambda s, q: self.norm(self.backbone(torch.cat([s, q]), len(s)), len(s)), *sets))
+
+        def task(support_x: Tensor, query_x: Tensor) -> Tensor:
+            return torch.cat(both_sets(lambda x, n: self.norm(self.backbone(x, n), n), support_x, query_x))
+
+        return precise(self.over_tasks(task, episodes.support_x, episodes.query_x))
 
     def mixed(self, episodes: Episodes, order: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and labels of the tasks' images in the order `[T or 1, S]`."""
@@ -137,7 +141,7 @@ class MANN(Algorithm):
         """Logits and labels of queries each by itself right after the support, which is in the order `[T or 1, S]`."""
         support, queries = self.features(episodes).split([order.shape[1], episodes.query_y.shape[1]], 1)
         labels = episodes.support_y.take_along_dim(order, 1)
-        state = self.present(support.take_along_dim(order[..., None], 1), labels)[1]
+        _, state = of_support(lambda: self.present(support.take_along_dim(order[..., None], 1), labels))
         last, *copies = (part.repeat_interleave(queries.shape[1], 0) for part in (labels[:, -1:], *state))
         logits, _ = self.present(queries.flatten(0, 1)[:, None], last, tuple(copies))
         return logits.view(*queries.shape[:2], -1), episodes.query_y

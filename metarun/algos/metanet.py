@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from metarun.config.types import PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import one_hot, precise
+from metarun.ops.support import of_support
 
 SCALE = 7.0  # gradients below e^-7 enter by their value, larger ones by their logarithm
 
@@ -120,7 +121,7 @@ class MetaNet(Algorithm):
         """`[T, Q, N]` from the features of the support set and of the queries."""
         keys = self.keys(support, labels, torch.cat([support, queries], dim=1))
         read = attention(keys[:, support.shape[1] :], keys[:, : support.shape[1]])
-        first, second = self.memory(support, labels)
+        first, second = of_support(lambda: self.memory(support, labels))
 
         def fast(weights: Tensor, x: Tensor) -> Tensor:
             """Each query through the weights that it reads: the same read of what every slot makes of it."""

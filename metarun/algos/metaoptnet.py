@@ -35,6 +35,7 @@ from metarun.config.types import DropRate, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision, one_hot
 from metarun.ops.solvers import ridge, support_vectors
+from metarun.ops.support import of_support
 
 
 class MetaOptNet(Algorithm):
@@ -69,11 +70,13 @@ class MetaOptNet(Algorithm):
 
     def logits(self, support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
         """`[T, N*Q, N]` of the features of support sets and queries, and the one-hot labels `[T, N*K, N]`."""
-        if self.kind == "ridge":
-            coefficients = ridge(support, targets, self.regularization)
-        else:
-            coefficients = support_vectors(support, targets, self.cost, self.diagonal)
-        return self.scale * (query @ support.mT @ coefficients)
+
+        def coefficients() -> Tensor:
+            if self.kind == "ridge":
+                return ridge(support, targets, self.regularization)
+            return support_vectors(support, targets, self.cost, self.diagonal)
+
+        return self.scale * (query @ support.mT @ of_support(coefficients))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.predict(episodes)

@@ -34,6 +34,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.inner_loop import InnerLoop, Params, call, parameters
 from metarun.ops.numerics import full_precision, precise
 from metarun.ops.prototypes import class_means
+from metarun.ops.support import of_support
 
 
 class ProtoMAML(Algorithm):
@@ -105,7 +106,7 @@ class ProtoMAML(Algorithm):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            learners = self.adapt(support_x, support_y, episodes.ways, steps)
+            learners = of_support(lambda: self.adapt(support_x, support_y, episodes.ways, steps))
             return torch.stack([self.logits_of(params, query_x, support_x) for params in learners])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

@@ -26,6 +26,7 @@ from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision
 from metarun.ops.prototypes import class_means, negative_squared_distances
+from metarun.ops.support import of_support
 
 
 class ProtoTransfer(Algorithm):
@@ -59,25 +60,32 @@ class ProtoTransfer(Algorithm):
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         support, queries = self.embed(episodes)
-        with full_precision(queries), torch.enable_grad():
-            support, queries = support.detach(), queries.detach()
-            prototypes = class_means(support, episodes.support_y, episodes.ways)
-            weight = (2 * prototypes).requires_grad_()
-            bias = (-prototypes.square().sum(-1)).requires_grad_()
-            optimizer = torch.optim.Adam([weight, bias], lr=self.head_lr)
-            order = torch.Generator().manual_seed(0)
-            kept = {}
-            for epoch in range(max(steps) + 1):
-                if epoch in steps:
-                    kept[epoch] = (queries @ weight.mT + bias[:, None]).detach()
-                if epoch == max(steps):
-                    break
-                places = torch.randperm(support.shape[1], generator=order).to(support.device)
-                for chosen in places.split(episodes.ways):
-                    optimizer.zero_grad()
-                    logits = support[:, chosen] @ weight.mT + bias[:, None]
-                    labels = episodes.support_y[:, chosen].flatten()
-                    # The sum over tasks of their means: a task's head gets the gradient of its own.
-                    (F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(chosen)).backward()
-                    optimizer.step()
-        return torch.stack([kept[step] for step in steps])
+        with full_precision(queries):
+            heads = of_support(lambda: self.tuned_heads(support.detach(), episodes.support_y, episodes.ways, steps))
+            return torch.stack([queries @ weight.mT + bias[:, None] for weight, bias in heads])
+
+    @torch.enable_grad()
+    def tuned_heads(
+        self, support: Tensor, labels: Tensor, ways: int, steps: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The heads of T tasks, `[T, N, D]` and `[T, N]`, after each of the numbers of epochs in `steps`."""
+        prototypes = class_means(support, labels, ways)
+        weight = (2 * prototypes).requires_grad_()
+        bias = (-prototypes.square().sum(-1)).requires_grad_()
+        optimizer = torch.optim.Adam([weight, bias], lr=self.head_lr)
+        order = torch.Generator().manual_seed(0)
+        kept = {}
+        for epoch in range(max(steps) + 1):
+            if epoch in steps:
+                kept[epoch] = weight.detach().clone(), bias.detach().clone()
+            if epoch == max(steps):
+                break
+            places = torch.randperm(support.shape[1], generator=order).to(support.device)
+            for chosen in places.split(ways):
+                optimizer.zero_grad()
+                logits = support[:, chosen] @ weight.mT + bias[:, None]
+                # The sum over tasks of their means: a task's head gets the gradient of its own.
+                total = F.cross_entropy(logits.flatten(0, 1), labels[:, chosen].flatten(), reduction="sum")
+                (total / len(chosen)).backward()
+                optimizer.step()
+        return [kept[step] for step in steps]

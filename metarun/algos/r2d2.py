@@ -34,6 +34,7 @@ from metarun.config.types import PositiveFloat
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision, one_hot
 from metarun.ops.solvers import ridge
+from metarun.ops.support import of_support
 
 
 class R2D2(Algorithm):
@@ -65,7 +66,8 @@ class R2D2(Algorithm):
     def logits(self, support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
         """`[T, N*Q, N]` of the features of support sets and queries, and the one-hot labels `[T, N*K, N]`."""
         support, query = (F.pad(features, (0, 1), value=1.0) for features in (support, query))  # for a bias
-        coefficients = ridge(support, targets, support.shape[1] * self.log_regularization.exp())
+        penalty = support.shape[1] * self.log_regularization.exp()
+        coefficients = of_support(lambda: ridge(support, targets, penalty))
         found = query @ support.mT @ coefficients
         return (found if self.scale is None else self.scale * found) + self.bias
 

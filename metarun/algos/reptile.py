@@ -31,6 +31,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.draws import of_the_step
 from metarun.ops.inner_loop import InnerLoop, Params, call, gradient_and_value, parameters
 from metarun.ops.numerics import linear_head
+from metarun.ops.support import of_support
 
 
 class Reptile(Algorithm):
@@ -142,7 +143,7 @@ class Reptile(Algorithm):
         positions = positions.to(episodes.support_x.device)
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-            learners = self.descend(support_x, support_y, positions, steps)[0]
+            learners, _, _ = of_support(lambda: self.descend(support_x, support_y, positions, steps))
             return torch.stack([call(self, params, query_x, support_x) for params in learners])
 
         return self.over_tasks(task, *episodes.tensors[:3]).transpose(0, 1)

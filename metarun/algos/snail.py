@@ -126,9 +126,7 @@ class SNAIL(Algorithm):
 
     def logits(self, episodes: Episodes, order: Tensor) -> Tensor:
         """`read`, with the tasks' support in the order `[T or 1, S]`."""
-        sets = episodes.support_x, episodes.query_x
-        features = self.over_tasks(lambda s, q: self.backbone(torch.cat([s, q]), len(s)), *sets)
-        support, queries = features.split([sets[0].shape[1], sets[1].shape[1]], 1)
+        support, queries = self.over_tasks(self.backbone.embed_sets, episodes.support_x, episodes.query_x)
         support = support.take_along_dim(order[..., None], 1)
         return self.read(torch.cat([support, queries], 1), episodes.support_y.take_along_dim(order, 1))
 

@@ -14,7 +14,8 @@ does not draw the queries' classes to equal shares as strongly.
 Differences from the official code (mboudiaf/TIM; oveilleux/Realistic_Transductive_Few_Shot):
 - The gradient is written out, and equals that of the losses above; there logarithms get 1e-12 added.
 - It takes 150 steps unless told, 1000 in its scripts, where `steps=1000` gives the same. Its lambda, weight_m, weight_c are 0.1, 1, 0.1 for
-  TIM; for alpha-TIM all are 1, and alpha is 2 at one shot, 7 from five shots on.
+  TIM; for alpha-TIM all are 1. Its alpha goes by the shots, as here unless told: 2 for one, 7 from five on, and between them the 5 of its
+  settings; of classes of unequal sizes the mean counts here.
 - As in that code, alpha-TIM's cross-entropy is Shannon's; the paper has one with alpha, too.
 - The variant by alternating directions (TIM-ADM) is not here.
 """
@@ -40,7 +41,8 @@ class TIM(TransformedFeatures):
         support_weight: The weight lambda of the cross-entropy on the support set.
         marginal_weight: The weight of the entropy of the queries' mean prediction.
         conditional_weight: The weight of the mean entropy of the queries' predictions.
-        alpha: The order of the entropies; 1 is Shannon's (TIM), others are Tsallis' (alpha-TIM).
+        alpha: The order of the entropies; 1 is Shannon's (TIM), others are Tsallis' (alpha-TIM); null goes by the task's shots: 2 for
+            one, 5 below five, 7 from five on.
         transform: What is done to features: nothing (un), unit length (l2n), or centring and unit length (cl2n).
         mean_momentum: The momentum of the mean that features are centred by.
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
@@ -59,7 +61,7 @@ class TIM(TransformedFeatures):
         support_weight: NonNegativeFloat = 0.1,
         marginal_weight: NonNegativeFloat = 1.0,
         conditional_weight: NonNegativeFloat = 0.1,
-        alpha: PositiveFloat = 1.0,
+        alpha: PositiveFloat | None = 1.0,
         transform: Transform = "l2n",
         mean_momentum: MeanMomentum = 0.01,
         label_smoothing: DropRate = 0.0,
@@ -95,16 +97,23 @@ class TIM(TransformedFeatures):
             targets: The classes of the support images, one-hot, `[T, S, N]`.
             labelled: S, the number of support images.
         """
+        alpha = by_shots(labelled / targets.shape[-1]) if self.alpha is None else self.alpha
         shares = logs.exp()
         of_queries, logs = shares[..., labelled:, :], logs[..., labelled:, :]
         of_support = self.support_weight / labelled * (shares[..., :labelled, :] - targets)
         marginal = of_queries.mean(-2, keepdim=True).log()
-        by_shares = self.marginal_weight * self.steepness(marginal) - self.conditional_weight * self.steepness(logs)
+        by_shares = self.marginal_weight * steepness(marginal, alpha) - self.conditional_weight * steepness(logs, alpha)
         centred = by_shares - (of_queries * by_shares).sum(-1, keepdim=True)
         return torch.cat([of_support, of_queries * centred / logs.shape[-2]], dim=-2)
 
-    def steepness(self, logs: Tensor) -> Tensor:
-        """Minus the derivative of the entropy by each share, given their logarithms, up to a constant that the softmax cancels."""
-        if self.alpha == 1:
-            return logs
-        return self.alpha / (self.alpha - 1) * torch.expm1((self.alpha - 1) * logs)
+
+def by_shots(shots: float) -> float:
+    """The order of alpha-TIM's entropies that its official code has for tasks of so many shots a class."""
+    return 2.0 if shots < 2 else 5.0 if shots < 5 else 7.0
+
+
+def steepness(logs: Tensor, alpha: float) -> Tensor:
+    """Minus the derivative of the entropy of order `alpha` by each share, given their logarithms, up to a constant for all shares."""
+    if alpha == 1:
+        return logs
+    return alpha / (alpha - 1) * torch.expm1((alpha - 1) * logs)

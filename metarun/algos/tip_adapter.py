@@ -29,6 +29,7 @@ from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatur
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from metarun.core import Backbone, Spec
 from metarun.ops.prototypes import class_sums
+from metarun.ops.support import of_support
 
 EPSILON = 1e-4  # of AdamW
 
@@ -76,13 +77,16 @@ class TipAdapter(TransformedFeatures):
             affinity = (self.sharpness * (x @ keys.mT - 1)).exp()
             return self.cache_weight * affinity @ targets + self.prototype_scale * x @ prototypes.mT
 
-        keys = support.clone().requires_grad_()
-        optimizer = torch.optim.AdamW([keys], lr=self.tune_lr, eps=EPSILON)
-        for step in range(self.tune_steps):
-            optimizer.param_groups[0]["lr"] = self.tune_lr * (1 + math.cos(math.pi * step / self.tune_steps)) / 2
-            with torch.enable_grad():
-                logs = logits(support, keys).log_softmax(-1)
-                loss = -(targets * logs).sum() / support.shape[-2]  # a sum over tasks: each has its own gradient
-            (keys.grad,) = torch.autograd.grad(loss, [keys])
-            optimizer.step()
-        return logits(queries, keys)
+        def tuned() -> Tensor:
+            keys = support.clone().requires_grad_()
+            optimizer = torch.optim.AdamW([keys], lr=self.tune_lr, eps=EPSILON)
+            for step in range(self.tune_steps):
+                optimizer.param_groups[0]["lr"] = self.tune_lr * (1 + math.cos(math.pi * step / self.tune_steps)) / 2
+                with torch.enable_grad():
+                    logs = logits(support, keys).log_softmax(-1)
+                    loss = -(targets * logs).sum() / support.shape[-2]  # a sum over tasks: each has its own gradient
+                (keys.grad,) = torch.autograd.grad(loss, [keys])
+                optimizer.step()
+            return keys
+
+        return logits(queries, of_support(tuned))

@@ -1,4 +1,4 @@
-"""Words of the command line that stand for others, which Hydra can compose: lists of data sets, and `preset=paper`.
+"""Words of the command line that stand for others: lists of data sets, `preset=paper`, and no choice of a group, `wrapper=null`.
 
 Hydra would merge the files of a list `data=[a,b]` or `test.data=[a,b]` into one node. It is therefore written as one choice and
 a node for each of its data sets, which has all settings of its file: `data=domains +data@data.sets.a=a +data@data.sets.b=b`.
@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from metarun.config.folder import CONF
 from metarun.errors import UserError, nearest
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
 TASK = ("ways", "shots", "queries")  # settings of a data set's tests, which its own class does not have
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+IMPLIED = {"encoder.from": "encoder=run"}  # a setting that one choice of its group has, and no other
 NODE = re.compile(r"\+data@(?P<place>data\.sets|test\.data)\.(?P<name>\w+)=(?P<choice>.*)")
 PAPER, OF_THE_RUN = "paper", "/${algo}_${data}"  # the folder of the papers' presets, and the file in it
 OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(TASK)})=.*", re.DOTALL)
@@ -31,10 +34,10 @@ def expanded(words: Iterable[str], sweep: bool = False) -> list[str]:
     Reading what was expanded before changes nothing.
 
     Args:
-        words: Overrides. `data=[a,b]` names two choices of the group `data`; `[left:folder,right:folder]` gives names to two
-            data sets of one choice. A list of one data set of its own name is that choice. Several lists, which a comma
-            outside of brackets separates, are a sweep's, and left for its jobs. `preset=paper` is the preset of the method on
-            the data set in the folder of that name.
+        words: Overrides. `wrapper=null` takes no choice of a group; `encoder.from=RUN` takes `encoder=run`. `data=[a,b]` names
+            two choices of the group `data`; `[left:folder,right:folder]` gives names to two data sets of one choice. A list of one
+            data set of its own name is that choice. Several lists, which a comma outside of brackets separates, are a sweep's, and
+            left for its jobs. `preset=paper` is the preset of the method on the data set in the folder of that name.
         sweep: Whether they are a sweep's, whose jobs may have a method each, and so a paper each.
 
     Raises:
@@ -46,13 +49,17 @@ def expanded(words: Iterable[str], sweep: bool = False) -> list[str]:
         named = equals and key in PLACES and (bracketed(value) or (key == "test.data" and NAME.fullmatch(value)))
         if named and value != "null":
             found += _nodes(key, value)
+        elif key in GROUPS and value == "null":
+            found.append(f"~{key}")  # a group without a choice, to Hydra
         elif equals and OWN_TASK.fullmatch(word):
             found.append(f"+{word}")
         elif word == f"preset={PAPER}" and not sweep:
             found.append(word + OF_THE_RUN)
         else:
             found.append(word)
-    return found
+    keys = {word.partition("=")[0] for word in found if not word.endswith("=null")}
+    implied = [choice for key, choice in IMPLIED.items() if key in keys and choice.partition("=")[0] not in keys]
+    return [*implied, *found]
 
 
 def bracketed(value: str) -> bool:
@@ -93,7 +100,9 @@ def folded(words: Iterable[str]) -> list[str]:
     for word in words:
         node = NODE.fullmatch(word)
         if node is None:
-            if word != f"data={MANY}" or PLACES["data"] not in sets:
+            if word.startswith("~") and word[1:] in GROUPS:
+                found.append(f"{word[1:]}=null")
+            elif word != f"data={MANY}" or PLACES["data"] not in sets:
                 found.append(word[1:] if word.startswith("+") and OWN_TASK.fullmatch(word[1:]) else word)
         elif node["place"] in sets:
             key = next(key for key, place in PLACES.items() if place == node["place"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metarun.config.checked import Checked
 from metarun.ops import batch_norm
+from metarun.ops.support import of_support
 
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
 
@@ -75,7 +76,7 @@ class Backbone(Checked, nn.Module):
             The features `[N*K, features]` and `[N*Q, features]`.
         """
         if not shared_batch and self.norm in ("batch", "running"):
-            return self(support_x), self(query_x)
+            return of_support(lambda: self(support_x)), self(query_x)
         return batch_norm.both_sets(self, support_x, query_x)
 
     def to_memory_order(self, images: Tensor) -> Tensor:

@@ -90,16 +90,25 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def chosen(folder: Path) -> Path:
+    """The file of the weights that a training in `folder` ended with: `best.pt`, or `last.pt` where it took no step to choose among.
+
+    It need not be there.
+    """
+    best, last = folder / "best.pt", folder / "last.pt"
+    return last if last.is_file() and not best.is_file() and load(last).get("unchosen") else best
+
+
 def weights_file(key: str, origin: str) -> Path:
-    """The weights that `key`=`origin` means: a file, or `best.pt` of a run folder, or of its last stage that was trained apart."""
+    """The weights that `key`=`origin` means: a file, or those of a run folder, or of its last stage that was trained apart."""
     path = Path(origin).expanduser()
     if path.is_dir():
         result = path / "result.json"
         finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
         stages = finished.get(STAGES, {})
-        if stages and not (path / "best.pt").is_file():
+        if stages and not chosen(path).is_file():
             path = Path(list(stages.values())[-1]["folder"])
-        path = path / "best.pt"
+        path = chosen(path)
         if (path.parent / "config.yaml").is_file() and not path.is_file():
             raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():

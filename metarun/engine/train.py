@@ -149,7 +149,7 @@ class Training:
         state.validated = state.step
         if better:
             state.best_score, state.best_step = score, state.step
-            if self.world.main:
+            if self.world.main and self.settings.steps:
                 best = {"model": self.algorithm.state_dict(), "step": state.step, "score": measured}
                 checkpoint.save(self.best, {**best, "seen": self.learner.seen})
         self.save()
@@ -176,7 +176,8 @@ class Training:
         self.logger.sync()  # first, since a run that goes on from here does not record these steps again
         if self.learner.wrapper is not None:
             modules["wrapper"] = self.learner.wrapper.own_state()
-        checkpoint.save(self.last, {**modules, "state": asdict(self.state), "seen": self.learner.seen})
+        kept = {**modules, "state": asdict(self.state), "seen": self.learner.seen, "unchosen": not self.settings.steps}
+        checkpoint.save(self.last, kept)
         self.saved_at = time.perf_counter()
 
 
@@ -184,6 +185,8 @@ def fit(
     learner: Learner, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None = None
 ) -> dict[str, Any]:
     """Trains `learner` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
+
+    A training of no step has no best weights, and leaves `last.pt` alone.
 
     Step k depends on (seed, k) and the state before it alone, so a resumed run equals one never interrupted. Under
     `train.max_seconds` it depends on the second of the step too, which `clock.txt` keeps for a step that is taken again.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metarun.errors import UserError, nearest
 from metarun.ops.numerics import precise
 from metarun.ops.second_order import batch_norm
+from metarun.ops.support import of_support, remembering
 from metarun.ops.tasks import vectorized
 
 EPSILON = 1e-5  # added to the variance
@@ -147,6 +148,8 @@ def _shared(statistics: dict[Norm, tuple[Tensor, Tensor]]) -> Iterator[None]:
 def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets of a task through a network as one batch, of which the support set gives the statistics of the norm `support`.
 
+    Where predictions share a support set (`metarun.ops.support`) it goes through alone, once.
+
     Args:
         forward: The network: takes rows, and how many of the leading ones are the support set.
         support: The support set, `[N*K, ...]`.
@@ -155,13 +158,19 @@ def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries
     Returns:
         What the network gives for the support set and for the queries.
     """
-    if not _apart.get():
+    if not (_apart.get() or remembering()):
         both = forward(torch.cat([support, queries]), len(support))
         return both[: len(support)], both[len(support) :]
-    # Of a traced set only its shape tells the length without fixing it.
-    statistics: dict[Norm, tuple[Tensor, Tensor]] = {}
+
+    def alone() -> tuple[Tensor, dict[Norm, tuple[Tensor, Tensor]]]:
+        statistics: dict[Norm, tuple[Tensor, Tensor]] = {}
+        with _shared(statistics):
+            # Of a traced set only its shape tells the length without fixing it.
+            return forward(support, support.shape[0]), statistics
+
+    known, statistics = of_support(alone)
     with _shared(statistics):
-        return forward(support, support.shape[0]), forward(queries, 0)
+        return known, forward(queries, 0)
 
 
 def group_count(channels: int) -> int:

@@ -148,7 +148,8 @@ def label(group: Group, columns: Sequence[str]) -> str:
         for column in columns
         if group.values[column] is not None
     ]
-    return ", ".join(words) or group.runs[0].choices.get("algo", "all runs")
+    choices = group.runs[0].choices
+    return ", ".join(words) or choices.get("algo") or choices.get("transfer") or "all runs"
 
 
 def shown(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
@@ -76,8 +77,13 @@ def build_learner(
         check_training(config, algorithm, settings, run.world, train, wrapper if around and around.trains else None)
         if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
-    if settings.steps and config.encoder and not any(value.requires_grad for value in algorithm.parameters()):
-        log.info("%s: the vectors of the encoder leave nothing to train; they are tested as they are", train)
+    if settings.steps and config.encoder and not trains_what_is_used(run, algorithm):
+        log.info(
+            "%s: the vectors of the encoder leave nothing to train that a later stage uses; they stay as they are",
+            train,
+        )
+        settings = OmegaConf.merge(settings, {"steps": 0})
+    if settings.max_seconds == 0:
         settings = OmegaConf.merge(settings, {"steps": 0})
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
@@ -131,6 +137,18 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
         learner.sampler = augmented(
             learner.sampler, run.augment, seed, learner.hardware, learner.settings.tasks_per_step
         )
+
+
+def trains_what_is_used(run: Run, algorithm: Algorithm) -> bool:
+    """Whether training a method moves anything that a stage of the run uses afterwards.
+
+    Of a method on batches that is the backbone, unless a stage asks for the classes that it was trained with, or trains on.
+    """
+    trained: nn.Module = algorithm
+    if algorithm.trains_on == "batches" and not any(stage.asks_for_classes for stage in run.stages):
+        later = [stage for stage in run.stages if not stage.gives_weights]
+        trained = algorithm.backbone if later and len(run.stages) == len(later) + 1 else algorithm
+    return any(value.requires_grad for value in trained.parameters())
 
 
 def seen_before(run: Run) -> seen.Seen:

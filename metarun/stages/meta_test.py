@@ -137,7 +137,7 @@ class MetaTest(Stage):
         if observed is not None:
             run.result |= self._probabilities(run, test, scores, observed, validated)
         self._record(run, test, scores)
-        if settings.baseline_episodes and any(value.requires_grad for value in algorithm.parameters()):
+        if settings.baseline_episodes:
             run.result |= self._baseline(run, test, steps)
         if not scores.power:
             ways = test.task.ways
@@ -234,10 +234,13 @@ class MetaTest(Stage):
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
     def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
-        """The numbers of the same method with the weights that it had before any training of this run."""
+        """The numbers of the same method with the weights that it had before any training; none where it still has them."""
         assert run.learner.fresh is not None
         algorithm, hardware = run.learner.fresh(), run.hardware
         algorithm.to(hardware.device)
+        before = algorithm.state_dict()
+        if all(torch.equal(value, before[name]) for name, value in run.algorithm.state_dict().items()):
+            return {}
         algorithm.vectorize = hardware.vectorize
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
         count = run.config.test.baseline_episodes

@@ -26,6 +26,7 @@ class TargetTest(Stage):
 
     needs_weights = True
     needs_target = True
+    asks_for_classes = True
 
     def prepare(self, run: Run) -> None:
         assert run.target is not None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,18 @@ class Train(Stage):
         return on_episodes if held_out is None else lambda: on_images(held_out)
 
     def _take_best(self, folder: Path) -> dict[str, Any]:
-        """Takes the weights of `best.pt`; returns their step, and their score if they have one."""
+        """Takes the weights that the training chose; returns their step, and their score if they have one."""
         learner, world = self.learner, self.learner.hardware.world
-        best = world.broadcast(checkpoint.load(folder / "best.pt") if world.main else {})
-        checkpoint.load_weights(learner.algorithm, best["model"], folder / "best.pt")
-        with checkpoint.fitting(folder / "best.pt"):
-            scored = {result.SCORE: best["score"]} if best["score"] is not None else {}
-            return {result.SELECTED_STEP: best["step"], **scored}
+        path = checkpoint.chosen(folder)
+        best = world.broadcast(checkpoint.load(path) if world.main else {})
+        checkpoint.load_weights(learner.algorithm, best["model"], path)
+        with checkpoint.fitting(path):
+            step, score = (
+                best["state"][name] if "state" in best else best[own]
+                for name, own in (("best_step", "step"), ("best_score", "score"))
+            )
+            scored = {result.SCORE: score} if score is not None and math.isfinite(score) else {}
+            return {result.SELECTED_STEP: step, **scored}
 
     def _train_apart(self, run: Run) -> dict[str, Any]:
         """Trains in the stage's own folder, or takes the weights from there.

@@ -38,11 +38,12 @@ def sweep(
         UserError: A job cannot be run as it is.
         JobsFailed: Some jobs did not succeed.
     """
-    overrides, name = plan.read_words(loader, config, arguments, params)
+    overrides = plan.read_words(loader, config, arguments, params)
     for item in overrides:
         if item.is_interval_sweep():
             raise UserError(f"{item.key_or_group}: an interval is for a search; add hydra/sweeper=optuna")
     (batch,) = BasicSweeper.split_arguments(overrides, None)
+    name = plan.sweep_name(overrides, config, plan.uses_source(loader, config, batch))
     named = [[*words, f"name={name}"] if name else words for words in batch]
     if not named:
         raise UserError("-m: the sweep has no job; one of its ranges has no value")

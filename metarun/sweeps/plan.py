@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import files
 from metarun.config import check
-from metarun.config.overrides import canonical, hint_of, make_literal, read, reading, varies
+from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_preset, expanded, folded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
@@ -27,12 +27,11 @@ from metarun.sweeps.jobs import Job, Outcome, options_of
 from metarun.text import duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
+DECIDING = ("approach", "recipe", "recipe.source", "experiment")  # on whether a source is used
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
-def read_words(
-    loader: Any, config: DictConfig, arguments: Sequence[str], params: Mapping[str, str]
-) -> tuple[list[Override], str | None]:
+def read_words(loader: Any, config: DictConfig, arguments: Sequence[str], params: Mapping[str, str]) -> list[Override]:
     """Reads what a sweep was told.
 
     Args:
@@ -42,23 +41,26 @@ def read_words(
         params: More keys and their values, from a file.
 
     Returns:
-        The overrides, those of the file first, and the name that all runs share; None where each has its own.
+        The overrides, those of the file first.
     """
     words = [*read_params(params, config), *arguments]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    return overrides, sweep_name(overrides, config)
+    return OverridesParser.create(config_loader=loader).parse_overrides(words)
 
 
-def sweep_name(overrides: Sequence[Override], config: DictConfig) -> str | None:
+def sweep_name(overrides: Sequence[Override], config: DictConfig, source: bool | None = None) -> str | None:
     """The name that all runs of the sweep share; None where each has it by itself, since nothing in it is swept.
 
-    `config` is the config of the sweep's command line.
-
     What is swept of its parts gives way to the word `sweep`: `glyphs-sweep` compares methods on glyphs.
+
+    Args:
+        overrides: Those of the sweep.
+        config: The config of the sweep's command line.
+        source: Whether any job uses a source; None where that is the config's to say.
     """
     swept = {override.key_or_group for override in overrides if varies(override)}
     swept |= {group for whole in swept for group in CHOSEN_BY.get(whole, ())}
-    choices, source = folded_choices(config.hydra.runtime.choices, config), bool(config.recipe.source)
+    choices = folded_choices(config.hydra.runtime.choices, config)
+    source = bool(config.recipe.source) if source is None else source
     parts = ["experiment"] if choices.get("experiment") or "experiment" in swept else name_parts(source)
     if any(override.key_or_group == "name" for override in overrides) or not swept & {*parts, "checkpoint"}:
         return None
@@ -66,6 +68,19 @@ def sweep_name(overrides: Sequence[Override], config: DictConfig) -> str | None:
         return "test-sweep"
     kept = named_after([part for part in parts if part not in swept], choices)
     return f"{kept}-sweep" if kept else "sweep"
+
+
+def uses_source(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> bool:
+    """Whether any of the jobs of these words uses a source. A config is composed for each choice that decides on it."""
+
+    def one(words: Sequence[str]) -> bool:
+        try:
+            return bool(loader.load_sweep_config(master, expanded(words)).recipe.source)
+        except (HydraException, OmegaConfBaseException, UserError):  # which `jobs_of` tells
+            return True
+
+    chosen = {tuple(word for word in words if key_of(word) in DECIDING): words for words in batch}
+    return any(map(one, chosen.values()))
 
 
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:

@@ -229,7 +229,8 @@ def sweep(
         UserError: There is nothing to search, or a trial cannot be run as it is.
         JobsFailed: Some trials did not succeed.
     """
-    overrides, name = plan.read_words(loader, config, arguments, params)
+    overrides = plan.read_words(loader, config, arguments, params)
+    name = plan.sweep_name(overrides, config)
     space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import batch_norm
 from metarun.ops.prototypes import nearness
+from metarun.ops.support import Memory, remembered
 
 CHUNK = 256  # images, at most, whose features are computed together
 
@@ -220,11 +223,25 @@ class OwnClassifier(Classifier):
         self.transductive = learner.transductive
         self.register_buffer("support_x", support_x)
         self.register_buffer("support_y", support_y)
+        self._memories: dict[Any, Memory] = {}
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
-        return self.learner.predict(self._episode(images))[0]
+        with self._remembered("predict", images):
+            return self.learner.predict(self._episode(images))[0]
+
+    def _remembered(self, what: str, images: Tensor) -> AbstractContextManager[None]:
+        """A context in which what depends on the support set alone is computed for the first images that are asked of, and kept.
+
+        Args:
+            what: What is asked: all predictions of one kind compute the same things.
+            images: Those that are asked of.
+        """
+        if self.transductive or not isinstance(images.shape[0], int):  # a traced batch leaves no tensors to keep
+            return contextlib.nullcontext()
+        key = (what, self.support_x.device, self.support_x.dtype)
+        return remembered(self._memories.setdefault(key, Memory()))
 
     def _episode(self, images: Tensor) -> Episodes:
         blank = torch.zeros(1, images.shape[0], dtype=torch.int64, device=images.device)
@@ -234,7 +251,8 @@ class OwnClassifier(Classifier):
     @torch.no_grad()
     def nearness(self, images: Tensor) -> Tensor:
         self.learner.eval()
-        support, queries = self.learner.embed(self._episode(images))
+        with self._remembered("embed", images):
+            support, queries = self.learner.embed(self._episode(images))
         return nearness(support.flatten(2), self.support_y[None], queries.flatten(2), self.classes)[0]
 
     @torch.no_grad()
@@ -242,7 +260,8 @@ class OwnClassifier(Classifier):
         if not self.learner.metric:
             return None
         self.learner.eval()
-        return self.learner.embed(self._episode(images))[1][0]
+        with self._remembered("embed", images):
+            return self.learner.embed(self._episode(images))[1][0]
 
 
 class Frozen(Classifier):

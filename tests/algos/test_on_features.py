@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,22 @@ def test_alpha_tim_goes_to_tim() -> None:
     close(near.predict(vectors()), tim.predict(vectors()), 1e-5)
     far = on_vectors(TIM, **settings, alpha=2.0)
     assert (far.predict(vectors()) - tim.predict(vectors())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alpha"), [((1, 1, 1), 2), ((2, 2, 2), 5), ((4, 1, 7), 5), ((5, 5, 5), 7), ((1, 1, 60), 7)]
+)
+def test_alpha_goes_by_the_shots_as_in_the_official_code(sizes: tuple[int, ...], alpha: float) -> None:
+    batch = vectors()
+    y = torch.arange(WAYS).repeat_interleave(torch.tensor(sizes)).expand(batch.n_tasks, -1)
+    batch = replace(batch, support_x=torch.rand(*y.shape, D, dtype=torch.float64), support_y=y)
+    settings = {"steps": 20, "learning_rate": 0.01}
+    found, told, other = (
+        on_vectors(TIM, **settings, alpha=order).predict(batch) for order in (None, float(alpha), 3.0)
+    )
+    assert torch.equal(found, told)
+    assert (found - other).abs().max() > 1e-6
+    assert not on_vectors(TIM, **settings, alpha=None).assumes_balanced_queries
 
 
 def test_sinkhorn_has_its_marginals_and_each_problem_its_own_end() -> None:

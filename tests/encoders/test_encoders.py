@@ -311,7 +311,7 @@ def test_items_of_another_kind_and_other_channels(weights: Path) -> None:
     [
         (["data=sinusoid", "algo=maml", "backbone=mlp", "++encoder._target_=tiny_encoder.Squares"], "encoder: these are regression"),
         (["encoder=efficientnet_lite1", "augment=standard"], "augment: changes images in training, but the encoder has made"),
-        (["encoder.from=outputs/run"], "encoder.from: there is no such key; no encoder is chosen: add encoder=run"),
+        (["encoder.views=2"], "encoder.views: there is no such key; no encoder is chosen: add encoder=efficientnet_lite0, say"),
         (["encoder=run"], "encoder.from: must be given (encoder.from=...)"),
         (["encoder=efficientnet_lite0", "encoder.transform=l1"], "encoder.transform=l1: is not one of un, l2n, cl2n"),
         (["encoder=efficientnet_lite0", "encoder.views=0"], "encoder.views=0: "),
@@ -549,6 +549,8 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     result = json.loads((only(tmp_path / "second") / "result.json").read_text())
     assert result["data"]["encoder"]["weights"] == encoder.digest
     assert result["data"]["input_shape"] == [encoder.features]
+    again = done(f"encoder.from={first}", *data, f"outputs={tmp_path}/second")  # which names the encoder by itself
+    assert "This run had finished before" in again.out
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
     assert refused.said[-1].startswith("metarun: encoder.from=")
     assert "learned from the vectors of an encoder" in refused.said[-1]

@@ -292,7 +292,10 @@ def test_no_time_and_no_steps_still_leave_weights(tmp_path: Path) -> None:
         assert run.run() == {"train/steps": 0, "train/seconds": 0.0, "train/tasks_per_second": 0.0}
         assert run.drawn == []
         assert run.validated == [[0, 0]]
-        assert (run.best["step"], run.last["state"]["step"]) == (0, 0)
+        assert run.last["state"]["step"] == 0
+        # Of no step there are no best weights, but those that were there.
+        assert checkpoint.chosen(tmp_path / name).name == ("best.pt" if name == "time" else "last.pt")
+        assert (tmp_path / name / "best.pt").exists() == (name == "time")
 
 
 def test_seconds_end_training(tmp_path: Path) -> None:
@@ -548,7 +551,8 @@ def test_without_a_choice_the_last_weights_are_kept_without_a_score(tmp_path: Pa
     run = Fit(tmp_path, None, "train.steps=0")
     run.validate = None  # type: ignore[assignment, method-assign]
     assert run.run()["train/steps"] == 0
-    assert (run.best["step"], run.best["score"]) == (0, None)
+    assert not (tmp_path / "best.pt").exists()
+    assert run.last["state"]["best_score"] == -math.inf
     assert run.lines() == []
 
 

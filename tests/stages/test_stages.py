@@ -18,6 +18,7 @@ from shell import ROOT, done, make_images, metarun, result
 
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
+from metarun.engine import checkpoint
 from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
@@ -382,14 +383,38 @@ def test_no_step_is_no_choice(images: Path, tmp_path: Path) -> None:
     assert not (folder / "metrics.jsonl").exists()  # nothing was validated
     assert "best" not in shown.out
     assert found["protocol"]["seen"] == {"train": "none: nothing was trained"}
-    best = torch.load(folder / "best.pt", weights_only=True)
-    assert (best["step"], best["score"]) == (0, None)
+    assert not (folder / "best.pt").exists()
+    assert "untrained/acc" not in found  # it would be the same test again
     again = done("recipe=test", f"checkpoint={folder}", f"outputs={tmp_path / 'again'}")
     assert again.status == 0
     assert result(only_run(tmp_path / "again"))["test/acc"] == found["test/acc"]
     # Without a test the validation is what the run is for: a search chooses by it.
     done(*words, "recipe=train", f"outputs={tmp_path / 'validated'}")
     assert 0 <= result(only_run(tmp_path / "validated"))["val/score"] <= 1
+    words[-1] = "train.max_seconds=0"
+    done(*words, f"outputs={tmp_path / 'seconds'}")
+    told = result(only_run(tmp_path / "seconds"))
+    assert told["protocol"]["selected_by"] == found["protocol"]["selected_by"]
+    assert (told["test/acc"], "val/score" in told, "untrained/acc" in told) == (found["test/acc"], False, False)
+
+
+def test_what_was_pretrained_is_tested_though_no_step_follows(images: Path, tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        f"data.root={images}",
+        "recipe=pretrain_meta",
+        "algo=mamlplusplus",
+        "algo.inner_steps=2",
+        "train.steps=0",
+    ]
+    words += ["pretrain.train.steps=4", "pretrain.train.tasks_per_step=8", "pretrain.train.optimizer.lr=0.1"]
+    done(*words, f"outputs={tmp_path}", "name=made")
+    (folder,) = (path.parent for path in tmp_path.glob("made/*/result.json"))
+    assert "untrained/acc" in result(folder)  # what was pretrained has moved it
+    assert checkpoint.weights_file("checkpoint", str(folder)) == folder / "last.pt"
+    done("recipe=test", f"checkpoint={folder}", f"outputs={tmp_path}", "name=again")
+    (again,) = (path.parent for path in tmp_path.glob("again/*/result.json"))
+    assert result(again)["test/acc"] == result(folder)["test/acc"]
 
 
 def test_weights_from_elsewhere_are_not_called_untrained(images: Path, tmp_path: Path) -> None:

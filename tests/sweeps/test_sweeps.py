@@ -67,6 +67,21 @@ def test_runs_of_a_sweep_share_a_folder_named_after_what_is_the_same(words: list
     assert sweep_name(overrides, config) == name
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["approach=pretrained_probe,pretrained_fine_tuning"], "digits-sweep"),  # without a source
+        (["approach=scratch,linear_probe"], "glyphs-digits-sweep"),
+        (["recipe=target_only", "transfer=all,lora"], "digits-sweep"),
+        (["recipe=target_only", "transfer=all", "seed=0,1"], "digits-all"),
+    ],
+)
+def test_a_sweep_whose_jobs_use_no_source_is_not_named_after_one(words: list[str], name: str, tmp_path: Path) -> None:
+    shown = metarun("-m", "--dry-run", "target=digits", *words, f"outputs={tmp_path}")
+    assert shown.status == 0, shown.err
+    assert {Path(line.split()[-1]).parent.name for line in shown.out.splitlines()[:-1]} == {name}
+
+
 def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:
     words = [*GRID, f"outputs={tmp_path}"]
     done = metarun(*words)

@@ -217,6 +217,30 @@ def test_images_count_for_their_own_class_where_classes_are_unequal(name: str) -
         close(scores(torch.randperm(len(x))), found)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("name", [name for name in choices("algo") if not name.startswith("learn2learn")])
+def test_the_support_set_is_learned_once_for_all_batches(name: str, norm: str) -> None:
+    """Of further images the network sees nothing but them, and says what it says of all at once."""
+    own = Own(learner(norm, name))
+    train, test = target("train", SIZES), target("test", [4] * CLASSES).x
+    whole = own.fit(train, CLASSES)(test)
+    classifier, rows = own.fit(train, CLASSES), list[int]()
+    own.inductive.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    first = classifier(test[:7])
+    assert sum(rows) >= sum(SIZES) + 7
+    rows.clear()
+    others = torch.cat([classifier(part) for part in test[7:].split(4)])
+    if own.transductive:  # each query may change what is made of the support set
+        assert sum(rows) > len(others)
+        return
+    assert sum(rows) == len(others)
+    close(torch.cat([first, others]), whole)
+    assert not any("memor" in key for key in classifier.state_dict())
+    state = {key: value.clone() for key, value in classifier.state_dict().items()}
+    state["support_x"] += 1  # another support set is another classifier
+    assert not torch.allclose(own.restore(state, CLASSES)(test), whole)
+
+
 @pytest.mark.parametrize("sizes", [[18, 2], [1, 7, 3], [4, 4, 4]])
 @pytest.mark.parametrize("neighbors", [1, 3, 40])
 def test_dn4_of_unequal_classes_is_that_of_a_class_at_a_time(sizes: list[int], neighbors: int) -> None:

@@ -196,7 +196,7 @@ def test_pretraining_is_where_meta_training_begins(images: Path, tmp_path: Path)
 
     (stage,) = (tmp_path / "stages").iterdir()
     pretrained = torch.load(stage / "best.pt", weights_only=True)["model"]
-    begun = torch.load(folder / "best.pt", weights_only=True)["model"]
+    begun = torch.load(folder / "last.pt", weights_only=True)["model"]
     shared = [name for name in begun if name.startswith("backbone.")]
     assert shared
     assert all(torch.equal(begun[name], pretrained[name]) for name in shared)

@@ -99,6 +99,25 @@ def done(*words: str, outputs: Path) -> Path:
     return run_folder(outputs)
 
 
+def test_no_wrapper_is_a_choice_too(pictures: Path, tmp_path: Path) -> None:
+    """Self-training changes tests; `wrapper=null` tests the same weights without it, and takes back what an experiment chose."""
+    words = ["task.unlabelled=2", "task.queries=2", "task.ways=2", "train.steps=1", "test.baseline_episodes=0"]
+    run = done(
+        *SMALL, f"data.root={pictures}", "algo=protonet", "wrapper=self_training", *words, outputs=tmp_path / "made"
+    )
+    found = metarun("recipe=test", f"checkpoint={run}", "wrapper=null", f"outputs={tmp_path / 'plain'}")
+    assert found.status == 0, found.err
+    plain = run_folder(tmp_path / "plain")
+    assert OmegaConf.load(plain / "config.yaml").wrapper == {}
+    assert OmegaConf.load(run / "config.yaml").wrapper != {}
+    assert "wrapper=null" in result(plain)["overrides"]
+    again = metarun("recipe=test", f"checkpoint={run}", "wrapper=null", f"outputs={tmp_path / 'plain'}")
+    assert "This run had finished before" in again.out
+    swept = metarun("-m", "--dry-run", "wrapper=null,metamix", "augment=null", f"data.root={pictures}", *SMALL)
+    assert swept.status == 0, swept.err
+    assert [line.split()[2] for line in swept.out.splitlines()[:2]] == ["wrapper=null", "wrapper=metamix"]
+
+
 @pytest.mark.parametrize("wrapper", choices("wrapper"))
 def test_the_method_stays_the_algorithm_of_the_run(wrapper: str, pictures: Path, tmp_path: Path) -> None:
     """`best.pt` is the method's alone: it is tested as such, and as a run without a wrapper would be."""
@@ -163,7 +182,7 @@ def test_the_method_inherits_as_it_does_without_a_wrapper(
              "pretrain.train.validate_every=8", "pretrain.train.validate_episodes=4"]  # fmt: skip
     alone = done(*words, outputs=tmp_path / "alone")
     wrapped = done(*words, f"wrapper={wrapper}", outputs=tmp_path / "wrapped")
-    one, other = (checkpoint.load(run / "best.pt")["model"] for run in (alone, wrapped))
+    one, other = (checkpoint.load(checkpoint.weights_file("checkpoint", str(run)))["model"] for run in (alone, wrapped))
     for name in one:
         assert torch.equal(one[name], other[name]), name
     if algo == "mamlplusplus":

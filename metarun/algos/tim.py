@@ -28,6 +28,8 @@ from torch import Tensor
 from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatures
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from metarun.core import Backbone, Spec
+from metarun.ops.adam import Adam
+from metarun.ops.numerics import squared_lengths
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
 
@@ -80,31 +82,29 @@ class TIM(TransformedFeatures):
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
         weights = class_means(support, targets, targets.shape[-1])
         both = torch.cat([support, queries], dim=-2)
-        labelled = support.shape[-2]
-        optimizer = torch.optim.Adam([weights], lr=self.learning_rate, fused=True)
+        adam = Adam(weights, self.learning_rate)
         for _ in range(self.steps):
-            logits = self.temperature * (both @ weights.mT - weights.square().sum(-1)[..., None, :] / 2)
-            slopes = self.temperature * self.slopes(logits.log_softmax(-1), targets, labelled)
-            weights.grad = slopes.mT @ both - slopes.sum(-2)[..., None] * weights
-            optimizer.step()
+            logits = (weights @ both.mT).sub_(squared_lengths(weights), alpha=0.5).mul_(self.temperature)
+            slopes = self.slopes(logits.log_softmax(-2), targets.mT).mul_(self.temperature)
+            adam.step((slopes @ both).addcmul_(slopes.sum(-1, keepdim=True), weights, value=-1))
         return self.temperature / 2 * negative_squared_distances(queries, weights)
 
-    def slopes(self, logs: Tensor, targets: Tensor, labelled: int) -> Tensor:
-        """The derivative of a task's loss by the logits, `[T, S+Q, N]`.
+    def slopes(self, logs: Tensor, targets: Tensor) -> Tensor:
+        """The derivative of a task's loss by the logits, `[T, N, S+Q]`; classes come first, for few numbers side by side take long.
 
         Args:
-            logs: The log probabilities of the support images, then of the queries, `[T, S+Q, N]`.
-            targets: The classes of the support images, one-hot, `[T, S, N]`.
-            labelled: S, the number of support images.
+            logs: The log probabilities of the support images, then of the queries, `[T, N, S+Q]`.
+            targets: The classes of the support images, one-hot, `[T, N, S]`.
         """
-        alpha = by_shots(labelled / targets.shape[-1]) if self.alpha is None else self.alpha
-        shares = logs.exp()
-        of_queries, logs = shares[..., labelled:, :], logs[..., labelled:, :]
-        of_support = self.support_weight / labelled * (shares[..., :labelled, :] - targets)
-        marginal = of_queries.mean(-2, keepdim=True).log()
-        by_shares = self.marginal_weight * steepness(marginal, alpha) - self.conditional_weight * steepness(logs, alpha)
-        centred = by_shares - (of_queries * by_shares).sum(-1, keepdim=True)
-        return torch.cat([of_support, of_queries * centred / logs.shape[-2]], dim=-2)
+        slopes, labelled = logs.exp(), targets.shape[-1]
+        alpha = by_shots(labelled / targets.shape[-2]) if self.alpha is None else self.alpha
+        of_support, of_queries, logs = slopes[..., :labelled], slopes[..., labelled:], logs[..., labelled:]
+        of_support.sub_(targets).mul_(self.support_weight / labelled)
+        marginal = steepness(of_queries.mean(-1, keepdim=True).log(), alpha)
+        by_shares = self.marginal_weight * marginal - self.conditional_weight * steepness(logs, alpha)
+        by_shares.sub_((of_queries * by_shares).sum(-2, keepdim=True))
+        of_queries.mul_(by_shares).div_(logs.shape[-1])
+        return slopes
 
 
 def by_shots(shots: float) -> float:

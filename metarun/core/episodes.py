@@ -94,7 +94,9 @@ class Episodes:
         Yields:
             The places of the tasks of a chunk in the meta-batch, and these tasks.
         """
-        size = size or max(self.n_tasks, 1)
+        if size is None or size >= self.n_tasks:
+            yield range(self.n_tasks), self
+            return
         for number, chunk in enumerate(self.split(size)):
             yield range(number * size, number * size + chunk.n_tasks), chunk
 

@@ -90,7 +90,7 @@ class ImbalancedSampler:
         self.most = min(self.total, int(np.diff(offsets)[classes].min()) - task.shots)
         self.seed, self.split, self.concentration = seed, split, task.query_dirichlet
         plain = replace(task, queries=self.most, query_dirichlet=None)
-        self.draw = ClassSampler(offsets, classes, plain, seed, split, rotations, groups).draw
+        self.draw = ClassSampler(offsets, classes, plain, seed, split, rotations, groups).in_blocks()
 
     def counts(self, start: int, stop: int) -> np.ndarray:
         """The queries of each class of the tasks from `start` to `stop`, int64 `[T, N]`."""

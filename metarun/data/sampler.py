@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from metarun.core import TaskShape
 from metarun.errors import UserError
+
+Draw = Callable[
+    [int, int], tuple[np.ndarray, np.ndarray]
+]  # the rows and the turns of the episodes from `start` to `stop`
+
+BLOCK_ITEMS = 2**15  # of the episodes that are drawn at once
 
 
 def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.ndarray:
@@ -30,16 +38,17 @@ def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray, counts: np
     int64 `[R]`, row r has that many integers, at most k and `sizes[r]`, and what follows them in the row means nothing.
     """
     rows, k = draws.shape
-    chosen = np.empty((rows, k), dtype=np.int64)
+    columns = np.ascontiguousarray(draws.T)
+    chosen = np.empty((k, rows), dtype=np.int64)  # a draw of all rows side by side: few operations on many numbers
     wanted = k if counts is None else counts
-    for column in range(k):
+    for column, uniform in enumerate(columns):
         last = sizes - wanted + column
-        candidate = (draws[:, column] * (last + 1)).astype(np.int64)
-        taken = (chosen[:, :column] == candidate[:, None]).any(axis=1)
-        chosen[:, column] = np.where(taken, last, candidate)
+        candidate = (uniform * (last + 1)).astype(np.int64)
+        taken = (chosen[:column] == candidate).any(axis=0)
+        chosen[column] = np.where(taken, last, candidate)
     if counts is not None:
         order = np.where(np.arange(k) < counts[:, None], order, 1.0)
-    return np.take_along_axis(chosen, order.argsort(axis=1), axis=1)
+    return np.take_along_axis(chosen.T, order.argsort(axis=1), axis=1)
 
 
 def members_of(
@@ -124,3 +133,23 @@ class ClassSampler:
             rest[:, 0].reshape(-1, images), rest[:, 1].reshape(-1, images), np.diff(self.offsets)[classes].reshape(-1)
         ).reshape(episodes, ways, images)
         return rows + self.offsets[classes][..., None], turns
+
+    def in_blocks(self) -> Draw:
+        """`draw`, which takes as long for a few episodes as for some hundreds: so many are drawn at once, and kept for the next call."""
+        ways, images = self._size
+        block = max(1, BLOCK_ITEMS // (ways * images))
+
+        @functools.lru_cache(1)
+        def kept(number: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.draw(number * block, (number + 1) * block)
+
+        def draw(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            first, last = start // block, (stop - 1) // block
+            if first != last:  # several blocks, or no episode
+                return self.draw(start, stop)
+            rows, turns = kept(first)
+            return rows[start - first * block : stop - first * block], turns[
+                start - first * block : stop - first * block
+            ]
+
+        return draw

@@ -159,7 +159,7 @@ class TableSource(DataSource):
             return VariedSampler(*given).episodes(read, device)
         if task.query_dirichlet is not None:
             return ImbalancedSampler(*given).episodes(read, device)
-        draw = ClassSampler(*given).draw
+        draw = ClassSampler(*given).in_blocks()
         ways, shots = largest(task.ways), largest(task.shots)
         labels = torch.arange(ways, device=device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -103,8 +104,12 @@ class EncodedSource(TableSource):
         """
         views, drawn = self.encoding.views, self._drawn
 
+        @functools.cache  # when the first items are read: vectors are not made before
+        def parts() -> tuple[torch.Tensor, torch.Tensor]:
+            return self._table(device), torch.from_numpy(self.mean(reference)).to(device)
+
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            table, mean = self._table(device), torch.from_numpy(self.mean(reference)).to(device)
+            table, mean = parts()
             copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
                 copies += drawn_views(drawn, rows, views)

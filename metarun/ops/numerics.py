@@ -42,6 +42,17 @@ def precise(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def squared_lengths(x: Tensor) -> Tensor:
+    """The squared Euclidean lengths of vectors `[..., D]`, `[..., 1]`.
+
+    Without a graph they are read once, and no squares written; the root on the way has no derivatives at 0.
+    """
+    if torch.is_grad_enabled():
+        return x.square().sum(-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return lengths.square()
+
+
 def linear_head(features: int, outputs: int, std: float = 0.01) -> nn.Linear:
     """A linear layer with truncated-normal weights and zero biases, as MAML's code has it for regression.
 

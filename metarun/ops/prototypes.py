@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.ops.numerics import one_hot
+from metarun.ops.numerics import one_hot, squared_lengths
 
 
 def class_sums(features: Tensor, labels: Tensor, ways: int) -> Tensor:
@@ -56,4 +56,4 @@ def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:
         points: Features `[..., M, D]`.
         centres: Class means, say, `[..., N, D]`.
     """
-    return points @ (2 * centres).mT - centres.square().sum(-1)[..., None, :] - points.square().sum(-1, keepdim=True)
+    return points @ (2 * centres).mT - squared_lengths(centres).mT - squared_lengths(points)

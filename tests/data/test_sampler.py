@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,6 +14,7 @@ from helpers import CPU, table
 from scipy.stats import chisquare, kstest
 
 from metarun.core import Episodes, TaskShape
+from metarun.data import sampler as drawn
 from metarun.data.image_source import ImageSource
 from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.errors import UserError
@@ -74,6 +76,37 @@ def test_an_episode_is_a_function_of_seed_split_and_number(more: dict) -> None:
     assert np.array_equal(apart, rows)
     far = 10**9  # where a long run might be
     assert np.array_equal(sampler(**more).draw(far, far + 5)[0][3:], sampler(**more).draw(far + 3, far + 5)[0])
+
+
+@VARIANTS
+def test_blocks_have_the_episodes_of_single_draws_and_are_drawn_once(
+    more: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, turns = sampler(**more).draw(0, 60)
+    monkeypatch.setattr(drawn, "BLOCK_ITEMS", 20 * rows[0].size)
+    calls: list[tuple[int, int]] = []
+    draw_anew = ClassSampler.draw
+
+    def counted(self: ClassSampler, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        calls.append((start, stop))
+        return draw_anew(self, start, stop)
+
+    monkeypatch.setattr(ClassSampler, "draw", counted)
+    draw = sampler(**more).in_blocks()
+    for start in range(0, 60, 4):  # as steps of a training ask
+        found = draw(start, start + 4)
+        assert np.array_equal(found[0], rows[start : start + 4])
+        assert np.array_equal(found[1], turns[start : start + 4])
+    assert calls == [(0, 20), (20, 40), (40, 60)]
+    for start, stop in [(18, 22), (3, 57), (0, 20), (7, 7), (0, 0), (59, 60)]:
+        found = draw(start, stop)
+        assert np.array_equal(found[0], rows[start:stop])
+        assert np.array_equal(found[1], turns[start:stop])
+
+
+def test_a_task_larger_than_a_block_is_drawn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "BLOCK_ITEMS", 1)
+    assert np.array_equal(sampler().in_blocks()(5, 6)[0], sampler().draw(5, 6)[0])
 
 
 def test_seeds_splits_and_numbers_give_different_episodes() -> None:
@@ -190,11 +223,14 @@ def test_work_in_python_does_not_grow_with_the_number_of_episodes() -> None:
             nonlocal count
             count += event in ("call", "c_call")
 
+        gc.collect()
+        gc.disable()  # what a collection finalises would count
         sys.setprofile(counted)
         try:
             omniglot.draw(0, episodes)
         finally:
             sys.setprofile(None)
+            gc.enable()
         return count
 
     omniglot.draw(0, 1)  # whatever is made once

@@ -138,6 +138,18 @@ def test_the_mean_is_that_of_the_training_classes_or_of_the_images_that_a_target
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_what_vectors_are_read_with_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that a mean is of are listed class by class, which would take longer than a task."""
+    asked: list[object] = []
+    mean = EncodedSource.mean
+    monkeypatch.setattr(EncodedSource, "mean", lambda self, *rest: asked.append(rest) or mean(self, *rest))  # type: ignore[func-returns-value]
+    draw = EncodedSource(divided(), Squares(), encoding(transform="cl2n")).sampler("test", TASK, 0, CPU)
+    assert not asked  # before the first items are wanted
+    first, second = draw(0, 2), draw(2, 4)
+    assert len(asked) == 1
+    assert not torch.equal(first.query_x, second.query_x)
+
+
 def test_an_encoder_is_fitted_to_training_items_alone() -> None:
     source = divided()
     (found,) = encoded([source], node("tiny_encoder.Fitted"))

@@ -372,6 +372,10 @@ def test_a_method_with_fixed_ways_names_one_that_has_none(tmp_path: Path) -> Non
         f"images={asked}",
         f"outputs={tmp_path}",
     )
+    protocol = result(folder_of(tmp_path))["protocol"]
+    assert result(made.parent)["protocol"]["transductive"]  # its norm is batch, and its tests are of episodes
+    assert not protocol["transductive"]
+    assert protocol["labelled_images"].startswith("those of up to 256 training images")
 
 
 def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from metarun.config.types import Len, PositiveInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
+from metarun.ops.batch_norm import both_sets
 from metarun.ops.draws import rand
 from metarun.ops.numerics import precise
 
@@ -126,7 +127,8 @@ class SNAIL(Algorithm):
 
     def logits(self, episodes: Episodes, order: Tensor) -> Tensor:
         """`read`, with the tasks' support in the order `[T or 1, S]`."""
-        support, queries = self.over_tasks(self.backbone.embed_sets, episodes.support_x, episodes.query_x)
+        sets = episodes.support_x, episodes.query_x
+        support, queries = self.over_tasks(lambda s, q: both_sets(self.backbone, s, q), *sets)
         support = support.take_along_dim(order[..., None], 1)
         return self.read(torch.cat([support, queries], 1), episodes.support_y.take_along_dim(order, 1))
 

@@ -18,6 +18,7 @@ class ScaledBackbone(Backbone):
         self.frozen, self.rate = frozen.requires_grad_(False), rate
         self.features, self.widths, self.norm = frozen.features, frozen.widths, frozen.norm
         self.channels_last, self.pretrained = frozen.channels_last, frozen.pretrained
+        self.reads_texts, self.vectorizable, self.draws = frozen.reads_texts, frozen.vectorizable, frozen.draws
         self.phi = nn.ParameterDict()
         for name, value in frozen.named_parameters():
             shape = (*value.shape[:2], *(1 for _ in value.shape[2:]))  # a linear layer has 1x1 kernels
@@ -31,6 +32,11 @@ class ScaledBackbone(Backbone):
     def token_blocks(self) -> Sequence[nn.Module] | None:
         """Those of a vision transformer."""
         return getattr(self.frozen, "token_blocks", None)
+
+    @property
+    def image_size(self) -> int | None:
+        """The side that images are resized to, of a backbone that resizes them."""
+        return getattr(self.frozen, "image_size", None)
 
     def weights(self) -> dict[str, Tensor]:
         """The frozen backbone's weights, scaled and shifted."""

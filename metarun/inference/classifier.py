@@ -132,7 +132,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         with shown as advance:
             for rows, x in self._placed(files, images, whole=network.transductive):
                 with torch.no_grad():
-                    found[rows] = network(x).double().cpu().numpy()
+                    scores = network(x).double().cpu()
+                    if not scores.isfinite().any(1).all():
+                        raise UserError(
+                            "images: what was learned of the examples gives scores that are not finite; inner steps may diverge on such "
+                            "examples, and a method without them (algo=protonet, say) does not"
+                        )
+                    found[rows] = scores.numpy()
                     if near is not None:
                         distances = network.nearness(x)
                         assert distances is not None  # a threshold was chosen for them

@@ -32,6 +32,8 @@ def kept_learner(run: Run) -> dict[str, Any] | None:
         return None
     told = run.result.get(result.key(result.TEST, result.CALIBRATION), {})
     unknown = run.result.get(result.key(result.TEST, result.UNKNOWN), {})
+    if (alone := run.result.get(result.key(result.TEST, result.OF_SINGLE_IMAGES))) is not None:
+        told = unknown = alone
     blueprint = Blueprint.of(run.config, run.learner.built_from, run.algorithm)
     # They were fitted on what the method itself says of episodes, and mean nothing to another way with examples.
     told, unknown = (told, unknown) if blueprint.uses_method else ({}, {})

@@ -136,6 +136,7 @@ class Predictions:
             ],
             "unknown": int(self.unknown.sum()),
             "temperature": self.classifier.learner.held.calibration.temperature,
+            "transductive": self.classifier.network_.transductive,
             "ignored": self.images.ignored,
             "least_certain": [
                 {
@@ -171,6 +172,8 @@ def show(found: dict[str, Any], folder: Path) -> None:
         print(
             f"accuracy {found['acc']:.2%} of {found['labelled']} labelled {kind}, expected calibration error {found['ece']:.2%}"
         )
+    if found.get("transductive"):
+        print(f"the method is transductive: other {kind} beside them may change these predictions")
     if found["unknown"]:
         print(f"of no known class: {found['unknown']} of {found['images']}, marked in the column unknown")
     print("least certain:")

@@ -16,8 +16,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
-TEMPERATURES = (0.05, 20.0)  # between which one is looked for
-EDGE = 1e-3  # of the logarithm of a temperature: as close to an end is at it
+TEMPERATURES = (1e-3, 1e3)  # between which one is looked for, in units of the mean range of a row of logits
 FLOOR = -100.0  # of a log probability in a mean: a class that was held impossible costs much, but not infinity
 
 
@@ -35,7 +34,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The T in `TEMPERATURES` for which softmax(logits / T) gives the labels the largest likelihood.
+    """The T for which softmax(logits / T) gives the labels the largest likelihood, whatever the unit of the logits.
 
     The likelihood is concave in 1 / T. Where it has no maximum, for all predictions are right, or none is better than chance, the
     labels say nothing of a temperature.
@@ -45,7 +44,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         labels: int64 `[n]`.
 
     Returns:
-        T, or None where the likelihood is the largest at an end of `TEMPERATURES`.
+        T, or None where the likelihood is as large at an end of `TEMPERATURES`.
 
     Source:
         Guo et al. (2017), section 4.2.
@@ -61,11 +60,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         b = np.exp(-log_t)
         return float(np.mean(logsumexp(rows * b, axis=1) - own * b))
 
-    low, high = np.log(TEMPERATURES)
+    finite = np.where(np.isfinite(rows), rows, own[:, None])
+    scale = float(np.mean(finite.max(1) - finite.min(1)))
+    if scale == 0:
+        return None
+    low, high = np.log(TEMPERATURES) + np.log(scale)
     from scipy.optimize import minimize_scalar  # takes half a second to import
 
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    inside = low + EDGE < found.x < high - EDGE
+    inside = loss(found.x) < min(loss(low), loss(high))
     return float(np.exp(found.x)) if inside else None
 
 

@@ -27,6 +27,7 @@ from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
+from metarun.target.base import Own
 
 
 @dataclass
@@ -110,6 +111,8 @@ class MetaTest(Stage):
             )
         for test in self.tests:
             self._carry_out(run, test, steps, temperature, number)
+        if self.validation is not None:
+            run.result |= self._of_single_images(run, number)
         if self.of_many:
             self._conclude(run, temperature)
 
@@ -217,6 +220,33 @@ class MetaTest(Stage):
                 ]
             found[test.key(result.TEST, result.UNKNOWN)] = tell_apart(*sides)
         return found
+
+    def _of_single_images(self, run: Run, validated: int) -> dict[str, Any]:
+        """What a classifier of single images goes by, where its norm is not that of the episodes; nothing where it is the same.
+
+        With the norm `batch` episodes are normalised by their queries too, and single images by the support set alone: their scores
+        are others, and so are the temperature and the thresholds that suit them.
+        """
+        alone, hardware = Own(run.algorithm).inductive, run.hardware
+        if alone is run.algorithm or self.validation is None:
+            return {}
+        alone.vectorize = hardware.vectorize
+        temperature = validation_temperature(alone, self.validation, validated, run.test_task, hardware)
+        found: dict[str, Any] = {"temperature": temperature}
+        for test in self.tests[:1] if self.tests[0].with_unknown else []:
+            with draws.untouched(hardware.device):
+                own = known_and_unknown(
+                    alone,
+                    test.with_unknown["val"],
+                    validated,
+                    test.task,
+                    run.config.test.unknown_ways,
+                    temperature,
+                    hardware,
+                )
+            told = tell_apart(own, own)
+            found |= {name: told[name] for name in ("thresholds", "certainty")}
+        return {result.key(result.TEST, result.OF_SINGLE_IMAGES): found}
 
     def _record(self, run: Run, test: Test, scores: Scores) -> None:
         """Leaves the score of every episode, for paired comparisons, and curves."""

@@ -20,6 +20,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.page import page
 from metarun.inference.predictions import Predictions, show
 from metarun.inference.store import Stored
+from metarun.ops import batch_norm
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -88,6 +89,13 @@ class Predict(Stage):
         run.result |= {
             result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.origin),
             **{result.key(PREDICT, name): value for name, value in numbers.items()},
+        }
+
+    def protocol(self, run: Run) -> dict[str, Any]:
+        """What holds of the predictions, which a norm that looks at other queries has no part in."""
+        return {
+            "transductive": self.classifier.network_.transductive,
+            "labelled_images": batch_norm.labelled_rule(run.algorithm.backbone.norm),
         }
 
     def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:

@@ -37,7 +37,7 @@ class PseudoTasks(TableSource):
         if not isinstance(source, TableSource):
             raise UserError("unsupervised: makes tasks of items, but these are regression tasks; try data=omniglot")
         self.source, self.validation = source, validation
-        self.item, self.input_shape = source.item, source.input_shape
+        self.item, self.input_shape, self.unknown = source.item, source.input_shape, source.unknown
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
 
     @property

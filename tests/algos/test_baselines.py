@@ -18,7 +18,7 @@ from metarun.algos.rfs import RFS, logistic
 from metarun.algos.simpleshot import SimpleShot
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.core import Algorithm, Batch, Episodes, Spec, TaskShape
+from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec, TaskShape
 from metarun.errors import UserError
 
 IMAGES = toy_images()
@@ -397,6 +397,23 @@ def test_mtl_takes_vectors() -> None:
     x = torch.rand(3, 6)
     torch.testing.assert_close(algorithm.backbone(x), frozen(x))
     assert algorithm.backbone.phi["layers_0_weight"].shape == (5, 6)
+
+
+def test_mtls_backbone_says_of_itself_what_the_frozen_one_says() -> None:
+    """Whether its tasks can be vectorised, say: it is asked as any backbone is."""
+    frozen = MLP(input_shape=(6,), hidden=[5], init_std=None)
+    for name in ("reads_texts", "vectorizable", "draws", "channels_last", "pretrained"):
+        setattr(frozen, name, not getattr(frozen, name))
+    frozen.image_size = 224  # type: ignore[assignment]
+    scaled = MTL(frozen, Spec((6,), "classification", 2)).backbone
+    told = {name for name in vars(Backbone) | Backbone.__annotations__ if not name.startswith("_")}
+    told -= {
+        "blocks",
+        "identity",
+        *(name for name in told if callable(getattr(Backbone, name, None))),
+    }  # what a scaled one is itself
+    assert {name: getattr(scaled, name) for name in told} == {name: getattr(frozen, name) for name in told}
+    assert scaled.image_size == 224
 
 
 # Settings

@@ -10,20 +10,26 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import compose
 from PIL import Image
 from shell import done, killed_at_files, make_images, metarun, result
 
+from metarun.config import construct
+from metarun.core import TaskShape
 from metarun.inference import store
 from metarun.inference.image_files import ImageFiles
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
+from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
+from metarun.target.base import Own
 
 EPISODIC = [
     "data=folder",
@@ -366,6 +372,40 @@ def test_a_method_with_fixed_ways_names_one_that_has_none(tmp_path: Path) -> Non
         f"images={asked}",
         f"outputs={tmp_path}",
     )
+    protocol = result(folder_of(tmp_path))["protocol"]
+    assert result(made.parent)["protocol"]["transductive"]  # its norm is batch, and its tests are of episodes
+    assert not protocol["transductive"]
+    assert protocol["labelled_images"].startswith("those of up to 256 training images")
+
+
+def test_probabilities_of_single_images_have_a_temperature_of_their_own(tmp_path: Path) -> None:
+    """With the norm batch a test normalises a query by the others too, and a prediction by the examples alone."""
+    images = make_images(tmp_path / "source", per_class=10)
+    words = [
+        *EPISODIC[:7],
+        "train.validate_every=2",
+        "train.validate_episodes=30",
+        "test.episodes=6",
+        "test.baseline_episodes=0",
+    ]
+    words += ["algo=maml", "test.unknown_ways=1", "test.task.ways=3", f"data.root={images}"]
+    done(*words, f"outputs={tmp_path}", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    told = result(made.parent)
+    held = store.load(made.parent)
+    learner = Learner(held, "cpu")
+    assert learner.algorithm.backbone.norm == "batch"
+    source: Any = construct(compose("data=folder", "data.image_size=16", f"data.root={images}").data, "data")
+    tasks = source.sampler("val", TaskShape(3, 1, 2), 0, torch.device("cpu"))(0, 30)
+    temperatures = []
+    for algorithm in (Own(learner.algorithm).inductive, learner.algorithm):
+        with torch.no_grad():
+            logits = algorithm.predict(tasks)
+        temperatures.append(fit_temperature(logits.flatten(0, 1).numpy(), tasks.query_y.flatten().numpy()))
+    assert held.calibration.temperature == pytest.approx(temperatures[0], rel=1e-3)
+    assert told["test/calibration"]["temperature"] == pytest.approx(temperatures[1], rel=1e-3)
+    assert held.calibration.thresholds == told["test/of_single_images"]["thresholds"]
+    assert held.calibration.thresholds != told["test/unknown"]["thresholds"]
 
 
 def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:

@@ -185,6 +185,18 @@ def test_a_saved_classifier_predicts_the_same_and_learns_anew(tmp_path: Path, le
     np.testing.assert_allclose(again.fit(images[half], labels[half]).predict_proba(images), expected, atol=1e-6)
 
 
+def test_scores_that_are_no_numbers_are_one_line(learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    monkeypatch.setattr(
+        learner.algorithm, "predict", lambda tasks: torch.full((1, tasks.query_y.shape[1], 3), torch.nan)
+    )
+    with pytest.raises(
+        metarun.UserError, match=r"^images: what was learned of the examples gives scores that are not finite"
+    ):
+        classifier.predict(images)
+
+
 def test_what_is_unknown(learner: metarun.Learner) -> None:
     images, labels = greys()
     classifier = learner.fit(images, labels, unknown=0.999999)

@@ -63,7 +63,7 @@ def test_a_class_held_impossible_costs_much_but_not_infinity() -> None:
     assert np.isfinite(list(found.describe().values())).all()
 
 
-@pytest.mark.parametrize("by", [0.25, 1.0, 5.0])
+@pytest.mark.parametrize("by", [1e-4, 0.25, 1.0, 5.0, 1e4])
 def test_the_temperature_undoes_a_factor_of_the_logits(by: float) -> None:
     logits, labels = drawn()
     first = fit_temperature(logits, labels)

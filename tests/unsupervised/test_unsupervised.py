@@ -38,6 +38,17 @@ def images(classes: int, per_class: int) -> np.ndarray:
     return (40 + patterns[:, None] + noise).clip(0, 255).astype(np.uint8).reshape(-1, 1, 12, 12)
 
 
+def test_items_of_no_class_stay_the_unknown_ones() -> None:
+    data = source()
+    data.unknown = {"test": 11}  # the class of this number is none, but items of none
+    data.splits["test"] = data.splits["test"][data.splits["test"] != 11]
+    found = Instances(data, shift=0.2).with_unknown("test", TaskShape(2, 1, 3), 2, 0, CPU)(0, 3)
+    plain = data.with_unknown("test", TaskShape(2, 1, 3), 2, 0, CPU)(0, 3)
+    assert isinstance(found, Episodes)
+    assert isinstance(plain, Episodes)
+    assert torch.equal(found.query_x, plain.query_x)
+
+
 def source(sizes: list[int] | None = None, *, rotations: bool = False) -> ImageSource:
     """Twelve classes of twelve images for training, eight classes each for validation and test."""
     sizes = sizes or [12] * 12

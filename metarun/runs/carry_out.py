@@ -7,7 +7,7 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from metarun.trust import check_classes
 
 log = logging.getLogger("metarun")
 
+READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job that is to end may save for half a minute
 
 
@@ -166,12 +167,31 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             if loads
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
+    refuse_unread(overrides, built)
     check_order(built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
         check(config)
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
+
+
+def refuse_unread(overrides: Sequence[str], built: Sequence[Stage]) -> None:
+    """Refuses keys of the command line that none of the stages reads, so that `support=` without `recipe=predict` trains nothing.
+
+    Raises:
+        UserError: One of them is not read.
+    """
+    single = {field.name for field in fields(Config) if field.default is not MISSING}
+    read = {*READ_BY_ALL, *(key for stage in built for key in stage.reads)}
+    for word in overrides:
+        key = key_of(word)
+        if key in single - read and not word.endswith("=null"):
+            readers = [name.lower() for name in stages.__all__ if key in getattr(stages, name).reads]
+            advice = (
+                f"it is for recipe={' and recipe='.join(readers)}" if readers else f"metarun help {key} says what has"
+            )
+            raise UserError(f"{word}: this recipe has no use for it; {advice}")
 
 
 def build_stages(config: DictConfig) -> list[Stage]:

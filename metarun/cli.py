@@ -135,7 +135,7 @@ def attempt(words: list[str]) -> Outcome:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="metarun.spelled")
     if words[:1] == ["runs"]:
-        words = ["recipe=runs", *words[1:]]
+        words = ["recipe=runs", *(f"runs={word}" if Path(word).is_dir() else word for word in words[1:])]
     if words[:1] == ["help"]:
         return _explain(words[1:])
     for number in SIGNALS:
@@ -207,6 +207,14 @@ def _told(words: list[str]) -> Outcome:
     return Outcome()
 
 
+def expanded_folder(word: str, folder: str) -> str:
+    """A word that is an option's value `folder`, or ends in it behind `=`, with `~` expanded; any other as it is."""
+    option, equals, value = word.partition("=")
+    if word == folder:
+        return os.path.expanduser(word)
+    return f"{option}={os.path.expanduser(value)}" if equals and value == folder and option.startswith("-") else word
+
+
 def raised_by_hydra(error: BaseException) -> bool:
     """Whether an error comes out of Hydra's own code."""
     at = error.__traceback__
@@ -230,10 +238,19 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true")
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; metarun --help shows what can be typed")
+        _, known, word = message.partition("unrecognized arguments: --")
+        hint = meant(word) if known else ""
+        raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
 
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(words)
+    if arguments.config_dir:
+        typed, arguments.config_dir = arguments.config_dir, os.path.expanduser(arguments.config_dir)
+        words = [expanded_folder(word, typed) for word in words]
+        if not os.path.isdir(arguments.config_dir):
+            beside = Path(arguments.config_dir).absolute().parent
+            near = nearest(Path(typed).name, [path.name for path in beside.iterdir()] if beside.is_dir() else [])
+            raise UserError(f"--config-dir {typed}: there is no such folder{near}")
     if arguments.dry_run and not arguments.multirun:
         raise UserError("--dry-run: lists the jobs of a sweep (-m); metarun --cfg job shows the config of one run")
     options, overrides = list[str](), list(arguments.overrides)
@@ -256,7 +273,11 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     words = expanded(arguments.overrides, sweep)
     for word in words:
         if not key_of(word):
-            raise UserError(f"{word or repr(word)}: cannot be read as key=value or group=choice")
+            raise UserError(
+                f"{word or repr(word)}: cannot be read as key=value or group=choice; no space stands beside ="
+            )
+        if key_of(word) == "preset":
+            refuse_unknown_preset(word, arguments)
         if key_of(word).startswith(HYDRAS_FOLDERS):
             raise UserError(
                 f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
@@ -273,13 +294,53 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
         if key.startswith(("hydra.", "hydra/")):
             return word
         free = is_free(key)
-        if not free or not settled(word, sweep):
-            hint = hint_of(key, lambda path: OmegaConf.select(composed(), path))
-            word = read(word, reading(hint), sweep)
+        if not free or not settled(word, sweep) or word.endswith("="):
+            how = reading(hint_of(key, lambda path: OmegaConf.select(composed(), path)))
+            if how.path and not how.optional and word.endswith("="):
+                raise UserError(
+                    f"{word}: is empty, and must name a file or a folder; is a variable of the shell not set?"
+                )
+            word = read(word, how, sweep)
         return fixed(word) if sweep and free else word
 
     dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
     return [*map(one, words), *dry]
+
+
+def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:
+    """Refuses a preset that is not there: Hydra passes one over, since the one that applies by itself may be missing.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    folders = [Path(folder) for folder in (arguments.config_dir, arguments.config_path or CONF) if folder]
+    known = {
+        path.relative_to(folder / "preset").with_suffix("").as_posix()
+        for folder in folders
+        for path in (folder / "preset").rglob("*.yaml")
+    }
+    _, equals, value = word.partition("=")
+    for name in split(value) if equals and not word.startswith("~") else ():
+        if re.fullmatch(r"[\w/.-]+", name) and name not in known | {"null"}:
+            raise UserError(_unknown_choice(f"preset/{name}", sorted(known)))
+
+
+def meant(word: str) -> str:
+    """What was meant by words that Hydra cannot read, `; did you mean recipe=report?` say; an empty string where nobody knows.
+
+    Args:
+        word: The words as they were typed: `report`, `algo:maml`, `algo maml`, or what follows the hyphens of `--algo=maml`.
+    """
+    found = re.fullmatch(r"([\w./]+)[ :=]+([\w./~-]+)", word)
+    if found and found[1] != "recipe" and (CONF / found[1]).is_dir():
+        return f"; did you mean {found[1]}={found[2]}?"
+    if found and ":" in word and "=" not in word:
+        return f"; did you mean {found[1]}={found[2]}?"
+    if (CONF / word).is_dir() and word.isidentifier():
+        return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"
+    chosen = sorted(CONF.glob(f"*/{word}.yaml")) if word.isidentifier() else []
+    words = [f"{path.parent.name}={word}" for path in chosen]
+    return f"; did you mean {' or '.join(words[:3])}?" if words else ""
 
 
 def _composed(arguments: argparse.Namespace) -> DictConfig:
@@ -311,7 +372,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         return where + _unknown_choice(str(error.missing_cfg_file), list(error.options or []))
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value or group=choice; brackets and commas may need quotes"
+        hint = meant(str(error.override)) or "; brackets and commas may need quotes"
+        return f"{error.override}: cannot be read as key=value or group=choice{hint}"
     if isinstance(error, ConfigCompositionException) and "${algo}_${data}" in text:
         return "algo and data need one choice each; several make a sweep: -m algo=a,b"
     inner = error.__cause__ or error.__context__
@@ -319,7 +381,7 @@ def one_line(error: BaseException) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if isinstance(cause, ConfigKeyError | ConfigAttributeError):
                 return where + _unknown_key(cause.full_key, cause.parent_node)
-            return f"{where}{cause.full_key}: {_first_line(cause)}"
+            return where + _wrong_value(cause.full_key, _first_line(cause))
     if found := re.search(r"Could not override '([^']+)'", text):
         old = renamed_key(found[1].partition("@")[0])
         return (
@@ -341,8 +403,31 @@ def one_line(error: BaseException) -> str:
     if "integer string conversion" in text:
         return "a number has more digits than any setting takes"
     if "Config group override" in text:
-        return "a group (algo, data, ...) was given a number; it takes the name of a choice"
+        given = next((word for word in sys.argv[1:] if key_of(word) in _groups()), "algo")
+        return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
     return where + _first_line(inner if where and inner else error)
+
+
+KINDS = {
+    "Integer": "whole number",
+    "Float": "number",
+    "Boolean": "truth value (true, false)",
+}  # as OmegaConf calls them, and people
+
+
+def _wrong_value(key: str, message: str) -> str:
+    """What OmegaConf says of a key's value, in words."""
+    if (found := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)) and found[2] in KINDS:
+        whole = re.fullmatch(r"(-?\d+)\.0", found[1])
+        written = f"; write {whole[1]}" if whole and found[2] == "Integer" else ""
+        return f"{key}={found[1]}: is no {KINDS[found[2]]}{written}"
+    if found := re.match(r"Value '(.*)' is not a valid bool", message):
+        return f"{key}={found[1]}: is no {KINDS['Boolean']}"
+    if (message.startswith("Cannot assign") and "Dict" in message) or "is not a subclass of" in message:
+        group = key.rpartition(".")[2]
+        advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"
+        return f"{key}: has settings of its own, and is no single value; {advice}"
+    return f"{key}: {message}"
 
 
 def _first_line(error: BaseException) -> str:

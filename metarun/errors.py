@@ -65,14 +65,16 @@ ELSEWHERE = {
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean a, b?` for the known words closest to `word`, or an empty string.
 
-    Closest are what other programs call so, then the same in capitals or further down (`train.steps` to `steps`), then a misspelling.
+    Closest are what other programs call so, then the same in capitals or further down (`train.steps` to `steps`, `task.ways` to
+    `way`), then a misspelling.
     """
     known = sorted(set(known))
     small = {name.lower(): name for name in known}
     tail = word.lower().rsplit(".", 1)[-1]
     found = [name for name in ELSEWHERE.get(tail, ()) if name in known][:1]
     found = found or [name for name in (small.get(word.lower()),) if name]
-    same = sorted((name for name in known if name.lower().rsplit(".", 1)[-1] == tail), key=len)
+    numbers = {tail, f"{tail}s", tail.removesuffix("s"), f"{tail.removesuffix('y')}ies"}  # one and several
+    same = sorted((name for name in known if name.lower().rsplit(".", 1)[-1] in numbers), key=len)
     if "." in word:  # then what stands before the last dot says which one
         same.sort(key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), reverse=True)
     found = found or same[:3]

@@ -1,7 +1,8 @@
 """Bad inputs by the hundred: none may end in a traceback, in a message of more than three lines, or in anything half made.
 
-    python -m scripts.fuzz words --seconds 600 --seed 0     values that the schema does not allow, or only just
-    python -m scripts.fuzz files --seconds 600 --seed 0     damaged files of a run, of images and of tables
+    python -m scripts.fuzz words files --seconds 3600 --seed 0     both, in turns
+    python -m scripts.fuzz words    values that the schema does not allow, or only just, in commands of all kinds
+    python -m scripts.fuzz files    damaged files of users, of runs and of tables, and what is no file at all
 
 Needs hypothesis (`pip install 'metarun[dev]'`), which makes an input that fails as small as it can. A finding is printed
 as the command that shows it; it belongs into `tests/scripts/test_fuzz.py`.
@@ -11,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import csv
 import importlib
 import io
+import json
 import logging
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -27,6 +32,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
 
 import metarun.runs.carry_out  # noqa: F401  (takes seconds, in which no signal may come)
@@ -34,9 +41,16 @@ from metarun import cli
 from metarun.config import Config
 from metarun.config.validation import settings
 from metarun.engine.platform import stop_signals
+from scripts.scenes import SCENES, Scene
 
 LINES = 3  # of a message
-SHORT = ("metarun: ", "data ", "run folder: ", "hardware: ", "step ", "going on ", "target: ", "stage ")
+SHORT = ("metarun: ", "data ", "run folder: ", "hardware: ", "step ", "going on ", "target: ", "stage ", "encoder: ", "backbone: ",
+         "text", "report", "testing", "shared", "transfer")  # fmt: skip
+NONE = "no finished run lies there"  # what a report says where it has nothing to report on
+LIMIT = 10.0  # seconds of the processor that a command may take
+PATIENCE = 6  # times as many by the clock: the machine may have other work
+TURN = 240.0  # seconds from words to files and back
+MEMORY = 16 * 2**30  # bytes that this process may take: a file without end must not take the machine
 
 # A command of a tenth of a second; what is varied comes behind it.
 BASE = ["algo=maml", "data=sinusoid", "backbone=mlp", "train.steps=2", "test.episodes=4", "test.baseline_episodes=0",
@@ -71,20 +85,24 @@ class Finding(Exception):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Stops what takes longer, as a user would: a signal comes, and the run saves and ends. That is no finding."""
+    """Stops what takes more seconds of the processor, or many times as many by the clock, as a user would: the run saves and ends."""
     if not hasattr(signal, "setitimer"):
         yield
         return
-    before = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
+    before = {}
+    for number, (timer, limit) in timers.items():
+        before[number] = signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+        signal.setitimer(timer, limit, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
-def command(words: Sequence[str], seconds: float = 60.0) -> tuple[int, str, str]:
+def command(words: Sequence[str], seconds: float = LIMIT) -> tuple[int, str, str]:
     """`metarun words...` in this process.
 
     Args:
@@ -125,31 +143,46 @@ def command(words: Sequence[str], seconds: float = 60.0) -> tuple[int, str, str]
     return status, out.getvalue(), err.getvalue()
 
 
-def check(words: Sequence[str], outputs: Path) -> None:
+def message_of(err: str) -> list[str]:
+    """The lines of an error, without those that tell how far it is."""
+    return [line for line in err.splitlines() if line.strip() and not line.startswith(SHORT[1:])]
+
+
+def check(words: Sequence[str], outputs: Path | None, seconds: float = LIMIT) -> tuple[int, str]:
     """Carries a command out and checks what it says and leaves.
+
+    Args:
+        words: What is typed; `outputs=` is added.
+        outputs: A folder that is not there yet; None leaves the words as they are, and what is left is not looked at.
+        seconds: How long it may take.
+
+    Returns:
+        Its exit status, and its errors.
 
     Raises:
         Finding: There is a traceback, a long message, or a refused command has left something.
     """
-    status, _, err = command([*words, f"outputs={outputs}"])
-    told = [line for line in err.splitlines() if line.strip()]
-    if "Traceback (most recent" in err and "Exception ignored in" not in err:  # of what a signal stopped
-        raise Finding(f"a traceback was printed\n{err[-2000:]}")
+    helps = words[:1] == ["help"] or outputs is None
+    status, out, err = command([*words, *([] if helps else [f"outputs={outputs}"])], seconds)
+    if "Traceback (most recent" in out + err and "Exception ignored in" not in err:  # of what a signal stopped
+        raise Finding(f"a traceback was printed\n{(out + err)[-2000:]}")
     if status not in (0, 1, 2, 3) and status < 128:
         raise Finding(f"exit status {status}\n{err[-500:]}")
     if status == 2:
-        message = [line for line in told if not line.startswith(SHORT[1:])]
+        message = message_of(err)
         if len(message) > LINES or not any(line.startswith(SHORT[0]) for line in message):
             raise Finding(f"{len(message)} lines of message\n{err[-1500:]}")
         if max(map(len, message)) > 4000:
             raise Finding(f"a line of {max(map(len, message))} characters\n{err[:300]}")
         # A run that began leaves its folder, with which the same command goes on.
-        if outputs.exists() and not any(line.startswith("run folder: ") for line in told):
-            raise Finding(f"something is left: {sorted(path.name for path in outputs.rglob('*'))[:5]}\n{err[-500:]}")
+        if outputs and outputs.exists() and "run folder: " not in err:
+            left = sorted(str(path.relative_to(outputs)) for path in outputs.rglob("*"))
+            raise Finding(f"something is left: {left[:5]}\n{err[-500:]}")
+    return status, err
 
 
-def words_strategy() -> Any:
-    """Command lines: the base, and one to three words of keys with values, or options, in any order."""
+def words_strategy(bases: Sequence[Sequence[str]] = (BASE,)) -> Any:
+    """Command lines: one of `bases`, perhaps with a word changed or left out, and one to three more words, anywhere."""
     st: Any = importlib.import_module("hypothesis.strategies")
 
     value = st.one_of(
@@ -161,11 +194,41 @@ def words_strategy() -> Any:
     sign = st.sampled_from(["", "", "", "", "+", "~", "++"])
     word = st.builds(lambda mark, key, text: f"{mark}{key}={text}", sign, st.sampled_from(schema_keys()), value)
     words = st.lists(st.one_of(word, word, word, word, st.sampled_from(OPTIONS)), min_size=1, max_size=3)
-    return st.one_of(words, words, words, words.map(lambda found: ["-m", *found, "--dry-run"]))
+    words = st.one_of(words, words, words, words.map(lambda found: ["-m", *found, "--dry-run"]))
+
+    def changed(base: Sequence[str], added: list[str], how: int, at: int, text: str) -> list[str]:
+        kept = list(base)
+        at %= len(kept)
+        if how == 0:
+            del kept[at]
+        elif how == 1 and "=" in kept[at]:
+            kept[at] = f"{kept[at].partition('=')[0]}={text}"
+        elif how == 2:
+            kept[at] = kept[at][:-1]
+        return [*kept, *added]
+
+    plain = st.builds(changed, st.sampled_from(bases), words, st.integers(0, 8), st.integers(0, 30), value)
+    own = st.builds(changed, st.sampled_from(bases), st.just([]), st.integers(0, 2), st.integers(0, 30), value)
+    helped = st.lists(st.one_of(st.sampled_from(schema_keys()), value), min_size=0, max_size=2).map(
+        lambda of: ["help", *of]
+    )
+    return st.one_of(plain, plain, plain, own, helped)
 
 
-def fuzz_words(seconds: float, seed: int, examples: int = 50) -> int:
-    """Tries command lines for some seconds, `examples` between two looks at the clock; prints each finding, and returns how many."""
+def fuzz_words(
+    seconds: float, seed: int, bases: Sequence[Sequence[str]] = (BASE,), examples: int = 50
+) -> tuple[int, int]:
+    """Tries command lines for some seconds, `examples` between two looks at the clock, and prints each finding.
+
+    Args:
+        seconds: How long.
+        seed: Of the first; the next ones have the numbers after it.
+        bases: The commands that are varied.
+        examples: As many are tried between two looks at the clock.
+
+    Returns:
+        How many were tried, and how many findings there are.
+    """
     hypothesis: Any = importlib.import_module("hypothesis")  # which not everybody has
     began, tried, found = time.monotonic(), 0, set[str]()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -177,24 +240,51 @@ def fuzz_words(seconds: float, seed: int, examples: int = 50) -> int:
             outputs = Path(folder, "outputs")
             shutil.rmtree(outputs, ignore_errors=True)
             try:
-                check([*BASE, *words], outputs)
+                check(words, outputs)
             except Finding as finding:
                 known = str(finding).strip().splitlines()[-1][:80]
                 if known not in found:
                     found.add(known)
-                    print(f"\n=== metarun {' '.join(BASE)} {words}\n{finding}", flush=True)
+                    print(f"\n=== {shown(words)}\n{finding}", flush=True)
 
         while time.monotonic() - began < seconds:
             given: Any = hypothesis.given  # whose result has no type, nor that of seed
-            trial = given(words_strategy())(once)
+            trial = given(words_strategy(bases))(once)
             options = hypothesis.settings(
                 max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
             )
             seeded: Any = hypothesis.seed
             seeded(number)(options(trial))()
             number += 1
-    print(f"\n{tried} command lines, {len(found)} findings")
-    return len(found)
+    print(f"{tried} command lines, {len(found)} findings", flush=True)
+    return tried, len(found)
+
+
+def shown(words: Sequence[str]) -> str:
+    """A command line that can be pasted."""
+    return shlex.join(["metarun", *words])
+
+
+def set_up(scene: Scene, here: Path) -> list[list[str]]:
+    """Makes the inputs of a scene in a folder, and carries all its commands out; returns them.
+
+    Raises:
+        RuntimeError: One has not succeeded.
+    """
+    here.mkdir(parents=True)
+    scene.inputs(here)
+    commands = list[list[str]]()
+    for words in (*scene.first, *scene.commands):
+        typed = scene.typed(words, here)
+        leaves = (
+            [] if any("outputs=" in word for word in typed) or typed[0] == "help" else [f"outputs={here / 'tried'}"]
+        )
+        status, _, err = command([*typed, *leaves], 300.0)
+        if status:
+            raise RuntimeError(f"{shown(typed)} ended with {status}\n{err}")
+        shutil.rmtree(here / "tried", ignore_errors=True)
+        commands.append(typed)
+    return commands[len(scene.first) :]
 
 
 def _zeros(content: bytes, draw: random.Random) -> bytes:
@@ -227,59 +317,282 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-def fuzz_files(seconds: float, seed: int) -> int:
-    """Damages the files of finished and of interrupted runs, one at a time, and carries four commands out on them."""
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "a",
+    "../x",
+    "\0",
+    [],
+    {},
+    [None],
+    {"a": 1},
+    [[]],
+    "é" * 300,
+]
+
+
+def replaced(value: Any, draw: random.Random, odd: Sequence[Any] = ODD) -> Any:
+    """A copy of nested lists and mappings with one node replaced by something odd, or gone."""
+    value = copy.deepcopy(value)
+    holders = list[tuple[Any, Any]]()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        holders += [(node, key) for key in keys]
+        waiting += [node[key] for key in keys]
+    if not holders or draw.random() < 0.02:
+        return draw.choice(odd)
+    holder, key = draw.choice(holders)
+    if isinstance(holder, dict) and draw.random() < 0.25:
+        del holder[key]
+    else:
+        holder[key] = draw.choice(odd)
+    return value
+
+
+def _tensors(content: bytes, draw: random.Random) -> bytes:
+    tensors = [
+        torch.full((2,), float("nan")),
+        torch.zeros(0),
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(1).to_sparse(),
+    ]
+    whole = io.BytesIO()
+    torch.save(replaced(torch.load(io.BytesIO(content), weights_only=True), draw, [*ODD, *tensors]), whole)
+    return whole.getvalue()
+
+
+def _json(content: bytes, draw: random.Random) -> bytes:
+    return json.dumps(replaced(json.loads(content), draw)).encode()
+
+
+def _json_lines(content: bytes, draw: random.Random) -> bytes:
+    lines = content.splitlines()
+    at = draw.randrange(len(lines))
+    return b"\n".join([*lines[:at], _json(lines[at], draw), *lines[at + 1 :], b""])
+
+
+def _yaml(content: bytes, draw: random.Random) -> bytes:
+    text = content.decode()
+    heading = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    return (heading + str(yaml.safe_dump(replaced(yaml.safe_load(text), draw), allow_unicode=True))).encode()
+
+
+def _cells(content: bytes, draw: random.Random) -> bytes:
+    rows = list(csv.reader(io.StringIO(content.decode())))
+    row = draw.choice(rows)
+    cells = ["", "a,b", 'a"b', "\n", "é" * 50, "-1", "../../etc/passwd", "/dev/zero", "nan", "=1+1"]
+    how = draw.randrange(4)
+    if how == 0 and row:
+        del row[draw.randrange(len(row))]
+    elif how == 1:
+        row.insert(draw.randrange(len(row) + 1), draw.choice(cells))
+    else:
+        row[draw.randrange(len(row))] = draw.choice(cells)
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+STRUCTURED: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    ".json": _json, ".jsonl": _json_lines, ".yaml": _yaml, ".pt": _tensors, ".pth": _tensors, ".csv": _cells,
+}  # fmt: skip
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _linked(path: Path, to: str) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
+def _copied(path: Path, name: str) -> None:
+    shutil.copy(path, path.with_name(name))
+
+
+# What may happen to a file as a whole.
+SWAPS: dict[str, Callable[[Path, random.Random], None]] = {
+    "missing": lambda path, draw: path.unlink(),
+    "a folder": lambda path, draw: _folder(path),
+    "a pipe": lambda path, draw: _pipe(path),
+    "a link to nothing": lambda path, draw: _linked(path, "nowhere"),
+    "a link to itself": lambda path, draw: _linked(path, path.name),
+    "a device": lambda path, draw: _linked(path, "/dev/zero"),
+    "twice": lambda path, draw: _copied(
+        path, draw.choice(["a b", "é", "a=1,b", "#x", "-x", "'q'", "$HOME", "a\tb", "%s", "{x}", "[1]", "A" * 200]) + path.suffix
+    ),
+    "another's": lambda path, draw: path.write_bytes(draw.choice(sorted(path.parent.parent.rglob("*.*"))).read_bytes())
+    if not path.is_symlink() and path.suffix != ".lock"
+    else None,
+}  # fmt: skip
+
+
+def damaged(here: Path, draw: random.Random) -> str:
+    """Damages one file below a folder, of a kind that is chosen first; returns which file, and how."""
+    by_kind = dict[tuple[str, str], list[Path]]()
+    for path in sorted(path for path in here.rglob("*") if path.is_file() and path.suffix != ".lock"):
+        part = path.relative_to(here).parts[0]
+        if "report" in path.relative_to(here).parts:  # which each report writes anew
+            continue
+        by_kind.setdefault((part, path.suffix if path.suffix in (".png", ".txt") else path.name), []).append(path)
+    path = draw.choice(by_kind[draw.choice(sorted(by_kind))])
+    ways: list[str] = [*MUTATIONS, *SWAPS]
+    if path.suffix in STRUCTURED:
+        ways += ["a node"] * len(ways)
+    name = draw.choice(ways)
+    try:
+        if name in SWAPS:
+            SWAPS[name](path, draw)
+        else:
+            mutate = STRUCTURED[path.suffix] if name == "a node" else MUTATIONS[name]
+            path.write_bytes(mutate(path.read_bytes(), draw))
+    except OSError as error:
+        name = f"{name}, which failed ({error})"
+    return f"{path.relative_to(here)}: {name}"
+
+
+class Scenes:
+    """Scenes that are set up in a folder, and a copy of each, so that what was damaged can be had whole again.
+
+    Args:
+        top: The folder.
+        names: Those of the scenes; none are all that have files.
+
+    Attributes:
+        commands: The commands of each scene.
+    """
+
+    def __init__(self, top: Path, names: Sequence[str] = ()) -> None:
+        self.top = top
+        self.commands = dict[str, list[list[str]]]()
+        for name in names or [name for name in SCENES if name != "regression"]:
+            self._tables(name)
+            self.commands[name] = set_up(SCENES[name], self.here(name))
+            shutil.copytree(self.here(name), self._kept(name), symlinks=True)
+
+    def here(self, name: str) -> Path:
+        """The folder of a scene."""
+        return self.top / "here" / name.replace(" ", "_")
+
+    def _kept(self, name: str) -> Path:
+        return self.top / "kept" / name.replace(" ", "_")
+
+    def _tables(self, name: str) -> None:
+        os.environ["METARUN_CACHE"] = str(self.here(name) / "tables")
+
+    def whole(self, name: str) -> Path:
+        """A scene as it was set up, its tables those that the next commands find; returns its folder."""
+        self._tables(name)
+        shutil.rmtree(self.here(name))
+        shutil.copytree(self._kept(name), self.here(name), symlinks=True)
+        return self.here(name)
+
+    def all_whole(self) -> list[list[str]]:
+        """All scenes as they were set up; returns their commands."""
+        for name in self.commands:
+            self.whole(name)
+        os.environ["METARUN_CACHE"] = str(self.top / "tables")
+        return [words for commands in self.commands.values() for words in commands if "outputs=" not in " ".join(words)]
+
+
+def fuzz_files(seconds: float, seed: int, scenes: Scenes) -> tuple[int, int]:
+    """Damages one file of a scene at a time (an input, a file of a run, of a table), and carries commands of the scene out.
+
+    Args:
+        seconds: How long.
+        seed: What is drawn depends on it alone.
+        scenes: The scenes.
+
+    Returns:
+        How many commands were tried, and how many findings there are.
+    """
     draw, began, tried, found = random.Random(seed), time.monotonic(), 0, set[str]()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        whole = Path(folder, "whole")
-        for number in (0, 1):
-            command([*BASE, f"seed={number}", f"name=run{number}", f"outputs={whole}"])
-        kept = sorted(path for path in whole.rglob("*") if path.is_file() and path.name != ".lock")
+    with contextlib.chdir(scenes.top):
         while time.monotonic() - began < seconds:
-            outputs = Path(folder, "outputs")
-            shutil.rmtree(outputs, ignore_errors=True)
-            shutil.copytree(whole, outputs)
-            victim = draw.choice(kept)
-            path = outputs / victim.relative_to(whole)
-            name = draw.choice(sorted(MUTATIONS))
-            path.write_bytes(MUTATIONS[name](path.read_bytes(), draw))
-            run = path.parent
-            if draw.random() < 0.5 and path.name != "result.json":
-                (run / "result.json").unlink(missing_ok=True)  # so that it goes on
-            commands = [
-                [*BASE, f"seed={run.parent.name[-1]}", f"name={run.parent.name}", f"outputs={outputs}"],
-                ["recipe=test", f"checkpoint={run}", "test.episodes=4", f"outputs={outputs}"],
-                ["recipe=report", f"runs={outputs}"],
-                ["runs", f"outputs={outputs}"],
-            ]
-            for words in commands:
+            name = draw.choice(sorted(scenes.commands))
+            here = scenes.whole(name)
+            if draw.random() < 0.3:  # the runs are to go on
+                for path in here.glob("runs/*/*/result.json"):
+                    path.unlink()
+            told = damaged(here, draw)
+            commands = scenes.commands[name]
+            for words in draw.sample(commands, min(2, len(commands))):
                 tried += 1
                 try:
-                    status, _, err = command(words)
-                    if "Traceback (most recent" in err:
-                        raise Finding(f"a traceback was printed\n{err[-2000:]}")
-                    message = [line for line in err.splitlines() if line.strip() and not line.startswith(SHORT[1:])]
-                    if status == 2 and len(message) > LINES:
-                        raise Finding(f"{len(message)} lines of message\n{err[-1500:]}")
-                    if words[0] in ("recipe=report", "runs") and status != 0:
-                        raise Finding(f"one bad run ended the others\n{err[-500:]}")
+                    try_damaged(words, here)
                 except Finding as finding:
-                    known = f"{path.name} {str(finding).strip().splitlines()[-1][:80]}"
+                    known = f"{told.partition(':')[0].rpartition('/')[2]} {str(finding).strip().splitlines()[-1][:80]}"
                     if known not in found:
                         found.add(known)
-                        print(f"\n=== {path.name}: {name}; metarun {words[:2]}\n{finding}", flush=True)
-    print(f"\n{tried} commands on damaged files, {len(found)} findings")
-    return len(found)
+                        print(f"\n=== {name}: {told}; {shown(words)}\n{finding}", flush=True)
+    print(f"{tried} commands on damaged files, {len(found)} findings", flush=True)
+    return tried, len(found)
+
+
+def try_damaged(words: Sequence[str], here: Path) -> None:
+    """Carries a command out, of which a file is damaged.
+
+    Args:
+        words: The command.
+        here: The folder of its scene.
+
+    Raises:
+        Finding: It does what it must not.
+    """
+    outputs = here / "outputs"
+    shutil.rmtree(outputs, ignore_errors=True)
+    status, err = check(words, None if any("outputs=" in word for word in words) else outputs)
+    if status >= 128:
+        raise Finding(f"it does not end\n{err[-500:]}")
+    if words[0] in ("recipe=report", "recipe=runs") and status != 0 and NONE not in err:
+        raise Finding(f"one bad run ended the others\n{err[-500:]}")
+    if left := [path.name for path in (here / "tables").glob("*.unfinished") if "vectors" not in path.name]:
+        raise Finding(f"a table is half made: {left}\n{err[-500:]}")
+    if left := [str(path) for path in outputs.rglob("*.writing")]:
+        raise Finding(f"a file is half written: {left}\n{err[-500:]}")
 
 
 def main() -> None:
     """The command line of this script; its exit status is 1 if there are findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["words", "files"])
-    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("what", choices=("words", "files"), nargs="+")
+    parser.add_argument("--seconds", type=float, default=600.0, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    found = {"words": fuzz_words, "files": fuzz_files}[given.what](given.seconds, given.seed)
+    with contextlib.suppress(ImportError):
+        resource: Any = importlib.import_module("resource")
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # timm asks for weights by name, and waits for an answer
+    began, tried, found, turn = time.monotonic(), 0, 0, 0
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+        scenes = Scenes(Path(folder))
+        print(f"the scenes are set up after {time.monotonic() - began:.0f} s", flush=True)
+        while (left := given.seconds - (time.monotonic() - began)) > 0:
+            seed, seconds = given.seed + 1000 * turn, min(left, TURN)
+            if given.what[turn % len(given.what)] == "words":
+                counts = fuzz_words(seconds, seed, [BASE, *scenes.all_whole()])
+            else:
+                counts = fuzz_files(seconds, seed, scenes)
+            tried, found, turn = tried + counts[0], found + counts[1], turn + 1
+            print(f"after {time.monotonic() - began:.0f} s: {tried} inputs, {found} findings", flush=True)
     sys.exit(1 if found else 0)
 
 

@@ -56,7 +56,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except Exception as error:
         damage = "it is empty" if not path.stat().st_size else "it is truncated or damaged, or no checkpoint of metarun"
         raise UserError(f"checkpoint {path}: cannot be read, {damage}; {_advice(path)}") from error
-    if not isinstance(state, dict) or "model" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"checkpoint {path}: holds no model of metarun; {_advice(path)}")
     return state
 
@@ -107,12 +107,21 @@ def weights_file(key: str, origin: str) -> Path:
         finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
         stages = finished.get(STAGES, {})
         if stages and not chosen(path).is_file():
-            path = Path(list(stages.values())[-1]["folder"])
+            try:
+                path = Path(list(stages.values())[-1]["folder"])
+            except (AttributeError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{shown_path(result)}: is damaged (its stages have no folders); give the file with the weights, best.pt"
+                ) from error
         path = chosen(path)
         if (path.parent / "config.yaml").is_file() and not path.is_file():
             raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():
         raise UserError(f"{key}={shown_path(origin)}: {_instead(Path(origin).expanduser())}")
+    if path.suffix != ".pt" and (path.parent / "config.yaml").is_file():
+        raise UserError(
+            f"{key}={shown_path(origin)}: holds no weights; give the run's folder, {shell_path(path.parent)}"
+        )
     return path
 
 
@@ -130,6 +139,13 @@ def _instead(path: Path) -> str:
     return f"there is no such run folder or file, but a folder of runs; give one of them: {', '.join(map(shell_path, runs[:NAMED]))}{more}"
 
 
+def _shape(state: dict[str, Any], name: str) -> object:
+    """The shape of a tensor, or why there is none."""
+    if name not in state:
+        return "absent"
+    return tuple(state[name].shape) if isinstance(state[name], torch.Tensor) else "no tensor"
+
+
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Loads weights into a module.
 
@@ -143,7 +159,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path
     """
     own = module.state_dict()
     for name in [*own, *weights]:
-        here, there = (tuple(state[name].shape) if name in state else "absent" for state in (own, weights))
+        here, there = (_shape(state, name) for state in (own, weights))
         if here != there:
             raise UserError(
                 f"checkpoint {path}: is of another architecture: {name} is {there} in the file and {here} in this model"

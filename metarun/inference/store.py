@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 import metarun
@@ -24,6 +26,14 @@ from metarun.text import shown_path
 FILE = "classifier.pt"
 FORMAT = 1  # of what follows; another number is of another version of metarun
 KIND = "classifier of metarun"
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OmegaConfBaseException,
+)  # what other values lead to
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,13 @@ class Calibration:
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     certainty: str | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [*([] if self.temperature is None else [self.temperature]), *self.thresholds.values()]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"its calibration has {numbers} where finite numbers stand")
+        if self.certainty is not None and self.certainty not in self.thresholds:
+            raise ValueError(f"its calibration has no threshold of {self.certainty}")
 
 
 @dataclass
@@ -130,6 +147,24 @@ def load(origin: Path, key: str = "checkpoint") -> Stored:
     raise UserError(f"{shown}: is no run folder of metarun")
 
 
+def _check_parts(content: dict[str, Any]) -> None:
+    """Raises `TypeError` where a part of a classifier file is of another type than `save` writes."""
+    for name in ("weights", "state"):
+        if not isinstance(content[name], dict) or not all(
+            isinstance(value, Tensor) for value in content[name].values()
+        ):
+            raise TypeError(f"{name} are no tensors with names")
+    classes, examples = content["classes"], content["examples"]
+    for name, found in (("classes", [] if classes is None else classes), ("examples", examples)):
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise TypeError(f"{name} are no list of texts")
+
+
+def lacks(error: Exception) -> str:
+    """What is wrong with values that were not what metarun writes, by the error that they led to."""
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
+
+
 def _from_file(path: Path, shown: str) -> Stored:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -145,6 +180,7 @@ def _from_file(path: Path, shown: str) -> Stored:
         )
     try:
         values = {name: files.parsed(content[name]) for name in ("blueprint", "preprocessing", "calibration")}
+        _check_parts(content)
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path, content.get("encoder")),
@@ -156,14 +192,15 @@ def _from_file(path: Path, shown: str) -> Stored:
             content["state"],
             content["examples"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({error})") from error
+    except MALFORMED as error:
+        raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({lacks(error)})") from error
 
 
 def _from_run(folder: Path, shown: str) -> Stored:
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
-    found = files.parsed((folder / result.FILE).read_text(encoding="utf-8"))
+    path = folder / result.FILE
+    found = files.read_json(path, result.DAMAGED)
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
         reason = (
@@ -173,18 +210,21 @@ def _from_run(folder: Path, shown: str) -> Stored:
             "resume=false"
         )
         raise UserError(f"{shown}: the run {reason}")
-    values = found[result.LEARNER]
-    if values["format"] != FORMAT:
-        version = found.get("versions", {}).get("metarun")
-        raise UserError(
-            f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
+    try:
+        values = found[result.LEARNER]
+        if values["format"] != FORMAT:
+            version = found.get("versions", {}).get("metarun")
+            raise UserError(
+                f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
+            )
+        weights = checkpoint.weights_file("checkpoint", str(values["weights"] or folder))
+        return Stored(
+            Blueprint.stored(values["blueprint"], path),
+            Preprocessing.stored(values["preprocessing"], path),
+            checkpoint.load(weights)["model"],
+            values["autocast"],
+            Calibration(**values["calibration"]),
+            weights,
         )
-    weights = checkpoint.weights_file("checkpoint", values["weights"] or str(folder))
-    return Stored(
-        Blueprint.stored(values["blueprint"], folder / result.FILE),
-        Preprocessing.stored(values["preprocessing"], folder / result.FILE),
-        checkpoint.load(weights)["model"],
-        values["autocast"],
-        Calibration(**values["calibration"]),
-        weights,
-    )
+    except MALFORMED as error:
+        raise UserError(f"{shown_path(path)}: is damaged ({lacks(error)}); {result.DAMAGED}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +171,7 @@ class Run:
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
-        except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile):
+        except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -209,8 +210,8 @@ class Collection:
         return [run for group in self.groups for run in group.runs]
 
 
-def collect(roots: Sequence[Path], besides: Path) -> Collection:
-    """Every run folder below `roots`, except in the folder `besides`."""
+def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | None = None) -> Collection:
+    """Every run folder below `roots`, except in the folder `besides`, and those in `without`, each of which has a reason."""
     collection, runs = Collection(), []
     for folder in run_folders(roots, besides.resolve()):
         if not (folder / "result.json").is_file():
@@ -219,6 +220,9 @@ def collect(roots: Sequence[Path], besides: Path) -> Collection:
         try:
             run = read(folder)
             check_usable(run)
+            if without and folder in without:
+                file = folder / "result.json"
+                raise Unreadable(f"{file}: cannot be used ({without[folder]}), so that the run is left out")
         except NothingTested:
             continue
         except Unreadable as error:
@@ -284,15 +288,19 @@ def read(folder: Path) -> Run:
             raise NothingTested(f"{folder}: tested nothing")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
-        why = found if "zero" in found or "empty" in found else _first_line(error)
+        why = found if "zero" in found or "empty" in found else first_line(error)
         raise Unreadable(f"{path}: cannot be used ({why}), so that the run is left out") from error
-    stored = current_choices(result.get(CHOICES, {}))
-    chosen = {group: choice for group, choice in stored.items() if choice is not None}
-    choices = {**_classes(config), **chosen}
-    typed = overridden(words_of(result), config, choices)
-    if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
-        choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
-        typed |= inherited
+    try:
+        stored = current_choices(result.get(CHOICES, {}))
+        chosen = {group: choice for group, choice in stored.items() if choice is not None}
+        choices = {**_classes(config), **chosen}
+        typed = overridden(words_of(result), config, choices)
+        if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
+            choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
+            typed |= inherited
+    except (TypeError, AttributeError, ValueError) as error:
+        file = folder / "result.json"
+        raise Unreadable(f"{file}: cannot be used ({first_line(error)}), so that the run is left out") from error
     return Run(folder, result, config, choices, frozenset(typed), (folder / "result.json").stat().st_mtime)
 
 
@@ -315,13 +323,14 @@ def check_usable(run: Run) -> None:
         kinds = [key_of_result(run.tested, measure) for measure in MEASURES]
         numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, half_of(kind))]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _first_line(error)
+        missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
         raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
     if wrong := [number for number in numbers if not isinstance(number, int | float)]:
         raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -8,14 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import metarun
 from metarun import files
 from metarun.errors import UserError
 from metarun.report import figures, tables
-from metarun.report.collect import Collection, Run, collect
+from metarun.report.collect import Collection, Run, collect, first_line
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
@@ -23,14 +23,51 @@ from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN
 from metarun.templates import template
 from metarun.text import printable, shell_path
 
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # what values of other types lead to
 NAMED = 10  # unfinished runs that the terminal names
+
+
+class Composed(NamedTuple):
+    """What a report shows, before any of it is written.
+
+    Attributes:
+        tables: Those on the terminal, in their order.
+        legend: The lines below them.
+        contents: The files, by name.
+    """
+
+    tables: list[tables.Table]
+    legend: list[str]
+    contents: dict[str, bytes]
 
 
 def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     """Prints the table and writes all files to the folder `to`; returns the page, or None if no run is finished yet."""
     collection = collect(roots, besides=to)
+    try:
+        composed = _composed(collection, to, title)
+    except MALFORMED:
+        bad = _malformed(collection, to, title)
+        if not bad:
+            raise
+        collection = collect(roots, besides=to, without=bad)
+        composed = _composed(collection, to, title)
     for problem in collection.problems:
         print(f"metarun: {printable(problem)}", file=sys.stderr)
+    if composed is None:
+        return None
+    tables.show(composed.tables)
+    for line in composed.legend:
+        print(line)
+    for line in _unfinished(collection):
+        print(line)
+    _put(to, composed.contents)
+    print(f"report   {shell_path(to / 'index.html')}")
+    return to / "index.html"
+
+
+def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
+    """The report over some runs; None if there is none. Raises one of `MALFORMED` where a run's values are not what metarun writes."""
     if not collection.groups:
         return None
     sections = summarise(collection)
@@ -41,11 +78,6 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
         if table is not None
     ]
     overview = tables.overview(sections)
-    tables.show([*shown, overview] if overview else shown)
-    for line in _legend(shown):
-        print(line)
-    for line in _unfinished(collection):
-        print(line)
     drawings = figures.draw(sections)
     every = [overview, *shown] if overview else shown
     texts = {
@@ -57,9 +89,18 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     contents = {name: text.encode() for name, text in texts.items()}
     for drawing in drawings:
         contents |= {f"{drawing.name}.png": drawing.png, f"{drawing.name}.svg": drawing.svg}
-    _put(to, contents)
-    print(f"report   {shell_path(to / 'index.html')}")
-    return to / "index.html"
+    return Composed([*shown, overview] if overview else shown, _legend(shown), contents)
+
+
+def _malformed(collection: Collection, to: Path, title: str) -> dict[Path, str]:
+    """The folders of runs of which no report can be made, each by itself, with the reason."""
+    found = {}
+    for folder in dict.fromkeys(run.folder for run in collection.runs):
+        try:
+            _composed(collect([folder], besides=to), to, title)
+        except MALFORMED as error:
+            found[folder] = f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
+    return found
 
 
 def _put(to: Path, contents: dict[str, bytes]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from metarun import stages
 from metarun.config import Config, check
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
@@ -14,9 +17,11 @@ from metarun.renamed import refuse_old_words
 from metarun.report.run import stored
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, stored_config
-from metarun.stages.base import check_order
+from metarun.stages.base import Stage, check_order
 from metarun.text import shown_path
 from metarun.trust import check_classes
+
+READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
 def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
@@ -31,12 +36,31 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             if loads
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
+    refuse_unread(overrides, built)
     check_order(built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
         check(config)
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
+
+
+def refuse_unread(overrides: Sequence[str], built: Sequence[Stage]) -> None:
+    """Refuses keys of the command line that none of the stages reads, so that `support=` without `recipe=predict` trains nothing.
+
+    Raises:
+        UserError: One of them is not read.
+    """
+    single = {field.name for field in fields(Config) if field.default is not MISSING}
+    read = {*READ_BY_ALL, *(key for stage in built for key in stage.reads)}
+    for word in overrides:
+        key = key_of(word)
+        if key in single - read and not word.endswith("=null"):
+            readers = [name.lower() for name in stages.__all__ if key in getattr(stages, name).reads]
+            advice = (
+                f"it is for recipe={' and recipe='.join(readers)}" if readers else f"metarun help {key} says what has"
+            )
+            raise UserError(f"{word}: this recipe has no use for it; {advice}")
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:

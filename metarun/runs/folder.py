@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ FREE = (
 )
 
 
-def folder_name(overrides: Iterable[str], named: bool, source: bool = True, longest: int = LONGEST) -> str:
+def folder_name(overrides: Sequence[str], named: bool, source: bool = True, longest: int = LONGEST) -> str:
     """The name of a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
 
     `key-value` for each override, in alphabetical order, with `__` between them. Where that is cut, or says less than was
@@ -79,9 +79,11 @@ def folder_name(overrides: Iterable[str], named: bool, source: bool = True, long
     return "__".join(filter(None, (slug[: longest - len(digest) - 2].rstrip("_.-"), digest)))
 
 
-def _naming(overrides: Iterable[str], named: bool, source: bool) -> list[str]:
-    """The overrides that name a folder, sorted."""
-    left_out = UNNAMED if named else (*UNNAMED, *name_parts(source))
+def _naming(overrides: Sequence[str], named: bool, source: bool) -> list[str]:
+    """The overrides that name a folder, sorted. An experiment is in the run's name, unless that was given."""
+    left_out = {*UNNAMED, *(() if named else name_parts(source))}
+    if any(key_of(override) == "name" for override in overrides):
+        left_out.remove("experiment")
     latest = {override.partition("=")[0]: override for override in overrides}
     return sorted(word for key, word in latest.items() if key_of(key) not in left_out)
 
@@ -95,7 +97,7 @@ def _slug(word: str) -> str:
     return re.sub(r"__+", "_", re.sub(r"[^A-Za-z0-9._-]+", "_", text)).strip("_")
 
 
-def earlier_name(overrides: Iterable[str], named: bool, source: bool = True) -> str:
+def earlier_name(overrides: Sequence[str], named: bool, source: bool = True) -> str:
     """The name that version 0.1 gave to the folder of these overrides."""
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named, source)).replace("'", "")) or "default"
     if len(text) > LONGEST_EARLIER:
@@ -138,8 +140,10 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     named = any(key_of(override) in ("name", "experiment", "checkpoint") for override in overrides)
     parent: Path = Path(config.outputs) / config.name
     source = bool(config.get("recipe", {}).get("source", True))
-    name, earlier = folder_name(overrides, named, source), earlier_name(overrides, named, source)
-    longer = folder_name(overrides, named, source, LONGEST_EARLIER)
+    name = folder_name(overrides, named, source)
+    former = [word for word in overrides if key_of(word) != "experiment"]
+    earlier, before = earlier_name(former, named, source), folder_name(former, named, source)
+    longer = folder_name(former, named, source, LONGEST_EARLIER)
 
     def attempts(first: str, mark: str) -> dict[int, Path]:
         """The folders that are there, by the number of the attempt."""
@@ -150,7 +154,12 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
             if text.startswith(mark) and text.removeprefix(mark).isdecimal() and found.is_dir()
         }
 
-    found = {**attempts(earlier, "~"), **attempts(longer, "__"), **attempts(name, "__")}
+    found = {
+        **attempts(earlier, "~"),
+        **attempts(longer, "__"),
+        **attempts(before, "__"),
+        **attempts(name, "__"),
+    }
     last = max(found, default=0)
     if last and config.resume:
         return found[last]

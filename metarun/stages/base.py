@@ -31,6 +31,8 @@ class Stage(ABC):
         needs_data: Whether it uses images of the source or of the target.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
+        reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
+            run none of whose stages reads them they are refused.
         shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
             run's folder, where all of them find it.
     """
@@ -44,6 +46,7 @@ class Stage(ABC):
     needs_data: ClassVar[bool] = True
     meta_tests: ClassVar[bool] = False
     asks_for_classes: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
     shares_training: ClassVar[bool] = False
 
     @abstractmethod

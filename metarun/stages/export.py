@@ -47,6 +47,7 @@ class Export(Stage):
     needs_checkpoint = True
     continues_config = False
     needs_data = False
+    reads = ("images", "support", "format", "int8")
 
     def prepare(self, run: Run) -> None:
         config = run.config

@@ -39,6 +39,7 @@ class Predict(Stage):
     needs_checkpoint = True
     continues_config = False
     needs_data = False
+    reads = ("items", "images", "support", "unknown")
 
     def prepare(self, run: Run) -> None:
         config = run.config

@@ -91,6 +91,29 @@ def test_a_result_of_other_values_ends_no_report(change: dict[str, Any], outputs
     assert [run.seed for run in collect([outputs], outputs / "report").runs] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"versions": 5},
+        {"hardware": "cpu"},
+        {"choices": {"algo": {"a": 1}}},
+        {"test/curves": 5},
+        {"peak_memory": 3},
+        {"versions": {"torch": {"a": 1}}},
+        {"protocol": {"transductive": False}},
+    ],
+    ids=str,
+)
+def test_values_that_only_the_page_shows_end_no_report(change: dict[str, Any], outputs: Path) -> None:
+    path = of_seed(outputs, 2) / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0, report.err
+    assert report.err.count(f"{path.name}: cannot be used (") == 1
+    assert "seed-2" in report.err
+    assert "seed-1" in (outputs / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("spoil", EACH.values(), ids=EACH)
 def test_a_damaged_config_is_named(spoil: Spoil, outputs: Path) -> None:
     spoil(of_seed(outputs, 0) / "config.yaml")

@@ -170,13 +170,16 @@ def digest_of(value: Any, digest: Any) -> None:
         digest.update(repr(value).encode())
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """The digest of each file of tensors or arrays, and of each table of predictions, below a run folder."""
+def digests(outputs: Path) -> dict[str, str]:
+    """The digest of each file of tensors or arrays, and of each table of predictions, in the folders below `outputs`.
+
+    The names of these folders end in digests, of paths too, which are left out.
+    """
     import numpy as np
     import torch
 
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(outputs.rglob("*")):
         digest = hashlib.sha256()
         if path.suffix == ".pt":
             digest_of(torch.load(path, map_location="cpu", weights_only=True), digest)
@@ -187,11 +190,13 @@ def digests(folder: Path) -> dict[str, str]:
             digest.update(path.read_bytes())
         else:
             continue
-        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+        home, stem, *below = path.relative_to(outputs).parts
+        name = stem.rpartition("-")[0] if home == "stages" else ""
+        found["/".join(filter(None, (name, *below)))] = digest.hexdigest()
     return found
 
 
-def make_images(folder: Path, classes: int = 5, each: int = 8, side: int = 16) -> None:
+def make_images(folder: Path, classes: int = 5, each: int = 12, side: int = 16) -> None:
     """Class folders of small images below `train`, `val` and `test`: a colour for each class, and noise."""
     import numpy as np
     from PIL import Image

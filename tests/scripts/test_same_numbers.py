@@ -86,17 +86,21 @@ def test_what_an_hour_or_a_machine_decides_is_left_out() -> None:
     assert found == {"stages.pretrain.acc": 1, "a[0]": 1}
 
 
-def test_a_file_is_its_tensors_and_not_its_bytes(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
+def test_a_file_is_its_tensors_and_not_its_bytes_or_its_place(tmp_path: Path) -> None:
+    one, other = tmp_path / "one" / "made" / "a-1", tmp_path / "other" / "made" / "a-2"
     weights = {"a": torch.ones(3), "b": {"c": torch.arange(2)}}
     for folder, state in ((one, weights), (other, dict(reversed(weights.items())))):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         torch.save({"model": state, "state": {"step": 1, "seconds": folder.stat().st_ino}}, folder / "best.pt")
-    assert digests(one) == digests(other)
+    stage = tmp_path / "one" / "stages" / "pretrain-0123456789abcdef"
+    stage.mkdir(parents=True)
+    torch.save(weights, stage / "best.pt")
+    assert digests(tmp_path / "one").keys() == {"best.pt", "pretrain/best.pt"}
+    assert digests(tmp_path / "one")["best.pt"] == digests(tmp_path / "other")["best.pt"]
     torch.save(
         {"model": {**weights, "a": torch.tensor([1.0, 1.0, 1.0000001])}, "state": {"step": 1}}, other / "best.pt"
     )
-    assert digests(one) != digests(other)
+    assert digests(tmp_path / "one")["best.pt"] != digests(tmp_path / "other")["best.pt"]
 
 
 def test_what_is_gone_differs_and_what_is_new_does_not() -> None:

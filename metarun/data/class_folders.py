@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import labelled_files, part_of, tables_in, visible
+from metarun.data.label_files import labelled_files, may_be_image, part_of, tables_in, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
 
@@ -155,16 +155,29 @@ def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
 
 
 def _class(path: Path, part: str) -> ClassFiles:
-    paths = []
-    for entry in _visible(path):
-        if entry.is_dir():
-            raise UserError(
-                f"data.root: {entry.path} is a folder inside a class folder; class folders hold images alone"
-            )
-        paths.append(path / entry.name)
+    """The images of a class folder; lists and texts beside them, as benchmarks have them, are left."""
+    entries = _visible(path)
+    if inside := next((entry for entry in entries if entry.is_dir()), None):
+        raise UserError(
+            f"data.root: {inside.path} is a folder inside a class folder; class folders hold images alone{_deeper(path.parent)}"
+        )
+    paths = [path / entry.name for entry in entries if may_be_image(entry.name)]
     if not paths:
-        raise UserError(f"data.root: the class folder {path} is empty")
+        held = f"holds no image, but {entries[0].name}" if entries else "is empty"
+        raise UserError(f"data.root: the class folder {path} {held}")
     return ClassFiles(path.name, part, f"the class folder {path}", paths)
+
+
+def _deeper(root: Path) -> str:
+    """Names the folder below `root` that holds the most class folders, for the end of a message; empty where none holds two."""
+    best, most = None, 1
+    for folder, names, _ in os.walk(root):
+        names[:] = sorted(filter(visible, names))
+        inside = [_visible(Path(folder, name)) for name in names]
+        count = sum(bool(held) and not any(entry.is_dir() for entry in held) for held in inside)
+        if count == len(names) and count > most:
+            best, most = folder, count
+    return f"; {best} has {most} class folders" if best else ""
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -30,6 +30,11 @@ NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".t
 LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
 
 
+def may_be_image(name: str) -> bool:
+    """Whether a file may be meant as an image: no list, text or archive by its name, as they lie beside images."""
+    return Path(name).suffix.lower() not in NO_IMAGES
+
+
 class LabelledFile(NamedTuple):
     """One row of a table of labels."""
 
@@ -106,7 +111,7 @@ class ImageIndex:
             folders[:] = sorted(filter(visible, folders))
             for name in sorted(filter(visible, names)):
                 path = PurePosixPath(Path(folder, name).relative_to(root).as_posix())
-                if path.suffix.lower() not in NO_IMAGES:
+                if may_be_image(name):
                     for key in {path, path.with_suffix("")}:
                         self.paths.setdefault(str(key), []).append(path)
                         self.names.setdefault(key.name, []).append(path)

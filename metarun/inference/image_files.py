@@ -18,7 +18,7 @@ import numpy as np
 
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
-from metarun.data.label_files import NO_IMAGES, TABLES, visible
+from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
 from metarun.inference.preprocessing import Preprocessing
 from metarun.text import printable, shown_path
@@ -165,10 +165,10 @@ def _below(folder: Path) -> tuple[list[Path], int]:
         folders[:] = sorted(filter(visible, folders))
         for name in sorted(filter(visible, names)):
             path = Path(home, name)
-            if path.suffix.lower() in NO_IMAGES:
-                ignored += 1
-            else:
+            if may_be_image(name):
                 found.append(path)
+            else:
+                ignored += 1
     return found, ignored
 
 

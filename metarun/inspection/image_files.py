@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from metarun.data.decoding import THREADS
-from metarun.data.label_files import NO_IMAGES, visible
+from metarun.data.label_files import may_be_image, visible
 
 DEPTHS = {
     "1": "1 bit", "L": "8 bits, grey", "LA": "8 bits, grey, transparent", "P": "palette", "RGB": "8 bits, colour",
@@ -28,7 +28,7 @@ def image_files(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(filter(visible, folders))
         for name in sorted(filter(visible, names)):
-            if Path(name).suffix.lower() not in NO_IMAGES:
+            if may_be_image(name):
                 yield Path(folder, name)
 
 

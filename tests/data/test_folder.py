@@ -89,6 +89,35 @@ def test_hidden_files_and_folders_are_ignored(root: Path) -> None:
     assert littered.fingerprint == clean.fingerprint
 
 
+@pytest.mark.parametrize(
+    "name", ["GT-00000.csv", "list.TSV", "notes.txt", "boxes.json", "licence.pdf", "a.xml", "README.md"]
+)
+def test_lists_and_texts_in_a_class_folder_are_no_images(root: Path, name: str) -> None:
+    """As benchmarks have them: a table of annotations lies beside the images of each class."""
+    clean = Folder(root=str(root)).table
+    for folder in root.iterdir():
+        (folder / name).write_text("Filename;Width;Height;ClassId\n0.png;8;8;0\n")
+    found = Folder(root=str(root)).table
+    assert found.names == clean.names
+    assert found.fingerprint == clean.fingerprint
+
+
+def test_a_class_folder_without_images_says_what_it_holds(root: Path) -> None:
+    for path in (root / "c4").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    with pytest.raises(UserError, match=r"^data.root: the class folder .*/images/c4 holds no image, but 0.txt$"):
+        Folder(root=str(root))
+
+
+def test_class_folders_that_lie_deeper_are_named(root: Path, tmp_path: Path) -> None:
+    top = tmp_path / "signs"
+    (top / "Final_Training").mkdir(parents=True)
+    root.rename(top / "Final_Training" / "Images")
+    save(top / "Final_Test" / "Images" / "00000.png")
+    with pytest.raises(UserError, match=rf"images alone; {top}/Final_Training/Images has 10 class folders$"):
+        Folder(root=str(top))
+
+
 @pytest.mark.parametrize("change", ["touch", "edit", "rename", "remove", "add"])
 def test_any_change_makes_a_new_table(root: Path, own_cache: Path, change: str) -> None:
     def tables() -> int:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.utils.tensorboard  # type: ignore[attr-defined]  # which a forked process would import each time
+import torch.utils.tensorboard  # which a forked process would import each time
 
 import metarun.runs.carry_out  # noqa: F401
 from metarun import cli
@@ -255,7 +255,7 @@ def whole_of(command: Command) -> tuple[dict[str, Any], float]:
         if ended.status:
             raise RuntimeError(f"{command.words} ended with {ended.status}\n{ended.err}")
         found.append(numbers(command.place))
-    if wrong := list(differences(*found)):
+    if wrong := list(differences(found[0], found[1])):
         raise RuntimeError(f"two equal runs differ: {wrong[:5]}")
     return found[1], seconds
 
@@ -330,7 +330,7 @@ def counting(place: Path, at: int, counted: Callable[[int], object]) -> Callable
         sys.addaudithook(hook)
         sync = os.fsync
 
-        def synced(file: int) -> None:
+        def synced(file: Any) -> None:
             change()
             sync(file)
 
@@ -354,9 +354,13 @@ def crashes(command: Command, step: int, draw: random.Random) -> tuple[int, list
         """Of a run that is not ended."""
         command.clear()
         with open(count, "w") as file:
-            ended = command.run(
-                before=counting(command.place, 0, lambda seen: (file.seek(0), file.write(str(seen)), file.flush()))
-            )
+
+            def note(seen: int) -> None:
+                file.seek(0)
+                file.write(str(seen))
+                file.flush()
+
+            ended = command.run(before=counting(command.place, 0, note))
         if ended.status:
             raise RuntimeError(ended.err)
         return int(count.read_text())

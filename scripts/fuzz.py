@@ -428,7 +428,7 @@ def _copied(path: Path, name: str) -> None:
 
 
 # What may happen to a file as a whole.
-SWAPS: dict[str, Callable[[Path, random.Random], None]] = {
+SWAPS: dict[str, Callable[[Path, random.Random], object]] = {
     "missing": lambda path, draw: path.unlink(),
     "a folder": lambda path, draw: _folder(path),
     "a pipe": lambda path, draw: _pipe(path),

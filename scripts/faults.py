@@ -141,7 +141,7 @@ class Command:
                 kill(process, everything=True)
             time.sleep(0.005)
         _, status = os.waitpid(process, 0)
-        told = [(self.here.parent / name).read_text(errors="replace") for name in ("out", "err")]
+        told = [(self.here.parent / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
         return Ended(os.waitstatus_to_exitcode(status), *told)
 
     def run(self, words: list[str] | None = None, before: Callable[[], object] = lambda: None) -> Ended:
@@ -153,7 +153,7 @@ def children(process: int) -> Iterator[int]:
     """The processes below one, the deepest first."""
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         try:
-            found = [int(text) for text in tasks.read_text().split()]
+            found = [int(text) for text in tasks.read_text(encoding="utf-8").split()]
         except OSError:  # it has ended
             continue
         for child in found:
@@ -188,15 +188,15 @@ def _content(path: Path) -> Any:
             state = torch.load(path, weights_only=True)
             return _plain(state)
         case ".json":
-            return _plain(json.loads(path.read_text()))
+            return _plain(json.loads(path.read_text(encoding="utf-8")))
         case ".jsonl":
-            return [_plain(json.loads(line)) for line in path.read_text().splitlines()]
+            return [_plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         case ".npz":
             return {
                 name: _plain(torch.from_numpy(array)) for name, array in np.load(path).items() if array.dtype != object
             }
         case ".csv":
-            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+            rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
             return [_plain(row) for row in rows]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -334,7 +334,7 @@ def counting(place: Path, at: int, counted: Callable[[int], object]) -> Callable
             change()
             sync(file)
 
-        os.fsync = synced
+        setattr(os, "fsync", synced)  # noqa: B010
         try:
             sqlalchemy = importlib.import_module("sqlalchemy")
         except ImportError:
@@ -353,7 +353,7 @@ def crashes(command: Command, step: int, draw: random.Random) -> tuple[int, list
     def calls() -> int:
         """Of a run that is not ended."""
         command.clear()
-        with open(count, "w") as file:
+        with open(count, "w", encoding="utf-8") as file:
 
             def note(seen: int) -> None:
                 file.seek(0)
@@ -363,7 +363,7 @@ def crashes(command: Command, step: int, draw: random.Random) -> tuple[int, list
             ended = command.run(before=counting(command.place, 0, note))
         if ended.status:
             raise RuntimeError(ended.err)
-        return int(count.read_text())
+        return int(count.read_text(encoding="utf-8"))
 
     bad, points = list[Bad](), range(1 + draw.randrange(step), calls() + 1, step)
     ended_there = 0
@@ -379,7 +379,9 @@ def disk(command: Command, points: int, draw: random.Random) -> tuple[int, list[
     """Gives the command disks of several sizes, then enough; a full one is told in a few lines, and loses nothing."""
     whole, _ = whole_of(command)
     used = int(
-        subprocess.run(["du", "-sk", command.place], capture_output=True, text=True, check=True).stdout.split()[0]
+        subprocess.run(
+            ["du", "-sk", command.place], capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout.split()[0]
     )
     bad, count = list[Bad](), 0
     for point in range(points):

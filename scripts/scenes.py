@@ -88,7 +88,7 @@ def texts(here: Path) -> None:
         here / "support.csv",
         [("text", "label"), *((f"a {word} {n}", word) for word in ("river", "stone") for n in (1, 2))],
     )
-    (here / "new.txt").write_text("a river\n\nsome stone\nthe stone, again\n")
+    (here / "new.txt").write_text("a river\n\nsome stone\nthe stone, again\n", encoding="utf-8")
 
 
 def ratings(here: Path) -> None:
@@ -131,7 +131,7 @@ def own(here: Path) -> None:
     }
     for name, text in texts.items():
         (here / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / "conf" / name).write_text(text)
+        (here / "conf" / name).write_text(text, encoding="utf-8")
 
 
 def both(*makers: Callable[[Path], None]) -> Callable[[Path], None]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metarun.backbones.libraries import Recipe
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
+from metarun.encoders.folding import folded
 from metarun.errors import UserError
 
 CROPPED = (
@@ -37,6 +38,7 @@ class ImageEncoder(Encoder):
     item = "image"
     network: nn.Module
     recipe: Recipe
+    _folded: nn.Module | None = None  # what `network` encodes with, made when the first items are encoded
 
     def settle(self, network: nn.Module, recipe: Recipe) -> None:
         """Takes the network and the images that it expects; for a constructor.
@@ -74,7 +76,7 @@ class ImageEncoder(Encoder):
         return {"name": self.name, "weights": self.digest, "features": self.features, "images": described(self.recipe)}
 
     def to(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self._folded = device, None
         self.network.to(device)
 
     def prepare(self, items: Any) -> Tensor:
@@ -82,7 +84,9 @@ class ImageEncoder(Encoder):
         return resized(torch.as_tensor(items), self.recipe)
 
     def encode(self, items: Tensor) -> Tensor:
-        found: Tensor = self.network(standardised(items.to(self.device), self.recipe))
+        if self._folded is None:
+            self._folded = folded(self.network, self.recipe.image_size)
+        found: Tensor = self._folded(standardised(items.to(self.device), self.recipe))
         return found.float()
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
@@ -110,6 +114,7 @@ class ImageEncoder(Encoder):
 
     def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(tensors))
+        self._folded = None
         self.digest = digest_of(self.network)
 
 
@@ -173,7 +178,7 @@ def standardised(images: Tensor, recipe: Recipe) -> Tensor:
         torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (recipe.mean, recipe.deviation)
     )
     x = images.float().contiguous(memory_format=torch.channels_last)
-    return x * (1 / (255 * deviation)) - mean / deviation
+    return torch.addcmul(-mean / deviation, x, 1 / (255 * deviation))
 
 
 def digest_of(network: nn.Module) -> str:

@@ -35,7 +35,8 @@ from metarun.encoders import EncodedSource, Encoding
 from metarun.encoders import vectors as made
 from metarun.encoders.building import encoded
 from metarun.encoders.encoded import training_items
-from metarun.encoders.images import resized, resized_by_products
+from metarun.encoders.folding import folded
+from metarun.encoders.images import resized, resized_by_products, standardised
 from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
@@ -203,6 +204,65 @@ def test_a_changed_copy_is_a_function_of_the_image_and_of_its_number(weights: Pa
     assert not torch.equal(once, other)
     constant = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
     assert torch.equal(encoder.changed(constant, 1), constant)
+
+
+# The network without its batch normalisations
+
+
+class Shortcut(torch.nn.Module):
+    """A convolution whose output goes past the normalisation, too, and one whose output does not."""
+
+    def __init__(self, *, past: bool) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 5, 3, bias=False)
+        self.norm, self.last, self.past = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(5), past
+        for part in (self.norm, self.last):
+            torch.nn.init.uniform_(part.running_mean, -1, 1)  # type: ignore[arg-type]
+            torch.nn.init.uniform_(part.running_var, 0.5, 2)  # type: ignore[arg-type]
+            torch.nn.init.uniform_(part.weight, 0.5, 2)
+            torch.nn.init.uniform_(part.bias, -1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x)
+        found = self.norm(made) + made if self.past else self.norm(made)
+        return self.last(self.second(found.relu())).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_a_folded_network_has_the_features_of_the_network(past: bool) -> None:
+    torch.manual_seed(0)
+    network = Shortcut(past=past).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found, images = folded(network, 12), torch.rand(6, 3, 12, 12)
+    torch.testing.assert_close(found(images), network(images), rtol=1e-5, atol=1e-5)
+    norms = [part for part in found.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert len(norms) == (2 if past else 0)  # where it would have others it is left as it is
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert folded(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 12), torch.nn.Flatten()).eval(), 12)(images).shape == (6, 4)
+
+
+def test_an_encoder_computes_without_batch_normalisations_and_keeps_its_network() -> None:
+    encoder = Pretrained(name="metarun:efficientnet_lite0", weights=None, image_size=64)
+    for part in encoder.network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 1.0
+    torch.manual_seed(0)
+    encoder.network.train()(torch.rand(16, 3, 64, 64))  # statistics with which numbers neither vanish nor explode
+    encoder.network.eval()
+    encoder.restore({}, encoder.tensors())
+    digest = encoder.digest
+    items = encoder.prepare(np.random.default_rng(0).integers(0, 256, (3, 3, 40, 40), dtype=np.uint8))
+    found = encoder.encode(items)
+    with torch.no_grad():
+        expected = encoder.network(standardised(items, encoder.recipe))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert encoder._folded is not None
+    assert not [part for part in encoder._folded.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    other = {name: value * 0.5 if name.startswith("stem.conv") else value for name, value in encoder.tensors().items()}
+    encoder.restore({}, other)
+    assert encoder.digest != digest
+    assert not torch.equal(encoder.encode(items), found)
 
 
 # The table on its way and afterwards

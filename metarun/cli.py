@@ -457,6 +457,8 @@ def _unknown_key(key: str, parent: Any) -> str:
         return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
     if old := renamed_key(key):
         return old
+    if key.startswith("usual.schedule."):  # as it is seen from `train.schedule`, where no schedule was chosen
+        return f"{key.replace('usual', 'train', 1)}: there is no such key; choose a schedule that has it: schedule=cosine, say"
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]

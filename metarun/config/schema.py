@@ -73,8 +73,8 @@ class Usual:
     schedule: Annotated[
         dict[str, Any],
         Given(("optimizer",)),
-        Doc("The schedule where none is chosen; without one the rate stays as it is."),
-    ] = field(default_factory=dict)
+        Doc("The schedule where none is chosen."),
+    ] = field(default_factory=lambda: {"_target_": "metarun.engine.schedules.Constant"})
     downsample: Annotated[
         str, Literal["pool", "stride"], Doc("How Conv4 halves the resolution where nothing else is said.")
     ] = "pool"

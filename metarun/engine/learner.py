@@ -35,8 +35,6 @@ def build_optimizer(
             )
         parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
     optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
-    if not settings.schedule:
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
 
 

@@ -239,7 +239,7 @@ def test_its_config_trains_every_part_and_has_a_cosine() -> None:
     optimizer, schedule = build_optimizer(plus, config.train)
     assert type(schedule).__name__ == "CosineAnnealingLR"
     assert (
-        type(build_optimizer(plus, compose("algo=mamlplusplus", "schedule=constant").train)[1]).__name__ == "ConstantLR"
+        type(build_optimizer(plus, compose("algo=mamlplusplus", "schedule=constant").train)[1]).__name__ == "Constant"
     )
     before = {name: value.clone() for name, value in plus.named_parameters()}
     for step in range(2):

@@ -40,11 +40,8 @@ def test_preset_sets_the_schedule_and_the_network_where_they_were_not_chosen() -
     assert config().train.schedule._target_.endswith("CosineAnnealingLR")
     assert config("train.steps=7").train.schedule.T_max == 7
     assert config("schedule=step").train.schedule.step_size == 2000
-    assert config("schedule=constant").train.schedule == {
-        "_target_": "torch.optim.lr_scheduler.ConstantLR",
-        "factor": 1.0,
-    }
-    assert config("~preset").train.schedule == {}
+    constant = {"_target_": "metarun.engine.schedules.Constant"}
+    assert config("schedule=constant").train.schedule == config("~preset").train.schedule == constant
     assert config().backbone.downsample == "stride"
     assert config("backbone.downsample=pool").backbone.downsample == "pool"
     check(config("backbone=mlp"))  # the preset names no setting of a network that was not chosen

@@ -37,7 +37,7 @@ from scripts import fuzz
         (["+algo._partial_=true"], "algo._partial_: "),
         (["++train.optimizer={_target_: builtins.exec}"], "train.optimizer"),
         (["algo._target_=builtins.exec"], "algo._target_=builtins.exec: "),
-        (["train.schedule._target_=torch.load"], "train.schedule"),
+        (["train.schedule._target_=torch.load"], "schedule._target_=torch.load: cannot be imported"),
         (["data={a: 1}"], "data"),
         (["~train"], "train"),
         (["~"], "~: cannot be read"),

@@ -89,7 +89,8 @@ class Export(Stage):
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
             inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
         try:
-            self.made = exported.export(function, inputs, asked, config.format, self._metadata(learner, config))
+            metadata = self._metadata(learner, config)
+            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature)
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
         self.inputs = inputs

@@ -79,11 +79,14 @@ def examples() -> Batch:
     return Batch(prepare(torch.from_numpy(pixels(len(y), 5))), y, torch.zeros_like(y))
 
 
-def exported_classifier(method: TargetMethod, form: str = "onnx") -> tuple[exported.Exported, Any]:
+def exported_classifier(
+    method: TargetMethod, form: str = "onnx", temperature: float = 1.7
+) -> tuple[exported.Exported, Any]:
     torch.manual_seed(0)
-    function = graphs.of_classifier(method.fit(examples(), WAYS).eval(), prepare, 1.7)
+    function = graphs.of_classifier(method.fit(examples(), WAYS).eval(), prepare, temperature)
     images = Input("images", "batch", Dim("batch", min=1), SHAPE)
-    return exported.export(function, [images], [pixels(100)], form, {"classes": ["a", "b", "c"]}), function
+    told = {"classes": ["a", "b", "c"]}
+    return exported.export(function, [images], [pixels(100)], form, told, temperature), function
 
 
 def alone(content: bytes, folder: Path, *inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -183,8 +186,12 @@ def test_a_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     right = exported.FORMATS["onnx"]
     monkeypatch.setitem(exported.FORMATS, "onnx", off)
-    with pytest.raises(UserError, match="differ from metarun's by up to"):
-        exported_classifier(NearestCentroid(learner("protonet.ProtoNet", "running")))
+    method = NearestCentroid(learner("protonet.ProtoNet", "running"))
+    with pytest.raises(UserError, match=r"differ from metarun's by up to 0\.0002, and 0\.0001 is allowed"):
+        exported_classifier(method)
+    with pytest.raises(UserError, match=r"and 0\.0001 is allowed"):
+        exported_classifier(method, temperature=2.0)
+    assert exported_classifier(method, temperature=0.4)[0].difference == pytest.approx(2e-4, rel=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     def refuse(message: str) -> NoReturn:
         _, known, word = message.partition("unrecognized arguments: --")
-        hint = meant(word) if known else ""
+        hint = meant(word.partition(" ")[0]) if known else ""
         raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
 
     parser.error = refuse  # type: ignore[method-assign]
@@ -403,7 +403,8 @@ def one_line(error: BaseException) -> str:
     if "integer string conversion" in text:
         return "a number has more digits than any setting takes"
     if "Config group override" in text:
-        given = next((word for word in sys.argv[1:] if key_of(word) in _groups()), "algo")
+        no_name = re.compile(r".*=(null|true|false|[-+.\d].*|\{.*)", re.IGNORECASE)
+        given = next((word for word in sys.argv[1:] if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
         return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
     return where + _first_line(inner if where and inner else error)
 

@@ -267,7 +267,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo maml", ["algo: cannot be read as key=value or group=choice; a choice of this group is written algo=NAME"]),
     ("algo:maml", ["algo:maml: cannot be read as key=value or group=choice; did you mean algo=maml?"]),
     ("train.steps:5", ["train.steps:5: cannot be read as key=value or group=choice; did you mean train.steps=5?"]),
-    ("--algo=maml", ["unrecognized arguments: --algo=maml; did you mean algo=maml?"]),
+    ("--algo=maml", ["unrecognized arguments: --algo=maml", "; did you mean algo=maml?"]),
     ("report", ["report: cannot be read as key=value or group=choice; did you mean recipe=report?"]),
     ("maml", ["did you mean algo=maml or approach=maml?"]),
     ("nothing", ["nothing: cannot be read as key=value or group=choice; brackets and commas may need quotes"]),
@@ -289,6 +289,9 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=maml data=sinusoid backbone=mlp task.ways=5", ["task.ways=1"]),
     ("data.image_size=8", ["16×16", "8×8"]),
     ("recipe=test", ["recipe=test: needs the run to test; add checkpoint="]),
+    ("outputs=", ["outputs=: is empty, and must name a file or a folder"]),
+    ("data=folder data.root=", ["data.root=: is empty, and must name a file or a folder"]),
+    ("--config-dir nowhere", ["--config-dir nowhere: there is no such folder"]),
     ("recipe=test checkpoint=nowhere", ["checkpoint=nowhere: there is no such run"]),
 ]  # fmt: skip
 
@@ -300,7 +303,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(outputs: Path, words: list[str], expected: list[str]) -> None:
     """`metarun words...` says what is expected in one line, exit status 2, and leaves nothing behind."""
-    done = metarun(*words, f"outputs={outputs}")
+    done = metarun(f"outputs={outputs}", *words)
     assert (done.status, done.out) == (2, ""), done
     assert len(done.said) == 1, done.err
     assert done.said[0].startswith("metarun: ")

@@ -315,6 +315,11 @@ def test_checkpoint_of_a_folder_of_runs_lists_them(tmp_path: Path, monkeypatch: 
         done = metarun("recipe=test", f"checkpoint={given}")
         assert done.status == 2
         assert done.said[0].endswith(f"give one of them: {', '.join(map(str, runs))}")
+    done = metarun("recipe=test", f"checkpoint={runs[0] / 'result.json'}")
+    assert done.status == 2
+    assert done.said[0].endswith(f"holds no weights; give the run's folder, {runs[0]}")
+    for word in ("o", "runs=o"):
+        assert metarun("runs", word).out.count("sinusoid-maml") >= 2
 
 
 def test_users_files_stand_in_for_no_library(tmp_path: Path) -> None:

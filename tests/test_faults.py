@@ -1,4 +1,4 @@
-"""`scripts/faults.py`: that it sees what it is there to see, and a few of its kills, crashes and full disks."""
+"""`scripts/fuzz/faults.py`: that it sees what it is there to see, and a few of its kills, crashes and full disks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 from shell import ROOT, environment
 
-from scripts import faults
+from scripts.fuzz import faults
 
 
 @pytest.mark.parametrize("words", [["kills", "--times", "2"], ["crashes", "--step", "17"]])
 def test_a_few_of_them_lose_nothing(words: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.faults", *words, "--scene", "regression"],
+        [sys.executable, "-m", "scripts.fuzz.faults", *words, "--scene", "regression"],
         env=environment(TMPDIR=str(tmp_path)), cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,7 +86,7 @@ def test_a_crash_comes_before_the_call_with_its_number(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from scripts.faults import counting
+from scripts.fuzz.faults import counting
 place = Path({str(tmp_path)!r})
 counting(place, 4, lambda seen: print(seen, flush=True))()
 open(os.devnull, "w")

@@ -94,7 +94,7 @@ class Preprocessing:
         step = EncoderStep.stored(told, origin, encoder_tensors) if told else None
         lists = ("mean", "deviation", "input_shape")
         mapped = values["values"]
-        _check(values)
+        _check(values, dimensions=1 if step else 3)
         return cls(
             **{
                 **values,
@@ -125,10 +125,10 @@ class Preprocessing:
         return to_shape(standardise(255 - values if self.inverted else values), self.input_shape)
 
 
-def _check(values: dict[str, Any]) -> None:
-    """Raises `ValueError` for values, out of a file, that no data set has."""
+def _check(values: dict[str, Any], dimensions: int) -> None:
+    """Raises `ValueError` for values, out of a file, that no data set has whose items are of so many dimensions."""
     size, channels, shape = values["image_size"], values["channels"], values["input_shape"]
-    if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) not in (1, 3):
+    if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) != dimensions:
         raise ValueError(f"images of {size} pixels as {shape}")
     if channels not in (1, 3):
         raise ValueError(f"images of {channels} channels")

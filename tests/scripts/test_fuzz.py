@@ -1,4 +1,4 @@
-"""What `scripts/fuzz.py` has found, and the generator itself: bad input of every kind ends in a line or two, and leaves nothing."""
+"""What `scripts/fuzz` has found, and the generator itself: bad input of every kind ends in a line or two, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
 
+from metarun.runs.folder import choose_folder
 from metarun.sweeps import local
 from metarun.sweeps.jobs import how_it_ended
 from metarun.sweeps.plan import sweep_name
@@ -436,3 +437,19 @@ def test_roots_that_look_alike_have_folders_of_their_own(tmp_path: Path, monkeyp
     folders = {line.split()[-1] for line in done.out.splitlines()[:3]}
     assert len(folders) == 3
     assert all(re.fullmatch(r"o/folder-protonet/data\.root-[A-Za-z0-9._-]+", folder) for folder in folders)
+
+
+def test_experiments_can_be_swept(tmp_path: Path) -> None:
+    """Each has a folder of its own, also below a name that they share; one that an earlier version made is gone on with."""
+    words = ["-m", "experiment=omniglot_maml,omniglot_protonet", "--dry-run", f"outputs={tmp_path}"]
+    for name, more in (("sweep", []), ("mine", ["name=mine"])):
+        done = metarun(*words, *more)
+        assert done.status == 0, done.err
+        for experiment in ("omniglot_maml", "omniglot_protonet"):
+            assert f"{tmp_path}/{name}/experiment-{experiment}\n" in done.out
+    config = OmegaConf.create({"outputs": str(tmp_path), "name": "mine", "resume": True})
+    (tmp_path / "mine" / "seed-1").mkdir(parents=True)
+    given = ["name=mine", "experiment=omniglot_maml"]
+    assert choose_folder(config, [*given, "seed=1"]).name == "seed-1"
+    assert choose_folder(config, [*given, "seed=2"]).name == "experiment-omniglot_maml__seed-2"
+    assert choose_folder(config, ["experiment=omniglot_maml", "seed=2"]).name == "seed-2"

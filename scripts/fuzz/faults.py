@@ -1,8 +1,8 @@
 """Commands that are killed, that crash at an input or output call, or whose disk is full: the same command ends with the same numbers.
 
-    python -m scripts.faults kills --times 10     SIGKILL at random moments, up to three times before the command may end
-    python -m scripts.faults crashes --step 1     a sudden end before each (or each `step`th) call that changes a file or a database
-    python -m scripts.faults disk --points 10     disks of so many sizes, up to the one that is enough; needs root, for a small tmpfs
+    python -m scripts.fuzz.faults kills --times 10     SIGKILL at random moments, up to three times before the command may end
+    python -m scripts.fuzz.faults crashes --step 1     a sudden end before each (or each `step`th) call that changes a file or a database
+    python -m scripts.fuzz.faults disk --points 10     disks of so many sizes, up to the one that is enough; needs root, for a small tmpfs
 
 Each prints a line for a scene with its counts, and a command line for what went wrong; its exit status is 1 if anything did.
 """
@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ import torch.utils.tensorboard  # which a forked process would import each time
 
 import metarun.runs.carry_out  # noqa: F401
 from metarun import cli
-from scripts.scenes import IMAGES, SCENES, TARGET, TASK, Scene
+
+from .scenes import IMAGES, SCENES, TARGET, TASK, Scene
 
 # What was measured of the machine, not computed, may differ between two equal runs, as may whether a stage was kept.
 MEASURED = ("second", "memory", "git_commit", "stages", "cached")
@@ -334,7 +336,7 @@ def counting(place: Path, at: int, counted: Callable[[int], object]) -> Callable
             change()
             sync(file)
 
-        setattr(os, "fsync", synced)  # noqa: B010
+        mock.patch.object(os, "fsync", synced).start()
         try:
             sqlalchemy = importlib.import_module("sqlalchemy")
         except ImportError:
@@ -355,12 +357,12 @@ def crashes(command: Command, step: int, draw: random.Random) -> tuple[int, list
         command.clear()
         with open(count, "w", encoding="utf-8") as file:
 
-            def note(seen: int) -> None:
+            def told(seen: int) -> None:
                 file.seek(0)
                 file.write(str(seen))
                 file.flush()
 
-            ended = command.run(before=counting(command.place, 0, note))
+            ended = command.run(before=counting(command.place, 0, told))
         if ended.status:
             raise RuntimeError(ended.err)
         return int(count.read_text(encoding="utf-8"))

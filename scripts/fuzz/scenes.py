@@ -1,4 +1,4 @@
-"""Small things that a user may have in a folder, and the commands that he types there; for `scripts/fuzz.py` and `scripts/faults.py`.
+"""Small things that a user may have in a folder, and the commands that he types there; for `scripts/fuzz` and `scripts/fuzz/faults.py`.
 
 Each scene takes a second or less on one core. `{here}` in a word is the folder that its inputs lie in, `{made}` that of the run
 which the first commands left.

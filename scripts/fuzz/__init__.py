@@ -41,7 +41,8 @@ from metarun import cli
 from metarun.config import Config
 from metarun.config.validation import settings
 from metarun.engine.platform import stop_signals
-from scripts.scenes import SCENES, Scene
+
+from .scenes import SCENES, Scene
 
 LINES = 3  # of a message
 SHORT = ("metarun: ", "data ", "run folder: ", "hardware: ", "step ", "going on ", "target: ", "stage ", "encoder: ", "backbone: ",
@@ -427,6 +428,10 @@ def _copied(path: Path, name: str) -> None:
     shutil.copy(path, path.with_name(name))
 
 
+def _anothers(path: Path, draw: random.Random) -> None:
+    path.write_bytes(draw.choice(sorted(path.parent.parent.rglob("*.*"))).read_bytes())
+
+
 # What may happen to a file as a whole.
 SWAPS: dict[str, Callable[[Path, random.Random], object]] = {
     "missing": lambda path, draw: path.unlink(),
@@ -438,9 +443,7 @@ SWAPS: dict[str, Callable[[Path, random.Random], object]] = {
     "twice": lambda path, draw: _copied(
         path, draw.choice(["a b", "é", "a=1,b", "#x", "-x", "'q'", "$HOME", "a\tb", "%s", "{x}", "[1]", "A" * 200]) + path.suffix
     ),
-    "another's": lambda path, draw: path.write_bytes(draw.choice(sorted(path.parent.parent.rglob("*.*"))).read_bytes())
-    if not path.is_symlink() and path.suffix != ".lock"
-    else None,
+    "another's": lambda path, draw: _anothers(path, draw),
 }  # fmt: skip
 
 
@@ -594,7 +597,3 @@ def main() -> None:
             tried, found, turn = tried + counts[0], found + counts[1], turn + 1
             print(f"after {time.monotonic() - began:.0f} s: {tried} inputs, {found} findings", flush=True)
     sys.exit(1 if found else 0)
-
-
-if __name__ == "__main__":
-    main()

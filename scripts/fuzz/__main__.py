@@ -1,0 +1,5 @@
+"""`python -m scripts.fuzz`."""
+
+from . import main
+
+main()

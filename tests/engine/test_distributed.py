@@ -25,6 +25,7 @@ from metarun.engine.hardware import choose, worthwhile_processes
 from metarun.engine.launched import VARIABLES as LAUNCHED
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
+from metarun.runs import building
 from metarun.runs.folder import folder_name
 from metarun.runs.run import Run
 
@@ -228,9 +229,12 @@ def test_long_trainings_on_small_tasks_are_shared_by_themselves(words: list[str]
 
 
 def test_a_run_takes_the_processes_that_are_worthwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build_data = [], building.build_data
+    monkeypatch.setattr(building, "build_data", lambda *given: built.append(given) or build_data(*given))
     monkeypatch.setattr(Run, "worthwhile_processes", lambda self: 2)
     found = metarun_in_python(*SHORT, outputs=tmp_path)
     assert found["hardware"]["processes"] == 2
+    assert len(built) == 1  # the stages are prepared anew, on the same data
     alone = metarun_in_python(*SHORT, "hardware.processes=1", outputs=tmp_path / "alone")
     assert alone["hardware"]["processes"] == 1
     assert found["test/mse"] == pytest.approx(alone["test/mse"], rel=1e-4)

@@ -32,5 +32,21 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
     task = found.get(result.PROTOCOL, {}).get("test")
     plain = task and isinstance(task["shots"], int)
     if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:
-        return [*steps, f"metarun recipe=test {run} test.task.shots={5 if task['shots'] == 1 else 2 * task['shots']}"]
+        shots = _other_shots(task, found.get(result.DATA, {}))
+        return [*steps, f"metarun recipe=test {run} test.task.shots={shots}"] if shots else steps
     return steps if result.tested(found) else [f"metarun recipe=test {run}", *steps]
+
+
+def _other_shots(task: dict[str, Any], data: dict[str, Any]) -> int | None:
+    """A number of shots that the test classes have images for as well; None where none is known to be.
+
+    Args:
+        task: The shape of the test tasks.
+        data: What `result.json` says of the data: the classes and images of each split.
+    """
+    if task["shots"] > 1:
+        return 1
+    queries, sizes = task.get("queries", 0), [data.get(name, {}).get("test") for name in ("images", "classes")]
+    if isinstance(queries, int) and all(sizes):
+        return 5 if 5 + queries <= sizes[0] / sizes[1] else None
+    return None if data else 5

@@ -423,6 +423,20 @@ def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None
     assert next_steps(folder, {"predict/images": 3}) == []
 
 
+@pytest.mark.parametrize(
+    ("shots", "queries", "images", "ends"),
+    [(1, 15, 20, "test.task.shots=5"), (1, 15, 19, "images=FOLDER"), (15, 5, 20, "test.task.shots=1")],
+)
+def test_the_next_test_is_one_that_the_data_can_serve(
+    tmp_path: Path, shots: int, queries: int, images: int, ends: str
+) -> None:
+    learner = {"weights": None, "preprocessing": {"size": 28}}
+    task = {"shots": shots, "queries": queries}
+    data = {"images": {"test": 9 * images}, "classes": {"test": 9}}
+    found = next_steps(tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": task}, "data": data})
+    assert found[-1].endswith(ends)
+
+
 def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -> None:
     shutil.copytree(episodic, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from metarun.cli import CONF, MENDABLE, for_hydra, one_line, parsed
 from metarun.config.overrides import canonical
-from metarun.config.shorthand import check_preset, folded_choices
+from metarun.config.shorthand import check_paper, folded_choices
 from metarun.errors import Incomplete, UserError
 
 log = logging.getLogger("metarun")
@@ -41,7 +41,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         typed = for_hydra(arguments)
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", overrides=typed, return_hydra_config=True)
-        check_preset(typed, config.hydra.runtime.choices)
+        check_paper(typed, config.hydra.runtime.choices)
         choices = folded_choices(config.hydra.runtime.choices, config)
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)

@@ -27,7 +27,7 @@ from metarun import __version__
 from metarun import config as schema
 from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
-from metarun.config.shorthand import check_preset, expanded, folded_choices
+from metarun.config.shorthand import PAPER, check_paper, expanded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
@@ -58,7 +58,7 @@ def _run(config: DictConfig) -> float:
     try:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
-        check_preset(words, job.runtime.choices)
+        check_paper(words, job.runtime.choices)
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get(SCORE, 0.0))
@@ -321,7 +321,7 @@ def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:
     }
     _, equals, value = word.partition("=")
     for name in split(value) if equals and not word.startswith("~") else ():
-        if re.fullmatch(r"[\w/.-]+", name) and name not in known | {"null"}:
+        if re.fullmatch(r"[\w/.-]+", name) and name not in known | {PAPER, "null"}:
             raise UserError(_unknown_choice(f"preset/{name}", sorted(known)))
 
 

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from metarun.config.folder import CONF
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
@@ -125,27 +125,20 @@ def folded_choices(choices: Mapping[str, str], config: DictConfig) -> dict[str, 
     return {**found, "data": ",".join(sets)} if sets and found.get("data") == MANY else found
 
 
-def check_preset(words: Iterable[str], choices: Mapping[str, str]) -> None:
-    """Checks that a preset that was asked for is there; one that would apply by itself need not be.
+def check_paper(words: Iterable[str], choices: Mapping[str, str]) -> None:
+    """Checks that `preset=paper` found a file: Hydra passes a preset over that is not there, since none need be.
 
     Args:
         words: The overrides that Hydra was given.
         choices: Hydra's choices of groups.
 
     Raises:
-        UserError: There is none of that name, or none of the paper of this method on this data set.
+        UserError: There are no settings of the paper of this method on this data set.
     """
-    asked = [value for key, _, value in (word.partition("=") for word in words) if key == "preset"]
-    if not asked:
+    if f"preset={PAPER}{OF_THE_RUN}" not in words:
         return
-    options = GlobalHydra.instance().config_loader().get_group_options
-    folder, _, name = choices["preset"].rpartition("/")
-    there = options(f"preset/{folder}".removesuffix("/"))
-    if name in there:
-        return
-    if asked[-1] == PAPER + OF_THE_RUN:
+    there = GlobalHydra.instance().config_loader().get_group_options(f"preset/{PAPER}")
+    if choices["preset"].removeprefix(f"{PAPER}/") not in there:
         raise UserError(
             f"preset={PAPER}: there is none for algo={choices['algo']} on data={choices['data']}, only for {', '.join(there)}"
         )
-    known = [PAPER, *(f"{folder}/{one}".removeprefix("/") for one in there)]
-    raise UserError(f"preset={choices['preset']}: there is no such choice{nearest(choices['preset'], known)}")

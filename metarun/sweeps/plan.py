@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import files
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
-from metarun.config.shorthand import check_preset, expanded, folded, folded_choices
+from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
@@ -100,7 +100,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
             config = loader.load_sweep_config(master, expanded(words))
             raw = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))  # as they are, `${...}` too
             choices = folded_choices(config.hydra.runtime.choices, config)
-            check_preset(raw, config.hydra.runtime.choices)
+            check_paper(raw, config.hydra.runtime.choices)
             with open_dict(config):
                 del config["hydra"]
             overrides = canonical(raw, config)

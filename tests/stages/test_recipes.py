@@ -205,7 +205,7 @@ def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
         tmp_path: "there is no such run folder or file",
         tmp_path / "alone": "no config.yaml lies beside it",
         tmp_path / "cut": "cannot be read, it is truncated or damaged, or no checkpoint of metarun",
-        made.maml / "config.yaml": "cannot be read, it is truncated or damaged, or no checkpoint of metarun",
+        made.maml / "config.yaml": "holds no weights; give the run's folder",
     }.items():
         done = metarun("recipe=test", f"checkpoint={path}", f"outputs={outputs}")
         assert (done.status, len(done.said)) == (2, 1), done

@@ -170,7 +170,7 @@ class InstanceTransfer(TargetMethod):
         models, votes = self.models(known)
         found = (np.stack([getattr(model, name) for model in models]) for name in ("coef_", "intercept_"))
         arrays = (*known.scaling, *found, models[0].classes_, np.array(votes))
-        return Votes(backbone, classes, *map(torch.as_tensor, arrays))
+        return Votes(backbone, classes, *(torch.as_tensor(array, device=train.x.device) for array in arrays))
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Votes:
         names = ("mean", "deviation", "coefficients", "intercepts", "known_classes", "votes")

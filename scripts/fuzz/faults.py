@@ -39,7 +39,7 @@ from metarun import cli
 from .scenes import IMAGES, SCENES, TARGET, TASK, Scene
 
 # What was measured of the machine, not computed, may differ between two equal runs, as may whether a stage was kept.
-MEASURED = ("second", "memory", "git_commit", "stages", "cached")
+MEASURED = ("second", "memory", "git_commit", "stages", "cached", "record")
 # Files of which no number is taken: they have times in them, or are made of the others.
 UNREAD = (".log", ".html", ".png", ".svg", ".lock", ".pdf", ".tex", ".md", ".outcome", ".trial", ".db", ".db-journal")
 LIMIT = 300.0  # seconds after which a command counts as hung

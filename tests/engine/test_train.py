@@ -593,7 +593,7 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     """So that they load without running code: `checkpoint.load` uses `weights_only`."""
     run = Fit(tmp_path, None, *RESUMED)
     run.run()
-    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen"}
+    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen", "unchosen"}
     assert set(run.best) == {"model", "step", "score", "seen"}
     config: DictConfig = OmegaConf.create({"state": run.last["state"]})
     assert config.state.step == 11

@@ -298,7 +298,7 @@ def by_new_head(algorithm: Any, x: Tensor, y: Tensor, queries: Tensor) -> Any:
     """A head that is trained by torch's SGD on mini-batches of the support set, class by class."""
     order = y.argsort(stable=True)
     known, y = algorithm.backbone(x[order]).detach(), y[order]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = algorithm.new_head(WAYS).double()
         optimizer = torch.optim.SGD(head.parameters(), **algorithm.descent)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from shell import SINUSOID, events, lines, make_images, metarun, result, run_folder, start
 
 from metarun.core import Algorithm
-from metarun.engine import train
+from metarun.engine import train_state
 from metarun.runs import carry_out, logger
 from metarun.runs.folder import UNNAMED, choose_folder
 
@@ -388,7 +388,7 @@ def test_budget_of_seconds_counts_all_sittings(tmp_path: Path, monkeypatch: pyte
         return loss(*arguments)
 
     monkeypatch.setattr(Algorithm, "task_loss", slow)
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(train_state, "time", SimpleNamespace(perf_counter=lambda: now))
     words = ["algo=maml", "data=sinusoid", "backbone=mlp", "train.steps=50", "train.max_seconds=0.55", "train.log_every=1",
              "algo.test_inner_steps=0", "hardware.record=false",
              "train.validate_every=50", "test.episodes=2", "test.baseline_episodes=0"]  # fmt: skip

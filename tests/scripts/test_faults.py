@@ -24,7 +24,7 @@ def test_a_few_of_them_lose_nothing(words: list[str], tmp_path: Path) -> None:
     assert f"{words[0]}, regression: " in done.stdout
     assert " of them, 0 bad" in done.stdout
     assert ": 0 of them" not in done.stdout
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith("torchinductor_")]  # torch's own cache
 
 
 class Stub:

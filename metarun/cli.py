@@ -332,9 +332,8 @@ def meant(word: str) -> str:
         word: The words as they were typed: `report`, `algo:maml`, `algo maml`, or what follows the hyphens of `--algo=maml`.
     """
     found = re.fullmatch(r"([\w./]+)[ :=]+([\w./~-]+)", word)
-    if found and found[1] != "recipe" and (CONF / found[1]).is_dir():
-        return f"; did you mean {found[1]}={found[2]}?"
-    if found and ":" in word and "=" not in word:
+    of_group = found and found[1] != "recipe" and (CONF / found[1]).is_dir()
+    if found and (of_group or (":" in word and "=" not in word)):
         return f"; did you mean {found[1]}={found[2]}?"
     if (CONF / word).is_dir() and word.isidentifier():
         return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"

@@ -48,6 +48,7 @@ HYDRAS_FOLDERS = (
 )  # which metarun's runs do not use
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 SIGNALS = stop_signals()
+OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -468,6 +469,7 @@ def _unknown_key(key: str, parent: Any) -> str:
         near = f"; {above} has {', '.join(beside)}"
     if above == "encoder" and "_target_" not in parent:
         near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
-    if above == "algo" and any(word.startswith("checkpoint=") for word in sys.argv):
-        near = "; to override a setting of the checkpoint's method, name the method too (algo=maml, say)"
+    if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):
+        what, example = OF_CHECKPOINTS[above]
+        near = f"; to override a setting of the checkpoint's {what}, name the {what} too ({example}, say)"
     return f"{key}: there is no such key{near}"

@@ -29,12 +29,12 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.config.shorthand import PAPER, check_paper, expanded, folded_choices
 from metarun.engine.launched import rank_and_size
-from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
+from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.runs.result import SCORE
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
-from metarun.text import has_control, printable
+from metarun.text import has_control, outlasting, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:
@@ -47,8 +47,11 @@ HYDRAS_FOLDERS = (
     "hydra.job.chdir",
 )  # which metarun's runs do not use
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+<<<<<<< HEAD
 SIGNALS = stop_signals()
 OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
+=======
+>>>>>>> edges
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -92,9 +95,8 @@ class Stopped(KeyboardInterrupt):
 
 
 def _stop(number: int, frame: Any) -> None:
-    for (
-        each
-    ) in SIGNALS:  # a second one, which `timeout` and some clusters send, must not cut short what the first one ends
+    # A second one, which `timeout` and some clusters send, must not cut short what the first one ends.
+    for each in stop_signals():
         signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
@@ -132,14 +134,13 @@ def attempt(words: list[str]) -> Outcome:
     if here not in sys.path:
         sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
     name_user()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="metarun.spelled")
+    sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
     if words[:1] == ["runs"]:
         words = ["recipe=runs", *(f"runs={word}" if Path(word).is_dir() else word for word in words[1:])]
     if words[:1] == ["help"]:
         return _explain(words[1:])
-    for number in SIGNALS:
+    heeded = heeded_signals()
+    for number in heeded:
         signal.signal(number, _stop)
     afterwards = signal.SIG_DFL  # one that comes while the interpreter ends is no story to tell
     try:
@@ -149,7 +150,7 @@ def attempt(words: list[str]) -> Outcome:
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
     finally:
-        for number in SIGNALS:
+        for number in heeded:
             signal.signal(number, afterwards)
 
 

@@ -223,6 +223,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("trian.steps=3", ["trian: " + unknown_key("train, transfer, pretrain?")]),
     ("train.step=3", ["train.step: " + unknown_key("train.steps?")]),
     ("+train.step=3", ["train.step: " + unknown_key("train.steps?")]),
+    ("stepz=3", ["stepz: " + unknown_key("train.steps, ")]),
     ("lr=0.1", ["lr: " + unknown_key("train.optimizer.lr?")]),
     ("train.optimizer.learning_rate=1", ["train.optimizer.learning_rate: " + unknown_key("train.optimizer.lr?")]),
     ("inner_lr=0.1", ["inner_lr: " + unknown_key("algo.inner_lr?")]),

@@ -259,6 +259,24 @@ def test_how_long_training_takes_is_told_after_ten_steps(
         assert seconds / 5 <= int(limit) <= seconds / 2
 
 
+def test_a_line_of_training_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(logger_module.log, "propagate", True)
+    caplog.set_level("INFO", "metarun")
+    logger = RunLogger(tmp_path)
+    numbers = {"loss": 0.39251, "acc": 0.87532, "learning_rate": 0.001, "tasks_per_second": 0.79441}
+    with logger.progress("training", 60_000):
+        clock.now = 2000.0
+        logger.scalars(38_000, {f"train/{name}": value for name, value in numbers.items()}, always=True)
+    logger.close()
+    (line,) = caplog.messages
+    assert line == "step 38000/60000  loss 0.3925  acc 0.8753  lr 0.001  tasks/s 0.7944  19 min left"
+    assert len(line) <= 80
+
+
 def test_durations_as_people_say_them() -> None:
     told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
     assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]

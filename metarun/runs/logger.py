@@ -32,6 +32,7 @@ LINE_SECONDS = 5.0  # between two plain progress lines
 FIRST_STEPS = 10  # after so many of a sitting it is told how long the rest takes
 LONG_SECONDS = 60.0  # ... if that is at least this long
 LIMITS = (30, 60, 120, 300, 600)  # seconds that it is told to take instead
+SHORT = {"learning_rate": "lr", "tasks_per_second": "tasks/s"}  # so that a line fits into 80 columns
 RESULTS = ".results"  # ends the name of the TensorBoard file of what follows the training
 
 
@@ -223,7 +224,10 @@ class RunLogger:
             self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill
         if always or time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
+            names = [name.removeprefix("train/") for name in values]
+            shown = "  ".join(
+                f"{SHORT.get(name, name)} {value:.4g}" for name, value in zip(names, values.values(), strict=True)
+            )
             left = self._pace.left(step) if self._pace else None
             told = f"  {duration(left)} left" if left is not None and left >= 1 else ""
             log.info("step %d/%d  %s%s", step, self._pace.total if self._pace else 0, shown, told)

@@ -373,7 +373,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         return where + _unknown_choice(str(error.missing_cfg_file), list(error.options or []))
     if isinstance(error, OverrideParseException):
-        hint = meant(str(error.override)) or "; brackets and commas may need quotes"
+        word = str(error.override)
+        why = (
+            "metarun --help shows how a command is written" if word.isalnum() else "brackets and commas may need quotes"
+        )
+        hint = meant(word) or f"; {why}"
         return f"{error.override}: cannot be read as key=value or group=choice{hint}"
     if isinstance(error, ConfigCompositionException) and "${algo}_${data}" in text:
         return "algo and data need one choice each; several make a sweep: -m algo=a,b"
@@ -453,6 +457,18 @@ def _unknown_choice(name: str, choices: list[str]) -> str:
     return f"{group}={choice}: there is no such choice{nearest(choice, choices) or there_are}"
 
 
+def _of_other_choices(key: str) -> str:
+    """Where other choices than the config's have a key, which they are; for a word alone the keys that end so."""
+    from metarun.config.reference import Reference
+
+    reference = Reference([CONF])
+    if "." not in key:
+        return nearest(key, reference.words)
+    found = [f"{choice.group}={choice.name}" for choice, _ in reference.explained(key)]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; it is a key of {', '.join(found[:3])}{more} (metarun help {key})" if found else ""
+
+
 def _unknown_key(key: str, parent: Any) -> str:
     """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
     if key in ("experiment", "preset"):  # the file's keys went below its group
@@ -465,9 +481,11 @@ def _unknown_key(key: str, parent: Any) -> str:
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
-    near = (nearest(tail, beside) if above else "") or nearest(tail, {*beside, *known, *nodes, *_groups()} - {key})
-    if not near and above and beside:
-        near = f"; {above} has {', '.join(beside)}"
+    near = (nearest(tail, beside, above) if above else "") or nearest(
+        tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key}
+    )
+    if not near:
+        near = (f"; {above} has {', '.join(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:
         near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
     if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):

@@ -6,8 +6,12 @@ import errno
 import getpass
 import io
 import os
+<<<<<<< HEAD
 import pty
 import signal
+=======
+import re
+>>>>>>> walks
 import subprocess
 import sys
 import threading
@@ -292,21 +296,50 @@ def test_how_long_training_takes_is_told_after_ten_steps(
     caplog.set_level("INFO", "metarun")
     monkeypatch.setattr("sys.stderr", io.StringIO())
 
-    def take(steps: int, total: int, seconds: float | None = None) -> str:
+    def take(steps: int, total: int, seconds: float | None = None, settings: str = "train") -> str:
         caplog.clear()
         clock.now = 0.0
-        with RunLogger(tmp_path).progress("training", total, 100, seconds, "train.max_seconds=600") as advance:
+        with RunLogger(tmp_path).progress("training", total, 100, seconds, settings) as advance:
             for step in range(101, 101 + steps):
                 clock.now += 20.0 if step == 101 else 2.0  # the first one compiles
                 advance(step)
         return caplog.text
 
-    assert "training: 110 of 1900 in 38 s, so about 60 min more; to take less, add train.max_seconds=600" in take(
-        30, 1900
+    assert "training: 110 of 1900 in 38 s, so about 60 min more; to take less, add train.max_seconds=600 (10 min" in (
+        take(30, 1900)
     )
     assert take(9, 1900) == ""
     assert take(30, 135) == ""  # half a minute
     assert "so about 4 min more" in take(30, 1900, seconds=300.0)
+    for seconds in (
+        61.0,
+        100.0,
+        180.0,
+        300.0,
+        700.0,
+        2000.0,
+    ):  # what is proposed takes less, and is a key that there is
+        text = take(30, 1900, seconds=seconds + 38, settings="pretrain.train")
+        (limit,) = re.findall(r"add pretrain\.train\.max_seconds=(\d+) ", text)
+        assert seconds / 5 <= int(limit) <= seconds / 2
+
+
+def test_a_line_of_training_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(logger_module.log, "propagate", True)
+    caplog.set_level("INFO", "metarun")
+    logger = RunLogger(tmp_path)
+    numbers = {"loss": 0.39251, "acc": 0.87532, "learning_rate": 0.001, "tasks_per_second": 0.79441}
+    with logger.progress("training", 60_000):
+        clock.now = 2000.0
+        logger.scalars(38_000, {f"train/{name}": value for name, value in numbers.items()}, always=True)
+    logger.close()
+    (line,) = caplog.messages
+    assert line == "step 38000/60000  loss 0.3925  acc 0.8753  lr 0.001  tasks/s 0.7944  19 min left"
+    assert len(line) <= 80
 
 
 def test_durations_as_people_say_them() -> None:

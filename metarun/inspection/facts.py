@@ -54,7 +54,7 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     except UserError as error:
         return {**found, "problem": str(error)}
     if bad and changes:
-        found["note"] = "bad files are left out below; a run refuses them unless data.skip_bad=true"
+        found["note"] = f"bad files are left out below; a run refuses them unless {node.path}.skip_bad=true"
     found |= {
         "source": source,
         "fingerprint": source.describe()["fingerprint"],

@@ -261,7 +261,7 @@ def test_a_users_own_method_in_one_file_and_one_yaml(
     torch.load(folder / "best.pt", weights_only=True)
 
     wrong = metarun(*words, "+algo.powr=3")
-    assert wrong.said == ["metarun: algo.powr: Nearest has no such setting; did you mean power?"]
+    assert wrong.said == ["metarun: algo.powr: Nearest has no such setting; did you mean algo.power?"]
     wrong = metarun(*words, "algo.power=high")
     assert wrong.said == ["metarun: algo.power=high: must be of type float"]
     wrong = metarun(*words[:-1], "algo=neerest")

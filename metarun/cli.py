@@ -47,11 +47,7 @@ HYDRAS_FOLDERS = (
     "hydra.job.chdir",
 )  # which metarun's runs do not use
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-<<<<<<< HEAD
-SIGNALS = stop_signals()
 OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
-=======
->>>>>>> edges
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 

@@ -6,12 +6,9 @@ import errno
 import getpass
 import io
 import os
-<<<<<<< HEAD
 import pty
 import signal
-=======
 import re
->>>>>>> walks
 import subprocess
 import sys
 import threading

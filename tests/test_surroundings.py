@@ -7,8 +7,8 @@ import getpass
 import io
 import os
 import pty
-import signal
 import re
+import signal
 import subprocess
 import sys
 import threading

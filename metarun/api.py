@@ -33,6 +33,10 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
     Raises:
         UserError: What the command would refuse, in the same words.
     """
+    if wrong := [word for word in words if not isinstance(word, str)]:
+        raise UserError(
+            f"metarun.run: {type(wrong[0]).__name__} is no word; give words such as 'algo=maml' one by one, of a list run(*words)"
+        )
     given = [*words, *([f"outputs={os.fspath(outputs)}"] if outputs is not None else [])]
     try:
         arguments, options = parsed(given)

@@ -29,12 +29,12 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.config.shorthand import PAPER, check_paper, expanded, folded_choices
 from metarun.engine.launched import rank_and_size
-from metarun.engine.platform import name_user, number_of, signal_name, stop_signals
+from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.runs.result import SCORE
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
-from metarun.text import has_control, printable
+from metarun.text import has_control, outlasting, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:
@@ -47,7 +47,7 @@ HYDRAS_FOLDERS = (
     "hydra.job.chdir",
 )  # which metarun's runs do not use
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-SIGNALS = stop_signals()
+OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -91,9 +91,8 @@ class Stopped(KeyboardInterrupt):
 
 
 def _stop(number: int, frame: Any) -> None:
-    for (
-        each
-    ) in SIGNALS:  # a second one, which `timeout` and some clusters send, must not cut short what the first one ends
+    # A second one, which `timeout` and some clusters send, must not cut short what the first one ends.
+    for each in stop_signals():
         signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
@@ -131,14 +130,13 @@ def attempt(words: list[str]) -> Outcome:
     if here not in sys.path:
         sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
     name_user()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="metarun.spelled")
+    sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
     if words[:1] == ["runs"]:
         words = ["recipe=runs", *(f"runs={word}" if Path(word).is_dir() else word for word in words[1:])]
     if words[:1] == ["help"]:
         return _explain(words[1:])
-    for number in SIGNALS:
+    heeded = heeded_signals()
+    for number in heeded:
         signal.signal(number, _stop)
     afterwards = signal.SIG_DFL  # one that comes while the interpreter ends is no story to tell
     try:
@@ -148,7 +146,7 @@ def attempt(words: list[str]) -> Outcome:
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
     finally:
-        for number in SIGNALS:
+        for number in heeded:
             signal.signal(number, afterwards)
 
 
@@ -371,7 +369,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         return where + _unknown_choice(str(error.missing_cfg_file), list(error.options or []))
     if isinstance(error, OverrideParseException):
-        hint = meant(str(error.override)) or "; brackets and commas may need quotes"
+        word = str(error.override)
+        why = (
+            "metarun --help shows how a command is written" if word.isalnum() else "brackets and commas may need quotes"
+        )
+        hint = meant(word) or f"; {why}"
         return f"{error.override}: cannot be read as key=value or group=choice{hint}"
     if isinstance(error, ConfigCompositionException) and "${algo}_${data}" in text:
         return "algo and data need one choice each; several make a sweep: -m algo=a,b"
@@ -451,6 +453,18 @@ def _unknown_choice(name: str, choices: list[str]) -> str:
     return f"{group}={choice}: there is no such choice{nearest(choice, choices) or there_are}"
 
 
+def _of_other_choices(key: str) -> str:
+    """Where other choices than the config's have a key, which they are; for a word alone the keys that end so."""
+    from metarun.config.reference import Reference
+
+    reference = Reference([CONF])
+    if "." not in key:
+        return nearest(key, reference.words)
+    found = [f"{choice.group}={choice.name}" for choice, _ in reference.explained(key)]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; it is a key of {', '.join(found[:3])}{more} (metarun help {key})" if found else ""
+
+
 def _unknown_key(key: str, parent: Any) -> str:
     """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
     if key in ("experiment", "preset"):  # the file's keys went below its group
@@ -463,11 +477,14 @@ def _unknown_key(key: str, parent: Any) -> str:
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
-    near = (nearest(tail, beside) if above else "") or nearest(tail, {*beside, *known, *nodes, *_groups()} - {key})
-    if not near and above and beside:
-        near = f"; {above} has {', '.join(beside)}"
+    near = (nearest(tail, beside, above) if above else "") or nearest(
+        tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key}
+    )
+    if not near:
+        near = (f"; {above} has {', '.join(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:
         near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
-    if above == "algo" and any(word.startswith("checkpoint=") for word in sys.argv):
-        near = "; to override a setting of the checkpoint's method, name the method too (algo=maml, say)"
+    if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):
+        what, example = OF_CHECKPOINTS[above]
+        near = f"; to override a setting of the checkpoint's {what}, name the {what} too ({example}, say)"
     return f"{key}: there is no such key{near}"

@@ -62,11 +62,16 @@ ELSEWHERE = {
 }
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], above: str = "") -> str:
     """`; did you mean a, b?` for the known words closest to `word`, or an empty string.
 
     Closest are what other programs call so, then the same in capitals or further down (`train.steps` to `steps`, `task.ways` to
     `way`), then a misspelling.
+
+    Args:
+        word: The wrong word.
+        known: The right ones.
+        above: The key that they lie below, which is told with them, so that what is proposed can be typed.
     """
     known = sorted(set(known))
     small = {name.lower(): name for name in known}
@@ -79,7 +84,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
         same.sort(key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), reverse=True)
     found = found or same[:3]
     found = found or [small[name] for name in difflib.get_close_matches(word.lower(), small, n=3, cutoff=0.6)]
-    return f"; did you mean {', '.join(found)}?" if found else ""
+    if (
+        "." not in word
+    ):  # a misspelling of what stands after the last dot, with which somebody who types it alone means a whole key
+        ends = difflib.get_close_matches(tail, {name.rsplit(".", 1)[-1] for name in small} - {*small}, n=1, cutoff=0.75)
+        found = found or sorted((small[name] for name in small if name.rsplit(".", 1)[-1] in ends), key=len)[:3]
+    whole = [f"{above}.{name}" if above else name for name in found]
+    return f"; did you mean {', '.join(whole)}?" if found else ""
 
 
 def reason(error: BaseException) -> str:

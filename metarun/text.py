@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import os
 import shlex
+import stat
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Control characters, halves of characters (bytes that are no UTF-8), and what ends a line or turns its direction.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -25,6 +31,69 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("metarun.spelled", _spelled)
+
+
+class Outlasting(io.TextIOWrapper):
+    """An output to a terminal: once that is closed what is written is lost, and the run is not.
+
+    A run that was started with `nohup`, or disowned, goes on without its terminal, and one that SIGHUP ends has still to save.
+    """
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns its length."""
+        with self._outlasting():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Has the terminal show what was written."""
+        with self._outlasting():
+            super().flush()
+
+    @contextmanager
+    def _outlasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
+def outlasting(stream: Any) -> Any:
+    """An output that spells what its encoding lacks; one to a terminal also outlasts that.
+
+    Args:
+        stream: `sys.stdout` or `sys.stderr`; None where the shell has closed it.
+
+    Returns:
+        The stream to use in its place, often the same.
+    """
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    if not hasattr(stream, "reconfigure"):
+        return stream
+    stream.reconfigure(errors="metarun.spelled")
+    if isinstance(stream, Outlasting) or not _is_device(stream):
+        return stream
+    stream.flush()
+    return Outlasting(
+        stream.buffer,
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _is_device(stream: io.TextIOWrapper) -> bool:
+    """Whether a stream is to a terminal, also to one that is closed, which is no tty any more."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # it has no file
+        return False
 
 
 def has_control(text: str) -> bool:

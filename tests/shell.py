@@ -22,6 +22,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarun.cli import main
+from metarun.engine.platform import stop_signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +58,7 @@ def metarun(*words: str, argv0: str = "metarun") -> Outcome:
     """`metarun words...` in this process, which afterwards is as it was."""
     logger, out, err, status = logging.getLogger("metarun"), io.StringIO(), io.StringIO(), 0
     logged = logger.handlers[:], logger.level, logger.propagate
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    signals = {number: signal.getsignal(number) for number in stop_signals()}
     for number in signals:
         signal.signal(number, _unhandled)
     GlobalHydra.instance().clear()

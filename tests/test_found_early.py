@@ -15,7 +15,7 @@ REFUSED = {
     "launcher alone": (["hydra/launcher=slurm"], "add -m"),
     "launcher's setting alone": (["hydra.launcher.at_once=2"], "add -m"),
     "sweeper alone": (["hydra/sweeper=optuna"], "add -m"),
-    "typo in a search": (["-m", "hydra/sweeper=optuna", "train.optimizer.lrr=interval(1e-4,1e-1)"], "did you mean lr?"),
+    "typo in a search": (["-m", "hydra/sweeper=optuna", "train.optimizer.lrr=interval(1e-4,1e-1)"], "did you mean train.optimizer.lr?"),
     "value in a search": (["-m", "hydra/sweeper=optuna", "test.episodes=0", "seed=1", "algo=maml,fomaml"], "test.episodes"),
     "empty interval": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=interval(1e-1,1e-4)"], "train.optimizer.lr"),
     "endless interval": (["-m", "hydra/sweeper=optuna", "train.optimizer.lr=interval(0,inf)"], "must be finite"),

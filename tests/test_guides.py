@@ -111,7 +111,7 @@ def test_a_launcher_of_ones_own(tmp_path: Path) -> None:
     assert "ended with exit status 2\n    its output: " in failing.err
     for word, reason in {
         "hydra.launcher.niceness=40": "must be from 0 to 19",
-        "hydra.launcher.nicenes=4": "did you mean niceness?",
+        "hydra.launcher.nicenes=4": "did you mean hydra.launcher.niceness?",
         "hydra.launcher._target_=collections.Counter": "is no launcher",
     }.items():
         refused = metarun(*words, word, "outputs=none", inside=tmp_path)

@@ -6,6 +6,9 @@ import errno
 import getpass
 import io
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,14 +17,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.table import Table
 from shell import SINUSOID, environment, metarun, run_folder
 
-from metarun import files
+from metarun import cli, files
 from metarun.engine import distributed, launched, platform
+from metarun.engine.interruption import Signals
 from metarun.errors import UserError
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
+from metarun.sweeps import jobs
 from metarun.terminal import Terminal
 from metarun.text import duration
 
@@ -103,6 +109,63 @@ def test_an_output_that_nobody_reads_ends_the_run_quietly(closed: str, tmp_path:
     again = metarun(*SINUSOID, f"outputs={tmp_path / 'out'}")  # which finds nothing harmed
     assert again.status == 0, again.err
     assert (run_folder(tmp_path / "out") / "result.json").is_file()
+
+
+def _on_a_terminal_that_is_closed(folder: Path, ignored: bool) -> int:
+    """The exit status of a training whose terminal is closed when it has begun; `ignored` as `nohup` has it."""
+    steps = [
+        "train.steps=300" if ignored else "train.steps=1000000",
+        "train.validate_every=5",
+        "train.save_seconds=1000",
+    ]
+    words = [*SINUSOID[:-1], *steps, f"outputs={folder}"]
+    child, terminal = pty.fork()
+    if not child:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        os.execve(sys.executable, [sys.executable, "-m", "metarun", *words], environment())
+    while not any(path.stat().st_size for path in folder.glob("*/*/metrics.jsonl")):
+        assert os.read(terminal, 4096)  # the run ends early where this raises
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_goes_on(tmp_path: Path) -> None:
+    assert _on_a_terminal_that_is_closed(tmp_path, ignored=False) == 128 + signal.SIGHUP
+    (saved,) = tmp_path.glob("*/*/last.pt")
+    assert torch.load(saved, weights_only=True)["state"]["step"] > 5
+    assert not (saved.parent / "result.json").exists()
+
+
+def test_a_run_that_ignores_the_end_of_its_terminal_goes_on_without_it(tmp_path: Path) -> None:
+    assert _on_a_terminal_that_is_closed(tmp_path, ignored=True) == 0
+    assert (run_folder(tmp_path) / "result.json").is_file()
+
+
+def test_what_is_ignored_from_the_start_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signals.received == signal.SIGUSR1
+        monkeypatch.setattr(cli, "_told", lambda words: os.kill(os.getpid(), signal.SIGHUP) or jobs.Outcome())
+        assert cli.attempt(["seed=1"]) == jobs.Outcome()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_an_output_that_the_shell_has_closed_is_none(closed: str, tmp_path: Path) -> None:
+    number = {"stdout": 1, "stderr": 2}[closed]
+    code = f"import os, sys; os.close({number}); os.execv(sys.executable, [sys.executable, '-m', 'metarun', *sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *SINUSOID, f"outputs={tmp_path}"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert (run_folder(tmp_path) / "result.json").is_file()
 
 
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,21 +293,50 @@ def test_how_long_training_takes_is_told_after_ten_steps(
     caplog.set_level("INFO", "metarun")
     monkeypatch.setattr("sys.stderr", io.StringIO())
 
-    def take(steps: int, total: int, seconds: float | None = None) -> str:
+    def take(steps: int, total: int, seconds: float | None = None, settings: str = "train") -> str:
         caplog.clear()
         clock.now = 0.0
-        with RunLogger(tmp_path).progress("training", total, 100, seconds, "train.max_seconds=600") as advance:
+        with RunLogger(tmp_path).progress("training", total, 100, seconds, settings) as advance:
             for step in range(101, 101 + steps):
                 clock.now += 20.0 if step == 101 else 2.0  # the first one compiles
                 advance(step)
         return caplog.text
 
-    assert "training: 110 of 1900 in 38 s, so about 60 min more; to take less, add train.max_seconds=600" in take(
-        30, 1900
+    assert "training: 110 of 1900 in 38 s, so about 60 min more; to take less, add train.max_seconds=600 (10 min" in (
+        take(30, 1900)
     )
     assert take(9, 1900) == ""
     assert take(30, 135) == ""  # half a minute
     assert "so about 4 min more" in take(30, 1900, seconds=300.0)
+    for seconds in (
+        61.0,
+        100.0,
+        180.0,
+        300.0,
+        700.0,
+        2000.0,
+    ):  # what is proposed takes less, and is a key that there is
+        text = take(30, 1900, seconds=seconds + 38, settings="pretrain.train")
+        (limit,) = re.findall(r"add pretrain\.train\.max_seconds=(\d+) ", text)
+        assert seconds / 5 <= int(limit) <= seconds / 2
+
+
+def test_a_line_of_training_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(logger_module.log, "propagate", True)
+    caplog.set_level("INFO", "metarun")
+    logger = RunLogger(tmp_path)
+    numbers = {"loss": 0.39251, "acc": 0.87532, "learning_rate": 0.001, "tasks_per_second": 0.79441}
+    with logger.progress("training", 60_000):
+        clock.now = 2000.0
+        logger.scalars(38_000, {f"train/{name}": value for name, value in numbers.items()}, always=True)
+    logger.close()
+    (line,) = caplog.messages
+    assert line == "step 38000/60000  loss 0.3925  acc 0.8753  lr 0.001  tasks/s 0.7944  19 min left"
+    assert len(line) <= 80
 
 
 def test_durations_as_people_say_them() -> None:

@@ -6,7 +6,7 @@ its plain values. None of them imports torch before a node is looked at.
 """
 
 import metarun.config.registration  # noqa: F401  (Hydra knows the schema from here on)
-from metarun.config.building import Node, construct, nodes_of, task_of
+from metarun.config.building import Node, construct, keyed, nodes_of, task_of
 from metarun.config.schema import Config, Hardware, Pretrain, Recipe, Target, Test, Train
 from metarun.config.task_schema import Noise, Task, TaskChange
 from metarun.config.validation import check, check_keys
@@ -30,6 +30,7 @@ __all__ = [
     "check_keys",
     "construct",
     "flat",
+    "keyed",
     "nodes_of",
     "task_of",
     "to_container",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.errors import HydraException
@@ -60,9 +62,29 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
                 given[name] = _objects(node[name], f"{path}.{name}")
             else:
                 given[name] = check_value(f"{path}.{name}", value, hint)
-        return build(**given)
+        with keyed(path, hints):
+            return build(**given)
     except (HydraException, ValueError) as error:
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+@contextmanager
+def keyed(path: str, settings: Collection[str]) -> Iterator[None]:
+    """A class names its settings by its group, `data.root`; where it is built elsewhere, its errors name that place, `target.data.root`.
+
+    Args:
+        path: The dotted key of its node.
+        settings: The names of its settings.
+    """
+    try:
+        yield
+    except UserError as error:
+        *above, last = path.split(".")
+        group = "data" if "data" in above else last  # of `test.data.omniglot` too
+        if above and settings:
+            names = "|".join(map(re.escape, settings))
+            error.args = (re.sub(rf"(?<![\w./]){group}\.(?=(?:{names})\b)", f"{path}.", str(error)), *error.args[1:])
+        raise
 
 
 class Node:

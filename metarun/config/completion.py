@@ -49,6 +49,8 @@ def complete(config: DictConfig) -> None:
             del config[key]
         for key, value in {**others, **known, **given}.items():  # the settings in the order of the signature
             config[key] = value
+            if isinstance(known.get(key), dict):  # whose keys are the user's own
+                OmegaConf.set_struct(config._get_node(key), False)
 
 
 def install(shared: Mapping[str, Mapping[str, Any]]) -> None:

@@ -120,7 +120,7 @@ def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
     for key in map(str, node):
         if key not in known:
             path = f"{prefix}{key}"
-            raise UserError(renamed_key(path) or f"{path}: there is no such key{nearest(key, known)}")
+            raise UserError(renamed_key(path) or f"{path}: there is no such key{nearest(key, known, prefix[:-1])}")
         if is_dataclass(known[key]):
             check_keys(node[key], known[key], f"{prefix}{key}.")
 
@@ -158,7 +158,7 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
             raise UserError(
                 renamed_key(f"{path}.{name}")
                 or f"{path}.{name}: {cls.__name__} has no such setting"
-                f"{nearest(name, known) or '; it has ' + (', '.join(known) or 'none')}"
+                f"{nearest(name, known, path) or '; it has ' + (', '.join(known) or 'none')}"
             )
     for name in () if partial else known:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in values:

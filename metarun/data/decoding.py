@@ -72,6 +72,11 @@ class UnreadableImage(ValueError):
     """A file that is no whole image; the message is the reason."""
 
 
+def unknown_format(path: Path) -> str:
+    """Why Pillow does not know what a file holds."""
+    return "no image that Pillow knows" if path.stat().st_size else "the file is empty"
+
+
 def _opened(path: Path) -> Image.Image:
     """The opened image file; nothing but a file is opened, since a pipe would be waited for and a device read without end."""
     if kind := special(path):
@@ -106,7 +111,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
         if isinstance(error, OSError) and error.errno is not None and path.exists():
             raise  # of the disk, not of the image
         if isinstance(error, UnidentifiedImageError):
-            raise UnreadableImage("no image that Pillow knows") from error
+            raise UnreadableImage(unknown_format(path)) from error
         missing = isinstance(error, FileNotFoundError)
         raise UnreadableImage("there is no such file" if missing else str(error)) from error
 

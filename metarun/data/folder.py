@@ -124,7 +124,8 @@ class Folder(ImageSource):
         if used and too_small_a_part(used):
             log.warning(
                 "data folder: images of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels "
-                "of grey; data.value_range=auto or data.value_range=[%g,%g] makes more of them",
+                "of grey; data.value_range=auto or data.value_range=[%g,%g] (of a target: target.data.value_range) makes more of "
+                "them",
                 *used, *used,
             )  # fmt: skip
 

@@ -51,6 +51,7 @@ class Encoder(Checked, ABC):
         settings: The node of the config that it was built from; set by its builder.
         seen: For each data set the classes whose images its weights were trained on, as `metarun.runs.seen` has it; empty for
             weights that no run of metarun trained.
+        pretrained: Whether its weights were trained on more than `seen` says.
     """
 
     configured_by = "encoder"
@@ -59,6 +60,7 @@ class Encoder(Checked, ABC):
     features: int
     settings: Mapping[str, Any] = {}
     seen: Mapping[str, list[int]] = {}
+    pretrained: bool = True
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

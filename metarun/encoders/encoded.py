@@ -23,6 +23,7 @@ from metarun.data.table_source import TableSource
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError
+from metarun.runs import seen
 
 MEASURED = 10_000  # training vectors, at most, that the mean is taken over
 
@@ -136,10 +137,18 @@ class EncodedSource(TableSource):
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         return replace(self.source.labelled(part, split), reader=self.reader, views=self.encoding.views)
 
-    def saw(self) -> dict[str, Any]:
-        """What `result.json` says of the encoder's pretraining, under `protocol`."""
+    def saw(self, split: Split | None) -> dict[str, Any]:
+        """What `result.json` says of the encoder's pretraining, under `protocol`.
+
+        Args:
+            split: The split whose classes are tested on; None for all classes.
+        """
         known, saw = self.source.classes_in, self.encoding.saw
         told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
+        if saw is None and not self.encoder.pretrained and self.encoder.seen:
+            tested = range(len(self.table.names)) if split is None else map(int, self.splits[split])
+            saw = "the training images of an earlier run"
+            told = "no" if {*tested}.isdisjoint(self.encoder.seen.get(seen.key(self.source), [])) else "yes"
         return {
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,

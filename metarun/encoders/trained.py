@@ -57,6 +57,7 @@ class Trained(Encoder):
                 f"encoder.from={shown_path(origin or '')}: its backbone normalises by the images at hand (norm={self.backbone.norm}), so "
                 "that an image has no vector of its own; train it with backbone.norm=running"
             )
+        self.pretrained = self.backbone.pretrained
         if origin is not None:
             load_backbone(self.backbone, origin, "encoder.from")
             self.seen = checkpoint.load(checkpoint.weights_file("encoder.from", origin)).get(seen.KEY, {})

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from metarun.engine.platform import signal_name, stop_signals
-
-SIGNALS = (signal.SIGINT, *stop_signals())
+from metarun.engine.platform import heeded_signals, signal_name
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,7 +23,7 @@ class Signals:
         self.received = 0
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *heeded_signals())}
         return self
 
     def _note(self, number: int, frame: Any) -> None:

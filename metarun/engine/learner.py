@@ -20,22 +20,28 @@ Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start
 
 
 def build_optimizer(
-    algorithm: Algorithm | Wrapper, settings: Any
+    algorithm: Algorithm | Wrapper, settings: Any, key: str = "train"
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
 
-    Raises `UserError` where there are steps but nothing to train.
+    Args:
+        algorithm: What is trained.
+        settings: The settings of the training.
+        key: Where they lie in the config, for messages.
+
+    Raises:
+        UserError: There are steps but nothing to train, or a setting is wrong.
     """
     parameters = [value for value in algorithm.parameters() if value.requires_grad]
     if not parameters:
         if settings.steps:
             raise UserError(
-                f"train.steps={settings.steps}: there is nothing to train in {type(algorithm).__name__} on this backbone; "
-                "use train.steps=0"
+                f"{key}.steps={settings.steps}: there is nothing to train in {type(algorithm).__name__} on this backbone; "
+                f"use {key}.steps=0"
             )
         parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
-    optimizer = construct(settings.optimizer, "train.optimizer", params=parameters)
-    return optimizer, construct(settings.schedule, "train.schedule", optimizer=optimizer)
+    optimizer = construct(settings.optimizer, f"{key}.optimizer", params=parameters)
+    return optimizer, construct(settings.schedule, f"{key}.schedule", optimizer=optimizer)
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Learner:
         seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
         selected_by: The rule that chose its weights, for `result.json`.
         built_from: The key of its method in the config; None for a backbone without a method.
+        key: The key of `settings` in the config.
     """
 
     name: str
@@ -73,3 +80,4 @@ class Learner:
     seen: dict[str, Any] = field(default_factory=dict)
     selected_by: str = ""
     built_from: str | None = None
+    key: str = "train"

@@ -32,7 +32,13 @@ def number_of(name: str, otherwise: int) -> int:
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals besides ctrl-C at which a run saves and ends, as far as the system has them."""
-    return tuple(found for name in ("SIGTERM", "SIGUSR1") if (found := getattr(signal, name, None)) is not None)
+    names = ("SIGTERM", "SIGUSR1", "SIGHUP")  # the last one where the terminal or the connection is closed
+    return tuple(found for name in names if (found := getattr(signal, name, None)) is not None)
+
+
+def heeded_signals() -> tuple[signal.Signals, ...]:
+    """The signals of `stop_signals` that this process does not ignore: `nohup` has it ignore SIGHUP, and that stays."""
+    return tuple(number for number in stop_signals() if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def signal_name(number: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from metarun.config.hints import hints_of
 from metarun.engine import checkpoint
 from metarun.engine.gradients import Order, clip, gradient_step, share_gradients
 from metarun.engine.interruption import Interrupted, Signals
@@ -23,7 +24,6 @@ from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
 log = logging.getLogger("metarun")
 
-TAKE_LESS = "train.max_seconds=600 (ten minutes of training; validation and test stay as they are)"
 Validate = Callable[[], tuple[float, dict[str, float]]]  # a score of the weights, higher is better, and what to log
 Watch = Callable[[int, float], bool]  # of a validation's step and score: whether to give up
 
@@ -110,10 +110,7 @@ class Training:
         if not math.isfinite(logged["loss"] + norm):
             what = "gradient" if math.isfinite(logged["loss"]) else "loss"
             kept = f"{self.last} keeps the last finite weights" if self.last.exists() else "nothing was saved yet"
-            raise UserError(
-                f"training: the {what} is not finite at step {step}; {kept}; try a lower train.optimizer.lr or algo.inner_lr, "
-                "or train.clip_norm=10"
-            )
+            raise UserError(f"training: the {what} is not finite at step {step}; {kept}; try {self._tamer()}")
         self.optimizer.step()
         state.step, state.seconds = step + 1, order.seconds
         advance_schedule(self.schedule, self.settings, state.step, state.seconds)
@@ -121,6 +118,12 @@ class Training:
         for name, value in logged.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         return order.signal
+
+    def _tamer(self) -> str:
+        """What to try against a loss that grows beyond all bounds, by the keys that this training has."""
+        key, algo = self.learner.key, self.learner.built_from
+        inner = f" or {algo}.inner_lr" if algo and "inner_lr" in hints_of(type(self.algorithm)) else ""
+        return f"a lower {key}.optimizer.lr{inner}, or {key}.clip_norm=10"
 
     def log(self) -> None:
         """Records the means since the last line, and starts new ones."""
@@ -216,7 +219,7 @@ def fit(
     world.barrier()  # a signal is rank 0's alone to note from here on: all must be ready to do likewise
     with (
         Signals() as signals,
-        logger.progress("training", settings.steps, state.step, training.seconds_left(), TAKE_LESS) as advance,
+        logger.progress("training", settings.steps, state.step, training.seconds_left(), learner.key) as advance,
     ):
         while not training.over():
             stopped = training.step(signals)

@@ -42,7 +42,7 @@ def count(images: Images) -> int:
     Raises:
         InputError: They are no images.
     """
-    if isinstance(images, Sequence | np.ndarray | torch.Tensor) and not isinstance(images, str):
+    if isinstance(images, Sequence | np.ndarray | torch.Tensor) and not isinstance(images, str | bytes):
         if len(images) == 0:
             raise InputError("images: there is none")
         return len(images)
@@ -50,7 +50,11 @@ def count(images: Images) -> int:
         raise InputError("images: a sparse matrix, and sparse input is not supported; give an array, images.toarray()")
     if isinstance(images, Image.Image):
         raise InputError("images: this is one image; give a list of them, [image]")
-    raise InputError(f"images: {type(images).__name__} is none of paths, PIL images, numpy arrays and tensors")
+    raise _no_image(images)
+
+
+def _no_image(given: Any) -> InputError:
+    return InputError(f"images: {type(given).__name__} is none of paths, PIL images, numpy arrays and tensors")
 
 
 def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarray]:
@@ -78,7 +82,11 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
 
 
 def _one(image: Any, how: Preprocessing) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        raise InputError("images: the list has paths and images in memory; give images of one kind")
     if not isinstance(image, Image.Image):
+        if not hasattr(image, "__len__") or isinstance(image, bytes):
+            raise _no_image(image)
         array = image if isinstance(image, torch.Tensor) else np.asarray(image)
         if array.ndim not in (2, 3):
             raise InputError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")

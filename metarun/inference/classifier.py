@@ -81,10 +81,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             UserError: The images are none, a class is alone, or the method cannot serve so many classes.
         """
         threshold(self.unknown, self.learner)
-        if labels is None:
-            if not isinstance(images, str | os.PathLike):
-                raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
-            images, labels = examples(images, self._how)
+        images, labels = self._labelled(images, labels)
         files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
         self.classes_, places = np.unique(checked_labels(labels, number, word(self._how)), return_inverse=True)
@@ -164,9 +161,21 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         found: np.ndarray = np.exp(self.log_probabilities(self._readable(images).scores))
         return found
 
-    def score(self, images: Images, labels: Any, sample_weight: Any = None) -> float:
-        """The accuracy on labelled images."""
-        return float(np.average(self.predict(images) == np.asarray(labels), weights=sample_weight))
+    def score(self, images: Images, labels: Any = None, sample_weight: Any = None) -> float:
+        """The accuracy on labelled images.
+
+        Args:
+            images: What `fit` takes.
+            labels: The class of each image; None where `images` are class folders or a table.
+            sample_weight: How much each image counts; None for all alike.
+
+        Raises:
+            UserError: The images cannot be read, or there is not one label for each.
+        """
+        images, labels = self._labelled(images, labels)
+        predicted = self.predict(images)
+        right = predicted == checked_labels(labels, len(predicted), word(self._how))
+        return float(np.average(right, weights=sample_weight))
 
     def is_unknown(self, images: Images) -> np.ndarray:
         """Whether each image is of none of the classes, bool `[n]`, by the setting `unknown`."""
@@ -214,6 +223,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     @property
     def _how(self) -> How:
         return self.learner.held.preprocessing
+
+    def _labelled(self, images: Images, labels: Any) -> tuple[Images, Any]:
+        """Images and their labels, which class folders or a table bring along."""
+        if labels is not None:
+            return images, labels
+        if not isinstance(images, str | os.PathLike):
+            raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
+        return examples(images, self._how)
 
     def _listed(self, images: Images) -> Listed | None:
         return listed(images, self._how)

@@ -173,5 +173,6 @@ def _below(folder: Path) -> tuple[list[Path], int]:
 
 
 def _label(path: Path, root: Path, classes: set[str]) -> str | None:
-    """The class that a folder between `root` and the file names; the nearest to the file counts."""
-    return next((part for part in reversed(path.relative_to(root).parts[:-1]) if part in classes), None)
+    """The class that a folder from `root` on down to the file names; the nearest to the file counts."""
+    folders = (root.absolute().name, *path.relative_to(root).parts[:-1])
+    return next((part for part in reversed(folders) if part in classes), None)

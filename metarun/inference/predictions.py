@@ -158,11 +158,16 @@ class Predictions:
         return found
 
 
+def _number(count: int, kind: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {kind if count != 1 else kind.removesuffix('s')}"
+
+
 def show(found: dict[str, Any], folder: Path) -> None:
     """Prints how many images each class has, the least certain ones, and where everything lies."""
     kind = found.get("kind", "images")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    shown = Table("class", title=f"{found['images']} {kind}", title_justify="left", min_width=60)
+    shown = Table("class", title=_number(found["images"], kind), title_justify="left", min_width=60)
     for heading in (kind, "mean probability"):
         shown.add_column(heading, justify="right")
     for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
@@ -170,17 +175,17 @@ def show(found: dict[str, Any], folder: Path) -> None:
     console.print(shown)
     if "acc" in found:
         print(
-            f"accuracy {found['acc']:.2%} of {found['labelled']} labelled {kind}, expected calibration error {found['ece']:.2%}"
+            f"accuracy {found['acc']:.2%} of {_number(found['labelled'], f'labelled {kind}')}, "
+            f"expected calibration error {found['ece']:.2%}"
         )
     if found.get("transductive"):
         print(f"the method is transductive: other {kind} beside them may change these predictions")
     if found["unknown"]:
         print(f"of no known class: {found['unknown']} of {found['images']}, marked in the column unknown")
-    print("least certain:")
+    print("least certain, and how far each is ahead of its second class:")
     for one in found["least_certain"]:
-        print(
-            f"  {one['probability']:6.1%} {printable(one['class'])}  {(shortened if kind == 'texts' else printable)(one['path'])}"
-        )
+        item = (shortened if kind == "texts" else printable)(one["path"])
+        print(f"  {one['probability']:6.1%} {printable(one['class'])}, {one['margin']:.1%} ahead  {item}")
     if found["ignored"] and kind == "texts":
         print(f"{found['ignored']} without a text, left out")
     elif found["ignored"]:

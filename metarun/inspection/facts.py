@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.utils import get_class
 
 from metarun.config import Node
 from metarun.core import TaskShape, largest
@@ -14,6 +16,8 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table_source import TableSource
+from metarun.data.text import TextSource
+from metarun.data.text_files import shortened
 from metarun.errors import UserError
 from metarun.inspection import duplicates
 from metarun.inspection.image_files import survey
@@ -21,7 +25,7 @@ from metarun.text import printable
 
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
 SHEET = 6  # classes of a split on the sheet of samples
-SAMPLES = 6  # images of such a class
+SAMPLES = 6  # items of such a class
 LISTED = 2000  # classes that are listed one by one
 
 
@@ -39,7 +43,7 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     """
     found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": ""}
     root = node.node.get("root")
-    if root and Path(root).expanduser().is_dir():
+    if root and _reads_images(node.node._target_) and Path(root).expanduser().is_dir():
         found["files"] = survey(Path(root).expanduser().absolute(), progress(f"reading the files of {name}", 0))
     bad = (found.get("files") or {}).get("unreadable_count", 0)
     changes = {"skip_bad": True} if bad and node.knows("skip_bad") else {}
@@ -50,7 +54,7 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     except UserError as error:
         return {**found, "problem": str(error)}
     if bad and changes:
-        found["note"] = "bad files are left out below; a run refuses them unless data.skip_bad=true"
+        found["note"] = f"bad files are left out below; a run refuses them unless {node.path}.skip_bad=true"
     found |= {
         "source": source,
         "fingerprint": source.describe()["fingerprint"],
@@ -61,7 +65,30 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
         mean, deviation = source.measured(source.training_rows)
         found |= {"mean": mean.round(4).tolist(), "deviation": deviation.round(4).tolist()}
         found["duplicates"] = twins(source, progress(f"comparing the images of {name}", len(source.table.images)))
+    if isinstance(source, TextSource):
+        found["texts"] = texts(source)
     return found
+
+
+def _reads_images(target: str) -> bool:
+    """Whether the files of a data set are images."""
+    with contextlib.suppress(Exception):  # a class that cannot be imported, of which `build` says what is wrong
+        return bool(get_class(target).item == "image")  # type: ignore[attr-defined]
+    return False
+
+
+def texts(source: TextSource) -> dict[str, Any]:
+    """How long texts are, in words between blanks, how many were left out since they occur again, and a few of some classes."""
+    told = source.describe()
+    lengths = np.array([len(text.split()) for text in source.texts.texts])
+    return {
+        "median_words": float(np.median(lengths)),
+        "most_words": int(lengths.max()),
+        **{key: told.get(key, 0) for key in ("repeated", "repeated_in_a_later_split")},
+        "samples": [
+            {**row, "texts": [shortened(source.texts.texts[number]) for number in row["rows"]]} for row in sheet(source)
+        ],
+    }
 
 
 def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]:
@@ -157,15 +184,15 @@ def _side(groups: np.ndarray, row: int, what: str) -> str:
     return SPLITS[groups[row]] if what and groups[row] >= 0 else ""
 
 
-def sheet(source: ImageSource) -> list[dict[str, Any]]:
-    """Some images of some classes of each split: the rows of a sheet of samples, evenly spread, the same each time."""
+def sheet(source: TableSource) -> list[dict[str, Any]]:
+    """Some items of some classes of each split: the rows of a sheet of samples, evenly spread, the same each time."""
     found = []
-    seen = set[int]()
+    offsets, seen = source.table.offsets, set[int]()
     for split in SPLITS:
         classes = [int(number) for number in source.splits[split] if int(number) not in seen]
         seen.update(classes)
         for number in _spread(classes, SHEET):
-            rows = range(int(source.table.offsets[number]), int(source.table.offsets[number + 1]))
+            rows = range(int(offsets[number]), int(offsets[number + 1]))
             found.append(
                 {"split": split, "name": printable(str(source.table.names[number])), "rows": _spread(rows, SAMPLES)}
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from metarun.data.decoding import THREADS
+from metarun.data.decoding import THREADS, unknown_format
 from metarun.data.label_files import may_be_image, visible
 
 DEPTHS = {
@@ -87,6 +87,6 @@ def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:
             file.load()
         return (*found, "", length)
     except UnidentifiedImageError:
-        return (0, 0), "", "", "empty file" if not length else "no image that Pillow knows", length
+        return (0, 0), "", "", unknown_format(path), length
     except Exception as error:  # the decoders raise whatever a broken file provokes
         return (0, 0), "", "", (str(error).splitlines() or [type(error).__name__])[0], length

@@ -16,7 +16,7 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection import facts
-from metarun.inspection.words import asked, bytes_text, duplicate_lines, time_lines
+from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
 from metarun.templates import template
 
 SIDE = 84  # pixels of a small image
@@ -49,7 +49,8 @@ def _one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> dict[str, Any]:
     if one["problem"] or source is None:
         return {**told, "usable": False}
     told |= {"usable": True, "asked": asked(one, tasks), "twice": duplicate_lines(one.get("duplicates"))}
-    told["shape"] = "x".join(map(str, one["input_shape"]))
+    told["items"] = text_lines(one.get("texts")) or ["An item is " + "x".join(map(str, one["input_shape"]))]
+    told["samples"] = one.get("texts", {}).get("samples", [])
     told["listed"] = one["classes"][:CLASSES]
     told["more"] = len(one["classes"]) - len(told["listed"]) + one["classes_not_listed"]
     if isinstance(source, ImageSource):

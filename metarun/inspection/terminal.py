@@ -11,7 +11,7 @@ from rich.text import Text
 from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
-from metarun.inspection.words import asked, bytes_text, duplicate_lines, time_lines
+from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
 from metarun.text import printable
 
@@ -46,7 +46,8 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
         return
     if "note" in one:
         _say(f"note     {one['note']}")
-    _say("items    " + "x".join(map(str, one["input_shape"])))
+    for line in text_lines(one.get("texts")) or ["x".join(map(str, one["input_shape"]))]:
+        _say(f"items    {line}")
     if "mean" in one:
         pairs = zip(one["mean"], one["deviation"], strict=True)
         _say("pixels   mean ± deviation of training images: " + ", ".join(f"{m:.3f} ± {d:.3f}" for m, d in pairs))
@@ -65,7 +66,7 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
         _say(
             "parts    "
             + ", ".join(f"{part} {count:,}" for part, count in one["parts"].items())
-            + " images, the data set's own"
+            + f" {'texts' if 'texts' in one else 'images'}, the data set's own"
         )
     for line in asked(one, tasks):
         _say(f"tasks    {line}")

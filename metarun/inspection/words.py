@@ -28,6 +28,20 @@ def asked(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> list[str]:
     return found
 
 
+def text_lines(told: dict[str, Any] | None) -> list[str]:
+    """What was found of texts."""
+    if told is None:
+        return []
+    found = [f"{told['median_words']:.0f} words each (median), {told['most_words']:,} at most"]
+    for key, what in (
+        ("repeated", "that their class has already"),
+        ("repeated_in_a_later_split", "that a later split has too"),
+    ):
+        if told[key]:
+            found.append(f"left out: {told[key]:,} {what}")
+    return found
+
+
 def duplicate_lines(told: dict[str, Any] | None) -> list[str]:
     """What was found of images that are there twice."""
     if told is None:

@@ -93,7 +93,9 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"{result[TRAIN_STEPS]} steps in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
             f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, the best on validation"
         )
-    print(f"results  {shell_path(folder)}\ncurves   tensorboard --logdir {shell_path(folder)}")
+    print(f"results  {shell_path(folder)}")
+    if tested or TARGET_ACCURACY in result or TRAIN_STEPS in result:  # nothing else has a curve
+        print(f"curves   tensorboard --logdir {shell_path(folder)}")
 
 
 def pretraining(encoder: dict[str, Any]) -> str:

@@ -40,11 +40,16 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""
-        own = f", over the {point['over']}" if point.get("over") != curve[-1].get("over") else ""
+        own = f", over the {_over(point)}" if _over(point) != _over(curve[-1]) else ""
         shown.add_row(f"{images}{point['test_images']} to test{own}", *(_value(point, name) for name in known))
     if TARGET_CHANCE in result:
         shown.add_row("the commonest class", f"{result[TARGET_CHANCE]:.2%}", *[""] * (len(known) - 1))
     return shown
+
+
+def _over(point: dict[str, Any]) -> str | None:
+    """Over what the interval of a point is."""
+    return "test images of one, as they agree" if point.get("agree") else point.get("over")
 
 
 def kind(result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
-from metarun.config import construct, nodes_of
+from metarun.config import construct, keyed, nodes_of
 from metarun.config.shorthand import TASK
 from metarun.config.types import Given
 from metarun.config.validation import check_target
@@ -113,7 +113,10 @@ def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Targ
     sources = encoded([construct(one, key) for one, key in nodes], config.encoder, as_target=alone)
     if config.unsupervised and config.recipe.source:
         sources[0] = construct(config.unsupervised, "unsupervised", source=sources[0])
-    return sources[0], Target(sources[-1], config.target) if node is not None else None
+    if node is None:
+        return sources[0], None
+    with keyed("target.data", [str(name) for name in node]):
+        return sources[0], Target(sources[-1], config.target)
 
 
 def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Mapping[str, DataSource]:

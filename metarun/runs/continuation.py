@@ -86,8 +86,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
-        if key in ("experiment", "preset", "algo"):
-            raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
+        if key in ("experiment", "preset", "algo", "debug"):
+            raise UserError(
+                f"{key}=: a checkpoint brings its own; override single keys instead (test.episodes=50, say)"
+            )
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
         OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)

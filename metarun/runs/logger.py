@@ -31,6 +31,8 @@ log = logging.getLogger("metarun")
 LINE_SECONDS = 5.0  # between two plain progress lines
 FIRST_STEPS = 10  # after so many of a sitting it is told how long the rest takes
 LONG_SECONDS = 60.0  # ... if that is at least this long
+LIMITS = (30, 60, 120, 300, 600)  # seconds that it is told to take instead
+SHORT = {"learning_rate": "lr", "tasks_per_second": "tasks/s"}  # so that a line fits into 80 columns
 RESULTS = ".results"  # ends the name of the TensorBoard file of what follows the training
 
 
@@ -222,7 +224,10 @@ class RunLogger:
             self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill
         if always or time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
+            names = [name.removeprefix("train/") for name in values]
+            shown = "  ".join(
+                f"{SHORT.get(name, name)} {value:.4g}" for name, value in zip(names, values.values(), strict=True)
+            )
             left = self._pace.left(step) if self._pace else None
             told = f"  {duration(left)} left" if left is not None and left >= 1 else ""
             log.info("step %d/%d  %s%s", step, self._pace.total if self._pace else 0, shown, told)
@@ -289,7 +294,7 @@ class RunLogger:
 
     @contextmanager
     def progress(
-        self, what: str, total: int, done: int = 0, seconds: float | None = None, take_less: str = ""
+        self, what: str, total: int, done: int = 0, seconds: float | None = None, settings: str = ""
     ) -> Iterator[Callable[[int], None]]:
         """Shows how far something is: a bar with the time left on a terminal, else lines.
 
@@ -298,7 +303,7 @@ class RunLogger:
             total: The number that is to be done.
             done: The number that was done before.
             seconds: The seconds after which it ends early; None has no such limit.
-            take_less: How to have it take less time, which is told where it takes long; empty tells nothing.
+            settings: The key of a training's settings: how to have it take less time is told where it takes long.
 
         Yields:
             A function of the number done so far.
@@ -310,9 +315,11 @@ class RunLogger:
 
         def told(now: int) -> None:
             pace.at(now)
-            if now == done + FIRST_STEPS and take_less and (left := pace.left(now)) and left >= LONG_SECONDS:
-                log.info("%s: %d of %d in %s, so about %s more; to take less, add %s",
-                         what, now, total, duration(pace.passed), duration(left), take_less)  # fmt: skip
+            if now == done + FIRST_STEPS and settings and (left := pace.left(now)) and left >= LONG_SECONDS:
+                most = max(limit for limit in LIMITS if limit <= left / 2)
+                log.info("%s: %d of %d in %s, so about %s more; to take less, add %s.max_seconds=%d (%s of training; "
+                         "validation and test stay as they are)",
+                         what, now, total, duration(pace.passed), duration(left), settings, most, duration(most))  # fmt: skip
 
         with progress_bar(what, total, done) as show:
 

@@ -7,6 +7,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from metarun.config.folder import CONF
+
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
@@ -22,8 +24,11 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that metarun runs from, with `+` if it has changes; None outside a checkout."""
+    """The commit of the checkout that metarun runs from, with `+` if its code or configuration has changes; None outside one."""
     here = Path(__file__).resolve().parent
+    deciding = [
+        str(folder) for folder in (here.parent, CONF.resolve())
+    ]  # a stored result beside them changes no number
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -37,7 +42,9 @@ def git_commit() -> str | None:
 
     try:
         if git("ls-files", "--error-unmatch", __file__):
-            return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+            return git("rev-parse", "HEAD") + (
+                "+" if git("status", "--porcelain", "--untracked-files=no", "--", *deciding) else ""
+            )
     except (OSError, subprocess.SubprocessError):
         pass
     return None

@@ -61,7 +61,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
     source = run.target.source if run.target else run.data.underlying
     if isinstance(source, EncodedSource):
-        found["encoder"] = source.saw()
+        found["encoder"] = source.saw(None if run.target else "test")
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,

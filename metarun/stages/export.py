@@ -179,7 +179,7 @@ class Export(Stage):
         for name, one in found["files"].items():
             line = (
                 f"{shell_path(folder / name)}: {size(one['bytes'])}, {one['parameters']:,} parameters, "
-                f"{one['ms_an_image']:.2g} ms an image in one thread of this machine"
+                f"{float(format(one['ms_an_image'], '.2g')):g} ms an image in one thread of this machine"
             )
             if "same_class" in one:
                 line += (

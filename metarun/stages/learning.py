@@ -95,11 +95,12 @@ def build_learner(
         settings,
         config.seed,
         hardware,
-        *build_optimizer(around or algorithm, settings),
+        *build_optimizer(around or algorithm, settings, train),
         wrapper=around,
         fresh=fresh,
         seen=brought,
         built_from=algo,
+        key=train,
     )
     if trains:
         give_training_data(run, learner, algo, train, task, split)
@@ -237,7 +238,7 @@ def training_protocol(learner: Learner) -> dict[str, Any]:
         found["train_noise"] = OmegaConf.to_container(settings.noise)
     if settings.max_seconds is not None and settings.steps:
         found["budget"] = (
-            "train.max_seconds: the clock ends the training, and a learning rate that falls over all steps follows the clock; "
+            f"{learner.key}.max_seconds: the clock ends the training, and a learning rate that falls over all steps follows the clock; "
             "two runs of one command may differ, but a run that goes on replays the recorded clock"
         )
     return found

@@ -93,7 +93,8 @@ class Running:
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         output = str(job.log) if quiet else None
-        arguments = (theirs, job.arguments, environment, os.getcwd(), cores, output)
+        heeded = platform.heeded_signals()
+        arguments = (theirs, job.arguments, environment, os.getcwd(), cores, output, heeded)
         context: Any = multiprocessing.get_context(platform.start_method())
         self.process = context.Process(target=_in_child, args=arguments)
         self.process.start()
@@ -118,10 +119,11 @@ def _in_child(
     folder: str,
     cores: list[int],
     output: str | None,
+    heeded: Sequence[signal.Signals],
 ) -> None:
     import torch
 
-    for number in platform.stop_signals():  # the server ignores them
+    for number in heeded:  # which the server ignores
         signal.signal(number, signal.SIG_DFL)
     platform.own_session()  # the terminal's ctrl-C is for the sweep, which passes it on once
     os.environ.clear()

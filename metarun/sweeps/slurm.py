@@ -6,11 +6,13 @@ that Slurm preempts is put back by Slurm. Either way the same command runs again
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,19 @@ from metarun.errors import UserError
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
 from metarun.sweeps.launcher import Launcher, needs
 from metarun.sweeps.plan import Ended, counted, say
+from metarun.text import printable
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
+PASSING = {
+    "None",
+    "Priority",
+    "Resources",
+    "BeginTime",
+    "JobArrayTaskLimit",
+    "Dependency",
+    "Prolog",
+    "Cleaning",
+}  # reasons to wait
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
 
 
@@ -60,6 +73,11 @@ class Slurm(Launcher):
         options: dict[str, Any] = {},  # noqa: B006
         setup: list[str] = [],  # noqa: B006
     ) -> None:
+        if save_before >= 60 * minutes:
+            raise UserError(
+                f"hydra.launcher.save_before={save_before}: a job of {minutes} min would save and end as it begins; "
+                f"must be less than {60 * minutes}"
+            )
         self.wait, self.poll_seconds = wait, poll_seconds
         self.parameters = {
             "job_name": "metarun",
@@ -95,12 +113,37 @@ def in_slurm(arguments: Sequence[str], note: Path) -> None:
     files.save_json(note, asdict(outcome))
 
 
-def queued() -> set[str] | None:
-    """The jobs of this user that wait or run, as `<array>_<task>` or `<job>`; None if Slurm does not answer."""
+def queued() -> dict[str, str] | None:
+    """The jobs of this user that wait or run; None if Slurm does not answer.
+
+    Returns:
+        By the name in Slurm, `<array>_<task>` or `<job>`, why the job waits; an empty string where it will not wait for ever.
+    """
     answer = subprocess.run(
-        ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False, encoding="utf-8"
+        ["squeue", "--me", "-h", "-r", "-o", "%i|%t|%r"], capture_output=True, text=True, check=False, encoding="utf-8"
     )
-    return set(answer.stdout.split()) if answer.returncode == 0 else None
+    if answer.returncode:
+        return None
+    listed = [line.split("|", 2) for line in answer.stdout.splitlines()]
+    return {name: reason if state == "PD" and reason not in PASSING else "" for name, state, reason in listed}
+
+
+class Stuck:
+    """Tells once why jobs wait that may wait for ever."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, names: Collection[str], listed: Mapping[str, str]) -> None:
+        """Says for each new reason how many of the jobs with these names wait for it, and how to end that."""
+        reasons = {name: reason for name in names if (reason := listed.get(name))}
+        for reason in sorted({*reasons.values()} - self._told):
+            held = [name for name in reasons if reasons[name] == reason]
+            say(
+                f"{counted(len(held))} may wait for ever: Slurm gives the reason {printable(reason)}; scancel "
+                f"{' '.join(_arrays(held))}, and give the command with other settings of hydra.launcher"
+            )
+            self._told.add(reason)
 
 
 def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:
@@ -114,12 +157,15 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     listed = queued()
     if listed is None:
         raise UserError("hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?")
-    known = {job: _note(job).read_text(encoding="utf-8").strip() for job in jobs if _note(job).is_file()}
-    waiting = {job: name for job, name in known.items() if name in listed}
+    known = {job: note for job in jobs if (note := _noted(job))}
+    waiting = {job: name for job, (name, _) in known.items() if name in listed}
     new = [job for job in jobs if job not in waiting]
+    stuck = Stuck()
+    tell_other_settings({name: known[job][1] for job, name in waiting.items()}, parameters)
     if new:
         waiting |= submit(new, parameters)
     say(f"{counted(len(new))} submitted, {len(jobs) - len(new)} were in the queue")
+    stuck.tell(waiting.values(), listed)
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
         return
@@ -130,6 +176,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
             if listed is None:  # it will answer again
                 time.sleep(poll_seconds)
                 continue
+            stuck.tell(waiting.values(), listed)
             for job, name in list(waiting.items()):
                 if name in listed:
                     absent.pop(job, None)
@@ -150,27 +197,73 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
 
 def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
     """One array with these jobs; the name that each has in Slurm, which is noted beside its log."""
+    folder = jobs[0].log.parent / "slurm"
+    before = {*folder.iterdir()} if folder.is_dir() else set()
     with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs
         import submitit
 
         try:
-            executor = submitit.SlurmExecutor(folder=jobs[0].log.parent / "slurm")
+            executor = submitit.SlurmExecutor(folder=folder)
             executor.update_parameters(**parameters, stderr_to_stdout=True)
             for job in jobs:
                 _left(job).unlink(missing_ok=True)
             submitted = executor.map_array(in_slurm, [job.arguments for job in jobs], [_left(job) for job in jobs])
         except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
+            _remove(folder, before)
             raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        _note(job).write_text(f"{theirs.job_id}\n", encoding="utf-8")
+        files.save_bytes(_note(job), f"{theirs.job_id}\n{json.dumps(parameters)}\n".encode())
         job.log.unlink(missing_ok=True)
         job.log.symlink_to(os.path.relpath(theirs.paths.stdout, job.log.parent))
     return {job: theirs.job_id for job, theirs in zip(jobs, submitted, strict=True)}
 
 
+def tell_other_settings(queue: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, Any]) -> None:
+    """Says which jobs in the queue keep settings that the command line no longer has.
+
+    Args:
+        queue: By the name of a job in Slurm, what it was submitted with; nothing where that is not known.
+        parameters: Those of this command line.
+    """
+    others = {name: given for name, given in queue.items() if given and given != parameters}
+    kept = {
+        f"{key}={given.get(key)}"
+        for given in others.values()
+        for key in {*given, *parameters}
+        if given.get(key) != parameters.get(key)
+    }
+    if others:
+        say(
+            f"in the queue with other settings: {counted(len(others))} ({printable(', '.join(sorted(kept)))}); "
+            f"scancel {' '.join(_arrays(others))}, and the same command submits them anew"
+        )
+
+
 def _note(job: Job) -> Path:
     return beside(job.folder, "slurm")
+
+
+def _noted(job: Job) -> tuple[str, dict[str, Any]] | None:
+    """The name of a job in Slurm, and the parameters that it was submitted with, where these are known."""
+    try:
+        name, _, given = _note(job).read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return None
+    try:
+        parameters = files.parsed(given)
+    except ValueError:
+        parameters = {}
+    return name.strip(), parameters if isinstance(parameters, dict) else {}
+
+
+def _remove(folder: Path, but: Collection[Path]) -> None:
+    """Removes what was written for jobs that Slurm has not taken, and the folders that were made for it."""
+    for path in {*folder.iterdir()} - {*but} if folder.is_dir() else ():
+        path.unlink()
+    with contextlib.suppress(OSError):  # one that is not empty was there before
+        for made in (folder, folder.parent, folder.parent.parent):
+            made.rmdir()
 
 
 def _left(job: Job) -> Path:

@@ -120,8 +120,8 @@ def command(words: Sequence[str], seconds: float = LIMIT) -> tuple[int, str, str
     logger = logging.getLogger("metarun")
     logged = logger.handlers[:], logger.level, logger.propagate
     handlers = {number: signal.getsignal(number) for number in stop_signals()}
-    for number in handlers:  # one that comes late is nobody's
-        signal.signal(number, signal.SIG_IGN)
+    for number in handlers:  # one that comes late is nobody's; to ignore it would have the command ignore it too
+        signal.signal(number, lambda number, frame: None)
     GlobalHydra.instance().clear()
     try:
         with (

@@ -20,6 +20,7 @@ from metarun.runs.result import (
     ERROR,
     GIT_COMMIT,
     PROTOCOL,
+    SETS,
     STAGES,
     TARGET_ACCURACY,
     TARGET_CHANCE,
@@ -27,6 +28,7 @@ from metarun.runs.result import (
     TARGET_CONFUSION,
     TARGET_CURVE,
     TARGET_VALUES,
+    TEST,
     TEST_ACCURACY,
     TEST_AFTER_INNER_STEPS,
     TEST_EPISODES,
@@ -36,6 +38,7 @@ from metarun.runs.result import (
     UNTRAINED,
     half_of,
     key,
+    of_set,
 )
 
 from . import store
@@ -46,6 +49,7 @@ STEPS = ("1", "5", "10")  # inner steps whose errors are shown, as in the MAML p
 CHANGED = "; code changed since"
 UNCOMMITTED = " with uncommitted changes"
 OTHER_COMMAND = "; settings changed since"
+NOTHING_YET = "No run of this table has been stored yet."
 
 
 class Made(NamedTuple):
@@ -249,6 +253,43 @@ def paper(group: str, choice: str) -> str:
     return f"[{name_of(group, choice)}]({link[0]}) ({authors[1]})"
 
 
+# Several data sets: a row for each method, a column for each set.
+
+
+def domains(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
+    """Accuracy on each of the data sets that a method was tested on, and what was published of the one that it was trained on."""
+    rows = [made for row in table.rows if not only or row.name in only for made in stored(row, data)]
+    if not rows:
+        return NOTHING_YET
+    sets = list(dict.fromkeys(name for made in rows for name in made.result[PROTOCOL][SETS]))
+    columns = ("Method", "Tasks", *sets, "Published", "Transductive", "Trained", "Command", "Made at")
+    return markdown(columns, ([*domain_cells(made, sets), mark(made)] for made in rows))
+
+
+def domain_cells(made: Made, sets: Sequence[str]) -> list[str]:
+    """The cells of one run but the last; a set whose tasks have other ways than the rest says so."""
+    result, protocol = made.result, made.result[PROTOCOL]
+    cells = []
+    for name in sets:
+        score = key(of_set(TEST, name), ACCURACY)
+        if score not in result:
+            cells.append("")
+            continue
+        task = protocol[SETS][name]["task"]
+        other = "" if task["ways"] == protocol["test"]["ways"] else f", {task['ways']}-way"
+        cells.append(f"**{result[score]:.2%}** {half(result[half_of(score)], '.2%')}{other}")
+    published = find(result[CHOICES], protocol["test"])
+    return [
+        made.run.row.label or name_of("algo", result[CHOICES]["algo"]),
+        task_text(protocol["test"]),
+        *cells,
+        "none collected" if published is None else str(published),
+        "yes" if protocol["transductive"] else "no",
+        trained(result),
+        f"`{made.run.command}`",
+    ]
+
+
 # A target without labels: a row for each method, over seeds, beside the control.
 
 
@@ -291,7 +332,7 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     rows = {row: stored(row, data) for row in table.rows}
     rows = {row: runs for row, runs in rows.items() if runs}
     if not rows:
-        return "No run of this table has been stored yet."
+        return NOTHING_YET
     first = next(iter(rows.values()))[0].result
     sizes = [point["train_images"] for point in first[TARGET_CURVE]]
     means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
@@ -362,7 +403,7 @@ def source_training(runs: list[Made]) -> str:
     return ("; ".join(text) or "nothing") + (seeds if text else "")
 
 
-KINDS = {"tasks": tasks, "methods": methods, "adaptation": adaptation, "approaches": approaches}
+KINDS = {"tasks": tasks, "methods": methods, "domains": domains, "adaptation": adaptation, "approaches": approaches}
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -180,7 +180,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("temperature=3", "algo.temperature=3: must be at least 1 and below 3"),
         ("mode=tow", r"algo.mode=tow: is not one of one, two; did you mean two\?"),
         ("count=1", "algo.count=1: must be at least 2"),
-        ("cuont=3", r"algo.cuont: Mine has no such setting; did you mean count\?"),
+        ("cuont=3", r"algo.cuont: Mine has no such setting; did you mean algo\.count\?"),
         ("backbone=conv4", "algo.backbone: Mine has no such setting"),
     ],
 )

@@ -617,10 +617,27 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     done(*data, *training, "test.baseline_episodes=0", f"outputs={outputs}")
     first = only(outputs)
     encoder = Trained(str(first))
-    done("encoder=run", f"encoder.from={first}", *data, f"outputs={tmp_path}/second")
+    encode = ["encoder=run", f"encoder.from={first}"]
+    done(*encode, *data, f"outputs={tmp_path}/second")
     result = json.loads((only(tmp_path / "second") / "result.json").read_text())
     assert result["data"]["encoder"]["weights"] == encoder.digest
     assert result["data"]["input_shape"] == [encoder.features]
+    told = result["protocol"]["encoder"]
+    assert (told["saw"], told["saw_these_classes"]) == ("the training images of an earlier run", "no")
+    assert (
+        "earlier run, which has none of the classes that are tested on"
+        in done(*encode, *data, f"outputs={tmp_path}/second").out
+    )
+    whole = (
+        f"encoder.from={first}",
+        "recipe=target_only",
+        "target=folder",
+        f"target.data.root={root}",
+        "target.repeats=2",
+    )
+    done(*whole, "transfer=nearest_centroid", "backbone=identity", f"outputs={tmp_path}/target")
+    result = json.loads((only(tmp_path / "target") / "result.json").read_text())
+    assert result["protocol"]["encoder"]["saw_these_classes"] == "yes"  # a target's images are of all classes
     again = done(f"encoder.from={first}", *data, f"outputs={tmp_path}/second")  # which names the encoder by itself
     assert "This run had finished before" in again.out
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")

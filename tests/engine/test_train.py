@@ -21,8 +21,9 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
 from metarun.engine import checkpoint
 from metarun.engine.gradients import clip, gradient_step
-from metarun.engine.interruption import SIGNALS, Interrupted, Signals
+from metarun.engine.interruption import Interrupted, Signals
 from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.platform import stop_signals
 from metarun.engine.train import advance_schedule, fit
 from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Pruned, UserError
@@ -393,6 +394,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
+SIGNALS = (signal.SIGINT, *stop_signals())
 RESUMED = ["optimizer=adam", "schedule=linear", "train.log_every=3", "train.validate_every=4", "train.steps=11"]
 
 

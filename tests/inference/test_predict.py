@@ -201,7 +201,12 @@ def test_classes_of_a_few_examples_unequal_in_number(tmp_path: Path, episodic: P
         assert float(row["margin"]) == pytest.approx(shares[0] - shares[1], abs=1e-5)
         assert float(row[f"probability of {row['class']}"]) == shares[0]
     assert result(found)["predict/labelled"] == 6
-    assert "least certain:" in said.out
+    told = re.findall(r"^ +([\d.]+)% \w+, ([\d.]+)% ahead  .*\.png$", said.out, re.M)
+    assert told == [
+        (f"{100 * one['probability']:.1f}", f"{100 * one['margin']:.1f}")
+        for one in result(found)["predict/least_certain"]
+    ]
+    assert "tensorboard" not in said.out  # it has no curve
     page = (found / "index.html").read_text()
     assert page.count("nearest: ") == 6  # the example that decided most, of a metric method
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -235,6 +240,19 @@ def test_images_may_be_named_in_many_ways(tmp_path: Path, episodic: Path, form: 
     assert len(rows(folder_of(tmp_path))) == (1 if form == "file" else 3)
 
 
+def test_a_folder_called_like_a_class_labels_its_images_however_they_are_named(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"ash": 1})
+    for number, given in enumerate((images, images / "ash", images / "*" / "*.png", images / "ash" / "0.png")):
+        outputs = tmp_path / str(number)
+        said = done(
+            "recipe=predict", f"checkpoint={episodic}", f"support={support}", f"images={given}", f"outputs={outputs}"
+        )
+        assert [row["truth"] for row in rows(folder_of(outputs))] == ["ash"]
+        assert said.out.splitlines()[1].strip() == "1 image"
+        assert re.search(r"^accuracy \d+\.00% of 1 labelled image, ", said.out, re.M)
+
+
 def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     images = kinds(tmp_path / "images", {"a": 3})
@@ -254,6 +272,7 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, e
         assert outcome.err.splitlines()[-1].startswith("metarun: images: 2 of 5 cannot be read")
         assert "Error executing job" not in outcome.err
         assert outcome.out.count("not read") == 2
+        assert "empty.png: the file is empty\n" in outcome.out
         assert len(rows(folder_of(tmp_path))) == 3
     assert result(folder_of(tmp_path))["predict/ignored"] == 1
 

@@ -62,9 +62,11 @@ def test_a_run_returns_what_its_result_holds_and_knows_it_again(made: tuple[dict
         (["algo=protonett"], "algo=protonett: there is no such choice; did you mean protonet"),
         (["train.stepss=3"], "train.stepss: there is no such key; did you mean"),
         (["-m", "seed=1,2"], "-m: metarun.run carries out one run"),
+        ([["algo=maml", "seed=1"]], r"^metarun.run: list is no word; give words such as 'algo=maml' one by one, "),
+        (["seed=1", {"algo": "maml"}], "^metarun.run: dict is no word"),
     ],
 )
-def test_a_run_refuses_what_the_command_refuses(words: list[str], told: str) -> None:
+def test_a_run_refuses_what_the_command_refuses(words: list[Any], told: str) -> None:
     with pytest.raises(metarun.UserError, match=told):
         metarun.run(*words)
 
@@ -227,6 +229,11 @@ GOOD = greys()[0]
         (7, "int is none of paths"),
         ("missing_folder", "there is no such file or folder"),
         ([np.zeros(5)], r"an item of the list has the shape \[5\]"),
+        ([GOOD[0], "a.png"], "has paths and images in memory; give images of one kind"),
+        (["a.png", GOOD[0]], "has paths and images in memory; give images of one kind"),
+        ([GOOD[0], None], "NoneType is none of paths, PIL images"),
+        (b"a file's bytes", "^images: bytes is none of paths"),
+        ([b"a file's bytes"], "^images: bytes is none of paths"),
     ],
 )
 def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, images: Any, told: str) -> None:
@@ -242,8 +249,25 @@ def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> No
         learner.fit(images, labels[:5])
     with pytest.raises(metarun.UserError, match=r"one class alone \(kind0\)"):
         learner.fit(images[:4], labels[:4])
-    with pytest.raises(metarun.UserError, match="labels: must be given"):
-        learner.fit(images)
+    for learns in (learner.fit, learner.fit(images, labels).score):
+        with pytest.raises(metarun.UserError, match="labels: must be given"):
+            learns(images)
+        with pytest.raises(metarun.UserError, match=r"labels: have the shape \[5\], but there are 12 images"):
+            learns(images, labels[:5])
+
+
+def test_class_folders_bring_their_labels_to_fit_and_score(tmp_path: Path, learner: metarun.Learner) -> None:
+    images, labels = greys()
+    forms(images, tmp_path)
+    for path, label in zip(sorted(tmp_path.glob("*.png")), labels, strict=True):
+        (tmp_path / label).mkdir(exist_ok=True)
+        path.rename(tmp_path / label / path.name)
+    classifier = learner.fit(tmp_path)
+    wrong = np.roll(labels, 2)
+    assert classifier.score(tmp_path) == classifier.score(images, labels)
+    assert classifier.score(images, wrong, np.arange(12)) == np.average(
+        classifier.predict(images) == wrong, weights=range(12)
+    )
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:

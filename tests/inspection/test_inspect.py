@@ -161,3 +161,28 @@ def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:
     told = json.loads(next(tmp_path.glob("inspect/*/inspection.json")).read_text(encoding="utf-8"))
     assert [one["name"] for one in told["data_sets"]] == ["digits", "digits (target)", "digits (test)"]
     assert metarun("recipe=inspect", "data=sinusoid", "backbone=mlp", f"outputs={tmp_path}").status == 1
+
+
+def test_texts_are_told_of_as_texts(tmp_path: Path) -> None:
+    """Their files are no bad images; some of each class are shown, as text and not as markup."""
+    for split, classes in {"train": "abc", "valid": "de", "test": "fg"}.items():
+        rows = [
+            {"sentence": f"{name} <b>{number}</b> words here", "label": name} for name in classes for number in range(9)
+        ]
+        rows.append(rows[0])  # which its class has already
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [
+        "data=text",
+        f"data.root={tmp_path}",
+        "train.steps=0",
+        "task.ways=2",
+        "task.queries=2",
+        f"outputs={tmp_path}/o",
+    ]
+    outcome = metarun("recipe=inspect", *words)
+    assert outcome.status == 0, outcome.err
+    assert "bad " not in outcome.out
+    assert "4 words each (median), 4 at most" in outcome.out
+    assert "left out: 3 that their class has already" in outcome.out
+    (page,) = tmp_path.glob("o/inspect/*/index.html")
+    assert "f &lt;b&gt;0&lt;/b&gt; words here" in page.read_text(encoding="utf-8")

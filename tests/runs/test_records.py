@@ -125,6 +125,34 @@ def test_commit_is_that_of_the_checkout() -> None:
     assert (commit or "").rstrip("+") == (head.stdout.strip() if tracked.stdout else "")
 
 
+@pytest.mark.parametrize(
+    ("changed", "mark"), [("metarun/algos/a.py", "+"), ("conf/a.yaml", "+"), ("scripts/results/data/a.json", "")]
+)
+def test_a_commit_with_changes_is_one_whose_code_or_configuration_changed(
+    changed: str, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results that a table keeps in the checkout are no such change: the next row is of the same code."""
+    file = "metarun/runs/provenance.py"
+    for name in (file, "metarun/algos/a.py", "conf/a.yaml", "scripts/results/data/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    git("init", "-q", ".")
+    git("add", "-A")
+    git("commit", "-qm", "c")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / file))
+    monkeypatch.setattr(provenance, "CONF", tmp_path / "conf")
+    assert provenance.git_commit() == git("rev-parse", "HEAD").strip()
+    (tmp_path / changed).write_text("2")
+    assert provenance.git_commit() == git("rev-parse", "HEAD").strip() + mark
+
+
 def test_metrics_lines(done: tuple[Outcome, Path]) -> None:
     found = lines(done[1])
     assert [line["step"] for line in found] == [2, 3, 4, 6, 6]
@@ -232,9 +260,7 @@ def test_plain_lines_without_a_terminal(done: tuple[Outcome, Path]) -> None:
     assert "\r" not in outcome.err
     assert f"run folder: {folder}\n" in outcome.err
     assert "hardware: " in outcome.err
-    assert re.search(
-        r"^step 2/6  loss [\d.]+  acc [\d.]+  learning_rate [\d.]+  tasks_per_second [\d.]+$", outcome.err, re.M
-    )
+    assert re.search(r"^step 2/6  loss [\d.]+  acc [\d.]+  lr [\d.]+  tasks/s [\d.]+$", outcome.err, re.M)
     assert re.search(r"^step 6/6  val/loss [\d.]+  val/acc [\d.]+  val/acc_ci95 [\d.]+$", outcome.err, re.M)
 
 

@@ -151,7 +151,7 @@ REPTILE = ["algo=reptile", "data=sinusoid", "backbone=mlp", "train.steps=20", "t
            "train.validate_every=6", "train.validate_episodes=4", "test.episodes=8", "test.baseline_episodes=0"]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,7 +245,7 @@ def test_the_peer_draws_tasks_from_the_files_of_the_release(tmp_path: Path, monk
     [
         (["cuda"], "--hardware cuda: torch finds no CUDA device here; leave it out"),
         (["tpu"], "--hardware tpu: the first word is cpu or cuda"),
-        (["cpu", "recrd=true"], "hardware.recrd: there is no such key; did you mean record?"),
+        (["cpu", "recrd=true"], "hardware.recrd: there is no such key; did you mean hardware.record?"),
     ],
 )
 def test_hardware_that_is_not_there_is_refused_before_anything_is_made(

@@ -204,7 +204,7 @@ def test_published_values_are_found_by_choices_and_tasks_or_said_to_be_missing()
 
 def test_of_every_row_of_test_tasks_it_was_looked_up_what_is_published() -> None:
     for table in rows.load().values():
-        if table.kind in ("tasks", "methods"):
+        if table.kind in ("tasks", "methods", "domains"):
             assert "none collected" not in tables.KINDS[table.kind](table, tables.marks(None))
 
 
@@ -269,6 +269,26 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
     (tmp_path / "t" / "scratch.seed1.json").write_text(json.dumps(made))
     assert "AUROC" not in tables.approaches(table, tables.marks(None), tmp_path)
     assert "train: 10, 11 steps, 2 seeds" in text
+
+
+def test_each_data_set_has_a_column_and_other_ways_are_said(tmp_path: Path) -> None:
+    """A method that was not tested on a set leaves its cell empty."""
+    tested = {"a": {"cifar_fs": 0.5, "digits": 0.75}, "b": {"cifar_fs": 0.25}}
+    for name, scores in tested.items():
+        sets = {each: {"task": {"ways": 2 if each == "digits" else 5, "shots": 1, "queries": 15}} for each in scores}
+        protocol = {"sets": sets, "test": sets["cifar_fs"]["task"], "transductive": False}
+        numbers = {f"test/{each}/{measure}": value for each, value in scores.items() for measure in ("acc", "acc_ci95")}
+        made = result(f"algo={name}", protocol=protocol, choices={"algo": "protonet", "data": "cifar_fs"}, **numbers)
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / "t" / f"{name}.json").write_text(json.dumps(made))
+    listed = [rows.row("t", name, {"command": f"metarun algo={name}", "label": name}, ()) for name in tested]
+    lines = tables.domains(rows.Table("t", "domains", listed, {}), tables.marks(None), tmp_path).splitlines()
+    cells = [line.strip("| ").split(" | ")[:4] for line in lines if not line.startswith("| ---")]
+    task = "5-way 1-shot, 15 queries a class"
+    assert cells[0] == ["Method", "Tasks", "cifar_fs", "digits"]
+    assert cells[1] == ["a", task, "**50.00%** ± 50.00%", "**75.00%** ± 75.00%, 2-way"]
+    assert cells[2] == ["b", task, "**25.00%** ± 25.00%", ""]
+    assert tables.domains(rows.Table("t", "domains", [], {}), tables.marks(None), tmp_path) == tables.NOTHING_YET
 
 
 def test_a_run_that_fails_is_named_and_stores_nothing(tmp_path: Path) -> None:

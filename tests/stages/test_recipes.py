@@ -172,6 +172,8 @@ def test_checkpoint_is_for_testing(made: Made, tmp_path: Path) -> None:
         ("protonet", ["task.ways=5"], ["ways = 5 is above the 4 classes of the test split: of 12 classes"]),
         ("protonet", ["algo=maml"], ["algo=: a checkpoint brings its own"]),
         ("protonet", ["experiment=omniglot_maml"], ["experiment=: a checkpoint brings its own"]),
+        ("protonet", ["debug=fast"], ["debug=: a checkpoint brings its own", "test.episodes="]),
+        ("protonet", ["data.split=lake"], ["data.split: there is no such key; ", "name the data too (data=omniglot, say)"]),
         ("protonet", ["backbone.channels=5"], ["of another architecture", "(4, 3, 3, 3) in the file and (5, 3, 3, 3) in this"]),
         ("protonet", ["backbone=mlp"], ["of another architecture", "backbone.layers.0.weight is absent in the file"]),
         ("protonet", ["data=sinusoid"], ["backbone: conv4 needs images"]),
@@ -259,7 +261,7 @@ def test_a_users_own_method_in_one_file_and_one_yaml(
     torch.load(folder / "best.pt", weights_only=True)
 
     wrong = metarun(*words, "+algo.powr=3")
-    assert wrong.said == ["metarun: algo.powr: Nearest has no such setting; did you mean power?"]
+    assert wrong.said == ["metarun: algo.powr: Nearest has no such setting; did you mean algo.power?"]
     wrong = metarun(*words, "algo.power=high")
     assert wrong.said == ["metarun: algo.power=high: must be of type float"]
     wrong = metarun(*words[:-1], "algo=neerest")

@@ -82,7 +82,7 @@ def only_run(outputs: Path) -> Path:
         ("[metarun.finetune]", r"metarun.finetune cannot be imported .*there are metarun.stages.Continual"),
         ("[metarun.algos.maml.MAML]", r"metarun.algos.maml.MAML is no stage"),
         ("[{name: x}]", r"recipe.stages\[0\]: has no _target_"),
-        ("[{_target_: metarun.stages.Train, nam: x}]", r"recipe.stages\[0\].nam: Train has no such setting; did you mean name"),
+        ("[{_target_: metarun.stages.Train, nam: x}]", r"nam: Train has no such setting; did you mean recipe\.stages\[0\]\.name"),
         ("[{_target_: metarun.stages.Train, start_from: pretrain}]", r"train.start_from=pretrain: no stage before it"),
         (f"[{TRAIN},{TRAIN}]", r"two stages have the name train"),
         ("[{_target_: metarun.stages.Train, algo: pretrain.algo}]", r"pretrain.algo: must be given"),
@@ -144,7 +144,7 @@ def test_the_example_of_the_readme(tmp_path: Path, images: Path, monkeypatch: py
         *words,
         "recipe.stages=[{_target_: calibration.Calibration, episods: 5}]",
     )
-    assert "did you mean episodes" in wrong.said[0]
+    assert "did you mean recipe.stages[0].episodes" in wrong.said[0]
 
 
 # What a digest is made of

@@ -50,7 +50,7 @@ def wait_for(found: Callable[[], object], seconds: float = 120.0) -> None:
 def running(outputs: Path) -> dict[str, str]:
     """The jobs of our array that run and have saved: names in Slurm, by run folder."""
     at_work = answer("squeue", "--me", "-h", "-r", "-t", "R", "-o", "%i").split()
-    notes = {path.read_text().strip(): path.name.removesuffix(".slurm") for path in outputs.glob("*/.jobs/*.slurm")}
+    notes = {path.read_text().split()[0]: path.name.removesuffix(".slurm") for path in outputs.glob("*/.jobs/*.slurm")}
     saved = {path.parent.name for path in outputs.glob("*/*/last.pt")}
     return {notes[name]: name for name in at_work if notes.get(name) in saved}
 
@@ -103,7 +103,7 @@ def test_submit_go_away_and_come_back(slurm: None, tmp_path: Path) -> None:
     submitted = metarun(*words, "hydra.launcher.wait=false")
     assert submitted.status == 0, submitted.err
     assert "4 jobs submitted, 0 were in the queue" in submitted.err
-    notes = {path: path.read_text() for path in tmp_path.glob("*/.jobs/*.slurm")}
+    notes = {path: path.read_text().split()[0] for path in tmp_path.glob("*/.jobs/*.slurm")}
     assert len(notes) == 4
     back = metarun(*words)
     assert back.status == 1
@@ -111,7 +111,7 @@ def test_submit_go_away_and_come_back(slurm: None, tmp_path: Path) -> None:
     assert back.err.count(" algo=protonet\n    algo: ProtoNet only classifies") == 2
     assert len(runs(tmp_path)) == 2
     (array,) = {name.partition("_")[0] for name in notes.values()}
-    kept = [path for path, name in notes.items() if path.read_text() == name]
+    kept = [path for path, name in notes.items() if path.read_text().split()[0] == name]
     assert array
     assert len(kept) >= 2  # those of the runs that were waiting or at work were not submitted again
 
@@ -128,6 +128,63 @@ def test_a_cancelled_job_is_a_failure(slurm: None, tmp_path: Path) -> None:
     assert process.returncode == 1, err
     assert err.count("ended without a result: cancelled, or out of time or memory") == 4  # as it ends, and in the list
     assert err.endswith("metarun: 2 of 2 jobs failed, listed above; the same command runs them again\n")
+
+
+def test_a_job_that_never_starts_is_told_and_keeps_its_settings(slurm: None, tmp_path: Path) -> None:
+    words = [
+        "-m",
+        "seed=0,1",
+        "algo=maml",
+        *SINUSOID[1:],
+        *JOB,
+        "hydra.launcher.wait=false",
+        f"outputs={tmp_path / 'out'}",
+    ]
+    submitted = metarun(*words, "hydra.launcher.cpus=1000", "hydra.launcher.options={comment: mine}")
+    assert submitted.status == 0, submitted.err
+    (name, *_) = next(tmp_path.glob("*/*/.jobs/*.slurm")).read_text().split()
+    array = name.partition("_")[0]
+    try:
+        assert set(answer("squeue", "-h", "-r", "-j", array, "-o", "%k").split()) == {"mine"}
+        wait_for(lambda: "PartitionConfig" in answer("squeue", "-h", "-j", array, "-o", "%r"))
+        again = metarun(*words)
+    finally:
+        answer("scancel", array)
+    assert again.status == 0, again.err
+    assert "0 jobs submitted, 2 were in the queue" in again.err
+    assert f"2 jobs may wait for ever: Slurm gives the reason PartitionConfig; scancel {array}, and" in again.err
+    assert "in the queue with other settings: 2 jobs (" in again.err
+    assert "cpus_per_task=1000" in again.err
+    assert f"scancel {array}, and the same command submits them anew" in again.err
+
+
+def test_what_slurm_refuses_leaves_nothing(slurm: None, tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", *SINUSOID, *JOB, f"outputs={tmp_path / 'none'}"]
+    done = metarun(*words, "hydra.launcher.partition=nowhere")
+    assert done.status == 2
+    assert "hydra/launcher=slurm: sbatch: error: Batch job submission failed" in done.err
+    assert not list((tmp_path / "none").glob("*"))
+
+
+def test_jobs_without_time_to_run_are_refused(tmp_path: Path) -> None:
+    """A job that saves as soon as it begins would go back into the queue for ever."""
+    done = metarun("-m", "seed=0,1", *SINUSOID, *JOB, "hydra.launcher.minutes=1", f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert (
+        "hydra.launcher.save_before=60: a job of 1 min would save and end as it begins; must be less than 60"
+        in done.err
+    )
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["hydra.launcher.options={account: mine, qos: long}"], ["hydra.launcher.options.account=mine"]]
+)
+def test_settings_that_are_a_mapping_take_any_key(words: list[str]) -> None:
+    shown = metarun("seed=0", "hydra/launcher=slurm", *words, "--cfg", "hydra", "--package", "hydra.launcher")
+    assert shown.status == 0, shown.err
+    assert "account: mine" in shown.out
+    assert metarun("-m", "seed=0,1", "hydra/launcher=slurm", *words, "--dry-run").status == 0
 
 
 def test_without_slurm_it_says_so(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
 )
 def test_sweeps_that_make_no_sense(words: list[str], variables: dict[str, str], expected: str, tmp_path: Path) -> None:
     process = start("-m", *words, *SINUSOID, f"outputs={tmp_path / 'none'}", env=environment(**variables))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err.startswith(f"metarun: {expected}")
     assert not (tmp_path / "none").exists()
@@ -263,7 +263,7 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_
     finished: set[str] = set()
     for _ in range(2):
         process = start(*words, f"outputs={tmp_path / 'killed'}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(runs(tmp_path / "killed")) <= len(finished) and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(moments.uniform(0.0, 0.6))
@@ -285,7 +285,8 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_
     assert sum(sittings(made[name]) for name in finished) <= len(finished) + 2 * 2
 
 
-def test_interrupted_sweep_saves_its_jobs_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_interrupted_sweep_saves_its_jobs_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     words = [
         "-m",
         "hydra/launcher=local",
@@ -296,20 +297,20 @@ def test_interrupted_sweep_saves_its_jobs_and_goes_on(tmp_path: Path) -> None:
         "hardware.threads=1",
     ]
     process = start(*words, "train.save_seconds=1000", f"outputs={tmp_path}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(tmp_path.glob("*/*/metrics.jsonl"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert err.splitlines()[-1] == "metarun: interrupted by SIGTERM; the same command goes on"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, err
+    assert err.splitlines()[-1] == f"metarun: interrupted by {number.name}; the same command goes on"
     assert len(list(tmp_path.glob("*/*/last.pt"))) == 2
 
 
 def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
     process = start("-m", "seed=0,1", "algo=maml", *LONGER[:-2], "train.steps=1000000", f"outputs={tmp_path}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("*/*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -289,6 +290,9 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         (few / name).mkdir(parents=True)
         for number in range(count):
             Image.new("L", (12, 12), number).save(few / name / f"{number}.png")
+    bad = tmp_path / "bad"
+    shutil.copytree(few, bad)
+    (bad / "two" / "data.root.png").write_text("none")
     command = words("transfer", images, target, tmp_path / "out")
 
     def without(start: str) -> list[str]:
@@ -302,9 +306,14 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "target.train_images=[4,4]"], r"target.train_images=\[4, 4\]: must be a number of images, or a list of different"),
         ([*command, "target.test_images=999"], "target.test_images=999: there are only"),
         ([*without("target.data.root"), f"target.data.root={few}"], "target: class two has no (val|test) images"),
+        ([*without("target.data.root"), f"target.data.root={bad}"],
+         r"metarun: target\.data\.root: \S+data\.root\.png is not a whole image .* out with target\.data\.skip_bad=true$"),
+        ([*without("target.data.root"), f"target.data.root={tmp_path}/nowhere"], r"metarun: target\.data\.root: there is no folder"),
+        ([*command, "target.data.train_classes=[x]"], r"metarun: target\.data\.train_classes"),
+        ([*command, "target.data.value_range=[2,1]"], r"metarun: target\.data\.value_range=\[2, ?1\]: is not auto"),
         ([*without("target.data.root"), f"target.data.root={alone}"], "target|data.root"),
         ([*command, "transfer.from_layer=9"], "transfer.from_layer=9: must be from 0"),
-        ([*command, "transfer.setps=9"], "transfer.setps: there is no such key; did you mean steps"),
+        ([*command, "transfer.setps=9"], "transfer.setps: there is no such key; did you mean transfer.steps"),
         ([*command, "train.validate_on=images", "algo=protonet"], "train.validate_on=images: ProtoNet trains on episodes"),
         ([*command, "backbone.from=/nowhere"], "backbone.from=/nowhere: there is no such run folder"),
         (["recipe=meta_transfer", "algo=maml", "transfer=own", *command[1:], "train.task.ways=4", "test.task.ways=4"],

@@ -160,7 +160,8 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 
 def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
-    columns = ("tasks", "accuracy", "95% interval", "before", "chance")
+    prefixes = [prefix for prefix in BASELINES if key(prefix, ACCURACY) in result]
+    columns = ["tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance"]
     queries = count_text(result[PROTOCOL]["test"]["queries"])
     table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
 
@@ -169,9 +170,8 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
             value = result.get(key(of_set(kind, name), measure))
             return "" if value is None else f"{value:.2%}"
 
-        before = next(filter(None, map(number, BASELINES)), "")
         interval = half(result[half_of(key(of_set(TEST, name), ACCURACY))], ".2%")
-        table.add_row(title, tasks, number(TEST), interval, before, number(CHANCE))
+        table.add_row(title, tasks, number(TEST), interval, *map(number, prefixes[:1]), number(CHANCE))
 
     for name, told in sets.items():
         row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot", name)
@@ -179,7 +179,7 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     row("mean", "", "")
     told = (f"{name}: {', '.join(filter(None, (of.get('classes'), of.get('images'))))}" for name, of in sets.items())
     episodes = result[key(of_set(TEST, next(iter(sets))), EPISODES)]
-    table.caption = "\n".join([*told, f"{episodes} episodes each; before: without training"])
+    table.caption = "\n".join([*told, f"{episodes} episodes each" + ("; before: without training" if prefixes else "")])
     table.caption_justify = "left"
     return table
 

@@ -259,8 +259,11 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
     assert "nothing was computed" in again.out
 
     new = ["test.data=[digits,left:folder]", f"test.data.left.root={folders['left']}", "test.data.digits.ways=3"]
-    tested = metarun("recipe=test", f"checkpoint={run}", *new, f"outputs={tmp_path / 'new'}")
+    tested = metarun("recipe=test", f"checkpoint={run}", *new, "test.baseline_episodes=0",
+                     f"outputs={tmp_path / 'new'}")  # fmt: skip
     assert tested.status == 0, tested.err
+    assert "before" in first.out
+    assert "before" not in tested.out  # where nothing was tested before training
     other = result(only_run(tmp_path / "new"))
     assert other["protocol"]["sets"]["digits"]["task"] == {"ways": 3, "shots": 1, "queries": 2}
     assert other["chance/digits/acc"] == pytest.approx(1 / 3)

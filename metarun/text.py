@@ -123,6 +123,11 @@ def shell_path(path: Path | str) -> str:
     return shlex.quote(shown_path(path))
 
 
+def counted(number: int, what: str) -> str:
+    """`1 job`, `2 jobs`: a number and what is counted, in English."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that people would say: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, length, below in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):

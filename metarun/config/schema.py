@@ -169,6 +169,9 @@ class Target:
         Annotated[int, Ge(1), Unit("images"), Doc("The test images of a repeat, a stratified draw; null is all.")]
         | None
     ) = None
+    min_images: Annotated[
+        int, Ge(0), Unit("images"), Doc("The fewest images of a class; classes with fewer are left out.")
+    ] = 0
     repeats: Annotated[
         int,
         Ge(1),

@@ -264,6 +264,14 @@ class TaskShape:
         return self.balanced or not any(isinstance(count, tuple) for count in (self.shots, self.queries))
 
     @property
+    def needed_ways(self) -> int:
+        """The classes that a split must have: the most of the range, but the fewest where no task takes more than there are.
+
+        Meta-Dataset's ways are at most the classes of the split (Triantafillou et al. 2020, section 3.2).
+        """
+        return least(self.ways) if self.protocol == "meta_dataset" else largest(self.ways)
+
+    @property
     def plain(self) -> bool:
         """Whether all tasks have one shape, and nothing but labelled items."""
         return not (self.varies or self.unlabelled or self.labelled_share < 1)

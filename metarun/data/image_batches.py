@@ -106,6 +106,13 @@ class Labelled:
         """The images `which` (positions, int64) alone."""
         return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
 
+    def of_classes(self, kept: np.ndarray) -> Labelled:
+        """The images of the classes `kept` (int64, ascending) alone, these numbered anew."""
+        found = self.take(np.flatnonzero(np.isin(self.labels, kept)))
+        return replace(
+            found, labels=np.searchsorted(kept, found.labels), names=[self.names[number] for number in kept.tolist()]
+        )
+
     def with_views(self) -> Labelled:
         """These items and, after them, their changed copies, to train on; the items alone where there are no copies."""
         if self.views == 1:

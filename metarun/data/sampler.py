@@ -11,6 +11,7 @@ import numpy as np
 
 from metarun.core import TaskShape
 from metarun.errors import UserError
+from metarun.text import counted
 
 Draw = Callable[
     [int, int], tuple[np.ndarray, np.ndarray]
@@ -100,7 +101,7 @@ class ClassSampler:
         needed = shots + queries
         if len(sizes) and sizes.min() < needed:
             raise UserError(
-                f"task: shots + queries = {shots} + {queries} = {needed} is above the {sizes.min()} images "
+                f"task: shots + queries = {shots} + {queries} = {needed} is above the {counted(sizes.min(), 'image')} "
                 f"of the smallest class of the {self.split} split; lower {self._key('shots')} or {self._key('queries')}"
             )
         members, largest = members_of(self.classes, self.groups, self.rotations, ways)

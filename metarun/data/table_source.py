@@ -102,7 +102,7 @@ class TableSource(DataSource):
             raise UserError(
                 f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
             )
-        ways = largest(task.ways)
+        ways = task.needed_ways
         if least(task.ways) == 1:
             raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
         turned = 4 if self.rotations else 1

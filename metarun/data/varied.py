@@ -23,6 +23,7 @@ from metarun.core import Count, Episodes, MixedEpisodes, TaskShape, largest, lea
 from metarun.data.image_batches import generator
 from metarun.data.sampler import distinct, members_of, uniforms
 from metarun.errors import UserError
+from metarun.text import counted
 
 Array = np.ndarray
 Reader = Callable[[Array, Array], torch.Tensor]
@@ -69,9 +70,13 @@ def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
         enough += 1
     own = labelled_sizes(task, sizes)
     if own[at] >= needed:
-        return at, f"unlabelled = {unlabelled} is above the {(sizes - own)[at]} images without labels", enough
-    kind = f"labelled images (task.labelled_share={task.labelled_share:g})" if apart else "images"
-    return at, f"{words} = {needed} is above the {own[at]} {kind}", enough
+        return (
+            at,
+            f"unlabelled = {unlabelled} is above the {counted((sizes - own)[at], 'image')} without labels",
+            enough,
+        )
+    kind, share = ("labelled image", f" (task.labelled_share={task.labelled_share:g})") if apart else ("image", "")
+    return at, f"{words} = {needed} is above the {counted(own[at], kind)}{share}", enough
 
 
 def pick(count: Count, draw: Array, top: Array) -> Array:
@@ -173,10 +178,10 @@ class VariedSampler:
         found = shortage(task, np.diff(self.offsets)[self.classes])
         if found is not None:
             raise UserError(f"task: {found[1]} of class {self.classes[found[0]]} of the {self.split} split")
-        least_classes, most = (end(task.ways) + task.distractors for end in (least, largest))
+        least_classes, most = (count + task.distractors for count in (least(task.ways), task.needed_ways))
         members, size = members_of(self.classes, self.groups, self.rotations, least_classes)
         if size < most:
-            words = f"ways + distractors = {largest(task.ways)} + {task.distractors}" if task.distractors else "ways"
+            words = f"ways + distractors = {task.needed_ways} + {task.distractors}" if task.distractors else "ways"
             within = "" if self.groups is None else " within one group"
             key = "train" if self.split == "train" else "test"
             raise UserError(
@@ -209,7 +214,9 @@ class VariedSampler:
         sizes, (order, labelled) = np.diff(self.offsets), self._pools
         width = largest(task.ways) + task.distractors
         biggest = int(sizes[self.classes].max())
-        items = min(largest(task.shots) + largest(task.queries) + extra, biggest)
+        # Meta-Dataset's 100 is of what a class adds to the size of the support set, of which a large class may get more.
+        capped = LARGEST_SUPPORT if task.protocol == "meta_dataset" else 0
+        items = min(max(largest(task.shots), capped) + largest(task.queries) + extra, biggest)
         others = task.unlabelled - extra
         blocks = [3, 2 * width, 3 * width, task.unlabelled * width, 2 * width * items, 2 * width * others]
         draws = uniforms(self.seed, f"{self.split}/varied", start, stop, sum(blocks))

@@ -133,7 +133,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
 
 def _fits(source: TableSource, split: Split, task: TaskShape) -> str:
     """Why a split cannot serve tasks, in words; empty where it can."""
-    ways, needed = largest(task.ways), largest(task.shots) + largest(task.queries)
+    ways, needed = task.needed_ways, largest(task.shots) + largest(task.queries)
     classes = len(source.splits[split]) * (4 if source.rotations else 1)
     if classes < ways:
         return f"{ways} ways are above its {classes} classes"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun import files
 from metarun.config.shorthand import TASK
-from metarun.core import TaskShape, largest
+from metarun.core import TaskShape
 from metarun.data.domains import named, rule
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.evaluate import Scores, evaluate
@@ -85,10 +85,10 @@ class MetaTest(Stage):
         task = own_task(run, name)
 
         def prepared() -> Test:
-            if name and (classes := len(run.tests[name].members[""].splits["test"])) < largest(task.ways):
+            if name and (classes := len(run.tests[name].members[""].splits["test"])) < task.needed_ways:
                 listed = f"test.data.{name}.ways={classes} tests on tasks of {classes}, and " if classes > 1 else ""
                 raise UserError(
-                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={largest(task.ways)}; "
+                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={task.needed_ways}; "
                     f"{listed}test.data=[...] leaves it out"
                 )
             check_test_task(run.learner, task)

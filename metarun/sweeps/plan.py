@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun import files
+from metarun import files, text
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
@@ -208,7 +208,7 @@ def estimate(folder: Path, to_run: int) -> str:
 
 def counted(jobs: int) -> str:
     """`1 job`, `2 jobs`."""
-    return f"{jobs} job{'s' * (jobs != 1)}"
+    return text.counted(jobs, "job")
 
 
 def say(line: str) -> None:

@@ -16,13 +16,15 @@ from metarun import files
 from metarun.core import Batch
 from metarun.data.image_batches import Labelled, generator, to_shape
 from metarun.data.image_source import ImageSource
-from metarun.data.source import DataSource
+from metarun.data.source import DataSource, Split
+from metarun.data.splits import SPLITS
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.runs import result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
+from metarun.text import printable
 
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
@@ -62,16 +64,19 @@ class Target:
     def __init__(self, source: DataSource, settings: Any) -> None:
         self.source = source
         self.settings = settings
-        self.train, self.test = (_named(source.labelled(part), part) for part in ("train", "test"))
-        self.validation = source.labelled("val")
+        everything = source.labelled(None)
+        kept = _large_enough(everything, settings.min_images)
+        own = {part: source.labelled(part).of_classes(kept) for part in SPLITS}
+        self.train, self.validation, self.test = (own[split] for split in SPLITS)
+        parts: tuple[Split, ...] = ("train", "test")
+        for part in parts:
+            _refuse_missing(own[part], everything.counts[kept], part)
         self.images = None
         if not source.has_test_part:
-            self.images = source.labelled(None)
+            self.images = everything.of_classes(kept)
             self.validation, self.test = (part.normalized_by(self.train) for part in (self.validation, self.test))
             self.train = self.train.normalized_by(self.train)
         self.names = self.train.names
-        if len(self.names) < 2:
-            raise UserError(f"target: has one class alone ({self.names[0]}); there is nothing to tell apart")
         sizes = settings.train_images
         self.sizes: list[int | None] = [sizes] if sizes is None or isinstance(sizes, int) else sorted(sizes)
         for size in self.sizes:  # all that can be wrong with them is found before anything is trained
@@ -315,11 +320,29 @@ def _stem(size: int | None, repeat: int) -> str:
     return f"{size or 'all'}-{repeat}"
 
 
-def _named(images: Labelled, part: str) -> Labelled:
-    missing = [name for name, n in zip(images.names, images.counts, strict=True) if not n]
-    if missing:
-        raise UserError(f"target: class {missing[0]} has no {part} images")
-    return images
+def _large_enough(images: Labelled, least: int) -> np.ndarray:
+    """The numbers of the classes with at least so many images, int64; a line says how many are left out."""
+    kept = np.flatnonzero(images.counts >= least)
+    if len(images.names) < 2:
+        raise UserError(f"target: has one class alone ({images.names[0]}); there is nothing to tell apart")
+    if len(kept) < 2:
+        raise UserError(
+            f"target.min_images={least}: leaves {len(kept)} of {len(images.names)} classes; there is nothing to tell apart"
+        )
+    if len(kept) < len(images.names):
+        log.info("target: %d of %d classes, of at least %d images each", len(kept), len(images.names), least)
+    return kept
+
+
+def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split) -> None:
+    """Refuses a part of the images that has none of some class; `counts` are the images of each class in all parts."""
+    missing = np.flatnonzero(images.counts == 0)
+    if len(missing):
+        enough = max(3, int(counts[missing].max()) + 1)
+        raise UserError(
+            f"target: class {printable(images.names[missing[0]])} has no {part} images; it has {counts[missing[0]]} in all, and a class "
+            f"needs 3, to learn from, to validate on and to test on; leave small classes out: target.min_images={enough}"
+        )
 
 
 def _times(shape: tuple[int, ...]) -> str:

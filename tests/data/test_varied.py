@@ -192,6 +192,22 @@ def test_meta_dataset_ways_and_support_are_uniform() -> None:
     assert kstest((sums - sums.min()) / (sums.max() - sums.min()), "uniform").pvalue > 1e-4
 
 
+def test_meta_dataset_tasks_of_very_unequal_classes() -> None:
+    """A large class gets more than the 100 shots that it adds to the size of the support set; ways are those that there are."""
+    sizes = [2, 3, 5, 8, 13, 21, 55, 300]
+    offsets = np.cumsum([0, *sizes])
+    tasks = sampler(replace(PAPER, ways=(2, 50)), offsets=offsets, classes=np.arange(len(sizes))).draw(0, 400)
+    assert {one.ways for one in tasks} == set(range(2, 9))
+    assert max(max(one.shots) for one in tasks) > 100
+    for one in tasks:
+        assert len(one.rows) == len(set(one.rows)) == sum(one.shots) + sum(one.queries)
+        classes = np.searchsorted(offsets, one.rows, side="right") - 1
+        owners = np.concatenate([np.repeat(one.classes, one.shots), np.repeat(one.classes, one.queries)])
+        assert np.array_equal(classes, owners)
+    with pytest.raises(UserError, match="ways = 9 is above the 8 classes"):
+        sampler(replace(PAPER, ways=(9, 50)), offsets=offsets, classes=np.arange(len(sizes)))
+
+
 def test_meta_dataset_takes_a_number_as_it_is() -> None:
     sizes = np.array([30, 12, 40])
     fixed = TaskShape(3, 5, (1, 10), protocol="meta_dataset")
@@ -368,11 +384,11 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
     )
     refused(
         TaskShape(2, 1, 1, labelled_share=0.5),
-        r"= 2 is above the 1 labelled images \(task\.labelled_share=0\.5\) of the smallest class of the test split, class 1",
+        r"= 2 is above the 1 labelled image \(task\.labelled_share=0\.5\) of the smallest class of the test split, class 1",
     )
     refused(
         TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.7),
-        r"unlabelled = 2 is above the 1 images without labels.*class 1",
+        r"unlabelled = 2 is above the 1 image without labels.*class 1",
     )
     refused(TaskShape(2, (2, 5), (2, 5)), r"or leave small classes out: task\.min_items=4$")
     refused(TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.4), r"or leave small classes out: task\.min_items=5$")

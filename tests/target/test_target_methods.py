@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, build, compose, hardware, toy_images
+from helpers import CPU, build, compose, hardware, table, toy_images
 from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
@@ -118,10 +118,32 @@ def test_batches_alternate_between_the_domains(labels: bool) -> None:
 def test_what_a_target_cannot_be() -> None:
     with pytest.raises(UserError, match=r"^target: has one class alone \(class 0\)"):
         Target(toy_images(classes=1, per_class=10), Settings())
-    with pytest.raises(UserError, match=r"^target: class class 0 has no (train|test) images"):
+    with pytest.raises(
+        UserError, match=r"^target: class class 0 has no (train|test) images; it has 2 in all.*target.min_images=3"
+    ):
         Target(toy_images(classes=2, per_class=2), Settings())
+    with pytest.raises(
+        UserError, match=r"^target.min_images=11: leaves 0 of 2 classes; there is nothing to tell apart"
+    ):
+        Target(toy_images(classes=2, per_class=10), Settings(min_images=11))
     with pytest.raises(UserError, match=r"^target.train_images=3: is below the 4 classes, and each needs an image"):
         Target(SOURCE, Settings(train_images=[50, 3]))
+
+
+def test_small_classes_of_a_target_are_left_out() -> None:
+    """The others are numbered anew, in their order, and keep their images."""
+    images = np.arange(36, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    everything = range(4)
+    source = ImageSource(table(images, [10, 2, 20, 4]), {"train": everything, "val": everything, "test": everything})
+    with pytest.raises(UserError, match=r"class 1 has no"):
+        Target(source, Settings())
+    target = Target(source, Settings(min_images=5))
+    assert target.names == target.test.names == ["class 0", "class 2"]
+    assert target.images is not None
+    rows = [target.images.rows[target.images.labels == label] for label in range(2)]
+    assert [each.tolist() for each in rows] == [list(range(10)), list(range(12, 32))]
+    train, test = target.subset(6, 0)
+    assert {*train.labels} == {*test.labels} == {0, 1}
 
 
 def test_target_takes_the_shape_of_the_source() -> None:

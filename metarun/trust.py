@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.folder import CONF
 from metarun.errors import UserError
+from metarun.text import printable
 
 ALLOW = "METARUN_ALLOW"  # modules and classes, separated by commas
 SETTLED = ("torch.optim",)  # modules whose classes do nothing but optimise
@@ -20,7 +21,7 @@ TARGET = re.compile(r"\b_target_[\"']?:\s*[\"']?([\w.]+)")
 
 
 def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
-    """Raises `UserError` if a stored config names a class that is not to be trusted.
+    """Raises `UserError` if a stored config names a class that is not to be trusted, or has its reader look something up.
 
     Trusted are the classes that metarun's own groups name, those that this command line or a YAML of its `--config-dir` names,
     and those that the user allows by name.
@@ -30,6 +31,10 @@ def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
         origin: Its file.
         asked: The config that this command line makes.
     """
+    if found := next((text for text in interpolations(stored) if text not in set(interpolations(asked))), None):
+        raise UserError(
+            f"{origin}: has {printable(found)}, which would be looked up here; nothing that metarun stores does that"
+        )
     trusted = {name for folder in (CONF, *_own_folders()) for name in _named_in(folder)} | set(targets(asked))
     allowed = (*SETTLED, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(","))))
     for target in targets(stored):
@@ -39,6 +44,19 @@ def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
                 f"{origin}: names {target}, which is no class of metarun's; if you trust this run, say so with "
                 f"{ALLOW}={module}, or give the --config-dir that names the class"
             )
+
+
+def interpolations(config: Any) -> Iterator[str]:
+    """Every text in a config that is looked up when it is read: `${oc.env:HOME}`, or a node that a resolver makes."""
+
+    def visit(value: Any) -> Iterator[str]:
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from visit(item)
+        elif isinstance(value, str) and "${" in value:
+            yield value
+
+    return visit(OmegaConf.to_container(config))
 
 
 def allow(config: DictConfig) -> None:

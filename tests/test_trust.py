@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
-from shell import SINUSOID, metarun, result, run_folder
+from shell import SINUSOID, metarun, one_line, result, run_folder
 
 from metarun.config.building import construct
 from metarun.config.types import Given
 from metarun.config.validation import asks_for_object, check_target
 from metarun.errors import UserError
+from metarun.trust import check_classes
 
 MARK = "from pathlib import Path\nPath('{mark}').touch()\nfrom metarun.algos.maml import MAML\nclass Evil(MAML): pass\n"
 
@@ -88,6 +91,63 @@ def test_code_named_in_anothers_run_does_not_run(
     assert "METARUN_ALLOW=evil" in done.said[0]
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "o").exists()
+
+
+LOOKED_UP = [
+    ("algo", "${oc.decode:'{_target_: evil.Evil}'}"),
+    ("algo", "${oc.create:{_target_: evil.Evil}}"),
+    ("algo.inner_lr", "${oc.env:SECRET}"),
+    ("name", "${oc.env:SECRET}"),
+    ("train.steps", "${nowhere:}"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), LOOKED_UP)
+def test_nothing_in_anothers_run_is_looked_up_here(
+    key: str, value: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver could make a node of any class, behind the back of what looks at classes, or show what is secret."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", "opensesame")
+    (tmp_path / "evil.py").write_text(MARK.format(mark=tmp_path / "ran"))
+    shutil.copytree(finished, tmp_path / "runs" / "theirs")
+    path = tmp_path / "runs" / "theirs" / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    *nodes, last = key.split(".")
+    functools.reduce(dict.__getitem__, nodes, stored)[last] = value
+    path.write_text(yaml.safe_dump(stored))
+    done = metarun("recipe=test", "checkpoint=runs/theirs", "outputs=o")
+    one_line(done, "runs/theirs/config.yaml: is damaged (${", "is no value that a run stores")
+    (path.parent / "result.json").unlink()
+    listed = metarun("runs", "runs")
+    assert "opensesame" not in done.err + listed.out + listed.err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(UserError, match=r"classifier.pt: has \$\{oc"):
+        check_classes(OmegaConf.create({"algo": LOOKED_UP[0][1]}), Path("classifier.pt"), OmegaConf.create({}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("newer", 1, "runs/config.yaml: cannot be used (newer: "),
+        ("recipe", {"stages": {"a": 1}}, "runs/config.yaml: cannot be used ("),
+        (
+            "backbone",
+            {"_target_": "metarun.backbones.mlp.MLP", "newer": 1},
+            "checkpoint=runs: its backbone.newer: MLP has no",
+        ),
+    ],
+)
+def test_a_config_of_another_version_is_named(
+    key: str, value: object, told: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "runs")
+    stored = yaml.safe_load(Path("runs/config.yaml").read_text())
+    Path("runs/config.yaml").write_text(yaml.safe_dump({**stored, key: value}))
+    one_line(metarun("recipe=test", "checkpoint=runs", "outputs=o"), told)
+    assert not Path("o").exists()
 
 
 def test_what_the_user_allows_or_names_is_built(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from metarun import stages
 from metarun.config import Config, check
@@ -40,7 +42,12 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
     check_order(built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
-        check(config)
+        try:
+            check(config)
+        except UserError as error:
+            if any(re.split("[:=]", str(error))[0] == key_of(word) for word in overrides):
+                raise
+            raise UserError(f"checkpoint={shown_path(config.checkpoint)}: its {error}") from error
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
 
@@ -78,7 +85,13 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         )
     older = stored_config(stored_file, "test another run, or its weights in another folder")
     refuse_old_words(older, stored_file)
-    own = OmegaConf.merge(OmegaConf.structured(Config), older)
+    try:
+        own = OmegaConf.merge(OmegaConf.structured(Config), older)
+    except OmegaConfBaseException as error:
+        why = f"{error.full_key}: {str(error).splitlines()[0]}".removeprefix("None: ").removeprefix(": ")
+        raise UserError(
+            f"{shown_path(stored_file)}: cannot be used ({why}); is it of another version of metarun?"
+        ) from error
     for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
         OmegaConf.update(own, key, config[key], merge=False)
     assert isinstance(own, DictConfig)

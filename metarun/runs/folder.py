@@ -18,7 +18,8 @@ from metarun.config import flat, to_container
 from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
 from metarun.errors import UserError
-from metarun.text import shell_path, shown_path
+from metarun.text import printable, shell_path, shown_path
+from metarun.trust import interpolations
 
 # Say where or how, not what. With `hardware.processes=2` a run that was begun by one process goes on.
 UNNAMED = (
@@ -182,13 +183,19 @@ def stored_config(path: Path, advice: str) -> DictConfig:
         advice: What to do where it is damaged, to follow a semicolon.
 
     Raises:
-        UserError: It cannot be read, or is no mapping of keys; it names the file, what is wrong, and `advice`.
+        UserError: It cannot be read, is no mapping of keys, or has what is looked up where it is read, which could be a secret
+            of the reader's; it names the file, what is wrong, and `advice`.
     """
     try:
         found = OmegaConf.load(path)
         # It was written whole, and so ends its last line.
         if isinstance(found, DictConfig) and found and path.read_bytes().endswith(b"\n"):
-            return found
+            looked_up = next(interpolations(found), None)
+            if looked_up is None:
+                return found
+            raise UserError(
+                f"{shown_path(path)}: is damaged ({printable(looked_up)} is no value that a run stores); {advice}"
+            )
     except OSError as error:
         raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):

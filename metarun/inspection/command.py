@@ -83,11 +83,9 @@ def _time(config: DictConfig, found: list[dict[str, Any]]) -> dict[str, Any]:
     if any(one["problem"] for one in found):
         return {"problem": "the data cannot be used yet"}
     try:
-        node = config.data
-        if any("note" in one for one in found) and "skip_bad" in node:
-            node = node.copy()
-            node.skip_bad = True
-        (data,) = encoded([construct(node, "data")], config.encoder)
+        # A single data set has been built already; several are brought to one shape.
+        data = construct(config.data, "data") if config.data.get("sets") else found[0]["source"]
+        (data,) = encoded([data], config.encoder)
     except UserError as error:
         return {"problem": str(error)}
     return timing.estimate(config, data)

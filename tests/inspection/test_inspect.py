@@ -184,5 +184,6 @@ def test_texts_are_told_of_as_texts(tmp_path: Path) -> None:
     assert "bad " not in outcome.out
     assert "4 words each (median), 4 at most" in outcome.out
     assert "left out: 3 that their class has already" in outcome.out
+    assert outcome.err.count("left out 3 texts") == 1  # the data set is read once
     (page,) = tmp_path.glob("o/inspect/*/index.html")
     assert "f &lt;b&gt;0&lt;/b&gt; words here" in page.read_text(encoding="utf-8")

@@ -48,6 +48,7 @@ HYDRAS_FOLDERS = (
 )  # which metarun's runs do not use
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
+NEEDED = ("algo", "backbone", "data", "optimizer", "recipe")  # groups of which a run has a choice, whatever it does
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -273,6 +274,10 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
         if not key_of(word):
             raise UserError(
                 f"{word or repr(word)}: cannot be read as key=value or group=choice; no space stands beside ="
+            )
+        if key_of(word) in NEEDED and word.endswith("=null"):
+            raise UserError(
+                f"{word}: a run has one; leave the word out for the usual one, or choose: metarun help {key_of(word)}"
             )
         if key_of(word) == "preset":
             refuse_unknown_preset(word, arguments)

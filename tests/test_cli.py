@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from shell import SINUSOID, environment, make_images, metarun, run_folder
 
 from metarun import config as schema
-from metarun.cli import CONF
+from metarun.cli import CONF, NEEDED
 
 LOADED = """
 import json, sys
@@ -193,6 +193,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("hardware=tpu", ["hardware=tpu: there is no such choice; did you mean cpu?"]),
     ("recipe=zzz", ["recipe=zzz: there is no such choice; there are "]),
     ("dta=omniglot", ["dta: " + unknown_key("data?")]),
+    *((f"{group}=null", [f"{group}=null: a run has one; leave the word out"]) for group in NEEDED),
     ("around=ats", ["around: is called wrapper now"]),
     ("wrapper=atz", ["wrapper=atz: there is no such choice; did you mean ats"]),
     ("around.chosen=3", ["around: is called wrapper now"]),

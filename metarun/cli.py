@@ -269,15 +269,15 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     The config is composed for that only if a word needs to know the class that its key is a setting of.
     """
     sweep = arguments.multirun
+    if lacking := next((group for group in NEEDED if f"{group}=null" in arguments.overrides), None):
+        raise UserError(
+            f"{lacking}=null: a run has one; leave the word out for the usual one, or choose: metarun help {lacking}"
+        )
     words = expanded(arguments.overrides, sweep)
     for word in words:
         if not key_of(word):
             raise UserError(
                 f"{word or repr(word)}: cannot be read as key=value or group=choice; no space stands beside ="
-            )
-        if key_of(word) in NEEDED and word.endswith("=null"):
-            raise UserError(
-                f"{word}: a run has one; leave the word out for the usual one, or choose: metarun help {key_of(word)}"
             )
         if key_of(word) == "preset":
             refuse_unknown_preset(word, arguments)

@@ -54,6 +54,17 @@ def shell_path(path: Path | str) -> str:
     return shlex.quote(shown_path(path))
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things: `1 image`, `1,200 images`.
+
+    Args:
+        count: How many.
+        one: What one is called.
+        several: What several are called; empty for `one` with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that people would say: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, length, below in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):

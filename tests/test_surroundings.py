@@ -24,7 +24,7 @@ from metarun.errors import UserError
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.terminal import Terminal
-from metarun.text import duration
+from metarun.text import counted, duration
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -280,6 +280,11 @@ def test_a_line_of_training_fits_into_80_columns(
 def test_durations_as_people_say_them() -> None:
     told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
     assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]
+
+
+def test_numbers_of_things_as_people_say_them() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_a_working_folder_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.errors import UserError
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
 from metarun.sweeps.launcher import Launcher, needs
-from metarun.sweeps.plan import Ended, counted, say
+from metarun.sweeps.plan import Ended, say
+from metarun.text import counted
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
@@ -119,7 +120,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     new = [job for job in jobs if job not in waiting]
     if new:
         waiting |= submit(new, parameters)
-    say(f"{counted(len(new))} submitted, {len(jobs) - len(new)} were in the queue")
+    say(f"{counted(len(new), 'job')} submitted, {len(jobs) - len(new)} were in the queue")
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
         return
@@ -144,7 +145,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
         arrays = " ".join(_arrays(waiting.values()))
-        say(f"left in Slurm's queue: {counted(len(waiting))}; scancel {arrays} ends them")
+        say(f"left in Slurm's queue: {counted(len(waiting), 'job')}; scancel {arrays} ends them")
         raise
 
 

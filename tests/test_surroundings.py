@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rich.progress
 from rich.table import Table
 from shell import SINUSOID, environment, metarun, run_folder
 
-from metarun import files
+from metarun import files, progress
 from metarun.engine import distributed, launched, platform
 from metarun.errors import UserError
 from metarun.runs import logger as logger_module
@@ -257,6 +258,23 @@ def test_how_long_training_takes_is_told_after_ten_steps(
         text = take(30, 1900, seconds=seconds + 38, settings="pretrain.train")
         (limit,) = re.findall(r"add pretrain\.train\.max_seconds=(\d+) ", text)
         assert seconds / 5 <= int(limit) <= seconds / 2
+
+
+def test_a_bar_of_slow_steps_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bars = SimpleNamespace(now=0.0), []
+
+    class Bar(rich.progress.Progress):
+        def __init__(self, *columns: Any, **settings: Any) -> None:
+            super().__init__(*columns, **settings, get_time=lambda: clock.now, disable=True)
+            bars.append(self)
+
+    monkeypatch.setattr("rich.progress.Progress", Bar)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    with progress.progress_bar("target", 4) as advance:
+        for done in (1, 2):
+            clock.now += 120.0
+            advance(done)
+        assert bars[0].tasks[0].time_remaining == 240
 
 
 def test_a_line_of_training_fits_into_80_columns(

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+SPEED_SECONDS = 1800.0  # over which a bar's speed is taken: steps that take longer than this have no time left told
+
 
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook, whose output is no terminal but can show a bar."""
@@ -38,6 +40,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[int
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=SPEED_SECONDS) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda done: bar.update(task, completed=done)

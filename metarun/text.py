@@ -123,9 +123,15 @@ def shell_path(path: Path | str) -> str:
     return shlex.quote(shown_path(path))
 
 
-def counted(number: int, what: str) -> str:
-    """`1 job`, `2 jobs`: a number and what is counted, in English."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things: `1 image`, `1,200 images`.
+
+    Args:
+        count: How many.
+        one: What one is called.
+        several: What several are called; empty for `one` with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def duration(seconds: float) -> str:

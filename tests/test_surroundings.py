@@ -17,11 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rich.progress
 import torch
 from rich.table import Table
 from shell import SINUSOID, environment, metarun, run_folder
 
-from metarun import cli, files
+from metarun import cli, files, progress
 from metarun.engine import distributed, launched, platform
 from metarun.engine.interruption import Signals
 from metarun.errors import UserError
@@ -29,7 +30,7 @@ from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
 from metarun.terminal import Terminal
-from metarun.text import duration
+from metarun.text import counted, duration
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -321,6 +322,23 @@ def test_how_long_training_takes_is_told_after_ten_steps(
         assert seconds / 5 <= int(limit) <= seconds / 2
 
 
+def test_a_bar_of_slow_steps_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bars = SimpleNamespace(now=0.0), []
+
+    class Bar(rich.progress.Progress):
+        def __init__(self, *columns: Any, **settings: Any) -> None:
+            super().__init__(*columns, **settings, get_time=lambda: clock.now, disable=True)
+            bars.append(self)
+
+    monkeypatch.setattr("rich.progress.Progress", Bar)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    with progress.progress_bar("target", 4) as advance:
+        for done in (1, 2):
+            clock.now += 120.0
+            advance(done)
+        assert bars[0].tasks[0].time_remaining == 240
+
+
 def test_a_line_of_training_fits_into_80_columns(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,6 +360,11 @@ def test_a_line_of_training_fits_into_80_columns(
 def test_durations_as_people_say_them() -> None:
     told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
     assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]
+
+
+def test_numbers_of_things_as_people_say_them() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_a_working_folder_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

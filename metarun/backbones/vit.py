@@ -134,7 +134,7 @@ class ViT(Backbone):
     def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` changes nothing, for no norm here looks at the support rows."""
         tokens = self.embed(self.patches(x)) + self.places
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, activation_hook and partial(activation_hook, number))
         tokens = self.last_norm(tokens)

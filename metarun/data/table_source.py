@@ -19,7 +19,7 @@ from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Spl
 from metarun.data.table import ItemTable
 from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
-from metarun.text import printable
+from metarun.text import counted, printable
 
 
 class TableSource(DataSource):
@@ -115,9 +115,9 @@ class TableSource(DataSource):
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
             take = f"take task.ways={fitting}, or more classes" if fits > 1 else "take more classes"
             raise UserError(
-                f"task: ways = {ways} is above the {counts[split]} classes of the {split} split: of {total} classes {told}, "
-                f"since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes themselves "
-                "apart: recipe=target_only target=folder target.data.root=FOLDER"
+                f"task: ways = {ways} is above the {counted(counts[split], 'class', 'classes')} of the {split} split: of {total} "
+                f"classes {told}, since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes "
+                "themselves apart: recipe=target_only target=folder target.data.root=FOLDER"
             )
         if counts[split] < ways + task.distractors:
             raise UserError(

@@ -19,7 +19,7 @@ from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.items import Listed, word
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
-from metarun.text import printable, shell_path
+from metarun.text import counted, printable, shell_path
 
 LEAST_CERTAIN = 5  # images that the terminal names
 
@@ -158,16 +158,12 @@ class Predictions:
         return found
 
 
-def _number(count: int, kind: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count} {kind if count != 1 else kind.removesuffix('s')}"
-
-
 def show(found: dict[str, Any], folder: Path) -> None:
     """Prints how many images each class has, the least certain ones, and where everything lies."""
     kind = found.get("kind", "images")
+    one_kind = kind.removesuffix("s")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    shown = Table("class", title=_number(found["images"], kind), title_justify="left", min_width=60)
+    shown = Table("class", title=counted(found["images"], one_kind), title_justify="left", min_width=60)
     for heading in (kind, "mean probability"):
         shown.add_column(heading, justify="right")
     for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
@@ -175,7 +171,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
     console.print(shown)
     if "acc" in found:
         print(
-            f"accuracy {found['acc']:.2%} of {_number(found['labelled'], f'labelled {kind}')}, "
+            f"accuracy {found['acc']:.2%} of {counted(found['labelled'], f'labelled {one_kind}')}, "
             f"expected calibration error {found['ece']:.2%}"
         )
     if found.get("transductive"):

@@ -15,6 +15,9 @@ BITS = 6  # of the 128 that hashes of near duplicates may differ in
 LEVELS = 8.0  # of 255 that thumbnails of near duplicates may differ by in the mean
 BANDS = 8  # of 16 bits: two hashes that differ in fewer bits than there are bands agree in one of them
 CROWDED = 64  # images with one band in common that are all compared; of more each is compared with the next ones
+PAIRS = (
+    2**21
+)  # of a band that are compared at least: of some thousand images all, as many photos have a plain background
 SHOWN = 24  # pairs that are kept as examples
 
 ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.int64)
@@ -139,8 +142,9 @@ def candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, boo
     for band in range(BANDS):
         order = np.argsort(bands[:, band], kind="stable")
         values = bands[order, band]
-        for gap in range(1, min(CROWDED, len(order))):
+        stop = min(max(CROWDED, PAIRS // max(len(order), 1)), len(order))
+        for gap in range(1, stop):
             same = values[gap:] == values[:-gap]
             if not same.any():
                 break
-            yield order[:-gap][same], order[gap:][same], gap == CROWDED - 1
+            yield order[:-gap][same], order[gap:][same], gap == stop - 1 and stop < len(order)

@@ -21,7 +21,7 @@ from metarun.data.text_files import shortened
 from metarun.errors import UserError
 from metarun.inspection import duplicates
 from metarun.inspection.image_files import survey
-from metarun.text import printable
+from metarun.text import counted, printable
 
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
 SHEET = 6  # classes of a split on the sheet of samples
@@ -136,11 +136,11 @@ def _fits(source: TableSource, split: Split, task: TaskShape) -> str:
     ways, needed = task.needed_ways, largest(task.shots) + largest(task.queries)
     classes = len(source.splits[split]) * (4 if source.rotations else 1)
     if classes < ways:
-        return f"{ways} ways are above its {classes} classes"
+        return f"{ways} ways are above its {counted(classes, 'class', 'classes')}"
     sizes = source.table.sizes[source.splits[split]]
     if sizes.min() < needed:
         few = int((sizes < needed).sum())
-        return f"{needed} items a class (shots and queries) are above those of {few} class{'es' * (few != 1)}"
+        return f"{needed} items a class (shots and queries) are above those of {counted(few, 'class', 'classes')}"
     return ""
 
 

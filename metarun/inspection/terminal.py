@@ -13,7 +13,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
-from metarun.text import printable
+from metarun.text import counted, printable
 
 WIDTH = 80
 SHOWN = 5  # bad files, sizes
@@ -31,14 +31,14 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
     print()
     _say(f"{one['name']} ({one['class']})")
     if told := one.get("files"):
-        _say(f"files    {told['count']:,} images, {bytes_text(told['bytes'])}, in {told['root']}")
+        _say(f"files    {counted(told['count'], 'image')}, {bytes_text(told['bytes'])}, in {told['root']}")
         sizes = ", ".join(f"{each['size']} ({each['files']:,})" for each in told["sizes"][:SHOWN])
         more = f", and {told['different_sizes'] - SHOWN:,} other sizes" if told["different_sizes"] > SHOWN else ""
         _say(f"sizes    {sizes}{more}")
         _say("depths   " + ", ".join(f"{name} ({count:,})" for name, count in told["depths"].items()))
         _say("formats  " + ", ".join(f"{name} ({count:,})" for name, count in told["formats"].items()))
         if told["unreadable_count"]:
-            _say(f"bad      {told['unreadable_count']:,} files cannot be read:")
+            _say(f"bad      {counted(told['unreadable_count'], 'file')} cannot be read:")
             for bad in told["unreadable"][:SHOWN]:
                 _say(f"         {printable(bad['file'])}: {printable(bad['reason'])}")
     if one["problem"]:

@@ -7,7 +7,7 @@ from typing import Any
 from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.report.text import task_text
-from metarun.text import duration
+from metarun.text import counted, duration
 
 
 def bytes_text(count: int) -> str:
@@ -51,7 +51,10 @@ def duplicate_lines(told: dict[str, Any] | None) -> list[str]:
     for kind, what in (("exact", "the same in every pixel"), ("near", "nearly the same")):
         count = told[kind]
         beyond = across.get(told["sides"]) or f"{told[f'{kind}_across']:,} of them in another of the {told['sides']}"
-        found.append(f"{count:,} images have a twin that is {what}" + (f"; {beyond}" if count else ""))
+        found.append(
+            f"{counted(count, 'image')} {'has' if count == 1 else 'have'} a twin that is {what}"
+            + (f"; {beyond}" if count else "")
+        )
     if told["other_class"]:
         found.append(f"{told['other_class']:,} of these have their twin in another class")
     if told["crowded"]:

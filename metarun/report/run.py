@@ -38,7 +38,7 @@ from metarun.runs.result import (
     of_set,
 )
 from metarun.terminal import Terminal
-from metarun.text import shell_path
+from metarun.text import counted, shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
 
@@ -90,7 +90,7 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             else f"validation score {result[SCORE]:.4g}, not tested; best.pt is that"
         )
         print(
-            f"{result[TRAIN_STEPS]} steps in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
+            f"{counted(result[TRAIN_STEPS], 'step')} in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
             f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, the best on validation"
         )
     print(f"results  {shell_path(folder)}")
@@ -161,7 +161,7 @@ def _accuracies(result: dict[str, Any], what: str) -> Table:
 def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
     prefixes = [prefix for prefix in BASELINES if key(prefix, ACCURACY) in result]
-    columns = ["tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance"]
+    columns = ("tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance")
     queries = count_text(result[PROTOCOL]["test"]["queries"])
     table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
 
@@ -193,7 +193,7 @@ def _errors(result: dict[str, Any], what: str) -> Table:
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
-                    f"{name}, {step} steps",
+                    f"{name}, {counted(int(step), 'step')}",
                     f"{numbers['mse']:.3f}",
                     half(numbers[half_of(ERROR)], ".3f"),
                     f"{numbers['mse_median']:.3f}",

@@ -41,7 +41,7 @@ def build_stages(config: DictConfig) -> list[Stage]:
         if not target:
             raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
         known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
-        hint = nearest(target, known) or f"; there are {', '.join(known)}"
+        hint = "" if target in known else nearest(target, known) or f"; there are {', '.join(known)}"
         try:
             cls = get_class(target)
         except Exception as error:
@@ -126,9 +126,14 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
         UserError: The recipe tests on none, or the network cannot be tested on one.
     """
     if not any(stage.meta_tests for stage in built):
-        if config.test.data and not config.checkpoint:
+        asked = {
+            "data": bool(config.test.data),
+            "views": config.test.views > 1,
+            "unknown_ways": config.test.unknown_ways > 0,
+        }
+        for name in (name for name, wanted in asked.items() if wanted and not config.checkpoint):
             raise UserError(
-                "test.data: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
+                f"test.{name}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
             )
         return {}
     if not config.test.data:

@@ -81,7 +81,7 @@ class Export(Stage):
             if classifier.network_.transductive:
                 raise UserError(
                     f"checkpoint={shown_path(config.checkpoint)}: its prediction for an image depends on the others, which a "
-                    "file cannot keep; train with backbone.norm=running"
+                    f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
                 )
             self.name, self.classes = "classifier", [str(name) for name in classifier.classes_]
             self.given = given_images(learner, classifier, config)

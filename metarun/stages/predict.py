@@ -80,8 +80,8 @@ class Predict(Stage):
             raise UserError(
                 f"{given(run.config)[1]}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}"
             )
-        files.save_bytes(run.folder / "predictions.csv", found.table().encode(errors="surrogateescape"))
-        files.save_bytes(run.folder / "index.html", page(found, run.folder).encode(errors="surrogateescape"))
+        files.save_bytes(run.folder / "predictions.csv", found.table().encode(errors="backslashreplace"))
+        files.save_bytes(run.folder / "index.html", page(found, run.folder).encode(errors="backslashreplace"))
         numbers = {
             **found.describe(),
             "inputs": digest,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from metarun.errors import UserError
 from metarun.sweeps import plan
 from metarun.sweeps.launcher import Launcher
-from metarun.text import shell_path
+from metarun.text import counted, shell_path
 
 
 def sweep(
@@ -56,9 +56,11 @@ def sweep(
         for job, _ in jobs:
             print(f"{plan.state(job):10}{job.label}  {shell_path(job.folder)}")
         left = plan.estimate(jobs[0][0].folder.parent, len(to_run))
-        print(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run{left}; nothing was run")
+        print(
+            f"{counted(len(jobs), 'job')}: {len(before)} finished before, {len(to_run)} to run{left}; nothing was run"
+        )
         return
-    plan.say(f"{plan.counted(len(jobs))}: {len(before)} finished before, {len(to_run)} to run")
+    plan.say(f"{counted(len(jobs), 'job')}: {len(before)} finished before, {len(to_run)} to run")
     began = time.monotonic()
     for number, (job, outcome, seconds) in enumerate(launcher.launch(to_run, config) if to_run else (), 1):
         ended.append((job, outcome, seconds))

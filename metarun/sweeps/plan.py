@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun import files, text
+from metarun import files
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
@@ -24,7 +24,7 @@ from metarun.report.text import half
 from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, options_of
-from metarun.text import duration, printable, shell_path
+from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 DECIDING = ("approach", "recipe", "recipe.source", "experiment")  # on whether a source is used
@@ -206,11 +206,6 @@ def estimate(folder: Path, to_run: int) -> str:
     return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""
 
 
-def counted(jobs: int) -> str:
-    """`1 job`, `2 jobs`."""
-    return text.counted(jobs, "job")
-
-
 def say(line: str) -> None:
     """On the terminal, where progress goes."""
     print(line, file=sys.stderr, flush=True)
@@ -227,4 +222,6 @@ def conclude(ended: Sequence[Ended]) -> None:
     if failed:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)
-        raise JobsFailed(f"{count} of {counted(len(ended))} failed, listed above; the same command runs them again")
+        raise JobsFailed(
+            f"{count} of {counted(len(ended), 'job')} failed, listed above; the same command runs them again"
+        )

@@ -24,8 +24,8 @@ from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.errors import UserError
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
 from metarun.sweeps.launcher import Launcher, needs
-from metarun.sweeps.plan import Ended, counted, say
-from metarun.text import printable
+from metarun.sweeps.plan import Ended, say
+from metarun.text import counted, printable
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
 PASSING = {
@@ -140,7 +140,7 @@ class Stuck:
         for reason in sorted({*reasons.values()} - self._told):
             held = [name for name in reasons if reasons[name] == reason]
             say(
-                f"{counted(len(held))} may wait for ever: Slurm gives the reason {printable(reason)}; scancel "
+                f"{counted(len(held), 'job')} may wait for ever: Slurm gives the reason {printable(reason)}; scancel "
                 f"{' '.join(_arrays(held))}, and give the command with other settings of hydra.launcher"
             )
             self._told.add(reason)
@@ -164,7 +164,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     tell_other_settings({name: known[job][1] for job, name in waiting.items()}, parameters)
     if new:
         waiting |= submit(new, parameters)
-    say(f"{counted(len(new))} submitted, {len(jobs) - len(new)} were in the queue")
+    say(f"{counted(len(new), 'job')} submitted, {len(jobs) - len(new)} were in the queue")
     stuck.tell(waiting.values(), listed)
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
@@ -191,7 +191,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
         arrays = " ".join(_arrays(waiting.values()))
-        say(f"left in Slurm's queue: {counted(len(waiting))}; scancel {arrays} ends them")
+        say(f"left in Slurm's queue: {counted(len(waiting), 'job')}; scancel {arrays} ends them")
         raise
 
 
@@ -235,7 +235,7 @@ def tell_other_settings(queue: Mapping[str, Mapping[str, Any]], parameters: Mapp
     }
     if others:
         say(
-            f"in the queue with other settings: {counted(len(others))} ({printable(', '.join(sorted(kept)))}); "
+            f"in the queue with other settings: {counted(len(others), 'job')} ({printable(', '.join(sorted(kept)))}); "
             f"scancel {' '.join(_arrays(others))}, and the same command submits them anew"
         )
 

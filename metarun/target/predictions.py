@@ -52,5 +52,5 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
                 [one.repeat, one.train_images, file, names[truth], names[found], int(truth == found), *shown]
             )
         rows, repeats = rows + len(one.images), repeats + 1
-    files.save_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+    files.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
     return repeats

@@ -210,7 +210,7 @@ def add_prompts(backbone: Backbone, count: int, *, deep: bool) -> nn.Parameter:
         def hook(block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             tokens = inputs[0] if number == 0 else inputs[0][:, :-count]
             return (
-                torch.cat([tokens, prompts[number].expand(len(tokens), -1, -1).to(tokens.dtype)], dim=1),
+                torch.cat([tokens, prompts[number].expand(tokens.shape[0], -1, -1).to(tokens.dtype)], dim=1),
                 *inputs[1:],
             )
 

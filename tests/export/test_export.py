@@ -20,15 +20,17 @@ from torch import Tensor
 from torch.export import Dim
 
 import metarun.export as metarun_export
+from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
-from metarun.core import Algorithm, Batch, Spec
+from metarun.backbones.vit import ViT
+from metarun.core import Algorithm, Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.export import exported, graphs
 from metarun.export.exported import Exported, Input
 from metarun.target.base import Own, TargetMethod
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning
-from metarun.target.prompts import LoRA
+from metarun.target.prompts import LoRA, Prompts
 
 WAYS, SHAPE = 3, (1, 16, 16)
 ALONE = """
@@ -57,11 +59,11 @@ def prepare(x: Tensor) -> Tensor:
     return (x.float() - 100) / 60
 
 
-def learner(name: str, norm: str, **settings: Any) -> Algorithm:
+def learner(name: str, norm: str, backbone: Backbone | None = None, **settings: Any) -> Algorithm:
     """A method on a small network, with weights and averages that are not those of the start."""
     torch.manual_seed(0)
     built: Algorithm = get_class(f"metarun.algos.{name}")(
-        Conv4(SHAPE, channels=8, norm=norm), Spec(SHAPE, "classification", WAYS, None, 2), **settings
+        backbone or Conv4(SHAPE, channels=8, norm=norm), Spec(SHAPE, "classification", WAYS, None, 2), **settings
     )
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -149,6 +151,16 @@ def test_a_classifier_of_a_target_is_exported(way: str, form: str, tmp_path: Pat
     loaded = torch.export.load(io.BytesIO(made.content)).module()
     images = torch.from_numpy(pixels(7, 9))
     torch.testing.assert_close(loaded(images), function(images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["own", "all", "lora", "prompts"])
+def test_a_transformer_is_exported(way: str, tmp_path: Path) -> None:
+    """Its class token, and prompts, are joined to the tokens of any number of images."""
+    network = ViT(SHAPE, patch_size=4, width=16, depth=2, heads=2)
+    on = learner("protonet.ProtoNet", "none", network)
+    cls, settings = {**TARGETS, "prompts": (Prompts, TARGETS["lora"][1])}.get(way, (Own, {}))
+    made, function = exported_classifier(cls(on, **settings))
+    close(made.content, function, tmp_path)
 
 
 def test_a_support_set_that_is_fixed_is_computed_once() -> None:
@@ -285,6 +297,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "onnx" in metarun(*command, "format=onx").err
     assert "use format=onnx" in metarun(*command, f"support={images}", "format=torch", "int8=true").err
     assert "images" in metarun(*command, f"images={images}").err
+    with monkeypatch.context() as patched:
+        patched.setattr(ProtoNet, "couples_queries", True)
+        said = metarun(*command, f"support={images}").err
+        assert "a file cannot keep; ProtoNet is transductive, algo=simpleshot, say, is not" in said
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     outcome = metarun(*command, f"support={images}")
     assert outcome.status == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from shell import done, killed_at_files, make_images, metarun, result
 
 from metarun.config import construct
 from metarun.core import TaskShape
+from metarun.data.image_batches import Labelled
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.image_files import ImageFiles
@@ -30,6 +32,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
+from metarun.target import predictions
 from metarun.target.base import Own
 
 EPISODIC = [
@@ -251,6 +254,26 @@ def test_a_folder_called_like_a_class_labels_its_images_however_they_are_named(t
         assert [row["truth"] for row in rows(folder_of(outputs))] == ["ash"]
         assert said.out.splitlines()[1].strip() == "1 image"
         assert re.search(r"^accuracy \d+\.00% of 1 labelled image, ", said.out, re.M)
+
+
+def test_tables_and_pages_are_utf8_whatever_a_file_is_called(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"ash": 1})
+    (images / "ash" / "0.png").rename(images / "ash" / os.fsdecode(b'caf\xe9, a "b"\n.png'))
+    done("recipe=predict", f"checkpoint={episodic}", f"support={support}", f"images={images}", f"outputs={tmp_path}")
+    (row,) = rows(folder_of(tmp_path))
+    assert row["path"] == f'{images}/ash/caf\\udce9, a "b"\n.png'
+    assert "caf\\udce9" in (folder_of(tmp_path) / "index.html").read_text("utf-8")
+    one = Labelled(
+        np.arange(1),
+        np.zeros(1, int),
+        np.zeros(1, int),
+        ["ash"],
+        lambda rows: rows,
+        identify=lambda rows: [os.fsdecode(b"\xe9")],
+    )
+    predictions.write(tmp_path / "run.csv", [predictions.Predicted(0, 4, one, np.zeros(1, int), np.ones((1, 1)))])
+    assert "0,4,\\udce9,ash,ash,1,1" in (tmp_path / "run.csv").read_text("utf-8")
 
 
 def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, episodic: Path) -> None:

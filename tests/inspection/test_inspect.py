@@ -57,11 +57,21 @@ def test_every_pair_within_the_threshold_shares_a_band() -> None:
     assert all(frozenset((row, row + 200)) in pairs for row in range(200))
 
 
-def test_the_pairs_of_a_crowd_are_bounded() -> None:
+def test_the_pairs_of_a_crowd_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "PAIRS", 10_000)
     alike = np.zeros((500, 2), dtype=np.uint64)
     parts = list(duplicates.candidates(alike))
     assert sum(len(a) for a, _, _ in parts) <= 500 * duplicates.CROWDED * duplicates.BANDS
     assert any(crowded for _, _, crowded in parts)
+
+
+@pytest.mark.parametrize("number", [2, duplicates.CROWDED, duplicates.CROWDED + 1, 300])
+def test_of_a_folder_of_photos_all_pairs_are_compared(number: int) -> None:
+    """Their plain backgrounds are alike, and so are bands of their hashes."""
+    parts = list(duplicates.candidates(np.zeros((number, 2), dtype=np.uint64)))
+    pairs = {frozenset(pair) for a, b, _ in parts for pair in zip(a.tolist(), b.tolist(), strict=True)}
+    assert len(pairs) == number * (number - 1) // 2
+    assert not any(crowded for _, _, crowded in parts)
 
 
 def test_a_thumbnail_is_the_mean_of_parts() -> None:

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 from shell import ROOT, done, make_images, metarun, result
 
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
 from metarun.engine import checkpoint
+from metarun.errors import UserError
+from metarun.runs import building
 from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
@@ -94,6 +97,17 @@ def only_run(outputs: Path) -> Path:
 def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, images: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"data.root={images}", f"recipe.stages={stages}"]
     refused(*words, saying=saying, outputs=tmp_path / "outputs")
+
+
+def test_a_stage_that_is_there_and_cannot_be_imported_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> type:
+        raise ImportError(f"{name} needs something")
+
+    monkeypatch.setattr(building, "get_class", broken)
+    stage = "metarun.stages.MetaTest"
+    config = OmegaConf.create({"recipe": {"stages": [stage]}})
+    with pytest.raises(UserError, match=rf"^recipe.stages: {stage} cannot be imported \({stage} needs something\)$"):
+        building.build_stages(config)
 
 
 def test_transfer_before_training_and_training_without_a_source_are_refused(

@@ -322,6 +322,8 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "train.noise.tasks=0.5"], "train.noise.tasks: is of training tasks, but Baseline trains on batches"),
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),
+        ([*command, "augment=standard", "test.views=3"], "metarun: test.views: this recipe has no meta-test; use recipe=meta, or"),
+        ([*command, "test.unknown_ways=2"], "metarun: test.unknown_ways: this recipe has no meta-test; use recipe=meta, or"),
     ]  # fmt: skip
     for line, said in cases:
         outcome = metarun(*line)

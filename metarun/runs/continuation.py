@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -86,7 +87,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
-        if key in ("experiment", "preset", "algo"):
+        of_the_whole = (
+            not re.search(r"[./]", key) and key not in config
+        )  # a group of whole commands: debug=, approach=, experiment=
+        if of_the_whole or key in ("preset", "algo"):
             raise UserError(f"{key}=: a checkpoint brings its own; override single keys instead")
         target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target

@@ -533,6 +533,20 @@ def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> N
     assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
 
 
+def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_path: Path) -> None:
+    """Test images and repeats are the same; the encoder is a part of the method."""
+    with_target(tmp_path / "target", "maml", 0.4, 0.6)
+    vectors = {"fingerprint": "of vectors", "before_encoding": "f"}
+    with_target(tmp_path / "target", "protonet", 0.5, 0.55, **{"target/data": vectors})
+    assert [len(section.rows) for section in sections(tmp_path / "target")] == [2]
+    for algo, data in (("maml", {}), ("protonet", {"before_encoding": "f", "fingerprint": "of vectors"})):
+        data = {"fingerprint": "f", "classes": {"train": 3}, **data}
+        make_run(
+            tmp_path / "test" / algo, f"algo={algo}", scores=[0.5, 1], choices={"algo": algo}, result={"data": data}
+        )
+    assert [len(section.rows) for section in sections(tmp_path / "test")] == [2]
+
+
 def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:
     bins = [
         {"count": count, "confidence": n / 15 - 0.01, "accuracy": n / 20}

@@ -455,7 +455,22 @@ def _unknown_choice(name: str, choices: list[str]) -> str:
         folders = (CONF / group).glob("*/*.yaml")
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {', '.join(choices)}" if choices else ""
-    return f"{group}={choice}: there is no such choice{nearest(choice, choices) or there_are}"
+    near = _of_a_library(choice) if group == "data" else ""
+    return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
+
+
+def _of_a_library(name: str) -> str:
+    """How a data set that a library has, under this name in other letters, is asked for; an empty string where none has it."""
+    from metarun.data.library_catalog import RELEASES
+
+    plain = re.sub(r"[\W_]", "", name).lower()
+    found = [
+        f"data={library} data.dataset={one}"
+        for library, sets in RELEASES.items()
+        for one in sets
+        if one.lower() == plain
+    ]
+    return f"; {' or '.join(found)} is that of a library" if found else ""
 
 
 def _of_other_choices(key: str) -> str:

@@ -210,6 +210,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=maml,reptile", ["algo=maml,reptile", "-m"]),
     ("algo=[maml,reptile]", ["-m algo=a,b"]),
     ("algo=MAML", ["algo=MAML: there is no such choice; did you mean maml?"]),
+    ("data=cifar10", ["data=cifar10: there is no such choice; data=torchvision data.dataset=CIFAR10 is that of a library"]),
+    ("data=fashion_mnist", ["there is no such choice; data=torchvision data.dataset=FashionMNIST is that of a library"]),
     ("hardware=gpu", ["hardware=gpu: there is no such choice; did you mean cuda?"]),
     ("hardware.device=gpu", ["hardware.device=gpu: is not one of auto, cpu, cuda, mps; did you mean cuda?"]),
     # keys

@@ -174,6 +174,9 @@ class EncodedSource(TableSource):
         return {
             **found,
             "fingerprint": hashlib.sha256(depends.encode()).hexdigest(),
+            "before_encoding": found[
+                "fingerprint"
+            ],  # by which a report compares them with runs on the items themselves
             "input_shape": list(self.input_shape),
             "items": self.source.item,
             "encoder": told,

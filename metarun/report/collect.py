@@ -101,6 +101,11 @@ def as_count(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _items(data: dict[str, Any]) -> str:
+    """The fingerprint of a data set's items, whatever vectors an encoder made of them: that is how, and not on what, a run worked."""
+    return str(data.get("before_encoding", data["fingerprint"]))
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run, as its folder tells it."""
@@ -125,7 +130,7 @@ class Run:
         """What another run must share for its test results to be compared with those of this one."""
         if self.tested == TARGET:
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [self.result[CONTENT]["fingerprint"], self.result.get(TARGET_DIVISION), *draws]
+            content = [_items(self.result[CONTENT]), self.result.get(TARGET_DIVISION), *draws]
             shots, queries = (
                 int(self.result.get(key_of_result(TARGET, f"{part}_images"), 0)) for part in ("train", "test")
             )
@@ -139,7 +144,7 @@ class Run:
         # A data set without classes is one of regression tasks.
         measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
-        content = [data["fingerprint"], data.get("classes"), self.config.get("data.within_group")]
+        content = [_items(data), data.get("classes"), self.config.get("data.within_group")]
         name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,

@@ -245,18 +245,53 @@ def _point(point: tuple[float, float | None]) -> str:
 def show(tables: Sequence[Table]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
     console, whole = Terminal(), not sys.stdout.isatty()
-    for table in tables if whole else map(without_unpublished, tables):
+    for given in tables:
+        table, left_out = (given, []) if whole else narrowed(without_unpublished(given), console.width)
         rich = RichTable(title=Text(table.title), title_justify="left")
         for index, heading in enumerate(table.headings):
-            rich.add_column(Text(heading), justify="right" if index >= table.numbers_from else "left", overflow="fold")
+            setting = index < table.numbers_from  # which is one word, and is read as a whole
+            whole_words = setting and needed(table) <= console.width
+            rich.add_column(Text(heading), justify="left" if setting else "right", overflow="fold", no_wrap=whole_words)
         long = table.ranked and len(table.rows) > LONGEST
         for row, cells in enumerate(table.rows[: LONGEST if long else None]):
             # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
             texts = [re.sub(r" \([^()]*\)$", "", cell).replace(", p ", ",\np ") for cell in cells]
             rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
         console.show(rich, whole=whole)
+        if left_out:
+            print(f"for want of room without {', '.join(left_out)}, which the files below have")
         if long:
             print(f"and {len(table.rows) - LONGEST} more, in the files below")
+
+
+def needed(table: Table) -> int:
+    """The columns of a screen that a table needs at least, its lines broken between words alone."""
+    words = [max(map(len, " ".join(cells).split() or [""])) for cells in zip(table.headings, *table.rows, strict=True)]
+    return sum(words) + 3 * len(words) + 1
+
+
+def narrowed(table: Table, width: int) -> tuple[Table, list[str]]:
+    """A table that fits a screen, and the headings of what was left out.
+
+    Left out are first what says that there is one seed, then settings, from the right, that tell no two rows apart.
+    """
+    left_out: list[str] = []
+    while needed(table) > width and (column := _dispensable(table)) is not None:
+        left_out.append(table.headings[column])
+        table = _without(table, column)
+    return table, left_out
+
+
+def _dispensable(table: Table) -> int | None:
+    cells = list(zip(*table.rows, strict=True))
+    for column, (heading, own) in enumerate(zip(table.headings, cells, strict=True)):
+        if column >= table.numbers_from and {heading, *own} in ({"seeds", "1"}, {"± over seeds", "one seed"}):
+            return column
+    for column in reversed(range(table.numbers_from)):
+        others = [tuple(row[:column] + row[column + 1 : table.numbers_from]) for row in table.rows]
+        if table.numbers_from > 1 and len(set(others)) == len(others):
+            return column
+    return None
 
 
 def without_unpublished(table: Table) -> Table:
@@ -268,7 +303,20 @@ def without_unpublished(table: Table) -> Table:
         or any(cell and not cell.startswith("none") for cell in last)
     ):
         return table
-    return replace(table, headings=table.headings[:-1], rows=[cells[:-1] for cells in table.rows])
+    return _without(table, len(table.headings) - 1)
+
+
+def _without(table: Table, column: int) -> Table:
+    def rest(cells: list[str]) -> list[str]:
+        return cells[:column] + cells[column + 1 :]
+
+    return replace(
+        table,
+        headings=rest(table.headings),
+        rows=[rest(cells) for cells in table.rows],
+        numbers_from=table.numbers_from - (column < table.numbers_from),
+        best={(row, at - (at > column)) for row, at in table.best},
+    )
 
 
 def markdown(table: Table) -> str:

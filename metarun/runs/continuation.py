@@ -99,7 +99,10 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
-        if key in ("experiment", "preset", "algo", "debug"):
+        of_the_whole = (
+            not re.search(r"[./]", key) and key not in config
+        )  # a group of whole commands: debug=, approach=, experiment=
+        if of_the_whole or key in ("preset", "algo"):
             raise UserError(
                 f"{key}=: a checkpoint brings its own; override single keys instead (test.episodes=50, say)"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import io
 import json
 import math
 import os
@@ -533,6 +534,20 @@ def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> N
     assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
 
 
+def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_path: Path) -> None:
+    """Test images and repeats are the same; the encoder is a part of the method."""
+    with_target(tmp_path / "target", "maml", 0.4, 0.6)
+    vectors = {"fingerprint": "of vectors", "before_encoding": "f"}
+    with_target(tmp_path / "target", "protonet", 0.5, 0.55, **{"target/data": vectors})
+    assert [len(section.rows) for section in sections(tmp_path / "target")] == [2]
+    for algo, data in (("maml", {}), ("protonet", {"before_encoding": "f", "fingerprint": "of vectors"})):
+        data = {"fingerprint": "f", "classes": {"train": 3}, **data}
+        make_run(
+            tmp_path / "test" / algo, f"algo={algo}", scores=[0.5, 1], choices={"algo": algo}, result={"data": data}
+        )
+    assert [len(section.rows) for section in sections(tmp_path / "test")] == [2]
+
+
 def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:
     bins = [
         {"count": count, "confidence": n / 15 - 0.01, "accuracy": n / 20}
@@ -609,6 +624,35 @@ def test_transductive_runs_are_marked_where_some_are(tmp_path: Path) -> None:
     make_run(tmp_path / "b", "algo=protonet", scores=[0.5, 1])
     table = tables.section_table(sections(tmp_path)[0])
     assert [cells[table.headings.index("transductive")] for cells in table.rows] == ["yes", "no"]
+
+
+def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    headings = ["data", "approach", "train.max_seconds", "train.validate_episodes", "seeds", "accuracy", "± over seeds"]
+    rows = [
+        ["–", "scratch", "–", "–", "1", "88.89%", "one seed", "70.59%", "the best"],
+        ["glyphs", "linear_probe", "3", "10", "1", "63.89%", "one seed", "35.30%", "−25.00 ± 105.89, p 0.410"],
+        ["glyphs", "pretrained_probe", "3", "10", "1", "87.50%", "one seed", "88.24%", "−1.39 ± 17.65, p 0.500"],
+    ]
+    table = tables.Table("a", [*headings, "± over repeats", "minus the best, over repeats (points)"], rows, 4, {(0, 5)})
+    fitting, left_out = tables.narrowed(table, 80)
+    assert left_out == ["seeds", "± over seeds", "train.validate_episodes", "train.max_seconds"]
+    assert [fitting.rows[row][column] for row, column in fitting.best] == ["88.89%"]
+    assert tables.narrowed(table, 200) == (table, [])
+    assert tables.narrowed(table, 20)[0].headings[0] == "approach"  # what tells rows apart stays, whatever the screen
+    monkeypatch.setattr(tables.sys, "stdout", terminal := io.StringIO())
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    tables.show([table])
+    shown = terminal.getvalue()
+    for word in ("approach", "linear_probe", "pretrained_probe", "accuracy", "87.50%", "−25.00"):
+        assert word in shown
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert max(map(len, plain.splitlines()[:-1])) <= 80
+    assert shown.endswith(
+        "for want of room without seeds, ± over seeds, train.validate_episodes, train.max_seconds, which the files below have\n"
+    )
 
 
 def test_a_narrow_screen_has_no_column_in_which_nothing_was_published() -> None:

@@ -174,6 +174,8 @@ def test_checkpoint_is_for_testing(made: Made, tmp_path: Path) -> None:
         ("protonet", ["experiment=omniglot_maml"], ["experiment=: a checkpoint brings its own"]),
         ("protonet", ["debug=fast"], ["debug=: a checkpoint brings its own", "test.episodes="]),
         ("protonet", ["data.split=lake"], ["data.split: there is no such key; ", "name the data too (data=omniglot, say)"]),
+        ("protonet", ["approach=maml"], [": a checkpoint brings its own; override single keys instead"]),
+        ("protonet", ["+anything=1"], ["anything: there is no such key"]),
         ("protonet", ["backbone.channels=5"], ["of another architecture", "(4, 3, 3, 3) in the file and (5, 3, 3, 3) in this"]),
         ("protonet", ["backbone=mlp"], ["of another architecture", "backbone.layers.0.weight is absent in the file"]),
         ("protonet", ["data=sinusoid"], ["backbone: conv4 needs images"]),

@@ -112,7 +112,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
         label = printable(" ".join(differing or overrides))
         job = Job((*options, *own, *overrides), tuple(raw), folder, label)
         known, other = jobs.setdefault(folder, (job, config))
-        if other != config:
+        if known is not job and other != config:
             raise UserError(f"{label}: changes no number, so that {known.label} is the same run; nothing to sweep")
     return list(jobs.values())
 

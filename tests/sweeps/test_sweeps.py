@@ -315,8 +315,9 @@ def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    process.communicate()  # returns when nobody holds its output any more
+    _, err = process.communicate()  # returns when nobody holds its output any more
     assert list(tmp_path.glob("*/*/last.pt"))
+    assert "Traceback" not in err
 
 
 def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:

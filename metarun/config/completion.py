@@ -50,7 +50,7 @@ def complete(config: DictConfig) -> None:
         for key, value in {**others, **known, **given}.items():  # the settings in the order of the signature
             config[key] = value
             if isinstance(known.get(key), dict):  # whose keys are the user's own
-                OmegaConf.set_struct(config._get_node(key), False)
+                OmegaConf.set_struct(config[key], False)
 
 
 def install(shared: Mapping[str, Mapping[str, Any]]) -> None:

@@ -39,7 +39,6 @@ from metarun.text import shell_path
 
 log = logging.getLogger("metarun")
 
-READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job that is to end may save for half a minute
 
 

@@ -38,6 +38,7 @@ class Job:
     overrides: tuple[str, ...]  # of that the run's own
     folder: Path  # that they lead to
     label: str  # the overrides in which the jobs of the sweep differ
+    choices: tuple[tuple[str, str], ...] = ()  # of groups, by which a recipe and a run are named
 
     @property
     def finished(self) -> bool:

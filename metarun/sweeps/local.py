@@ -137,7 +137,9 @@ def _in_child(
         os.dup2(file, 1)
         os.dup2(file, 2)
     threading.Thread(target=_end_with_the_sweep, args=(pipe,), daemon=True).start()
-    pipe.send(perform(arguments))
+    outcome = perform(arguments)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the sweep was killed, and nobody asks any more
+        pipe.send(outcome)
 
 
 def _end_with_the_sweep(pipe: connection.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -110,9 +111,9 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
         own = [word for word in words if word.lstrip("+~").startswith("hydra")]
         differing = [word for word, hydras in zip(overrides, folded(raw), strict=True) if hydras not in shared]
         label = printable(" ".join(differing or overrides))
-        job = Job((*options, *own, *overrides), tuple(raw), folder, label)
+        job = Job((*options, *own, *overrides), tuple(raw), folder, label, tuple(choices.items()))
         known, other = jobs.setdefault(folder, (job, config))
-        if other != config:
+        if known is not job and other != config:
             raise UserError(f"{label}: changes no number, so that {known.label} is the same run; nothing to sweep")
     return list(jobs.values())
 
@@ -132,10 +133,19 @@ def fixed_word(override: Override) -> str:
 
 
 def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
-    """Raises `JobRefused` for the first job whose config is no good, before any has run."""
+    """Raises `JobRefused` for the first job that its config, its recipe or its checkpoint make impossible, before any has run."""
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
             check(config)
+    if not jobs:
+        return
+    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
+    from metarun.runs.continuation import complete
+
+    for job, config in jobs:
+        with naming(job.label if len(jobs) > 1 else ""):
+            whole = complete(copy.deepcopy(config), canonical(job.overrides, config), dict(job.choices))
+            target_data(whole, build_stages(whole))
 
 
 @contextmanager

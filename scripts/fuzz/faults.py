@@ -39,7 +39,7 @@ from metarun import cli
 from .scenes import IMAGES, SCENES, TARGET, TASK, Scene
 
 # What was measured of the machine, not computed, may differ between two equal runs, as may whether a stage was kept.
-MEASURED = ("second", "memory", "git_commit", "stages", "cached", "record")
+MEASURED = ("second", "memory", "git_commit", "stages", "cached", "record", "ms_an_image")
 # Files of which no number is taken: they have times in them, or are made of the others.
 UNREAD = (".log", ".html", ".png", ".svg", ".lock", ".pdf", ".tex", ".md", ".outcome", ".trial", ".db", ".db-journal")
 LIMIT = 300.0  # seconds after which a command counts as hung
@@ -238,8 +238,21 @@ def same(command: Command, whole: dict[str, Any], after: str) -> Iterator[Bad]:
     ended = command.run()
     if ended.status or "Traceback (most recent" in ended.out + ended.err:
         yield Bad(after, f"the same command ended with {ended.status}\n{ended.err[-1500:]}")
+    elif len(told := [line for line in ended.err.splitlines() if line.startswith("metarun: ")]) > LINES:
+        yield Bad(after, f"{len(told)} lines of message\n{ended.err[-1500:]}")
+    elif left := half_made(command.place):
+        yield Bad(after, f"half made: {', '.join(left[:4])}")
     elif wrong := list(differences(whole, numbers(command.place))):
         yield Bad(after, "other numbers: " + "; ".join(wrong[:4]))
+
+
+def half_made(folder: Path) -> list[str]:
+    """What a command that came to its end must not leave: files that were written aside, and the journal of a database."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.name.endswith((".writing", ".unfinished", "-journal"))
+    )
 
 
 def whole_of(command: Command) -> tuple[dict[str, Any], float]:
@@ -275,6 +288,8 @@ def kills(command: Command, times: int, draw: random.Random) -> tuple[int, list[
             kill(process, everything)
             ended = command.wait(process)
             after.append(f"{delay:.2f} s{' (all)' if everything else ''}")
+            if "Traceback (most recent" in ended.out + ended.err:  # of processes that the kill did not reach
+                bad.append(Bad(after[-1], f"a traceback\n{ended.err[-1500:]}"))
             count += ended.status == -signal.SIGKILL
         bad += same(command, whole, f"kills {time_} after {', '.join(after)}")
     return count, bad
@@ -434,11 +449,13 @@ def main() -> None:
     wrong = 0
     for what in given.what:
         for name in given.scene or CHECKED:
+            many, began = {"kills": given.times, "crashes": given.step, "disk": given.points}[what], time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                command = Command(CHECKED[name], Path(folder, "scene"))
-                many = {"kills": given.times, "crashes": given.step, "disk": given.points}[what]
-                began = time.monotonic()
-                count, bad = HARNESSES[what](command, many, random.Random(given.seed))
+                try:
+                    command = Command(CHECKED[name], Path(folder, "scene"))
+                    count, bad = HARNESSES[what](command, many, random.Random(given.seed))
+                except RuntimeError as error:  # of this scene, and no reason to leave the others out
+                    count, bad = 0, [Bad("nothing", str(error))]
             wrong += len(bad)
             print(f"{what}, {name}: {count} of them, {len(bad)} bad, {time.monotonic() - began:.0f} s", flush=True)
             for one in bad:

@@ -52,14 +52,19 @@ def test_other_numbers_left_over_files_and_failures_are_seen(tmp_path: Path) -> 
     (tmp_path / "result.json").write_text('{"test/acc": 0.5, "seconds": 9, "train/seconds": 8}')
     assert wrong(Stub(tmp_path, fine), whole) == []
     assert "ended with 2" in wrong(Stub(tmp_path, faults.Ended(2, "", "metarun: no")), whole)[0]
+    assert "4 lines of message" in wrong(Stub(tmp_path, faults.Ended(0, "", "metarun: no\n" * 4)), whole)[0]
+    for name in ("best.pt.writing", "table.unfinished", "search.db-journal"):
+        (tmp_path / name).touch()
+        assert wrong(Stub(tmp_path, fine), whole) == [f"half made: {name}"]
+        (tmp_path / name).unlink()
     assert "ended with 0" in wrong(Stub(tmp_path, faults.Ended(0, "", "Traceback (most recent call last)")), whole)[0]
     (tmp_path / "result.json").write_text('{"test/acc": 0.25}')
     torch.save({"model": {"a": torch.tensor([1.0, 2.0])}}, tmp_path / "best.pt")
-    (tmp_path / ".best.pt.writing").write_text("half")
+    (tmp_path / ".best.pt.left").write_text("half")
     (told,) = wrong(Stub(tmp_path, fine), whole)
     assert "/result.json/test/acc: 0.5 became 0.25" in told
     assert "/best.pt/model/a: " in told
-    assert "/.best.pt.writing: is left over" in told
+    assert "/.best.pt.left: is left over" in told
     (tmp_path / "metrics.jsonl").unlink()
     assert any("/metrics.jsonl: is lacking" in line for line in faults.differences(whole, faults.numbers(tmp_path)))
 

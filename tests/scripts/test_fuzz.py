@@ -26,6 +26,7 @@ from scripts import fuzz
         (["task.queries=" + str(2**63)], "task.queries=9223372036854775808: "),
         (["train.tasks_per_step=1e400"], "train.tasks_per_step"),
         (["train.max_seconds=nan"], "train.max_seconds=nan: "),
+        (["-m", "train.max_seconds=1,nan"], "train.max_seconds=nan: must"),
         (["algo.inner_lr=inf"], "algo.inner_lr=inf: "),
         (["hardware.threads=100000"], "hardware.threads=100000: "),
         (["recipe.stages=cpu"], "recipe.stages"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
+from shell import SINUSOID, environment, lines, metarun, one_line, result, run_folder, start
 
 from metarun.runs.folder import choose_folder
 from metarun.sweeps import local
@@ -285,6 +286,37 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_
     assert sum(sittings(made[name]) for name in finished) <= len(finished) + 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["recipe=meta,transfer"],
+            "recipe: its stage Transfer needs a target; add target=pneumoniamnist, say (in the job recipe=tr",
+        ),
+        (
+            ["target=null,digits"],
+            "target: this recipe has no use for one; add recipe=transfer, say (in the job target=digits)",
+        ),
+        (["checkpoint=null,nowhere"], "nowhere: is for testing a finished run; add recipe=test"),
+        (
+            ["recipe=test", "checkpoint={run},nowhere"],
+            "checkpoint=nowhere: there is no such run folder or file (in the job ch",
+        ),
+        (["images=null,nowhere"], "this recipe has no use for it"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_the_last_job_cannot_be_is_told_before_the_first_runs(words: list[str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    words = [word.format(run=tmp_path / "run") for word in words]
+    if any(word.startswith("checkpoint=/") for word in words):
+        assert metarun(*SINUSOID, f"outputs={tmp_path / 'made'}").status == 0
+        shutil.copytree(run_folder(tmp_path / "made"), tmp_path / "run", dirs_exist_ok=True)
+    done = metarun("-m", *([] if words[0] == "recipe=test" else SINUSOID), *words, f"outputs={tmp_path / 'out'}")
+    one_line(done, told)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_interrupted_sweep_saves_its_jobs_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     words = [
@@ -315,8 +347,9 @@ def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    process.communicate()  # returns when nobody holds its output any more
+    _, err = process.communicate()  # returns when nobody holds its output any more
     assert list(tmp_path.glob("*/*/last.pt"))
+    assert "Traceback" not in err
 
 
 def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:

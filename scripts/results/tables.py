@@ -328,7 +328,11 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
 
 
 def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
-    """Accuracy for each number of training images, the best of each column in bold, beside the commonest class."""
+    """Accuracy for each number of training items, beside the commonest class.
+
+    The best of each column is in bold, unless the rows are of different targets (`best: false`); `items` are called images where
+    nothing else is said.
+    """
     rows = {row: stored(row, data) for row in table.rows}
     rows = {row: runs for row, runs in rows.items() if runs}
     if not rows:
@@ -336,26 +340,29 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     first = next(iter(rows.values()))[0].result
     sizes = [point["train_images"] for point in first[TARGET_CURVE]]
     means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
-    best = [max(column) for column in zip(*means.values(), strict=True)]
+    compared = table.options.get("best", True)
+    best = [max(column) if compared else None for column in zip(*means.values(), strict=True)]
+    items = table.options.get("items", "images")
     majority, classes = first[TARGET_CHANCE], len(first[TARGET_CLASSES])
-    last = f"{sizes[-1]} images: "
-    columns = ["Approach", "Trained on the source", *(f"{size} images" for size in sizes)]
+    last = f"{sizes[-1]} {items}: "
+    columns = ["Approach", "Trained on the source", *(f"{size} {items}" for size in sizes)]
     scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
     if all("auroc" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
         scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
     elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
         scores["macro_f1"] = (f"{last}macro F1", "")
-    columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch", "Made at"]
+    scratch = [runs for row, runs in rows.items() if row.name == "scratch"]
+    columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch" for _ in scratch] + ["Made at"]
     of_majority = [value for _, value in scores.values()]
-    lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, "", ""]]
-    scratch = next((runs for row, runs in rows.items() if row.name == "scratch"), [])
+    lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, *["" for _ in scratch], ""]]
     for row, runs in rows.items():
         cells = []
         for place, mean in enumerate(means[row]):
             cell = over_draws(runs, place, "acc")
             cells.append(f"**{cell}**" if mean == best[place] else cell)
         cells += [over_draws(runs, len(sizes) - 1, name) for name in scores]
-        lines.append([row.label, source_training(runs), *cells, against(runs, scratch), mark_of_all(runs, mark)])
+        differences = [against(runs, other) for other in scratch]
+        lines.append([row.label, source_training(runs), *cells, *differences, mark_of_all(runs, mark)])
     return markdown(columns, lines)
 
 

@@ -118,6 +118,7 @@ def test_the_fingerprint_changes_with_all_that_vectors_depend_on() -> None:
     ]
     prints = {one.describe()["fingerprint"] for one in [*variants, source]}
     assert len(prints) == len(variants) + 1
+    assert {one.describe()["before_encoding"] for one in variants} == {source.describe()["fingerprint"]}
     same = EncodedSource(source, Squares(), encoding(batch_size=3)).describe()
     assert same == variants[0].describe()
 

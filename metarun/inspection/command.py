@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config import Node, check, construct, nodes_of, task_of
-from metarun.config.overrides import make_literal
+from metarun.config.overrides import key_of, make_literal
 from metarun.config.shorthand import TASK
 from metarun.core import TaskShape
 from metarun.data.source import Split
@@ -49,9 +49,10 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         def progress(what: str, total: int) -> Callable[[int], None]:
             return stack.enter_context(progress_bar(what, total)) if total else lambda done: None
 
-        for name, node, asked in _nodes(config, choices):
+        source = _source_is_meant(config, overrides)
+        for name, node, asked in _nodes(config, choices, source):
             found.append(facts.inspect(name, node, tasks if asked else {}, progress))
-    time = _time(config, found)
+    time = _time(config, found) if source else {"problem": "no data= is named beside the target"}
     folder = Path(config.outputs) / "inspect" / _folder_name(config, choices)
     create(folder)
     told = {"data_sets": [{key: value for key, value in one.items() if key != "source"} for one in found], "time": time}
@@ -66,10 +67,16 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     return {**told, "folder": str(folder)}
 
 
-def _nodes(config: DictConfig, choices: dict[str, str]) -> list[tuple[str, Node, bool]]:
+def _source_is_meant(config: DictConfig, overrides: list[str]) -> bool:
+    """Whether the usual data set is meant too: not where a target alone is named."""
+    named = {re.split(r"[.@]", key_of(word))[0] for word in overrides}
+    return not config.target.data or not named.isdisjoint(("data", "experiment"))
+
+
+def _nodes(config: DictConfig, choices: dict[str, str], source: bool) -> list[tuple[str, Node, bool]]:
     """The data sets that the config names: what each is called, its node, and whether the config's tasks are drawn from it."""
     found: list[tuple[str, Node, bool]] = []
-    if config.data:
+    if source:
         sets = config.data.get("sets")
         inside = nodes_of(sets, "data.sets") if sets else {choices.get("data", "data"): Node(config.data, "data")}
         found += [(name, node, True) for name, node in inside.items()]

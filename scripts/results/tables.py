@@ -352,7 +352,9 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
         scores["macro_f1"] = (f"{last}macro F1", "")
     scratch = [runs for row, runs in rows.items() if row.name == "scratch"]
-    columns += [title for title, _ in scores.values()] + [f"{last}difference from scratch" for _ in scratch] + ["Made at"]
+    columns += (
+        [title for title, _ in scores.values()] + [f"{last}difference from scratch" for _ in scratch] + ["Made at"]
+    )
     of_majority = [value for _, value in scores.values()]
     lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, *["" for _ in scratch], ""]]
     for row, runs in rows.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
 from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.sweeps.jobs import Job, Outcome, options_of
+from metarun.sweeps.jobs import Job, Outcome, check_stages, options_of
 from metarun.text import duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
@@ -137,15 +136,9 @@ def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
             check(config)
-    if not jobs:
-        return
-    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
-    from metarun.runs.continuation import complete
-
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
-            whole = complete(copy.deepcopy(config), canonical(job.overrides, config), dict(job.choices))
-            target_data(whole, build_stages(whole))
+            check_stages(job, config)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -69,6 +71,24 @@ def _run(config: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
+
+
+def check_stages(config: DictConfig, words: Sequence[str], choices: dict[str, str]) -> None:
+    """Checks what a run's recipe, checkpoint and target allow, without its data.
+
+    Args:
+        config: The run's, whose settings are checked; it stays as it is.
+        words: The overrides, as Hydra was given them.
+        choices: Of groups.
+
+    Raises:
+        UserError: The run cannot be carried out.
+    """
+    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
+    from metarun.runs.continuation import complete
+
+    whole = complete(copy.deepcopy(config), canonical(words, config), choices)
+    target_data(whole, build_stages(whole))
 
 
 def _carries_out(path: str) -> Any:

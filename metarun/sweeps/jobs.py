@@ -102,6 +102,13 @@ def perform(arguments: Sequence[str]) -> Outcome:
     return outcome
 
 
+def check_stages(job: Job, config: Any) -> None:
+    """Raises `UserError` where the stages of a job cannot do with its checkpoint and its target; `config` is the job's, checked."""
+    from metarun import cli
+
+    cli.check_stages(config, job.overrides, dict(job.choices))
+
+
 def how_it_ended(exitcode: int | None) -> Outcome:
     """Of a process that ended without saying how: its exit code, negative for a signal."""
     if exitcode is not None and exitcode < 0:

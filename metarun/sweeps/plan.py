@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,11 +23,15 @@ from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
 from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.sweeps.jobs import Job, Outcome, options_of
+from metarun.sweeps.jobs import Job, Outcome, check_stages, options_of
 from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 DECIDING = ("approach", "recipe", "recipe.source", "experiment")  # on whether a source is used
+# What the stages of a recipe look at before there are data; to ask them takes torch, which no other sweep needs in this process.
+OF_STAGES = frozenset(
+    ("approach", "checkpoint", "experiment", "images", "recipe", "support", "target", "test", "transfer")
+)
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 
@@ -137,15 +140,10 @@ def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
             check(config)
-    if not jobs:
-        return
-    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
-    from metarun.runs.continuation import complete
-
     for job, config in jobs:
-        with naming(job.label if len(jobs) > 1 else ""):
-            whole = complete(copy.deepcopy(config), canonical(job.overrides, config), dict(job.choices))
-            target_data(whole, build_stages(whole))
+        if not OF_STAGES.isdisjoint(key_of(word).partition(".")[0] for word in job.overrides):
+            with naming(job.label if len(jobs) > 1 else ""):
+                check_stages(job, config)
 
 
 @contextmanager

@@ -141,9 +141,8 @@ def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
         with naming(job.label if len(jobs) > 1 else ""):
             check(config)
     for job, config in jobs:
-        if not OF_STAGES.isdisjoint(key_of(word).partition(".")[0] for word in job.overrides):
-            with naming(job.label if len(jobs) > 1 else ""):
-                check_stages(job, config)
+        with naming(job.label if len(jobs) > 1 else ""):
+            check_stages(job, config)
 
 
 @contextmanager

@@ -512,7 +512,9 @@ def _unknown_key(key: str, parent: Any) -> str:
     if old := renamed_key(key):
         return old
     if key.startswith("usual.schedule."):  # as it is seen from `train.schedule`, where no schedule was chosen
-        return f"{key.replace('usual', 'train', 1)}: there is no such key; choose a schedule that has it: schedule=cosine, say"
+        typed = key.replace("usual", "train", 1)
+        hint = _of_other_choices(typed) or "; choose a schedule that has it: schedule=cosine, say"
+        return f"{typed}: there is no such key{hint}"
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in schema.flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
+if hasattr(
+    signal, "SIGHUP"
+):  # what `nohup pytest` has it ignore, runs would go on ignoring, and tests could not see them heed it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
 
 

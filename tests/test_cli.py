@@ -231,7 +231,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("train.optimizer.learning_rate=1", ["train.optimizer.learning_rate: " + unknown_key("train.optimizer.lr?")]),
     ("inner_lr=0.1", ["inner_lr: " + unknown_key("algo.inner_lr?")]),
     ("algo.inner_lr=0.1", ["algo.inner_lr: there is no such key; it is a key of algo=anil, ", " more (metarun help algo.inner_lr)"]),
-    ("train.schedule.final=0.1", ["train.schedule.final: there is no such key; it is a key of schedule=cosine, "]),
+    ("train.schedule.T_max=3", ["train.schedule.T_max: there is no such key; it is a key of ", "schedule=cosine"]),
     ("train.lr=1", ["train.lr: " + unknown_key("train.optimizer.lr?")]),
     ("algo=maml algo.inner_stepz=2", ["algo.inner_stepz: " + unknown_key("algo.inner_steps")]),
     ("algo=maml +algo.inner_stepz=2", ["algo.inner_stepz: MAML has no such setting; did you mean algo.inner_steps"]),

@@ -8,17 +8,21 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from metarun.report import run as report
+from metarun.report.statistics import over_seeds
 from metarun.report.target import learning_curve
-from metarun.runs.result import COMMAND, TARGET_CHANCE, TARGET_CURVE
+from metarun.runs.result import ACCURACY, COMMAND, TARGET_CHANCE, TARGET_CURVE, TARGET_VALUES, half_of
 
 from .rows import DATA, Table
+from .tables import Made, stored
 
 RESULT = DATA / "main" / "glyphs_protonet.json"
 PICTURE = Path(__file__).parents[1] / "assets" / "demo.svg"
@@ -47,10 +51,21 @@ def draw() -> None:
 
 
 def draw_curves(table: Table, data: Path = DATA) -> None:
-    """Writes the learning curves of a table of approaches, each of its first seed, beside the results that they are of."""
-    found = [(row.label, row.runs[0].stored(data)) for row in table.rows]
-    results = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in found if path.is_file()}
-    if results:
-        curves = {label: result[TARGET_CURVE] for label, result in results.items()}
-        chance = next(iter(results.values()))[TARGET_CHANCE]
+    """Writes the learning curves of a table of approaches, as the table has them: means over the seeds, intervals over the draws."""
+    found = {row.label: runs for row in table.rows if (runs := stored(row, data))}
+    if found:
+        curves = {label: curve_of(runs) for label, runs in found.items()}
+        chance = next(iter(found.values()))[0].result[TARGET_CHANCE]
         (data / table.name / "learning_curve.png").write_bytes(learning_curve(curves, chance=chance))
+
+
+def curve_of(runs: list[Made]) -> list[dict[str, Any]]:
+    """The learning curve of a row: that of its run, or the means over its runs, whose intervals are over the draws."""
+    first = runs[0].result[TARGET_CURVE]
+    if len(runs) == 1 or not all(TARGET_VALUES in made.result for made in runs):
+        return list(first)
+    draws = np.mean([made.result[TARGET_VALUES] for made in runs], axis=0)  # [sizes, draws]
+    return [
+        point | {ACCURACY: float(values.mean()), half_of(ACCURACY): over_seeds(list(values))}
+        for point, values in zip(first, draws, strict=True)
+    ]

@@ -16,7 +16,7 @@ from metarun.report.published import find
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 from results import __main__ as command  # noqa: E402
-from results import rows, store, tables  # noqa: E402
+from results import picture, rows, store, tables  # noqa: E402
 from results.changed import Checkout, meaning  # noqa: E402
 
 FILES = {
@@ -269,6 +269,19 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
     (tmp_path / "t" / "scratch.seed1.json").write_text(json.dumps(made))
     assert "AUROC" not in tables.approaches(table, tables.marks(None), tmp_path)
     assert "train: 10, 11 steps, 2 seeds" in text
+
+
+def test_a_row_s_curve_is_the_mean_over_its_seeds() -> None:
+    """With the interval over the draws, the seeds averaged first; a row of one run keeps its own."""
+    run = rows.row("t", "r", "metarun", ()).runs[0]
+    point = {"train_images": 9, "acc": 0.4, "acc_ci95": 0.3}
+    of_seeds = [
+        tables.Made(run, {"target/curve": [point], "target/values": [values]}) for values in ([0.5, 0.7], [0.9, 0.9])
+    ]
+    (found,) = picture.curve_of(of_seeds)
+    assert (found["train_images"], found["acc"]) == (9, pytest.approx(0.75))
+    assert found["acc_ci95"] == pytest.approx(12.706 * 0.05, rel=1e-3)  # Student's t of two draws, 0.7 and 0.8
+    assert picture.curve_of(of_seeds[:1]) == [point]
 
 
 def test_each_data_set_has_a_column_and_other_ways_are_said(tmp_path: Path) -> None:

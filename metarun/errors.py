@@ -84,9 +84,7 @@ def nearest(word: str, known: Iterable[str], above: str = "") -> str:
         same.sort(key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), reverse=True)
     found = found or same[:3]
     found = found or [small[name] for name in difflib.get_close_matches(word.lower(), small, n=3, cutoff=0.6)]
-    if (
-        "." not in word
-    ):  # a misspelling of what stands after the last dot, with which somebody who types it alone means a whole key
+    if "." not in word:  # a misspelling of the end of a key, with which somebody who types it alone means the whole
         ends = difflib.get_close_matches(tail, {name.rsplit(".", 1)[-1] for name in small} - {*small}, n=1, cutoff=0.75)
         found = found or sorted((small[name] for name in small if name.rsplit(".", 1)[-1] in ends), key=len)[:3]
     whole = [f"{above}.{name}" if above else name for name in found]

@@ -285,13 +285,19 @@ def test_other_errors_of_threads_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_
     assert [type(ended.exc_value) for ended in told] == [ZeroDivisionError]
 
 
-def test_how_long_training_takes_is_told_after_ten_steps(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> SimpleNamespace:
+    """The time that a training's log goes by, `now`; what it tells is captured."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(logger_module.log, "propagate", True)
     caplog.set_level("INFO", "metarun")
+    return clock
+
+
+def test_how_long_training_takes_is_told_after_ten_steps(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
 
     def take(steps: int, total: int, seconds: float | None = None, settings: str = "train") -> str:
@@ -340,12 +346,8 @@ def test_a_bar_of_slow_steps_tells_the_time_left(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_line_of_training_fits_into_80_columns(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(logger_module.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(logger_module.log, "propagate", True)
-    caplog.set_level("INFO", "metarun")
     logger = RunLogger(tmp_path)
     numbers = {"loss": 0.39251, "acc": 0.87532, "learning_rate": 0.001, "tasks_per_second": 0.79441}
     with logger.progress("training", 60_000):

@@ -174,9 +174,8 @@ class EncodedSource(TableSource):
         return {
             **found,
             "fingerprint": hashlib.sha256(depends.encode()).hexdigest(),
-            "before_encoding": found[
-                "fingerprint"
-            ],  # by which a report compares them with runs on the items themselves
+            # By which a report compares them with runs on the items themselves.
+            "before_encoding": found["fingerprint"],
             "input_shape": list(self.input_shape),
             "items": self.source.item,
             "encoder": told,

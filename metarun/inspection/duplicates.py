@@ -15,9 +15,8 @@ BITS = 6  # of the 128 that hashes of near duplicates may differ in
 LEVELS = 8.0  # of 255 that thumbnails of near duplicates may differ by in the mean
 BANDS = 8  # of 16 bits: two hashes that differ in fewer bits than there are bands agree in one of them
 CROWDED = 64  # images with one band in common that are all compared; of more each is compared with the next ones
-PAIRS = (
-    2**21
-)  # of a band that are compared at least: of some thousand images all, as many photos have a plain background
+# Pairs of a band that are compared at least: of some thousand images all, as many photos have a plain background.
+PAIRS = 2**21
 SHOWN = 24  # pairs that are kept as examples
 
 ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.int64)

@@ -26,8 +26,12 @@ class Checkout:
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
+        # A table has hundreds of results of few commits, and these share most of their blobs.
         self._differences = functools.cache(self._read_differences)
         self._imports = functools.cache(self._read_imports)
+        self._modules = functools.cache(self._read_modules)
+        self._bases = functools.cache(self._read_bases)
+        self._meaning = functools.cache(self._read_meaning)
 
     def git(self, *words: str) -> str:
         """Output of a git command; raises `subprocess.CalledProcessError` where it fails."""
@@ -60,14 +64,12 @@ class Checkout:
             differences = self._differences(commit)
         except subprocess.CalledProcessError:
             return [f"commit {commit[:9]}, which this clone does not have"]
-        return [path for path in self.files(choices) if path in differences and self._differs(commit, path)]
+        return [path for path in self.files(choices) if path in differences and self._differs(*differences[path])]
 
     def files(self, choices: Mapping[str, Any]) -> list[str]:
         """Configs of a run's choices, and modules that these name, with all that they import."""
         configs = set(self._configs(choices))
-        modules = {
-            module for path in configs for module in re.findall(r"\bmetarun(?:\.\w+)+", self._now(path) or "") if module
-        }
+        modules = {module for path in configs for module in self._modules(path)}
         found: set[str] = set()
         open_ = {path for module in modules for path in self._located(module)}
         while open_:
@@ -84,14 +86,18 @@ class Checkout:
         seen: set[str] = set()
         while waiting:
             name = waiting.pop().lstrip("/")
-            text = self._now(f"conf/{name}.yaml")
-            if name in seen or text is None:
+            path = f"conf/{name}.yaml"
+            if name in seen or not (self.root / path).is_file():
                 continue
             seen.add(name)
-            yield f"conf/{name}.yaml"
-            for entry in (yaml.safe_load(text) or {}).get("defaults", []):
-                if isinstance(entry, str):
-                    waiting.append(entry if entry.startswith("/") else str(Path(name).parent / entry))
+            yield path
+            waiting += self._bases(path)
+
+    def _read_bases(self, path: str) -> list[str]:
+        """The configs that a config is built on."""
+        entries = (yaml.safe_load(self._now(path) or "") or {}).get("defaults", [])
+        folder = Path(path).relative_to("conf").parent
+        return [entry if entry.startswith("/") else str(folder / entry) for entry in entries if isinstance(entry, str)]
 
     def _now(self, path: str) -> str | None:
         file = self.root / path
@@ -123,26 +129,32 @@ class Checkout:
                 names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         return [file for name in names if name.startswith("metarun.") for file in self._located(name)]
 
-    def _read_differences(self, commit: str) -> dict[str, str]:
-        """Files of the code that differ between a commit and HEAD: name now -> name then, empty for a new file."""
-        lines = self.git("diff", "--name-status", "-M", commit, "HEAD", "--", "metarun", "conf").splitlines()
+    def _read_modules(self, path: str) -> list[str]:
+        """Modules that a config names."""
+        return re.findall(r"\bmetarun(?:\.\w+)+", self._now(path) or "")
+
+    def _read_differences(self, commit: str) -> dict[str, tuple[str, str, str]]:
+        """Files of the code that differ between a commit and HEAD: name now -> suffix, blob then, blob now."""
+        lines = self.git("diff", "--raw", "--no-abbrev", "-M", commit, "HEAD", "--", "metarun", "conf").splitlines()
         found = {}
         for line in lines:
-            status, *names = line.split("\t")
-            found[names[-1]] = "" if status == "A" else names[0]
+            facts, *names = line.split("\t")
+            then, now = facts.split()[2:4]
+            found[names[-1]] = (Path(names[-1]).suffix, then, now)
         return found
 
-    def _differs(self, commit: str, path: str) -> bool:
-        then = self._differences(commit)[path]
-        if not then:
+    def _differs(self, suffix: str, then: str, now: str) -> bool:
+        if not int(then, 16) or not int(now, 16):  # a file that was added, or is gone
             return True
-        before, now = (meaning(path, self.git("show", name)) for name in (f"{commit}:{then}", f"HEAD:{path}"))
-        return bool(before != now)
+        return bool(self._meaning(suffix, then) != self._meaning(suffix, now))
+
+    def _read_meaning(self, suffix: str, blob: str) -> Any:
+        return meaning(suffix, self.git("cat-file", "blob", blob))
 
 
-def meaning(path: str, text: str) -> Any:
-    """What a file says to the machine: its syntax without comments and docstrings, or its YAML values."""
-    if path.endswith(".yaml"):
+def meaning(suffix: str, text: str) -> Any:
+    """What a file of a suffix says to the machine: its syntax without comments and docstrings, or its YAML values."""
+    if suffix == ".yaml":
         return yaml.safe_load(text)
     tree = ast.parse(text)
     for node in ast.walk(tree):

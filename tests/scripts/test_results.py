@@ -138,9 +138,9 @@ def test_code_is_named_alike_while_only_texts_change(clone: tuple[Path, str]) ->
 
 
 def test_a_docstring_is_no_meaning_but_its_function_is() -> None:
-    assert meaning("a.py", '"""A."""\nx = 1\n') == meaning("a.py", "x = 1  # one\n")
-    assert meaning("a.py", "x = 1\n") != meaning("a.py", "x = 2\n")
-    assert meaning("a.yaml", "a: 1  # one\n") == meaning("a.yaml", "a: 1\n")
+    assert meaning(".py", '"""A."""\nx = 1\n') == meaning(".py", "x = 1  # one\n")
+    assert meaning(".py", "x = 1\n") != meaning(".py", "x = 2\n")
+    assert meaning(".yaml", "a: 1  # one\n") == meaning(".yaml", "a: 1\n")
 
 
 def result(words: str, **more: Any) -> dict[str, Any]:

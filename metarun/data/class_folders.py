@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import labelled_files, may_be_image, part_of, tables_in, visible
+from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
 
@@ -31,18 +31,19 @@ def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
             yield f"{entry.part}/{entry.name}/{path.name}", path
 
 
-def by_labels(root: Path, tables: list[str]) -> list[ClassFiles]:
+def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> list[ClassFiles]:
     """The classes that tables of labels make of the images below a folder, by part and name.
 
     Args:
         root: The folder with the images.
         tables: The tables, see `labelled_files`.
+        columns: The columns that settings named; None where there are no such settings.
 
     Raises:
         UserError: A table cannot be read or does not fit the images, or a class would be in two parts and not in all.
     """
     found: dict[tuple[str, str], list[Path]] = {}
-    for label, part, path in labelled_files(root, tables):
+    for label, part, path in labelled_files(root, tables, columns):
         found.setdefault((part, label), []).append(path)
     order = ["", *SPLITS]
     return _sound(

@@ -18,6 +18,7 @@ from metarun.data.decoding import SIXTEEN_BITS, THREADS, Decoded, Range, all_gre
 from metarun.data.decoding import value_range as values_of
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
+from metarun.data.label_files import Columns
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide_or_keep
 from metarun.data.table import ClassImages, cached, listing
@@ -29,10 +30,11 @@ log = logging.getLogger("metarun")
 class Folder(ImageSource):
     """Images in one folder per class, or with a table of labels, `[channels, image_size, image_size]`.
 
-    `root` holds the class folders, or sub-folders `train`, `test` and perhaps `val` that hold them. With `labels` it
-    holds the images at any depth, and this table (CSV or TSV, in `root`) says with a column `file` and a column `label`
-    which is of which class, and with a column `split`, if there is one, in which part; `labels` may also be a list of
-    tables called train, val and test. The classes are divided among the splits by, in this order:
+    `root` holds the class folders, or sub-folders `train`, `test` and perhaps `val` that hold them. With `labels` it holds
+    the images at any depth, and this table (CSV or TSV, in `root`) says with a column `file` and a column `label` which is of
+    which class, and with a column `split`, if there is one, in which part. `file_column` and `label_column` name other columns;
+    a column of 0 and 1 for each class is a label too. `labels` may also be a list of tables called train, val and test. The
+    classes are divided among the splits by, in this order:
     - these parts. Where each holds the same classes they divide the images instead, as for a target, and what
       follows divides the classes;
     - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);
@@ -58,6 +60,8 @@ class Folder(ImageSource):
     Args:
         root: The folder of class folders, or of train, val (optional) and test folders that hold them.
         labels: A table of file and label in the root, or a list of them called train, val and test; null: class folders.
+        file_column: The column of the tables that names the image; null looks for file, image, image_id, path and the like.
+        label_column: The column that names the class; null looks for label, class and the like, or a column of 0 and 1 a class.
         image_size: The side of an image in pixels.
         channels: The channels of an image; null is 1 if all images are grey, 3 otherwise.
         value_range: The values [low, high] that become black and white; auto: those of the training images; null: of the depth.
@@ -76,6 +80,8 @@ class Folder(ImageSource):
         *,
         root: FilePath,
         labels: str | list[str] | None = None,
+        file_column: str | None = None,
+        label_column: str | None = None,
         image_size: PositiveInt = 84,
         channels: Literal[1, 3] | None = None,
         value_range: list[float] | str | None = None,
@@ -92,7 +98,10 @@ class Folder(ImageSource):
         values = check_range(value_range)
         folder = Path(root).expanduser().absolute()
         tables = [labels] if isinstance(labels, str) else labels
-        classes = by_labels(folder, tables) if tables else by_folders(folder)
+        for name, column in {"file_column": file_column, "label_column": label_column}.items():
+            if column and not tables:
+                raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
+        classes = by_labels(folder, tables, Columns(file_column, label_column)) if tables else by_folders(folder)
         names = list(dict.fromkeys(entry.name for entry in classes))
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)

@@ -35,6 +35,13 @@ def may_be_image(name: str) -> bool:
     return Path(name).suffix.lower() not in NO_IMAGES
 
 
+class Columns(NamedTuple):
+    """The columns of a table that a setting names; None is looked for by its usual names, or is the only one left."""
+
+    file: str | None = None
+    label: str | None = None
+
+
 class LabelledFile(NamedTuple):
     """One row of a table of labels."""
 
@@ -62,12 +69,15 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in LITTER
 
 
-def labelled_files(root: Path, tables: list[str], key: str = "data.labels") -> list[LabelledFile]:
+def labelled_files(
+    root: Path, tables: list[str], columns: Columns | None = None, key: str = "data.labels"
+) -> list[LabelledFile]:
     """Reads which image is of which class.
 
     Args:
         root: The folder with the images, at any depth.
         tables: Tables of file and label, in the root or anywhere. Several are the parts that their names say.
+        columns: See `rows_of`.
         key: What errors are about.
 
     Returns:
@@ -84,7 +94,7 @@ def labelled_files(root: Path, tables: list[str], key: str = "data.labels") -> l
         part = part_of(path.stem) if len(tables) > 1 else ""
         if len(tables) > 1 and not part:
             raise UserError(f"{key}: of several tables each must be called train, val or test, and {path.name} is not")
-        for number, (file, label, own) in rows_of(path, key):
+        for number, (file, label, own) in rows_of(path, key, columns):
             where = f"{key}: {path}, line {number}"
             image = images.find(file, path, where)
             if image in homes:
@@ -158,59 +168,130 @@ def _find(root: Path, table: str, key: str) -> Path:
     )
 
 
-def rows_of(path: Path, key: str) -> list[tuple[int, tuple[str, str, str]]]:
+def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[int, tuple[str, str, str]]]:
     """Reads a table of labels.
+
+    A table may also have a column of zeros and ones for each class, as competitions publish them; the column with the one is then
+    the label.
 
     Args:
         path: The table.
         key: What errors are about.
+        columns: The columns that settings named; None where the caller has no such settings.
 
     Returns:
         The number of each line, and its file, label and part; the part is empty where no column names it.
 
     Raises:
-        UserError: The table cannot be read.
+        UserError: The table cannot be read, its columns cannot be told apart, or a row does not fit them.
     """
+    (_, names), *lines = _lines(path, key)
+    if not lines:
+        raise UserError(f"{key}: {path} has no rows")
+    table = _Header(names, path, key, columns)
+    part = next((number for number, name in enumerate(table.lower) if name in PART_COLUMNS), None)
+    file, label = table.file_and_label(part)
+    kinds = [number for number in range(len(names)) if number not in (file, part)] if label is None else []
+    if label is None and not _marks_classes(lines, kinds):
+        raise table.unclear("label", LABEL_COLUMNS)
+    rows: list[tuple[int, tuple[str, str, str]]] = []
+    for line, row in lines:
+        where = f"{key}: {path}, line {line}"
+        found = [names[number] for number in kinds if float(row[number])] if label is None else [row[label]]
+        if len(found) > 1:
+            raise UserError(f"{where}: is of several classes ({', '.join(found[:3])}); an image must be of one")
+        if not row[file] or not any(found):
+            raise UserError(f"{where}: has no {'label' if row[file] else 'file'}")
+        rows.append((line, (row[file], found[0], "" if part is None else row[part])))
+    return rows
+
+
+def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
+    """The number and the cells of each line that is not empty, all of equal length; the first is the header."""
     text = text_of(path, key)
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    rows: list[tuple[int, tuple[str, str, str]]] = []
-    header: list[str] = []
+    lines: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
             row = [cell.strip() for cell in cells]
             if not any(row):
                 continue
-            if not header:
-                header = [name.lower() for name in row]
-                file, label = (_column(header, row, names, path, key) for names in (FILE_COLUMNS, LABEL_COLUMNS))
-                part = next((header.index(name) for name in PART_COLUMNS if name in header), None)
-                continue
-            where = f"{key}: {path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise UserError(f"{where}: has {len(row)} columns, the first line {len(header)}")
-            if not row[file] or not row[label]:
-                raise UserError(f"{where}: has no {'label' if row[file] else 'file'}")
-            rows.append((reader.line_num, (row[file], row[label], "" if part is None else row[part])))
+            if lines and len(row) != len(lines[0][1]):
+                raise UserError(
+                    f"{key}: {path}, line {reader.line_num}: has {len(row)} columns, the first line {len(lines[0][1])}"
+                )
+            lines.append((reader.line_num, row))
     except csv.Error as error:
         raise UserError(f"{key}: {path}, line {reader.line_num}: cannot be read ({error})") from error
-    if not rows:
+    if not lines:
         raise UserError(f"{key}: {path} has no rows")
-    return rows
+    return lines
 
 
-def _column(header: list[str], shown: list[str], names: tuple[str, ...], path: Path, key: str) -> int:
-    for name in names:
-        if name in header:
-            if header.count(name) > 1:
-                raise UserError(f"{key}: {path} has several columns {name}")
-            return header.index(name)
-    what = "file" if names is FILE_COLUMNS else "label"
-    raise UserError(
-        f"{key}: {path} has the columns {', '.join(shown)}; the one of the {what} must be called "
-        f"{', '.join(names[:-1])} or {names[-1]}"
-    )
+def _marks_classes(lines: list[tuple[int, list[str]]], kinds: list[int]) -> bool:
+    """Whether columns say with zeros and ones of which class a row is."""
+    return len(kinds) > 1 and all(_is_mark(row[number]) for _, row in lines for number in kinds)
+
+
+def _is_mark(cell: str) -> bool:
+    try:
+        return float(cell) in (0.0, 1.0)
+    except ValueError:
+        return False
+
+
+class _Header:
+    """The first line of a table, and which of its columns are the file's and the label's."""
+
+    def __init__(self, names: list[str], path: Path, key: str, columns: Columns | None) -> None:
+        self.names = names
+        self.lower = [name.lower() for name in names]
+        self.path = path
+        self.key = key
+        self.columns = columns
+
+    def file_and_label(self, part: int | None) -> tuple[int, int | None]:
+        """The places of the two columns; that of the label is None where none is known to be it."""
+        columns = self.columns or Columns()
+        file = self._named("file", columns.file) if columns.file else self._usual(FILE_COLUMNS)
+        label = self._named("label", columns.label) if columns.label else self._usual(LABEL_COLUMNS)
+        left = [number for number in range(len(self.names)) if number not in (file, label, part)]
+        if len(left) == 1 and label is None:
+            label = left[0] if file is not None else None
+        elif len(left) == 1 and file is None:
+            file = left[0]
+        if file is None:
+            raise self.unclear("file", FILE_COLUMNS)
+        return file, label
+
+    def _named(self, what: str, wanted: str) -> int:
+        """The column that a setting names."""
+        setting = f"data.{what}_column={wanted}"
+        names = self.names if wanted in self.names else self.lower
+        word = wanted if wanted in self.names else wanted.lower()
+        if word not in names:
+            raise UserError(
+                f"{setting}: {self.path} has no such column{nearest(wanted, self.names)}; it has {', '.join(self.names)}"
+            )
+        return self._one(names, word)
+
+    def _usual(self, words: tuple[str, ...]) -> int | None:
+        return next((self._one(self.lower, word) for word in words if word in self.lower), None)
+
+    def _one(self, names: list[str], word: str) -> int:
+        if names.count(word) > 1:
+            raise UserError(f"{self.key}: {self.path} has several columns {word}")
+        return names.index(word)
+
+    def unclear(self, what: str, usual: tuple[str, ...]) -> UserError:
+        """The error of a table of which no column is known to be the file's or the label's."""
+        named = "" if self.columns is None else f", or named with data.{what}_column"
+        return UserError(
+            f"{self.key}: {self.path} has the columns {', '.join(self.names)}; the one of the {what} must be called "
+            f"{', '.join(usual[:-1])} or {usual[-1]}{named}"
+        )
 
 
 def text_of(path: Path, key: str) -> str:

@@ -75,6 +75,46 @@ def test_further_columns_blank_lines_and_order_say_nothing(tmp_path: Path) -> No
     check(Folder(root=str(root), labels="train.csv", image_size=8))
 
 
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("file,diagnosis", {}),  # of two columns one is known
+        ("picture,label", {}),
+        ("picture,Diagnosis", {"file_column": "picture"}),
+        ("picture,Diagnosis", {"label_column": "diagnosis"}),
+        ("label,file", {"file_column": "label", "label_column": "file"}),  # against the usual names
+    ],
+)
+def test_columns_of_other_names(tmp_path: Path, header: str, columns: dict[str, str]) -> None:
+    root = competition(tmp_path / "images")
+    write(root / "train.csv", header, rows())
+    check(Folder(root=str(root), labels="train.csv", image_size=8, **columns))
+
+
+def test_of_many_columns_the_named_ones_count(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    lines = [("lesion", file, label, "histology") for file, label in rows()]
+    write(root / "train.csv", "lesion_id,image_id,dx,dx_type", lines)
+    check(Folder(root=str(root), labels="train.csv", image_size=8, label_column="dx"))
+    with pytest.raises(
+        UserError, match=r"^data.label_column=dy: .*/train.csv has no such column; did you mean dx\?; it has"
+    ):
+        Folder(root=str(root), labels="train.csv", label_column="dy")
+    with pytest.raises(UserError, match=r"^data.label_column=dx: is of a table of labels, and data.labels names none$"):
+        Folder(root=str(root), label_column="dx")
+
+
+@pytest.mark.parametrize(("one", "zero"), [("1", "0"), ("1.0", "0.0")])
+def test_a_column_of_zeros_and_ones_for_each_class(tmp_path: Path, one: str, zero: str) -> None:
+    root = competition(tmp_path / "images")
+    lines = [
+        (file.removesuffix(".png"), *(one if label == f"kind {kind}" else zero for kind in range(4)))
+        for file, label in rows()
+    ]
+    write(root / "train.csv", "image,kind 0,kind 1,kind 2,kind 3", lines)
+    check(Folder(root=str(root), labels="train.csv", image_size=8))
+
+
 def test_a_column_may_divide_the_images(tmp_path: Path) -> None:
     root = competition(tmp_path / "images", classes=2, per_class=6)
     parts = ["train", "train", "Training", "valid", "test", "testing"]
@@ -128,12 +168,22 @@ def test_another_label_makes_another_table(tmp_path: Path) -> None:
         ("file,label\n", r"train.csv has no rows$"),
         ("", r"train.csv has no rows$"),
         (
-            "file,diagnosis\n0.png,a\n",
-            r"has the columns file, diagnosis; the one of the label must be called label, class, ",
+            "file,diagnosis,age\n0.png,a,40\n",
+            r"has the columns file, diagnosis, age; the one of the label must be called label, class, .* data.label_column$",
         ),
         (
-            "picture,label\n0.png,a\n",
-            r"has the columns picture, label; the one of the file must be called file, filename, ",
+            "picture,label,age\n0.png,a,40\n",
+            r"has the columns picture, label, age; the one of the file must be called file, filename, .* data.file_column$",
+        ),
+        ("picture,diagnosis\n0.png,a\n", r"has the columns picture, diagnosis; the one of the file must be called"),
+        (
+            "file,cat,dog\n0.png,1,0\n1.png,1,1\n",
+            r"line 3: is of several classes \(cat, dog\); an image must be of one$",
+        ),
+        ("file,cat,dog\n0.png,1,0\n1.png,0.0,0\n", r"line 3: has no label$"),
+        (
+            "file,cat,dog\n0.png,1,0\n1.png,0.5,0.5\n",
+            r"has the columns file, cat, dog; the one of the label must be called",
         ),
         ("file,label,label\n0.png,a,b\n", r"has several columns label$"),
         ('file,label\n"0.png,a\n', r"cannot be read \(.*\)$"),

@@ -65,8 +65,8 @@ def _run(config: DictConfig) -> float:
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get(SCORE, 0.0))
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise Unread from error  # past Hydra, too
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
@@ -103,6 +103,10 @@ class Refused(BaseException):
     """An error that the user can mend, in one line, on its way through Hydra."""
 
 
+class Unread(BaseException):
+    """Standard output was closed, as by `metarun ... | head`: nobody reads on, and nobody needs a word about it."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that came while nothing was trained."""
 
@@ -125,7 +129,7 @@ def main() -> None:
         if outcome.message and not follows():
             print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
         sys.stdout.flush()
-    except BrokenPipeError:  # `metarun ... | head`: nobody reads on, and nobody needs a word about it
+    except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
@@ -213,6 +217,8 @@ def _told(words: list[str]) -> Outcome:
         _run()
     except BrokenPipeError:
         raise
+    except Unread as unread:
+        raise BrokenPipeError from unread
     except (JobsFailed, Incomplete) as failed:
         return Outcome(1, str(failed))
     except Pruned as pruned:

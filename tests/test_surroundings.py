@@ -105,8 +105,7 @@ def _piped(tmp_path: Path, **streams: Any) -> tuple[int, str]:
 def test_an_output_that_nobody_reads_ends_the_run_quietly(closed: str, tmp_path: Path) -> None:
     status, other = _piped(tmp_path, **{closed: None})
     assert status == 141
-    assert "Broken" not in other
-    assert "Traceback" not in other
+    assert not [word for word in ("Broken", "Traceback", "Error") if word in other]
     again = metarun(*SINUSOID, f"outputs={tmp_path / 'out'}")  # which finds nothing harmed
     assert again.status == 0, again.err
     assert (run_folder(tmp_path / "out") / "result.json").is_file()

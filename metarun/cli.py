@@ -481,6 +481,8 @@ def _unknown_choice(name: str, choices: list[str]) -> str:
         folders = (CONF / group).glob("*/*.yaml")
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {', '.join(choices)}" if choices else ""
+    if group == "preset":
+        choices = [PAPER, *choices]
     near = _of_a_library(choice) if group == "data" else ""
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
 

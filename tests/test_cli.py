@@ -206,6 +206,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("data=3", ["data=3: was given no name of a choice; ~data leaves the group out"]),
     ("debug=true", ["debug=true: was given no name of a choice"]),
     ("preset=maml_sinusiod", ["preset=maml_sinusiod: there is no such choice; did you mean maml_sinusoid"]),
+    ("preset=papr", ["preset=papr: there is no such choice; did you mean paper"]),
     ("preset=nothing", ["preset=nothing: there is no such choice; there are "]),
     ("algo=maml,reptile", ["algo=maml,reptile", "-m"]),
     ("algo=[maml,reptile]", ["-m algo=a,b"]),

@@ -195,7 +195,7 @@ def _timm(wanted: Wanted) -> Built:
         try:
             network = timm.create_model(chosen, pretrained=True, num_classes=0)
         except Exception as error:
-            raise _unfetched(wanted, f"timm's {chosen}", error) from error
+            raise _unfetched(wanted, chosen, error) from error
         log.info("%s.weights=%s: timm loaded its %s; left out the classifier", wanted.key, weights, chosen)
     else:
         try:
@@ -224,9 +224,9 @@ LIBRARIES = {"torchvision": _torchvision, "timm": _timm, OWN: _own}
 
 
 def _unfetched(wanted: Wanted, origin: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return UserError(
-        f"{wanted.key}.weights: the weights {origin} of {wanted.name} cannot be had ({reason}); with no network, give a file: "
+        f"{wanted.key}.weights: the weights {origin} of {wanted.name} cannot be had ({reason}); without a network give a file, "
         f"{wanted.key}.weights=PATH"
     )
 

@@ -356,7 +356,7 @@ def test_timm_s_weights_by_tag(timm: Any, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("offline\nreally")))
     with pytest.raises(
-        UserError, match=r"^backbone.weights: the weights timm's resnet18 of timm:resnet18 cannot be had \(offline\)"
+        UserError, match=r"^backbone.weights: the weights resnet18 of timm:resnet18 cannot be had \(offline\)"
     ):
         Pretrained(input_shape=GREY, name="timm:resnet18", weights="pretrained")
 

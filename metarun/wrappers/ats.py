@@ -98,7 +98,13 @@ class ATS(Wrapper):
         self.validation = validation
         self.steps, self.chosen, self.step_size = steps, chosen, step_size
         self.temperature, self.validation_tasks = temperature, validation_tasks
-        self.scheduler = Scheduler(sum(value.ndim > 1 for value in self._learned().values()))
+        matrices = sum(value.ndim > 1 for value in self._learned().values())
+        if not matrices:
+            raise UserError(
+                f"wrapper=ats: goes by the gradients of weights, and {type(method).__name__} on this backbone has none; "
+                "leave the wrapper out"
+            )
+        self.scheduler = Scheduler(matrices)
         self.register_buffer("average", torch.zeros(()))
 
     def check(self, tasks: int) -> None:

@@ -310,6 +310,7 @@ def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
             "data.labels: these data have no such setting; to train without labels take unsupervised=umtra",
         ),
         (["data=sinusoid", "unsupervised=umtra", "algo=maml", "backbone=mlp"], "unsupervised: makes tasks of items"),
+        (["data=[glyphs,digits]", "unsupervised=umtra", "algo=maml", "task.ways=2"], "of the items of one data set"),
         (["unsupervised=umtra", "algo=baseline"], "unsupervised: withholds the labels"),
         (["unsupervised=umtr"], "unsupervised=umtr: there is no such choice; did you mean umtra"),
         (["unsupervised=umtra", "unsupervised.shif=1"], "unsupervised.shif"),

@@ -442,6 +442,8 @@ def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.Monk
 
 
 def test_ats_says_what_it_needs() -> None:
+    with pytest.raises(UserError, match=r"^wrapper=ats: .* TIM on this backbone has none; leave the wrapper out$"):
+        wrap(compose("wrapper=ats", "algo=tim", "backbone=identity", "task.ways=5", "task.queries=4"))
     with pytest.raises(UserError, match=r"^wrapper=ats: .* Reptile learns from no queries$"):
         wrap(config_of("wrapper=ats", algo="reptile"))
     with pytest.raises(UserError, match=r"train\.tasks_per_step=2"):

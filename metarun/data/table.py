@@ -29,6 +29,7 @@ from metarun.text import has_control, printable
 FORMAT_VERSION = 3
 SAMPLED_BYTES = 2**25  # a larger table is compared by a sample of as many bytes
 SAMPLES = 512
+SECONDS_OF_SILENCE = 10.0  # from one line about a table that is being built to the next
 Build = Callable[[dict[str, Any]], Iterable["ClassImages"]]
 
 log = logging.getLogger("metarun")
@@ -180,7 +181,7 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
     unfinished.mkdir()
     platform.sync_folder(unfinished.parent)
     log.info("data %s: building its table in %s", key["name"], folder)
-    began = time.monotonic()
+    began = told = time.monotonic()
     try:
         metadata: dict[str, Any] = {}
         names: list[str] = []
@@ -199,6 +200,9 @@ def _build(folder: Path, key: dict[str, Any], build: Build) -> None:
                 raw = np.ascontiguousarray(images).data
                 digest.update(raw)
                 file.write(raw)
+                if time.monotonic() - told >= SECONDS_OF_SILENCE:
+                    told = time.monotonic()
+                    log.info("data %s: %d images after %.0f s", key["name"], sum(counts), told - began)
             if not sum(counts):
                 raise ValueError(f"data {key['name']}: the builder yielded no images")
             file.flush()

@@ -37,7 +37,9 @@ class PseudoTasks(TableSource):
         if source.kind == "regression":
             raise UserError("unsupervised: makes tasks of items, but these are regression tasks; try data=omniglot")
         if not isinstance(source, TableSource):
-            raise UserError("unsupervised: makes tasks of the items of one data set, and data=[...] has several; name one")
+            raise UserError(
+                "unsupervised: makes tasks of the items of one data set, and data=[...] has several; name one"
+            )
         self.source, self.validation = source, validation
         self.item, self.input_shape, self.unknown = source.item, source.input_shape, source.unknown
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)

@@ -236,7 +236,9 @@ class Bad(NamedTuple):
 def same(command: Command, whole: dict[str, Any], after: str) -> Iterator[Bad]:
     """Gives the command again; what is wrong with how it ends and what it leaves."""
     ended = command.run()
-    if ended.status or "Traceback (most recent" in ended.out + ended.err:
+    if ended.status == -signal.SIGKILL:
+        yield Bad(after, f"the same command had not ended after {LIMIT:.0f} s\n{ended.err[-1500:]}")
+    elif ended.status or "Traceback (most recent" in ended.out + ended.err:
         yield Bad(after, f"the same command ended with {ended.status}\n{ended.err[-1500:]}")
     elif len(told := [line for line in ended.err.splitlines() if line.startswith("metarun: ")]) > LINES:
         yield Bad(after, f"{len(told)} lines of message\n{ended.err[-1500:]}")

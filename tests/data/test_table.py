@@ -46,6 +46,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_build_that_takes_long_says_how_far_it_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "metarun")
+    monkeypatch.setattr(table, "SECONDS_OF_SILENCE", 0.0)
+    cached("long", {}, two_classes)
+    began, first, second, _ = caplog.messages
+    assert began.startswith("data long: building its table")
+    assert [line.split(" after ")[0] for line in (first, second)] == ["data long: 3 images", "data long: 5 images"]
+
+
 def start(marker: Path, seconds: float) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(

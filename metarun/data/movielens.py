@@ -106,8 +106,6 @@ class MovieLens(DataSource):
             raise UserError(f"task: ways = {task.ways}, but a task of ratings has one way; set task.ways=1")
         if isinstance(task.queries, tuple) or task.unlabelled or task.labelled_share < 1:
             raise UserError(f"{key}: a task of ratings has a fixed number of queries, and nothing without labels")
-        if least(task.shots) < 1 or task.queries < 0:
-            raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
         needed = least(task.shots) + task.queries
         able = [(user, rated) for user, rated in self.tasks[split] if len(rated) >= needed]
         if not able:

@@ -63,11 +63,11 @@ class FineTuning(TargetMethod):
     ) -> None:
         super().__init__(learner)
         blocks = len(learner.backbone.blocks)
-        if not 0 <= from_layer <= blocks:
+        if from_layer > blocks:
             raise UserError(
                 f"transfer.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
             )
-        if not 0 <= head_steps <= steps:
+        if head_steps > steps:
             raise UserError(f"transfer.head_steps={head_steps}: must be from 0 to transfer.steps={steps}")
         self.optimizer, self.steps, self.batch_size = optimizer, steps, batch_size
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay

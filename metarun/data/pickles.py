@@ -103,7 +103,7 @@ def read(file: BinaryIO, where: str, name: str) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to say
-        raise UserError(f"data {name}: {where}: not a whole pickle of arrays ({error})") from error
+        raise UserError(f"data {name}: {where} is not a whole pickle of arrays ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -56,9 +56,6 @@ class Reading:
     many: bool = False
 
 
-GRAMMAR = Reading()  # Hydra's own reading
-
-
 def reading(hint: Any) -> Reading:
     """How values of a type hint are read.
 

@@ -190,7 +190,9 @@ def _check(source: Path, found: dict[str, int], characters: list[Character]) -> 
             f"data omniglot: {source}: {len(missing)} of {len(names)} characters are missing: {_some(missing)}"
         )
     if other:
-        raise UserError(f"data omniglot: {source} has {found[other[0]]} drawings instead of {DRAWINGS} of {_some(other)}")
+        raise UserError(
+            f"data omniglot: {source} has {found[other[0]]} drawings instead of {DRAWINGS} of {_some(other)}"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -74,7 +74,7 @@ def build_learner(
         assert around is not None
         algorithm.prepare = around.preparation()
     if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if around and around.trains else None)
+        check_training(algorithm, settings, run.world, train, wrapper if around and around.trains else None)
         if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
     if settings.steps and config.encoder and not trains_what_is_used(run, algorithm):

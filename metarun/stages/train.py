@@ -121,11 +121,11 @@ class Train(Stage):
 
     def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
         """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
-        validate = self._validation(run) if self.chooses else None
+        validate = self._validation() if self.chooses else None
         numbers = fit(self.learner, validate, folder, logger, run.watch)
         return {**numbers, **self._take_best(folder)}
 
-    def _validation(self, run: Run) -> Validate:
+    def _validation(self) -> Validate:
         """What scores the weights: accuracy, or minus the median error of regression tasks; and what to log."""
         learner, held_out = self.learner, self.held_out
         algorithm, hardware = learner.algorithm, learner.hardware

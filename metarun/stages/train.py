@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from pathlib import Path
@@ -172,7 +170,7 @@ class Train(Stage):
         Of several runs at once one trains and the others wait.
         """
         content = self.depends_on(run)
-        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{digest(content)}"
+        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{files.digest(content)}"
         world = self.learner.hardware.world
         if world.main:
             create(folder)
@@ -237,7 +235,7 @@ class Train(Stage):
             "stage": self.name,
             "metarun": metarun.__version__,
             "rules": RULES,
-            "after": digest(earlier.depends_on(run)) if earlier else "",
+            "after": files.digest(earlier.depends_on(run)) if earlier else "",
             "seed": config.seed,
             "autocast": config.hardware.autocast,
             "tf32": config.hardware.tf32,
@@ -275,11 +273,6 @@ def read_as(data: DictConfig) -> dict[str, Any]:
     """The settings of a data set, which say how its files become images; where they lie changes nothing."""
     values = flat(OmegaConf.to_container(data, resolve=True))
     return {key: value for key, value in sorted(values.items()) if "root" not in key.split(".")}
-
-
-def digest(content: dict[str, Any]) -> str:
-    """A short digest of JSON values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_key(run: Run, stage: Stage, parameter: str) -> None:

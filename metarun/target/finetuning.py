@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from metarun.config.types import Ge, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, new_head, restored
 
 
 class FineTuning(TargetMethod):
@@ -76,7 +76,7 @@ class FineTuning(TargetMethod):
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
         backbone = copied(self.learner.backbone)
         assert isinstance(backbone, Backbone)
-        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+        return restored(backbone, state, classes)
 
     def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = copied(self.learner.backbone)

@@ -31,7 +31,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from metarun.config.types import DropRate, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head, restored
 from metarun.target.finetuning import Shuffled
 
 MATRICES: list[tuple[type[nn.Module], str]] = [
@@ -130,7 +130,7 @@ class LoRA(TargetMethod):
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
         backbone = frozen(self.learner.backbone)
         add_low_rank(backbone, self.rank, self.alpha, self.targets)
-        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+        return restored(backbone, state, classes)
 
 
 class Training:

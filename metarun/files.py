@@ -126,7 +126,15 @@ def damage(path: Path) -> str:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts what `write` writes in the place of `path`, all or nothing; a full disk is a `UserError`, `path` as it was."""
+    """Replaces a file, all or nothing.
+
+    Args:
+        path: The file.
+        write: Writes the new content into a file that is open.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk; the file is as it was.
+    """
     aside = path.with_name(f".{path.name}.writing")
     try:
         try:

@@ -257,7 +257,15 @@ def rule(items: TableSource, whole: bool) -> dict[str, Any]:
 
 
 def named(where: str, build: Callable[[], Any]) -> Any:
-    """What `build` returns; its `UserError` says where it came from."""
+    """What `build` returns.
+
+    Args:
+        where: What its errors begin with.
+        build: Builds it.
+
+    Raises:
+        UserError: That of `build`.
+    """
     try:
         return build()
     except UserError as error:

@@ -238,7 +238,11 @@ def fitted(learner: Learner, config: DictConfig) -> Classifier:
 
 
 def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -> ImageSet:
-    """The images of `images=`, or without them the examples of `support=`."""
+    """The images of `images=`, or without them the examples of `support=`.
+
+    Raises:
+        UserError: There are none, or none of them can be read.
+    """
     origin = config.images or config.support
     if not origin:
         return ImageSet(learner, [])

@@ -187,7 +187,11 @@ def frozen(backbone: Backbone) -> Backbone:
 
 
 def token_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks that prompts can go through, or a `UserError` for a backbone that has none."""
+    """The blocks that prompts can go through.
+
+    Raises:
+        UserError: The backbone is no plain vision transformer.
+    """
     blocks = getattr(backbone, "token_blocks", None)
     if not blocks:
         raise UserError(
@@ -240,7 +244,15 @@ class LowRank(nn.Module):
 
 
 def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn.Module, str]]:
-    """The modules with weight matrices, and these weights' names in them; a `UserError` if `targets` name none."""
+    """The modules with weight matrices, and these weights' names in them.
+
+    Args:
+        backbone: The network.
+        targets: Words, of which a weight's name must hold one; None for all weights.
+
+    Raises:
+        UserError: No weight has such a name.
+    """
     found = [
         (path, module, name)
         for path, module in backbone.named_modules()

@@ -194,6 +194,9 @@ class Cactus(PseudoTasks):
         """The cluster of each image of a split's pool in each partition, int64 `[partitions, n]`.
 
         They are made once, and kept beside the tables of images.
+
+        Raises:
+            UserError: The file of them was damaged.
         """
         if split not in self._partitions:
             key = {

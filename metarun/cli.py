@@ -32,7 +32,7 @@ from metarun.config.overrides import canonical, fixed, hint_of, is_free, key_of,
 from metarun.config.shorthand import PAPER, check_paper, expanded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
-from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, nearest, reason
+from metarun.errors import Incomplete, JobRefused, JobsFailed, Pruned, UserError, first_line, nearest, reason
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.runs.result import SCORE
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
@@ -413,7 +413,7 @@ def one_line(error: BaseException) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if isinstance(cause, ConfigKeyError | ConfigAttributeError):
                 return where + _unknown_key(cause.full_key, cause.parent_node)
-            return where + _wrong_value(cause.full_key, _first_line(cause))
+            return where + _wrong_value(cause.full_key, first_line(cause))
     if found := re.search(r"Could not override '([^']+)'", text):
         old = renamed_key(found[1].partition("@")[0])
         return (
@@ -438,7 +438,7 @@ def one_line(error: BaseException) -> str:
         no_name = re.compile(r".*=(null|true|false|[-+.\d].*|\{.*)", re.IGNORECASE)
         given = next((word for word in sys.argv[1:] if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
         return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
-    return where + _first_line(inner if where and inner else error)
+    return where + first_line(inner if where and inner else error)
 
 
 KINDS = {
@@ -461,10 +461,6 @@ def _wrong_value(key: str, message: str) -> str:
         advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"
         return f"{key}: has settings of its own, and is no single value; {advice}"
     return f"{key}: {message}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _groups() -> list[str]:

@@ -91,9 +91,14 @@ def nearest(word: str, known: Iterable[str], above: str = "") -> str:
     return f"; did you mean {', '.join(whole)}?" if found else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: BaseException) -> str:
     """The first line of what caused `error`, or of `error` itself."""
-    return str(error.__cause__ or error).splitlines()[0]
+    return first_line(error.__cause__ or error)
 
 
 class Incomplete(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -60,6 +61,11 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def digest(values: Any) -> str:
+    """A short digest of JSON values, which names what is made of them: 16 hexadecimal digits, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -120,7 +126,15 @@ def damage(path: Path) -> str:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts what `write` writes in the place of `path`, all or nothing; a full disk is a `UserError`, `path` as it was."""
+    """Replaces a file, all or nothing.
+
+    Args:
+        path: The file.
+        write: Writes the new content into a file that is open.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk; the file is as it was.
+    """
     aside = path.with_name(f".{path.name}.writing")
     try:
         try:

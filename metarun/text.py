@@ -9,7 +9,7 @@ import os
 import shlex
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,11 @@ def shown_path(path: Path | str) -> str:
 def shell_path(path: Path | str) -> str:
     """A path that can be pasted into a command of bash or zsh: as a message shows it, in quotes where it needs them."""
     return shlex.quote(shown_path(path))
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """A shape as people write it: `3x84x84`."""
+    return "x".join(map(str, shape))
 
 
 def counted(count: int, one: str, several: str = "") -> str:

@@ -465,7 +465,7 @@ def unwritable_outputs(tmp_path: Path) -> list[str]:
         (empty_class, ["/root/val/nothing is empty"]),
         (misspelt, ["there is no folder ", "did you mean pictures?"]),
         (short_archive, ["images_background.zip: 963 of 964 characters are missing: "]),
-        (broken_archive, ["images_background.zip: not a whole zip archive"]),
+        (broken_archive, ["images_background.zip is not a whole zip archive"]),
         (no_archive, ["images_background", "download"]),
         (unwritable_outputs, ["file/below/", "cannot be written (Not a directory)", "outputs="]),
     ],

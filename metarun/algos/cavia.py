@@ -71,7 +71,7 @@ class CAVIA(MAML):
         self.scales = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
         if blocks is None:
             blocks = [min(2, last) if self.scales else 0]
-        if not blocks or min(blocks) < 0 or max(blocks) > last:
+        if not blocks or max(blocks) > last:
             raise UserError(
                 f"algo.blocks={list(blocks)}: needs at least one, and the backbone has the blocks 0 to {last}"
             )

@@ -80,7 +80,7 @@ class CNP(Algorithm):
     ) -> None:
         super().__init__(backbone, spec)
         self.gaussian = spec.kind == "regression"
-        if not 1 <= orders <= (1 if self.gaussian else spec.outputs):
+        if orders > (1 if self.gaussian else spec.outputs):
             raise UserError(f"algo.orders={orders}: must be from 1 to the ways of a training task; 1 is the paper's")
         self.width, self.min_sigma, self.orders = width, min_sigma, orders
         pair, summary = (spec.outputs, width) if self.gaussian else (0, width * spec.outputs)

@@ -72,7 +72,11 @@ def whole_step(features: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
 
 
 def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images are the source's and which the target's, bool `[B]` each; a `UserError` if either has none."""
+    """Which images are the source's and which the target's, bool `[B]` each.
+
+    Raises:
+        UserError: The batch has none of one of them.
+    """
     source, target = batch.domain == 0, batch.domain == 1
     if not source.any() or not target.any():
         raise UserError(

@@ -108,7 +108,14 @@ class RFS(Baseline):
             self.register_buffer("taught", torch.tensor(False))
 
     def teach(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes the `backbone` and `head` of a classifier's `state_dict` as the teacher's."""
+        """Takes the weights of a trained classifier as the teacher's.
+
+        Args:
+            weights: The classifier's `state_dict`, of which `backbone` and `head` are read.
+
+        Raises:
+            UserError: This method has no teacher.
+        """
         if self.teacher is None:
             raise UserError("algo.distill=false: there is no teacher to teach; set algo.distill=true")
         known = {name: value for name, value in weights.items() if name.startswith(("backbone.", "head."))}

@@ -130,7 +130,16 @@ class Pretrained(Backbone):
         return list(self.network.get_submodule(path).children())
 
     def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
-        """Features `[B, features]`; `n_support` changes nothing, for no norm here looks at the support rows."""
+        """Features `[B, features]` of images `[B, C, H, W]`.
+
+        Args:
+            x: The images.
+            n_support: Changes nothing, since no norm here looks at the support rows.
+            activation_hook: Must be None, since a library's network does not let a method change its activations.
+
+        Raises:
+            UserError: There is a hook, or running averages would be kept with tasks vectorised.
+        """
         if activation_hook is not None:
             _ = self.widths  # raises
         if self.norm == "running" and vectorized():

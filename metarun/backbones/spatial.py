@@ -34,7 +34,7 @@ def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = Non
     features = backbone(images, n_support, activation_hook)
     if size == (0, 0):
         return features[:, :, None, None]
-    if not 0 <= unpooled <= last + 1:
+    if unpooled > last + 1:
         raise UserError(f"algo.unpooled={unpooled}: must be from 0 to the backbone's {last + 1} blocks")
     if getattr(backbone, "readout", "flatten") != "flatten":
         raise UserError("backbone.readout=mean: leaves no map to compare place by place; use backbone.readout=flatten")

@@ -29,7 +29,14 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of what `torch.save` wrote of a `state_dict`, by name, on the CPU.
 
     What dicts within dicts hold gets the names of these before its own: `state_dict.module.conv1.weight`. Runs no code from
-    the file. `key` is what the `UserError` of an unreadable file begins with.
+    the file.
+
+    Args:
+        path: The file.
+        key: What errors are about.
+
+    Raises:
+        UserError: The file cannot be read, or holds no tensor by name.
     """
     try:
         state: Any

@@ -56,9 +56,6 @@ class Reading:
     many: bool = False
 
 
-GRAMMAR = Reading()  # Hydra's own reading
-
-
 def reading(hint: Any) -> Reading:
     """How values of a type hint are read.
 
@@ -76,9 +73,9 @@ def reading(hint: Any) -> Reading:
         nonlocal many
         origin, arguments = typing.get_origin(part), typing.get_args(part)
         if origin is Annotated:
-            instead = [one for one in arguments[1:] if typing.get_origin(one)]
-            path = next((one for one in arguments[1:] if isinstance(one, PathLike)), None)
-            for part_of in [Path, str] if path and path.or_name else [Path] if path else (instead or arguments)[:1]:
+            base, marks = parts(part)
+            path = next((one for one in marks if isinstance(one, PathLike)), None)
+            for part_of in [Path, str] if path and path.or_name else [Path] if path else [base]:
                 visit(part_of)
         elif origin in (typing.Union, types.UnionType):
             for argument in arguments:

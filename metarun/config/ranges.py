@@ -28,11 +28,21 @@ BOUNDS = (
 SEQUENCES = (list, tuple, Sequence)
 
 
+class _WrongKind(UserError):
+    """The value is of another type, or none of the choices: a member of a union that it was not meant for says so."""
+
+
 def parts(hint: Any) -> tuple[Any, list[Any]]:
-    """A hint without its marks, and the marks, groups of them (`Interval`, `Len`) taken apart."""
+    """A hint without its marks, and the marks, groups of them (`Interval`, `Len`) taken apart.
+
+    A type that omegaconf does not know is a mark of `Any`, `Annotated[Any, int | list[int]]`, and takes its place.
+    """
     if typing.get_origin(hint) is not Annotated:
         return hint, []
     base, *found = typing.get_args(hint)
+    if base is Any and (instead := next(filter(typing.get_origin, found), None)):
+        found.remove(instead)
+        base = instead
     base, inner = parts(base)
     for mark in found:
         inner.extend(mark if isinstance(mark, marks.GroupedMetadata) else [mark])
@@ -117,6 +127,7 @@ def _first(key: str, value: Any, hint: Any, check: Callable[[Any], Any]) -> Any:
             return check(Annotated[member, *outer] if outer else member)
         except UserError as problem:
             problems.append(problem)
+    problems = [problem for problem in problems if not isinstance(problem, _WrongKind)] or problems
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -134,7 +145,7 @@ def _of_type(key: str, value: Any, member: Any, hint: Any) -> Any:
     try:
         structured.value = value
     except (OmegaConfBaseException, OverflowError) as error:
-        raise UserError(f"{key}={shown(value)}: must be of type {type_name(hint)}") from error
+        raise _WrongKind(f"{key}={shown(value)}: must be of type {type_name(hint)}") from error
     right = structured.value
     return OmegaConf.to_container(right) if isinstance(right, DictConfig | ListConfig) else right
 
@@ -144,7 +155,7 @@ def _check_marks(key: str, value: Any, hint: Any) -> None:
     if allowed:
         if not any(type(value) is type(one) and value == one for one in allowed):
             names = [str(choice) for choice in allowed]
-            raise UserError(f"{key}={shown(value)}: is not one of {', '.join(names)}{nearest(str(value), names)}")
+            raise _WrongKind(f"{key}={shown(value)}: is not one of {', '.join(names)}{nearest(str(value), names)}")
         return
     base, found = parts(hint)
     if count := count_mark(found):

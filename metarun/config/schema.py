@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from omegaconf import MISSING
 
 from metarun.config.task_schema import Noise, Task, TestTaskChange, TrainTaskChange
-from metarun.config.types import Doc, FilePath, Ge, Given, Interval, NameOrPath, Seed, Unit
+from metarun.config.types import (
+    Doc,
+    FilePath,
+    Ge,
+    Given,
+    Interval,
+    Len,
+    NameOrPath,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Unit,
+)
 
 
 @dataclass
@@ -133,7 +145,8 @@ class Continual:
         int, Ge(1), Unit("points"), Doc("The points of the curve over classes, evenly spaced up to the last class.")
     ] = 10
     rates: Annotated[
-        list[float],
+        list[PositiveFloat],
+        Len(1),
         Doc("Learning rates of the online head; the best on sequences of validation classes is taken."),
     ] = field(default_factory=lambda: [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001])
     optimizer: Annotated[str, Literal["adam", "sgd"], Doc("What moves the online head, an image a step.")] = "adam"
@@ -161,7 +174,7 @@ class Target:
     )
     train_images: Annotated[
         Any,
-        int | list[int] | None,
+        PositiveInt | Annotated[list[PositiveInt], Len(1)] | None,
         Unit("images"),
         Doc("The labelled images of a subset: a number, a list for a learning curve ([5, 10, 20]), or null for all."),
     ] = None
@@ -179,8 +192,7 @@ class Target:
         Doc("The subsets of each size, each of a new division if the data have no test part."),
     ] = 10
     subset_seed: Annotated[
-        int,
-        Interval(ge=0, lt=2**63),
+        Seed,
         Doc("The seed of the subsets. It is not the run's, so that all runs meet the same subsets."),
     ] = 0
 

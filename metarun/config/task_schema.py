@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from metarun.config.types import Count, Doc, Ge, Interval, Unit
+from metarun.config.types import Count, Doc, Ge, Interval, Share, Unit
 
 
 @dataclass
@@ -177,7 +177,5 @@ class TrainTaskChange(TaskChange):
 class Noise:
     """Training tasks with wrong labels: the share of the tasks, and in these the probability of each label."""
 
-    tasks: Annotated[float, Interval(ge=0, le=1), Doc("The share of the training tasks that have wrong labels.")] = 0.0
-    labels: Annotated[
-        float, Interval(ge=0, le=1), Doc("The probability that a support label of such a task is wrong.")
-    ] = 0.8
+    tasks: Annotated[Share, Doc("The share of the training tasks that have wrong labels.")] = 0.0
+    labels: Annotated[Share, Doc("The probability that a support label of such a task is wrong.")] = 0.8

@@ -12,9 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metarun.config.hints import fields_of
+from metarun.config.ranges import check_range
+from metarun.config.task_schema import TestTaskChange, TrainTaskChange
 from metarun.errors import UserError
 
 Count = int | tuple[int, int]  # a number, or the least and the largest of a range that each task draws from
+RANGES = {**fields_of(TestTaskChange), **fields_of(TrainTaskChange)}  # in training alone a task may have no queries
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,9 @@ class TaskShape:
         query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
             gives each class Q.
         min_items: The fewest items of a class that tasks are drawn from; smaller classes are left out.
+
+    Raises:
+        UserError: A number is out of the range that the schema has for it.
     """
 
     ways: Count
@@ -250,6 +257,10 @@ class TaskShape:
     labelled_share: float = 1.0
     query_dirichlet: float | None = None
     min_items: int = 0
+
+    def __post_init__(self) -> None:
+        for name, hint in RANGES.items():
+            check_range(f"task.{name}", getattr(self, name), hint)
 
     @property
     def varies(self) -> bool:

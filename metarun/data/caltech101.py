@@ -135,7 +135,7 @@ def pictures(source: Path) -> Iterator[tuple[str, str, bytes]]:
                     yield member.parent.name, member.name, archive.read(name)
     except (zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise UserError(
-            f"data caltech101: {source}: not a whole archive ({error}); get it again from {ADDRESS}"
+            f"data caltech101: {source} is not a whole archive ({error}); get it again from {ADDRESS}"
         ) from error
 
 

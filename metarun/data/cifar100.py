@@ -118,7 +118,7 @@ def _archived(path: Path, name: str) -> dict[str, Any]:
             while whole.read(2**20):  # up to its checksum
                 pass
     except (gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise UserError(f"data {name}: {path}: not a whole archive ({error}); get it again: {ADDRESS}") from error
+        raise UserError(f"data {name}: {path} is not a whole archive ({error}); get it again: {ADDRESS}") from error
     if missing := [part for part in MEMBERS if part not in found]:
         raise UserError(
             f"data {name}: {path}: there is no cifar-100-python/{missing[0]} in it; get it again: {ADDRESS}"

@@ -24,7 +24,7 @@ from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
-from metarun.text import printable
+from metarun.text import printable, shape_text
 
 log = logging.getLogger("metarun")
 
@@ -87,7 +87,7 @@ class Domains(DataSource):
             name: source.fitted(self.input_shape, self.statistics) for name, source in own.items()
         }
         self.rule = (
-            f"all images are {_times(self.input_shape)}: {'data.image_size' if image_size else 'the largest of the sets'}, "
+            f"all images are {shape_text(self.input_shape)}: {'data.image_size' if image_size else 'the largest of the sets'}, "
             f"{'data.channels' if channels else 'colours' if depth == 3 else 'grey'}"
             + ("; normalised by the training images of all sets in their shares" if normalize else "")
         )
@@ -252,12 +252,20 @@ def rule(items: TableSource, whole: bool) -> dict[str, Any]:
     }
     if whole and isinstance(items, ImageSource):
         own, shape = tuple(items.table.images.shape[1:]), items.input_shape
-        told["images"] = _times(shape) if own == shape else f"{_times(own)} brought to {_times(shape)}"
+        told["images"] = shape_text(shape) if own == shape else f"{shape_text(own)} brought to {shape_text(shape)}"
     return told
 
 
 def named(where: str, build: Callable[[], Any]) -> Any:
-    """What `build` returns; its `UserError` says where it came from."""
+    """What `build` returns.
+
+    Args:
+        where: What its errors begin with.
+        build: Builds it.
+
+    Raises:
+        UserError: That of `build`.
+    """
     try:
         return build()
     except UserError as error:
@@ -310,7 +318,3 @@ def _pooled(moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[f
     """The mean and the deviation of a mixture in these shares."""
     mean, square = (np.average([part[which] for part in moments], axis=0, weights=shares) for which in (0, 1))
     return mean, np.sqrt(square - mean**2).clip(1e-3)
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

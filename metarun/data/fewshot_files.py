@@ -67,7 +67,7 @@ def _text(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"data {name}: {path}: not a text file ({error})") from error
+        raise UserError(f"data {name}: {path} is not a text file ({error})") from error
 
 
 def _members(content: Any, path: Path, name: str, *keys: str) -> list[Any]:
@@ -217,7 +217,7 @@ def hdf5(paths: list[Path], split: Split, name: str) -> Classes:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
-            f"data {name}: {paths[0]} with {paths[1].name}: not whole files of torchmeta's ({error})"
+            f"data {name}: {paths[0]} with {paths[1].name} are not whole files of torchmeta's ({error})"
         ) from error
 
 

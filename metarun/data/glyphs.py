@@ -109,7 +109,11 @@ class Glyphs(ImageSource):
 
 
 def font_files() -> list[Path]:
-    """The font files, in the order of `FACES`."""
+    """The font files, in the order of `FACES`.
+
+    Raises:
+        UserError: matplotlib's installation lacks one.
+    """
     import matplotlib
 
     files = [Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf") for face in FACES]

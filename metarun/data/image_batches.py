@@ -175,9 +175,18 @@ class Labelled:
         return positions
 
     def subset(self, count: int | None, key: str, seed: int, repeat: int) -> Labelled:
-        """`count` images (None: all), each class by its share but at least one; grows with `count` by adding images.
+        """Some of the images, of each class its share but at least one; a larger subset holds the smaller ones.
 
-        It depends on (seed, repeat) and the images alone: every method meets the same. `key` is what `UserError`s name.
+        It depends on (seed, repeat) and the images alone: every method meets the same.
+
+        Args:
+            count: The number of images; None for all.
+            key: What errors are about.
+            seed: The seed of the subsets.
+            repeat: The number of the subset.
+
+        Raises:
+            UserError: There are fewer images, or more classes, or a class has no image.
         """
         missing = [name for name, n in zip(self.names, self.counts, strict=True) if not n]
         if missing:

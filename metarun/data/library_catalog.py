@@ -132,7 +132,11 @@ class Files(NamedTuple):
         return listing((str(path.relative_to(self.root)), path) for path in paths)
 
     def download(self) -> None:
-        """Has the library download the data set: into a folder of its own, and from there to the root when it is whole."""
+        """Has the library download the data set: into a folder of its own, and from there to the root when it is whole.
+
+        Raises:
+            UserError: Nothing may be downloaded now, the library cannot download it, or the root cannot be written.
+        """
         refuse_where_none_may(f"data.dataset={self.dataset}: there is no {self.release.files} in {self.root}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -156,7 +160,15 @@ class Files(NamedTuple):
             ) from error
 
     def open(self, part: dict[str, Any], download: bool = False) -> Any:
-        """The library's own object for a part of the images."""
+        """The library's own object for a part of the images.
+
+        Args:
+            part: The arguments that name the part.
+            download: Whether the library downloads what is missing.
+
+        Raises:
+            UserError: The library has no such setting, or cannot read or download the part.
+        """
         cls = self._class()
         known = inspect.signature(cls).parameters
         arguments = {**self.options, **part, "download": download}
@@ -188,7 +200,14 @@ class Files(NamedTuple):
             ) from error
 
     def images(self, part: dict[str, Any]) -> Iterator[tuple[Image.Image, str | int]]:
-        """Image and class, by its name or else by its number, of all images of a part that have a label."""
+        """Image and class, by its name or else by its number, of all images of a part that have a label.
+
+        Args:
+            part: The arguments that name the part.
+
+        Raises:
+            UserError: The library cannot read an image.
+        """
         data = self.open(part)
         names = _names(data)
         for index in range(len(data)):

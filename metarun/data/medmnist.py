@@ -180,7 +180,7 @@ def _read(path: Path, flag: str, release: Release, side: int) -> dict[Split, Lab
                     )
                 parts[split] = images, labels[:, 0].astype(np.int64)
     except (TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"data {flag}: {path}: not a whole npz file of MedMNIST's ({error}); {again}") from error
+        raise UserError(f"data {flag}: {path} is not a whole npz file of MedMNIST's ({error}); {again}") from error
     return parts
 
 

@@ -116,12 +116,12 @@ def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             raw = file.read()
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(
-            f"data mnist: {path}: not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
+            f"data mnist: {path} is not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
         ) from error
     start = 4 + 4 * len(shape)
     if raw[:4] != bytes([0, 0, 8, len(shape)]) or len(raw) < start:
         raise UserError(
-            f"data mnist: {path}: not an IDX file of {len(shape)}-dimensional bytes; get it again from {ADDRESS}{path.name}"
+            f"data mnist: {path} is not an IDX file of {len(shape)}-dimensional bytes; get it again from {ADDRESS}{path.name}"
         )
     found = tuple(np.frombuffer(raw, ">u4", len(shape), 4).tolist())
     if found != shape or len(raw) - start != np.prod(shape):

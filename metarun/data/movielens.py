@@ -73,7 +73,7 @@ class MovieLens(DataSource):
         self.cold = cold
         digest = hashlib.sha256()
         lines = {name: _lines(folder, name, digest) for name in FILES}
-        users, films = _users(lines["u.user"], folder), _films(lines["u.item"], folder)
+        users, films = _users(lines["u.user"]), _films(lines["u.item"])
         shares = np.array(ratios or [0.7, 0.1, 0.2])
         self.users, self.films = (
             _divided(sorted(known), shares, f"{what}/{split_seed}")
@@ -81,7 +81,7 @@ class MovieLens(DataSource):
         )
         self._vectors = films, users
         self.input_shape = (len(next(iter(films.values()))) + len(next(iter(users.values()))),)
-        ratings = _ratings(lines["u.data"], folder, users, films)
+        ratings = _ratings(lines["u.data"], users, films)
         # Of each split the users, and of each of them the films that count and their ratings.
         own = {split: {user: np.array(rated) for user, rated in ratings.items()} for split in SPLITS}
         self.tasks = {split: self._tasks(own[split], split) for split in SPLITS}
@@ -106,8 +106,6 @@ class MovieLens(DataSource):
             raise UserError(f"task: ways = {task.ways}, but a task of ratings has one way; set task.ways=1")
         if isinstance(task.queries, tuple) or task.unlabelled or task.labelled_share < 1:
             raise UserError(f"{key}: a task of ratings has a fixed number of queries, and nothing without labels")
-        if least(task.shots) < 1 or task.queries < 0:
-            raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
         needed = least(task.shots) + task.queries
         able = [(user, rated) for user, rated in self.tasks[split] if len(rated) >= needed]
         if not able:
@@ -217,7 +215,7 @@ def _number(text: str, where: str, what: str) -> int:
         raise UserError(f"{where}: the {what} {text!r} is no whole number") from None
 
 
-def _users(lines: Iterator[tuple[str, list[str]]], root: Path) -> dict[int, np.ndarray]:
+def _users(lines: Iterator[tuple[str, list[str]]]) -> dict[int, np.ndarray]:
     """The vector of each user: age, gender and occupation."""
     rows = [(where, *fields) for where, fields in lines]
     occupations = sorted({row[4] for row in rows})
@@ -229,7 +227,7 @@ def _users(lines: Iterator[tuple[str, list[str]]], root: Path) -> dict[int, np.n
     return found
 
 
-def _films(lines: Iterator[tuple[str, list[str]]], root: Path) -> dict[int, np.ndarray]:
+def _films(lines: Iterator[tuple[str, list[str]]]) -> dict[int, np.ndarray]:
     """The vector of each film: its year, and the share of each of its genres."""
     found = {}
     for where, fields in lines:
@@ -243,7 +241,7 @@ def _films(lines: Iterator[tuple[str, list[str]]], root: Path) -> dict[int, np.n
 
 
 def _ratings(
-    lines: Iterator[tuple[str, list[str]]], root: Path, users: dict[int, np.ndarray], films: dict[int, np.ndarray]
+    lines: Iterator[tuple[str, list[str]]], users: dict[int, np.ndarray], films: dict[int, np.ndarray]
 ) -> dict[int, list[tuple[int, int]]]:
     """For each user the films that they rated and the ratings, in the order of the files."""
     found: dict[int, list[tuple[int, int]]] = {}

@@ -10,6 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from metarun.config.hints import fields_of
+from metarun.config.ranges import check_range
+from metarun.config.task_schema import Noise
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
 from metarun.data.image_batches import generator
 from metarun.data.sampler import uniforms
@@ -57,9 +60,7 @@ def with_noise(
         UserError: A share is not in [0, 1], the tasks have one class alone, or there are no such tasks.
     """
     for name, share in (("tasks", tasks), ("labels", labels)):
-        if not 0 <= share <= 1:
-            raise UserError(f"train.noise.{name}={share}: is a share; it must be from 0 to 1")
-
+        check_range(f"train.noise.{name}", share, fields_of(Noise)[name])
     sampler, spare = _with_spare(sampler_of, task)
     if any(one.ways < 2 for one in sampler(0, 1).split(1)):
         raise UserError("train.noise: a wrong label needs another class, and these tasks have one way alone")

@@ -162,7 +162,7 @@ def _read(source: Path, characters: list[Character], size: int) -> Iterator[Clas
             yield from _decode(source, members, lambda member: archive.read(str(member)), characters, size)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(
-            f"data omniglot: {source}: not a whole zip archive ({error}); get it again from {ADDRESS}{source.name}"
+            f"data omniglot: {source} is not a whole zip archive ({error}); get it again from {ADDRESS}{source.name}"
         ) from error
 
 
@@ -190,7 +190,9 @@ def _check(source: Path, found: dict[str, int], characters: list[Character]) -> 
             f"data omniglot: {source}: {len(missing)} of {len(names)} characters are missing: {_some(missing)}"
         )
     if other:
-        raise UserError(f"data omniglot: {source}: {found[other[0]]} drawings instead of {DRAWINGS} of {_some(other)}")
+        raise UserError(
+            f"data omniglot: {source} has {found[other[0]]} drawings instead of {DRAWINGS} of {_some(other)}"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -97,13 +97,22 @@ def load(path: Path, name: str) -> Any:
 
 
 def read(file: BinaryIO, where: str, name: str) -> Any:
-    """What an open file holds, as `load` has it; `where` is what its errors call it."""
+    """What an open file holds, as `load` has it.
+
+    Args:
+        file: The file.
+        where: What errors call it.
+        name: The data set, for errors.
+
+    Raises:
+        UserError: It is no pickle, is broken, or holds anything but what `load` takes.
+    """
     try:
         return _plain(_Reader(file, encoding="latin1").load())
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to say
-        raise UserError(f"data {name}: {where}: not a whole pickle of arrays ({error})") from error
+        raise UserError(f"data {name}: {where} is not a whole pickle of arrays ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metarun.config.types import Len
-from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, least, together
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, together
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.data.varied import pick
@@ -35,8 +35,6 @@ class RegressionSource(DataSource):
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if task.ways != 1:
             raise UserError(f"task: ways = {task.ways}, but a regression task has one way; set task.ways=1")
-        if least(task.shots) < 1 or least(task.queries) < 0:
-            raise UserError(f"task: shots={task.shots} queries={task.queries} must be positive")
         of_classes = {
             name: value
             for name, value in task.describe().items()

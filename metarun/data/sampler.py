@@ -94,9 +94,6 @@ class ClassSampler:
     def __post_init__(self) -> None:
         task = self.task
         ways, shots, queries = task.numbers  # those of other tasks are drawn by `VariedSampler`
-        names = f"ways={ways} shots={shots} queries={queries}"
-        if min(ways, shots) < 1 or queries < 0:
-            raise UserError(f"task: {names} must be positive")
         sizes = np.diff(self.offsets)[self.classes]
         needed = shots + queries
         if len(sizes) and sizes.min() < needed:

@@ -17,12 +17,24 @@ Lists = tuple[list[str] | None, list[str] | None, list[str] | None]  # names of 
 
 
 def check_ratios(ratios: list[float] | None, default: Shares = RATIOS) -> Shares:
-    """Three shares that sum to 1; raises `UserError` for any other."""
+    """Checks that the shares sum to 1.
+
+    Args:
+        ratios: Three positive numbers; None for the default.
+        default: What stands in for None.
+
+    Returns:
+        The shares of training, validation and test.
+
+    Raises:
+        UserError: The sum is another.
+    """
     if ratios is None:
         return default
-    if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise UserError(f"data.ratios: {list(ratios)} are not three positive numbers that sum to 1")
-    return ratios[0], ratios[1], ratios[2]
+    if abs(sum(ratios) - 1) > 1e-6:
+        raise UserError(f"data.ratios={list(ratios)}: must sum to 1, but the sum is {sum(ratios):g}")
+    train, val, test = ratios
+    return train, val, test
 
 
 def divide_or_keep(

@@ -127,8 +127,7 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     """
     root = cache_root()
     key = {"name": name, "format": FORMAT_VERSION, **key}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / f"{name}-{digest}"
+    folder = root / f"{name}-{files.digest(key)}"
     build_once(folder, f"data {name}: another process builds its table", lambda: _build(folder, key, build))
     return _open(folder)
 

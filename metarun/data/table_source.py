@@ -103,8 +103,7 @@ class TableSource(DataSource):
                 f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
             )
         ways = task.needed_ways
-        if least(task.ways) == 1:
-            raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
+        refuse_one_way(split, task)
         turned = 4 if self.rotations else 1
         classes = self.classes_of(split, task)
         counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
@@ -246,3 +245,14 @@ class TableSource(DataSource):
             "input_shape": list(self.input_shape),
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},
         }
+
+
+def refuse_one_way(split: Split, task: TaskShape) -> None:
+    """Checks that tasks of classes have more than one class.
+
+    Raises:
+        UserError: They have one.
+    """
+    if least(task.ways) == 1:
+        key = "train.task" if split == "train" else "test.task"
+        raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")

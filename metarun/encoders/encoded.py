@@ -146,9 +146,9 @@ class EncodedSource(TableSource):
         known, saw = self.source.classes_in, self.encoding.saw
         told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
         if saw is None and not self.encoder.pretrained and self.encoder.seen:
-            tested = range(len(self.table.names)) if split is None else map(int, self.splits[split])
+            tested = range(len(self.table.names)) if split is None else self.splits[split]
             saw = "the training images of an earlier run"
-            told = "no" if {*tested}.isdisjoint(self.encoder.seen.get(seen.key(self.source), [])) else "yes"
+            told = "yes" if seen.trained_on(self.encoder.seen, self.source, tested) else "no"
         return {
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,

@@ -63,9 +63,7 @@ def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: tor
         "dtype": encoding.dtype,
         "encoder": [type(encoder).__name__, encoder.identity()],
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    root = cache_root()
-    folder = root / f"vectors-{digest}"
+    folder = cache_root() / f"vectors-{files.digest(key)}"
     shape = (int(source.table.offsets[-1]), turns * encoding.views, encoder.features)
     told = "encoder: another process encodes the same items"
     build_once(folder, told, lambda: _build(folder, key, shape, source, encoder, encoding, device))

@@ -100,7 +100,15 @@ def chosen(folder: Path) -> Path:
 
 
 def weights_file(key: str, origin: str) -> Path:
-    """The weights that `key`=`origin` means: a file, or those of a run folder, or of its last stage that was trained apart."""
+    """The file of weights that a setting means.
+
+    Args:
+        key: The setting, for errors.
+        origin: A file, or a run folder, whose weights may be those of its last stage that was trained apart.
+
+    Raises:
+        UserError: There is no such file or folder, or no weights in it.
+    """
     path = Path(origin).expanduser()
     if path.is_dir():
         result = path / "result.json"

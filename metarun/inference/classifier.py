@@ -119,6 +119,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Args:
             images: Paths, PIL images, numpy arrays or tensors, a folder, or `ImageFiles`.
             progress: Is told how many images are done; None shows a bar on a terminal or in a notebook.
+
+        Raises:
+            UserError: Nothing was learned yet, an image cannot be read, or scores are not finite.
         """
         network = self._fitted()
         files = self._listed(images)

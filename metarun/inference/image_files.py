@@ -128,7 +128,16 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
 
 
 def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) -> ImageFiles:
-    """Files that were named one by one; their own folders may have the names of classes."""
+    """Files that were named one by one.
+
+    Args:
+        paths: The files; the folder that one lies in may have the name of its class.
+        origin: Where they are from, for errors.
+        classes: The names of the classes.
+
+    Raises:
+        UserError: There is no file.
+    """
     if not paths:
         raise UserError(f"{origin}: names no file")
     names = set(classes)

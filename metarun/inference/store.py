@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import dataclass, field
@@ -118,9 +117,7 @@ def save(path: Path, held: Stored) -> None:
     }
     if held.preprocessing.encoding is not None:
         content["encoder"] = held.preprocessing.encoding.encoder.tensors()
-    whole = io.BytesIO()
-    torch.save(content, whole)
-    files.replace(path, lambda file: file.write(whole.getbuffer()))
+    checkpoint.save(path, content)
 
 
 def load(origin: Path, key: str = "checkpoint") -> Stored:

@@ -18,6 +18,7 @@ from metarun.data.splits import SPLITS
 from metarun.inspection import facts
 from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
 from metarun.templates import template
+from metarun.text import shape_text
 
 SIDE = 84  # pixels of a small image
 BAD, CLASSES = 200, 500  # files and classes that the page lists
@@ -49,7 +50,7 @@ def _one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> dict[str, Any]:
     if one["problem"] or source is None:
         return {**told, "usable": False}
     told |= {"usable": True, "asked": asked(one, tasks), "twice": duplicate_lines(one.get("duplicates"))}
-    told["items"] = text_lines(one.get("texts")) or ["An item is " + "x".join(map(str, one["input_shape"]))]
+    told["items"] = text_lines(one.get("texts")) or ["An item is " + shape_text(one["input_shape"])]
     told["samples"] = one.get("texts", {}).get("samples", [])
     told["listed"] = one["classes"][:CLASSES]
     told["more"] = len(one["classes"]) - len(told["listed"]) + one["classes_not_listed"]

@@ -13,7 +13,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
-from metarun.text import counted, printable
+from metarun.text import counted, printable, shape_text
 
 WIDTH = 80
 SHOWN = 5  # bad files, sizes
@@ -46,7 +46,7 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
         return
     if "note" in one:
         _say(f"note     {one['note']}")
-    for line in text_lines(one.get("texts")) or ["x".join(map(str, one["input_shape"]))]:
+    for line in text_lines(one.get("texts")) or [shape_text(one["input_shape"])]:
         _say(f"items    {line}")
     if "mean" in one:
         pairs = zip(one["mean"], one["deviation"], strict=True)

@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
+from metarun.errors import first_line
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
@@ -332,11 +333,6 @@ def check_usable(run: Run) -> None:
         raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
     if wrong := [number for number in numbers if not isinstance(number, int | float)]:
         raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def words_of(result: dict[str, Any]) -> list[str]:

@@ -195,15 +195,12 @@ def _lines(
     labels = (
         everywhere if len(everywhere) <= len(COLOURS) else here
     )  # the same colours in every figure, if they suffice
-    columns = min(len(panels), 2)
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    figure, grid = _grid(len(panels))
     handles: dict[str, Any] = {}
     common, titles = apart([section.title for section, _ in panels])
     if len(panels) == 1:  # beside the legend there is no room for it
         common, titles = titles, [""]
-    for axes, title, (section, drawn) in zip(grid, titles, panels, strict=False):
+    for axes, title, (section, drawn) in zip(grid, titles, panels, strict=True):
         for label, (x, mean, low, high) in reversed(drawn.items()):  # the best on top
             place = labels.index(label)
             few = place < len(COLOURS)
@@ -216,11 +213,20 @@ def _lines(
         _dress(axes, title, section, across, accuracy, error)
         if dress is not None:
             dress(axes, drawn)
-    for axes in list(grid)[len(panels) :]:
-        axes.set_visible(False)
     order = [label for label in [*labels[: len(COLOURS)], "others"] if label in handles]
     figure.legend([handles[label] for label in order], [_short(label) for label in order], loc="outside right upper")
     return name, ", ".join([caption, *common]), figure
+
+
+def _grid(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels in two columns, and their axes, row by row."""
+    columns = min(panels, 2)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[panels:]:
+        axes.set_visible(False)
+    return figure, grid[:panels]
 
 
 def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str, error: str) -> None:
@@ -254,13 +260,10 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
         return None
     panels = found[:MOST_PANELS]
     labels = list(dict.fromkeys(label for _, _, curves, _ in panels for label in curves))
-    columns = min(len(panels), 2)
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.4 * columns + 2.4, 3.2 * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, grid = _grid(len(panels))
     handles: dict[str, Any] = {}
     common, titles = apart([title for title, _, _, _ in panels])
-    for axes, title, (_, quantity, curves, (name, places)) in zip(grid, titles, panels, strict=False):
+    for axes, title, (_, quantity, curves, (name, places)) in zip(grid, titles, panels, strict=True):
         means = np.concatenate([mean[np.isfinite(mean)] for mean, _ in curves.values()])
         bottom, top = (means.min(), means.max()) if len(means) else (0.0, 0.0)
         for label, (mean, half) in curves.items():
@@ -277,8 +280,6 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
         axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
         if _wide(bottom, top):
             axes.set_yscale("log")
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     figure.legend([handles[label] for label in labels], [_short(label) for label in labels], loc="outside right upper")
     dropped = f" (of {len(found)} panels the first {MOST_PANELS})" if len(found) > len(panels) else ""
     caption = (

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import metarun
 from metarun import files
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 from metarun.report import figures, tables
-from metarun.report.collect import Collection, Run, collect, first_line
+from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW

@@ -97,7 +97,15 @@ def check_installed(config: DictConfig) -> None:
 
 
 def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:
-    """Builds the source and the target; a recipe without a source takes the target for it."""
+    """Builds the source and the target; a recipe without a source takes the target for it.
+
+    Args:
+        config: The whole config.
+        built: The stages.
+
+    Raises:
+        UserError: A setting of a data set is wrong, or the recipe has no use for one that was given, or lacks one.
+    """
     if not any(stage.needs_data for stage in built):
         return NoData(), None
     node = target_data(config, built)
@@ -143,7 +151,15 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
 
 
 def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
-    """The node of the target's data set, if the recipe has a use for a target."""
+    """The node of the target's data set, if the recipe has a use for a target.
+
+    Args:
+        config: The whole config.
+        built: The stages.
+
+    Raises:
+        UserError: A target, or a way to learn it, is given and not used, or a stage needs a target and none is given.
+    """
     wanted = [stage for stage in built if stage.needs_target]
     if wanted and not config.target.data:
         raise UserError(f"recipe: its stage {wanted[0]} needs a target; add target=pneumoniamnist, say")

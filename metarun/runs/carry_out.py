@@ -43,9 +43,20 @@ LOCK_SECONDS = 33.0  # to wait for another process in the same folder: a job tha
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
-    """Runs the config's recipe, or goes on with it, or shows its stored result; returns what `result.json` holds.
+    """Carries out the recipe of a config, or goes on with it, or shows its stored result.
 
-    `overrides` and `choices` are Hydra's; `command` starts a further process of the same run.
+    Args:
+        config: The config, as Hydra composed it.
+        overrides: The words that made it.
+        choices: Hydra's choices of groups.
+        command: Starts a further process of the same run.
+
+    Returns:
+        What `result.json` holds, and under `folder` where it lies; nothing in a process of another rank than 0.
+
+    Raises:
+        UserError: The run cannot be carried out; where its input is wrong, nothing is written.
+        Incomplete: A part of the input was bad and left out.
     """
     started = time.perf_counter()
     check(config)

@@ -27,7 +27,16 @@ READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys
 
 
 def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
-    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint."""
+    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint.
+
+    Args:
+        config: The config of the command line.
+        overrides: The words of the command line.
+        choices: Of groups.
+
+    Raises:
+        UserError: The stages are in a wrong order, a word is read by none of them, or the checkpoint is missing or not used.
+    """
     built = build_stages(config)
     loads = any(stage.needs_checkpoint for stage in built)
     if loads != bool(config.checkpoint):
@@ -75,6 +84,13 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.
+
+    Args:
+        config: The config of the command line.
+        overrides: Its words.
+
+    Raises:
+        UserError: There is no such run, it is of another version, or a word chooses what the checkpoint brings.
     """
     weights = checkpoint.weights_file("checkpoint", config.checkpoint)
     folder = Path(config.checkpoint)

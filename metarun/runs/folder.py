@@ -168,7 +168,11 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
 
 
 def create(folder: Path) -> None:
-    """Makes a folder below `outputs`; where it cannot be made, a `UserError`."""
+    """Makes a folder below `outputs`.
+
+    Raises:
+        UserError: It cannot be made.
+    """
     try:
         files.make_folder(folder)
     except OSError as error:

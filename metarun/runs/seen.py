@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from metarun import files
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
@@ -18,7 +17,7 @@ Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose im
 def key(data: TableSource) -> str:
     """A digest of the names of all classes: the same for a data set at another size or with another split."""
     names = [name for number, name in enumerate(data.table.names) if number not in data.unknown.values()]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    return files.digest(names)
 
 
 def classes(data: DataSource, split: Split | None) -> Seen:
@@ -33,6 +32,11 @@ def classes(data: DataSource, split: Split | None) -> Seen:
         every = range(len(images.table.names))
         found = merged(found, {key(images): sorted(map(int, every if split is None else images.splits[split]))})
     return found
+
+
+def trained_on(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]) -> set[int]:
+    """Those of the classes with these numbers whose images were seen."""
+    return set(map(int, numbers)) & set(seen.get(key(data), []))
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:
@@ -55,7 +59,7 @@ def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> 
     """
     for name, images in data.members.items():
         own = {*map(int, images.splits["train"]), *map(int, images.splits["val"])}
-        leaked = {int(number) for number in images.splits["test"]} & set(seen.get(key(images), [])) - own
+        leaked = trained_on(seen, images, images.splits["test"]) - own
         if leaked:
             raise UserError(
                 f"{origin}: was trained on images of {len(leaked)} of the {len(images.splits['test'])} classes "

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
-
 from metarun.core import Algorithm, Count, TaskShape, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
 
 
-def check_training(
-    config: DictConfig, algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None
-) -> None:
+def check_training(algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None) -> None:
     """Checks that the method can be trained on what it is to be trained on, by so many processes.
 
     Args:
-        config: The whole config.
         algorithm: The method.
         settings: Its training's settings.
         world: The processes.

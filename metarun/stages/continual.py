@@ -51,8 +51,6 @@ class Continual(Stage):
                 f"backbone.norm={norm}: normalises by a set of images, but in recipe=continual they come one at a time; use "
                 "backbone.norm=group, running or none"
             )
-        if not config.rates or min(config.rates) <= 0:
-            raise UserError(f"continual.rates={list(config.rates)}: must be learning rates above 0")
         for learner in run.learners.values():
             seen.refuse_test_classes(learner.seen, run.data, f"stage {learner.name}")
         self.images: dict[Split, Labelled] = {"test": self._images(run, "test")}

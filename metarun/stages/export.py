@@ -89,7 +89,7 @@ class Export(Stage):
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
             inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
         try:
-            metadata = self._metadata(learner, config)
+            metadata = self._metadata(learner)
             self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature)
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
@@ -123,7 +123,7 @@ class Export(Stage):
         self.ways = ways
         return function, inputs, [support, np.arange(ways).repeat(SHOTS), images]
 
-    def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
+    def _metadata(self, learner: Learner) -> dict[str, Any]:
         """What the file says of itself."""
         shape = pixels_of(learner)
         found = {
@@ -238,7 +238,11 @@ def fitted(learner: Learner, config: DictConfig) -> Classifier:
 
 
 def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -> ImageSet:
-    """The images of `images=`, or without them the examples of `support=`."""
+    """The images of `images=`, or without them the examples of `support=`.
+
+    Raises:
+        UserError: There are none, or none of them can be read.
+    """
     origin = config.images or config.support
     if not origin:
         return ImageSet(learner, [])

@@ -74,16 +74,10 @@ def build_learner(
         assert around is not None
         algorithm.prepare = around.preparation()
     if trains:
-        check_training(config, algorithm, settings, run.world, train, wrapper if around and around.trains else None)
+        check_training(algorithm, settings, run.world, train, wrapper if around and around.trains else None)
         if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
-    if settings.steps and config.encoder and not trains_what_is_used(run, algorithm):
-        log.info(
-            "%s: the vectors of the encoder leave nothing to train that a later stage uses; they stay as they are",
-            train,
-        )
-        settings = OmegaConf.merge(settings, {"steps": 0})
-    if settings.max_seconds == 0:
+    if settings.steps and not trains_at_all(run, algorithm, settings, train):
         settings = OmegaConf.merge(settings, {"steps": 0})
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
@@ -138,6 +132,24 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
         learner.sampler = augmented(
             learner.sampler, run.augment, seed, learner.hardware, learner.settings.tasks_per_step
         )
+
+
+def trains_at_all(run: Run, algorithm: Algorithm, settings: DictConfig, train: str) -> bool:
+    """Whether a training has time, and anything to train that the run uses; what it lacks is logged.
+
+    Args:
+        run: The run.
+        algorithm: The method.
+        settings: Its training's settings.
+        train: The key of these settings.
+    """
+    if run.config.encoder and not trains_what_is_used(run, algorithm):
+        log.info(
+            "%s: the vectors of the encoder leave nothing to train that a later stage uses; they stay as they are",
+            train,
+        )
+        return False
+    return bool(settings.max_seconds != 0)
 
 
 def trains_what_is_used(run: Run, algorithm: Algorithm) -> bool:

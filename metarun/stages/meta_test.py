@@ -28,6 +28,7 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
 from metarun.target.base import Own
+from metarun.text import shape_text
 
 
 @dataclass
@@ -284,7 +285,7 @@ class MetaTest(Stage):
         if run.test_task.unlabelled:
             found["uses_unlabelled"] = run.algorithm.uses_unlabelled or run.algorithm.prepare is not None
         if self.of_many:
-            shape = "x".join(map(str, run.data.input_shape))
+            shape = shape_text(run.data.input_shape)
             found["test_mean"] = (
                 f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over their episodes"
             )

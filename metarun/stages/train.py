@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from pathlib import Path
@@ -121,11 +119,11 @@ class Train(Stage):
 
     def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
         """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
-        validate = self._validation(run) if self.chooses else None
+        validate = self._validation() if self.chooses else None
         numbers = fit(self.learner, validate, folder, logger, run.watch)
         return {**numbers, **self._take_best(folder)}
 
-    def _validation(self, run: Run) -> Validate:
+    def _validation(self) -> Validate:
         """What scores the weights: accuracy, or minus the median error of regression tasks; and what to log."""
         learner, held_out = self.learner, self.held_out
         algorithm, hardware = learner.algorithm, learner.hardware
@@ -172,7 +170,7 @@ class Train(Stage):
         Of several runs at once one trains and the others wait.
         """
         content = self.depends_on(run)
-        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{digest(content)}"
+        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{files.digest(content)}"
         world = self.learner.hardware.world
         if world.main:
             create(folder)
@@ -237,7 +235,7 @@ class Train(Stage):
             "stage": self.name,
             "metarun": metarun.__version__,
             "rules": RULES,
-            "after": digest(earlier.depends_on(run)) if earlier else "",
+            "after": files.digest(earlier.depends_on(run)) if earlier else "",
             "seed": config.seed,
             "autocast": config.hardware.autocast,
             "tf32": config.hardware.tf32,
@@ -275,11 +273,6 @@ def read_as(data: DictConfig) -> dict[str, Any]:
     """The settings of a data set, which say how its files become images; where they lie changes nothing."""
     values = flat(OmegaConf.to_container(data, resolve=True))
     return {key: value for key, value in sorted(values.items()) if "root" not in key.split(".")}
-
-
-def digest(content: dict[str, Any]) -> str:
-    """A short digest of JSON values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_key(run: Run, stage: Stage, parameter: str) -> None:

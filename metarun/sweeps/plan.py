@@ -28,10 +28,6 @@ from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
 DECIDING = ("approach", "recipe", "recipe.source", "experiment")  # on whether a source is used
-# What the stages of a recipe look at before there are data; to ask them takes torch, which no other sweep needs in this process.
-OF_STAGES = frozenset(
-    ("approach", "checkpoint", "experiment", "images", "recipe", "support", "target", "test", "transfer")
-)
 CHOSEN_BY = {"approach": ("algo", "transfer"), "recipe": ("algo",)}  # what else differs where these are swept
 
 

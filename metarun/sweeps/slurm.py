@@ -147,9 +147,19 @@ class Stuck:
 
 
 def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:
-    """Submits the jobs that are not in the queue yet; yields each with its outcome as it ends.
+    """Submits the jobs that are not in the queue yet.
 
-    `parameters` are submitit's for sbatch. Without `wait` nothing is waited for: the same command later does.
+    Args:
+        jobs: The jobs.
+        parameters: Those of submitit for sbatch.
+        wait: Whether their ends are waited for; otherwise the same command later does.
+        poll_seconds: The seconds from one look at the queue to the next.
+
+    Yields:
+        Each job with its outcome and the seconds since the start, as it ends.
+
+    Raises:
+        UserError: There is no Slurm here, or it refuses the jobs.
     """
     started = time.monotonic()
     if not shutil.which("squeue"):
@@ -196,7 +206,18 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
 
 
 def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
-    """One array with these jobs; the name that each has in Slurm, which is noted beside its log."""
+    """Submits one array with these jobs.
+
+    Args:
+        jobs: The jobs, at least one.
+        parameters: Those of submitit for sbatch.
+
+    Returns:
+        The name that each has in Slurm, which is noted beside its log.
+
+    Raises:
+        UserError: Slurm refuses them.
+    """
     folder = jobs[0].log.parent / "slurm"
     before = {*folder.iterdir()} if folder.is_dir() else set()
     with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs

@@ -345,6 +345,17 @@ def new_head(features: int, classes: int, device: torch.device) -> nn.Linear:
     return head
 
 
+def restored(backbone: Backbone, state: Mapping[str, Tensor], classes: int) -> Tuned:
+    """A backbone and a linear head with the weights that they had.
+
+    Args:
+        backbone: A network of the same shape; its weights are replaced.
+        state: The `state_dict` of what was learned.
+        classes: The outputs of the head.
+    """
+    return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A copy to train, all of whose parameters take gradients."""
     return copy.deepcopy(module).requires_grad_(True)

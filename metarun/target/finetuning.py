@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from metarun.config.types import Ge, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, copied, keep_statistics, new_head, restored
 
 
 class FineTuning(TargetMethod):
@@ -63,11 +63,11 @@ class FineTuning(TargetMethod):
     ) -> None:
         super().__init__(learner)
         blocks = len(learner.backbone.blocks)
-        if not 0 <= from_layer <= blocks:
+        if from_layer > blocks:
             raise UserError(
                 f"transfer.from_layer={from_layer}: must be from 0 (all) to {blocks}, the backbone's blocks (none)"
             )
-        if not 0 <= head_steps <= steps:
+        if head_steps > steps:
             raise UserError(f"transfer.head_steps={head_steps}: must be from 0 to transfer.steps={steps}")
         self.optimizer, self.steps, self.batch_size = optimizer, steps, batch_size
         self.from_layer, self.head_steps, self.layer_decay = from_layer, head_steps, layer_decay
@@ -76,7 +76,7 @@ class FineTuning(TargetMethod):
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
         backbone = copied(self.learner.backbone)
         assert isinstance(backbone, Backbone)
-        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+        return restored(backbone, state, classes)
 
     def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = copied(self.learner.backbone)

@@ -19,7 +19,7 @@ from metarun.config.types import DropRate, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
-from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, keep_statistics, restored
 from metarun.target.prompts import Training, frozen
 
 NORMS = (Norm, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -66,8 +66,7 @@ class PartialTuning(TargetMethod):
         return Tuned(backbone, head)
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
-        backbone = frozen(self.learner.backbone)
-        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+        return restored(frozen(self.learner.backbone), state, classes)
 
 
 def chosen(backbone: Backbone, part: str) -> list[nn.Parameter]:

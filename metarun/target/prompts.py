@@ -31,7 +31,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from metarun.config.types import DropRate, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head
+from metarun.target.base import TargetMethod, Tuned, keep_statistics, loaded, new_head, restored
 from metarun.target.finetuning import Shuffled
 
 MATRICES: list[tuple[type[nn.Module], str]] = [
@@ -130,7 +130,7 @@ class LoRA(TargetMethod):
     def restore(self, state: Mapping[str, Tensor], classes: int) -> Tuned:
         backbone = frozen(self.learner.backbone)
         add_low_rank(backbone, self.rank, self.alpha, self.targets)
-        return loaded(Tuned(backbone, new_head(backbone.features, classes, state["head.bias"].device)), state)
+        return restored(backbone, state, classes)
 
 
 class Training:
@@ -187,7 +187,11 @@ def frozen(backbone: Backbone) -> Backbone:
 
 
 def token_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks that prompts can go through, or a `UserError` for a backbone that has none."""
+    """The blocks that prompts can go through.
+
+    Raises:
+        UserError: The backbone is no plain vision transformer.
+    """
     blocks = getattr(backbone, "token_blocks", None)
     if not blocks:
         raise UserError(
@@ -240,7 +244,15 @@ class LowRank(nn.Module):
 
 
 def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn.Module, str]]:
-    """The modules with weight matrices, and these weights' names in them; a `UserError` if `targets` name none."""
+    """The modules with weight matrices, and these weights' names in them.
+
+    Args:
+        backbone: The network.
+        targets: Words, of which a weight's name must hold one; None for all weights.
+
+    Raises:
+        UserError: No weight has such a name.
+    """
     found = [
         (path, module, name)
         for path, module in backbone.named_modules()

@@ -24,7 +24,7 @@ from metarun.ops import metrics
 from metarun.runs import result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
-from metarun.text import printable
+from metarun.text import printable, shape_text
 
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
@@ -99,7 +99,7 @@ class Target:
         shape, own = source.input_shape, self.source.input_shape
         if shape == own:
             return
-        log.info("target: images %s are brought to the source's %s", _times(own), _times(shape))
+        log.info("target: images %s are brought to the source's %s", shape_text(own), shape_text(shape))
 
         change = partial(to_shape, shape=shape)
         self.train, self.validation, self.test = (
@@ -343,7 +343,3 @@ def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split) -> None:
             f"target: class {printable(images.names[missing[0]])} has no {part} images; it has {counts[missing[0]]} in all, and a class "
             f"needs 3, to learn from, to validate on and to test on; leave small classes out: target.min_images={enough}"
         )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from metarun.core import TaskShape, least
+from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
-from metarun.data.table_source import TableSource
+from metarun.data.table_source import TableSource, refuse_one_way
 from metarun.errors import UserError
 
 Validation = Literal["pseudo", "labels"]
@@ -96,8 +96,7 @@ class PseudoTasks(TableSource):
                 f"items alone; give numbers for {'train' if split == 'train' else 'test'}.task.ways, shots and queries, and leave "
                 "out unlabelled items"
             )
-        if least(task.ways) < 2:
-            raise UserError(f"task.ways={task.ways}: a task of one class has one answer, which is always right")
+        refuse_one_way(split, task)
         return self.pseudo_sampler(split, task, seed, device)
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:

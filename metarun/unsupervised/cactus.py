@@ -25,7 +25,6 @@ out. There Omniglot has 500 clusters of 24,000 images. Differences:
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -195,6 +194,9 @@ class Cactus(PseudoTasks):
         """The cluster of each image of a split's pool in each partition, int64 `[partitions, n]`.
 
         They are made once, and kept beside the tables of images.
+
+        Raises:
+            UserError: The file of them was damaged.
         """
         if split not in self._partitions:
             key = {
@@ -205,10 +207,9 @@ class Cactus(PseudoTasks):
                 **self.how(),
                 "version": 1,
             }
-            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
             folder = cache_root()
             files.make_folder(folder)
-            file = folder / f"clusters-{name}.npz"
+            file = folder / f"clusters-{files.digest(key)}.npz"
             if not file.is_file():
                 with files.locked(file.with_suffix(".lock"), "unsupervised: another process clusters these images"):
                     if not file.is_file():

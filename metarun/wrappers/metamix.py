@@ -59,7 +59,7 @@ class MetaMix(Wrapper):
             )
         known = list(range(len(method.backbone.blocks)))
         self.layers = known if layers is None else list(layers)
-        if not self.layers or not set(self.layers) <= set(known):
+        if not set(self.layers) <= set(known):
             raise UserError(
                 f"wrapper.layers={layers}: the backbone has {', '.join(map(str, known))}; null is all of them"
             )

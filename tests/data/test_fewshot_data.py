@@ -168,7 +168,7 @@ def test_other_broken_files(tmp_path: Path) -> None:
     (root / "data" / "val001" / "002.png").unlink()
     assert "there are no images in" in error(lambda: FewShot(dataset="cifar_fs"))
     files.write(root / "splits" / "bertinetto" / "train.txt", b"\xff\xff")
-    assert "train.txt: not a text file" in error(lambda: FewShot(dataset="cifar_fs"))
+    assert "train.txt is not a text file" in error(lambda: FewShot(dataset="cifar_fs"))
 
 
 @pytest.mark.usefixtures("few")
@@ -176,9 +176,9 @@ def test_broken_hdf5_and_no_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     root = tmp_path / "cub"
     files.torchmeta(root, FEW, True)
     files.write(root / "val_labels.json", '["n000", "nobody"]')
-    assert "val_data.hdf5 with val_labels.json: not whole files" in error(lambda: FewShot(dataset="cub"))
+    assert "val_data.hdf5 with val_labels.json are not whole files" in error(lambda: FewShot(dataset="cub"))
     files.write(root / "train_data.hdf5", b"no HDF5")
-    assert "train_data.hdf5 with train_labels.json: not whole files" in error(lambda: FewShot(dataset="cub"))
+    assert "train_data.hdf5 with train_labels.json are not whole files" in error(lambda: FewShot(dataset="cub"))
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert "needs h5py, which is not installed: pip install 'metarun[hdf5]'" in error(lambda: FewShot(dataset="cub"))
 
@@ -256,7 +256,7 @@ def test_an_array_that_python_2_wrote(tmp_path: Path) -> None:
 )
 def test_anything_else_is_one_line(tmp_path: Path, raw: bytes) -> None:
     path = files.write(tmp_path / "a.pkl", raw)
-    assert error(lambda: pickles.load(path, "x")).startswith(f"data x: {path}: not a whole pickle of arrays (")
+    assert error(lambda: pickles.load(path, "x")).startswith(f"data x: {path} is not a whole pickle of arrays (")
 
 
 # CIFAR-100 as its authors publish it

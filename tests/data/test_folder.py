@@ -376,7 +376,7 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
         ({"image_size": 0}, r"data.image_size=0: must be at least 1"),
         ({"ratios": [0.5, 0.5]}, r"data.ratios=\[0.5, 0.5\]: must have 3 values"),
         ({"ratios": [0.5, 0.5, 0.0]}, r"data.ratios=\[0.5, 0.5, 0\]: each must be above 0"),
-        ({"ratios": [0.5, 0.4, 0.4]}, r"data.ratios: .* are not three positive numbers that sum to 1"),
+        ({"ratios": [0.5, 0.4, 0.4]}, r"data.ratios=\[0.5, 0.4, 0.4\]: must sum to 1, but the sum is 1.3"),
         (
             {"train_classes": ["c1", "cc2"], "test_classes": ["c3"]},
             r"data.train_classes: .*/images has no class folder cc2; did you mean ",

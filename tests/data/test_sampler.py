@@ -256,9 +256,9 @@ def test_work_in_python_does_not_grow_with_the_number_of_episodes() -> None:
             r"shots \+ queries = 5 \+ 15 = 20 is above the 7 images of the smallest class of the test split; "
             "lower test.task.shots or test.task.queries",
         ),
-        (lambda: sampler(ways=0), "ways=0 shots=2 queries=4 must be positive"),
-        (lambda: sampler(shots=0), "shots=0"),
-        (lambda: sampler(queries=-1), "queries=-1"),
+        (lambda: sampler(ways=0), r"^task.ways=0: must be at least 1$"),
+        (lambda: sampler(shots=0), r"^task.shots=0: must be at least 1$"),
+        (lambda: sampler(queries=-1), r"^task.queries=-1: must be at least 0$"),
     ],
 )
 def test_mistakes_are_named(make: Callable[[], object], message: str) -> None:

@@ -277,7 +277,8 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
     [
         (["continual.classes=5000"], "continual.classes=5000: is above the"),
         (["continual.images=30"], "continual: images + test_images = 30 + 2 = 32 is above the 20 images of the class"),
-        (["continual.rates=[]"], "continual.rates=[]: must be learning rates above 0"),
+        (["continual.rates=[]"], "continual.rates=[]: must have at least 1 value"),
+        (["continual.rates=[0.1,0]"], "continual.rates=[0.1, 0]: each must be above 0"),
         (["continual.orders=1"], "continual.orders=1: must be at least 2"),
         (["backbone=conv4", "backbone.norm=batch", "backbone.channels=4"], "backbone.norm=batch: normalises by a set of images"),
         (["algo=maml", "data=sinusoid", "backbone=mlp"], "recipe=continual: shows classes one after the other, but"),

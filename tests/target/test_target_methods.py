@@ -329,6 +329,8 @@ def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
     ("settings", "said"),
     [
         ({"from_layer": 5}, r"transfer.from_layer=5: must be from 0 \(all\) to 4"),
+        ({"from_layer": -1}, "transfer.from_layer=-1: must be at least 0"),
+        ({"head_steps": -1}, "transfer.head_steps=-1: must be at least 0"),
         ({"head_steps": 900}, "transfer.head_steps=900: must be from 0 to transfer.steps=100"),
         ({"steps": 0}, "transfer.steps=0: must be at least 1"),
         ({"layer_decay": 0.0}, "transfer.layer_decay=0: must be above 0"),

@@ -318,6 +318,7 @@ def test_it_trains_methods_of_any_kind_at_any_layer(algo: str, norm: str, vector
 def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
     for words, line in (
         (["wrapper.alpha=0"], r"wrapper\.alpha=0: must be above 0"),
+        (["wrapper.layers=[]"], r"wrapper\.layers=\[\]: must have at least 1 value"),
         (["wrapper.layers=[7]"], r"wrapper\.layers=\[7\]: the backbone has 0, 1"),
     ):
         with pytest.raises(UserError, match=line):
@@ -532,9 +533,9 @@ def test_noise_that_cannot_be() -> None:
     def plain(task: TaskShape) -> Callable[[int, int], Episodes]:
         return IMAGES.sampler("train", task, 0, CPU)
 
-    with pytest.raises(UserError, match=r"^train\.noise\.tasks=1\.5: is a share; it must be from 0 to 1$"):
+    with pytest.raises(UserError, match=r"^train\.noise\.tasks=1\.5: must be from 0 to 1$"):
         with_noise(plain, shape, 0, tasks=1.5, labels=0.5)
-    with pytest.raises(UserError, match=r"^train\.noise\.labels=-0\.1: is a share"):
+    with pytest.raises(UserError, match=r"^train\.noise\.labels=-0\.1: must be from 0 to 1$"):
         with_noise(plain, shape, 0, tasks=1.0, labels=-0.1)
 
     def one_way(start: int, stop: int) -> Episodes:

@@ -214,6 +214,9 @@ def _told(words: list[str]) -> Outcome:
                 f"{printable(os.getcwd())}: this folder's path has a control character, or bytes that are no UTF-8; work in another"
             )
         sys.argv[1:] = [*for_hydra(arguments), *options]
+        from metarun.config import one_composition  # here: `--help` needs nothing of what it imports
+
+        one_composition.install()
         _run()
     except BrokenPipeError:
         raise

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
@@ -36,13 +40,37 @@ def choices(group: str) -> list[str]:
 
 
 @functools.cache
-def _composed(*overrides: str) -> DictConfig:
+def class_of(algo: str) -> Any:
+    """The class that `conf/algo/<algo>.yaml` names: what a test must know of a method before it composes a config."""
+    (target,) = re.findall(r"^  _target_: (\S+)$", (Path(CONF) / "algo" / f"{algo}.yaml").read_text(), re.MULTILINE)
+    return get_class(target)
+
+
+def _chooses(override: str) -> bool:
+    """Whether an override is a choice of a config group, as Hydra tells it from a value."""
+    return (Path(CONF) / override.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()
+
+
+@functools.cache
+def _chosen(*choices: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides=["~preset", *overrides])
+        return hydra.compose("config", overrides=["~preset", *choices])
+
+
+@functools.cache
+def _composed(*overrides: str) -> DictConfig:
+    config = copy.deepcopy(_chosen(*filter(_chooses, overrides)))
+    values = [override for override in overrides if not _chooses(override)]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+    return config
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The config that a command line makes, without the presets of particular data; composed once for all tests of a process."""
+    """The config that a command line makes, without the presets of particular data.
+
+    To merge the files costs far more than to set values in what they make, which is what Hydra does last: a process merges once what
+    the same choices make.
+    """
     assert schema.Config  # its import registers the schema
     return copy.deepcopy(_composed(*overrides))
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from helpers import CONF, CPU, build, choices, compose, episodes, toy_images
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from helpers import CPU, build, choices, class_of, compose, episodes, toy_images
+from omegaconf import DictConfig
 from torch import Tensor
 
 from metarun.config import task_of
@@ -20,9 +17,7 @@ BACKBONES = {
     "mlp": ["backbone=mlp", "backbone.hidden=[32]", "backbone.init_std=null"],
 }
 ALGOS = choices("algo")
-VECTORIZABLE = [
-    name for name in ALGOS if get_class(OmegaConf.load(Path(CONF) / "algo" / f"{name}.yaml").algo._target_).vectorizable
-]
+VECTORIZABLE = [name for name in ALGOS if class_of(name).vectorizable]
 
 
 def config_of(name: str, *overrides: str, backbone: str = "conv4", norm: str | None = "batch") -> DictConfig:

@@ -12,14 +12,19 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import choices
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig, OmegaConf
 from shell import SINUSOID, environment, make_images, metarun, run_folder
 
 from metarun import config as schema
 from metarun.cli import CONF, NEEDED
+from metarun.config import one_composition
 
 LOADED = """
 import json, sys
@@ -97,6 +102,38 @@ def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COMP_LINE", f"metarun {typed}")
         monkeypatch.setenv("COMP_POINT", str(len(f"metarun {typed}")))
         assert metarun("-sc", "query=bash").out.split() == expected
+
+
+def test_a_single_run_composes_its_config_once_and_as_hydra_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = list[DictConfig]()
+    impl = ConfigLoaderImpl._load_configuration_impl
+
+    def kept(*arguments: Any, **options: Any) -> DictConfig:
+        composed.append(impl(*arguments, **options))
+        return composed[-1]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", kept)
+    words = ["recipe=runs", f"runs={tmp_path}", "hydra.verbose=false"]
+    outcome = metarun(*words)
+    assert len(composed) == 1
+    monkeypatch.setattr(Hydra, "get_mode", Hydra.get_mode.__wrapped__)
+    monkeypatch.setattr(one_composition, "install", lambda: None)
+    assert metarun(*words) == outcome
+    once, to_read_the_mode, to_run = [OmegaConf.to_container(config, resolve=False) for config in composed]
+    assert once == to_run != to_read_the_mode
+
+
+def test_a_mode_that_a_file_chooses_holds(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    swept = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    dry_run: true\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n# Two methods\n{swept}")
+    for methods in ("maml,anil", "maml"):
+        outcome = metarun("--config-dir", str(tmp_path), "experiment=mine", f"algo={methods}", f"outputs={tmp_path}")
+        assert outcome.status == 0, outcome.err
+        for method in methods.split(","):
+            assert f"to run    algo={method}  {tmp_path}/mine/algo-{method}" in outcome.out.splitlines()
 
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CONF, CPU, build, compose, double, episodes, hardware, toy_images, with_
-from hydra.utils import get_class
+from helpers import CONF, CPU, build, class_of, compose, double, episodes, hardware, toy_images, with_
 from learners import ALGOS, BACKBONES, SEPARABLE, VECTORIZABLE, config_of, fed, gradients, learner, steps_of, stream
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -362,7 +361,7 @@ def assert_same(one: object, other: object) -> None:
 def test_regression_is_learned_or_refused(name: str, vectorize: bool) -> None:
     config = config_of(name, "task.ways=1", backbone="mlp", norm="none")
     source = Sinusoid()
-    if not get_class(config.algo._target_).regression:
+    if not class_of(name).regression:
         with pytest.raises(UserError, match=r"^algo: \w+ only classifies, but the data are regression tasks"):
             build(config, source, vectorize)
         return
@@ -387,7 +386,7 @@ def test_yaml_is_documented_and_complete(name: str) -> None:
     assert text[1].startswith("# ")
     assert f"algo={name}" in text[1].partition("; metarun ")[2].split()
     settings = compose(f"algo={name}").algo
-    signature = set(inspect.signature(get_class(settings._target_)).parameters) - {"backbone", "spec"}
+    signature = set(inspect.signature(class_of(name)).parameters) - {"backbone", "spec"}
     assert set(settings) - {"_target_"} == signature
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CONF, CPU, alone, build, choices, compose, hardware, toy_images
-from hydra.utils import get_class
+from helpers import CONF, CPU, alone, build, choices, class_of, compose, hardware, toy_images
 from omegaconf import OmegaConf
 from ranks import assert_same, step_by
 from torch import Tensor
@@ -31,11 +30,6 @@ from metarun.stages.compatibility import check_test_task, check_train_task
 IMAGES = toy_images()
 SMALL = ["backbone=conv4", "backbone.channels=4"]
 MLP = ["backbone=mlp", "backbone.hidden=[8]", "backbone.norm=none", "backbone.init_std=null"]
-
-
-def class_of(name: str) -> type[Algorithm]:
-    found: type[Algorithm] = get_class(OmegaConf.load(Path(CONF) / "algo" / f"{name}.yaml").algo._target_)
-    return found
 
 
 ALGOS = [name for name in choices("algo") if not name.startswith("learn2learn")]

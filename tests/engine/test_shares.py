@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, build, choices, compose, double, episodes, toy_images
-from hydra.utils import get_class
+from helpers import CPU, build, choices, class_of, compose, double, episodes, toy_images
 from ranks import TASKS, assert_same, step_by
 from torch import Tensor, nn
 
@@ -29,8 +28,7 @@ def made(algo: str, *words: str) -> tuple[Callable[[], nn.Module], Callable[[int
     small = ["backbone=conv4", "backbone.channels=4", "backbone.norm=support"]
     task = ["task.ways=4", "task.shots=2", "task.queries=3", "train.task.ways=null", "train.task.queries=null"]
     config = compose(f"algo={algo}", *small, *task, *words)
-    kind = get_class(config.algo._target_)
-    if getattr(kind, "trains_on", "episodes") == "batches":
+    if class_of(algo).trains_on == "batches":
         config.backbone.norm = "group"
     template = build(config, IMAGES)
     if getattr(template, "teacher", None) is not None:
@@ -79,14 +77,12 @@ def test_processes_and_chunks_change_nothing(algo: str) -> None:
     assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
 
 
-def trains_on_episodes(algo: str) -> bool:
-    return getattr(get_class(compose(f"algo={algo}").algo._target_), "trains_on", "episodes") != "batches"
-
-
 REFUSE_RUNNING = ("l2l",)
 
 
-@pytest.mark.parametrize("algo", [n for n in choices("algo") if trains_on_episodes(n) and n not in REFUSE_RUNNING])
+@pytest.mark.parametrize(
+    "algo", [n for n in choices("algo") if class_of(n).trains_on != "batches" and n not in REFUSE_RUNNING]
+)
 def test_running_averages_are_those_of_one_process(algo: str) -> None:
     make, batch_of = made(algo, *words_of(algo), "backbone.norm=running")
     alone = step_by(make, batch_of, 1)

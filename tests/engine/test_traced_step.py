@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Replays, build, choices, compose, double, episodes, hardware, toy_images
+from helpers import Replays, build, choices, class_of, compose, double, episodes, hardware, toy_images
 from torch import Tensor
 
 from metarun.config import task_of
@@ -40,7 +40,7 @@ def gradients(algorithm: Algorithm, batch: Episodes, step: int, chosen: object) 
     return {**logged, **found}
 
 
-RECORDABLE = [name for name in choices("algo") if learner(name)[0].recordable]
+RECORDABLE = [name for name in choices("algo") if class_of(name).recordable]
 
 
 def test_some_are_recordable() -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, build, choices, compose, hardware, table, toy_images
-from hydra.utils import get_class
+from helpers import CPU, build, choices, class_of, compose, hardware, table, toy_images
 from torch import Tensor, nn
 
 from metarun.algos.dn4 import DN4
@@ -34,9 +33,7 @@ GROUP = "transfer"  # of target methods
 CONVOLUTIONAL = [name for name in choices(GROUP) if name != "prompts"]
 # Without norms there are none to tune, which is refused.
 NORMED = [(name, norm) for name in CONVOLUTIONAL for norm in KINDS if (name, norm) != ("layer_norm", "none")]
-CLASSIFIERS = [
-    name for name in choices("algo") if get_class(compose(f"algo={name}").algo._target_).trains_on == "batches"
-]
+CLASSIFIERS = [name for name in choices("algo") if class_of(name).trains_on == "batches"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CONF, CPU, build, choices, compose, double, episodes, hardware, toy_images
-from hydra.utils import get_class
+from helpers import CPU, build, choices, class_of, compose, double, episodes, hardware, toy_images
 from omegaconf import DictConfig, OmegaConf
 from shell import make_images, metarun, result, run_folder
 from torch import Tensor
@@ -164,7 +163,7 @@ def test_a_resumed_run_has_what_the_wrapper_learned(
 
 def takes(algo: str, wrapper: str) -> bool:
     """Whether the wrapper makes nothing that the method says it cannot learn from; such a pair is refused."""
-    method = get_class(compose(f"algo={algo}").algo._target_)
+    method = class_of(algo)
     makes_what_it_takes = {"metamix": method.soft_labels, "self_training": not method.equal_classes}
     return makes_what_it_takes.get(wrapper, True)
 
@@ -233,7 +232,7 @@ def test_in_bfloat16_a_reward_is_that_of_the_step_that_was_tried() -> None:
 
 def on_episodes(algo: str) -> bool:
     """Methods on batches have no queries; a run refuses to wrap them (tests/target/test_transfer.py)."""
-    return get_class(OmegaConf.load(Path(CONF) / "algo" / f"{algo}.yaml").algo._target_).trains_on == "episodes"
+    return class_of(algo).trains_on == "episodes"
 
 
 @pytest.mark.parametrize("algo", list(filter(on_episodes, choices("algo"))))

@@ -12,10 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from metarun.cli import CONF, MENDABLE, for_hydra, one_line, parsed
+from metarun.config.folder import CONF
 from metarun.config.overrides import canonical
 from metarun.config.shorthand import check_paper, folded_choices
 from metarun.errors import Incomplete, UserError
+from metarun.shell.arguments import for_hydra, parsed
+from metarun.shell.messages import MENDABLE, one_line
 
 log = logging.getLogger("metarun")
 

@@ -79,8 +79,8 @@ def maml(dry: bool, steps: int = 1, queries: int = 15, device: Any = None) -> tu
     """A MAML learner on conv4, a meta-batch of random tasks, and the hardware for it, all on the device."""
     import torch
 
-    from metarun.cli import CONF
     from metarun.config import task_of
+    from metarun.config.folder import CONF
     from metarun.core import Episodes
     from metarun.data.source import NoData
     from metarun.engine.distributed import World

@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from shell import SINUSOID, environment, make_images, metarun, run_folder
 
 from metarun import config as schema
-from metarun.cli import CONF, NEEDED
-from metarun.config import one_composition
+from metarun.config.folder import CONF
+from metarun.shell import one_composition
+from metarun.shell.arguments import NEEDED
 
 LOADED = """
 import json, sys

@@ -22,7 +22,7 @@ from metarun.renamed import CHOICES, GROUPS
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {"pyproject.toml", "conf", "metarun", "tests", "scripts", "outputs", "README.md", "LICENSE"}
 CHANGELOG = (ROOT / "metarun" / "CHANGELOG.md").read_text()
-FIND = "import metarun.cli; print(metarun.cli.CONF)"
+FIND = "from metarun.config.folder import CONF; print(CONF)"
 
 
 def files(folder: Path, *patterns: str) -> set[str]:

@@ -68,6 +68,7 @@ metarun.sweeps
 metarun.plugins
 metarun.runs.building metarun.runs.continuation metarun.runs.recording metarun.runs.carry_out
 metarun.inspection
+metarun.shell
 metarun.cli
 metarun.api metarun
 metarun.__main__

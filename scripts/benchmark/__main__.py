@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metarun import files
-from metarun.cli import MENDABLE, one_line
 from metarun.errors import UserError
 from metarun.runs import provenance
+from metarun.shell.messages import MENDABLE, one_line
 
 from . import encoding
 from .lines import LINES, MEMORY, Line

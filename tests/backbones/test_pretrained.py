@@ -27,8 +27,8 @@ from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.vit import ViT
 from metarun.backbones.weights import load_backbone
-from metarun.cli import CONF
 from metarun.config import check, task_of
+from metarun.config.folder import CONF
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.ops.tasks import over_tasks

@@ -17,7 +17,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import config as schema
-from metarun.cli import CONF
+from metarun.config.folder import CONF
 from metarun.config.ranges import check_value, limits
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, UNKNOWN, arguments_of, read

@@ -18,8 +18,8 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.scaled import ScaledBackbone
 from metarun.backbones.vit import ViT
-from metarun.cli import CONF
 from metarun.config import check, construct
+from metarun.config.folder import CONF
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.target import prompts as module

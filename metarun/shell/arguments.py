@@ -1,0 +1,163 @@
+"""The words of a command line: Hydra's options, ours, and overrides in Hydra's grammar."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config.folder import CONF
+from metarun.config.overrides import fixed, hint_of, is_free, key_of, read, reading, settled, split
+from metarun.config.shorthand import PAPER, expanded
+from metarun.errors import UserError, nearest
+from metarun.shell.messages import meant, unknown_choice
+from metarun.text import has_control, printable
+
+HYDRAS_FOLDERS = (
+    "hydra.run",
+    "hydra.sweep.",
+    "hydra.output_subdir",
+    "hydra.job.chdir",
+)  # which metarun's runs do not use
+OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+NEEDED = ("algo", "backbone", "data", "optimizer", "recipe")  # groups of which a run has a choice, whatever it does
+
+
+def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The words of a command line in Hydra's options and ours, and those of them that are Hydra's options and their values.
+
+    Overrides may stand before, between and behind options. Raises `UserError` for words that are none of these.
+    """
+    words = [word for word in words if word != "--"]  # no override looks like an option
+    for word in words:
+        if has_control(word):
+            raise UserError(f"{printable(word)}: has a control character, or bytes that are no UTF-8")
+    parser = get_args_parser()
+    parser._option_string_actions.pop("--version")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+
+    def refuse(message: str) -> NoReturn:
+        _, known, word = message.partition("unrecognized arguments: --")
+        hint = meant(word.partition(" ")[0]) if known else ""
+        raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.config_dir:
+        typed, arguments.config_dir = arguments.config_dir, os.path.expanduser(arguments.config_dir)
+        words = [expanded_folder(word, typed) for word in words]
+        if not os.path.isdir(arguments.config_dir):
+            beside = Path(arguments.config_dir).absolute().parent
+            near = nearest(Path(typed).name, [path.name for path in beside.iterdir()] if beside.is_dir() else [])
+            raise UserError(f"--config-dir {typed}: there is no such folder{near}")
+    if arguments.dry_run and not arguments.multirun:
+        raise UserError("--dry-run: lists the jobs of a sweep (-m); metarun --cfg job shows the config of one run")
+    options, overrides = list[str](), list(arguments.overrides)
+    for word in words:
+        if overrides and word == overrides[0]:
+            overrides.pop(0)
+        elif not (len(word) > 3 and "--dry-run".startswith(word)):
+            options.append(word)
+    if arguments.cfg == "job" and not arguments.resolve:
+        options.append("--resolve")  # what a run would have: numbers, and no references to other keys
+    return arguments, options
+
+
+def for_hydra(arguments: argparse.Namespace) -> list[str]:
+    """The overrides in Hydra's grammar: text and paths in quotes where it would read them otherwise.
+
+    The config is composed for that only if a word needs to know the class that its key is a setting of.
+    """
+    sweep = arguments.multirun
+    if lacking := next((group for group in NEEDED if f"{group}=null" in arguments.overrides), None):
+        raise UserError(
+            f"{lacking}=null: a run has one; leave the word out for the usual one, or choose: metarun help {lacking}"
+        )
+    words = expanded(arguments.overrides, sweep)
+    for word in words:
+        if not key_of(word):
+            raise UserError(
+                f"{word or repr(word)}: cannot be read as key=value or group=choice; no space stands beside ="
+            )
+        if key_of(word) == "preset":
+            refuse_unknown_preset(word, arguments)
+        if key_of(word).startswith(HYDRAS_FOLDERS):
+            raise UserError(
+                f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
+            )
+    runs = not (sweep or arguments.cfg or arguments.info or arguments.hydra_help or arguments.help)
+    if runs and (alone := next((word for word in words if key_of(word).startswith(OF_A_SWEEP)), None)):
+        raise UserError(
+            f"{alone}: is for the jobs of a sweep, and this is a single run, here; add -m (a sweep may be of one job)"
+        )
+    composed = functools.cache(lambda: _composed(arguments))
+
+    def one(word: str) -> str:
+        key = key_of(word)
+        if key.startswith(("hydra.", "hydra/")):
+            return word
+        free = is_free(key)
+        if not free or not settled(word, sweep) or word.endswith("="):
+            how = reading(hint_of(key, lambda path: OmegaConf.select(composed(), path)))
+            if how.path and not how.optional and word.endswith("="):
+                raise UserError(
+                    f"{word}: is empty, and must name a file or a folder; is a variable of the shell not set?"
+                )
+            word = read(word, how, sweep)
+        return fixed(word) if sweep and free else word
+
+    dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
+    return [*map(one, words), *dry]
+
+
+def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:
+    """Refuses a preset that is not there: Hydra passes one over, since the one that applies by itself may be missing.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    folders = [Path(folder) for folder in (arguments.config_dir, arguments.config_path or CONF) if folder]
+    known = {
+        path.relative_to(folder / "preset").with_suffix("").as_posix()
+        for folder in folders
+        for path in (folder / "preset").rglob("*.yaml")
+    }
+    _, equals, value = word.partition("=")
+    for name in split(value) if equals and not word.startswith("~") else ():
+        if re.fullmatch(r"[\w/.-]+", name) and name not in known | {PAPER, "null"}:
+            raise UserError(unknown_choice(f"preset/{name}", sorted(known)))
+
+
+def expanded_folder(word: str, folder: str) -> str:
+    """A word that is an option's value `folder`, or ends in it behind `=`, with `~` expanded; any other as it is."""
+    option, equals, value = word.partition("=")
+    if word == folder:
+        return os.path.expanduser(word)
+    return f"{option}={os.path.expanduser(value)}" if equals and value == folder and option.startswith("-") else word
+
+
+def _composed(arguments: argparse.Namespace) -> DictConfig:
+    """The config that the choices of groups make, of which a sweep has the first ones; raises Hydra's errors."""
+    words = []
+    for word in expanded(arguments.overrides):
+        key, _, value = word.partition("=")
+        if (settled(word, arguments.multirun) and "." not in key.partition("@")[0]) or key.endswith("._target_"):
+            choices = re.fullmatch(r"choice\((.*)\)", value)
+            first = split(choices[1] if choices else value)[0]
+            words += expanded([f"{key}={first}"] if arguments.multirun and value and key.isidentifier() else [word])
+    search_path = create_config_search_path(arguments.config_path or str(CONF))
+    if arguments.config_dir:
+        added = f"file://{os.path.abspath(arguments.config_dir)}"
+        search_path.prepend("command-line", added, anchor=SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(search_path)
+    return loader.load_configuration(arguments.config_name or "config", words, RunMode.RUN)

@@ -1,0 +1,187 @@
+"""What Hydra, OmegaConf and the system say of a command, in one line and in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from metarun.config.folder import CONF
+from metarun.config.overrides import key_of
+from metarun.config.shorthand import PAPER
+from metarun.config.values import flat
+from metarun.errors import JobRefused, UserError, first_line, nearest
+from metarun.renamed import renamed_choice, renamed_key
+
+OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
+MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, and the nearest right name where a name is wrong."""
+    if isinstance(error, JobRefused):
+        return error.told(one_line)
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    found = re.match(r"In '([^']+)'", text)
+    where = f"{found[1]}: " if found and found[1] != "config" else ""
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return where + unknown_choice(str(error.missing_cfg_file), list(error.options or []))
+    if isinstance(error, OverrideParseException):
+        word = str(error.override)
+        why = (
+            "metarun --help shows how a command is written" if word.isalnum() else "brackets and commas may need quotes"
+        )
+        hint = meant(word) or f"; {why}"
+        return f"{error.override}: cannot be read as key=value or group=choice{hint}"
+    if isinstance(error, ConfigCompositionException) and "${algo}_${data}" in text:
+        return "algo and data need one choice each; several make a sweep: -m algo=a,b"
+    inner = error.__cause__ or error.__context__
+    for cause in (error, inner):
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+                return where + _unknown_key(cause.full_key, cause.parent_node)
+            return where + _wrong_value(cause.full_key, first_line(cause))
+    if found := re.search(r"Could not override '([^']+)'", text):
+        old = renamed_key(found[1].partition("@")[0])
+        return (
+            where + old
+            if old
+            else f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
+        )
+    if found := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
+        search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
+        return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
+    if found := re.match(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, AssertionError):  # of Hydra's own code, which looks at its own keys so
+        return "a setting of hydra.* is of another type than Hydra takes; metarun --hydra-help"
+    if "integer string conversion" in text:
+        return "a number has more digits than any setting takes"
+    if "Config group override" in text:
+        no_name = re.compile(r".*=(null|true|false|[-+.\d].*|\{.*)", re.IGNORECASE)
+        given = next((word for word in sys.argv[1:] if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
+        return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
+    return where + first_line(inner if where and inner else error)
+
+
+KINDS = {
+    "Integer": "whole number",
+    "Float": "number",
+    "Boolean": "truth value (true, false)",
+}  # as OmegaConf calls them, and people
+
+
+def _wrong_value(key: str, message: str) -> str:
+    """What OmegaConf says of a key's value, in words."""
+    if (found := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)) and found[2] in KINDS:
+        whole = re.fullmatch(r"(-?\d+)\.0", found[1])
+        written = f"; write {whole[1]}" if whole and found[2] == "Integer" else ""
+        return f"{key}={found[1]}: is no {KINDS[found[2]]}{written}"
+    if found := re.match(r"Value '(.*)' is not a valid bool", message):
+        return f"{key}={found[1]}: is no {KINDS['Boolean']}"
+    if (message.startswith("Cannot assign") and "Dict" in message) or "is not a subclass of" in message:
+        group = key.rpartition(".")[2]
+        advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"
+        return f"{key}: has settings of its own, and is no single value; {advice}"
+    return f"{key}: {message}"
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONF.iterdir() if path.is_dir()]
+
+
+def unknown_choice(name: str, choices: list[str]) -> str:
+    """`algo/mmal` is no file of that group, nor `algo/peer/mmal` one of a folder in it."""
+    group, _, choice = name.rpartition("/")
+    if old := renamed_choice(group, choice):
+        return old
+    if not group.startswith("hydra/"):
+        group, _, choice = name.partition("/")
+        folders = (CONF / group).glob("*/*.yaml")
+        choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
+    there_are = f"; there are {', '.join(choices)}" if choices else ""
+    if group == "preset":
+        choices = [PAPER, *choices]
+    near = _of_a_library(choice) if group == "data" else ""
+    return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
+
+
+def _of_a_library(name: str) -> str:
+    """How a data set that a library has, under this name in other letters, is asked for; an empty string where none has it."""
+    from metarun.data.library_catalog import RELEASES
+
+    plain = re.sub(r"[\W_]", "", name).lower()
+    found = [
+        f"data={library} data.dataset={one}"
+        for library, sets in RELEASES.items()
+        for one in sets
+        if one.lower() == plain
+    ]
+    return f"; {' or '.join(found)} is that of a library" if found else ""
+
+
+def _of_other_choices(key: str) -> str:
+    """Where other choices than the config's have a key, which they are; for a word alone the keys that end so."""
+    from metarun.config.reference import Reference
+
+    reference = Reference([CONF])
+    if "." not in key:
+        return nearest(key, reference.words)
+    found = [f"{choice.group}={choice.name}" for choice, _ in reference.explained(key)]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; it is a key of {', '.join(found[:3])}{more} (metarun help {key})" if found else ""
+
+
+def _unknown_key(key: str, parent: Any) -> str:
+    """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
+    if key in ("experiment", "preset"):  # the file's keys went below its group
+        return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
+    if old := renamed_key(key):
+        return old
+    if key.startswith("usual.schedule."):  # as it is seen from `train.schedule`, where no schedule was chosen
+        typed = key.replace("usual", "train", 1)
+        hint = _of_other_choices(typed) or "; choose a schedule that has it: schedule=cosine, say"
+        return f"{typed}: there is no such key{hint}"
+    above, _, tail = key.rpartition(".")
+    beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
+    known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
+    nodes = {name.rpartition(".")[0] for name in known} - {""}
+    near = (nearest(tail, beside, above) if above else "") or nearest(
+        tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key}
+    )
+    if not near:
+        near = (f"; {above} has {', '.join(beside)}" if above and beside else "") + _of_other_choices(key)
+    if above == "encoder" and "_target_" not in parent:
+        near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
+    if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):
+        what, example = OF_CHECKPOINTS[above]
+        near = f"; to override a setting of the checkpoint's {what}, name the {what} too ({example}, say)"
+    return f"{key}: there is no such key{near}"
+
+
+def meant(word: str) -> str:
+    """What was meant by words that Hydra cannot read, `; did you mean recipe=report?` say; an empty string where nobody knows.
+
+    Args:
+        word: The words as they were typed: `report`, `algo:maml`, `algo maml`, or what follows the hyphens of `--algo=maml`.
+    """
+    found = re.fullmatch(r"([\w./]+)[ :=]+([\w./~-]+)", word)
+    of_group = found and found[1] != "recipe" and (CONF / found[1]).is_dir()
+    if found and (of_group or (":" in word and "=" not in word)):
+        return f"; did you mean {found[1]}={found[2]}?"
+    if (CONF / word).is_dir() and word.isidentifier():
+        return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"
+    chosen = sorted(CONF.glob(f"*/{word}.yaml")) if word.isidentifier() else []
+    words = [f"{path.parent.name}={word}" for path in chosen]
+    return f"; did you mean {' or '.join(words[:3])}?" if words else ""

@@ -30,11 +30,20 @@ def config_of(name: str, *overrides: str, backbone: str = "conv4", norm: str | N
     return config
 
 
+def brief(config: DictConfig) -> DictConfig:
+    """The config with few inner steps: what holds of three, of which each goes on from the one before, holds of more."""
+    if config.algo.get("inner_steps"):
+        config.algo.inner_steps = min(config.algo.inner_steps, 3)
+    if config.algo.get("test_inner_steps"):
+        config.algo.test_inner_steps = 4
+    return config
+
+
 def learner(
     name: str, tasks: int, *overrides: str, source: DataSource = SEPARABLE, vectorize: bool = False, **more: str | None
 ) -> tuple[Algorithm, Episodes]:
-    """An untrained algorithm, and episodes of its training tasks."""
-    config = config_of(name, *overrides, **more)
+    """An untrained algorithm of few inner steps, and episodes of its training tasks."""
+    config = brief(config_of(name, *overrides, **more))
     return build(config, source, vectorize), episodes(source, task_of(config, "train"), tasks)
 
 

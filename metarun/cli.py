@@ -42,12 +42,13 @@ PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launch
 if PLUGINS not in sys.path:
     sys.path.append(PLUGINS)
 
+# Settings of Hydra's folders, which metarun's runs do not use.
 HYDRAS_FOLDERS = (
     "hydra.run",
     "hydra.sweep.",
     "hydra.output_subdir",
     "hydra.job.chdir",
-)  # which metarun's runs do not use
+)
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
 NEEDED = ("algo", "backbone", "data", "optimizer", "recipe")  # groups of which a run has a choice, whatever it does
@@ -435,11 +436,12 @@ def one_line(error: BaseException) -> str:
     return where + first_line(inner if where and inner else error)
 
 
+# Types as OmegaConf calls them, and as people do.
 KINDS = {
     "Integer": "whole number",
     "Float": "number",
     "Boolean": "truth value (true, false)",
-}  # as OmegaConf calls them, and people
+}
 
 
 def _wrong_value(key: str, message: str) -> str:

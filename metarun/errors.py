@@ -93,7 +93,12 @@ def nearest(word: str, known: Iterable[str], above: str = "") -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def lacks(error: Exception) -> str:
+    """What is wrong with values that were not what metarun writes, by the error that they led to."""
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
 
 
 def reason(error: BaseException) -> str:

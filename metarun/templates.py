@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 STYLE = Path(__file__).parent / "report"  # where the style lies
 
@@ -18,3 +24,10 @@ def template(folder: Path, name: str) -> Template:
     """
     loader = FileSystemLoader([folder, STYLE])
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
+
+
+def embedded(image: Image.Image) -> str:
+    """A small image as an address that holds it, as JPEG."""
+    whole = io.BytesIO()
+    image.save(whole, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(whole.getvalue()).decode()}"

@@ -68,6 +68,10 @@ class CAVIA(MAML):
             first_order=first_order,
         )
         last = len(backbone.widths) - 1
+        if last < 0:
+            raise UserError(
+                "algo: CAVIA changes what the blocks of a backbone give, and this one has none; try backbone=mlp"
+            )
         self.scales = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
         if blocks is None:
             blocks = [min(2, last) if self.scales else 0]

@@ -136,9 +136,8 @@ class Reptile(Algorithm):
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        generator = torch.Generator().manual_seed(
-            0
-        )  # the same positions in every test task, whatever it is tested with
+        # The same positions in every test task, whatever it is tested with.
+        generator = torch.Generator().manual_seed(0)
         positions = self.positions(episodes.support_x.shape[1], self.test_inner_batch, max(steps), generator)
         positions = positions.to(episodes.support_x.device)
 

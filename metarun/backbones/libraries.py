@@ -19,12 +19,13 @@ from metarun.backbones.weights import load_tensors, network_tensors, read_tensor
 from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, first_line, nearest
 
+# The mean and the standard deviation of the channels of ImageNet in [0, 1].
 IMAGENET = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
-)  # mean and standard deviation of the channels of ImageNet in [0, 1]
+)
 CLASSES = 1000  # of ImageNet, for which torchvision's heads are made
 AUXILIARY = ("AuxLogits", "aux1", "aux2")  # heads in torchvision's Inception networks, for training alone
 OWN = "metarun"  # the library of the networks that lie here
@@ -201,9 +202,7 @@ def _timm(wanted: Wanted) -> Built:
         try:
             network = timm.create_model(model, num_classes=0)
         except Exception as error:
-            raise UserError(
-                f"{wanted.key}.name={name}: {(str(error).splitlines() or [''])[0]}{nearest(model, tags)}"
-            ) from error
+            raise UserError(f"{wanted.key}.name={name}: {first_line(error)}{nearest(model, tags)}") from error
         if weights is not None:
             head = network.pretrained_cfg.get("classifier") or "head"
             _load_file(network, wanted, tags, (head,) if isinstance(head, str) else tuple(head))
@@ -224,7 +223,7 @@ LIBRARIES = {"torchvision": _torchvision, "timm": _timm, OWN: _own}
 
 
 def _unfetched(wanted: Wanted, origin: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     return UserError(
         f"{wanted.key}.weights: the weights {origin} of {wanted.name} cannot be had ({reason}); without a network give a file, "
         f"{wanted.key}.weights=PATH"

@@ -13,7 +13,7 @@ from metarun.backbones.conv4 import image_shape
 from metarun.backbones.libraries import Wanted, build, check_installed
 from metarun.config.types import NameOrPath, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 from metarun.ops.tasks import vectorized
 
 CONTAINERS = {"features", "encoder", "blocks", "layers", "stages"}  # whose children are the parts of a network
@@ -100,9 +100,8 @@ class Pretrained(Backbone):
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"backbone.image_size={self.image_size}: {self.name} does not take such images ({reason})"
+                f"backbone.image_size={self.image_size}: {self.name} does not take such images ({first_line(error)})"
             ) from error
         finally:
             self.train()

@@ -61,7 +61,7 @@ def map_size(backbone: Backbone, input_shape: tuple[int, ...], *, unpooled: int)
     training = backbone.training
     backbone.eval()  # no running averages of this, no dropout
     with torch.no_grad():
-        blank = next(backbone.parameters()).new_zeros(2, *input_shape)
+        blank = next(backbone.parameters(), torch.zeros(())).new_zeros(2, *input_shape)
         channels, height, width = feature_maps(backbone, blank, unpooled=unpooled).shape[1:]
     backbone.train(training)
     return channels, height, width

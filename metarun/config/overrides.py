@@ -32,9 +32,8 @@ from metarun.config.values import flat
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
 NO_TEXT = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # but for these
-FUNCTION = re.compile(
-    r"(range|interval|tag|glob|sort|shuffle|int|float|str|bool)\(.*\)", re.DOTALL
-)  # of Hydra's grammar
+# Functions of Hydra's grammar.
+FUNCTION = re.compile(r"(range|interval|tag|glob|sort|shuffle|int|float|str|bool)\(.*\)", re.DOTALL)
 
 
 @dataclass(frozen=True)

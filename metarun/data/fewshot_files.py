@@ -18,15 +18,15 @@ from metarun.errors import UserError
 
 Pictures = np.ndarray | Sequence[Path] | Sequence[bytes]  # uint8 [n, H, W, 3], or image files, or their contents
 Classes = Iterator[tuple[str, Pictures]]
-Reader = Callable[
-    [list[Path], Split, str], Classes
-]  # of a split's files, the split, and the data set's name for errors
+# Reads the classes of a split: of its files, the split, and the data set's name for errors.
+Reader = Callable[[list[Path], Split, str], Classes]
 
+# What files call a split.
 PARTS: dict[Split, str] = {
     "train": "train",
     "val": "val*",
     "test": "test",
-}  # what files call a split: "validation", too
+}
 
 
 LIST_FOLDERS = ("splits", "split", "lists", "csv")  # beside the images, where lists may lie

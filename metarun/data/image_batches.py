@@ -83,9 +83,8 @@ class Labelled:
     names: list[str]  # of the classes
     reader: Reader
     change: Change = lambda x: x  # what is done to all images: another size, say
-    identify: Callable[[np.ndarray], list[str]] = lambda rows: [
-        str(row) for row in rows
-    ]  # rows to files, or places in a class
+    # Of rows to files, or to places in a class.
+    identify: Callable[[np.ndarray], list[str]] = lambda rows: [str(row) for row in rows]
     reference: np.ndarray | None = None  # rows that give the pixel statistics; None: training images of the source
     views: int = 1  # the vectors of each item, of itself and of changed copies, where an encoder made such
 

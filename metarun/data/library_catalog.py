@@ -20,8 +20,9 @@ from metarun import optional as peers
 from metarun.data.download import refuse_where_none_may
 from metarun.data.splits import RATIOS, Shares
 from metarun.data.table import listing
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, first_line, nearest
 
+# Arguments that no option may give.
 OURS = {
     "root",
     "download",
@@ -29,7 +30,7 @@ OURS = {
     "target_transform",
     "transforms",
     "loader",
-}  # arguments that no option may give
+}
 OMNIGLOT: Shares = (1100 / 1623, 100 / 1623, 423 / 1623)  # as learn2learn's benchmark counts them
 
 
@@ -196,7 +197,7 @@ class Files(NamedTuple):
             if download:
                 did, advice = "download", f"if {what} can be had elsewhere, put it into {where.parent}"
             raise UserError(
-                f"data.dataset={self.dataset}: {self.library} cannot {did} it ({_reason(error)}); {advice}"
+                f"data.dataset={self.dataset}: {self.library} cannot {did} it ({first_line(error)}); {advice}"
             ) from error
 
     def images(self, part: dict[str, Any]) -> Iterator[tuple[Image.Image, str | int]]:
@@ -218,7 +219,7 @@ class Files(NamedTuple):
             except Exception as error:
                 raise UserError(
                     f"data.dataset={self.dataset}: {self.library} cannot read image {index} of {part} in {self.root} "
-                    f"({_reason(error)})"
+                    f"({first_line(error)})"
                 ) from error
 
     def _class(self) -> Any:
@@ -250,7 +251,3 @@ def _picture(image: Any) -> Image.Image:
     if (whole != pixels).any():
         raise ValueError("pixels that are not whole numbers from 0 to 255")
     return Image.fromarray(whole)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,9 +13,8 @@ from metarun.core import TaskShape
 from metarun.errors import UserError
 from metarun.text import counted
 
-Draw = Callable[
-    [int, int], tuple[np.ndarray, np.ndarray]
-]  # the rows and the turns of the episodes from `start` to `stop`
+# Of the episodes from `start` to `stop` the rows and the turns.
+Draw = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 BLOCK_ITEMS = 2**15  # of the episodes that are drawn at once
 

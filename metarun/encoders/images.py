@@ -17,12 +17,13 @@ from metarun.backbones.libraries import Recipe
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.folding import folded
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 
+# The part of an image's area that a changed copy shows (torchvision's RandomResizedCrop has 0.08).
 CROPPED = (
     0.35,
     1.0,
-)  # the part of an image's area that a changed copy shows (torchvision's RandomResizedCrop has 0.08)
+)
 STRETCHED = 4 / 3  # how much wider than high a crop may be, or the inverse
 
 
@@ -54,8 +55,9 @@ class ImageEncoder(Encoder):
             with torch.no_grad():
                 output = self.network(torch.zeros(1, 3, size, size))
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"encoder.image_size={size}: {self.name} does not take such images ({reason})") from error
+            raise UserError(
+                f"encoder.image_size={size}: {self.name} does not take such images ({first_line(error)})"
+            ) from error
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise UserError(f"encoder.name={self.name}: does not turn an image into one vector of features")
         self.features = output.shape[1]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metarun import files
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, lacks, nearest
 from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
@@ -76,8 +76,7 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        missing = f"has no {error.args[0]}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
-        raise UserError(f"checkpoint {path}: does not fit this run ({missing}); {_advice(path)}") from error
+        raise UserError(f"checkpoint {path}: does not fit this run ({lacks(error)}); {_advice(path)}") from error
 
 
 def digest(path: Path) -> str:

@@ -16,6 +16,9 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
+from metarun.config.hints import hints_of
+from metarun.config.ranges import check_range
+from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
 from metarun.errors import InputError, UserError
 from metarun.inference import arrays, store
@@ -63,7 +66,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         seed: The seed of what `fit` draws.
     """
 
-    def __init__(self, learner: Learner, *, unknown: str | float = "off", batch_size: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, learner: Learner, *, unknown: str | float = "off", batch_size: PositiveInt = 256, seed: Seed = 0
+    ) -> None:
         self.learner = learner
         self.unknown = unknown
         self.batch_size = batch_size
@@ -78,9 +83,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             labels: The class of each image.
 
         Raises:
-            UserError: The images are none, a class is alone, or the method cannot serve so many classes.
+            UserError: The images are none, a class is alone, the method cannot serve so many classes, or a setting is wrong.
         """
         threshold(self.unknown, self.learner)
+        self._check_ranges()
         images, labels = self._labelled(images, labels)
         files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
@@ -124,6 +130,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             UserError: Nothing was learned yet, an image cannot be read, or scores are not finite.
         """
         network = self._fitted()
+        self._check_ranges()
         files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
@@ -222,6 +229,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             self.examples_,
         )
         store.save(Path(path), kept)
+
+    def _check_ranges(self) -> None:
+        """Checks the settings against their ranges; by scikit-learn's conventions not where they are set."""
+        hints = hints_of(Classifier)
+        for name in ("batch_size", "seed"):
+            check_range(name, getattr(self, name), hints[name])
 
     @property
     def _how(self) -> How:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from metarun.data.decoding import UnreadableImage, read
 from metarun.inference.items import How
 from metarun.inference.predictions import Predictions
 from metarun.inference.texts import TextPreprocessing
-from metarun.templates import template
+from metarun.templates import embedded, template
 from metarun.text import printable
 
 SHOWN = 400  # images, over all classes
@@ -117,6 +115,4 @@ def _thumbnail(path: Any, how: How) -> str:
         pixels = read(path, SIDE, how.channels, how.values).pixels
     except (UnreadableImage, OSError):
         return ""
-    whole = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(whole, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(whole.getvalue()).decode()}"
+    return embedded(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))

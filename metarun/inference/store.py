@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import metarun
 from metarun import files
 from metarun.engine import checkpoint
-from metarun.errors import UserError
+from metarun.errors import UserError, lacks
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
@@ -25,6 +25,7 @@ from metarun.text import shown_path
 FILE = "classifier.pt"
 FORMAT = 1  # of what follows; another number is of another version of metarun
 KIND = "classifier of metarun"
+# The errors that values lead to which metarun did not write.
 MALFORMED = (
     KeyError,
     TypeError,
@@ -32,7 +33,7 @@ MALFORMED = (
     AttributeError,
     IndexError,
     OmegaConfBaseException,
-)  # what other values lead to
+)
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,6 @@ def _check_parts(content: dict[str, Any]) -> None:
     for name, found in (("classes", [] if classes is None else classes), ("examples", examples)):
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise TypeError(f"{name} are no list of texts")
-
-
-def lacks(error: Exception) -> str:
-    """What is wrong with values that were not what metarun writes, by the error that they led to."""
-    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0]
 
 
 def _from_file(path: Path, shown: str) -> Stored:

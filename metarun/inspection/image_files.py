@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from metarun.data.decoding import THREADS, unknown_format
 from metarun.data.label_files import may_be_image, visible
+from metarun.errors import first_line
 
 DEPTHS = {
     "1": "1 bit", "L": "8 bits, grey", "LA": "8 bits, grey, transparent", "P": "palette", "RGB": "8 bits, colour",
@@ -89,4 +90,4 @@ def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:
     except UnidentifiedImageError:
         return (0, 0), "", "", unknown_format(path), length
     except Exception as error:  # the decoders raise whatever a broken file provokes
-        return (0, 0), "", "", (str(error).splitlines() or [type(error).__name__])[0], length
+        return (0, 0), "", "", first_line(error), length

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection import facts
 from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
-from metarun.templates import template
+from metarun.templates import embedded, template
 from metarun.text import shape_text
 
 SIDE = 84  # pixels of a small image
@@ -73,6 +71,4 @@ def _picture(source: ImageSource, row: int) -> str:
         pixels = 255 - pixels
     image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
     image.thumbnail((SIDE, SIDE))
-    whole = io.BytesIO()
-    image.save(whole, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(whole.getvalue()).decode()}"
+    return embedded(image)

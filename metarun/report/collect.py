@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
-from metarun.errors import first_line
+from metarun.errors import first_line, lacks
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
@@ -329,8 +329,7 @@ def check_usable(run: Run) -> None:
         kinds = [key_of_result(run.tested, measure) for measure in MEASURES]
         numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, half_of(kind))]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
-        raise Unreadable(f"{path}: cannot be used ({missing}), so that the run is left out") from error
+        raise Unreadable(f"{path}: cannot be used ({lacks(error)}), so that the run is left out") from error
     if wrong := [number for number in numbers if not isinstance(number, int | float)]:
         raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
 

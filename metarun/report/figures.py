@@ -192,9 +192,8 @@ def _lines(
         return None
     everywhere = list(dict.fromkeys(row.label for section in sections for row in _ranked(section)))
     here = list(dict.fromkeys(label for _, drawn in panels for label in drawn))
-    labels = (
-        everywhere if len(everywhere) <= len(COLOURS) else here
-    )  # the same colours in every figure, if they suffice
+    # The same colours in every figure, if they suffice.
+    labels = everywhere if len(everywhere) <= len(COLOURS) else here
     figure, grid = _grid(len(panels))
     handles: dict[str, Any] = {}
     common, titles = apart([section.title for section, _ in panels])

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import metarun
 from metarun import files
-from metarun.errors import UserError, first_line
+from metarun.errors import UserError, lacks
 from metarun.report import figures, tables
 from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
@@ -99,7 +99,7 @@ def _malformed(collection: Collection, to: Path, title: str) -> dict[Path, str]:
         try:
             _composed(collect([folder], besides=to), to, title)
         except MALFORMED as error:
-            found[folder] = f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
+            found[folder] = lacks(error)
     return found
 
 

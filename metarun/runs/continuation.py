@@ -115,9 +115,8 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
-        of_the_whole = (
-            not re.search(r"[./]", key) and key not in config
-        )  # a group of whole commands: debug=, approach=, experiment=
+        # A group of whole commands: debug=, approach=, experiment=.
+        of_the_whole = not re.search(r"[./]", key) and key not in config
         if of_the_whole or key in ("preset", "algo"):
             raise UserError(
                 f"{key}=: a checkpoint brings its own; override single keys instead (test.episodes=50, say)"

@@ -26,9 +26,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the checkout that metarun runs from, with `+` if its code or configuration has changes; None outside one."""
     here = Path(__file__).resolve().parent
-    deciding = [
-        str(folder) for folder in (here.parent, CONF.resolve())
-    ]  # a stored result beside them changes no number
+    # A stored result beside them changes no number.
+    deciding = [str(folder) for folder in (here.parent, CONF.resolve())]
 
     def git(*words: str) -> str:
         return subprocess.run(

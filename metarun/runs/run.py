@@ -106,6 +106,12 @@ class Run:
         """The augmentation of training images, where the config has one."""
         return construct(self.config.augment, "augment") if self.config.augment else None
 
+    def augment_of(self, source: DataSource) -> Callable[[Any], Any] | None:
+        """The augmentation of a data set's images, where the config has one; raises `UserError` where its items are no images."""
+        if self.augment is not None and source.item != "image":
+            raise UserError(f"augment: changes images, but the items are {source.item}s; leave augment out")
+        return self.augment
+
     def add(self, name: str, learner: Learner) -> None:
         """Makes `learner` the one that the stages after this one use.
 

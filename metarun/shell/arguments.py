@@ -22,12 +22,13 @@ from metarun.errors import UserError, nearest
 from metarun.shell.messages import meant, unknown_choice
 from metarun.text import has_control, printable
 
+# Settings of Hydra's folders, which metarun's runs do not use.
 HYDRAS_FOLDERS = (
     "hydra.run",
     "hydra.sweep.",
     "hydra.output_subdir",
     "hydra.job.chdir",
-)  # which metarun's runs do not use
+)
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 NEEDED = ("algo", "backbone", "data", "optimizer", "recipe")  # groups of which a run has a choice, whatever it does
 

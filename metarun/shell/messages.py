@@ -75,11 +75,12 @@ def one_line(error: BaseException) -> str:
     return where + first_line(inner if where and inner else error)
 
 
+# Types as OmegaConf calls them, and as people do.
 KINDS = {
     "Integer": "whole number",
     "Float": "number",
     "Boolean": "truth value (true, false)",
-}  # as OmegaConf calls them, and people
+}
 
 
 def _wrong_value(key: str, message: str) -> str:

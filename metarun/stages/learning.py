@@ -128,10 +128,8 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
         else:
             learner.sampler = training_episodes(run, learner, train)
     learner.seen = seen.merged(learner.seen, seen.classes(run.data, split if learner.task is None else "train"))
-    if run.augment is not None:
-        learner.sampler = augmented(
-            learner.sampler, run.augment, seed, learner.hardware, learner.settings.tasks_per_step
-        )
+    if (augment := run.augment_of(run.data)) is not None:
+        learner.sampler = augmented(learner.sampler, augment, seed, learner.hardware, learner.settings.tasks_per_step)
 
 
 def trains_at_all(run: Run, algorithm: Algorithm, settings: DictConfig, train: str) -> bool:

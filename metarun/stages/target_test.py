@@ -70,7 +70,8 @@ class TargetTest(Stage):
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:
+        # `classified` takes no statistics of the images that it classifies.
         return {
             "transductive": False,
             **self.trained_on,
-        }  # `classified` takes no statistics of the images that it classifies
+        }

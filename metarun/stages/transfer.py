@@ -52,8 +52,8 @@ class Transfer(Stage):
             run.add("untrained", untrained(run))
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
-        if run.augment is not None:
-            self.method.augment = run.augment
+        if (augment := run.augment_of(target.source)) is not None:
+            self.method.augment = augment
         self.method.check(len(target.names))
         self.trained_on = tell_trained_on(run, target.images or target.test)  # divided anew, all are test images
 

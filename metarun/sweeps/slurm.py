@@ -28,6 +28,7 @@ from metarun.sweeps.plan import Ended, say
 from metarun.text import counted, printable
 
 SIGNAL = "USR1"  # the one that `metarun` saves and ends at
+# Reasons to wait that pass by themselves.
 PASSING = {
     "None",
     "Priority",
@@ -37,7 +38,7 @@ PASSING = {
     "Dependency",
     "Prolog",
     "Cleaning",
-}  # reasons to wait
+}
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
 
 

@@ -205,8 +205,23 @@ def test_what_is_unknown(learner: metarun.Learner) -> None:
     shares = classifier.predict_proba(images)
     assert classifier.is_unknown(images).tolist() == (shares.max(1) < 0.999999).tolist()
     assert not learner.fit(images, labels).is_unknown(images).any()
-    with pytest.raises(metarun.UserError, match="unknown=2: must be auto, off"):
-        learner.fit(images, labels, unknown=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"unknown": 2}, r"^unknown=2: must be auto, off"),
+        ({"batch_size": 0}, r"^batch_size=0: must be at least 1$"),
+        ({"batch_size": -1}, r"^batch_size=-1: must be at least 1$"),
+        ({"seed": -1}, r"^seed=-1: must be at least 0 and below 2\*\*63$"),
+    ],
+)
+def test_settings_out_of_range_get_one_sentence(learner: metarun.Learner, settings: dict[str, Any], told: str) -> None:
+    images, labels = greys()
+    with pytest.raises(metarun.UserError, match=told):
+        learner.fit(images, labels, **settings)
+    with pytest.raises(metarun.UserError, match=told):
+        learner.fit(images, labels).set_params(**settings).predict(images)
 
 
 GOOD = greys()[0]

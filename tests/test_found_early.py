@@ -70,6 +70,13 @@ def test_an_optimiser_of_the_target_is_tried_before_the_source_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_image_is_not_augmented(tmp_path: Path) -> None:
+    done = metarun("data=sinusoid", "backbone=mlp", "algo=maml", "augment=standard", f"outputs={tmp_path}/out")
+    assert done.status == 2, done.err
+    assert done.said == ["metarun: augment: changes images, but the items are vectors; leave augment out"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("words", "missing"), [
     (["backbone=pretrained", "backbone.name=timm:resnet18"], "timm"),
     (["augment=standard"], "kornia"),

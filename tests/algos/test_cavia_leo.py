@@ -17,6 +17,7 @@ from metarun.algos.cavia import CAVIA
 from metarun.algos.leo import LEO, divergence, overlap
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
+from metarun.backbones.pixels import Pixels
 from metarun.backbones.vit import ViT
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
@@ -259,6 +260,8 @@ def test_the_context_goes_to_the_papers_block() -> None:
             tiny_cavia(blocks=blocks)
     with pytest.raises(UserError, match=r"^algo.blocks=\[-1, 1\]: each must be at least 0"):
         tiny_cavia(blocks=[-1, 1])
+    with pytest.raises(UserError, match=r"^algo: CAVIA changes what the blocks .*; try backbone=mlp"):
+        CAVIA(Pixels(input_shape=SHAPE), Spec(SHAPE, "classification", 3))
     with pytest.raises(UserError, match=r"^algo.context_size=0: must be at least 1"):
         tiny_cavia(context_size=0)
 

@@ -151,6 +151,7 @@ def test_maps_of_strides_and_of_vectors() -> None:
     maps = feature_maps(backbone, images)
     assert maps.shape == (3, 4, 2, 2)
     assert torch.equal(maps.flatten(1), backbone(images))
+    assert map_size(Pixels(input_shape=(7,)), (7,), unpooled=0) == (7, 1, 1)  # of a backbone that has no weights
     vectors = MLP(input_shape=(7,), hidden=[6, 5])
     assert torch.equal(feature_maps(vectors, images[:, 0, 0, :7], unpooled=2)[..., 0, 0], vectors(images[:, 0, 0, :7]))
 

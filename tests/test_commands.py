@@ -10,11 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import yaml
-from shell import ROOT, SINUSOID, environment, make_images, metarun, metarun_in, result, run_folder
+from shell import ROOT, SINUSOID, environment, make_images, metarun, result, run_folder
 
 from metarun.config.overrides import canonical
 from metarun.runs.folder import folder_name
@@ -159,9 +158,14 @@ def test_names_of_classes_are_text(tmp_path: Path) -> None:
 
 def commands(*words: str, inside: Path, home: Path) -> dict[str, Any]:
     """A run's stored command and config, and what the command composes in an empty folder."""
-    with mock.patch.dict(os.environ, HOME=str(home)):
-        done = metarun_in(inside, *words)
-    assert done.status == 0, done.err
+    done = subprocess.run(
+        [sys.executable, "-m", "metarun", *words],
+        cwd=inside,
+        env=environment(HOME=str(home)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     (folder,) = {path.parent for path in inside.rglob("result.json")}
     empty = inside / "empty folder"
     empty.mkdir()

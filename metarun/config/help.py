@@ -204,7 +204,7 @@ def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
     if entry.unit:
         yield from _item("Unit", entry.unit)
     yield from _item("Default", "must be given" if entry.default is ABSENT else shown(entry.default))
-    yield from _item("Example", f"metarun {entry.key}={_quoted(entry.example)}")
+    yield from _item("Example", f"metarun {entry.beside}{entry.key}={_quoted(entry.example)}")
 
 
 def _short(entry: Entry) -> Iterator[str]:

@@ -22,7 +22,7 @@ from metarun.config.ranges import check_value, count_mark, limits, options, part
 from metarun.config.ranges import choices as literals
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, Signature, read
-from metarun.config.types import Doc, PathLike
+from metarun.config.types import Doc, Example, PathLike
 from metarun.config.validation import given_to, settings
 from metarun.errors import UserError
 
@@ -74,12 +74,24 @@ class Entry:
     @property
     def example(self) -> str:
         """A value that it may have, as the command line writes it."""
+        if self._example.value:
+            return self._example.value
         value = _example(self.hint, self.default)
         return (
             shown(value)
             if not isinstance(value, dict)
             else "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
         )
+
+    @property
+    def beside(self) -> str:
+        """The words that an example needs beside the key, with a space behind them; empty where it needs none."""
+        words = self._example.beside.format(section=self.key.rpartition(".")[0])
+        return f"{words} " if words else ""
+
+    @property
+    def _example(self) -> Example:
+        return next((mark for mark in _marks(self.hint) if isinstance(mark, Example)), Example())
 
     @property
     def about(self) -> str:
@@ -279,9 +291,12 @@ def shared_keys() -> dict[str, Entry]:
     found = {}
     for node, hint in settings(Config):
         given = given_to(hint)
+        # What chooses the class has to stand beside each of its keys.
+        chosen = next((mark for mark in _marks(hint) if isinstance(mark, Example)), Example())
         for name, own in given.beside.items() if given and not given.many else ():
             meaning = next((mark.documentation for mark in _marks(own) if isinstance(mark, Doc)), "")
-            found[f"{node}.{name}"] = Entry(f"{node}.{name}", meaning, own, given.defaults.get(name) if given else None)
+            key, marked = f"{node}.{name}", Annotated[own, chosen]
+            found[key] = Entry(key, meaning, marked, given.defaults.get(name) if given else None)
     return found
 
 

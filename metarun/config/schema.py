@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from metarun.config.task_schema import Noise, Task, TestTaskChange, TrainTaskChange
 from metarun.config.types import (
     Doc,
+    Example,
     FilePath,
     Ge,
     Given,
@@ -52,6 +53,7 @@ class Train:
     validate_on: Annotated[
         str,
         Literal["episodes", "images"],
+        Example(beside="algo=baseline"),
         Doc("Validation by episodes of the validation classes, or by held-out images of the training classes."),
     ] = "episodes"
     patience: (
@@ -112,6 +114,7 @@ class Test:
         int,
         Interval(ge=1, le=1000),
         Unit("copies"),
+        Example(beside="augment=standard"),
         Doc(
             "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
             "`augment`. Training is changed by it too."
@@ -309,6 +312,7 @@ class Config:
     encoder: Annotated[
         dict[str, Any],
         Given(("origin",), ENCODING, ENCODING_DEFAULTS),
+        Example(beside="encoder=efficientnet_lite0"),
         Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
     ] = field(default_factory=dict)
     wrapper: Annotated[

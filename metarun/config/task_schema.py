@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from metarun.config.types import Count, Doc, Ge, Interval, Share, Unit
+from metarun.config.types import Count, Doc, Example, Ge, Interval, Share, Unit
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Task:
         Any,
         Count(1),
         Unit("classes"),
+        Example("[2, 5]"),
         Doc("The classes of a task; 1 for regression. [5, 20] has each task draw its ways from 5 to 20."),
     ] = 5
     shots: Annotated[
@@ -58,7 +59,11 @@ class Task:
         int, Ge(0), Unit("items a class"), Doc("The items without labels that a task has of each class; 0 for none.")
     ] = 0
     distractors: Annotated[
-        int, Ge(0), Unit("classes"), Doc("The classes outside of the task that its unlabelled items are of too.")
+        int,
+        Ge(0),
+        Unit("classes"),
+        Example(beside="{section}.unlabelled=5"),
+        Doc("The classes outside of the task that its unlabelled items are of too."),
     ] = 0
     labelled_share: (
         Annotated[
@@ -96,6 +101,7 @@ class TaskChange:
         Any,
         Count(1, optional=True),
         Unit("classes"),
+        Example("[2, 5]"),
         Doc("The classes of a task, or a range of them; null is those of `task`."),
     ] = None
     shots: Annotated[
@@ -127,7 +133,11 @@ class TaskChange:
     ) = None
     distractors: (
         Annotated[
-            int, Ge(0), Unit("classes"), Doc("The other classes that unlabelled items are of too; null as in `task`.")
+            int,
+            Ge(0),
+            Unit("classes"),
+            Example(beside="{section}.unlabelled=5"),
+            Doc("The other classes that unlabelled items are of too; null as in `task`."),
         ]
         | None
     ) = None

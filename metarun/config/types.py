@@ -18,6 +18,7 @@ __all__ = [
     "Count",
     "Doc",
     "DropRate",
+    "Example",
     "FilePath",
     "Ge",
     "Given",
@@ -65,6 +66,19 @@ class Given:
     beside: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     many: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """What `metarun help` shows as an example, where the usual one would be refused.
+
+    Args:
+        value: The value as the command line writes it; empty for the usual one.
+        beside: The words that the key needs beside it, in which {section} stands for the key without its last part.
+    """
+
+    value: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,22 @@ def test_a_key_says_meaning_type_unit_range_default_and_example() -> None:
         "  Default                 200",
         "  Example                 metarun train.validate_every=400",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "example"),
+    [
+        ("test.views", "metarun augment=standard test.views=2"),
+        ("encoder.views", "metarun encoder=efficientnet_lite0 encoder.views=2"),
+        ("task.distractors", "metarun task.unlabelled=5 task.distractors=1"),
+        ("train.validate_on", "metarun algo=baseline train.validate_on=images"),
+        ("task.ways", "metarun task.ways='[2, 5]'"),  # a task of one way is refused
+    ],
+)
+def test_an_example_has_what_its_key_needs_beside_it(key: str, example: str) -> None:
+    assert metarun("help", key).out.splitlines()[-1] == f"  Example                 {example}"
+    composed = metarun(*shlex.split(example)[1:], "--cfg", "job")
+    assert composed.status == 0, composed.err
 
 
 def test_a_key_of_several_choices_says_what_it_is_in_each() -> None:

@@ -93,10 +93,16 @@ def test_families_have_fingerprints_of_their_own() -> None:
     ("task", "message"),
     [
         (TaskShape(5, 1, 1), "ways = 5, but a regression task has one way; set task.ways=1"),
-        (TaskShape(1, 0, 1), "shots=0"),
-        (TaskShape(1, 1, -1), "queries=-1"),
     ],
 )
 def test_mistakes_are_named(cls: type[RegressionSource], task: TaskShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         cls().sampler("train", task, 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [((1, 0, 1), "task.shots=0: must"), ((1, 1, -1), "task.queries=-1: must")]
+)
+def test_a_task_of_no_size_is_none(sizes: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TaskShape(*sizes)

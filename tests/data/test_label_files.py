@@ -97,9 +97,10 @@ def test_of_many_columns_the_named_ones_count(tmp_path: Path) -> None:
     write(root / "train.csv", "lesion_id,image_id,dx,dx_type", lines)
     check(Folder(root=str(root), labels="train.csv", image_size=8, label_column="dx"))
     with pytest.raises(
-        UserError, match=r"^data.label_column=dy: .*/train.csv has no such column; did you mean dx\?; it has"
+        UserError,
+        match=r"^data.label_column=dx_typ: .*/train.csv has no such column; did you mean dx_type\?; it has lesion_id, ",
     ):
-        Folder(root=str(root), labels="train.csv", label_column="dy")
+        Folder(root=str(root), labels="train.csv", label_column="dx_typ")
     with pytest.raises(UserError, match=r"^data.label_column=dx: is of a table of labels, and data.labels names none$"):
         Folder(root=str(root), label_column="dx")
 

@@ -74,8 +74,8 @@ class Entry:
     @property
     def example(self) -> str:
         """A value that it may have, as the command line writes it."""
-        if self._example.value:
-            return self._example.value
+        if told := _told_example(self.hint).value:
+            return told
         value = _example(self.hint, self.default)
         return (
             shown(value)
@@ -86,12 +86,8 @@ class Entry:
     @property
     def beside(self) -> str:
         """The words that an example needs beside the key, with a space behind them; empty where it needs none."""
-        words = self._example.beside.format(section=self.key.rpartition(".")[0])
+        words = _told_example(self.hint).beside.format(section=self.key.rpartition(".")[0])
         return f"{words} " if words else ""
-
-    @property
-    def _example(self) -> Example:
-        return next((mark for mark in _marks(self.hint) if isinstance(mark, Example)), Example())
 
     @property
     def about(self) -> str:
@@ -291,8 +287,7 @@ def shared_keys() -> dict[str, Entry]:
     found = {}
     for node, hint in settings(Config):
         given = given_to(hint)
-        # What chooses the class has to stand beside each of its keys.
-        chosen = next((mark for mark in _marks(hint) if isinstance(mark, Example)), Example())
+        chosen = _told_example(hint)  # what chooses the class has to stand beside each of its keys
         for name, own in given.beside.items() if given and not given.many else ():
             meaning = next((mark.documentation for mark in _marks(own) if isinstance(mark, Doc)), "")
             key, marked = f"{node}.{name}", Annotated[own, chosen]
@@ -350,6 +345,11 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _told_example(hint: Any) -> Example:
+    """The mark that says what an example has to be like; an empty one where the usual example will do."""
+    return next((mark for mark in _marks(hint) if isinstance(mark, Example)), Example())
 
 
 def _example(hint: Any, default: Any = None) -> Any:

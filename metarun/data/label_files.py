@@ -189,7 +189,7 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
     if not lines:
         raise UserError(f"{key}: {path} has no rows")
     table = _Header(names, path, key, columns)
-    part = next((number for number, name in enumerate(table.lower) if name in PART_COLUMNS), None)
+    part = next((table.lower.index(name) for name in PART_COLUMNS if name in table.lower), None)
     file, label = table.file_and_label(part)
     kinds = [number for number in range(len(names)) if number not in (file, part)] if label is None else []
     if label is None and not _marks_classes(lines, kinds):

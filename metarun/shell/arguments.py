@@ -136,7 +136,7 @@ def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:
     _, equals, value = word.partition("=")
     for name in split(value) if equals and not word.startswith("~") else ():
         if re.fullmatch(r"[\w/.-]+", name) and name not in known | {PAPER, "null"}:
-            raise UserError(unknown_choice(f"preset/{name}", sorted(known)))
+            raise UserError(unknown_choice(f"preset/{name}", [PAPER, *sorted(known)]))
 
 
 def expanded_folder(word: str, folder: str) -> str:

@@ -13,7 +13,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun.config.folder import CONF
 from metarun.config.overrides import key_of
-from metarun.config.shorthand import PAPER
 from metarun.config.values import flat
 from metarun.errors import JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
@@ -112,8 +111,6 @@ def unknown_choice(name: str, choices: list[str]) -> str:
         folders = (CONF / group).glob("*/*.yaml")
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {', '.join(choices)}" if choices else ""
-    if group == "preset":
-        choices = [PAPER, *choices]
     near = _of_a_library(choice) if group == "data" else ""
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
 

@@ -27,6 +27,7 @@ REFUSED = {
     "negative inner rate": (["algo.inner_lr=-1"], "algo.inner_lr=-1: must be at least 0"),
     "one task for ATS": (["wrapper=ats", "train.tasks_per_step=1"], "train.tasks_per_step=1"),
     "a transfer without a target": (["transfer=linear_probe"], "transfer: this recipe learns no target"),
+    "a target of another kind": (["recipe=transfer", "target=digits"], "items are images 1x28x28, but those of data are vectors"),
     "no CUDA": (["hardware=cuda"], "no CUDA device"),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.sampler import uniforms
-from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.source import DataSource, EpisodeSampler, Item, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 from metarun.text import printable, shape_text
@@ -54,6 +54,7 @@ class Domains(DataSource):
     """
 
     kind = "classification"
+    item: Item = "image"
 
     def __init__(
         self,
@@ -101,7 +102,8 @@ class Domains(DataSource):
     def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
         found = copy.copy(self)
         found.sets = {name: change(source) for name, source in self.own.items()}
-        found.input_shape = next(iter(found.sets.values())).input_shape
+        first = next(iter(found.sets.values()))
+        found.item, found.input_shape = first.item, first.input_shape
         return found
 
     def make_ready(self, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from metarun.config import check
 from metarun.config.overrides import make_literal
 from metarun.data.download import without_downloads
 from metarun.data.source import DataSource
-from metarun.engine import checkpoint, distributed
+from metarun.engine import checkpoint, distributed, precision
 from metarun.engine.distributed import PeerLost, World
 from metarun.engine.hardware import check_device
 from metarun.engine.interruption import Interrupted
@@ -200,6 +200,8 @@ def carry_out(run: Run, world: World) -> None:
     for learner in run.learners.values():
         learner.hardware = replace(learner.hardware, world=world)
     log.info("hardware: %s", run.hardware)
+    if world.main and (told := precision.cost(run.hardware.device, run.hardware.autocast_dtype)):
+        log.warning("%s", told)
     for source in (run.data, *([run.target.source] if run.target else []), *run.tests.values()):
         source.make_ready(run.hardware.device)
     for stage in run.stages:

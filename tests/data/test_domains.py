@@ -282,6 +282,15 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
     assert sum(ranks) == pytest.approx(3)
 
 
+def test_images_of_several_sets_can_be_augmented(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = [
+        f"data=[{','.join(f'{name}:folder' for name in folders)}]",
+        *(f"data.sets.{name}.root={root}" for name, root in folders.items()),
+    ]
+    outcome = metarun(*words, "augment=standard", *SMALL, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+
+
 def test_a_sweep_takes_a_list_as_one_value(folders: dict[str, Path], tmp_path: Path) -> None:
     outcome = metarun(
         "-m",

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from shell import metarun, one_line
 
-from scripts import fuzz
+from scripts.fuzz import commands, damage
+from scripts.fuzz.choices import begun_in_vain, fuzz_choices
+from scripts.fuzz.words import fuzz_words
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ from scripts import fuzz
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )  # fmt: skip
 def test_bad_words_are_one_line_and_leave_nothing(words: list[str], told: str, tmp_path: Path) -> None:
-    done = metarun(*fuzz.BASE, *words, f"outputs={tmp_path / 'outputs'}")
+    done = metarun(*commands.BASE, *words, f"outputs={tmp_path / 'outputs'}")
     one_line(done, told)
     assert not (tmp_path / "outputs").exists()
 
@@ -61,12 +63,12 @@ def test_the_generator_makes_commands_and_tells_what_must_not_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few of its commands, of a fixed seed; and a fault of each kind is a finding."""
-    tried, findings = fuzz.fuzz_words(0.1, 3, examples=5)
+    tried, findings = fuzz_words(0.1, 3, examples=5)
     assert tried >= 5
     assert findings == 0
-    monkeypatch.setattr(fuzz.cli, "main", lambda: 1 / 0)
-    with pytest.raises(fuzz.Finding, match=r"(?s)traceback.*ZeroDivisionError"):
-        fuzz.check(["seed=1"], tmp_path / "outputs")
+    monkeypatch.setattr(commands.cli, "main", lambda: 1 / 0)
+    with pytest.raises(commands.Finding, match=r"(?s)traceback.*ZeroDivisionError"):
+        commands.check(["seed=1"], tmp_path / "outputs")
 
     def refuses(lines: int, leaves: bool) -> None:
         import sys
@@ -76,18 +78,36 @@ def test_the_generator_makes_commands_and_tells_what_must_not_be(
             (tmp_path / "outputs" / "half").mkdir(parents=True)
         sys.exit(2)
 
-    monkeypatch.setattr(fuzz.cli, "main", lambda: refuses(5, False))
-    with pytest.raises(fuzz.Finding, match="5 lines of message"):
-        fuzz.check(["seed=1"], tmp_path / "outputs")
-    monkeypatch.setattr(fuzz.cli, "main", lambda: refuses(1, True))
-    with pytest.raises(fuzz.Finding, match="something is left"):
-        fuzz.check(["seed=1"], tmp_path / "outputs")
+    monkeypatch.setattr(commands.cli, "main", lambda: refuses(5, False))
+    with pytest.raises(commands.Finding, match="5 lines of message"):
+        commands.check(["seed=1"], tmp_path / "outputs")
+    monkeypatch.setattr(commands.cli, "main", lambda: refuses(1, True))
+    with pytest.raises(commands.Finding, match="something is left"):
+        commands.check(["seed=1"], tmp_path / "outputs")
+
+
+def test_choices_are_combined_and_what_is_refused_late_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, findings = fuzz_choices(0.1, 0)
+    assert tried >= 1
+    assert findings == 0
+
+    def begins_and_refuses(reason: str) -> None:
+        import sys
+
+        print(f"run folder: outputs\nmetarun: {reason}", file=sys.stderr)
+        sys.exit(2)
+
+    monkeypatch.setattr(commands.cli, "main", lambda: begins_and_refuses("no such thing"))
+    with pytest.raises(commands.Finding, match="refused after it has begun"):
+        begun_in_vain(["seed=1"], tmp_path / "outputs")
+    monkeypatch.setattr(commands.cli, "main", lambda: begins_and_refuses("the loss is not finite"))
+    assert begun_in_vain(["seed=1"], tmp_path / "outputs") == 2
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("finished")
-    assert metarun(*fuzz.BASE, "name=run", f"outputs={outputs}").status == 0
+    assert metarun(*commands.BASE, "name=run", f"outputs={outputs}").status == 0
     return outputs
 
 
@@ -102,11 +122,11 @@ def test_a_damaged_file_of_a_run_is_named(name: str, mutation: str, finished: Pa
     (run / name).write_text(mutation)
     if name != "result.json":
         (run / "result.json").unlink()
-    done = metarun(*fuzz.BASE, "name=run", f"outputs={outputs}")
+    done = metarun(*commands.BASE, "name=run", f"outputs={outputs}")
     one_line(done, "resume=false" if name != "result.json" else "result.json")
 
 
 def test_every_mutation_changes_bytes_and_can_be_repeated() -> None:
     content = bytes(range(48, 123)) * 20
-    for name, mutate in fuzz.MUTATIONS.items():
+    for name, mutate in damage.MUTATIONS.items():
         assert mutate(content, random.Random(1)) == mutate(content, random.Random(1)) != content, name

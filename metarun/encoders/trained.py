@@ -49,6 +49,8 @@ class Trained(Encoder):
         self._origin = origin
         self.stored = stored or _of_run(str(origin))
         self.input_shape = tuple(self.stored["input_shape"])
+        # A run with a target of colours and a source of greys normalises colours, and turns them into greys then.
+        self.read_shape = tuple(self.stored.get("read_shape", self.input_shape))
         node = OmegaConf.create(self.stored["backbone"])
         check_classes(OmegaConf.create({"backbone": node}), Path(origin or "classifier.pt"), OmegaConf.create({}))
         self.backbone: Backbone = construct(node, "encoder", input_shape=self.input_shape)
@@ -67,13 +69,15 @@ class Trained(Encoder):
 
     def check(self, source: TableSource) -> None:
         super().check(source)
-        channels, own = source.input_shape[0], self.input_shape[0]
+        channels, own = source.input_shape[0], self.read_shape[0]
         if channels not in (1, own) and own != 1:
             raise UserError(f"encoder.from: its run had images of {own} channels, but the data have {channels}")
 
     def identity(self) -> dict[str, Any]:
         names = ("input_shape", "mean", "deviation")
         images = {name: list(self.stored[name]) for name in names}
+        if self.read_shape != self.input_shape:
+            images["read_shape"] = list(self.read_shape)
         return {
             "name": self.stored["backbone"]["_target_"],
             "weights": self.digest,
@@ -91,9 +95,8 @@ class Trained(Encoder):
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """The vectors of floating-point pixels `[n, C, H, W]` from 0 to 255."""
         mean, deviation = (np.array(self.stored[name]) for name in ("mean", "deviation"))
-        channels = self.input_shape[0]
-        images = to_shape(pixels, (channels, *self.input_shape[1:]))
-        found: Tensor = self.backbone(standardiser(mean, deviation, pixels.device)(images))
+        images = standardiser(mean, deviation, pixels.device)(to_shape(pixels, self.read_shape))
+        found: Tensor = self.backbone(to_shape(images, self.input_shape))
         return found.float()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -136,4 +139,5 @@ def _of_run(origin: str) -> dict[str, Any]:
         "input_shape": told["input_shape"],
         "mean": told["mean"],
         "deviation": told["deviation"],
+        "read_shape": [told["channels"], told["image_size"], told["image_size"]],
     }

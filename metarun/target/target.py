@@ -103,8 +103,12 @@ class Target:
         if shape == own:
             return
         if len(shape) != 3 or len(own) != 3:
-            theirs, ours = (f"images {shape_text(one)}" if len(one) == 3 else f"vectors of {one[0]}" for one in (shape, own))
-            raise UserError(f"target: its items are {ours}, but those of data are {theirs}; take data and a target of one kind")
+            theirs, ours = (
+                f"images {shape_text(one)}" if len(one) == 3 else f"vectors of {one[0]}" for one in (shape, own)
+            )
+            raise UserError(
+                f"target: its items are {ours}, but those of data are {theirs}; take data and a target of one kind"
+            )
         log.info("target: images %s are brought to the source's %s", shape_text(own), shape_text(shape))
 
         change = partial(to_shape, shape=shape)

@@ -57,7 +57,8 @@ class MetaMix(Wrapper):
             raise UserError(
                 f"wrapper=metamix: {type(method).__name__} takes no mixed labels of queries; leave out wrapper="
             )
-        known = list(range(len(method.backbone.blocks)))
+        # The input of the first block is the input of a backbone that has none.
+        known = list(range(max(len(method.backbone.blocks), 1)))
         self.layers = known if layers is None else list(layers)
         if not set(self.layers) <= set(known):
             raise UserError(

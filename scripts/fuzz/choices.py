@@ -161,9 +161,10 @@ def fuzz_choices(seconds: float, seed: int) -> tuple[int, int]:
         for maker in (images, kinds, texts):
             maker(here)
 
-        def attempt(words: Sequence[str], outputs: Path) -> bool:
+        def attempt(words: Sequence[str], outputs: Path, before: Sequence[str] = ()) -> bool:
             typed = [word.replace("{here}", folder) for word in words]
-            with found.trial(shown([*typed, f"outputs={outputs}"])):
+            after = f", after {shown(before)}" if before else ""
+            with found.trial(shown([*typed, f"outputs={outputs}"]) + after):
                 return begun_in_vain(typed, outputs) == 0
             return False
 
@@ -175,7 +176,7 @@ def fuzz_choices(seconds: float, seed: int) -> tuple[int, int]:
                 made += 1
                 (run, *_) = sorted(path.parent for path in outputs.rglob("result.json"))
                 for following in draw.sample(FOLLOWING, 2):
-                    attempt(following(str(run)), outputs / "second")
+                    attempt(following(str(run)), outputs / "second", words)
                     shutil.rmtree(outputs / "second", ignore_errors=True)
     print(f"{made} of the combinations were made", flush=True)
     return found.counts()

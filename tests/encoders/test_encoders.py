@@ -40,6 +40,7 @@ from metarun.encoders.images import resized, resized_by_products, standardised
 from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
+from metarun.inference.preprocessing import Preprocessing
 from metarun.target.target import Target
 
 TASK = TaskShape(3, 2, 3)
@@ -644,6 +645,26 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
     assert refused.said[-1].startswith("metarun: encoder.from=")
     assert "learned from the vectors of an encoder" in refused.said[-1]
+
+
+def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:
+    """Pixels are read as the run's target had them, normalised channel by channel, and then brought to its network's shape."""
+    stored = {
+        "backbone": {"_target_": "metarun.backbones.conv4.Conv4", "channels": 4, "norm": "none"},
+        "input_shape": [1, 16, 16],
+        "mean": [0.2, 0.5, 0.7],
+        "deviation": [0.1, 0.2, 0.4],
+        "read_shape": [3, 20, 20],
+    }
+    encoder = Trained(stored=stored)
+    pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    mean, deviation = (torch.tensor(stored[name]).view(-1, 1, 1) for name in ("mean", "deviation"))
+    steps = Preprocessing(20, 3, None, False, (0.2, 0.5, 0.7), (0.1, 0.2, 0.4), (1, 16, 16))
+    images = ((pixels / 255 - mean) / deviation).mean(1, keepdim=True)
+    images = torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(steps.inputs(pixels.numpy(), torch.device("cpu")), images)
+    torch.testing.assert_close(encoder.encode(pixels), encoder.backbone(images))
+    encoder.check(toy_images())  # greys are repeated
 
 
 def test_a_damaged_weight_file_is_one_line(weights: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def config_of(*words: str, algo: str = "protonet", backbone: str = "mlp") -> Dic
     small = {
         "mlp": ["backbone=mlp", "backbone.hidden=[16,16]", "backbone.init_std=null"],
         "conv4": ["backbone=conv4", "backbone.channels=4"],
+        "pixels": ["backbone=pixels"],
     }
     task = ["task.ways=5", "task.shots=1", "task.queries=4", "train.task.ways=null", "train.task.queries=null"]
     return compose(f"algo={algo}", *small[backbone], "backbone.norm=batch", *task, *words)
@@ -273,6 +274,16 @@ def test_queries_are_mixed_with_support_examples_and_so_are_their_labels() -> No
             expected = weight * batch.query_x[0, row] + (1 - weight) * batch.support_x[0, partner]
             torch.testing.assert_close(mixed.query_x[0, row], expected, rtol=1e-5, atol=1e-6)
     assert len({round(value, 5) for value in mixed.query_y.max(-1).values.flatten().tolist()}) > 1
+
+
+def test_a_backbone_without_blocks_has_its_input_mixed() -> None:
+    wrapper = wrap(config_of("wrapper=metamix", algo="maml", backbone="pixels"))
+    assert wrapper.layers == [0]
+    wrapper.method = listener = Listener(wrapper.method)
+    wrapper.loss(batch_of(1), 0)
+    assert not torch.equal(listener.heard[0].query_x, batch_of(1).query_x)
+    with pytest.raises(UserError, match="the backbone has 0"):
+        wrap(config_of("wrapper=metamix", "wrapper.layers=[1]", algo="maml", backbone="pixels"))
 
 
 @pytest.mark.parametrize("backbone", ["conv4", "mlp"])

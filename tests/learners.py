@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 from helpers import CPU, build, choices, class_of, compose, episodes, toy_images
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metarun.config import task_of
@@ -30,8 +32,11 @@ def config_of(name: str, *overrides: str, backbone: str = "conv4", norm: str | N
     return config
 
 
-def brief(config: DictConfig) -> DictConfig:
+def brief(name: str, config: DictConfig) -> DictConfig:
     """The config with few inner steps: what holds of three, of which each goes on from the one before, holds of more."""
+    for setting, count in {"steps": 30, "updates": 3, "epochs": 3, "head_epochs": 3}.items():  # TIM's steps are tiny
+        if setting in inspect.signature(class_of(name)).parameters:
+            OmegaConf.update(config, f"algo.{setting}", count, force_add=True)
     if config.algo.get("inner_steps"):
         config.algo.inner_steps = min(config.algo.inner_steps, 3)
     if config.algo.get("test_inner_steps"):
@@ -43,7 +48,7 @@ def learner(
     name: str, tasks: int, *overrides: str, source: DataSource = SEPARABLE, vectorize: bool = False, **more: str | None
 ) -> tuple[Algorithm, Episodes]:
     """An untrained algorithm of few inner steps, and episodes of its training tasks."""
-    config = brief(config_of(name, *overrides, **more))
+    config = brief(name, config_of(name, *overrides, **more))
     return build(config, source, vectorize), episodes(source, task_of(config, "train"), tasks)
 
 

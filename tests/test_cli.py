@@ -181,26 +181,34 @@ def composer():
         yield
 
 
-@pytest.mark.usefixtures("composer")
-@pytest.mark.parametrize("algo", choices("algo"))
-def test_every_composition_is_sound(algo: str) -> None:
-    """Every two choices go together; all three where a preset of two might speak of the third, and for the default method.
+@functools.cache
+def compositions() -> dict[str, set[tuple[str, str]]]:
+    """The pairs of data set and backbone that each method is composed with, so that every two choices go together once.
 
-    Data sets that set keys of `data` alone meet no key of a method, so that they take turns.
+    All three where a preset of two might speak of the third. A data set that sets keys of `data` alone meets no key of a method,
+    so that these take turns.
     """
     presets, data_sets, backbones = choices("preset"), choices("data"), choices("backbone")
     of_tasks = [data for data in data_sets if "# @package _global_" in (CONF / "data" / f"{data}.yaml").read_text()]
     others = [data for data in data_sets if data not in of_tasks]
-    assert 0 < len(of_tasks) < len(backbones) < len(others)
-    shift = choices("algo").index(algo) * (len(backbones) - len(of_tasks))
-    own = of_tasks + [others[(shift + turn) % len(others)] for turn in range(len(backbones) - len(of_tasks))]
-    pairs = set(zip(own, backbones[shift % len(backbones) :] + backbones[: shift % len(backbones)], strict=True))
-    pairs |= {
-        (data, backbone)
-        for data, backbone in itertools.product(data_sets, backbones)
-        if algo == "protonet" or f"{algo}_{data}" in presets
-    }
-    for data, backbone in sorted(pairs):
+    found, missing = {}, set(itertools.product(others, backbones))
+    for turn, algo in enumerate(choices("algo")):
+        shift = turn % len(backbones)
+        for place, backbone in enumerate(backbones[shift:] + backbones[:shift]):
+            new = [data for data in others if (data, backbone) in missing] or others
+            data = of_tasks[place] if place < len(of_tasks) else new[(turn + place) % len(new)]
+            found.setdefault(algo, set()).add((data, backbone))
+            missing.discard((data, backbone))
+        of_presets = [data for data in data_sets if f"{algo}_{data}" in presets]
+        found[algo] |= set(itertools.product(of_presets, backbones))
+    assert not missing
+    return found
+
+
+@pytest.mark.usefixtures("composer")
+@pytest.mark.parametrize("algo", choices("algo"))
+def test_every_composition_is_sound(algo: str) -> None:
+    for data, backbone in sorted(compositions()[algo]):
         check(f"algo={algo}", f"data={data}", f"backbone={backbone}", *GIVEN.get(data, []), *GIVEN.get(backbone, []))
 
 

@@ -128,7 +128,7 @@ def test_queries_labels_are_not_read(name: str) -> None:
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
 def test_accuracy_is_at_chance_where_images_tell_nothing(name: str, trained: bool) -> None:
     """Of noise only a leak (of labels, or of the order of the queries) could tell more."""
-    config = brief(config_of(name))
+    config = brief(name, config_of(name))
     algorithm = build(config, NOISE)
     if trained:
         train(algorithm, config, episodes(NOISE, task_of(config, "train"), 8), steps=5)
@@ -300,7 +300,7 @@ def test_training_keeps_no_graph_and_no_memory(name: str) -> None:
 
 @EVERY
 def test_weights_make_the_round_trip(name: str, tmp_path: Path) -> None:
-    config = brief(config_of(name, norm=None))
+    config = brief(name, config_of(name, norm=None))
     algorithm = build(config, SEPARABLE)
     batch = episodes(SEPARABLE, task_of(config, "train"), 2)
     train(algorithm, config, batch, steps=2)
@@ -319,7 +319,7 @@ def test_weights_make_the_round_trip(name: str, tmp_path: Path) -> None:
 def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_path: Path) -> None:
     norm = "running" if (name, "running") in NORMED else "batch"  # with running averages there is more to carry on
     settings = ["train.steps=6", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
-    config = brief(config_of(name, *settings, norm=norm))
+    config = brief(name, config_of(name, *settings, norm=norm))
 
     def sitting(folder: Path, interrupted_at: int | None = None) -> dict[str, object]:
         folder.mkdir(exist_ok=True)

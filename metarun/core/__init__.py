@@ -2,7 +2,18 @@
 
 from metarun.core.algorithm import Algorithm
 from metarun.core.backbone import ActivationHook, Backbone
-from metarun.core.episodes import Batch, Count, Episodes, MixedEpisodes, Spec, TaskShape, largest, least, together
+from metarun.core.episodes import (
+    Batch,
+    Count,
+    Episodes,
+    MixedEpisodes,
+    Spec,
+    TaskShape,
+    count_text,
+    largest,
+    least,
+    together,
+)
 
 __all__ = [
     "ActivationHook",
@@ -14,6 +25,7 @@ __all__ = [
     "MixedEpisodes",
     "Spec",
     "TaskShape",
+    "count_text",
     "largest",
     "least",
     "together",

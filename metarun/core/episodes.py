@@ -322,6 +322,11 @@ def least(count: Count) -> int:
     return count[0] if isinstance(count, tuple) else count
 
 
+def count_text(count: Count) -> str:
+    """A number, or a range as it is typed."""
+    return f"[{count[0]},{count[1]}]" if isinstance(count, tuple) else str(count)
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a method must know of its data before it is built.

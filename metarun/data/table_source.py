@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from metarun.core import Episodes, TaskShape, largest, least
+from metarun.core import Episodes, TaskShape, count_text, largest, least
 from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.imbalanced import ImbalancedSampler
 from metarun.data.sampler import ClassSampler, distinct, uniforms
@@ -255,4 +255,6 @@ def refuse_one_way(split: Split, task: TaskShape) -> None:
     """
     if least(task.ways) == 1:
         key = "train.task" if split == "train" else "test.task"
-        raise UserError(f"{key}.ways=1: a task of one class has one answer, which is always right; take at least 2")
+        raise UserError(
+            f"{key}.ways={count_text(task.ways)}: a task of one class has one answer, which is always right; take at least 2"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metarun.core import Algorithm, Count, TaskShape, least
+from metarun.core import Algorithm, TaskShape, count_text, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
@@ -63,7 +63,7 @@ def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> Non
     check_shape(algorithm, train_task, train)
     if algorithm.needs_queries and least(train_task.queries) < 1:
         raise UserError(
-            f"{train}.task.queries={range_text(train_task.queries)}: {name} learns from the queries; it needs at least 1"
+            f"{train}.task.queries={count_text(train_task.queries)}: {name} learns from the queries; it needs at least 1"
         )
     if not train_task.varies:
         return
@@ -88,7 +88,7 @@ def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
     name = type(algorithm).__name__
     if algorithm.fixed_ways and isinstance(task.ways, tuple):
         raise UserError(
-            f"{part}.task.ways={range_text(task.ways)}: {name} has one output for each way, so all tasks must have the same "
+            f"{part}.task.ways={count_text(task.ways)}: {name} has one output for each way, so all tasks must have the same "
             f"ways; give one number, or take a method for any ways (algo=protonet or protomaml, say)"
         )
     if algorithm.equal_classes and not task.equal_classes:
@@ -97,8 +97,3 @@ def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
             f"{part}.task: its classes differ in their numbers of items, and {name} needs equal classes; add {how}, or take "
             "another method (algo=protonet, say)"
         )
-
-
-def range_text(count: Count) -> str:
-    """A number, or a range as it is typed."""
-    return f"[{count[0]},{count[1]}]" if isinstance(count, tuple) else str(count)

@@ -364,7 +364,7 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
     refused(
         TaskShape((2, 4), 1, 1), r"^task: ways = 4 is above the 3 classes of the test split.*take task\.ways=\[2,3\]"
     )
-    refused(TaskShape((1, 3), 1, 1), r"^test\.task\.ways=1: a task of one class has one answer")
+    refused(TaskShape((1, 3), 1, 1), r"^test\.task\.ways=\[1,3\]: a task of one class has one answer")
     refused(
         TaskShape(2, (2, 5), (2, 5)),
         r"^task: shots \+ queries = 2 \+ 2 = 4 is above the 3 images of the smallest class of the test split, class 1; lower "

@@ -15,8 +15,8 @@ from .scenes import BRIEF, images, kinds, texts
 
 CONF = Path(__file__).parents[2] / "conf"
 RUN = "run folder: "  # what is said when a run begins
-# What is found only while it is computed.
-LATE = ("finite",)
+# What is found only while it is computed: which rows go through a network together is the method's affair.
+LATE = ("finite", "have no statistics")
 LIMIT = 30.0  # seconds of the processor
 
 # Data that every machine has, with what fits small tasks; the files are those of the scenes.

@@ -100,17 +100,36 @@ class Terminal(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+class LogFile(logging.FileHandler):
+    """Lines in a file; one that cannot be written ends the run, as any file of a run does that cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+        """Raises what `emit` has caught; logging would print a traceback and go on."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, self.baseFilename) from None
+        super().handleError(record)
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """The messages of the logger `metarun` also go to the file `path`, with their times."""
-    handler = logging.FileHandler(path)
+    """The messages of the logger `metarun` also go to the file `path`, with their times.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a line that was told to be unwritten already
+            handler.close()
 
 
 def start_logging(quiet: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import pty
@@ -22,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarun import config as schema
 from metarun.core import Episodes
 from metarun.runs import provenance
-from metarun.runs.logger import RunLogger
+from metarun.runs.logger import RunLogger, logging_to
 
 WORDS = ["data=folder", "data.image_size=16", "algo=maml", "backbone.channels=4", "task.ways=3", "task.queries=3",
          "algo.test_inner_steps=2", "train.steps=6", "train.tasks_per_step=2", "train.log_every=2", "train.validate_every=3",
@@ -339,3 +340,11 @@ def test_records_without_a_folder_write_nothing(tmp_path: Path, monkeypatch: pyt
         advance(3)
     logger.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file, on which no line fits")
+def test_a_log_that_cannot_be_written_ends_the_run_and_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("metarun")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), logging_to(Path("/dev/full")):
+        logger.warning("a line")
+    assert "Traceback" not in capsys.readouterr().err

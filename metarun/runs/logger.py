@@ -106,7 +106,7 @@ class LogFile(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+    def handleError(self, record: logging.LogRecord) -> None:
         """Raises what `emit` has caught; logging would print a traceback and go on."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):

@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
 from metarun.config.folder import CONF
-from metarun.config.overrides import canonical
+from metarun.config.overrides import canonical, quoted
 from metarun.config.shorthand import check_paper, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobsFailed, Pruned, UserError, reason
 from metarun.runs.result import SCORE
-from metarun.shell.arguments import for_hydra, parsed
+from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, outlasting, printable
@@ -137,7 +137,13 @@ def attempt(words: list[str]) -> Outcome:
     name_user()
     sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
     if words[:1] == ["runs"]:
-        words = ["recipe=runs", *(f"runs={word}" if Path(word).is_dir() else word for word in words[1:])]
+        folders = [word for word in words[1:] if Path(word).is_dir()]
+        asked = (
+            f"runs=[{','.join(map(quoted, folders))}]"
+            if len(folders) > 1
+            else "".join(f"runs={one}" for one in folders)
+        )
+        words = ["recipe=runs", *filter(None, [asked]), *(word for word in words[1:] if word not in folders)]
     if words[:1] == ["help"]:
         return _explain(words[1:])
     heeded = heeded_signals()
@@ -162,13 +168,13 @@ def _explain(words: list[str]) -> Outcome:
 
     asked, folders = [], [CONF]
     given = iter(words)
-    for word in given:
-        option, equals, folder = word.partition("=")
-        if option in ("--config-dir", "-cd"):
-            folders.insert(0, Path(folder if equals else next(given, ".")))
-        else:
-            asked.append(word)
     try:
+        for word in given:
+            option, equals, folder = word.partition("=")
+            if option in ("--config-dir", "-cd"):
+                folders.insert(0, folder_of_configs(folder if equals else next(given, "")))
+            else:
+                asked.append(word)
         print(answer(asked, Reference(folders)))
     except UserError as error:
         return Outcome(2, str(error))

@@ -348,3 +348,24 @@ def test_words_are_stored_with_absolute_paths(tmp_path: Path, monkeypatch: pytes
         "data=folder", f"data.root={tmp_path}/a b", f"outputs={tmp_path}/o", "seed=3", f"backbone.from={tmp_path}/x=1",
     ]  # fmt: skip
     assert json.dumps(os.fspath(tmp_path))
+
+
+def test_several_folders_of_runs_are_listed_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert metarun(*SINUSOID, f"name={name}", f"outputs={tmp_path}").status == 0
+    listed = metarun("runs", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert listed.status == 0, listed.err
+    assert listed.out.count("finished") == 2
+
+
+def test_help_refuses_a_folder_of_configs_that_is_not_there(tmp_path: Path) -> None:
+    for words in (["--config-dir", str(tmp_path / "nope")], [f"--config-dir={tmp_path / 'nope'}"], ["--config-dir"]):
+        done = metarun("help", *words)
+        assert done.status == 2
+        assert "there is no such folder" in done.said[-1]
+
+
+def test_a_run_is_not_called_as_the_folder_of_reports(tmp_path: Path) -> None:
+    done = metarun(*SINUSOID, "name=report", f"outputs={tmp_path}")
+    assert done.status == 2
+    assert "name=report: is the folder that reports go to" in done.said[-1]

@@ -79,6 +79,10 @@ def check_name(name: str | None) -> None:
         return
     if "/" in name:
         raise UserError(f"name={printable(name)}: must be a name without /; outputs= is the folder that runs lie in")
+    if name == "report":
+        raise UserError(
+            "name=report: is the folder that reports go to, in which no run is looked for; take another name"
+        )
     if not name.strip() or name.startswith((".", "-")) or has_control(name):
         raise UserError(
             f"name={printable(name)}: must be the name of a folder, without control characters and beginning with neither . nor -"

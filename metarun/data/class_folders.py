@@ -25,10 +25,11 @@ class ClassFiles(NamedTuple):
 
 
 def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
-    """Every file, under a name that says its part and its class."""
+    """Every file, under a name that says its part and its class, and its folder where that is not called like the class."""
     for entry in classes:
         for path in entry.paths:
-            yield f"{entry.part}/{entry.name}/{path.name}", path
+            folder = "" if path.parent.name == entry.name else f"{path.parent.name}/"
+            yield f"{entry.part}/{entry.name}/{folder}{path.name}", path
 
 
 def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> list[ClassFiles]:
@@ -43,8 +44,14 @@ def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> 
         UserError: A table cannot be read or does not fit the images, or a class would be in two parts and not in all.
     """
     found: dict[tuple[str, str], list[Path]] = {}
-    for label, part, path in labelled_files(root, tables, columns):
-        found.setdefault((part, label), []).append(path)
+    entries = labelled_files(root, tables, columns)
+    parts = {entry.part for entry in entries}
+    if len(parts) > 1 and "train" not in parts:
+        raise UserError(
+            f"data.labels: {', '.join(tables)}: no image is for training, but for {' and '.join(sorted(parts))}; a split needs train"
+        )
+    for label, part, path in entries:
+        found.setdefault((part if len(parts) > 1 else "", label), []).append(path)  # one part alone divides nothing
     order = ["", *SPLITS]
     return _sound(
         [

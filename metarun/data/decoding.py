@@ -60,7 +60,7 @@ def all_grey(paths: Sequence[Path]) -> bool:
     """Whether no image has colour, by the files' headers; files that cannot be opened are left to `decode`."""
     for path in paths:
         try:
-            with _opened(path) as image:
+            with opened(path) as image:
                 if image.mode not in GREY:
                     return False
         except (OSError, ValueError, Image.DecompressionBombError):
@@ -77,7 +77,7 @@ def unknown_format(path: Path) -> str:
     return "no image that Pillow knows" if path.stat().st_size else "the file is empty"
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
     """The opened image file; nothing but a file is opened, since a pipe would be waited for and a device read without end."""
     if kind := special(path):
         raise UnreadableImage(f"it is {kind}, and no file")
@@ -98,7 +98,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
         OSError: The disk cannot be read.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             halved = _deep_colour(file)
             if halved and values:
                 raise ValueError(
@@ -148,7 +148,7 @@ def decode(
 def value_range(path: Path) -> Range | None:
     """The smallest and the largest value of an image of any depth; None for a file that is no whole image."""
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             pixels = _numbers(_plain(image))
             return float(pixels.min()), float(pixels.max())
     except Exception as error:  # the decoders raise whatever a broken file provokes; `decode` says what is wrong

@@ -178,6 +178,7 @@ class Domains(DataSource):
             names=[f"{name}/{label}" for name, images in zip(self.sets, found, strict=True) for label in images.names],
             reader=reader,
             identify=identify,
+            views=found[0].views,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     Raises:
         UserError: One is no set of images, or the network takes none.
     """
-    trained = {tuple(member.table.names): member.splits for member in source.members.values()}
+    trained = [(member.table.names, member.splits) for member in source.members.values()]
     if not trained or (len(source.input_shape) != 3 and not encoded):
         kind = "vectors" if trained else "regression tasks"
         raise UserError(
@@ -232,8 +233,19 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
             "val": np.arange(0),
             "test": np.arange(len(built.table.names)),
         }
-        found[name] = built.divided(trained.get(tuple(built.table.names), everything))
+        found[name] = built.divided(_as_trained(trained, built.table.names) or everything)
     return found
+
+
+def _as_trained(
+    trained: Sequence[tuple[list[str], Mapping[Split, np.ndarray]]], names: list[str]
+) -> dict[Split, np.ndarray] | None:
+    """The division of a set that is trained on, for another set of the same classes in any order: FC100 has CIFAR-FS's images."""
+    for own, splits in trained:
+        if sorted(own) == sorted(names):
+            place = {name: number for number, name in enumerate(names)}
+            return {split: np.array([place[own[c]] for c in numbers], dtype=int) for split, numbers in splits.items()}
+    return None
 
 
 def rule(items: TableSource, whole: bool) -> dict[str, Any]:
@@ -289,7 +301,12 @@ def _built(node: Node, name: str, size: int | None, channels: int | None, key: s
     built = _table(node, name, key, **changes)
     if not isinstance(built, ImageSource):
         raise UserError(
-            f"{key}: {printable(name)}: are no images, and cannot stand beside sets of images without an encoder"
+            f"{key}: {printable(name)}: are no images; "
+            + (
+                "data=[...] takes sets of images alone"
+                if key == "data"
+                else "they cannot be tested on beside sets of images without an encoder"
+            )
         )
     return built
 
@@ -319,4 +336,4 @@ def _moments(source: ImageSource, shape: tuple[int, ...]) -> tuple[np.ndarray, n
 def _pooled(moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the deviation of a mixture in these shares."""
     mean, square = (np.average([part[which] for part in moments], axis=0, weights=shares) for which in (0, 1))
-    return mean, np.sqrt(square - mean**2).clip(1e-3)
+    return mean, np.sqrt((square - mean**2).clip(0)).clip(1e-3)

@@ -142,7 +142,8 @@ class ImageSource(TableSource):
             counts += [np.bincount(channel.ravel(), minlength=256) for channel in self.table.images[row]]
         values = np.arange(256) / 255
         mean = counts @ values / counts.sum(1)
-        return mean, np.sqrt(counts @ values**2 / counts.sum(1) - mean**2).clip(1e-3)
+        # A constant channel's variance may round to a little below 0.
+        return mean, np.sqrt((counts @ values**2 / counts.sum(1) - mean**2).clip(0)).clip(1e-3)
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.

@@ -130,15 +130,19 @@ class ImageIndex:
         """The one image that a table calls `file`; raises `UserError` where there is none, or several.
 
         It is looked for beside the table, in the folder that is called like the table and in the root, there also
-        without the folders that the path begins with elsewhere; then by its name alone.
+        without the folders that the path begins with elsewhere; then by its name alone. Where the folder that the path names is
+        there, it is looked for in no other: an image of the same name may be another one.
         """
         wanted = PurePosixPath(file.replace("\\", "/"))
         beside = PurePosixPath(table.parent.relative_to(self.root) if table.is_relative_to(self.root) else ".")
-        ends = [PurePosixPath(*wanted.parts[start:]) for start in range(len(wanted.parts))]
-        for name in (str(home / end) for end in ends for home in (beside, beside / table.stem, PurePosixPath("."))):
+        homes = (beside, beside / table.stem, PurePosixPath("."))
+        folder = PurePosixPath(*(part for part in wanted.parent.parts if part != "/"))
+        elsewhere = folder == PurePosixPath(".") or not any((self.root / home / folder).is_dir() for home in homes)
+        ends = [PurePosixPath(*wanted.parts[start:]) for start in range(len(wanted.parts) if elsewhere else 1)]
+        for name in (str(home / end) for end in ends for home in homes):
             if found := self.paths.get(name):
                 return self._one(found, [path for path in found if str(path) == name], file, where)
-        if found := self.names.get(wanted.name):
+        if elsewhere and (found := self.names.get(wanted.name)):
             return self._one(found, [path for path in found if path.name == wanted.name], file, where)
         near = nearest(wanted.name, self.names) if len(self.names) < 10_000 else ""
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")

@@ -182,15 +182,14 @@ def apart(
             homes.setdefault(name, set()).add(split)
     single = {name: RANK[next(iter(found))] for name, found in homes.items() if len(found) == 1}
     ranks = [(single.get(row.label, 0), RANK[row.part]) for row in rows]
-    latest: dict[str, tuple[int, int]] = {}
+    latest: dict[str, tuple[int, int]] = {}  # of what is of a test class and what is of the test part, the former
     for row, rank in zip(rows, ranks, strict=True):
-        own = latest.get(row.text, (0, 0))
-        latest[row.text] = (max(own[0], rank[0]), max(own[1], rank[1]))
+        latest[row.text] = max(latest.get(row.text, (0, 0)), rank)
     kept: list[LabelledText] = []
     seen: set[tuple[str, str, str]] = set()
     again, across = [], []
     for row, rank in zip(rows, ranks, strict=True):
-        if rank[0] < latest[row.text][0] or rank[1] < latest[row.text][1]:
+        if rank < latest[row.text]:
             across.append(row)
         elif (identity := (row.text, row.group, row.label)) in seen:
             again.append(row)
@@ -271,6 +270,10 @@ class Text(TextSource):
                 f"data.root: {path} has one label alone ({printable(labels[0])}); there is nothing to tell apart"
             )
         parts = _units_by_part(rows, grouped)
+        if len(parts) > 1 and "train" not in parts:
+            raise UserError(
+                f"data.root: {path}: no text is for training, but for {' and '.join(sorted(parts))}; a split needs train"
+            )
         ordinary = bool(parts) and _same_in_all(parts, path)
         kind = "group" if grouped else "class"
         where = {"key": "data.root", "where": str(path), "by": "its parts"}

@@ -426,4 +426,9 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         for name, value in entry.items():
             if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
                 row[name] = "" if value is None else str(value).strip()
+                if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
+                    raise UserError(
+                        f"{key}: {where}: {name} holds half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; "
+                        "write the whole character, or leave it out"
+                    )
         yield where, row

@@ -47,6 +47,8 @@ class EncodedSource(TableSource):
 
     def __init__(self, source: TableSource, encoder: Encoder, encoding: Encoding) -> None:
         encoder.check(source)
+        if encoding.views > 1 and type(encoder).changed is Encoder.changed:
+            encoder.changed(None, 1)  # which refuses it, before anything is made
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
         self.unknown = source.unknown

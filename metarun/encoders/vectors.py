@@ -29,6 +29,7 @@ from metarun.encoders.base import PLURAL, Encoder, Encoding
 from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
+from metarun.text import shape_text
 
 FORMAT_VERSION = 1
 SAVE_SECONDS = 5.0  # between two marks of progress; what lies between them is encoded again after a kill
@@ -177,7 +178,15 @@ def _chunks(
 @torch.inference_mode()
 def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
     """Vectors of prepared items as they are kept, `[n, D]`."""
-    x = encoder.encode(prepared).float()
+    found = encoder.encode(prepared)
+    if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[1] != encoder.features:
+        gives = (
+            f"a tensor of {shape_text(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        )
+        raise UserError(
+            f"encoder: {type(encoder).__name__}.encode gives {gives}, not a tensor of n x {encoder.features}, a vector for each item"
+        )
+    x = found.float()
     if not x.isfinite().all():
         raise UserError(f"encoder: {type(encoder).__name__} gives vectors that are not finite")
     kept: np.ndarray = x.to(getattr(torch, encoding.dtype)).cpu().numpy()

@@ -73,7 +73,10 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     except UserError:
         raise
     except Exception as error:  # the tracer raises whatever an operation that it cannot follow provokes
-        raise UserError(f"it cannot be traced ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(
+            f"it cannot be traced ({type(error).__name__}: {first_line(error)}); with support=FOLDER, whose classes are then in the "
+            "file, fewer operations are left"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

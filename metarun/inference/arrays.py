@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metarun.data.decoding import square
 from metarun.errors import InputError
@@ -92,7 +92,7 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
             raise InputError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
         (image,) = _pictures(array[None])
     try:
-        return square(image, how.image_size, how.channels, how.values)
+        return square(ImageOps.exif_transpose(image), how.image_size, how.channels, how.values)
     except ValueError as error:
         raise InputError(f"images: {error}") from error
 

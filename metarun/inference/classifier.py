@@ -184,8 +184,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """
         images, labels = self._labelled(images, labels)
         predicted = self.predict(images)
-        right = predicted == checked_labels(labels, len(predicted), word(self._how))
-        return float(np.average(right, weights=sample_weight))
+        known = checked_labels(labels, len(predicted), word(self._how))
+        if predicted.dtype.kind != known.dtype.kind:  # a classifier's file has names alone: 3 became "3"
+            predicted, known = predicted.astype(str), known.astype(str)
+        if sample_weight is not None and np.shape(sample_weight) != known.shape:
+            raise InputError(
+                f"sample_weight: has the shape {list(np.shape(sample_weight))}, but there are {len(known)} labels"
+            )
+        return float(np.average(predicted == known, weights=sample_weight))
 
     def is_unknown(self, images: Images) -> np.ndarray:
         """Whether each image is of none of the classes, bool `[n]`, by the setting `unknown`."""
@@ -311,7 +317,12 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
     Raises:
         InputError: They are not so many, or are no names of classes.
     """
-    given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    try:
+        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    except ValueError as error:
+        raise InputError("labels: are lists of several lengths; give one label for each item") from error
+    if given.dtype.kind == "O" and len({isinstance(value, str) for value in given.ravel()}) > 1:
+        raise InputError("labels: are partly text and partly not; give labels of one kind")
     if given.shape == (number, 1):
         given = column_or_1d(given, warn=True)
     if given.shape != (number,):
@@ -352,6 +363,6 @@ def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float
                 "probability of a known class, unknown=0.7"
             )
         return name, held.thresholds[name]
-    if isinstance(unknown, str | bool) or not 0 <= unknown <= 1:
+    if not isinstance(unknown, int | float | np.number) or isinstance(unknown, bool) or not 0 <= unknown <= 1:
         raise UserError(f"unknown={unknown}: must be auto, off, {', '.join(NAMES)}, or a probability from 0 to 1")
     return MAX_PROBABILITY, float(unknown)

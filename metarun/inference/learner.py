@@ -10,7 +10,7 @@ import torch
 
 from metarun.core import Algorithm
 from metarun.engine.hardware import keep_freed_memory
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 from metarun.inference import store
 from metarun.inference.store import Stored
 from metarun.target.base import SourceImages, TargetMethod
@@ -33,7 +33,7 @@ class Learner:
 
     def __init__(self, held: Stored, device: torch.device | str = "auto") -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.held, self.device = held, torch.device(chosen)
+        self.held, self.device = held, _device(chosen)
         self.algorithm: Algorithm = held.blueprint.learner()
         store.load_tensors(self.algorithm, held.weights, held.origin)
         self.algorithm.to(self.device).eval()
@@ -91,3 +91,13 @@ def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto")
     """
     keep_freed_memory()
     return Learner(store.load(Path(origin)), device)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    """The device of a name; raises `UserError` where there is none."""
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name}: there is no such device here ({first_line(error)}); try cpu") from error
+    return found

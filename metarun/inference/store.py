@@ -125,7 +125,7 @@ def load(origin: Path, key: str = "checkpoint") -> Stored:
     """What a classifier file or a run folder holds.
 
     Args:
-        origin: A file of `save`, the folder of a finished run, or the `best.pt` in one.
+        origin: A file of `save`, the folder of a finished run, or the `best.pt` or `last.pt` in one.
         key: What errors are about.
 
     Raises:
@@ -138,7 +138,7 @@ def load(origin: Path, key: str = "checkpoint") -> Stored:
     if origin.is_dir() and (origin / "config.yaml").is_file():
         return _from_run(origin, shown)
     if origin.is_file() and (origin.parent / result.FILE).is_file() and origin.name in ("best.pt", "last.pt"):
-        return _from_run(origin.parent, shown)
+        return _from_run(origin.parent, shown, origin)
     if origin.is_file():
         return _from_file(origin, shown)
     checkpoint.weights_file(key, str(origin))  # raises, and says what is there instead
@@ -189,7 +189,8 @@ def _from_file(path: Path, shown: str) -> Stored:
         raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({lacks(error)})") from error
 
 
-def _from_run(folder: Path, shown: str) -> Stored:
+def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
+    """What a run folder holds, with the weights that were best on validation or those of a file of it that was chosen."""
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
     path = folder / result.FILE
@@ -210,7 +211,7 @@ def _from_run(folder: Path, shown: str) -> Stored:
             raise UserError(
                 f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
             )
-        weights = checkpoint.weights_file("checkpoint", str(values["weights"] or folder))
+        weights = chosen or checkpoint.weights_file("checkpoint", str(values["weights"] or folder))
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path),

@@ -93,6 +93,14 @@ def find(
     order = np.argsort(digests, kind="stable")
     same = digests[order][1:] == digests[order][:-1]
     note(order[:-1][same], order[1:][same], True)
+    runs = np.concatenate([[0], np.cumsum(~same)])  # of equal images, all of which are there twice if two of them are
+    for which, kinds in ((1, groups), (None, classes)):
+        known = kinds[order] >= 0
+        first, last = np.full(runs[-1] + 1, np.iinfo(np.int64).max), np.full(runs[-1] + 1, -1)
+        np.minimum.at(first, runs[known], kinds[order][known])
+        np.maximum.at(last, runs[known], kinds[order][known])
+        several = order[known & (first < last)[runs]].tolist()
+        (other if which is None else sets[True][which]).update(several)
     for a, b, crowded in candidates(hashes):
         found.crowded |= crowded
         keep = ~(flat[a] | flat[b]) & (digests[a] != digests[b])

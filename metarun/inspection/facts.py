@@ -11,7 +11,7 @@ import numpy as np
 from hydra.utils import get_class
 
 from metarun.config import Node
-from metarun.core import TaskShape, largest
+from metarun.core import TaskShape, least
 from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
@@ -109,7 +109,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
             "largest_ways": int(together) * turned,
             "largest_shots_and_queries": int(own.min()),
         }
-        told["asked"] = _fits(source, split, tasks[split]) if split in tasks else ""
+        told["asked"] = fits(source, split, tasks[split]) if split in tasks else ""
         splits[split] = told
     home = {int(number): split for split in SPLITS for number in source.splits[split]}
     same = len({tuple(source.splits[split].tolist()) for split in SPLITS}) == 1
@@ -131,13 +131,15 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
     }
 
 
-def _fits(source: TableSource, split: Split, task: TaskShape) -> str:
+def fits(source: TableSource, split: Split, task: TaskShape) -> str:
     """Why a split cannot serve tasks, in words; empty where it can."""
-    ways, needed = task.needed_ways, largest(task.shots) + largest(task.queries)
-    classes = len(source.splits[split]) * (4 if source.rotations else 1)
+    # A range is cut to what a class has, down to its least.
+    ways, needed = task.needed_ways, least(task.shots) + least(task.queries)
+    sizes = source.table.sizes[source.splits[split]]
+    sizes = sizes[sizes >= (task.min_items or 0)]
+    classes = len(sizes) * (4 if source.rotations else 1)
     if classes < ways:
         return f"{ways} ways are above its {counted(classes, 'class', 'classes')}"
-    sizes = source.table.sizes[source.splits[split]]
     if sizes.min() < needed:
         few = int((sizes < needed).sum())
         return f"{needed} items a class (shots and queries) are above those of {counted(few, 'class', 'classes')}"

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from metarun.data.decoding import THREADS, unknown_format
+from metarun.data.decoding import THREADS, opened, unknown_format
 from metarun.data.label_files import may_be_image, visible
 from metarun.errors import first_line
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:
     length = 0
     try:
         length = path.stat().st_size
-        with Image.open(path) as file:
+        with opened(path) as file:
             found = file.size, DEPTHS.get(file.mode, f"16 bits ({file.mode})"), str(file.format)
             file.load()
         return (*found, "", length)

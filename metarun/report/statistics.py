@@ -45,6 +45,15 @@ def over_episodes(halves: Sequence[float | None]) -> float | None:
     return math.hypot(*known) / len(halves) if len(known) == len(halves) else None
 
 
+def over_same_draws(halves: Sequence[float | None]) -> float | None:
+    """The mean of half intervals over seeds that were tested on the same draws, whose luck a further seed does not lessen.
+
+    The images of a target are drawn by `target.subset_seed`, whatever the seed is. None where a seed has no interval.
+    """
+    known = [half for half in halves if half is not None and math.isfinite(half)]
+    return math.fsum(known) / len(halves) if known and len(known) == len(halves) else None
+
+
 def paired(differences: np.ndarray) -> Paired | None:
     """The paired t test of `[n]` finite differences; None if n < 2.
 

@@ -111,7 +111,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
         halves = [run.result.get(half_of(key(run.tested, measure))) for run in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
-            row.episodes_half = statistics.over_episodes(halves)
+            over = statistics.over_same_draws if group.setting.target else statistics.over_episodes
+            row.episodes_half = over(halves)
         if measure == "mse":
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
@@ -133,7 +134,7 @@ def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
     return {
         size: (
             fmean(curve[size]["acc"] for curve in curves),
-            statistics.over_episodes([curve[size].get(half_of(ACCURACY)) for curve in curves]),
+            statistics.over_same_draws([curve[size].get(half_of(ACCURACY)) for curve in curves]),
         )
         for size in sorted(set.intersection(*map(set, curves)))
     }
@@ -186,8 +187,17 @@ def _against_the_best(section: Section) -> None:
     for row in rows:
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
-            row.on_episodes = statistics.paired(np.concatenate(by_seed)) if by_seed else None
+            row.on_episodes = statistics.paired(pooled(by_seed, row.group.setting.target)) if by_seed else None
             row.on_seeds = statistics.paired(np.array([each.mean() for each in by_seed]))
+
+
+def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
+    """Differences of all seeds on what was drawn: one for each draw, which is another for each seed or is the same for all."""
+    if not same_draws:
+        return np.concatenate(by_seed)
+    n = min(map(len, by_seed))
+    found: np.ndarray = np.mean([each[:n] for each in by_seed], axis=0)
+    return found
 
 
 def differences(ours: list[Run], theirs: list[Run], scores: dict[int, np.ndarray | None]) -> list[np.ndarray]:

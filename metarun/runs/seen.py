@@ -15,9 +15,19 @@ Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose im
 
 
 def key(data: TableSource) -> str:
-    """A digest of the names of all classes: the same for a data set at another size or with another split."""
-    names = [name for number, name in enumerate(data.table.names) if number not in data.unknown.values()]
-    return files.digest(names)
+    """A digest of the names of all classes: the same for a data set at another size, with another split or in another order."""
+    return files.digest(_names(data))
+
+
+def _names(data: TableSource) -> list[str]:
+    """The names of all classes, in the order of the alphabet: CIFAR-FS and FC100 have the same ones, each in its own order."""
+    return sorted(name for number, name in enumerate(data.table.names) if number not in data.unknown.values())
+
+
+def _ranks(data: TableSource, numbers: Iterable[int]) -> dict[int, int]:
+    """The place of each of these classes among `_names`, by its number; a class of unknown items has none."""
+    place = {name: rank for rank, name in enumerate(_names(data))}
+    return {int(number): place[data.table.names[number]] for number in numbers if data.table.names[number] in place}
 
 
 def classes(data: DataSource, split: Split | None) -> Seen:
@@ -30,13 +40,16 @@ def classes(data: DataSource, split: Split | None) -> Seen:
     found: Seen = {}
     for images in data.members.values():
         every = range(len(images.table.names))
-        found = merged(found, {key(images): sorted(map(int, every if split is None else images.splits[split]))})
+        found = merged(
+            found, {key(images): sorted(_ranks(images, every if split is None else images.splits[split]).values())}
+        )
     return found
 
 
 def trained_on(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]) -> set[int]:
     """Those of the classes with these numbers whose images were seen."""
-    return set(map(int, numbers)) & set(seen.get(key(data), []))
+    known = set(seen.get(key(data), []))
+    return {number for number, rank in _ranks(data, numbers).items() if rank in known}
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:

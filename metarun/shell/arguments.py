@@ -57,10 +57,7 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if arguments.config_dir:
         typed, arguments.config_dir = arguments.config_dir, os.path.expanduser(arguments.config_dir)
         words = [expanded_folder(word, typed) for word in words]
-        if not os.path.isdir(arguments.config_dir):
-            beside = Path(arguments.config_dir).absolute().parent
-            near = nearest(Path(typed).name, [path.name for path in beside.iterdir()] if beside.is_dir() else [])
-            raise UserError(f"--config-dir {typed}: there is no such folder{near}")
+        folder_of_configs(typed)
     if arguments.dry_run and not arguments.multirun:
         raise UserError("--dry-run: lists the jobs of a sweep (-m); metarun --cfg job shows the config of one run")
     options, overrides = list[str](), list(arguments.overrides)
@@ -162,3 +159,13 @@ def _composed(arguments: argparse.Namespace) -> DictConfig:
         search_path.prepend("command-line", added, anchor=SearchPathQuery(provider="schema"))
     loader = ConfigLoaderImpl(search_path)
     return loader.load_configuration(arguments.config_name or "config", words, RunMode.RUN)
+
+
+def folder_of_configs(typed: str) -> Path:
+    """The folder that `--config-dir` names; raises `UserError` where there is none."""
+    folder = Path(typed).expanduser()
+    if not typed or not folder.is_dir():
+        beside = folder.absolute().parent
+        near = nearest(folder.name, [path.name for path in beside.iterdir()] if typed and beside.is_dir() else [])
+        raise UserError(f"--config-dir {typed}: there is no such folder{near}")
+    return folder

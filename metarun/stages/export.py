@@ -79,10 +79,7 @@ class Export(Stage):
         else:
             classifier = fitted(learner, config)
             if classifier.network_.transductive:
-                raise UserError(
-                    f"checkpoint={shown_path(config.checkpoint)}: its prediction for an image depends on the others, which a "
-                    f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
-                )
+                raise UserError(self._transductive(learner, config))
             self.name, self.classes = "classifier", [str(name) for name in classifier.classes_]
             self.given = given_images(learner, classifier, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
@@ -97,6 +94,14 @@ class Export(Stage):
         self.small = self._in_eight_bits(asked) if config.int8 else None
         run.add(EXPORT, Trained(EXPORT, learner.algorithm, config.train, config.seed, hardware))
 
+    @staticmethod
+    def _transductive(learner: Learner, config: DictConfig) -> str:
+        """Why a method that looks at all images together is not exported."""
+        return (
+            f"checkpoint={shown_path(config.checkpoint)}: its prediction for an image depends on the others, which a "
+            f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
+        )
+
     def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
         """The function, inputs and values to compare on, of a method whose support set is given along."""
         algorithm = learner.algorithm
@@ -108,6 +113,8 @@ class Export(Stage):
                 f"test.task.ways={list(ways)}: what is exported tells so many classes apart as it is told now; give one number"
             )
         method = Own(algorithm)
+        if method.inductive.transductive:
+            raise UserError(self._transductive(learner, config))
         method.check(ways)
         function = graphs.of_learner(
             method.inductive.eval(), learner.held.preprocessing.of_pixels, ways, self.temperature
@@ -247,7 +254,11 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     if not origin:
         return ImageSet(learner, [])
     names = [str(name) for name in classifier.classes_]
-    images: ImageFiles = find_images(origin, "images" if config.images else "support", names)
+    if config.images:
+        images = find_images(config.images, "images", names)
+    else:
+        pairs = [(path, entry.name) for entry in examples(config.support) for path in entry.paths]
+        images = ImageFiles([path for path, _ in pairs], [name for _, name in pairs])
     how = learner.held.preprocessing
     assert isinstance(how, Preprocessing)
     parts = list(images.batches(how, IMAGES))

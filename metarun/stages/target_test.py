@@ -16,8 +16,9 @@ from metarun.ops import metrics
 from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.training_data import tell_trained_on
+from metarun.stages.training_data import tell_trained_on, training_images
 from metarun.target import predictions
+from metarun.target.base import refuse_other_places
 from metarun.target.predictions import Predicted
 
 
@@ -40,6 +41,10 @@ class TargetTest(Stage):
             raise UserError(
                 f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
                 "the target's labels both must have the same"
+            )
+        if algorithm.uses_target != "labels" and run.data.members:
+            refuse_other_places(
+                training_images(run.data, run.config.train.validate_on, run.training_split).names, run.target.names
             )
         self.trained_on = tell_trained_on(run, run.target.test)
 

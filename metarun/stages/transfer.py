@@ -55,6 +55,7 @@ class Transfer(Stage):
         if (augment := run.augment_of(target.source)) is not None:
             self.method.augment = augment
         self.method.check(len(target.names))
+        self.method.check_names(target.names)
         self.trained_on = tell_trained_on(run, target.images or target.test)  # divided anew, all are test images
 
     def execute(self, run: Run) -> None:

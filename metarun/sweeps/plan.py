@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -43,8 +44,20 @@ def read_words(loader: Any, config: DictConfig, arguments: Sequence[str], params
     Returns:
         The overrides, those of the file first.
     """
-    words = [*read_params(params, config), *arguments]
-    return OverridesParser.create(config_loader=loader).parse_overrides(words)
+    typed = {key_of(word) for word in arguments}  # which goes before what stands in a file
+    own = {key: value for key, value in params.items() if key not in typed}
+    found = OverridesParser.create(config_loader=loader).parse_overrides([*read_params(own, config), *arguments])
+    for override in found:
+        if isinstance(value := override.value(), ChoiceSweep):
+            value.list = [_quoted(item) for item in value.list]
+    return list(found)
+
+
+def _quoted(item: Any) -> Any:
+    """A text of several in quotes, where Hydra would write what it finds odd in it with a backslash: `my images`, `a:b`."""
+    if isinstance(item, str) and not re.fullmatch(r"[\w./+%@~-]*", item):
+        return QuotedString(item, Quote.single)
+    return item
 
 
 def sweep_name(overrides: Sequence[Override], config: DictConfig, source: bool | None = None) -> str | None:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from metarun.errors import UserError
 from metarun.ops import batch_norm
 from metarun.ops.prototypes import nearness
 from metarun.ops.support import Memory, remembered
+from metarun.text import printable
 
 CHUNK = 256  # images, at most, whose features are computed together
 
@@ -61,10 +62,35 @@ class SourceImages:
     def classes(self) -> int:
         return len(self.images.names)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes."""
+        return self.images.names
+
     def draw(self, count: int) -> Batch:
         """`count` of them, or all if there are not so many."""
         which = self.images.stream(self.seed, "reused")(0, min(count, len(self.images)))
         return self.images.batch(which, self.device)
+
+
+def refuse_other_places(source: Sequence[str], target: Sequence[str]) -> None:
+    """Checks that classes of one name have one number: a source's outputs are taken for the target's classes by their number.
+
+    Names that the other side does not have are allowed: the classes of MNIST and of digits may be called differently.
+
+    Args:
+        source: The names of the source's classes, in the order of its outputs.
+        target: Those of the target's classes.
+
+    Raises:
+        UserError: A name stands at another place.
+    """
+    for place, name in enumerate(source):
+        if name in target and target.index(name) != place:
+            raise UserError(
+                f"target: class {printable(name)} is number {target.index(name) + 1} of the target, but number {place + 1} of the source, "
+                "whose outputs are taken for the target's classes by their number; give both the same classes, by the same names"
+            )
 
 
 class Classifier(nn.Module, ABC):
@@ -147,6 +173,9 @@ class TargetMethod(Checked, ABC):
 
     def check(self, classes: int) -> None:
         """Raises `UserError` if it cannot serve a target of so many classes: before anything is trained."""
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raises `UserError` if it cannot serve a target whose classes have these names."""
 
     @property
     def transductive(self) -> bool:

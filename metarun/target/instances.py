@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -42,7 +42,15 @@ from torch import Tensor
 from metarun.config.types import Ge, Interval, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
-from metarun.target.base import Frozen, SourceImages, TargetMethod, features, loaded, with_statistics
+from metarun.target.base import (
+    Frozen,
+    SourceImages,
+    TargetMethod,
+    features,
+    loaded,
+    refuse_other_places,
+    with_statistics,
+)
 from metarun.target.features import log_probabilities
 
 HIGHEST_ERROR = 0.49
@@ -144,6 +152,10 @@ class InstanceTransfer(TargetMethod):
                 f"transfer: {type(self).__name__} needs source and target to have the same classes, but the source has "
                 f"{self.source.classes} and the target {classes}; try transfer=logistic_regression"
             )
+
+    def check_names(self, names: Sequence[str]) -> None:
+        assert self.source is not None  # `needs_source`
+        refuse_other_places(self.source.names, names)
 
     @cached_property
     def drawn(self) -> Batch:

@@ -15,12 +15,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from shell import metarun, result
 from shell import run_folder as only_run
+from tiny_encoder import Squares
 
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data.domains import Domains, fit_to_network, rule
 from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
+from metarun.data.table_source import TableSource
+from metarun.encoders import EncodedSource, Encoding
 from metarun.errors import UserError
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
@@ -53,6 +56,21 @@ class Toy:
             "test": range(2 * third, self.classes),
         }
         return ImageSource(held, splits, normalize=True)
+
+
+class Built(Toy):
+    """In place of a node of a config: a set of images that is there."""
+
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__(0, 1, 6)
+        self.source = source
+
+    def build(self, image_size: int | None = None) -> ImageSource:
+        return self.source
+
+
+def encoded(source: TableSource, views: int) -> EncodedSource:
+    return EncodedSource(source, Squares(), Encoding("float32", views, 8, "un", None))
 
 
 def three(**settings: Any) -> Domains:
@@ -153,6 +171,26 @@ def test_weights_that_saw_a_test_set_are_refused() -> None:
     known = seen.classes(Toy(40, 3, 12).build(), "train")
     with pytest.raises(UserError, match="3 of the 9 classes that the meta-test is on"):
         seen.refuse_test_classes(known, found["new"], "checkpoint=x")
+
+
+def test_the_same_classes_in_another_order_are_the_same_classes() -> None:
+    """As CIFAR-FS and FC100, which divide the same 100 classes, each in an order of its own."""
+    source, other = three(), Toy(110, 1, 6).build()
+    other.table.names.reverse()
+    (tested,) = fit_to_network({"other": Built(other)}, source).values()  # type: ignore[dict-item]
+    assert [tested.table.names[number] for number in tested.splits["test"]] == [f"class 110 {n}" for n in (6, 7, 8)]
+    known = seen.classes(Toy(110, 1, 6).build(), "train")
+    assert seen.trained_on(known, other, range(9)) == {6, 7, 8}  # the names 0, 1 and 2
+    with pytest.raises(UserError, match="3 of the 9 classes"):
+        seen.refuse_test_classes(known, other.divided({"train": [], "val": [], "test": range(9)}), "checkpoint=x")
+
+
+def test_changed_copies_of_several_sets_are_trained_on_as_those_of_one() -> None:
+    one = encoded(Toy(110, 1, 6).build(), views=3)
+    assert one.labelled(None, "train").views == 3
+    images = three().each(lambda source: encoded(source, views=3)).labelled(None, "train")
+    assert images.views == 3
+    assert len(images.with_views()) == 3 * len(images)
 
 
 # Lists on the command line

@@ -156,6 +156,55 @@ def test_another_label_makes_another_table(tmp_path: Path) -> None:
     assert after.table.images[:, 0, 0, 0].tolist()[:3] == [1, 4, 8]
 
 
+def test_images_that_change_their_classes_make_another_table(tmp_path: Path) -> None:
+    """Equal names, sizes and times in two folders, as after unpacking: only the folder tells which image is of which class."""
+    root = tmp_path / "images"
+    for folder, shade in {"a": 10, "b": 200}.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), shade).save(root / folder / f"{number}.bmp")
+            os.utime(root / folder / f"{number}.bmp", (1, 1))
+    for dark, light in ("ab", "ba"):
+        lines = [
+            (f"{folder}/{number}.bmp", kind)
+            for folder, kind in ((dark, "dark"), (light, "light"))
+            for number in range(3)
+        ]
+        write(root / "all.csv", "file,label", lines)
+        source = Folder(root=str(root), labels="all.csv", image_size=8)
+        shades = source.table.images[:, 0, 0, 0].tolist()
+        assert shades == ([10] * 3 + [200] * 3 if dark == "a" else [200] * 3 + [10] * 3)
+
+
+def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    (root / "more").mkdir()
+    Image.new("L", (8, 8), 9).save(root / "more" / "lost.png")
+    write(root / "all.csv", "file,label", [*rows(name="train/{}.png"), ("train/lost.png", "kind 0")])
+    with pytest.raises(UserError, match=r"there is no image train/lost\.png"):
+        Folder(root=str(root), labels="all.csv", image_size=8)
+    write(root / "all.csv", "file,label", [("nowhere/lost.png", "kind 0"), *rows(name="train/{}.png")])
+    assert (
+        len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
+    )  # of a folder that is not there
+
+
+def test_parts_without_training_are_refused_and_one_part_divides_nothing(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    found = rows(name="train/{}.png")
+    write(
+        root / "all.csv",
+        "file,label,split",
+        [(*row, "val" if place % 2 else "test") for place, row in enumerate(found)],
+    )
+    with pytest.raises(UserError, match="no image is for training, but for test and val"):
+        Folder(root=str(root), labels="all.csv", image_size=8)
+    write(root / "all.csv", "file,label,split", [(*row, "train") for row in found])
+    source = Folder(root=str(root), labels="all.csv", image_size=8)
+    assert not source.table.metadata.get("parts")
+    assert sorted(len(numbers) for numbers in source.splits.values()) == [1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -10,6 +10,7 @@ import labelled_files as files
 import numpy as np
 import pytest
 import torch
+from helpers import table
 
 from metarun.core import TaskShape
 from metarun.data import mnist
@@ -380,3 +381,15 @@ def test_augmentation_beyond_its_ranges(settings: dict[str, float]) -> None:
 
 def test_a_crop_that_pads_by_more_than_the_image() -> None:
     assert "augment.crop=9: is more than the side of images of 8x8" in error(lambda: Augment(crop=9)(grid(1)))
+
+
+def test_a_constant_channel_has_the_least_deviation_and_not_none() -> None:
+    for level in (104, 37, 250):
+        images = np.full((8, 3, 4, 4), level, np.uint8)
+        images[:, 0] = np.arange(8)[:, None, None]
+        source = ImageSource(
+            table(images, [4, 4]), {"train": range(2), "val": range(2), "test": range(2)}, normalize=True
+        )
+        mean, deviation = source.measured(np.arange(8))
+        assert mean[1] == pytest.approx(level / 255)
+        assert deviation[1:].tolist() == [1e-3, 1e-3]

@@ -16,8 +16,8 @@ from metarun.core import TaskShape
 from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
-from metarun.data.text import Text, TextSource
-from metarun.data.text_files import Columns, labelled_texts
+from metarun.data.text import Text, TextSource, apart
+from metarun.data.text_files import Columns, LabelledText, labelled_texts
 from metarun.errors import UserError
 
 ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
@@ -123,6 +123,32 @@ def test_a_broken_line_of_json_lines_is_named(tmp_path: Path, lines: list[str], 
     with pytest.raises(UserError) as error:
         read(tmp_path / "a.jsonl")
     assert all(word in one_line(error) for word in told), str(error.value)
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine", "label": "x"}\n{"text": "cut \\ud83d", "label": "y"}\n')
+    with pytest.raises(UserError, match=r"line 2: text holds half of a character"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_of_a_text_of_a_test_class_and_of_a_test_part_one_is_kept() -> None:
+    rows = [
+        LabelledText("same", "trained", "test", "", ""),
+        LabelledText("same", "tested", "train", "", ""),
+        LabelledText("other", "trained", "train", "", ""),
+    ]
+    kept, _ = apart(rows, {"train": ["trained"], "val": [], "test": ["tested"]}, "data")
+    assert [row.label for row in kept] == ["tested", "trained"]
+
+
+def test_parts_without_training_texts_are_refused(tmp_path: Path) -> None:
+    lines = [
+        "text,label,split",
+        *(f"{word} {kind},{kind},{part}" for word in "abc" for kind in "xyz" for part in ("val", "test")),
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="no text is for training, but for test and val"):
+        Text(root=str(tmp_path / "a.csv"))
 
 
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:

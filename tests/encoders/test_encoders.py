@@ -31,7 +31,7 @@ from metarun.config import check
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached
-from metarun.encoders import EncodedSource, Encoding
+from metarun.encoders import EncodedSource, Encoder, Encoding
 from metarun.encoders import vectors as made
 from metarun.encoders.building import encoded
 from metarun.encoders.encoded import training_items
@@ -699,3 +699,28 @@ def test_a_target_is_normalised_as_its_source_is(normalize: bool) -> None:
     target.fit_to(source)
     x = target.division(0)[0].whole(CPU).x
     assert (x.min() < 0).item() is normalize
+
+
+def test_an_encoder_that_gives_other_vectors_than_it_says_is_named() -> None:
+    class Wrong(Squares):
+        given: Any = None
+
+        def encode(self, items: Any) -> Any:
+            return self.given
+
+    for given, told in (
+        (torch.zeros(2, 3), "gives a tensor of 2x3, not a tensor of n x 4"),
+        (np.zeros((2, 4)), "gives a ndarray"),
+    ):
+        wrong = Wrong()
+        wrong.given = given
+        with pytest.raises(UserError, match=told):
+            made._kept(wrong, PLAIN, None)
+
+
+def test_copies_that_an_encoder_does_not_make_are_refused_at_once() -> None:
+    class Plain(Squares):
+        changed = Encoder.changed
+
+    with pytest.raises(UserError, match="makes no changed copies"):
+        EncodedSource(toy_images(), Plain(), encoding(views=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -305,3 +306,58 @@ def test_importing_metarun_imports_no_torch() -> None:
     assert (Path(metarun.__file__).parent / "py.typed").is_file()
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         metarun.lod  # noqa: B018
+
+
+def test_a_file_of_weights_that_is_named_is_the_one_that_is_used(
+    made: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, run = made
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.copy(copy / "best.pt", copy / "last.pt")
+    for name in ("best.pt", "last.pt"):
+        assert metarun.load(copy / name).held.origin == copy / name
+    assert metarun.load(copy).held.origin == copy / "best.pt"
+
+
+def test_numbers_as_labels_are_right_after_the_classifier_was_stored_too(
+    learner: metarun.Learner, tmp_path: Path
+) -> None:
+    images, labels = greys()
+    classifier = learner.fit(
+        images, labels.astype(int) if labels.dtype.kind in "iu" else np.unique(labels, return_inverse=True)[1]
+    )
+    known = classifier.predict(images)
+    classifier.save(tmp_path / "c.pt")
+    stored = metarun.load(tmp_path / "c.pt").classifier
+    assert stored.score(images, known) == 1
+    assert classifier.score(images, known.astype(str)) == 1
+    with pytest.raises(metarun.UserError, match="sample_weight: has the shape"):
+        classifier.score(images, known, sample_weight=[1.0])
+
+
+def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
+    learner: metarun.Learner, tmp_path: Path
+) -> None:
+    images, labels = greys()
+    photo = Image.fromarray(np.linspace(0, 255, 28 * 28).reshape(28, 28).astype(np.uint8))
+    tags = photo.getexif()
+    tags[0x0112] = 6  # a quarter turn
+    photo.save(tmp_path / "turned.png", exif=tags)
+    classifier = learner.fit(images, labels)
+    of_file = classifier.predict_proba([tmp_path / "turned.png"])
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_allclose(classifier.predict_proba([opened]), of_file, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda learner, x, y: learner.fit(x, np.array(["a", *range(len(x) - 1)], dtype=object)), "partly text and partly not"),
+        (lambda learner, x, y: learner.fit(x, [[1, 2], *([[3]] * (len(x) - 1))]), "lists of several lengths"),
+        (lambda learner, x, y: learner.fit(x, y, unknown=None), "unknown=None: must be auto, off"),
+        (lambda learner, x, y: metarun.Learner(learner.held, "foo"), "device=foo: there is no such device here"),
+    ],
+)  # fmt: skip
+def test_odd_calls_get_one_sentence(learner: metarun.Learner, call: Any, told: str) -> None:
+    with pytest.raises(metarun.UserError, match=told):
+        call(learner, *greys())

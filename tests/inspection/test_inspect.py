@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import table
 from PIL import Image
 from shell import metarun
 
+from metarun.core import TaskShape
+from metarun.data.image_source import ImageSource
 from metarun.inspection import duplicates
+from metarun.inspection.facts import fits
 from metarun.inspection.image_files import survey
 from metarun.inspection.words import bytes_text
 
@@ -203,3 +208,26 @@ def test_texts_are_told_of_as_texts(tmp_path: Path) -> None:
     assert outcome.err.count("left out 3 texts") == 1  # the data set is read once
     (page,) = tmp_path.glob("o/inspect/*/index.html")
     assert "f &lt;b&gt;0&lt;/b&gt; words here" in page.read_text(encoding="utf-8")
+
+
+def test_every_copy_of_an_image_counts_that_another_split_or_class_has() -> None:
+    images = photographs(6)
+    images[1:4] = images[0]
+    found = looked(images, [0, 0, 0, 2, 0, 2], [0, 0, 0, 1, 2, 3])
+    assert (found.exact, found.exact_across, found.other_class) == (4, 4, 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_among_images_is_told_of_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (bad,) = survey(tmp_path)["unreadable"]
+    assert bad == {"file": "pipe.png", "reason": "it is a pipe, and no file"}
+
+
+def test_ranges_and_classes_that_are_left_out_fit_as_they_do_in_a_run() -> None:
+    images = np.zeros((16, 1, 4, 4), np.uint8)
+    source = ImageSource(table(images, [2, 7, 7]), {"train": range(3), "val": range(3), "test": range(3)})
+    assert fits(source, "train", TaskShape(2, 2, 3)) == "5 items a class (shots and queries) are above those of 1 class"
+    assert not fits(source, "train", TaskShape(2, (1, 10), (1, 10)))
+    assert not fits(source, "train", TaskShape(2, 2, 3, min_items=5))
+    assert fits(source, "train", TaskShape(3, 2, 3, min_items=5)) == "3 ways are above its 2 classes"

@@ -34,7 +34,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from metarun import report
 from metarun.report import figures, listing, published, statistics, tables
 from metarun.report.collect import collect
-from metarun.report.summary import Section, summarise
+from metarun.report.summary import Section, pooled, summarise
+from metarun.report.tables import Table, latex
 from metarun.runs.logger import RunLogger
 
 GENERATOR = np.random.default_rng(0)
@@ -671,7 +672,7 @@ def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> N
         json.dumps({key: entry[key] for key in sorted(entry) if key not in ("value", "source")}) for entry in entries
     ]
     assert len(set(keys)) == len(keys) > 38
-    groups = {"algo", "data", "backbone", "encoder", "recipe", "unsupervised"}
+    groups = {"algo", "data", "backbone", "encoder", "recipe", "unsupervised", "wrapper"}
     for entry in entries:
         assert entry["source"]
         assert {"data", "value"} <= entry.keys() <= {*groups, "ways", "shots", "task", "value", "source"}
@@ -1009,3 +1010,16 @@ def test_tensorboard_shows_runs_of_different_kinds(tmp_path: Path) -> None:
     assert first.hparams["resume"].string_value == "True"
     found = [{value.name.tag: value.value for value in group.metric_values} for group in (first, second)]
     assert found == [{"hparams/validation": 0.75}, {"hparams/test": 0.5, "hparams/validation": 0.625}]
+
+
+def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
+    """The images of a target are drawn without the run's seed: a second seed repeats the same draws."""
+    assert statistics.over_same_draws([0.3, 0.5]) == pytest.approx(0.4)
+    assert statistics.over_same_draws([0.3, None]) is None
+    once, twice = np.array([0.1, 0.3, -0.1]), [np.array([0.1, 0.3, -0.1])] * 2
+    assert statistics.paired(pooled(twice, same_draws=True)) == statistics.paired(once)
+    assert statistics.paired(pooled(twice, same_draws=False)).half < statistics.paired(once).half  # type: ignore[union-attr]
+
+
+def test_brackets_begin_no_length_in_latex() -> None:
+    assert latex(Table("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from shell import SINUSOID, environment, lines, metarun, one_line, result, run_folder, start
+from shell import SINUSOID, environment, lines, make_images, metarun, one_line, result, run_folder, start
 
 from metarun.runs.folder import choose_folder
 from metarun.sweeps import local
@@ -487,3 +487,40 @@ def test_experiments_can_be_swept(tmp_path: Path) -> None:
     assert choose_folder(config, [*given, "seed=1"]).name == "seed-1"
     assert choose_folder(config, [*given, "seed=2"]).name == "experiment-omniglot_maml__seed-2"
     assert choose_folder(config, ["experiment=omniglot_maml", "seed=2"]).name == "seed-2"
+
+
+def test_a_path_with_a_space_or_a_colon_is_the_same_in_a_sweep(tmp_path: Path) -> None:
+    for name in ("my images", "a:b", "plain"):
+        images = make_images(tmp_path / name)
+        words = [
+            "data=folder",
+            f"data.root={images}",
+            "data.image_size=16",
+            "task.ways=2",
+            "task.queries=2",
+            f"outputs={tmp_path / 'out'}",
+        ]
+        listed = metarun("-m", *words, "seed=0", "--dry-run")
+        assert listed.status == 0, listed.err
+        assert "\\" not in listed.out.replace(str(tmp_path), "")
+
+
+def test_what_is_typed_goes_before_what_an_experiment_searches(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(
+        "# @package _global_\n# Mine\nhydra:\n  sweeper:\n    params:\n      train.steps: choice(3,4)\n"
+        "      train.optimizer.lr: interval(0.001,0.01)\n"
+    )
+    words = [
+        "--config-dir",
+        str(own.parent),
+        "experiment=mine",
+        "hydra/sweeper=optuna",
+        *SINUSOID,
+        f"outputs={tmp_path / 'out'}",
+    ]
+    listed = metarun("-m", *words, "train.steps=2", "--dry-run")
+    assert listed.status == 0, listed.err
+    assert "of train.optimizer.lr" in listed.out
+    assert "train.steps" not in listed.out

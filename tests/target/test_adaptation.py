@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from helpers import compose
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
+from shell import metarun
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
@@ -21,6 +24,7 @@ from metarun.algos.multitask import MultiTask, weigh
 from metarun.backbones.mlp import MLP
 from metarun.core import Algorithm, Batch, Spec
 from metarun.errors import UserError
+from metarun.target.base import refuse_other_places
 
 SPEC = Spec((2,), "classification", 2, target_outputs=2)
 ADAPTED = {"dann": DANN, "coral": CORAL, "mmd": MMD}
@@ -339,3 +343,20 @@ def test_each_task_has_its_head_and_labels() -> None:
 def test_without_a_targets_labels_one_line_says_what_to_add() -> None:
     with pytest.raises(UserError, match=r"^algo: .*recipe=domain_adaptation"):
         MultiTask(body(), Spec((2,), "classification", 2))
+
+
+def test_classes_that_stand_at_other_places_are_refused(tmp_path: Path) -> None:
+    for root, names in {"images": "abc", "other": "bcz"}.items():
+        for name in names:
+            (tmp_path / root / name).mkdir(parents=True)
+            for shade in range(10):
+                Image.new("L", (16, 16), 20 * shade).save(tmp_path / root / name / f"{shade}.png")
+    words = ["data=folder", f"data.root={tmp_path / 'images'}", "target=folder", f"target.data.root={tmp_path / 'other'}",
+             "data.image_size=16", "target.data.image_size=16", "backbone.channels=4", "train.steps=2",
+             f"outputs={tmp_path / 'out'}"]  # fmt: skip
+    for more in (["recipe=domain_adaptation", "algo=dann", "train.tasks_per_step=4"],
+                 ["recipe=transfer", "algo=baseline", "train.validate_on=images", "transfer=density_ratio"]):  # fmt: skip
+        done = metarun(*words, *more)
+        assert done.status == 2, done.err
+        assert "class b is number 1 of the target, but number 2 of the source" in done.said[-1]
+    refuse_other_places(["0", "1"], ["zero", "one"])  # other names are nobody's mistake

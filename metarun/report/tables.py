@@ -372,6 +372,7 @@ def _record(section: Section, row: Row) -> dict[str, Any]:
         "setting": section.title, "data": setting.data, "split": setting.split, "ways": setting.ways, "shots": setting.shots,
         "queries": setting.queries,
         **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
+        **({"trained_on": shown(source)} if (source := row.group.values.get("data")) not in (None, setting.data) else {}),
         "seeds": " ".join(map(str, seeds)), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
         "half_over_episodes": row.episodes_half, "median": row.median, "diverged": row.diverged, "best": int(row.best),
         "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,

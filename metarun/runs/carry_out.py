@@ -28,7 +28,7 @@ from metarun.report.run import show, show_stored, stored
 from metarun.runs import result
 from metarun.runs.building import build_data, build_stages, build_tests, prepare
 from metarun.runs.continuation import complete, refuse_other_weights
-from metarun.runs.fingerprints import descriptions, keep, refuse_other_data, tested_on_others
+from metarun.runs.fingerprints import Descriptions, descriptions, keep, refuse_other_data, tested_on_others
 from metarun.runs.folder import choose_folder, create, refuse_other_config
 from metarun.runs.logger import logging_to, start_logging
 from metarun.runs.recording import finish, recorded
@@ -173,8 +173,13 @@ def data_of(run: Run) -> tuple[DataSource, DataSource | None, Mapping[str, DataS
     return run.data, run.target.source if run.target else None, run.tests if run.config.test.data else {}
 
 
-def unchecked_data(config: DictConfig, folder: Path) -> str:
+def unchecked_data(config: DictConfig, folder: Path, known: dict[str, Descriptions | str] | None = None) -> str:
     """Compares the data that are there with those of a finished run, and downloads nothing for it.
+
+    Args:
+        config: The run's config.
+        folder: The run's folder.
+        known: What was found for other runs, by what their configs say of data; this one's is added.
 
     Returns:
         Why they could not be compared; an empty string where they are the same.
@@ -182,6 +187,19 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
     Raises:
         UserError: They are other data.
     """
+    known = {} if known is None else known
+    nodes = {name: config[name] for name in ("data", "encoder", "unsupervised", "recipe", "target", "backbone")}
+    key = OmegaConf.to_yaml(OmegaConf.create({**nodes, "tests": config.test.data}), resolve=False)
+    if key not in known:
+        known[key] = _data_now(config)
+    if isinstance(now := known[key], str):
+        return now
+    refuse_other_data(folder, now)
+    return ""
+
+
+def _data_now(config: DictConfig) -> Descriptions | str:
+    """What the data that are there say of themselves, or why they cannot be looked at."""
     try:
         with without_downloads():
             built = build_stages(config)
@@ -189,8 +207,7 @@ def unchecked_data(config: DictConfig, folder: Path) -> str:
             tests = build_tests(config, built, data) if config.test.data else {}
     except (UserError, OSError) as error:
         return str(error)
-    refuse_other_data(folder, descriptions(data, target.source if target else None, tests))
-    return ""
+    return descriptions(data, target.source if target else None, tests)
 
 
 def carry_out(run: Run, world: World) -> None:

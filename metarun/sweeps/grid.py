@@ -48,7 +48,7 @@ def sweep(
     if not named:
         raise UserError("-m: the sweep has no job; one of its ranges has no value")
     jobs = plan.jobs_of(loader, config, named)
-    ended = plan.already_ended(jobs)
+    ended = plan.already_ended(jobs, look_at_data=not dry_run)
     before = {job for job, _, _ in ended}
     plan.check_jobs([(job, config) for job, config in jobs if job not in before])
     to_run = [job for job, _ in jobs if job not in before]

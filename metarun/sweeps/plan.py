@@ -170,13 +170,22 @@ def state(job: Job) -> str:
     return "to go on" if (job.folder / "config.yaml").is_file() else "to run"
 
 
-def already_ended(jobs: Iterable[tuple[Job, Any]]) -> list[Ended]:
-    """The jobs that need not run: finished before, or in whose folder lies a result of another config."""
-    ended = []
+def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[Ended]:
+    """The jobs that need not run: finished before, or in whose folder lies a result of another config or of other data.
+
+    Args:
+        jobs: All jobs, with their configs.
+        look_at_data: Whether the data that are there are compared with those of each run.
+    """
+    ended, known = [], dict[str, Any]()
     for job, config in jobs:
         if job.finished and not config.checkpoint:  # whose weights may be others by now
             try:
                 refuse_other_config(job.folder, config)
+                if look_at_data:
+                    from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
+
+                    unchecked_data(config, job.folder, known)
             except UserError as error:
                 ended.append((job, Outcome(2, str(error)), 0.0))
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -276,6 +277,36 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(
     assert (stored.parent / "classifier.onnx").read_bytes() == made.content
     assert json.loads(stored.read_text())["export/files"]["classifier.onnx"]["bytes"] == len(made.content)
     assert not list(stored.parent.glob(".*.writing"))
+
+
+def test_what_is_compared_without_images_is_what_was_learned_from(run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a divided folder the training images; of a table the images that it names, and not the table."""
+    folder, images = run
+    known = sorted((images / "train").glob("*/*.png"))
+    table = shutil.copytree(images / "train", tmp_path / "copy") / "support.csv"
+    lines = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in known]
+    table.write_text("\n".join(["file,label", *lines]))
+    for number, support in enumerate((images, table)):
+        outputs = tmp_path / str(number)
+        outcome = metarun(
+            "recipe=export", f"checkpoint={folder}", f"support={support}", "format=torch", f"outputs={outputs}"
+        )
+        assert outcome.status == 0, outcome.err
+        (stored,) = outputs.glob("exports/*/result.json")
+        (told,) = json.loads(stored.read_text())["export/files"].values()
+        assert told["of"] == "examples that it learned from"
+        assert told["labelled"] == len(known)
+
+
+def test_a_transductive_learner_is_refused_without_a_support_set_too(run: tuple[Path, Path], tmp_path: Path) -> None:
+    _, images = run
+    words = ["algo=soft_k_means", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
+             "train.steps=0", "test.episodes=4", "test.baseline_episodes=0", f"data.root={images}", f"outputs={tmp_path}"]  # fmt: skip
+    assert metarun(*words, "name=made").status == 0
+    (found,) = tmp_path.glob("made/*/result.json")
+    outcome = metarun("recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}")
+    assert outcome.status == 2
+    assert "depends on the others, which a file cannot keep" in outcome.said[-1]
 
 
 def test_the_printed_commands_run(run: tuple[Path, Path], tmp_path: Path) -> None:

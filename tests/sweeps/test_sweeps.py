@@ -524,3 +524,16 @@ def test_what_is_typed_goes_before_what_an_experiment_searches(tmp_path: Path) -
     assert listed.status == 0, listed.err
     assert "of train.optimizer.lr" in listed.out
     assert "train.steps" not in listed.out
+
+
+def test_a_finished_job_of_other_data_is_no_finished_job(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    words = ["data=folder", f"data.root={images}", "data.image_size=16", "backbone.channels=4", "task.ways=2", "task.queries=2",
+             "train.steps=0", "test.episodes=4", "test.baseline_episodes=0", "seed=0", f"outputs={tmp_path / 'out'}"]  # fmt: skip
+    assert metarun(*words).status == 0
+    again = metarun("-m", *words)
+    assert again.status == 0, again.err
+    shutil.rmtree(min((images / "test").iterdir()))
+    changed = metarun("-m", *words)
+    assert changed.status == 1
+    assert "was made with other data" in changed.out + changed.err

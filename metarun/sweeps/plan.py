@@ -236,8 +236,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def conclude(ended: Sequence[Ended]) -> None:
-    """The report over the folders of the jobs; then the jobs that failed, and a `JobsFailed` if there are any."""
+def conclude(ended: Sequence[Ended], then: str = "the same command runs them again") -> None:
+    """The report over the folders of the jobs; then the jobs that failed, and a `JobsFailed` if there are any.
+
+    Args:
+        ended: The jobs.
+        then: What to do about those that failed.
+    """
     from metarun import report
 
     for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
@@ -247,6 +252,4 @@ def conclude(ended: Sequence[Ended]) -> None:
     if failed:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)
-        raise JobsFailed(
-            f"{count} of {counted(len(ended), 'job')} failed, listed above; the same command runs them again"
-        )
+        raise JobsFailed(f"{count} of {counted(len(ended), 'job')} failed, listed above; {then}")

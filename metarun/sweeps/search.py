@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config.overrides import quoted, varies
-from metarun.errors import UserError
+from metarun.errors import JobsFailed, UserError
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, beside
@@ -260,7 +260,10 @@ def sweep(
             number, value, drawn = best
             plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
             ended += _test(launcher, loader, config, [*fixed, *drawn], root)
-        plan.conclude(ended)
+        more = "a trial that failed counts as done; a larger hydra.sweeper.trials tries others"
+        plan.conclude(ended, more)
+        if best is None:
+            raise JobsFailed(f"search: none of its {trials} trials has succeeded; {more}")
 
 
 def _carry_out(

@@ -120,3 +120,18 @@ def test_mistakes(words: list[str], expected: str, tmp_path: Path) -> None:
     assert done.status == 2
     assert done.said == [f"metarun: {expected}"]
     assert not list(tmp_path.glob("none/*/*/*"))
+
+
+def test_a_search_without_a_success_says_so_every_time(tmp_path: Path) -> None:
+    words = [
+        *SINUSOID,
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.trials=1",
+        "train.optimizer.lr=1e30,1e31",
+        f"outputs={tmp_path}",
+    ]
+    first, second = metarun(*words), metarun(*words)
+    assert first.status == second.status == 1
+    assert "1 of 1 job failed, listed above; a trial that failed counts as done" in first.err
+    assert second.said[-1].startswith("metarun: search: none of its 1 trials has succeeded; ")

@@ -22,6 +22,7 @@ from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
     ACCURACY,
+    CHECKPOINT,
     CHOICES,
     COMMAND,
     CONTENT,
@@ -406,9 +407,11 @@ def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], l
         latest: dict[int, Run] = {}
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
             if run.seed in latest:
-                repeated.append(
-                    f"{latest[run.seed].folder}: left out, {run.folder} has the same settings and seed, and is later"
-                )
+                earlier, weights = latest[run.seed], key_of_result(CHECKPOINT, "sha256")
+                how = "has the same settings and seed"
+                if earlier.result.get(weights) != run.result.get(weights):
+                    how = "tests other weights by the same settings and seed"
+                repeated.append(f"{earlier.folder}: left out, {run.folder} {how}, and is later")
             latest[run.seed] = run
         by_seed = [latest[seed] for seed in sorted(latest)]
         groups.append(Group(by_seed[0].setting, {column: by_seed[0].value(column) for column in columns}, by_seed))

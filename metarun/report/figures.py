@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -373,9 +374,10 @@ def _short(label: str, longest: int = 36) -> str:
 def _drawing(name: str, caption: str, figure: Figure) -> Drawing:
     png, svg = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(png, format="png", dpi=150, facecolor="white")
-    figure.set_layout_engine("none")  # it is laid out by now
-    with mpl.rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in letters that the font has not
+        figure.savefig(png, format="png", dpi=150, facecolor="white")
+        figure.set_layout_engine("none")  # it is laid out by now
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Drawing(name, caption, png.getvalue(), svg.getvalue(), inline(svg.getvalue().decode(), name, caption))
 

@@ -22,6 +22,7 @@ import pytest
 import scipy.stats
 import yaml
 from matplotlib import colors
+from matplotlib.figure import Figure
 from PIL import Image
 from shell import ROOT, SINUSOID, environment, metarun
 from shell import result as stored_result
@@ -254,6 +255,11 @@ def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:
     assert [run.folder.name for run in found.runs] == ["default"]
     (problem,) = found.problems
     assert problem.startswith(f"{tmp_path / 'default~2'}: left out, ")
+    assert "has the same settings and seed" in problem
+    stored = tmp_path / "default" / "result.json"
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "checkpoint/sha256": "other"}))
+    (problem,) = collect([tmp_path], tmp_path / "report").problems
+    assert "tests other weights by the same settings and seed" in problem
 
 
 # The numbers.
@@ -1023,3 +1029,9 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
 
 def test_brackets_begin_no_length_in_latex() -> None:
     assert latex(Table("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+
+
+def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning() -> None:
+    figure = Figure()
+    figure.suptitle("日本")
+    assert figures._drawing("a", "", figure).svg

@@ -24,7 +24,7 @@ from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
-from metarun.text import printable, shape_text
+from metarun.text import counted, printable, shape_text
 
 log = logging.getLogger("metarun")
 
@@ -76,6 +76,7 @@ class Domains(DataSource):
         self.shares = dict(zip(sets, (given / given.sum()).tolist(), strict=True))
         size = image_size or _largest(sets)
         own = {name: _built(node, name, size, channels) for name, node in sets.items()}
+        _refuse_other_divisions(own)
         depth = channels or max(source.input_shape[0] for source in own.values())
         self.input_shape = (depth, size, size)
         self.statistics = (np.zeros(1), np.ones(1))
@@ -309,6 +310,25 @@ def _built(node: Node, name: str, size: int | None, channels: int | None, key: s
             )
         )
     return built
+
+
+def _refuse_other_divisions(sets: Mapping[str, ImageSource]) -> None:
+    """Checks that no set has a class for validation or testing that another trains on: FC100 and CIFAR-FS divide the same images."""
+    for (name, one), (other, two) in itertools.permutations(sets.items(), 2):
+        again = one.table.names != two.table.names and sorted(one.table.names) == sorted(two.table.names)
+        if not (again or one.table.fingerprint == two.table.fingerprint):
+            continue
+        trained = {one.table.names[number] for number in one.splits["train"]}
+        held = {two.table.names[number] for number in [*two.splits["val"], *two.splits["test"]]}
+        apart = not set(map(int, one.splits["train"])) & set(
+            map(int, one.splits["test"])
+        )  # else there are too few to divide
+        if apart and (shared := sorted(trained & held)):
+            count = counted(len(shared), "class", "classes")
+            raise UserError(
+                f"data: {printable(name)} and {printable(other)} are the same images, divided otherwise: {count} "
+                f"({printable(shared[0])}, say) of {printable(name)}'s training would be tested on in {printable(other)}; take one of them"
+            )
 
 
 def _largest(sets: Mapping[str, Node]) -> int:

@@ -185,6 +185,16 @@ def test_the_same_classes_in_another_order_are_the_same_classes() -> None:
         seen.refuse_test_classes(known, other.divided({"train": [], "val": [], "test": range(9)}), "checkpoint=x")
 
 
+def test_sets_that_divide_the_same_images_otherwise_are_refused() -> None:
+    other = Toy(110, 1, 6).build()
+    other.table.names.reverse()
+    with pytest.raises(
+        UserError, match=r"grey and again are the same images, divided otherwise: 3 classes \(class 110 0, say\)"
+    ):
+        Domains(sets={"grey": Toy(110, 1, 6), "again": Built(other)})  # type: ignore[dict-item]
+    assert len(Domains(sets={"grey": Toy(110, 1, 6), "again": Toy(110, 1, 6)}).sets) == 2  # type: ignore[dict-item]
+
+
 def test_changed_copies_of_several_sets_are_trained_on_as_those_of_one() -> None:
     one = encoded(Toy(110, 1, 6).build(), views=3)
     assert one.labelled(None, "train").views == 3

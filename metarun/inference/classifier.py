@@ -185,8 +185,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         images, labels = self._labelled(images, labels)
         predicted = self.predict(images)
         known = checked_labels(labels, len(predicted), word(self._how))
-        if predicted.dtype.kind != known.dtype.kind:  # a classifier's file has names alone: 3 became "3"
-            predicted, known = predicted.astype(str), known.astype(str)
+        if _is_text(predicted) != _is_text(known):  # a classifier's file has names alone: 3 became "3"
+            predicted, known = (_as_text(values) for values in (predicted, known))
         if sample_weight is not None and np.shape(sample_weight) != known.shape:
             raise InputError(
                 f"sample_weight: has the shape {list(np.shape(sample_weight))}, but there are {len(known)} labels"
@@ -334,6 +334,15 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
     except ValueError as error:
         raise InputError(f"labels: {str(error).splitlines()[0]}") from error
     return given
+
+
+def _is_text(labels: np.ndarray) -> bool:
+    return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels))
+
+
+def _as_text(labels: np.ndarray) -> np.ndarray:
+    """Labels as a classifier's file has them; numbers with a point are whole ones here."""
+    return (labels.astype(int) if labels.dtype.kind == "f" else labels).astype(str)
 
 
 def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:

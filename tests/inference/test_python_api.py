@@ -329,7 +329,8 @@ def test_numbers_as_labels_are_right_after_the_classifier_was_stored_too(
     known = classifier.predict(images)
     classifier.save(tmp_path / "c.pt")
     stored = metarun.load(tmp_path / "c.pt").classifier
-    assert stored.score(images, known) == 1
+    assert stored.score(images, known) == stored.score(images, known.astype(float)) == 1
+    assert classifier.score(images, known.astype(float)) == 1
     assert classifier.score(images, known.astype(str)) == 1
     with pytest.raises(metarun.UserError, match="sample_weight: has the shape"):
         classifier.score(images, known, sample_weight=[1.0])

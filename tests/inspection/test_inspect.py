@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from shell import metarun
 
 from metarun.core import TaskShape
+from metarun.data import decoding
 from metarun.data.image_source import ImageSource
 from metarun.inspection import duplicates
 from metarun.inspection.facts import fits
@@ -217,9 +217,9 @@ def test_every_copy_of_an_image_counts_that_another_split_or_class_has() -> None
     assert (found.exact, found.exact_across, found.other_class) == (4, 4, 4)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
-def test_a_pipe_among_images_is_told_of_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
+def test_a_pipe_among_images_is_told_of_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pipe.png").touch()
+    monkeypatch.setattr(decoding, "special", lambda path: "a pipe")
     (bad,) = survey(tmp_path)["unreadable"]
     assert bad == {"file": "pipe.png", "reason": "it is a pipe, and no file"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import math
@@ -23,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarun import config as schema
 from metarun.core import Episodes
 from metarun.runs import provenance
-from metarun.runs.logger import RunLogger, logging_to
+from metarun.runs.logger import LogFile, RunLogger, logging_to
 
 WORDS = ["data=folder", "data.image_size=16", "algo=maml", "backbone.channels=4", "task.ways=3", "task.queries=3",
          "algo.test_inner_steps=2", "train.steps=6", "train.tasks_per_step=2", "train.log_every=2", "train.validate_every=3",
@@ -342,9 +343,21 @@ def test_records_without_a_folder_write_nothing(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file, on which no line fits")
-def test_a_log_that_cannot_be_written_ends_the_run_and_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+class Full(io.StringIO):
+    """A stream on a disk without room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_and_prints_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logger = logging.getLogger("metarun")
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), logging_to(Path("/dev/full")):
-        logger.warning("a line")
+    with logging_to(tmp_path / "metarun.log"):
+        (handler,) = (handler for handler in logger.handlers if isinstance(handler, LogFile))
+        handler.stream.close()
+        handler.stream = Full()  # type: ignore[assignment]
+        with pytest.raises(OSError, match=r"No space left on device: .*metarun\.log"):
+            logger.warning("a line")
     assert "Traceback" not in capsys.readouterr().err

@@ -71,6 +71,22 @@ def check_stages(config: DictConfig, words: Sequence[str], choices: dict[str, st
     target_data(whole, build_stages(whole))
 
 
+def check_data(config: DictConfig, folder: Path, known: dict[str, Any]) -> None:
+    """Compares the data that are there with those of a finished run.
+
+    Args:
+        config: The run's.
+        folder: The run's folder.
+        known: What was found for other runs, see `unchecked_data`.
+
+    Raises:
+        UserError: They are other data.
+    """
+    from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
+
+    unchecked_data(config, folder, known)
+
+
 def _carries_out(path: str) -> Any:
     """The function that a recipe names to carry it out."""
     try:

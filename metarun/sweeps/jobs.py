@@ -109,6 +109,13 @@ def check_stages(job: Job, config: Any) -> None:
     cli.check_stages(config, job.overrides, dict(job.choices))
 
 
+def check_data(job: Job, config: Any, known: dict[str, Any]) -> None:
+    """Raises `UserError` where the data that are there are not those of a finished job; `known` is what was found for others."""
+    from metarun import cli
+
+    cli.check_data(config, job.folder, known)
+
+
 def how_it_ended(exitcode: int | None) -> Outcome:
     """Of a process that ended without saying how: its exit code, negative for a signal."""
     if exitcode is not None and exitcode < 0:

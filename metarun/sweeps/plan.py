@@ -24,7 +24,7 @@ from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import half
 from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.sweeps.jobs import Job, Outcome, check_stages, options_of
+from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, options_of
 from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
@@ -183,9 +183,7 @@ def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[E
             try:
                 refuse_other_config(job.folder, config)
                 if look_at_data:
-                    from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
-
-                    unchecked_data(config, job.folder, known)
+                    check_data(job, config, known)
             except UserError as error:
                 ended.append((job, Outcome(2, str(error)), 0.0))
             else:

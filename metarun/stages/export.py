@@ -22,7 +22,8 @@ from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input
 from metarun.inference import store
 from metarun.inference.classifier import Classifier
-from metarun.inference.image_files import ImageFiles, examples, find_images
+from metarun.inference.image_files import ImageFiles, find_images
+from metarun.inference.items import examples
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
@@ -237,11 +238,9 @@ def fitted(learner: Learner, config: DictConfig) -> Classifier:
     """The classifier of the examples of `support=`, or the one that the run kept."""
     if not config.support:
         return Classifier(learner).restored()
-    found = examples(config.support)
-    learner.method.check(len(found))
-    paths = [path for entry in found for path in entry.paths]
-    labels = [entry.name for entry in found for _ in entry.paths]
-    return Classifier(learner, seed=config.seed).fit(paths, labels)
+    found = examples(config.support, learner.held.preprocessing)
+    learner.method.check(len(set(found.labels)))
+    return Classifier(learner, seed=config.seed).fit(found.items, found.labels)
 
 
 def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -> ImageSet:
@@ -257,8 +256,8 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     if config.images:
         images = find_images(config.images, "images", names)
     else:
-        pairs = [(path, entry.name) for entry in examples(config.support) for path in entry.paths]
-        images = ImageFiles([path for path, _ in pairs], [name for _, name in pairs])
+        found = examples(config.support, learner.held.preprocessing)
+        images = ImageFiles(found.items, list(found.labels))
     how = learner.held.preprocessing
     assert isinstance(how, Preprocessing)
     parts = list(images.batches(how, IMAGES))

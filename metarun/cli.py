@@ -6,7 +6,7 @@ import copy
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
 from metarun.config.folder import CONF
-from metarun.config.overrides import canonical, quoted
+from metarun.config.overrides import canonical, key_of, quoted
 from metarun.config.shorthand import check_paper, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
@@ -42,6 +42,8 @@ def _run(config: DictConfig) -> float:
         overrides = canonical(words, config)
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         check_paper(words, job.runtime.choices)
+        if job.mode == RunMode.RUN:
+            check_swept(words, OmegaConf.select(HydraConfig.instance().cfg, "hydra.sweeper.params") or {})
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get(SCORE, 0.0))
@@ -51,6 +53,23 @@ def _run(config: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
+
+
+def check_swept(words: Sequence[str], params: Mapping[str, str]) -> None:
+    """Checks that a single run leaves out nothing that its experiment sweeps over, since Hydra passes `params` over without `-m`.
+
+    Args:
+        words: The overrides, as Hydra was given them.
+        params: Keys and the values that a sweep gives them, from a file.
+
+    Raises:
+        UserError: A key has no value on the command line.
+    """
+    if left := sorted(params.keys() - {key_of(word) for word in words}):
+        raise UserError(
+            f"{', '.join(left)}: the experiment sweeps over {'them' if len(left) > 1 else 'it'} "
+            f"({left[0]}={params[left[0]]}); add -m for all its runs, or give a value to each for one run"
+        )
 
 
 def check_stages(config: DictConfig, words: Sequence[str], choices: dict[str, str]) -> None:

@@ -319,17 +319,25 @@ def _without(table: Table, column: int) -> Table:
     )
 
 
+# What Markdown takes for formatting: an underscore inside of a word is none.
+MARKDOWN = re.compile(r"[\\`*|\[\]~]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def in_markdown(text: str) -> str:
+    """A text that Markdown shows as it stands."""
+    return MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
 def markdown(table: Table) -> str:
     """A table of GitHub's Markdown under its title."""
 
     def cell(place: tuple[int, int], text: str) -> str:
-        escaped = text.replace("|", "\\|").replace("<", "&lt;")
-        return f"**{escaped}**" if place in table.best else escaped
+        return f"**{in_markdown(text)}**" if place in table.best else in_markdown(text)
 
     rule = ["---" if index < table.numbers_from else "---:" for index in range(len(table.headings))]
     rows = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
     headings = [cell((-1, -1), heading) for heading in table.headings]
-    return f"## {table.title}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows))
+    return f"## {in_markdown(table.title)}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows))
 
 
 LATEX = {

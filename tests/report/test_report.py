@@ -481,6 +481,14 @@ def test_markdown(written: Path) -> None:
     assert "unfinished run" in text
 
 
+def test_markdown_shows_what_stands_there() -> None:
+    table = tables.Table("a*b*", ["name", "train.max_seconds"], [["*x* `y` [z](u) <b> &lt; _v_ \\ ~~w~~ p|q", "1"]], 1, set())
+    text = tables.markdown(table)
+    assert "| \\*x\\* \\`y\\` \\[z\\](u) &lt;b> &amp;lt; \\_v\\_ \\\\ \\~\\~w\\~\\~ p\\|q | 1 |" in text
+    assert "train.max_seconds" in text
+    assert text.startswith("## a\\*b\\*\n")
+
+
 def test_csv_has_every_digit(written: Path) -> None:
     with open(written / "table.csv", newline="") as file:
         lines = list(csv.DictReader(file))

@@ -526,6 +526,13 @@ def test_what_is_typed_goes_before_what_an_experiment_searches(tmp_path: Path) -
     assert "train.steps" not in listed.out
 
 
+def test_a_single_run_leaves_out_nothing_that_its_experiment_sweeps_over(tmp_path: Path) -> None:
+    ran = metarun("experiment=omniglot_table", "algo=maml", f"outputs={tmp_path / 'out'}")
+    assert ran.status == 2
+    assert "task.shots, task.ways: the experiment sweeps over them (task.shots=1,5); add -m" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_finished_job_of_other_data_is_no_finished_job(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     words = ["data=folder", f"data.root={images}", "data.image_size=16", "backbone.channels=4", "task.ways=2", "task.queries=2",

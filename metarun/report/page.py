@@ -144,7 +144,12 @@ def _legend(shown: Sequence[tables.Table]) -> list[str]:
 
 def _markdown(title: str, every: Sequence[tables.Table], collection: Collection) -> str:
     parts = [f"# {tables.in_markdown(title)}\n", *map(tables.markdown, every)]
-    parts.append("".join(f"- *{tables.in_markdown(term)}*: {tables.in_markdown(meaning)}\n" for term, meaning in tables.explained(every).items()))
+    parts.append(
+        "".join(
+            f"- *{tables.in_markdown(term)}*: {tables.in_markdown(meaning)}\n"
+            for term, meaning in tables.explained(every).items()
+        )
+    )
     if collection.unfinished:
         parts.append(
             f"Not finished ({len(collection.unfinished)}):\n\n"

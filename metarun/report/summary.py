@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from metarun.report import published, statistics
-from metarun.report.collect import Collection, Group, Run, Setting
+from metarun.report.collect import Collection, Group, Run, Setting, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (
@@ -61,6 +61,9 @@ class Section:
     title: str
     columns: list[str]  # those that the title does not tell
     rows: list[Row] = field(default_factory=list)
+    division: bool = (
+        False  # whether other sections differ from this one in the data alone, as divisions of one data set do
+    )
 
     @property
     def higher_is_better(self) -> bool:
@@ -70,18 +73,16 @@ class Section:
 
 def summarise(collection: Collection) -> list[Section]:
     """The sections; p-values are Holm-adjusted over all comparisons of their kind in the report."""
-    settings = list(dict.fromkeys(group.setting for group in collection.groups))
     sections = []
-    for setting in settings:
+    for setting, number, told in _divisions(collection):
         groups = [group for group in collection.groups if group.setting == setting]
-        namesakes = [other for other in settings if other._replace(content="") == setting._replace(content="")]
-        number = f", data {namesakes.index(setting) + 1}" if len(namesakes) > 1 else ""
         columns = [
             column
             for column in collection.columns
-            if not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
+            if column not in told
+            and not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
         ]
-        section = Section(setting, setting.title + number, columns)
+        section = Section(setting, setting.title + number, columns, division=bool(number))
         section.rows = [_row(group, _telling(groups, columns)) for group in groups]
         if setting.tested:
             _against_the_best(section)
@@ -91,6 +92,44 @@ def summarise(collection: Collection) -> list[Section]:
         sections.append(section)
     _adjust([row for section in sections for row in section.rows])
     return sections
+
+
+def _divisions(collection: Collection) -> list[tuple[Setting, str, list[str]]]:
+    """The settings, with what the title of each has to add where several differ in their data alone, and the columns that it tells.
+
+    A column of the data that has one value in each of them, and another in every other, tells them apart; else they are numbered.
+    """
+    families: dict[Setting, dict[Setting, list[Group]]] = {}
+    for group in collection.groups:
+        families.setdefault(group.setting._replace(content=""), {}).setdefault(group.setting, []).append(group)
+    found = []
+    for family in families.values():
+        values = {
+            column: [{repr(group.values[column]) for group in groups} for groups in family.values()]
+            for column in collection.columns
+            if column.startswith(("data.", "target.data."))
+        }
+        constant = {column: each for column, each in values.items() if all(len(one) == 1 for one in each)}
+        naming = next((column for column, each in constant.items() if len(set(map(min, each))) == len(family)), None)
+        if len(family) == 1:
+            found += [(setting, "", []) for setting in family]
+        elif naming is None:
+            found += [(setting, f", data {number}", []) for number, setting in enumerate(family, 1)]
+        else:
+            ordered = sorted(family, key=lambda setting: natural(family[setting][0].values[naming]))
+            names = _without_common_folders([shown(family[setting][0].values[naming]) for setting in ordered])
+            key = naming.rpartition("data.")[2]
+            found += [(setting, f", {key} {name}", [*constant]) for setting, name in zip(ordered, names, strict=True)]
+    return found
+
+
+def _without_common_folders(names: Sequence[str]) -> list[str]:
+    """Paths without the folders in which all of them lie; other names as they are."""
+    parts = [name.split("/") for name in names]
+    common = 0
+    while all(len(each) > common + 1 for each in parts) and len({each[common] for each in parts}) == 1:
+        common += 1
+    return ["/".join(each[common:]) for each in parts]
 
 
 def _telling(groups: Sequence[Group], columns: list[str]) -> list[str]:

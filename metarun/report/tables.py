@@ -16,7 +16,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from scipy.stats import rankdata
 
-from metarun.report.statistics import Paired
+from metarun.report.collect import Setting
+from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
 from metarun.runs.result import PROTOCOL
@@ -25,6 +26,7 @@ from metarun.terminal import Terminal
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 
 MINUS = "minus the best,"  # begins the headings of paired differences
+DIVISIONS = "mean ± over divisions"
 DRAWN = {
     "episodes": "the drawn test episodes (1.96 standard errors)",
     "repeats": "the repeats, each with other images of the target (Student's t)",
@@ -45,6 +47,8 @@ EXPLAINED = {
     },
     f"{MINUS} over seeds": "paired t test with one number for each seed that both have: whether the methods "
     "differ with this budget.",
+    DIVISIONS: "the mean accuracy over what differs in the data alone, with its 95% interval over these (Student's t): it counts the "
+    "luck of the division, and of the one training on each.",
     "mean rank": "the mean over the data sets of a method's rank among those that were tested on all of them, 1 being the highest "
     "accuracy.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
@@ -66,7 +70,7 @@ class Table:
 
 def explained(shown: Sequence[Table]) -> dict[str, str]:
     """What the headings of these tables mean."""
-    headings = {heading.removesuffix(" (points)") for table in shown for heading in table.headings}
+    headings = {heading.rpartition(": ")[2].removesuffix(" (points)") for table in shown for heading in table.headings}
     paired = any(heading.startswith(MINUS) for heading in headings)
     return {term: meaning for term, meaning in EXPLAINED.items() if term in headings or (term == "p" and paired)}
 
@@ -154,7 +158,11 @@ def overview(sections: Sequence[Section]) -> Table | None:
     sections = [section for section in sections if section.setting.tested]
     columns = list(dict.fromkeys(column for section in sections for column in section.columns))
     many = [index for index, section in enumerate(sections) if section.setting.one_of_many]
-    if len(sections) < 2 or not (columns or many):
+    families: dict[Setting, list[int]] = {}
+    for index, section in enumerate(sections):
+        if section.division and not many and section.setting.measure == "acc":
+            families.setdefault(section.setting._replace(content=""), []).append(index)
+    if len(sections) < 2 or not (columns or many or families):
         return None
     places: dict[tuple[str, ...], dict[int, Row]] = {}
     for index, section in enumerate(sections):
@@ -162,7 +170,11 @@ def overview(sections: Sequence[Section]) -> Table | None:
             places.setdefault(tuple(shown(each.group.values[column]) for column in columns), {})[index] = each
     if all(len(across) == 1 for across in places.values()):
         return None
+    common, titles = apart([section.title for section in sections])
     beside = across_sets(list(places.values()), many, len(sections))
+    for family in families.values():
+        of_these = apart([titles[index] for index in family])[0] if len(families) > 1 else []
+        beside |= across_divisions(list(places.values()), family, ", ".join(of_these))
     rows: list[list[str]] = []
     best = set()
     for place, across in places.items():
@@ -176,7 +188,6 @@ def overview(sections: Sequence[Section]) -> Table | None:
             if row and row.best:
                 best.add((len(rows), max(1, len(columns)) + index))
         rows.append([*(place or [row_label(across)]), *cells, *(column[len(rows)] for column in beside.values())])
-    common, titles = apart([section.title for section in sections])
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
     left = [*map(name, columns)] or ["runs"]
@@ -191,25 +202,65 @@ def row_label(across: Mapping[int, Row]) -> str:
 def across_sets(groups: Sequence[Mapping[int, Row]], many: Sequence[int], sections: int) -> dict[str, list[str]]:
     """Columns over the data sets that the same weights were tested on: the mean accuracy, and where groups can be compared the mean rank.
 
-    Ranks are within a data set, 1 for the highest accuracy, ties sharing the mean of theirs (Demsar 2006); a group that lacks a
-    data set has neither number.
+    A group that lacks a data set has neither number.
 
     Args:
         groups: The row of each group by the number of its section.
         many: The sections that are of such data sets.
         sections: The number of all sections.
     """
-    whole = [all(index in across and across[index].mean is not None for index in many) for across in groups]
-    complete = [across for across, is_whole in zip(groups, whole, strict=True) if is_whole]
+    complete, values = _whole(groups, many)
     if len(many) < 2 or not complete:
         return {}
-    values = np.array([[across[index].mean for index in many] for across in complete], dtype=np.float64)
-    means = iter([f"{value:.2%}" for value in values.mean(1)])
-    ranks = iter([f"{value:.2f}" for value in rankdata(-values, axis=0).mean(1)])
     title = "mean" if len(many) == sections else f"mean of the {len(many)} data sets"
-    found = {title: [next(means) if is_whole else "" for is_whole in whole]}
-    if len(complete) > 1:
-        found["mean rank"] = [next(ranks) if is_whole else "" for is_whole in whole]
+    columns = {title: [f"{value:.2%}" for value in values.mean(1)], **_ranked(values, "mean rank")}
+    return _spread(columns, complete, len(groups))
+
+
+def across_divisions(groups: Sequence[Mapping[int, Row]], divisions: Sequence[int], of: str) -> dict[str, list[str]]:
+    """Columns over divisions of one data set, each with weights of its own: the mean accuracy with its interval, and the mean rank.
+
+    A group that lacks a division has neither number.
+
+    Args:
+        groups: The row of each group by the number of its section.
+        divisions: The sections that are of these.
+        of: What they have in common, where there are others.
+    """
+    complete, values = _whole(groups, divisions)
+    if not complete:
+        return {}
+    halves = [over_seeds(row) for row in values]
+    means = [f"{row.mean():.2%}" + (f" ± {half:.2%}" if half else "") for row, half in zip(values, halves, strict=True)]
+    before = f"{of}: " if of else ""
+    columns = {f"{before}{DIVISIONS}": means, **_ranked(values, f"{before}mean rank")}
+    return _spread(columns, complete, len(groups))
+
+
+def _whole(groups: Sequence[Mapping[int, Row]], sections: Sequence[int]) -> tuple[list[int], np.ndarray]:
+    """The groups that have a number in each of some sections, and these numbers, `[groups, sections]`."""
+    complete = [
+        at
+        for at, across in enumerate(groups)
+        if all(index in across and across[index].mean is not None for index in sections)
+    ]
+    return complete, np.array([[groups[at][index].mean for index in sections] for at in complete], dtype=np.float64)
+
+
+def _ranked(values: np.ndarray, heading: str) -> dict[str, list[str]]:
+    """The mean rank of each of several groups, whose accuracies on some data sets are `[groups, sets]`.
+
+    Ranks are within a data set, 1 for the highest accuracy, ties sharing the mean of theirs (Demsar 2006).
+    """
+    return {heading: [f"{rank:.2f}" for rank in rankdata(-values, axis=0).mean(1)]} if len(values) > 1 else {}
+
+
+def _spread(columns: Mapping[str, Sequence[str]], places: Sequence[int], rows: int) -> dict[str, list[str]]:
+    """Columns with their cells at some places of all rows, the others being empty."""
+    found = {heading: [""] * rows for heading in columns}
+    for heading, cells in columns.items():
+        for place, cell in zip(places, cells, strict=True):
+            found[heading][place] = cell
     return found
 
 
@@ -337,7 +388,9 @@ def markdown(table: Table) -> str:
     rule = ["---" if index < table.numbers_from else "---:" for index in range(len(table.headings))]
     rows = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
     headings = [cell((-1, -1), heading) for heading in table.headings]
-    return f"## {in_markdown(table.title)}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows))
+    return f"## {in_markdown(table.title)}\n\n" + "".join(
+        "| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows)
+    )
 
 
 LATEX = {

@@ -482,7 +482,9 @@ def test_markdown(written: Path) -> None:
 
 
 def test_markdown_shows_what_stands_there() -> None:
-    table = tables.Table("a*b*", ["name", "train.max_seconds"], [["*x* `y` [z](u) <b> &lt; _v_ \\ ~~w~~ p|q", "1"]], 1, set())
+    table = tables.Table(
+        "a*b*", ["name", "train.max_seconds"], [["*x* `y` [z](u) <b> &lt; _v_ \\ ~~w~~ p|q", "1"]], 1, set()
+    )
     text = tables.markdown(table)
     assert "| \\*x\\* \\`y\\` \\[z\\](u) &lt;b> &amp;lt; \\_v\\_ \\\\ \\~\\~w\\~\\~ p\\|q | 1 |" in text
     assert "train.max_seconds" in text
@@ -561,6 +563,61 @@ def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_
             tmp_path / "test" / algo, f"algo={algo}", scores=[0.5, 1], choices={"algo": algo}, result={"data": data}
         )
     assert [len(section.rows) for section in sections(tmp_path / "test")] == [2]
+
+
+def divided(root: Path, divisions: dict[str, dict[str, float]], **more: Any) -> None:
+    """Runs of methods on divisions of one data set, each with another fingerprint, in another order than that of their names."""
+    for number, (name, methods) in enumerate(reversed(divisions.items())):
+        for algo, mean in methods.items():
+            words = [f"algo={algo}", f"data.root=texts/few_shot/{name}"]
+            make_run(
+                root / f"{number}-{algo}-{more.get('shots', 1)}", *words, scores=[mean - 0.1, mean + 0.1], fingerprint=f"f{number}",
+                choices={"algo": algo}, config={"data": {"root": f"texts/few_shot/{name}"}}, **more,
+            )  # fmt: skip
+
+
+def test_divisions_of_a_data_set_have_their_names_and_a_mean_with_an_interval(tmp_path: Path) -> None:
+    means = {
+        "01": {"maml": 0.5, "protonet": 0.4},
+        "02": {"maml": 0.6, "protonet": 0.7},
+        "10": {"maml": 0.4, "protonet": 0.5},
+    }
+    divided(tmp_path, means)
+    found = sections(tmp_path)
+    assert [section.title.rpartition(", ")[2] for section in found] == ["root 01", "root 02", "root 10"]
+    assert all(section.columns == ["algo"] for section in found)
+    table = tables.overview(found)
+    assert table is not None
+    assert table.headings == ["algo", "root 01", "root 02", "root 10", "mean ± over divisions", "mean rank"]
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t of 2 degrees of freedom
+    assert table.rows[0] == ["maml", "50.00%", "60.00%", "40.00%", f"50.00% ± {half:.2%}", "1.67"]
+    assert table.rows[1][-1] == "1.33"
+    assert tables.DIVISIONS in tables.explained([table])
+
+
+def test_a_method_that_lacks_a_division_has_no_mean(tmp_path: Path) -> None:
+    divided(tmp_path, {"01": {"maml": 0.5, "protonet": 0.4}, "02": {"maml": 0.6}})
+    table = tables.overview(sections(tmp_path))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == [row[3] for row in table.rows]
+    assert table.rows[1] == ["protonet", "40.00%", "", ""]
+    assert table.rows[0][3].startswith("55.00% ± ")
+
+
+def test_divisions_at_several_shots_have_a_mean_each(tmp_path: Path) -> None:
+    for shots in (1, 5):
+        divided(tmp_path, {"01": {"maml": 0.5}, "02": {"maml": 0.6 + shots / 50}}, shots=shots)
+    table = tables.overview(sections(tmp_path))
+    assert table is not None
+    assert [cell.partition(" ± ")[0] for cell in table.rows[0][-2:]] == ["56.00%", "60.00%"]
+    assert table.headings[-2:] == ["5-way 1-shot: mean ± over divisions", "5-way 5-shot: mean ± over divisions"]
+    assert tables.DIVISIONS in tables.explained([table])
+
+
+def test_divisions_that_no_key_tells_apart_are_numbered(tmp_path: Path) -> None:
+    for number in (1, 2):
+        make_run(tmp_path / str(number), "algo=maml", scores=[0.4, 0.6], fingerprint=f"f{number}")
+    assert [section.title.rpartition(", ")[2] for section in sections(tmp_path)] == ["data 1", "data 2"]
 
 
 def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def _run(config: DictConfig) -> float:
         command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
         check_paper(words, job.runtime.choices)
         if job.mode == RunMode.RUN:
-            check_swept(words, OmegaConf.select(HydraConfig.instance().cfg, "hydra.sweeper.params") or {})
+            check_swept(words, job.sweeper.get("params") or {})
         choices = folded_choices(job.runtime.choices, config)
         found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
         return float(found.get(SCORE, 0.0))

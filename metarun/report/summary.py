@@ -102,7 +102,7 @@ def _divisions(collection: Collection) -> list[tuple[Setting, str, list[str]]]:
     families: dict[Setting, dict[Setting, list[Group]]] = {}
     for group in collection.groups:
         families.setdefault(group.setting._replace(content=""), {}).setdefault(group.setting, []).append(group)
-    found = []
+    found: list[tuple[Setting, str, list[str]]] = []
     for family in families.values():
         values = {
             column: [{repr(group.values[column]) for group in groups} for groups in family.values()]

@@ -128,6 +128,18 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def listed(names: Iterable[object], width: int = 160) -> str:
+    """Names between commas, as many as two lines of a terminal hold, and how many more there are."""
+    every = [printable(str(name)) for name in names]
+    shown: list[str] = []
+    while len(shown) < len(every) and (
+        not shown or sum(len(name) + 2 for name in shown) + len(every[len(shown)]) <= width
+    ):
+        shown.append(every[len(shown)])
+    left = len(every) - len(shown)
+    return ", ".join(shown) + (f" and {left} more" if left else "")
+
+
 def counted(count: int, one: str, several: str = "") -> str:
     """A number of things: `1 image`, `1,200 images`.
 

@@ -239,6 +239,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("algo=learn2lern/maml", ["algo=learn2lern/maml: there is no such choice; did you mean learn2learn/maml"]),
     ("hardware=tpu", ["hardware=tpu: there is no such choice; did you mean cpu?"]),
     ("recipe=zzz", ["recipe=zzz: there is no such choice; there are "]),
+    ("experiment=zzz", ["experiment=zzz: there is no such choice; there are ", " more (metarun help experiment)"]),
     ("dta=omniglot", ["dta: " + unknown_key("data?")]),
     *((f"{group}=null", [f"{group}=null: a run has one; leave the word out"]) for group in NEEDED),
     ("around=ats", ["around: is called wrapper now"]),

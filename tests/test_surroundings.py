@@ -30,7 +30,7 @@ from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
 from metarun.terminal import Terminal
-from metarun.text import counted, duration
+from metarun.text import counted, duration, listed
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -361,6 +361,15 @@ def test_a_line_of_training_fits_into_80_columns(
 def test_durations_as_people_say_them() -> None:
     told = [duration(seconds) for seconds in (0.4, 42, 89, 600, 3 * 3600, 100 * 3600)]
     assert told == ["0 s", "42 s", "89 s", "10 min", "3.0 h", "4.2 days"]
+
+
+def test_a_long_list_of_names_has_an_end() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([]) == ""
+    assert listed(["x" * 500, "y"]) == f"{'x' * 500} and 1 more"
+    told = listed(f"name{number}" for number in range(1000))
+    assert len(told) < 200
+    assert told.endswith(f" and {1000 - told.count('name')} more")
 
 
 def test_numbers_of_things_as_people_say_them() -> None:

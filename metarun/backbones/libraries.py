@@ -20,6 +20,7 @@ from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError, first_line, nearest
+from metarun.text import listed
 
 # The mean and the standard deviation of the channels of ImageNet in [0, 1].
 IMAGENET = (
@@ -120,7 +121,7 @@ def check_installed(name: str, key: str) -> None:
 def _own(wanted: Wanted) -> Built:
     known = efficientnet_lite.VARIANTS
     if wanted.model not in known:
-        hint = nearest(wanted.model, known) or f"; there are {', '.join(known)}"
+        hint = nearest(wanted.model, known) or f"; there are {listed(known)}"
         raise UserError(f"{wanted.key}.name={wanted.name}: metarun has no such network{hint}")
     variant, network = known[wanted.model], efficientnet_lite.EfficientNetLite(wanted.model)
     path = None
@@ -244,7 +245,7 @@ def _found_file(wanted: Wanted, known: list[str]) -> Path:
     else:
         path = Path(weights).expanduser()
     if not path.is_file():
-        hint = nearest(weights, known) or (f"; {wanted.name} has {', '.join(known)}" if known else "")
+        hint = nearest(weights, known) or (f"; {wanted.name} has {listed(known)}" if known else "")
         raise UserError(f"{key}: there is no such file, nor weights of that name{hint}")
     if checksum is not None and (actual := checkpoint.digest(path)) != checksum.lower():
         raise UserError(

@@ -11,6 +11,7 @@ from metarun.config.reference import Choice, Entry, Reference, section
 from metarun.config.signature import ABSENT
 from metarun.errors import UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
+from metarun.text import listed
 
 WIDTH = 80
 
@@ -235,4 +236,4 @@ def _quoted(value: str) -> str:
 
 
 def _list(names: Sequence[str] | dict[str, Choice]) -> str:
-    return f"; there are {', '.join(names)}"
+    return f"; there are {listed(names)}"

@@ -22,7 +22,7 @@ from metarun.config.types import Given
 from metarun.config.values import to_container
 from metarun.errors import UserError, nearest, reason
 from metarun.renamed import renamed_key
-from metarun.text import has_control, printable
+from metarun.text import has_control, listed, printable
 
 
 def check(config: DictConfig) -> None:
@@ -161,7 +161,7 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
             raise UserError(
                 renamed_key(f"{path}.{name}")
                 or f"{path}.{name}: {cls.__name__} has no such setting"
-                f"{nearest(name, known, path) or '; it has ' + (', '.join(known) or 'none')}"
+                f"{nearest(name, known, path) or '; it has ' + (listed(known) or 'none')}"
             )
     for name in () if partial else known:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in values:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from metarun.errors import UserError, nearest
+from metarun.text import listed
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_file", "image_path", "img",
@@ -168,7 +169,7 @@ def _find(root: Path, table: str, key: str) -> Path:
         raise UserError(f"{key}=none: to train without labels take unsupervised=umtra, cactus or prototransfer")
     there = tables_in(root) if root.is_dir() else []
     raise UserError(
-        f"{key}: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + ', '.join(there)) or ''}"
+        f"{key}: there is no file {places[0]}{nearest(path.name, there) or (there and '; there is ' + listed(there)) or ''}"
     )
 
 
@@ -277,7 +278,7 @@ class _Header:
         word = wanted if wanted in self.names else wanted.lower()
         if word not in names:
             raise UserError(
-                f"{setting}: {self.path} has no such column{nearest(wanted, self.names)}; it has {', '.join(self.names)}"
+                f"{setting}: {self.path} has no such column{nearest(wanted, self.names)}; it has {listed(self.names)}"
             )
         return self._one(names, word)
 
@@ -293,7 +294,7 @@ class _Header:
         """The error of a table of which no column is known to be the file's or the label's."""
         named = "" if self.columns is None else f", or named with data.{what}_column"
         return UserError(
-            f"{self.key}: {self.path} has the columns {', '.join(self.names)}; the one of the {what} must be called "
+            f"{self.key}: {self.path} has the columns {listed(self.names)}; the one of the {what} must be called "
             f"{', '.join(usual[:-1])} or {usual[-1]}{named}"
         )
 

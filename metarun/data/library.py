@@ -23,6 +23,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, cache_root, cached, data_root
 from metarun.errors import UserError, nearest
+from metarun.text import listed
 
 LARGEST = 84  # pixels of a side where data.image_size is null
 
@@ -84,12 +85,12 @@ class Library(ImageSource):
     ) -> None:
         known = RELEASES[library]
         if dataset not in known:
-            hint = nearest(dataset, known) or f"; there are {', '.join(known)}"
+            hint = nearest(dataset, known) or f"; there are {listed(known)}"
             raise UserError(f"data.dataset={dataset}: is no data set of {library} that metarun knows{hint}")
         release = known[dataset]
         lists = (train_classes, val_classes, test_classes)
-        listed = any(names is not None for names in lists)
-        if release.divided and (listed or ratios is not None):
+        chosen = any(names is not None for names in lists)
+        if release.divided and (chosen or ratios is not None):
             raise UserError(
                 f"data.ratios, train_classes, val_classes, test_classes: {library} itself divides {dataset}"
             )
@@ -114,7 +115,7 @@ class Library(ImageSource):
             self.split = f"{library}'s own"
         else:
             splits = divide(table.names, lists, shares, split_seed, key="data.dataset", where=dataset)
-            self.split = "classes as listed" if listed else f"classes drawn by split_seed {split_seed}"
+            self.split = "classes as listed" if chosen else f"classes drawn by split_seed {split_seed}"
         super().__init__(table, splits, rotations=rotations, normalize=normalize)
 
     def describe(self) -> dict[str, Any]:

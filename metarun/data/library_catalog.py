@@ -21,6 +21,7 @@ from metarun.data.download import refuse_where_none_may
 from metarun.data.splits import RATIOS, Shares
 from metarun.data.table import listing
 from metarun.errors import UserError, first_line, nearest
+from metarun.text import listed
 
 # Arguments that no option may give.
 OURS = {
@@ -179,7 +180,7 @@ class Files(NamedTuple):
                 if name not in allowed:
                     raise UserError(
                         f"data.options.{name}: {self.library}'s {self.dataset} has no such setting"
-                        f"{nearest(name, allowed) or '; it has ' + (', '.join(sorted(allowed)) or 'none')}"
+                        f"{nearest(name, allowed) or '; it has ' + (listed(sorted(allowed)) or 'none')}"
                     )
             if "download" not in known:
                 del arguments["download"]

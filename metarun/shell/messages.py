@@ -16,6 +16,7 @@ from metarun.config.overrides import key_of
 from metarun.config.values import flat
 from metarun.errors import JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
+from metarun.text import listed
 
 OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
@@ -110,7 +111,7 @@ def unknown_choice(name: str, choices: list[str]) -> str:
         group, _, choice = name.partition("/")
         folders = (CONF / group).glob("*/*.yaml")
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
-    there_are = f"; there are {', '.join(choices)}" if choices else ""
+    there_are = f"; there are {listed(choices)} (metarun help {group})" if choices else ""
     near = _of_a_library(choice) if group == "data" else ""
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
 
@@ -159,7 +160,7 @@ def _unknown_key(key: str, parent: Any) -> str:
         tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key}
     )
     if not near:
-        near = (f"; {above} has {', '.join(beside)}" if above and beside else "") + _of_other_choices(key)
+        near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:
         near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
     if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):

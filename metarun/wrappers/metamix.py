@@ -33,6 +33,7 @@ from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import of_the_step
 from metarun.ops.numerics import one_hot
+from metarun.text import listed
 from metarun.wrappers.base import Wrapper
 
 
@@ -61,9 +62,7 @@ class MetaMix(Wrapper):
         known = list(range(max(len(method.backbone.blocks), 1)))
         self.layers = known if layers is None else list(layers)
         if not set(self.layers) <= set(known):
-            raise UserError(
-                f"wrapper.layers={layers}: the backbone has {', '.join(map(str, known))}; null is all of them"
-            )
+            raise UserError(f"wrapper.layers={layers}: the backbone has {listed(known)}; null is all of them")
         self.alpha = alpha
 
     def check_varied(self) -> None:

@@ -172,7 +172,7 @@ def attempt(words: list[str]) -> Outcome:
     name_user()
     sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
     if words[:1] == ["runs"]:
-        folders = [word for word in words[1:] if Path(word).is_dir()]
+        folders = [word for word in words[1:] if ("=" not in word and not word.startswith("-")) or Path(word).is_dir()]
         asked = (
             f"runs=[{','.join(map(quoted, folders))}]"
             if len(folders) > 1

@@ -16,6 +16,8 @@ from metarun.errors import UserError
 from metarun.text import printable
 
 ALLOW = "METARUN_ALLOW"  # modules and classes, separated by commas
+# What metarun's own class would have another library run: learn2learn loads pickles from the root of a data set.
+PICKLED = {"_target_": "metarun.data.library.Library", "library": "learn2learn"}
 SETTLED = ("torch.optim",)  # modules whose classes do nothing but optimise
 TARGET = re.compile(r"\b_target_[\"']?:\s*[\"']?([\w.]+)")
 
@@ -24,7 +26,7 @@ def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
     """Raises `UserError` if a stored config names a class that is not to be trusted, or has its reader look something up.
 
     Trusted are the classes that metarun's own groups name, those that this command line or a YAML of its `--config-dir` names,
-    and those that the user allows by name.
+    and those that the user allows by name. A stored folder of pickles that learn2learn would run has to be allowed, too.
 
     Args:
         stored: The config of another's run, perhaps.
@@ -37,12 +39,22 @@ def check_classes(stored: DictConfig, origin: Path, asked: DictConfig) -> None:
         )
     trusted = {name for folder in (CONF, *_own_folders()) for name in _named_in(folder)} | set(targets(asked))
     allowed = (*SETTLED, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(","))))
+
+    def is_allowed(target: str) -> bool:
+        return any(target == name or target.startswith(f"{name}.") for name in allowed)
+
     for target in targets(stored):
-        if target not in trusted and not any(target == name or target.startswith(f"{name}.") for name in allowed):
+        if target not in trusted and not is_allowed(target):
             module = target.rpartition(".")[0] or target
             raise UserError(
                 f"{origin}: names {target}, which is no class of metarun's; if you trust this run, say so with "
                 f"{ALLOW}={module}, or give the --config-dir that names the class"
+            )
+    for node in nodes(stored):
+        if node.get("root") and node.items() >= PICKLED.items() and not is_allowed(PICKLED["_target_"]):
+            raise UserError(
+                f"{origin}: has learn2learn read {printable(str(node['root']))}, whose pickles can run code; if you trust this "
+                f"folder, say so with {ALLOW}={PICKLED['_target_']}"
             )
 
 
@@ -67,16 +79,17 @@ def allow(config: DictConfig) -> None:
 
 def targets(config: Any) -> Iterator[str]:
     """Every `_target_` in a config, wherever it stands."""
+    return (str(node["_target_"]) for node in nodes(config) if "_target_" in node)
 
-    def visit(value: Any) -> Iterator[str]:
+
+def nodes(config: Any) -> Iterator[dict[Any, Any]]:
+    """Every mapping in a config, wherever it stands, the outer ones first."""
+
+    def visit(value: Any) -> Iterator[dict[Any, Any]]:
         if isinstance(value, dict):
-            for key, item in value.items():
-                if key == "_target_":
-                    yield str(item)
-                yield from visit(item)
-        elif isinstance(value, list):
-            for item in value:
-                yield from visit(item)
+            yield value
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from visit(item)
 
     return visit(OmegaConf.to_container(config))
 

@@ -93,6 +93,26 @@ def test_code_named_in_anothers_run_does_not_run(
     assert not (tmp_path / "o").exists()
 
 
+def test_pickles_that_anothers_run_names_are_not_loaded(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """learn2learn runs what a pickle in its root says."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / "theirs")
+    stored = OmegaConf.load(tmp_path / "theirs" / "config.yaml")
+    node = {"_target_": "metarun.data.library.Library", "library": "learn2learn", "dataset": "MiniImagenet"}
+    stored.data = {**node, "root": str(tmp_path / "theirs"), "image_size": 28}
+    OmegaConf.save(stored, tmp_path / "theirs" / "config.yaml")
+    (tmp_path / "theirs" / "mini-imagenet-cache-train.pkl").write_bytes(b"c__main__\nnothing\n.")
+    done = metarun("recipe=test", "checkpoint=theirs", "outputs=o")
+    one_line(done, "theirs/config.yaml: has learn2learn read", "METARUN_ALLOW=metarun.data.library.Library")
+    origin, empty = Path("config.yaml"), OmegaConf.create({})
+    check_classes(OmegaConf.create({"data": {**node, "root": None}}), origin, empty)
+    check_classes(OmegaConf.create({"data": {**node, "root": "x", "library": "torchvision"}}), origin, empty)
+    monkeypatch.setenv("METARUN_ALLOW", "metarun.data")
+    check_classes(OmegaConf.create({"data": {**node, "root": "x"}}), origin, empty)
+
+
 LOOKED_UP = [
     ("algo", "${oc.decode:'{_target_: evil.Evil}'}"),
     ("algo", "${oc.create:{_target_: evil.Evil}}"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun import files
 from metarun.core import Backbone
 from metarun.engine import checkpoint
 from metarun.errors import UserError, nearest
@@ -44,6 +45,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
             state = importlib.import_module("safetensors.torch").load_file(path)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # settings of a training, which hold no code
+                files.check_archive(path)
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: safetensors is not installed: pip install 'metarun[timm]'") from error

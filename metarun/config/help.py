@@ -119,6 +119,12 @@ def _about(word: str, reference: Reference) -> list[str]:
             lines += _short(entry)
     if not lines and word in reference.keys:
         lines = list(_entry(reference.keys[word], reference.group_of(word)))
+        if presets := [
+            f"{shown(choice.sets[word])} in {name}"
+            for name, choice in reference.groups["preset"].items()
+            if word in choice.sets
+        ]:
+            lines += _item("With a preset", f"{', '.join(presets)}; metarun --cfg job shows what a run has")
         for choice, entry in reference.explained(word):
             lines += _item(
                 f"{choice.group}={choice.name}", "must be given" if entry.default is ABSENT else shown(entry.default)

@@ -52,6 +52,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     try:
+        files.check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         damage = "it is empty" if not path.stat().st_size else "it is truncated or damaged, or no checkpoint of metarun"

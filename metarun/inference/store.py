@@ -160,6 +160,7 @@ def _check_parts(content: dict[str, Any]) -> None:
 
 def _from_file(path: Path, shown: str) -> Stored:
     try:
+        files.check_archive(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{shown}: cannot be read, it is damaged or no classifier file of metarun") from error

@@ -78,7 +78,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if outdated:
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            if all(stage.is_current(config, stored(folder)) for stage in built):
+            if all(stage.is_current(folder, config, stored(folder)) for stage in built):
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.

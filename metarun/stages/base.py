@@ -87,10 +87,11 @@ class Stage(ABC):
         """
         return {}
 
-    def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
+    def is_current(self, folder: Path, config: DictConfig, stored: dict[str, Any]) -> bool:
         """Whether the stored result of a finished run is still that of its inputs; otherwise the stages are carried out anew.
 
         Args:
+            folder: The run's folder.
             config: The whole config.
             stored: What `result.json` holds.
         """

@@ -172,15 +172,21 @@ class Export(Stage):
             found["classes"] = self.classes
         found["compared_on"] = IMAGES
         found["takes"] = [one.describe() for one in self.inputs]
-        found["inputs"] = inputs_digest(run.config, self.held, compared_files(run.config))
+        found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
         run.result |= {
             result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.held.origin),
             **{result.key(EXPORT, name): value for name, value in found.items()},
         }
 
-    def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
+    def is_current(self, folder: Path, config: DictConfig, stored: dict[str, Any]) -> bool:
+        written = stored[result.key(EXPORT, "files")]
+        if any(
+            not (path := folder / name).is_file() or path.stat().st_size != one["bytes"]
+            for name, one in written.items()
+        ):
+            return False
         held = store.load(Path(config.checkpoint))
-        return inputs_digest(config, held, compared_files(config)) == stored.get(result.key(EXPORT, "inputs"))
+        return inputs_digest(config, held, compared(config)) == stored.get(result.key(EXPORT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
@@ -270,9 +276,9 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     return ImageSet(learner, labels, np.concatenate([pixels for _, pixels in parts]), of)
 
 
-def compared_files(config: DictConfig) -> list[Path]:
+def compared(config: DictConfig) -> ImageFiles | None:
     """The files of `images=`."""
-    return list(find_images(config.images).paths) if config.images else []
+    return find_images(config.images) if config.images else None
 
 
 def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from metarun.stages.base import Stage
 from metarun.text import printable, shown_path
 
 PREDICT = "predict"  # the kind of its numbers in `result.json`
+TABLE, PAGE = "predictions.csv", "index.html"  # what it leaves
 NAMED = 5  # unreadable files that the terminal names
 
 
@@ -71,7 +72,7 @@ class Predict(Stage):
 
     def execute(self, run: Run) -> None:
         classifier, images = self.classifier, self.images
-        digest = inputs_digest(run.config, classifier.learner.held, images.paths)
+        digest = inputs_digest(run.config, classifier.learner.held, images)
         with run.logger.progress("classifying", len(images.paths)) as advance:
             scored = classifier.scored(images, advance)
         found = Predictions(classifier, images, scored)
@@ -80,8 +81,8 @@ class Predict(Stage):
             raise UserError(
                 f"{given(run.config)[1]}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}"
             )
-        files.save_bytes(run.folder / "predictions.csv", found.table().encode(errors="backslashreplace"))
-        files.save_bytes(run.folder / "index.html", page(found, run.folder).encode(errors="backslashreplace"))
+        files.save_bytes(run.folder / TABLE, found.table().encode(errors="backslashreplace"))
+        files.save_bytes(run.folder / PAGE, page(found, run.folder).encode(errors="backslashreplace"))
         numbers = {
             **found.describe(),
             "inputs": digest,
@@ -99,13 +100,16 @@ class Predict(Stage):
             "labelled_images": batch_norm.labelled_rule(run.algorithm.backbone.norm),
         }
 
-    def is_current(self, config: DictConfig, stored: dict[str, Any]) -> bool:
+    def is_current(self, folder: Path, config: DictConfig, stored: dict[str, Any]) -> bool:
         origin, key = given(config)
-        if origin == "-":  # which can be read once
+        if origin == "-" or not all(
+            (folder / name).is_file() for name in (TABLE, PAGE)
+        ):  # standard input can be read once
             return False
         held = store.load(Path(config.checkpoint))
-        images = items.found(origin, held.preprocessing, key)
-        return inputs_digest(config, held, images.paths) == stored.get(result.key(PREDICT, "inputs"))
+        names = items.examples(config.support, held.preprocessing).labels if config.support else held.classes or ()
+        images = items.found(origin, held.preprocessing, key, names)
+        return inputs_digest(config, held, images) == stored.get(result.key(PREDICT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         own = f"{PREDICT}/"
@@ -139,22 +143,32 @@ def given(config: DictConfig) -> tuple[str, str]:
     return (config["items"], "items") if config["items"] else (config.images, "images")
 
 
-def inputs_digest(config: DictConfig, held: Stored, images: Iterable[Path | str]) -> str:
-    """A digest of everything that the predictions depend on: the weights; the names, sizes and times of all files, and all texts."""
+def inputs_digest(config: DictConfig, held: Stored, found: items.Listed | None) -> str:
+    """A digest of everything that a result depends on.
+
+    That is the weights; the names, sizes and times of all files, and all texts; and the labels that are known of them.
+
+    Args:
+        config: The run's, whose `support` names the examples.
+        held: What the run uses.
+        found: What is classified, or compared on; None if nothing is.
+    """
     known = items.examples(config.support, held.preprocessing) if config.support else items.Examples([], [])
     digest = hashlib.sha256(checkpoint.digest(held.origin).encode())
-    for line in _states([*known.items, *images]):
-        digest.update(line.encode(errors="surrogateescape"))
+    for inputs, labels in ((known.items, known.labels), (found.paths, found.labels) if found else ([], [])):
+        for line in _states(inputs, labels):
+            digest.update(line.encode(errors="surrogateescape"))
+        digest.update(b"\n")
     return digest.hexdigest()
 
 
-def _states(inputs: Iterable[Path | str]) -> Iterable[str]:
-    for path in inputs:
+def _states(inputs: Iterable[Path | str], labels: Iterable[str | None]) -> Iterator[str]:
+    for path, label in zip(inputs, labels, strict=True):
         if isinstance(path, str):
-            yield f"{path}\n"
+            yield f"{label}\0{path}\n"
             continue
         try:
             status = path.stat()
-            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            yield f"{label}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
         except OSError:
-            yield f"{path}\0missing\n"
+            yield f"{label}\0{path}\0missing\n"

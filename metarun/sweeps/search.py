@@ -18,12 +18,12 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config.overrides import quoted, varies
-from metarun.errors import JobsFailed, UserError
+from metarun.errors import JobsFailed, UserError, first_line
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import PRUNED, Job, beside
 from metarun.sweeps.launcher import Launcher
-from metarun.text import shell_path
+from metarun.text import printable, shell_path
 from metarun.trust import allow
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
@@ -97,9 +97,16 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage, self.space, self.prune, self.seed = storage, space, prune, seed
         self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
-        self.study = optuna.create_study(
-            storage=storage, study_name=" ".join(sorted(words)), direction="maximize", load_if_exists=True
-        )
+        try:
+            self.study = optuna.create_study(
+                storage=storage, study_name=" ".join(sorted(words)), direction="maximize", load_if_exists=True
+            )
+            self.study.get_trials(deepcopy=False)
+        except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
+            raise UserError(
+                f"the search's trials in {printable(storage)} cannot be read ({first_line(error)}); a damaged file can be deleted: "
+                "the search begins anew, and finished runs count at once"
+            ) from error
         self.states = optuna.trial.TrialState
 
     @property
@@ -234,14 +241,17 @@ def sweep(
     space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
-    fixed = [plan.fixed_word(item) for item in overrides if not varies(item)]
-    identity = [*fixed, *(str(item.input_line) for item in overrides if varies(item))]
+    said = [plan.fixed_word(item) for item in overrides if not varies(item)]
+    fixed = list(said)
+    drawn_from = [str(item.input_line) for item in overrides if varies(item)]
     if not any(item.key_or_group == "recipe" for item in overrides):
         fixed.append("recipe=train")
     fixed += [f"name={name}"] if name else []
     possible = plan.jobs_of(loader, config, [[*fixed, *drawn] for drawn in corners(space)])
     plan.check_jobs(possible)
     root = possible[0][0].folder.parent
+    # The lock below keeps two searches from one study, and lies in the folder: where others may use the storage too, it is a part.
+    identity = [*said, *drawn_from, *([f"in {root.absolute()}"] if storage else [])]
     if dry_run:
         print(
             f"search   {trials} trials of {', '.join(space)}{plan.estimate(root, trials)}\nfolder   {shell_path(root)}"
@@ -291,18 +301,20 @@ def _run_trials(
     launcher: Launcher, loader: Any, config: DictConfig, study: Study, words_of: Mapping[int, Sequence[str]]
 ) -> Iterator[plan.Ended]:
     """Runs trials, by number and words, together; each gets its end in the study before it is yielded."""
-    number_of = {}
-    jobs = []
+    jobs: dict[Path, Job] = {}
+    numbers_of: dict[Path, list[int]] = {}  # several where the same was drawn twice, which is one run
     for number, words in words_of.items():
         ((job, _),) = plan.jobs_of(loader, config, [words])
         drawn = [word for word in words if word.partition("=")[0] in study.space]
-        jobs.append(replace(job, label=" ".join(drawn)))
-        number_of[job.folder] = number
-        study.mark(job.folder, number)
-    for job, outcome, seconds in launcher.launch(jobs, config):
+        if job.folder not in jobs:
+            jobs[job.folder] = replace(job, label=" ".join(drawn))
+            study.mark(job.folder, number)
+        numbers_of.setdefault(job.folder, []).append(number)
+    for job, outcome, seconds in launcher.launch(list(jobs.values()), config):
         unmark(job.folder)
         done = outcome.status == 0 and job.finished
-        study.tell(number_of[job.folder], score(job) if done else None, outcome.status == PRUNED)
+        for number in numbers_of[job.folder]:
+            study.tell(number, score(job) if done else None, outcome.status == PRUNED)
         yield job, outcome, seconds
 
 

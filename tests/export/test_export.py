@@ -261,6 +261,11 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     assert again.status == 0
     assert "nothing was computed" in again.out
     assert (stored.parent / "classifier.onnx").read_bytes() == before
+    (stored.parent / "classifier.onnx").unlink()
+    again = metarun(*command)
+    assert again.status == 0
+    assert "nothing was computed" not in again.out
+    assert (stored.parent / "classifier.onnx").is_file()
 
 
 def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(

@@ -336,6 +336,34 @@ def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path)
     assert len(rows(folder_of(tmp_path))) == 4
 
 
+def test_a_stored_result_is_of_these_very_labels_and_is_there(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"x": 2})
+    paths = sorted(support.rglob("*.png"))
+    table = tmp_path / "classes.csv"
+
+    def label(*names: str) -> None:
+        table.write_text("file,label\n" + "".join(f"{path},{name}\n" for path, name in zip(paths, names, strict=True)))
+
+    command = [
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={table}",
+        f"images={images}",
+        f"outputs={tmp_path / 'to'}",
+    ]
+    label("ash", "ash", "elm", "elm")
+    done(*command)
+    first = (folder_of(tmp_path / "to") / "predictions.csv").read_text()
+    label("ash", "elm", "elm", "elm")
+    assert "finished before" not in done(*command).out
+    assert (folder_of(tmp_path / "to") / "predictions.csv").read_text() != first
+    for name in ("predictions.csv", "index.html"):
+        (folder_of(tmp_path / "to") / name).unlink()
+        assert "finished before" not in done(*command).out
+        assert (folder_of(tmp_path / "to") / name).is_file()
+
+
 def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     images = kinds(tmp_path / "images", {"ash": 2, "elm": 1}, seed=1)

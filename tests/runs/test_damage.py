@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import torch
 from shell import SINUSOID, Outcome, events, metarun, one_line, result, run_folder
 
 from metarun import files
+from metarun.backbones.weights import read_tensors
 from metarun.engine import checkpoint
 from metarun.errors import UserError
+from metarun.inference import store
 from metarun.report.collect import collect
 from metarun.runs.logger import RunLogger
 
@@ -27,6 +31,22 @@ CUT: Spoil = lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_si
 BYTES: Spoil = lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes())  # noqa: E731
 LIST: Spoil = lambda path: path.write_bytes(b"[1, 2]")  # noqa: E731
 DEEP: Spoil = lambda path: path.write_bytes(b"[" * 100_000)  # noqa: E731
+
+
+def hole(path: Path) -> None:
+    """Zeros in the place of the largest tensor of an archive, as a power loss leaves them: torch itself loads it."""
+    with zipfile.ZipFile(path) as archive:
+        member = max(
+            (each for each in archive.infolist() if "/data/" in each.filename), key=lambda each: each.file_size
+        )
+    content = bytearray(path.read_bytes())
+    name, extra = struct.unpack_from("<HH", content, member.header_offset + 26)
+    start = member.header_offset + 30 + name + extra
+    content[start : start + member.file_size] = bytes(member.file_size)
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+
+
 EACH = {"empty": EMPTY, "zeros": ZEROS, "cut": CUT, "bytes": BYTES, "list": LIST, "deep": DEEP}
 
 
@@ -126,13 +146,25 @@ def test_a_damaged_config_is_named(spoil: Spoil, outputs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-@pytest.mark.parametrize("spoil", [EMPTY, ZEROS, CUT, LIST], ids=["empty", "zeros", "cut", "list"])
+@pytest.mark.parametrize("spoil", [EMPTY, ZEROS, CUT, LIST, hole], ids=["empty", "zeros", "cut", "list", "hole"])
 def test_a_damaged_checkpoint_is_named(name: str, spoil: Spoil, outputs: Path) -> None:
     folder = of_seed(outputs, 0)
     (folder / "result.json").unlink()
     spoil(folder / name)
     one_line(alone(outputs, 0), name, "cannot be read", "resume=false")
     assert not (folder / "result.json").exists()
+
+
+def test_tensors_of_which_a_part_is_lost_are_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"model": {"a": torch.ones(1000), "b": torch.ones(3)}}, path)
+    hole(path)
+    with pytest.raises(UserError, match="it is truncated or damaged"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match="it is truncated"):
+        read_tensors(path, "backbone.weights")
+    with pytest.raises(UserError, match="it is damaged"):
+        store.load(path)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "schedule", "state"])

@@ -122,6 +122,52 @@ def test_mistakes(words: list[str], expected: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("none/*/*/*"))
 
 
+def test_what_is_drawn_twice_at_once_is_one_run(tmp_path: Path) -> None:
+    words = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.trials=6",
+        "hydra.sweeper.at_once=3",
+        "hydra.sweeper.sampler=random",
+    ]
+    done = metarun(
+        "-m", *words, *SINUSOID, "train.optimizer.lr=0.1,0.01", "train.validate_every=3", f"outputs={tmp_path}"
+    )
+    assert done.status == 0, done.err
+    found = trials(tmp_path)
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 6
+    values = {trial.params["train.optimizer.lr"]: trial.value for trial in found}
+    assert len(values) == 2
+    assert all(trial.value == values[trial.params["train.optimizer.lr"]] for trial in found)
+
+
+def test_searches_of_two_folders_that_share_a_storage_are_two(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    for name in ("a", "b"):
+        words = ["hydra/sweeper=optuna", "hydra.sweeper.trials=1", f"hydra.sweeper.storage={storage}"]
+        done = metarun("-m", *words, *SINUSOID, *SPACE, f"outputs={tmp_path / name}")
+        assert done.status == 0, done.err
+    names = optuna.get_all_study_names(storage)
+    assert len(names) == 2
+    assert all(len(optuna.load_study(study_name=name, storage=storage).trials) == 1 for name in names)
+
+
+@pytest.mark.parametrize("spoil", ["zeros", "cut"])
+def test_a_damaged_database_of_trials_is_one_line(spoil: str, tmp_path: Path) -> None:
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=1", *SINUSOID, *SPACE, f"outputs={tmp_path}"]
+    assert metarun(*words).status == 0
+    (path,) = tmp_path.glob("*/search.db")
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)) if spoil == "zeros" else content[: len(content) // 2])
+    done = metarun(*words)
+    assert done.status == 2
+    assert len(done.said) == 1
+    assert "search.db" in done.said[0]
+    assert "cannot be read (" in done.said[0]
+    assert "can be deleted" in done.said[0]
+    path.unlink()
+    assert metarun(*words).status == 0
+
+
 def test_a_search_without_a_success_says_so_every_time(tmp_path: Path) -> None:
     words = [
         *SINUSOID,

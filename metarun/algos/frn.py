@@ -8,12 +8,13 @@ reconstructs Q from S:
     Q' = rho Q (S^T S + lambda I)^-1 S^T S,    lambda = (k r / d) exp(a) + 1e-6,    rho = exp(b)
     logit = -gamma / r |Q - Q'|^2
 
-a and b start at 0, gamma at 1; they are learned with the backbone. Training adds 0.03 times the squared cosines between the places of
-different classes' support images.
+a and b start at 0, gamma at 1; they are learned with the backbone. Training adds 0.03 times the squared products between the places of
+different classes' support images, |S_i S_j^T|^2, all of which are divided by the norm of the task's whole support set first.
 
 Differences from the official code (Tsingularity/FRN):
 - There is no pretraining on the source's classes as matrices; recipe=pretrain_meta pretrains by another classifier.
-- The auxiliary loss is the mean over tasks, like the other.
+- The auxiliary loss is the mean over tasks, like the other. It is the code's, whose weight is 0.03; in the paper places are unit vectors,
+  and the sum of their squared cosines is some hundred thousand times as large.
 - There ResNet-12's features are divided by the square root of their number, Conv4's are not: `downscale`.
 - The blocks of the backbone all pool, as there: places are what the last block leaves, 5x5 of 84x84 images. Features of a backbone
   without maps count as one place.
@@ -25,7 +26,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.spatial import map_size, maps_of_sets
@@ -103,7 +103,10 @@ class FRN(Algorithm):
 
 
 def overlap(support: Tensor, members: Tensor) -> Tensor:
-    """The squared cosines between the places of different classes' support maps `[S, r, d]`, each pair of classes once, summed."""
-    places = F.normalize(support, dim=-1).flatten(0, 1)
+    """The squared products between the places of different classes' support maps `[S, r, d]`, each pair of classes once, summed.
+
+    The maps are divided by the norm of all of them together.
+    """
+    places = (support / support.norm().clamp_min(torch.finfo(support.dtype).tiny)).flatten(0, 1)
     classes = members.repeat_interleave(support.shape[1], dim=0)
     return ((places @ places.mT).square() * (1 - classes @ classes.mT)).sum() / 2

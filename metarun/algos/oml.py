@@ -13,6 +13,9 @@ As in the official code (khurramjaved96/mrcl), the head is one linear layer over
 classes are drawn anew before it (He et al. 2015), or its classes would be known already, and the outer loss is that after the
 last step. Its command trains on 3 classes of 5 images, an inner rate of 0.03, Adam at 0.0001, and as many images again of the same
 classes and of all classes. Differences:
+- The rows that are drawn anew are the trajectory's alone: the head's own rows of these classes stay, and learn where their classes are
+  to be remembered. There they replace the head's own, and the outer step trains them.
+- Trajectories are of any training classes; the code takes them from one half of these.
 - The paper's prediction network has two layers; its code has one since 2020, and so is it here.
 - The head's steps are computed from products of features (`metarun/ops/online.py`), which gives the same numbers.
 - The paper's network has six convolutions of 256 channels without norm; here it is the backbone that `backbone=` names. Without a norm

@@ -34,13 +34,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
-from metarun.config.types import Len, NonNegativeFloat, PositiveFloat
+from metarun.config.types import Interval, Len, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import full_precision, one_hot, precise
 
-ITERATIONS = 2000  # at most; some dozens are usual
+ITERATIONS = 20_000  # at most; some dozens are usual, some thousands at the weakest penalty
 TOLERANCE = 1e-12  # of the largest logit
+Cost = Annotated[float, Interval(gt=0, le=1e5)]  # weaker penalties take too long to be solved
 
 
 def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Tensor:
@@ -48,7 +49,7 @@ def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Te
 
     The Hessian of the cross-entropy is at most half the identity (Böhning 1992). So with the logits z at hand, and p their
     probabilities, the regression is bounded by the ridge regression towards z + 2 (y - p) with penalty 2 / C, whose
-    matrix is the same each time; the solution is where that stays.
+    matrix is the same each time; the solution is where that stays. Steps towards it are extrapolated.
     """
     support, query, y = support.double(), query.double(), targets.double()
     mean = support.mean(1, keepdim=True)
@@ -61,13 +62,19 @@ def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Te
     centre = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - share
     fitted = fitted @ centre + share
     wanted = wanted @ centre + share[:, :1]
-    z, goal = torch.zeros_like(y), 2 * y - 2 / y.shape[-1]
+    z = ahead = torch.zeros_like(y)
+    pace = torch.ones_like(y[..., :1, :1])
     for _ in range(ITERATIONS):
+        goal = ahead + 2 * (y - ahead.softmax(-1))
         new = fitted @ goal
-        moved = (new - z).abs().max()
-        z, goal = new, new + 2 * (y - new.softmax(-1))
-        if moved < TOLERANCE * new.abs().max().clamp(min=1):
+        if (new - ahead).abs().max() < TOLERANCE * new.abs().max().clamp(min=1):
             break
+        # Nesterov's extrapolation, which each task starts anew where it leads uphill (O'Donoghue and Candes 2015).
+        uphill = ((ahead - new) * (new - z)).sum((-2, -1), keepdim=True) > 0
+        pace = pace.masked_fill(uphill, 1.0)
+        faster = (1 + (1 + 4 * pace**2).sqrt()) / 2
+        ahead = new + ((pace - 1) / faster).masked_fill(uphill, 0.0) * (new - z)
+        z, pace = new, faster.masked_fill(uphill, 1.0)
     return wanted @ goal
 
 
@@ -90,8 +97,8 @@ class RFS(Baseline):
         backbone: Backbone,
         spec: Spec,
         *,
-        cost: PositiveFloat = 1.0,
-        costs: Annotated[list[PositiveFloat], Len(1)] | None = None,
+        cost: Cost = 1.0,
+        costs: Annotated[list[Cost], Len(1)] | None = None,
         distill: bool = False,
         alpha: NonNegativeFloat = 0.5,
         beta: NonNegativeFloat = 0.5,

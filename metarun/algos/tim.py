@@ -12,15 +12,18 @@ H is Shannon's entropy. In alpha-TIM it is Tsallis' (1 - sum_c p_c^alpha) / (alp
 does not draw the queries' classes to equal shares as strongly.
 
 Differences from the official code (mboudiaf/TIM; oveilleux/Realistic_Transductive_Few_Shot):
-- The gradient is written out, and equals that of the losses above; there logarithms get 1e-12 added.
+- The gradient is written out, and equals that of the losses above; logarithms of shares are sums of logarithms here, and finite.
+  There the conditional's get 1e-12 added.
 - It takes 150 steps unless told, 1000 in its scripts, where `steps=1000` gives the same. Its lambda, weight_m, weight_c are 0.1, 1, 0.1 for
-  TIM; for alpha-TIM all are 1. Its alpha goes by the shots, as here unless told: 2 for one, 7 from five on, and between them the 5 of its
-  settings; of classes of unequal sizes the mean counts here.
+  TIM; for alpha-TIM all are 1. Its alpha goes by the shots, as here unless told: 2 for one, 7 from five on, and the 5 of its settings
+  from two on. Of classes of unequal sizes the mean counts here: 2 below two.
 - As in that code, alpha-TIM's cross-entropy is Shannon's; the paper has one with alpha, too.
 - The variant by alternating directions (TIM-ADM) is not here.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -31,6 +34,8 @@ from metarun.core import Backbone, Spec
 from metarun.ops.adam import Adam
 from metarun.ops.numerics import squared_lengths
 from metarun.ops.prototypes import class_means, negative_squared_distances
+
+LARGEST = 80.0  # exponent in single precision; the share that has it is nothing
 
 
 class TIM(TransformedFeatures):
@@ -100,7 +105,7 @@ class TIM(TransformedFeatures):
         alpha = by_shots(labelled / targets.shape[-2]) if self.alpha is None else self.alpha
         of_support, of_queries, logs = slopes[..., :labelled], slopes[..., labelled:], logs[..., labelled:]
         of_support.sub_(targets).mul_(self.support_weight / labelled)
-        marginal = steepness(of_queries.mean(-1, keepdim=True).log(), alpha)
+        marginal = steepness(logs.logsumexp(-1, keepdim=True) - math.log(logs.shape[-1]), alpha)
         by_shares = self.marginal_weight * marginal - self.conditional_weight * steepness(logs, alpha)
         by_shares.sub_((of_queries * by_shares).sum(-2, keepdim=True))
         of_queries.mul_(by_shares).div_(logs.shape[-1])
@@ -108,7 +113,7 @@ class TIM(TransformedFeatures):
 
 
 def by_shots(shots: float) -> float:
-    """The order of alpha-TIM's entropies that its official code has for tasks of so many shots a class."""
+    """The order of alpha-TIM's entropies for tasks of so many shots a class: that of its official code, for one, five and more."""
     return 2.0 if shots < 2 else 5.0 if shots < 5 else 7.0
 
 
@@ -116,4 +121,5 @@ def steepness(logs: Tensor, alpha: float) -> Tensor:
     """Minus the derivative of the entropy of order `alpha` by each share, given their logarithms, up to a constant for all shares."""
     if alpha == 1:
         return logs
-    return alpha / (alpha - 1) * torch.expm1((alpha - 1) * logs)
+    powers = (alpha - 1) * logs
+    return alpha / (alpha - 1) * torch.expm1(powers.clamp(max=LARGEST))

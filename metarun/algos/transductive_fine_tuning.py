@@ -80,12 +80,13 @@ class TransductiveFineTuning(TransformedFeatures):
 
     @torch.no_grad()
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
+        start = imprinted(support.relu(), targets)
         support, queries = unit(support), unit(queries)
         # Sums over tasks, in which each has the gradient of its own mean.
         tuned = self.tuned(
             lambda params: cross_entropy(linear(support, params), targets).sum() / support.shape[-2],
             lambda params: entropy(linear(queries, params)).sum() / queries.shape[-2],
-            imprinted(support, targets),
+            start,
         )
         return linear(queries, tuned)
 
@@ -99,14 +100,14 @@ class TransductiveFineTuning(TransformedFeatures):
     @torch.no_grad()
     def solve_by_network(self, support_x: Tensor, targets: Tensor, query_x: Tensor) -> Tensor:
         """Logits of one task's queries, `[Q, N]`, by a backbone of its own."""
-        network = UnitFeatures(self)
+        network = RectifiedFeatures(self)
         start = {f"backbone.{name}": value.detach() for name, value in parameters(self.backbone).items()}
 
         def logits(params: Params, x: Tensor, of: Tensor | None = None) -> Tensor:
             body = {name: value for name, value in params.items() if name.startswith("backbone.")}
             features = call(network, body, x, of)
             with full_precision(features):
-                return linear(features, params)
+                return linear(unit(features), params)
 
         tuned = self.tuned(
             lambda params: cross_entropy(logits(params, support_x), targets).mean(),
@@ -116,8 +117,8 @@ class TransductiveFineTuning(TransformedFeatures):
         return logits(tuned, query_x, support_x)
 
 
-class UnitFeatures(nn.Module):
-    """The backbone of a method, and what comes between its features and the classifier."""
+class RectifiedFeatures(nn.Module):
+    """The backbone of a method, and what comes between its features and their lengths."""
 
     def __init__(self, method: TransductiveFineTuning) -> None:
         super().__init__()
@@ -125,8 +126,8 @@ class UnitFeatures(nn.Module):
         self.transformed = partial(method.transformed, transform=method.transform)
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        """Images `[B, ...]` to unit features `[B, D]`."""
-        return unit(self.transformed(precise(self.backbone(x, n_support))))
+        """Images `[B, ...]` to features `[B, D]` without what is negative."""
+        return self.transformed(precise(self.backbone(x, n_support))).relu()
 
 
 def unit(features: Tensor) -> Tensor:

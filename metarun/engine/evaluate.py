@@ -32,6 +32,8 @@ class Scores:
         loss: The mean loss on the queries after the last of `steps`.
         measures: The method's own measures by name, float64 `[episodes]` or `[episodes, points]`; empty where they were not
             wanted.
+        undefined: The tasks of classification with a prediction that is no number after the last of `steps`, as where
+            inner steps diverge. It counts as wrong, and as a guess in all that goes by probabilities.
     """
 
     steps: list[int]
@@ -39,6 +41,7 @@ class Scores:
     power: float
     loss: float
     measures: dict[str, Tensor]
+    undefined: int = 0
 
     @property
     def final(self) -> Tensor:
@@ -84,6 +87,7 @@ def evaluate(
     values = torch.zeros(len(steps), episodes, dtype=torch.float64)
     power = torch.zeros((), dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
+    undefined = torch.zeros((), dtype=torch.float64)
     measures: dict[str, Tensor] = {}
     first, end = hardware.world.share(episodes)
     for start in range(first, end, hardware.test_chunk):
@@ -101,10 +105,15 @@ def evaluate(
                     continue
                 whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
                 whole[rows] = value.double().cpu()
+            last = predictions[-1]
+            if not regression:
+                without = metrics.undefined(last)
+                undefined += without.any(-1).sum().cpu()
+                last = torch.where(without.unsqueeze(-1), 0.0, last)
             if observe is not None:
-                observe(rows, predictions[-1], tasks.query_y)
+                observe(rows, last, tasks.query_y)
             share = len(rows) / episodes
-            loss += algorithm.task_loss(predictions[-1], tasks.query_y).cpu() * share
+            loss += algorithm.task_loss(last, tasks.query_y).cpu() * share
             if regression:
                 values[:, rows] = metrics.squared_error(predictions, tasks.query_y).cpu()
                 power += tasks.query_y.double().square().mean().cpu() * share
@@ -119,9 +128,9 @@ def evaluate(
             for name, value in shapes.items()
             if value.ndim == 1 or curves
         }
-    hardware.world.all_reduce([values, power, loss, *measures.values()])
+    hardware.world.all_reduce([values, power, loss, undefined, *measures.values()])
     algorithm.train(training)
-    return Scores(steps, values, power.item(), loss.item(), measures)
+    return Scores(steps, values, power.item(), loss.item(), measures, int(undefined))
 
 
 def prepared_tasks(

@@ -18,7 +18,7 @@ from metarun.engine.hardware import Hardware
 from metarun.engine.views import Views
 from metarun.ops import draws
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
-from metarun.ops.certainty import NAMES, auroc, certainties, threshold
+from metarun.ops.certainty import ENERGY, NAMES, auroc, certainties, tells, threshold
 from metarun.ops.prototypes import nearness
 
 KNOWN, UNKNOWN = 1, 2  # of a query: whether the support set has its class
@@ -132,7 +132,7 @@ def known_and_unknown(
         progress: Is told how many episodes are done.
 
     Returns:
-        For each certainty, by name, those of known and of unknown queries.
+        For each certainty that tells anything, by name, those of known and of unknown queries.
     """
     training = algorithm.training
     algorithm.eval()
@@ -157,8 +157,14 @@ def known_and_unknown(
         progress(stop * hardware.world.size)
     hardware.world.all_reduce([whole, kinds])
     algorithm.train(training)
+    asked = kinds > 0
     own, other = (
-        {name: whole[row][kinds == kind].numpy() for row, name in enumerate(NAMES)} for kind in (KNOWN, UNKNOWN)
+        {
+            name: whole[row][kinds == kind].numpy()
+            for row, name in enumerate(NAMES)
+            if name != ENERGY or tells(whole[row][asked].numpy())
+        }
+        for kind in (KNOWN, UNKNOWN)
     )
     return own, other
 
@@ -215,7 +221,8 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
         test: What it found on test episodes.
     """
     found: dict[str, Any] = {}
-    for name in test[0]:
+    names = [name for name in NAMES if name in validation[0] and name in test[0]]
+    for name in names:
         known, unknown = test[0][name], test[1][name]
         own = threshold(known)
         chosen = threshold(validation[0][name])
@@ -226,10 +233,10 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
             "known_kept": float(np.mean(known >= chosen)),
             "unknown_kept": float(np.mean(unknown >= chosen)),
         }
-    best = max(NAMES, key=lambda name: auroc(validation[0][name], validation[1][name]))
+    best = max(names, key=lambda name: auroc(validation[0][name], validation[1][name]))
     return {
         "certainties": found,
         "certainty": best,
-        "thresholds": {name: found[name]["threshold"] for name in NAMES},
+        "thresholds": {name: found[name]["threshold"] for name in names},
         "threshold_keeps": 0.95,
     }

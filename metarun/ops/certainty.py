@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
+ROUNDING = 1e-5
 MAX_PROBABILITY, ENERGY, PROTOTYPE = NAMES = ("max_probability", "energy", "prototype_distance")
 
 
@@ -25,6 +26,11 @@ def certainties(
     """
     found = {MAX_PROBABILITY: np.exp(log_probabilities.max(1)), ENERGY: logsumexp(scores, axis=1)}
     return found if nearness is None else {**found, PROTOTYPE: nearness}
+
+
+def tells(energies: np.ndarray) -> bool:
+    """Whether energies `[n]` say anything: the scores of a method that gives log probabilities add up to 0, but for rounding."""
+    return float(np.ptp(energies)) > ROUNDING
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:

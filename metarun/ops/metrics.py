@@ -103,8 +103,16 @@ def macro_f1(confusion: np.ndarray) -> tuple[float, float | None]:
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """The share of right answers of each task, `[..., T]`, of logits `[..., T, M, N]` and labels `[T, M]`."""
-    return (logits.argmax(-1) == target).double().mean(-1)
+    """The share of right answers of each task, `[..., T]`, of logits `[..., T, M, N]` and labels `[T, M]`.
+
+    Logits that are no numbers are no answer, and so not right.
+    """
+    return ((logits.argmax(-1) == target) & ~undefined(logits)).double().mean(-1)
+
+
+def undefined(logits: Tensor) -> Tensor:
+    """Of each query, `[...]`, whether its logits `[..., N]` say nothing, since one is no number, or is without bound."""
+    return ~(logits < torch.inf).all(-1)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ def sinkhorn(scores: Tensor) -> Tensor:
         Cuturi (2013), algorithm 1.
     """
     kernel = (scores - scores.amax(-1, keepdim=True)).exp()  # the rows' factors are free
+    kernel = kernel.clamp_min(torch.finfo(kernel.dtype).tiny)  # a column of zeros could not be filled
     transposed, each = kernel.mT.contiguous(), scores.shape[-2] / scores.shape[-1]
     columns = torch.ones_like(transposed[..., :1])
     going = torch.ones_like(columns[..., :1, :], dtype=torch.bool)

@@ -48,6 +48,7 @@ SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
 TEST_ACCURACY, TEST_ERROR = f"{TEST}/{ACCURACY}", f"{TEST}/{ERROR}"
 TEST_EPISODES = f"{TEST}/{EPISODES}"
 TEST_MEDIAN = f"{TEST}/mse_median"
+UNDEFINED = "undefined"  # the test tasks of classification with a prediction that is no number
 TEST_DIVERGED = f"{TEST}/diverged"  # the episodes whose error is not finite
 TEST_CURVES, TEST_POINTS = f"{TEST}/{CURVES}", f"{TEST}/{POINTS}"
 TEST_AFTER_INNER_STEPS = f"{TEST}/{AFTER_INNER_STEPS}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,8 @@ from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
 from metarun.target.base import Own
 from metarun.text import shape_text
+
+log = logging.getLogger("metarun")
 
 
 @dataclass
@@ -105,11 +108,12 @@ class MetaTest(Stage):
         algorithm, hardware, number = run.algorithm, run.hardware, run.learner.settings.validate_episodes
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
-        temperature = None
-        if self.classifies:
-            temperature = self.validation and validation_temperature(
-                algorithm, self.validation, number, run.test_task, hardware, self.views
-            )
+        temperature = self.temperature_alone = None
+        if self.classifies and self.validation is not None:
+            wanted = (algorithm, self.validation, number, run.test_task, hardware)
+            temperature = self.temperature_alone = validation_temperature(*wanted, self.views)
+            if self.views is not None and any(test.with_unknown for test in self.tests):
+                self.temperature_alone = validation_temperature(*wanted)
         for test in self.tests:
             self._carry_out(run, test, steps, temperature, number)
         if self.validation is not None:
@@ -137,6 +141,12 @@ class MetaTest(Stage):
         if observed is None:
             scores.measures |= measured.gather(hardware)
         kind = result.of_set(result.TEST, test.name)
+        if scores.undefined:
+            run.result[test.key(result.TEST, result.UNDEFINED)] = scores.undefined
+            log.warning(
+                "%s: %s of %s test tasks have predictions that are no numbers, which count as wrong; smaller inner steps, or another "
+                "temperature, may keep the method from diverging", kind, scores.undefined, settings.episodes,
+            )  # fmt: skip
         run.result |= summary(scores, kind) | own_measures(scores, kind)
         if observed is not None:
             run.result |= self._probabilities(run, test, scores, observed, validated)
@@ -213,7 +223,8 @@ class MetaTest(Stage):
         found[worst], found[result.half_of(worst)] = metrics.interval(observed.worst, shares=True)
         run.logger.picture(test.key(result.TEST, "reliability"), reliability_diagram(observed.after.bins()))
         if test.with_unknown:
-            unknown, temperature = run.config.test.unknown_ways, observed.temperature
+            # One task at a time, as `predict` does, whatever copies of it the test averages over.
+            unknown, temperature = run.config.test.unknown_ways, self.temperature_alone
             with draws.untouched(hardware.device):
                 sides = [
                     known_and_unknown(run.algorithm, sampler, number, test.task, unknown, temperature, hardware)
@@ -223,13 +234,14 @@ class MetaTest(Stage):
         return found
 
     def _of_single_images(self, run: Run, validated: int) -> dict[str, Any]:
-        """What a classifier of single images goes by, where its norm is not that of the episodes; nothing where it is the same.
+        """What a classifier of single images goes by, where it does not predict as the test does; nothing where it does.
 
-        With the norm `batch` episodes are normalised by their queries too, and single images by the support set alone: their scores
-        are others, and so are the temperature and the thresholds that suit them.
+        With the norm `batch` episodes are normalised by their queries too, and single images by the support set alone; and no
+        single image is averaged over the copies of `test.views`. The scores are others, and so are the temperature and the
+        thresholds that suit them.
         """
         alone, hardware = Own(run.algorithm).inductive, run.hardware
-        if alone is run.algorithm or self.validation is None:
+        if (alone is run.algorithm and self.views is None) or self.validation is None:
             return {}
         alone.vectorize = hardware.vectorize
         temperature = validation_temperature(alone, self.validation, validated, run.test_task, hardware)

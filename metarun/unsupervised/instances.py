@@ -7,7 +7,7 @@ https://arxiv.org/abs/1811.11819, https://arxiv.org/abs/2006.11325
 
 UMTRA argues that N of very many images are mostly of different classes (its section 3). ProtoCLR is the same with a large N
 (50) and several queries (3) of each image. Settings of the distortions are those of the official codes for Omniglot:
-`conf/unsupervised/umtra.yaml` and `prototransfer.yaml`; `_photos` are those for photographs.
+`conf/unsupervised/umtra.yaml` and `prototransfer.yaml`; `_photos` are in their manner for photographs, with numbers of our own.
 
 Differences from the papers and their official codes (siavash-khodadadeh/UMTRA-Release, indy-lab/ProtoTransfer):
 - A task with more shots than one has distorted images as its further shots. UMTRA trains with one shot only.

@@ -222,7 +222,9 @@ def test_meta_baselines_temperature_learns_unless_told_not_to() -> None:
 # RFS
 
 
-@pytest.mark.parametrize(("ways", "size", "cost"), [(3, 6, 1.0), (5, 40, 1.0), (4, 9, 100.0), (20, 100, 1.0)])
+@pytest.mark.parametrize(
+    ("ways", "size", "cost"), [(3, 6, 1.0), (5, 40, 1.0), (4, 9, 100.0), (20, 100, 1.0), (5, 25, 1e4)]
+)
 def test_logistic_regression_is_scikit_learns(ways: int, size: int, cost: float) -> None:
     torch.manual_seed(0)
     labels = torch.stack([torch.cat([torch.arange(ways), torch.randint(ways, (size - ways,))]) for _ in range(2)])
@@ -428,6 +430,7 @@ def test_mtls_backbone_says_of_itself_what_the_frozen_one_says() -> None:
         (SimpleShot, {"transform": "cl2"}, r"^algo\.transform=cl2: is not one of un, l2n, cl2n"),
         (MetaBaseline, {"temperature": 0.0}, r"^algo\.temperature=0: must be above 0"),
         (RFS, {"cost": 0.0}, r"^algo\.cost=0: must be above 0"),
+        (RFS, {"cost": 1e6}, r"^algo\.cost=1000000: must be above 0 and at most 100000"),
         (RFS, {"distill_temperature": 0.0}, r"^algo\.distill_temperature=0: must be above 0"),
         (MTL, {"scale_rate": 0.0}, r"^algo\.scale_rate=0: must be above 0"),
         (MTL, {"hard_tasks": 2.0}, r"^algo\.hard_tasks=2: must be from 0 to 1"),

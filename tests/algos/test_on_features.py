@@ -263,6 +263,31 @@ def test_sinkhorn_has_its_marginals_and_each_problem_its_own_end() -> None:
         assert torch.equal(sinkhorn(scores[number : number + 1]), sinkhorn(scores)[number : number + 1])
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, None])
+def test_tim_tells_classes_that_no_query_is_near(alpha: float | None) -> None:
+    """A class's share of the queries can be too small for a number, and its logarithm is not."""
+    torch.manual_seed(0)
+    centres = 6 * torch.eye(3, D)
+    support, query = centres + 0.1 * torch.randn(3, D), centres[[0, 0, 1, 1, 0]] + 0.1 * torch.randn(5, D)
+    for dtype in (torch.float32, torch.float64):
+        algorithm = on_vectors(TIM, transform="un", alpha=alpha).to(dtype)
+        labels = torch.zeros(1, 5, dtype=torch.long)
+        batch = Episodes(support[None].to(dtype), torch.arange(3)[None], query[None].to(dtype), labels, WAYS)
+        found = algorithm.predict(batch)
+        assert found.isfinite().all()
+        assert found.argmax(-1).tolist() == [[0, 0, 1, 1, 0]]
+
+
+def test_ptmap_of_one_query_at_any_temperature() -> None:
+    torch.manual_seed(1)
+    support, query = 2 * torch.rand(1, 6, D).double(), 2 * torch.rand(1, 1, D).double()
+    labels = torch.tensor([[0, 1, 1, 2, 2, 2]])
+    found = on_vectors(PTMAP, regularization=1000.0).predict(
+        Episodes(support, labels, query, torch.zeros(1, 1, dtype=torch.long), WAYS)
+    )
+    close(found.exp(), torch.full((1, 1, WAYS), 1 / WAYS, dtype=torch.float64), 1e-6)
+
+
 def test_ptmap_by_hand() -> None:
     def transformed(x: Tensor) -> Tensor:
         x = (x + 1e-6) ** 0.5
@@ -299,8 +324,8 @@ def test_ptmap_gives_every_class_equally_many_queries() -> None:
 @pytest.mark.parametrize("weight", [0.0, 1.5])
 def test_transductive_fine_tuning_by_hand(weight: float) -> None:
     def reference(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        w = F.normalize(means(x.clamp(min=0), y), dim=1).requires_grad_()  # means of features that have their lengths
         x, q = (F.normalize(each.clamp(min=0), dim=1) for each in (x, q))
-        w = F.normalize(means(x, y), dim=1).requires_grad_()
         b = torch.zeros(WAYS, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([w, b], lr=0.02)
         for _ in range(6):
@@ -340,7 +365,7 @@ def test_the_whole_network_is_tuned_for_each_task_by_itself(vectorize: bool) -> 
         def unit(items: Tensor, own: Algorithm = own) -> Tensor:
             return F.normalize(own.backbone(items), dim=1)
 
-        w = F.normalize(means(unit(x), y), dim=1).detach().requires_grad_()
+        w = F.normalize(means(own.backbone(x), y), dim=1).detach().requires_grad_()
         b = torch.zeros(WAYS, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([*own.backbone.parameters(), w, b], lr=0.01)
         for _ in range(3):
@@ -453,7 +478,7 @@ def test_frn_of_a_class_that_spans_all_features_and_no_penalty_rebuilds_every_qu
 def test_frns_auxiliary_loss_counts_each_pair_of_classes_once() -> None:
     torch.manual_seed(0)
     support, labels = torch.randn(6, 2, 5).double(), torch.tensor([0, 1, 1, 2, 2, 0])
-    unit = F.normalize(support, dim=2)
+    unit = support / support.norm()  # of the whole support set, as the official code's norm(2) of a tensor is
     wanted = sum(
         (unit[labels == one].reshape(-1, 5) @ unit[labels == other].reshape(-1, 5).T).square().sum()
         for one in range(WAYS)

@@ -479,6 +479,26 @@ def test_probabilities_of_single_images_have_a_temperature_of_their_own(tmp_path
     assert held.calibration.thresholds != told["test/unknown"]["thresholds"]
 
 
+def test_the_temperature_of_single_images_is_not_that_of_averaged_copies(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "source", per_class=10)
+    words = [
+        *EPISODIC[:7],
+        "train.validate_every=2",
+        "train.validate_episodes=30",
+        "test.episodes=6",
+        "test.baseline_episodes=0",
+    ]
+    words += ["algo=protonet", "test.unknown_ways=1", "test.task.ways=3", "augment=standard", f"data.root={images}"]
+    told = {}
+    for views in (1, 3):
+        done(*words, f"test.views={views}", f"outputs={tmp_path}", f"name=views{views}")
+        (made,) = tmp_path.glob(f"views{views}/*/result.json")
+        told[views] = result(made.parent)
+    assert told[3]["test/calibration"]["temperature"] != told[1]["test/calibration"]["temperature"]
+    assert told[3]["learner"]["calibration"] == told[1]["learner"]["calibration"]
+    assert told[3]["test/unknown"] == told[1]["test/unknown"]
+
+
 def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
     learner = {"weights": None, "preprocessing": {"size": 28}}

@@ -81,6 +81,18 @@ def test_certainties_tell_classes_that_are_easily_told() -> None:
         assert 0 <= one["fpr_at_95_tpr"] <= 1
 
 
+def test_energy_of_log_probabilities_is_no_certainty() -> None:
+    source = toy_images()
+    algorithm = build(compose("algo=rfs_ensemble", "backbone.channels=8"), source)
+    whole = source.sampler("val", TaskShape(5, 2, 3), 0, torch.device("cpu"))
+    side = known_and_unknown(algorithm, whole, 4, TaskShape(3, 2, 3), 2, None, hardware())
+    told = tell_apart(side, side)
+    assert (
+        set(side[0]) == set(told["certainties"]) == set(told["thresholds"]) == {"max_probability", "prototype_distance"}
+    )
+    assert told["certainty"] in side[0]
+
+
 def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_threshold(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     words = [*SMALL, f"data.root={images}", f"outputs={tmp_path}"]

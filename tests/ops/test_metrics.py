@@ -16,7 +16,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine.evaluate import evaluate
-from metarun.ops.metrics import accuracy, interval, median, regression_summary, squared_error
+from metarun.ops.metrics import accuracy, interval, median, regression_summary, squared_error, undefined
 
 
 @pytest.mark.parametrize("n", [2, 3, 1000])
@@ -54,6 +54,12 @@ def test_accuracy() -> None:
     assert after_steps.shape == (3, 2)
     assert torch.equal(after_steps[0], found)
     assert torch.equal(after_steps[2], found)
+
+
+def test_no_number_is_no_answer() -> None:
+    logits = torch.tensor([[[math.nan, 1, 2], [math.inf, 0, 0], [-math.inf, -math.inf, 1]]])
+    assert undefined(logits).tolist() == [[True, True, False]]
+    assert accuracy(logits, torch.tensor([[0, 0, 2]])).tolist() == [pytest.approx(1 / 3)]
 
 
 def test_squared_error() -> None:
@@ -131,6 +137,26 @@ def test_evaluation_of_classification() -> None:
     algorithm.eval()
     assert evaluate(algorithm, sampler, 3, hardware()).steps == [3]
     assert not algorithm.training
+
+
+def test_evaluation_counts_tasks_without_an_answer() -> None:
+    class Diverging(Blind):
+        def predict_after(self, episodes: Episodes, steps: list[int]) -> Tensor:
+            found = super().predict_after(episodes, steps)
+            found[:, 0, :2] = math.nan  # two queries of the first task of a chunk
+            return found
+
+    source, seen = toy_images(), []
+    sampler = source.sampler("test", TaskShape(5, 1, 4), 0, CPU)
+    scores = evaluate(Diverging(source, 5), sampler, 40, hardware(), [0], observe=lambda *each: seen.append(each[1]))
+    plain = evaluate(Blind(source, 5), sampler, 40, hardware(), [0])
+    assert scores.undefined == 2
+    assert plain.undefined == 0
+    assert math.isfinite(scores.loss)
+    lost = (plain.values - scores.values)[0]
+    assert lost[1:32].count_nonzero() == 0
+    assert all(predictions.isfinite().all() for predictions in seen)
+    assert all((predictions[0, :2] == 0).all() for predictions in seen)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.errors import UserError
+from metarun.ops.linear_head import Scaling, trained_head
 from metarun.ops.online import kaiming
 from metarun.ops.prototypes import class_means, negative_squared_distances
-
-PROBE_STEPS, PROBE_RATE, PROBE_DECAY = 200, 0.01, 0.1  # as `transfer=linear_probe`
 
 
 @dataclass(frozen=True)
@@ -106,17 +105,8 @@ def linear_probe(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
     found = []
     for count in points:
         known, asked = sequence.learned[:count].flatten(0, 1), sequence.asked[:count].flatten(0, 1)
-        mean, deviation = known.mean(0), known.std(0, unbiased=False)
-        scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0)
-        known, asked = (known - mean) * scale, (asked - mean) * scale
+        scaling = Scaling(known)
         labels = torch.arange(count, device=known.device).repeat_interleave(sequence.learned.shape[1])
-        weight = torch.zeros(count, known.shape[1], device=known.device, requires_grad=True)
-        bias = torch.zeros(count, device=known.device, requires_grad=True)
-        descent = torch.optim.AdamW([weight, bias], lr=PROBE_RATE, weight_decay=PROBE_DECAY)
-        for _ in range(PROBE_STEPS):
-            descent.zero_grad()
-            F.cross_entropy(F.linear(known, weight, bias), labels).backward()
-            descent.step()
-        with torch.no_grad():
-            found.append(sequence.correct(F.linear(asked, weight, bias), count))
+        weight, bias = trained_head(scaling(known), labels, count)
+        found.append(sequence.correct(F.linear(scaling(asked), weight, bias), count))
     return found

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
+from metarun.ops.linear_head import Scaling, trained_head
 from metarun.ops.prototypes import negative_squared_distances
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
@@ -112,14 +113,10 @@ class LinearProbe(TargetMethod):
         known = features(backbone, train.x)
         scaling = Scaling(known)
         known = scaling(known)
-        weight = torch.zeros(classes, known.shape[1], device=known.device, requires_grad=True)
-        bias = torch.zeros(classes, device=known.device, requires_grad=True)
-        optimizer = torch.optim.AdamW([weight, bias], lr=self.learning_rate, weight_decay=self.weight_decay)
-        for _ in range(self.steps):
-            optimizer.zero_grad()
-            F.cross_entropy(F.linear(known, weight, bias), train.y).backward()
-            optimizer.step()
-        return LinearScores(backbone, scaling, weight.detach(), bias.detach())
+        head = trained_head(
+            known, train.y, classes, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay
+        )
+        return LinearScores(backbone, scaling, *head)
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> LinearScores:
         backbone = copy.deepcopy(self.learner.backbone)
@@ -155,22 +152,6 @@ class NearestCentroid(TargetMethod):
     def restore(self, state: Mapping[str, Tensor], classes: int) -> CentroidScores:
         backbone = copy.deepcopy(self.learner.backbone)
         return loaded(CentroidScores(backbone, state["centroids"], state.get("mean")), state)
-
-
-class Scaling(nn.Module):
-    """Shifts and scales features by the mean and deviation of each of them in `known` `[n, D]`; constant ones become 0."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, known: Tensor) -> None:
-        super().__init__()
-        deviation = known.std(0, unbiased=False)
-        self.register_buffer("mean", known.mean(0))
-        self.register_buffer("scale", torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.scale
 
 
 def log_probabilities(

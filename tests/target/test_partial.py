@@ -15,9 +15,10 @@ from metarun.backbones.pixels import Pixels
 from metarun.config import construct
 from metarun.core import Algorithm, Batch, Episodes, Spec
 from metarun.errors import UserError
+from metarun.ops.linear_head import Scaling
 from metarun.ops.numerics import one_hot
 from metarun.target.base import Bare, Tuned, features
-from metarun.target.features import LogisticEnsemble, LogisticRegression, Scaling
+from metarun.target.features import LogisticEnsemble, LogisticRegression
 from metarun.target.partial import PartialTuning
 
 SOURCE = toy_images(classes=4, per_class=40)

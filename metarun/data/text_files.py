@@ -341,7 +341,7 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
 Row = tuple[str, dict[str, str]]
 
 
-def _table_rows(text: str, path: Path, key: str) -> Iterator[Row]:
+def _table_rows(text: str, path: Path, key: str) -> list[Row]:
     """The rows of a table with a header, by column, and where they are."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
@@ -350,17 +350,33 @@ def _table_rows(text: str, path: Path, key: str) -> Iterator[Row]:
             f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
         )
     try:
-        yield from _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
+        rows = _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
     except UserError:
-        if delimiter != "\t":
-            raise
-        try:  # with tabs a quote is often a character like any other
-            rows = list(_parsed(text, path, key, delimiter, csv.QUOTE_NONE))
-        except UserError:
-            rows = []
-        if not rows:
-            raise
-        yield from rows
+        if delimiter == "\t" and (plain := _unquoted(text, path, key)):
+            return plain
+        raise
+    # A quote that is a character may be closed by that of a later text: the lines between are then within one cell.
+    over_lines = (
+        where for where, row in rows if any("\t" in cell and len(cell.splitlines()) > 1 for cell in row.values())
+    )
+    if delimiter == "\t" and (first := next(over_lines, "")):
+        plain = _unquoted(text, path, key)
+        if plain and list(plain[0][1]) == list(rows[0][1]):
+            log.warning(
+                "%s: %s: a quote ends in a later line; each line has all columns, so that quotes are read as characters of the texts; "
+                "put a text with a tab and a new line into JSON lines (.jsonl)",
+                key, first,
+            )  # fmt: skip
+            return plain
+    return rows
+
+
+def _unquoted(text: str, path: Path, key: str) -> list[Row]:
+    """The rows of a table with tabs, in which a quote is often a character like any other; none where lines have other columns."""
+    try:
+        return _parsed(text, path, key, "\t", csv.QUOTE_NONE)
+    except UserError:
+        return []
 
 
 def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> list[Row]:

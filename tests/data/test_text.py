@@ -60,6 +60,35 @@ def test_tabs_with_quotes_that_are_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (  # a quote that another text closes swallows no rows
+            ['"hello\ta', "second\ta", 'hi there"\tb', "foo\tb"],
+            [('"hello', "a"), ("second", "a"), ('hi there"', "b"), ("foo", "b")],
+        ),
+        (['"a tab\tand', 'a line"\ta', "foo\tb"], [('"a tab', "and"), ('a line"', "a"), ("foo", "b")]),
+        (['"a tab\tand\t', 'a line"\ta', "foo\tb"], [("a tab\tand\t\na line", "a"), ("foo", "b")]),
+        (['"two', 'lines"\ta', "foo\tb"], [("two\nlines", "a"), ("foo", "b")]),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_quote_goes_over_lines_with_tabs_only_where_these_are_no_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str], rows: list[tuple[str, str]], newline: str
+) -> None:
+    (tmp_path / "a.tsv").write_text(newline.join(["text\tlabel", *lines, ""]), newline="")
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert read(tmp_path / "a.tsv") == [(text.replace("\n", newline), label) for text, label in rows]
+    assert ["line 2: a quote ends in a later line" in record.getMessage() for record in caplog.records] == [True] * (
+        rows[0][0][0] == '"'
+    )
+
+
+def test_a_header_in_quotes_says_that_quotes_are_no_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('"text"\t"label"\n"a tab\tand\na line"\t"a"\n')
+    assert read(tmp_path / "a.tsv") == [("a tab\tand\na line", "a")]
+
+
+@pytest.mark.parametrize(
     ("header", "columns", "wanted"),
     [
         ("text,category", {}, "text"),

@@ -26,7 +26,7 @@ from metarun.engine.learner import Learner, build_optimizer
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
-from metarun.stages.compatibility import check_training
+from metarun.stages.compatibility import check_labels, check_training
 from metarun.stages.training_data import image_batches, training_episodes, training_images
 from metarun.target.target import Target
 from metarun.wrappers.base import Wrapper
@@ -119,6 +119,8 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
     """
     algorithm, seed, device = learner.algorithm, run.config.seed, learner.hardware.device
     if algorithm.trains_on == "batches":
+        if learner.settings.steps:
+            check_labels(algorithm, run.config, train)
         learner.sampler = image_batches(run, learner, algo, split)
     else:
         learner.task = task

@@ -112,6 +112,11 @@ class Labelled:
             found, labels=np.searchsorted(kept, found.labels), names=[self.names[number] for number in kept.tolist()]
         )
 
+    def of_at_least(self, items: int) -> Labelled:
+        """The images of the classes that have so many alone, these numbered anew."""
+        enough = self.counts >= items
+        return self if enough.all() else self.of_classes(np.flatnonzero(enough))
+
     def with_views(self) -> Labelled:
         """These items and, after them, their changed copies, to train on; the items alone where there are no copies."""
         if self.views == 1:

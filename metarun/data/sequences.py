@@ -11,6 +11,7 @@ from metarun.core import Episodes, TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.sampler import distinct, uniforms
 from metarun.errors import UserError
+from metarun.text import counted, printable
 
 
 def sequences(
@@ -43,9 +44,11 @@ def sequences(
     if many > len(counts):
         raise UserError(f"{key}.ways={many}: is above the {len(counts)} training classes")
     if needed > counts.min():
-        name = images.names[int(counts.argmin())]
+        name = printable(images.names[int(counts.argmin())])
+        enough = (counts >= needed).sum() >= many
         raise UserError(
-            f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counts.min()} images of the class {name}"
+            f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counted(int(counts.min()), 'image')} of the class "
+            f"{name}; lower them{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
         )
     if queried * many + remembered < 1:
         raise UserError(f"{key}.queries=0: leaves nothing to learn from; set it, or algo.remembered, above 0")

@@ -107,6 +107,13 @@ class TableSource(DataSource):
         turned = 4 if self.rotations else 1
         classes = self.classes_of(split, task)
         counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
+        needed = ways + task.distractors
+        if counts[split] < needed <= len(self.splits[split]) * turned:  # without `min_items` there are enough
+            own = np.repeat(self.table.sizes[self.splits[split]], turned)
+            raise UserError(
+                f"task.min_items={task.min_items}: leaves {counts[split]} of the {counted(len(own), 'class', 'classes')} for "
+                f"{PURPOSE[split]}, and a task needs {needed}; lower it to {np.sort(own)[-needed]}"
+            )
         if counts[split] < ways:
             total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())

@@ -297,6 +297,7 @@ class Text(TextSource):
             metadata={
                 "files": [file.name for file in found.files][:20],
                 **({"empty": len(found.empty)} if found.empty else {}),
+                **({"unread": len(found.unread)} if found.unread else {}),
             },
         )
 

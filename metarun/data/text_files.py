@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
-from metarun.text import printable
+from metarun.text import counted, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
 TEXT_COLUMNS = (
@@ -75,11 +75,13 @@ class Texts:
         rows: The texts, in the files' order.
         files: The files that they came from.
         empty: Where the rows without a text were, which are left out.
+        unread: What lies in class folders beside their text files, and is left out.
     """
 
     rows: list[LabelledText] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
 
 def shortened(text: str) -> str:
@@ -121,6 +123,12 @@ def labelled_texts(
             "%s: %d row%s without a text %s left out, the first of %s",
             key, count, "s" * (count != 1), "is" if count == 1 else "are", found.empty[0],
         )  # fmt: skip
+    if found.unread:
+        log.warning(
+            "%s: left out %s in class folders that %s; the first: %s",
+            key, counted(len(found.unread), "file or folder", "files or folders"),
+            "is no .txt file" if len(found.unread) == 1 else "are no .txt files", printable(found.unread[0]),
+        )  # fmt: skip
     bare = next((row for row in found.rows if not row.part), None)
     if bare and any(row.part for row in found.rows):
         raise UserError(f"{key}: {bare.where}: is in no part, but other texts are; fill the column or leave it out")
@@ -150,20 +158,57 @@ class _Reader:
             for part, name in named.items():
                 self.file(root / name, part)
             return
-        if len(files) == 1:
-            return self.file(root / files[0], "")
-        if files:
+        divided = _by_part([name for name in folders if part_of(name)], root, self.key)
+        if len(divided) == 1:
+            divided = {}
+        if files and not self._left(root, files, list(divided.values()) or folders, parts=bool(divided)):
+            if len(files) == 1:
+                return self.file(root / files[0], "")
             raise UserError(
                 f"{self.key}.root: {root} holds {_listed(files)}, and nothing says which to read; give the file itself, "
                 f"{self.key}.root={root / files[0]}, or call several train, val and test"
             )
-        divided = _by_part([name for name in folders if part_of(name)], root, self.key)
-        if len(divided) > 1:
-            self._need(divided, root)
-            for part, name in divided.items():
-                self._part(root / name, part)
-            return
-        self._classes(root, "")
+        if not divided:
+            return self._classes(root, "")
+        self._need(divided, root)
+        for part, name in divided.items():
+            self._part(root / name, part)
+
+    def _left(self, root: Path, files: Sequence[str], folders: Sequence[str], *, parts: bool) -> bool:
+        """Whether files that may be a data set lie beside folders that are one: then they are told of and left.
+
+        Args:
+            root: Where both lie.
+            files: The files.
+            folders: The folders that may be classes, or parts.
+            parts: Whether they are parts: a table, or a folder for each class, makes one; a class has text files.
+
+        Raises:
+            UserError: Some of the folders are such, and others are not.
+        """
+        holding = [name for name in folders if (self._is_part if parts else self._is_class)(root / name)]
+        if len(holding) < (1 if parts else 2):  # of one class there is no data set
+            return False
+        if len(holding) < len(folders):
+            others = [name for name in folders if name not in holding]
+            raise UserError(
+                f"{self.key}.root: {root} holds both {_listed(files)} and folders of texts, {_listed(holding)}, but no texts in "
+                f"{_listed(others)}; give the file itself, {self.key}.root={root / files[0]}, or move it or these folders elsewhere"
+            )
+        log.warning(
+            "%s: of %s only the folders %s are read, not %s; %s.root=%s reads that file",
+            self.key, root, _listed(holding), _listed(files), self.key, root / files[0],
+        )  # fmt: skip
+        return True
+
+    def _is_class(self, folder: Path) -> bool:
+        return any(Path(name).suffix.lower() in PLAIN for name in _visible(folder, self.key))
+
+    def _is_part(self, folder: Path) -> bool:
+        return any(
+            self._is_class(folder / name) if (folder / name).is_dir() else Path(name).suffix.lower() in READ
+            for name in _visible(folder, self.key)
+        )
 
     def _need(self, parts: Mapping[str, str], root: Path) -> None:
         for part in ("train", "test"):
@@ -173,13 +218,14 @@ class _Reader:
                 )
 
     def _part(self, root: Path, part: str) -> None:
-        files = [name for name in _visible(root, self.key) if Path(name).suffix.lower() in READ]
+        names = _visible(root, self.key)
+        files = [name for name in names if Path(name).suffix.lower() in READ]
+        folders = [name for name in names if (root / name).is_dir()]
+        if not files or self._left(root, files, folders, parts=False):
+            return self._classes(root, part)
         if len(files) > 1:
             raise UserError(f"{self.key}.root: {root} holds {_listed(files)}; it must hold one file, or class folders")
-        if files:
-            self.file(root / files[0], part)
-        else:
-            self._classes(root, part)
+        self.file(root / files[0], part)
 
     def _classes(self, root: Path, part: str) -> None:
         """A folder of text files for each class."""
@@ -192,7 +238,9 @@ class _Reader:
                 + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
             )
         for name in folders:
-            files = [file for file in _visible(root / name, self.key) if Path(file).suffix.lower() in PLAIN]
+            held = _visible(root / name, self.key)
+            files = [file for file in held if Path(file).suffix.lower() in PLAIN]
+            self.found.unread += [str(root / name / file) for file in held if file not in files]
             if not files:
                 raise UserError(f"{self.key}.root: the class folder {root / name} holds no .txt file")
             for file in files:
@@ -341,7 +389,7 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
 Row = tuple[str, dict[str, str]]
 
 
-def _table_rows(text: str, path: Path, key: str) -> Iterator[Row]:
+def _table_rows(text: str, path: Path, key: str) -> list[Row]:
     """The rows of a table with a header, by column, and where they are."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
@@ -350,17 +398,33 @@ def _table_rows(text: str, path: Path, key: str) -> Iterator[Row]:
             f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
         )
     try:
-        yield from _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
+        rows = _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
     except UserError:
-        if delimiter != "\t":
-            raise
-        try:  # with tabs a quote is often a character like any other
-            rows = list(_parsed(text, path, key, delimiter, csv.QUOTE_NONE))
-        except UserError:
-            rows = []
-        if not rows:
-            raise
-        yield from rows
+        if delimiter == "\t" and (plain := _unquoted(text, path, key)):
+            return plain
+        raise
+    # A quote that is a character may be closed by that of a later text: the lines between are then within one cell.
+    over_lines = (
+        where for where, row in rows if any("\t" in cell and len(cell.splitlines()) > 1 for cell in row.values())
+    )
+    if delimiter == "\t" and (first := next(over_lines, "")):
+        plain = _unquoted(text, path, key)
+        if plain and list(plain[0][1]) == list(rows[0][1]):
+            log.warning(
+                "%s: %s: a quote ends in a later line; each line has all columns, so that quotes are read as characters of the texts; "
+                "put a text with a tab and a new line into JSON lines (.jsonl)",
+                key, first,
+            )  # fmt: skip
+            return plain
+    return rows
+
+
+def _unquoted(text: str, path: Path, key: str) -> list[Row]:
+    """The rows of a table with tabs, in which a quote is often a character like any other; none where lines have other columns."""
+    try:
+        return _parsed(text, path, key, "\t", csv.QUOTE_NONE)
+    except UserError:
+        return []
 
 
 def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> list[Row]:

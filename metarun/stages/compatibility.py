@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from metarun.core import Algorithm, TaskShape, count_text, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Learner
@@ -42,6 +44,30 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
             "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
         )
+
+
+def check_labels(algorithm: Algorithm, config: DictConfig, train: str) -> None:
+    """Checks that no share of the labels is asked for, and no unlabelled items, where a method trains on batches of all labels.
+
+    Args:
+        algorithm: A method on batches.
+        config: The whole config.
+        train: The key of its training's settings. Of an earlier stage than the run's last, what `train` says matters too.
+
+    Raises:
+        UserError: There is such a share, or there are such items.
+    """
+    keys = [*dict.fromkeys((f"{train}.task", "train.task")), "task"]
+    given = {key: OmegaConf.select(config, f"{key}.labelled_share") for key in keys}
+    key, share = next(((key, share) for key, share in given.items() if share is not None), ("", 1))
+    why = f"is of training tasks, but {type(algorithm).__name__} trains on batches of all labelled images"
+    if share < 1:
+        raise UserError(
+            f"{key}.labelled_share={share:g}: {why}; take a method that trains on tasks (algo=protonet, say), or allow it all labels: "
+            f"{train}.task.labelled_share=1"
+        )
+    if count := OmegaConf.select(config, f"{train}.task.unlabelled"):
+        raise UserError(f"{train}.task.unlabelled={count}: {why}; leave it null")
 
 
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:

@@ -20,7 +20,7 @@ from metarun.report.statistics import over_seeds
 from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.text import shown_path
+from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
@@ -66,16 +66,24 @@ class Continual(Stage):
         self.points = self._points(self.classes, config.points)
 
     def _images(self, run: Run, split: Split) -> Labelled:
-        config = run.config.continual
-        images = run.data.labelled(None, split)
+        config, fewest = run.config.continual, run.test_task.min_items
+        whole = run.data.labelled(None, split)
+        images = whole.of_at_least(fewest)
         needed = config.images + config.test_images
-        if len(images.names) < 2:
+        if len(whole.names) < 2:
             raise UserError(f"recipe=continual: the {split} split has fewer than two classes")
+        if len(images.names) < 2:
+            raise UserError(
+                f"recipe=continual: task.min_items={fewest} leaves {len(images.names)} of the {len(whole.names)} classes of the {split} "
+                "split; lower it"
+            )
         if images.counts.min() < needed:
-            name = images.names[int(images.counts.argmin())]
+            name = printable(images.names[int(images.counts.argmin())])
+            enough = (images.counts >= needed).sum() > 1
             raise UserError(
                 f"continual: images + test_images = {config.images} + {config.test_images} = {needed} is above the "
-                f"{images.counts.min()} images of the class {name}; lower continual.images or continual.test_images"
+                f"{counted(int(images.counts.min()), 'image')} of the class {name}; lower continual.images or continual.test_images"
+                f"{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
             )
         return images
 
@@ -212,7 +220,12 @@ class Continual(Stage):
     def protocol(self, run: Run) -> dict[str, Any]:
         config = run.config.continual
         return {
-            "test": {"ways": self.classes, "shots": config.images, "queries": config.test_images},
+            "test": {
+                "ways": self.classes,
+                "shots": config.images,
+                "queries": config.test_images,
+                **({"min_items": fewest} if (fewest := run.test_task.min_items) else {}),
+            },
             result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far, an answer is any class of "
             "the sequence",
         }

@@ -26,8 +26,8 @@ from metarun.engine.learner import Learner, build_optimizer
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
-from metarun.stages.compatibility import check_training
-from metarun.stages.training_data import image_batches, training_episodes, training_images
+from metarun.stages.compatibility import check_labels, check_training
+from metarun.stages.training_data import image_batches, sequence_images, training_episodes, training_images
 from metarun.target.target import Target
 from metarun.wrappers.base import Wrapper
 
@@ -119,11 +119,13 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
     """
     algorithm, seed, device = learner.algorithm, run.config.seed, learner.hardware.device
     if algorithm.trains_on == "batches":
+        if learner.settings.steps:
+            check_labels(algorithm, run.config, train)
         learner.sampler = image_batches(run, learner, algo, split)
     else:
         learner.task = task
         if algorithm.trains_on == "sequences":
-            images = run.data.labelled(None, "train")
+            images = sequence_images(run.data, task)
             learner.sampler = sequences(images, task, algorithm.remembered, seed, device, f"{train}.task")
         else:
             learner.sampler = training_episodes(run, learner, train)
@@ -208,7 +210,7 @@ def build_algorithm(
     elif (trains_on := getattr(get_class(settings._target_), "trains_on", "episodes")) == "batches":
         outputs = len(training_images(data, OmegaConf.select(config, train).validate_on, split).names)
     elif trains_on == "sequences":
-        outputs = len(data.labelled(None, "train").names)
+        outputs = len(sequence_images(data, train_task).names)
     else:
         outputs = largest(train_task.ways)
     spec = Spec(data.input_shape, data.kind, outputs, len(target.names) if target else None, largest(train_task.shots))

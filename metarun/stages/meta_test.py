@@ -187,6 +187,11 @@ class MetaTest(Stage):
             raise UserError(
                 f"test.unknown_ways={more}: is of classes, but the data are regression tasks; leave it at 0"
             )
+        if test.task.unlabelled:  # they are of all classes that are drawn, and nothing says of which
+            raise UserError(
+                f"test.unknown_ways={more}: is of classes that a task shows nothing of, but test.task.unlabelled={test.task.unlabelled} "
+                "would show items of them; set one of the two to 0"
+            )
         task, seed, device = replace(test.task, query_dirichlet=None), run.config.seed, run.hardware.device
         sources: dict[Split, DataSource] = {"val": run.data, "test": run.tests[test.name]}
         return {split: source.with_unknown(split, task, more, seed, device) for split, source in sources.items()}

@@ -17,6 +17,7 @@ from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
 from metarun.stages.compatibility import check_train_task
+from metarun.text import counted
 
 log = logging.getLogger("metarun")
 
@@ -120,6 +121,20 @@ def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
     if not noise.tasks:
         return sampler(learner.task)
     return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
+
+
+def sequence_images(data: DataSource, task: TaskShape) -> Labelled:
+    """What a method on sequences trains on: all images of the training classes that have `task.min_items` of them.
+
+    Raises:
+        UserError: No class has so many.
+    """
+    found = data.labelled(None, "train")
+    kept = found.of_at_least(task.min_items)
+    if not len(kept):
+        classes = counted(len(found.names), "training class", "training classes")
+        raise UserError(f"task.min_items={task.min_items}: leaves 0 of the {classes}; lower it")
+    return kept
 
 
 def training_images(data: DataSource, validate_on: str, split: Split | None) -> Labelled:

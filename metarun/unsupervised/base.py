@@ -90,11 +90,24 @@ class PseudoTasks(TableSource):
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if split == "test" or (split == "val" and self.validation == "labels"):
             return self.source.sampler(split, task, seed, device)
+        key, other = "train.task", ""
+        if split == "val":
+            key, other = "test.task", ", or take the data set's own for validation: unsupervised.validation=labels"
         if not task.plain:
             raise UserError(
-                f"unsupervised: makes {'training' if split == 'train' else 'validation'} tasks of one shape, of pseudo-labelled "
-                f"items alone; give numbers for {'train' if split == 'train' else 'test'}.task.ways, shots and queries, and leave "
-                "out unlabelled items"
+                f"unsupervised: makes {PURPOSE[split]} tasks of one shape, of pseudo-labelled items alone; give numbers for {key}.ways, "
+                f"shots and queries, and leave out unlabelled items{other}"
+            )
+        if task.query_dirichlet is not None:
+            raise UserError(
+                f"{key}.query_dirichlet={task.query_dirichlet:g}: unsupervised makes {PURPOSE[split]} tasks of classes with equally many "
+                f"queries; leave it null{other}"
+            )
+        # Labels tell which classes are small. In validation the number is that of the test tasks, and all images serve.
+        if task.min_items and split == "train":
+            raise UserError(
+                f"{key}.min_items={task.min_items}: unsupervised reads no label of a training image, and leaves out no class; "
+                f"test.task.min_items={task.min_items} is of test tasks alone"
             )
         refuse_one_way(split, task)
         return self.pseudo_sampler(split, task, seed, device)

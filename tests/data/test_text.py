@@ -60,6 +60,35 @@ def test_tabs_with_quotes_that_are_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (  # a quote that another text closes swallows no rows
+            ['"hello\ta', "second\ta", 'hi there"\tb', "foo\tb"],
+            [('"hello', "a"), ("second", "a"), ('hi there"', "b"), ("foo", "b")],
+        ),
+        (['"a tab\tand', 'a line"\ta', "foo\tb"], [('"a tab', "and"), ('a line"', "a"), ("foo", "b")]),
+        (['"a tab\tand\t', 'a line"\ta', "foo\tb"], [("a tab\tand\t\na line", "a"), ("foo", "b")]),
+        (['"two', 'lines"\ta', "foo\tb"], [("two\nlines", "a"), ("foo", "b")]),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_quote_goes_over_lines_with_tabs_only_where_these_are_no_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str], rows: list[tuple[str, str]], newline: str
+) -> None:
+    (tmp_path / "a.tsv").write_text(newline.join(["text\tlabel", *lines, ""]), newline="")
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert read(tmp_path / "a.tsv") == [(text.replace("\n", newline), label) for text, label in rows]
+    assert ["line 2: a quote ends in a later line" in record.getMessage() for record in caplog.records] == [True] * (
+        rows[0][0][0] == '"'
+    )
+
+
+def test_a_header_in_quotes_says_that_quotes_are_no_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('"text"\t"label"\n"a tab\tand\na line"\t"a"\n')
+    assert read(tmp_path / "a.tsv") == [("a tab\tand\na line", "a")]
+
+
+@pytest.mark.parametrize(
     ("header", "columns", "wanted"),
     [
         ("text,category", {}, "text"),
@@ -230,6 +259,63 @@ def test_several_files_without_names_of_parts_are_refused(tmp_path: Path) -> Non
         table(tmp_path / name, ROWS)
     with pytest.raises(UserError, match=r"holds intents.csv, more.csv, and nothing says which"):
         Text(root=str(tmp_path))
+
+
+def texts_in(root: Path, rows: list[tuple[str, str]]) -> None:
+    for number, (text, label) in enumerate(rows):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        (root / label / f"{number}.txt").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("stray", "content"),
+    [("index.csv", "file,label\na/0.txt,x\nb/1.txt,y\n"), ("dataset_info.json", "{}"), ("labels.json", '["a", "b"]')],
+)
+@pytest.mark.parametrize("form", ["classes", "parts", "in a part", "parts of tables"])
+def test_a_file_beside_folders_of_texts_is_told_of_and_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stray: str, content: str, form: str
+) -> None:
+    rows = many(["a", "b"], 2)
+    for folder in [tmp_path] if form == "classes" else [tmp_path / "train", tmp_path / "test"]:
+        if form == "parts of tables":
+            table(folder / "data.csv", rows)
+        else:
+            texts_in(folder, rows)
+    home = tmp_path / "train" if form == "in a part" else tmp_path
+    (home / stray).write_text(content)
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert sorted(read(tmp_path)) == sorted(rows if form == "classes" else [*rows, *rows])
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"data: of {home} only the folders ")
+    assert told.endswith(f" are read, not {stray}; data.root={home / stray} reads that file")
+
+
+def test_a_file_beside_folders_that_are_no_data_set_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(tmp_path / "data.csv", ROWS)
+    texts_in(tmp_path, [("how it was made", "docs")])
+    (tmp_path / "pictures").mkdir()
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert read(tmp_path) == ROWS
+    assert not caplog.records
+    texts_in(tmp_path, [("who may use it", "licenses")])
+    with pytest.raises(
+        UserError, match=r"holds both data\.csv and folders of texts, docs, licenses, but no texts in pictures; give "
+    ):
+        read(tmp_path)
+
+
+def test_what_is_no_text_file_in_a_class_folder_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts_in(tmp_path, many(["a", "b", "c"], 2))
+    texts_in(tmp_path / "a", [("deeper", "more")])
+    (tmp_path / "b" / "page.html").write_text("hello")
+    (tmp_path / "b" / ".DS_Store").write_bytes(b"\0")
+    with caplog.at_level(logging.WARNING, "metarun"):
+        source = Text(root=str(tmp_path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data: left out 2 files or folders in class folders that are no .txt files; the first: {tmp_path / 'a' / 'more'}"
+    ]
+    assert source.describe()["unread"] == 2
+    assert len(source.texts.texts) == 6
 
 
 def test_classes_are_divided_by_lists_by_files_of_names_or_by_a_seed(tmp_path: Path) -> None:

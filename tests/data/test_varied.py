@@ -392,7 +392,11 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
     )
     refused(TaskShape(2, (2, 5), (2, 5)), r"or leave small classes out: task\.min_items=4$")
     refused(TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.4), r"or leave small classes out: task\.min_items=5$")
-    refused(TaskShape(3, 1, 1, min_items=4), r"^task: ways = 3 is above the 2 classes of the test split")
+    least = r"^task\.min_items=%d: leaves %d of the 3 classes for the test, and a task needs %d; lower it to %d$"
+    refused(TaskShape(3, 1, 1, min_items=4), least % (4, 2, 3, 3))
+    refused(TaskShape(2, 1, 1, min_items=13), least % (13, 0, 2, 12))
+    refused(TaskShape(2, 1, 1, unlabelled=1, distractors=1, min_items=4), least % (4, 2, 3, 3))
+    refused(TaskShape(4, 1, 1, min_items=4), r"^task: ways = 4 is above the 2 classes of the test split")
     large = source.sampler("test", TaskShape(2, 1, 5, min_items=6), 0, CPU)(0, 30)
     assert isinstance(large, Episodes)
     pixels = (torch.cat([large.support_x, large.query_x], 1) * 255).round().int()

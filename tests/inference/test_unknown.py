@@ -141,9 +141,13 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
     [
         (["test.unknown_ways=3"], "test.unknown_ways=3: with them a test needs 5 classes"),
         (["test.unknown_ways=-1"], "test.unknown_ways=-1"),
+        (
+            ["test.unknown_ways=1", "task.unlabelled=2"],
+            "test.unknown_ways=1: is of classes that a task shows nothing of, but",
+        ),
     ],
 )
-def test_too_many_unknown_ways_are_one_line(tmp_path: Path, words: list[str], told: str) -> None:
+def test_unknown_ways_that_cannot_be_are_one_line(tmp_path: Path, words: list[str], told: str) -> None:
     outcome = metarun(*SMALL, *words, f"data.root={make_images(tmp_path / 'images')}", f"outputs={tmp_path / 'runs'}")
     assert outcome.status == 2
     assert told in outcome.said[0]

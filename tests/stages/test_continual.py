@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, toy_images
 from PIL import Image
-from shell import events, metarun, result, run_folder
+from shell import events, make_images, metarun, result, run_folder
 from torch import nn
 
 from metarun.core import Episodes, TaskShape
@@ -277,6 +277,9 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
     [
         (["continual.classes=5000"], "continual.classes=5000: is above the"),
         (["continual.images=30"], "continual: images + test_images = 30 + 2 = 32 is above the 20 images of the class"),
+        (["algo=baseline", "train.validate_on=images", "test.task.min_items=21"],
+         "recipe=continual: task.min_items=21 leaves 0 of the 289 classes of the test split; lower it"),
+        (["algo=oml", "backbone=conv4", "train.task.min_items=21"], "task.min_items=21: leaves 0 of the 1,035 training classes; lower it"),
         (["continual.rates=[]"], "continual.rates=[]: must have at least 1 value"),
         (["continual.rates=[0.1,0]"], "continual.rates=[0.1, 0]: each must be above 0"),
         (["continual.orders=1"], "continual.orders=1: must be at least 2"),
@@ -291,6 +294,38 @@ def test_what_the_stage_refuses(words: list[str], said: str, tmp_path: Path) -> 
     assert done.status == 2
     assert said in " ".join(done.said)
     assert not (tmp_path / "out").exists()
+
+
+def test_small_classes_are_left_out_of_the_sequences_of_training_and_test(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images", classes=4, per_class=6)
+    for split in ("train", "val", "test"):
+        for number in range(3, 6):
+            (images / split / f"{split}1" / f"{number}.png").unlink()
+    words = [
+        "recipe=continual", "algo=oml", "data=folder", f"data.root={images}", "data.image_size=16", "backbone.channels=4", "task.ways=2",
+        "task.queries=2", "train.steps=1", "train.task.shots=2", "train.validate_episodes=2", "continual.orders=2", "continual.images=3",
+        "continual.test_images=2", f"outputs={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    for further, said, fits in (
+        (
+            "train.task.queries=2",
+            "train.task: shots + queries = 2 + 2 = 4 is above the 3 images of the class train1; lower them",
+            4,
+        ),
+        (
+            "train.task.queries=1",
+            "= 3 + 2 = 5 is above the 3 images of the class test1; lower continual.images or continual.test_images",
+            5,
+        ),
+    ):
+        refused = metarun(*words, further)
+        assert refused.status == 2
+        assert refused.said[0].endswith(f"{said}, or leave small classes out: task.min_items={fits}")
+    done = metarun(*words, "train.task.queries=1", "task.min_items=5")
+    assert done.status == 0, done.err
+    found = result(run_folder(tmp_path / "runs"))
+    assert found["continual"]["classes"] == 3
+    assert found["protocol"]["test"]["min_items"] == found["protocol"]["train"]["min_items"] == 5
 
 
 def test_features_that_were_learned_without_labels_can_be_measured(tmp_path: Path) -> None:

@@ -186,6 +186,34 @@ def test_how_images_are_read_makes_another_stage(word: str, images: Path, tmp_pa
     assert len(list((tmp_path / "stages").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "saying"),
+    [
+        (["algo=simpleshot", "train.task.labelled_share=0.5"],
+         "train.task.labelled_share=0.5: is of training tasks, but SimpleShot trains on batches of all labelled images; .*, "
+         "or allow it all labels: train.task.labelled_share=1$"),
+        (["algo=simpleshot", "task.labelled_share=0.5", "task.unlabelled=1"], "task.labelled_share=0.5: is of training tasks"),
+        (["algo=simpleshot", "train.task.unlabelled=2"], "train.task.unlabelled=2: is of training tasks, but SimpleShot"),
+        (["recipe=pretrain_meta", *PRETRAIN, "train.task.labelled_share=0.5"],
+         "train.task.labelled_share=0.5: is of training tasks, but Baseline trains on batches"),
+        (["recipe=pretrain_meta", *PRETRAIN, "pretrain.train.task.labelled_share=0.5"],
+         "pretrain.train.task.labelled_share=0.5: is of training tasks"),
+        (["recipe=pretrain_meta", *PRETRAIN, "task.labelled_share=0.5", "train.task.labelled_share=1"], ""),
+        (["recipe=pretrain_meta", *PRETRAIN, "train.task.labelled_share=0.5", "pretrain.train.task.labelled_share=1"], ""),
+        (["algo=simpleshot", "task.unlabelled=1", "test.task.labelled_share=0.5"], ""),
+        (["algo=simpleshot", "task.labelled_share=0.5", "train.steps=0"], ""),
+    ],
+)  # fmt: skip
+def test_batches_of_all_labels_are_no_share_of_them(
+    words: list[str], saying: str, images: Path, tmp_path: Path
+) -> None:
+    line = [*SMALL, *words, f"data.root={images}"]
+    if saying:
+        refused(*line, saying=saying, outputs=tmp_path / "out")
+    else:
+        done(*line, f"outputs={tmp_path}")
+
+
 def test_where_images_lie_makes_no_other_stage(images: Path, tmp_path: Path) -> None:
     words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"outputs={tmp_path / 'runs'}"]
     shutil.copytree(images, tmp_path / "copy")

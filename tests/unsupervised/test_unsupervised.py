@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -227,6 +228,12 @@ class TestDistortions:
         (lambda: cactus(source(), clusters=72).sampler("train", TASK, 0, CPU), r"unsupervised: of the 72 clusters .* 5"),
         (lambda: umtra(source()).sampler("train", TaskShape(200, 1, 1), 0, CPU), r"train.task.ways=200: .* 144 images"),
         (lambda: umtra(source()).sampler("val", TaskShape(1, 1, 1), 0, CPU), "has one answer"),
+        (lambda: umtra(source()).sampler("val", TaskShape(5, (1, 2), 1), 0, CPU), r"one shape.*: unsupervised.validation=labels$"),
+        (lambda: umtra(source()).sampler("train", TaskShape(5, (1, 2), 1), 0, CPU), r"one shape.* leave out unlabelled items$"),
+        (lambda: umtra(source()).sampler("val", TaskShape(5, 1, 1, query_dirichlet=2.0), 0, CPU),
+         r"^test.task.query_dirichlet=2: .* equally many queries; leave it null, or .*: unsupervised.validation=labels$"),
+        (lambda: umtra(source()).sampler("train", TaskShape(5, 1, 1, min_items=3), 0, CPU),
+         r"^train.task.min_items=3: .* test.task.min_items=3 is of test tasks alone$"),
         (lambda: Cactus(source(), components=None), "unsupervised.components=null"),
         (lambda: Cactus(source(), embedding="nowhere"), "unsupervised.embedding=nowhere"),
     ],
@@ -234,6 +241,18 @@ class TestDistortions:
 def test_what_cannot_be_is_one_line(build: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()
+
+
+def test_dirichlet_shares_and_small_classes_are_of_labelled_tasks() -> None:
+    own = source()
+    task = TaskShape(5, 1, 1, query_dirichlet=2.0, min_items=3)
+    made = umtra(own, validation="labels")
+    for split in ("val", "test"):
+        one, other = (data.sampler(split, task, 0, CPU)(0, 4) for data in (made, own))  # type: ignore[arg-type]
+        assert isinstance(one, Episodes)
+        assert isinstance(other, Episodes)
+        same(one, other)
+    assert umtra(own).sampler("val", replace(task, query_dirichlet=None), 0, CPU)(0, 4).n_tasks == 4
 
 
 def test_a_head_that_starts_at_prototypes() -> None:

@@ -647,6 +647,25 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     assert "learned from the vectors of an encoder" in refused.said[-1]
 
 
+def test_runs_of_equal_weights_have_tables_of_their_own_where_their_backbones_differ_in_settings() -> None:
+    """Heads and what is read out leave no trace in the names and shapes of weights."""
+    settings = {"_target_": "metarun.backbones.vit.ViT", "patch_size": 4, "width": 16, "depth": 1, "heads": 4}
+    images = {"input_shape": [1, 16, 16], "mean": [0.5], "deviation": [0.5]}
+
+    def trained(**changes: Any) -> Trained:
+        torch.manual_seed(0)
+        return Trained(stored={"backbone": {**settings, **changes}, **images})
+
+    source, first = toy_images(), trained()
+    table = EncodedSource(source, first, PLAIN)
+    for other in (trained(heads=2), trained(readout="mean")):
+        assert other.digest == first.digest
+        encoded_by_it = EncodedSource(source, other, PLAIN)
+        assert encoded_by_it.describe()["fingerprint"] != table.describe()["fingerprint"]
+        assert not np.array_equal(encoded_by_it.vectors, table.vectors)
+    assert trained().identity() == first.identity()
+
+
 def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:
     """Pixels are read as the run's target had them, normalised channel by channel, and then brought to its network's shape."""
     stored = {

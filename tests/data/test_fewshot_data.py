@@ -439,6 +439,53 @@ def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
     assert changed.describe()["fingerprint"] != before
 
 
+def moved_behind_link(folder: Path, elsewhere: Path) -> None:
+    """Moves a folder to another place and leaves a link to it."""
+    elsewhere.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("form", "behind"),
+    [
+        ("flat images and tables", "images"),
+        ("images in folders and tables", "images/test00"),
+        ("class folders and tables", "a"),
+        ("class folders and texts", "b/ntest0"),
+        ("class folders and texts in a folder", "a/ntrain0"),
+    ],
+)
+def test_folders_behind_links_are_looked_through(tmp_path: Path, form: str, behind: str) -> None:
+    """A link to a folder above, as some tools leave it, is no way without end."""
+    root = tmp_path / "data"
+    LISTED[form](root)
+    moved_behind_link(root / behind, tmp_path / "elsewhere" / Path(behind).name)
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    (root / "again").symlink_to(root)
+
+    def read() -> FewShot:
+        return FewShot(dataset="mini_imagenet", root=str(root), image_size=files.SIDE, normalize=False)
+
+    before = read()
+    expected = [value for split in FEW for number in range(FEW[split]) for value in files.pair(number)]
+    assert before.table.images.max((1, 2, 3)).tolist() == expected
+    image = sorted(path for path in (tmp_path / "elsewhere").rglob("*") if path.suffix in (".png", ".jpg"))[0]
+    image.write_bytes(files.encoded(99))
+    assert read().describe()["fingerprint"] != before.describe()["fingerprint"]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_file_of_a_split_behind_a_link_is_noticed_when_it_changes(tmp_path: Path) -> None:
+    root = tmp_path / "cifar_fs"
+    files.cifar_fs(root, FEW)
+    moved_behind_link(root / "data" / "test000", tmp_path / "elsewhere" / "test000")
+    before = FewShot(dataset="cifar_fs", image_size=files.SIDE).describe()["fingerprint"]
+    sorted((tmp_path / "elsewhere" / "test000").iterdir())[0].write_bytes(files.encoded(99))
+    assert FewShot(dataset="cifar_fs", image_size=files.SIDE).describe()["fingerprint"] != before
+
+
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("top", ["", "mini-imagenet-master", "one/two"])
 @pytest.mark.parametrize("form", ["divided", "lists below", "texts"])

@@ -122,6 +122,14 @@ def test_the_files_of_a_folder_are_surveyed(signs: Path) -> None:
     assert bytes_text(found["bytes"]).endswith("kB")
 
 
+def test_files_behind_links_are_surveyed_once(signs: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to(signs)
+    (tmp_path / "again").symlink_to(signs)
+    (tmp_path / "up").symlink_to(tmp_path.parent)
+    found: Any = survey(tmp_path)
+    assert (found["count"], found["unreadable"][0]["file"]) == (82, "again/00003/00000_00099.ppm")
+
+
 def test_inspect_tells_of_everything_and_fits_the_terminal(
     signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

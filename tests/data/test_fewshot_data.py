@@ -536,3 +536,36 @@ def test_lists_that_do_not_fit(tmp_path: Path) -> None:
     files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\n")
     message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
     assert "gives 2 classes for test, published are 3" in message
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("dataset", "form", "changed", "says"),
+    [
+        ("mini_imagenet", "flat images and tables", "test.csv", "train.csv and test.csv"),
+        ("cub", "class folders and texts", "val.txt", "train.txt and val.txt"),
+        ("cifar_fs", "", "splits/bertinetto/test.txt", "train.txt and test.txt"),
+    ],
+)
+def test_a_class_in_the_lists_of_two_splits(tmp_path: Path, dataset: str, form: str, changed: str, says: str) -> None:
+    root = tmp_path / dataset
+    if form:
+        LISTED[form](root)
+    else:
+        files.cifar_fs(root, FEW)
+    path = root / changed
+    known = path.with_name(f"train{path.suffix}").read_text().splitlines()[-1]
+    rows = path.read_text().splitlines()[: -2 if path.suffix == ".csv" else -1]  # less the last class
+    files.write(path, "\n".join([*rows, known]) + "\n")
+    message = error(lambda: FewShot(dataset=dataset, image_size=files.SIDE))
+    kind = known.split(",")[-1]
+    assert message.startswith(f"data {dataset}: class {kind} is for both train and {path.stem} ({says} in {root}); ")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_class_in_the_folders_of_two_splits(tmp_path: Path) -> None:
+    for split, count in FEW.items():
+        for number in range(count):
+            files.write(tmp_path / "mini_imagenet" / split / f"n{number}" / "0.png", files.encoded(number))
+    message = error(lambda: FewShot(dataset="mini_imagenet", image_size=files.SIDE))
+    assert "class n0 is for both train and val (train and val in " in message

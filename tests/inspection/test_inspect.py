@@ -157,6 +157,19 @@ def test_inspect_tells_of_everything_and_fits_the_terminal(
     )
 
 
+def test_a_limit_of_seconds_ends_validations_too(signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
+    words = [*SMALL, "train.steps=1000000", "train.validate_every=1", "train.max_seconds=0.000001"]
+    outcome = metarun("recipe=inspect", "data=folder", f"data.root={signs}", *words, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (told,) = tmp_path.glob("inspect/*/inspection.json")
+    time = json.loads(told.read_text(encoding="utf-8"))["time"]
+    assert time["steps"] == 1
+    assert time["train_seconds"] == time["step_seconds"]
+    # A test of ten episodes, and one validation of two.
+    assert time["validation_seconds"] == pytest.approx(time["test_seconds"] / 5)
+
+
 def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path: Path) -> None:
     words = [
         "recipe=inspect",

@@ -42,6 +42,33 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
+def walk(top: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all folders below it, those behind symbolic links too, each once, so that no circle of links has no end.
+
+    What has a place without links is found there; then come the links, but for those to a folder that holds `top` itself.
+
+    Args:
+        top: The folder.
+        keep: Whether a file or a folder of a name is looked at.
+
+    Yields:
+        A folder and the names of its files in order; folders in order.
+    """
+    own, seen, left = Path(os.path.realpath(top)), set[str](), [top]
+    while left:
+        start = left.pop(0)
+        if seen and own.is_relative_to(os.path.realpath(start)):
+            continue
+        for folder, folders, names in os.walk(start):
+            real = os.path.realpath(folder)
+            folders[:] = sorted(filter(keep, folders)) if real not in seen else []
+            if real in seen:
+                continue
+            seen.add(real)
+            left += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
+            yield Path(folder), sorted(filter(keep, names))
+
+
 def special(path: Path) -> str | None:
     """What a path leads to that is neither a file nor a folder, and that a reader might wait for or read without end; else None."""
     try:

@@ -81,11 +81,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Built:
-    """A network `[B, 3, S, S]` to features, the images it expects, and where its weights come from."""
+    """A network `[B, 3, S, S]` to features, the images it expects, where its weights come from, and whether they are the library's."""
 
     network: nn.Module
     recipe: Recipe
     origin: str | None
+    published: bool
 
 
 def build(wanted: Wanted) -> Built:
@@ -134,7 +135,7 @@ def _own(wanted: Wanted) -> Built:
         tensors = {efficientnet_lite.own_name(name): value for name, value in read_tensors(path, key).items()}
         load_tensors(network, network_tensors(network, tensors, key, wanted.prefix), key, ("classifier",))
     recipe = Recipe(variant.image_size, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", variant.crop)
-    return Built(network, recipe, str(path) if path else None)
+    return Built(network, recipe, str(path) if path else None, wanted.weights == "pretrained")
 
 
 def _library(name: str, library: str, key: str) -> ModuleType:
@@ -182,7 +183,8 @@ def _torchvision(wanted: Wanted) -> Built:
     kind = getattr(chosen.get("interpolation"), "value", "bilinear")
     crop = size / chosen.get("resize_size", 256)
     mean, deviation = (tuple(chosen.get(part, usual)) for part, usual in zip(("mean", "std"), IMAGENET, strict=True))
-    return Built(network, Recipe(size, mean, deviation, kind, crop), str(own or weights) if weights else None)
+    origin = str(own or weights) if weights else None
+    return Built(network, Recipe(size, mean, deviation, kind, crop), origin, own is not None)
 
 
 def _timm(wanted: Wanted) -> Built:
@@ -192,7 +194,8 @@ def _timm(wanted: Wanted) -> Built:
     if bare not in (known := timm.list_models()):
         raise UserError(f"{wanted.key}.name={name}: timm has no such network{nearest(bare, known)}")
     tags = [name.partition(".")[2] for name in timm.list_models(f"{bare}.*", pretrained=True)]
-    if weights == "pretrained" or weights in tags:
+    published = weights == "pretrained" or weights in tags
+    if published:
         chosen = model if weights == "pretrained" else f"{bare}.{weights}"
         try:
             network = timm.create_model(chosen, pretrained=True, num_classes=0)
@@ -217,7 +220,7 @@ def _timm(wanted: Wanted) -> Built:
         settings["interpolation"],
         1.0 if settings.get("crop_mode") == "squash" else settings["crop_pct"],
     )
-    return Built(network, recipe, settings.get("hf_hub_id") if weights == "pretrained" or weights in tags else weights)
+    return Built(network, recipe, settings.get("hf_hub_id") if published else weights, published)
 
 
 LIBRARIES = {"torchvision": _torchvision, "timm": _timm, OWN: _own}

@@ -279,7 +279,9 @@ ENCODING = {
         Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
     ],
     "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
-    "saw": Annotated[str | None, Doc("What the encoder was pretrained on; null where that is not known.")],
+    "saw": Annotated[
+        str | None, Doc("What the encoder was pretrained on; null is what a library says of its own weights.")
+    ],
 }
 
 

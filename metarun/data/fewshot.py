@@ -59,6 +59,7 @@ LISTS = (
     ),
     Layout((".", "images", "data"), ("{}",), divided_folders, lists=True),
 )
+BY_NAME = (divided_folders, listed, listed_folders)  # of whose classes those of one name are one, in whatever split
 RELEASES = {
     "cifar_fs": Release(
         (64, 16, 20),
@@ -129,7 +130,8 @@ class FewShot(ImageSource):
     images of other sizes are taken as `data=folder` takes them. `channels` is 3 or 1, null is 3. `rotations` and `normalize`
     are those of `ImageSource`. Ordinary training takes 80% of each class's images, see `ImageSource.labelled`.
 
-    Raises `UserError` for an unknown data set, for files that are missing or broken, and for other numbers of classes.
+    Raises `UserError` for an unknown data set, for files that are missing or broken, for other numbers of classes, and for a class
+    that lists or folders put into two splits.
 
     Args:
         dataset: The benchmark: mini_imagenet, tiered_imagenet, cifar_fs, fc100 or cub.
@@ -178,6 +180,15 @@ class FewShot(ImageSource):
                     )
 
         table = cached(dataset, key, build)
+        if layout.read in BY_NAME:
+            homes: dict[str, str] = {}
+            for name, part in zip(table.names, table.groups, strict=True):
+                if homes.setdefault(name, part) != part:
+                    first, second = (files[split][-1].name for split in SPLITS if split in (homes[name], part))
+                    raise UserError(
+                        f"data {dataset}: class {name} is for both {homes[name]} and {part} ({first} and {second} in {folder}); a class "
+                        "must be in one split alone, so take it out of the others"
+                    )
         groups = np.array(table.groups)
         splits: dict[Split, Any] = {split: np.flatnonzero(groups == split) for split in SPLITS}
         super().__init__(table, splits, rotations=rotations, normalize=normalize)

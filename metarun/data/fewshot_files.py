@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -142,39 +141,38 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         UserError: The list cannot be read, or an image or the folder of a class is missing.
     """
     path, key = paths[0], f"data {name}"
-    files: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     if path.suffix == ".csv":
         for _, (file, kind, _) in rows_of(path, key):
-            files.setdefault(kind, []).append(file)
+            members.setdefault(kind, []).append(file)
     else:
-        files = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
+        members = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
     root = path.parent
     above = {**dict.fromkeys(LIST_FOLDERS, 1), "miniImagenet": 2}  # folders from the images' own down to the lists
-    if root.name in above and not _holds(root, files):
+    if root.name in above and not _holds(root, members):
         root = root.parents[above[root.name] - 1]
     index = ImageIndex(root)
-    if any(PurePosixPath(file).name in index.names for found in files.values() for file in found[:1]):
-        for kind, found in sorted(files.items()):
+    if any(PurePosixPath(file).name in index.names for found in members.values() for file in found[:1]):
+        for kind, found in sorted(members.items()):
             yield kind, [index.find(file, path, f"{key}: {path}: {kind}") for file in found]
         return
     homes: dict[str, list[Path]] = {}
-    for folder, folders, _ in os.walk(root):
-        folders[:] = sorted(filter(visible, folders))
-        homes.setdefault(Path(folder).name, []).append(Path(folder))
-    for kind in sorted(files):
+    for folder, _ in files.walk(root, visible):
+        homes.setdefault(folder.name, []).append(folder)
+    for kind in sorted(members):
         if kind not in homes:
             raise UserError(f"{key}: {path} names class {kind}, but below {root} there is no folder of it")
-        yield kind, [image for folder in homes[kind] for image in _images(folder, name)]
+        yield kind, [image for folder in sorted(homes[kind]) for image in _images(folder, name)]
 
 
-def _holds(root: Path, files: dict[str, list[str]]) -> bool:
+def _holds(root: Path, members: dict[str, list[str]]) -> bool:
     """Whether some image or class folder of a list lies below a folder."""
-    kinds = set(files)
-    wanted = {PurePosixPath(file).stem for found in files.values() for file in found[:1]}
-    for _, folders, names in os.walk(root):
-        if kinds.intersection(folders) or any(PurePosixPath(name).stem in wanted for name in names):
-            return True
-    return False
+    kinds = set(members)
+    wanted = {PurePosixPath(file).stem for found in members.values() for file in found[:1]}
+    return any(
+        folder.name in kinds or any(PurePosixPath(name).stem in wanted for name in names)
+        for folder, names in files.walk(root)
+    )
 
 
 def divided_folders(paths: list[Path], split: Split, name: str) -> Classes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from metarun import files
 from metarun.errors import UserError, nearest
 from metarun.text import listed
 
@@ -118,10 +118,9 @@ class ImageIndex:
         self.root = root
         self.paths: dict[str, list[PurePosixPath]] = {}
         self.names: dict[str, list[PurePosixPath]] = {}
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(filter(visible, folders))
-            for name in sorted(filter(visible, names)):
-                path = PurePosixPath(Path(folder, name).relative_to(root).as_posix())
+        for folder, names in files.walk(root, visible):
+            for name in names:
+                path = PurePosixPath((folder / name).relative_to(root).as_posix())
                 if may_be_image(name):
                     for key in {path, path.with_suffix("")}:
                         self.paths.setdefault(str(key), []).append(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -126,9 +125,8 @@ class Files(NamedTuple):
         """A digest of the names, sizes and times of all files, without what the libraries make of others of them."""
         paths: list[Path] = []
         for top in self.found():
-            for folder, folders, names in os.walk(top):
-                folders[:] = sorted(name for name in folders if name != "processed")
-                paths += [Path(folder, name) for name in sorted(names)]
+            for folder, names in files.walk(top, lambda name: name != "processed"):
+                paths += [folder / name for name in names]
             if top.is_file():
                 paths.append(top)
         return listing((str(path.relative_to(self.root)), path) for path in paths)

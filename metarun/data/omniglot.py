@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageChops
 
+from metarun import files
 from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.download import download
 from metarun.data.image_source import ImageSource
@@ -154,7 +155,8 @@ def _find(folder: Path, name: str, checksum: str, may_download: bool) -> Path:
 def _read(source: Path, characters: list[Character], size: int) -> Iterator[ClassImages]:
     """The characters of an archive or an unpacked folder, in the given order."""
     if source.is_dir():
-        yield from _decode(source, list(source.rglob("*.png")), Path.read_bytes, characters, size)
+        drawings = [folder / name for folder, names in files.walk(source) for name in names if name.endswith(".png")]
+        yield from _decode(source, drawings, Path.read_bytes, characters, size)
         return
     try:
         with zipfile.ZipFile(source) as archive:

@@ -169,7 +169,7 @@ def inside(*paths: Path) -> list[tuple[str, Path]]:
     """Files, and all files in folders, named by where they are."""
     found = []
     for top in paths:
-        deeper = sorted(Path(folder, name) for folder, _, names in os.walk(top) for name in names)
+        deeper = sorted(folder / name for folder, names in files.walk(top) for name in names)
         found += [(str(path), path) for path in deeper or [top]]
     return found
 

@@ -28,7 +28,7 @@ class Encoding:
         batch_size: The items that are encoded together; None for what suits the device.
         transform: What is done to vectors when they are read, after SimpleShot (Wang et al. 2019, section 2.2): nothing (`un`);
             unit length (`l2n`); the mean of the training items taken off, and unit length (`cl2n`).
-        saw: What the encoder was pretrained on, by name; None where it is not known, or nothing.
+        saw: What the encoder was pretrained on, by name; None where it is not known. Unless it was set, the encoder says it.
     """
 
     dtype: str
@@ -52,6 +52,7 @@ class Encoder(Checked, ABC):
         seen: For each data set the classes whose images its weights were trained on, as `metarun.runs.seen` has it; empty for
             weights that no run of metarun trained.
         pretrained: Whether its weights were trained on more than `seen` says.
+        saw: What its weights were pretrained on, by name (`metarun.runs.result.NOTHING` for drawn ones); None where it is not known.
     """
 
     configured_by = "encoder"
@@ -61,6 +62,7 @@ class Encoder(Checked, ABC):
     settings: Mapping[str, Any] = {}
     seen: Mapping[str, list[int]] = {}
     pretrained: bool = True
+    saw: str | None = None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
     settings = OmegaConf.to_container(own, resolve=True)
     assert isinstance(settings, dict)
     encoder.settings = {str(key): value for key, value in settings.items()}
-    return encoder, Encoding(**{**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}})
+    chosen = {**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}}
+    return encoder, Encoding(**{**chosen, "saw": chosen["saw"] or encoder.saw})
 
 
 def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = False) -> list[DataSource]:

@@ -24,6 +24,7 @@ from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError
 from metarun.runs import seen
+from metarun.runs.result import NOTHING
 
 MEASURED = 10_000  # training vectors, at most, that the mean is taken over
 
@@ -147,6 +148,8 @@ class EncodedSource(TableSource):
         """
         known, saw = self.source.classes_in, self.encoding.saw
         told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
+        if saw == NOTHING:
+            told = "no"
         if saw is None and not self.encoder.pretrained and self.encoder.seen:
             tested = range(len(self.table.names)) if split is None else self.splits[split]
             saw = "the training images of an earlier run"

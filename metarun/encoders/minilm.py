@@ -43,6 +43,7 @@ class MiniLMEncoder(Encoder):
 
     def __init__(self, *, weights: NameOrPath = "pretrained", length: Places = LENGTH) -> None:
         self.weights, self.length = weights, length
+        self.saw = "a billion pairs of English sentences" if weights == "pretrained" else None
         self.folder = model_folder(weights, KEY)
         self.device = torch.device("cpu")
         self.has_cut = False  # whether a text was too long, which is said once

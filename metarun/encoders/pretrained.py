@@ -9,6 +9,7 @@ import torch
 from metarun.backbones.libraries import Wanted, build
 from metarun.config.types import NameOrPath, PositiveInt, Share
 from metarun.encoders.images import ImageEncoder, described
+from metarun.runs.result import NOTHING
 
 
 class Pretrained(ImageEncoder):
@@ -40,6 +41,7 @@ class Pretrained(ImageEncoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that are drawn: the same at every start, as the table is
             built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
+        self.saw = NOTHING if weights is None else "imagenet" if built.published else None
         recipe = replace(built.recipe, image_size=image_size or built.recipe.image_size, crop=crop or built.recipe.crop)
         self.settle(built.network, recipe)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarun.backbones.weights import load_backbone
 from metarun.config import construct
+from metarun.config.values import without
 from metarun.core import Backbone
 from metarun.data.image_batches import to_shape
 from metarun.data.image_source import standardiser
@@ -27,6 +28,9 @@ from metarun.ops import batch_norm
 from metarun.runs import result, seen
 from metarun.text import shown_path
 from metarun.trust import check_classes
+
+# Settings of a backbone that say where its weights came from, of which the digest says which they are.
+OF_WEIGHTS = ("from", "weights", "checksum", "weights_prefix")
 
 log = logging.getLogger("metarun")
 
@@ -78,8 +82,11 @@ class Trained(Encoder):
         images = {name: list(self.stored[name]) for name in names}
         if self.read_shape != self.input_shape:
             images["read_shape"] = list(self.read_shape)
+        # Settings may leave no trace in the weights: heads, what is read out, the size that images are brought to.
+        settings = without(OmegaConf.create(self.stored["backbone"]), ("_target_", *OF_WEIGHTS))
         return {
             "name": self.stored["backbone"]["_target_"],
+            "backbone": OmegaConf.to_container(settings),
             "weights": self.digest,
             "features": self.features,
             "images": images,

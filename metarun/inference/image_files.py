@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metarun import files
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
 from metarun.data.label_files import TABLES, may_be_image, visible
@@ -170,14 +171,10 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
 def _below(folder: Path) -> tuple[list[Path], int]:
     """The images below a folder by their names, and how many files are none."""
     found, ignored = [], 0
-    for home, folders, names in os.walk(folder):
-        folders[:] = sorted(filter(visible, folders))
-        for name in sorted(filter(visible, names)):
-            path = Path(home, name)
-            if may_be_image(name):
-                found.append(path)
-            else:
-                ignored += 1
+    for home, names in files.walk(folder, visible):
+        images = [home / name for name in names if may_be_image(name)]
+        found += images
+        ignored += len(names) - len(images)
     return found, ignored
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun import files
 from metarun.data.label_files import visible
 from metarun.data.source import DataSource
 from metarun.data.text import as_pieces
@@ -206,8 +207,5 @@ def _lines(text: str, where: str) -> TextItems:
 
 
 def _plain(folder: Path) -> Iterator[Path]:
-    for home, folders, names in os.walk(folder):
-        folders[:] = sorted(filter(visible, folders))
-        for name in filter(visible, names):
-            if Path(name).suffix.lower() in PLAIN:
-                yield Path(home, name)
+    for home, names in files.walk(folder, visible):
+        yield from (home / name for name in names if Path(name).suffix.lower() in PLAIN)

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 
+from metarun import files
 from metarun.data.decoding import THREADS, opened, unknown_format
 from metarun.data.label_files import may_be_image, visible
 from metarun.errors import first_line
@@ -26,11 +27,8 @@ TOGETHER = 2048  # files that wait for threads at once
 
 def image_files(root: Path) -> Iterator[Path]:
     """The files below a folder that are meant to be images: neither hidden, nor lists, texts or archives."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(filter(visible, folders))
-        for name in sorted(filter(visible, names)):
-            if may_be_image(name):
-                yield Path(folder, name)
+    for folder, names in files.walk(root, visible):
+        yield from (folder / name for name in names if may_be_image(name))
 
 
 def survey(root: Path, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -55,23 +56,24 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
             spent += time.perf_counter() - began
         taken += 1
     step = spent / (taken - 1)
+    steps = settings.steps
+    if settings.max_seconds is not None:  # which ends the training, and its validations with it
+        steps = min(steps, math.ceil(settings.max_seconds / step))
     found: dict[str, Any] = {
-        "steps": settings.steps,
+        "steps": steps,
         "tasks_per_step": tasks,
         "step_seconds": step,
         "timed_steps": taken - 1,
         "hardware": str(hardware),
-        "train_seconds": step * settings.steps,
+        "train_seconds": step * steps,
         "validation_seconds": 0.0,
         "test_seconds": 0.0,
     }
-    if settings.max_seconds is not None:
-        found["train_seconds"] = min(found["train_seconds"], settings.max_seconds)
     if train.held_out is None:
         began = time.perf_counter()
         evaluate(learner.algorithm, train.validation, EPISODES, hardware)
         episode = (time.perf_counter() - began) / EPISODES
-        validations = -(-settings.steps // settings.validate_every)
+        validations = -(-steps // settings.validate_every)
         found["validation_seconds"] = episode * settings.validate_episodes * validations
         found["test_seconds"] = episode * config.test.episodes
     found["seconds"] = found["train_seconds"] + found["validation_seconds"] + found["test_seconds"]

@@ -21,6 +21,7 @@ from metarun.runs.result import (
     ERROR,
     FILE,
     MEASURES,
+    NOTHING,
     PROTOCOL,
     SCORE,
     SELECTED_STEP,
@@ -102,6 +103,8 @@ def pretraining(encoder: dict[str, Any]) -> str:
     """What an encoder saw before, in words, from `protocol.encoder` of a result."""
     if "fitted_to" in encoder:
         return f"fitted to {encoder['fitted_to']}"
+    if encoder["saw"] == NOTHING:
+        return "whose weights were drawn and have seen nothing"
     if encoder["saw"] is None:
         return "of whose pretraining nothing is known"
     whether = {

@@ -80,6 +80,7 @@ TARGET_SECONDS = f"{TARGET}/seconds"
 PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
 OVERRIDES = "overrides"  # as they were typed
 GIT_COMMIT = "git_commit"
+NOTHING = "nothing"  # in the protocol: what an encoder of drawn weights was pretrained on
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 SECONDS = "seconds"  # that the run took, of its last sitting

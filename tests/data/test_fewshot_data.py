@@ -439,6 +439,53 @@ def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
     assert changed.describe()["fingerprint"] != before
 
 
+def moved_behind_link(folder: Path, elsewhere: Path) -> None:
+    """Moves a folder to another place and leaves a link to it."""
+    elsewhere.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("form", "behind"),
+    [
+        ("flat images and tables", "images"),
+        ("images in folders and tables", "images/test00"),
+        ("class folders and tables", "a"),
+        ("class folders and texts", "b/ntest0"),
+        ("class folders and texts in a folder", "a/ntrain0"),
+    ],
+)
+def test_folders_behind_links_are_looked_through(tmp_path: Path, form: str, behind: str) -> None:
+    """A link to a folder above, as some tools leave it, is no way without end."""
+    root = tmp_path / "data"
+    LISTED[form](root)
+    moved_behind_link(root / behind, tmp_path / "elsewhere" / Path(behind).name)
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    (root / "again").symlink_to(root)
+
+    def read() -> FewShot:
+        return FewShot(dataset="mini_imagenet", root=str(root), image_size=files.SIDE, normalize=False)
+
+    before = read()
+    expected = [value for split in FEW for number in range(FEW[split]) for value in files.pair(number)]
+    assert before.table.images.max((1, 2, 3)).tolist() == expected
+    image = sorted(path for path in (tmp_path / "elsewhere").rglob("*") if path.suffix in (".png", ".jpg"))[0]
+    image.write_bytes(files.encoded(99))
+    assert read().describe()["fingerprint"] != before.describe()["fingerprint"]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_file_of_a_split_behind_a_link_is_noticed_when_it_changes(tmp_path: Path) -> None:
+    root = tmp_path / "cifar_fs"
+    files.cifar_fs(root, FEW)
+    moved_behind_link(root / "data" / "test000", tmp_path / "elsewhere" / "test000")
+    before = FewShot(dataset="cifar_fs", image_size=files.SIDE).describe()["fingerprint"]
+    sorted((tmp_path / "elsewhere" / "test000").iterdir())[0].write_bytes(files.encoded(99))
+    assert FewShot(dataset="cifar_fs", image_size=files.SIDE).describe()["fingerprint"] != before
+
+
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("top", ["", "mini-imagenet-master", "one/two"])
 @pytest.mark.parametrize("form", ["divided", "lists below", "texts"])
@@ -489,3 +536,36 @@ def test_lists_that_do_not_fit(tmp_path: Path) -> None:
     files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\n")
     message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))
     assert "gives 2 classes for test, published are 3" in message
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("dataset", "form", "changed", "says"),
+    [
+        ("mini_imagenet", "flat images and tables", "test.csv", "train.csv and test.csv"),
+        ("cub", "class folders and texts", "val.txt", "train.txt and val.txt"),
+        ("cifar_fs", "", "splits/bertinetto/test.txt", "train.txt and test.txt"),
+    ],
+)
+def test_a_class_in_the_lists_of_two_splits(tmp_path: Path, dataset: str, form: str, changed: str, says: str) -> None:
+    root = tmp_path / dataset
+    if form:
+        LISTED[form](root)
+    else:
+        files.cifar_fs(root, FEW)
+    path = root / changed
+    known = path.with_name(f"train{path.suffix}").read_text().splitlines()[-1]
+    rows = path.read_text().splitlines()[: -2 if path.suffix == ".csv" else -1]  # less the last class
+    files.write(path, "\n".join([*rows, known]) + "\n")
+    message = error(lambda: FewShot(dataset=dataset, image_size=files.SIDE))
+    kind = known.split(",")[-1]
+    assert message.startswith(f"data {dataset}: class {kind} is for both train and {path.stem} ({says} in {root}); ")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_class_in_the_folders_of_two_splits(tmp_path: Path) -> None:
+    for split, count in FEW.items():
+        for number in range(count):
+            files.write(tmp_path / "mini_imagenet" / split / f"n{number}" / "0.png", files.encoded(number))
+    message = error(lambda: FewShot(dataset="mini_imagenet", image_size=files.SIDE))
+    assert "class n0 is for both train and val (train and val in " in message

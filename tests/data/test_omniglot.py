@@ -169,6 +169,8 @@ def test_unpacked_folder_gives_the_same_table(tiny: Path, own_cache: Path, monke
         zipfile.ZipFile(archive).extractall(tiny)
         archive.unlink()
     (tiny / "images_evaluation" / "Signs" / "character01" / "._00.png").write_bytes(b"litter of macOS")
+    (tiny / "images_evaluation" / "Signs").rename(tiny.parent / "Signs")  # an alphabet on another disk
+    (tiny / "images_evaluation" / "Signs").symlink_to(tiny.parent / "Signs")
     monkeypatch.setenv("METARUN_CACHE", str(own_cache / "other"))
     unpacked = Omniglot(root=str(tiny), download=False).table
     assert unpacked.names == packed.names

@@ -41,6 +41,7 @@ from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
 from metarun.inference.preprocessing import Preprocessing
+from metarun.report.run import pretraining
 from metarun.target.target import Target
 
 TASK = TaskShape(3, 2, 3)
@@ -564,6 +565,7 @@ def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Pat
         "encoder.name=timm:test_resnet",
         f"encoder.weights={weights}",
         "encoder.image_size=32",
+        "encoder.saw=imagenet",  # which of a file nobody else can say
     ]
     outcome = done(*encoder, "data=folder", f"data.root={root}", *SMALL, f"outputs={tmp_path}/out")
     result = json.loads((only(tmp_path / "out") / "result.json").read_text())
@@ -580,6 +582,24 @@ def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Pat
     assert "vectors of the encoder leave nothing to train" in outcome.err
     again = done(*encoder, "data=folder", f"data.root={root}", *SMALL, f"outputs={tmp_path}/out")
     assert "This run had finished before" in again.out
+
+
+def test_what_weights_saw_is_known_of_a_library_s_own_and_of_drawn_ones(weights: Path) -> None:
+    def told(*words: str, name: str = "timm:test_resnet") -> dict[str, Any]:
+        (source,) = encoded([divided()], compose("encoder=pretrained", f"encoder.name={name}", *words).encoder)
+        assert isinstance(source, EncodedSource)
+        source.source.classes_in = ("imagenet",)
+        return source.saw("test")
+
+    drawn = told("encoder.weights=null")
+    assert (drawn["saw"], drawn["saw_these_classes"]) == ("nothing", "no")
+    assert pretraining(drawn) == "whose weights were drawn and have seen nothing"
+    of_file = told(f"encoder.weights={weights}")
+    assert (of_file["saw"], of_file["saw_these_classes"]) == (None, "not known")
+    named = told(f"encoder.weights={weights}", "encoder.saw=imagenet")
+    assert (named["saw"], named["saw_these_classes"]) == ("imagenet", "yes")
+    published = told(name="metarun:efficientnet_lite0")
+    assert (published["saw"], published["saw_these_classes"]) == ("imagenet", "yes")
 
 
 def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
@@ -645,6 +665,25 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
     assert refused.said[-1].startswith("metarun: encoder.from=")
     assert "learned from the vectors of an encoder" in refused.said[-1]
+
+
+def test_runs_of_equal_weights_have_tables_of_their_own_where_their_backbones_differ_in_settings() -> None:
+    """Heads and what is read out leave no trace in the names and shapes of weights."""
+    settings = {"_target_": "metarun.backbones.vit.ViT", "patch_size": 4, "width": 16, "depth": 1, "heads": 4}
+    images = {"input_shape": [1, 16, 16], "mean": [0.5], "deviation": [0.5]}
+
+    def trained(**changes: Any) -> Trained:
+        torch.manual_seed(0)
+        return Trained(stored={"backbone": {**settings, **changes}, **images})
+
+    source, first = toy_images(), trained()
+    table = EncodedSource(source, first, PLAIN)
+    for other in (trained(heads=2), trained(readout="mean")):
+        assert other.digest == first.digest
+        encoded_by_it = EncodedSource(source, other, PLAIN)
+        assert encoded_by_it.describe()["fingerprint"] != table.describe()["fingerprint"]
+        assert not np.array_equal(encoded_by_it.vectors, table.vectors)
+    assert trained().identity() == first.identity()
 
 
 def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:

@@ -27,7 +27,7 @@ from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.errors import UserError
 from metarun.inference import store
-from metarun.inference.image_files import ImageFiles
+from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops.calibration import fit_temperature
@@ -317,6 +317,16 @@ def test_deep_images_that_become_almost_black_are_told(tmp_path: Path, caplog: p
     files = ImageFiles([gone], [None])
     assert not list(files.batches(how, 4))
     assert files.unreadable == {gone: "there is no such file"}
+
+
+def test_images_behind_a_link_are_found(tmp_path: Path) -> None:
+    kinds(tmp_path / "elsewhere", {"ash": 2, "elm": 1})
+    (folder := tmp_path / "images").mkdir()
+    (folder / "oak").symlink_to(tmp_path / "elsewhere" / "ash")
+    (folder / "up").symlink_to(tmp_path)
+    found = find_images(folder, classes=["oak"])
+    assert [path.parent.name for path in found.paths] == ["oak", "oak"]
+    assert found.labels == ["oak", "oak"]
 
 
 def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path) -> None:

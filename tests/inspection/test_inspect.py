@@ -122,6 +122,14 @@ def test_the_files_of_a_folder_are_surveyed(signs: Path) -> None:
     assert bytes_text(found["bytes"]).endswith("kB")
 
 
+def test_files_behind_links_are_surveyed_once(signs: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to(signs)
+    (tmp_path / "again").symlink_to(signs)
+    (tmp_path / "up").symlink_to(tmp_path.parent)
+    found: Any = survey(tmp_path)
+    assert (found["count"], found["unreadable"][0]["file"]) == (82, "again/00003/00000_00099.ppm")
+
+
 def test_inspect_tells_of_everything_and_fits_the_terminal(
     signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +155,19 @@ def test_inspect_tells_of_everything_and_fits_the_terminal(
     assert told["time"]["seconds"] == pytest.approx(
         sum(told["time"][f"{part}_seconds"] for part in ("train", "validation", "test"))
     )
+
+
+def test_a_limit_of_seconds_ends_validations_too(signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
+    words = [*SMALL, "train.steps=1000000", "train.validate_every=1", "train.max_seconds=0.000001"]
+    outcome = metarun("recipe=inspect", "data=folder", f"data.root={signs}", *words, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (told,) = tmp_path.glob("inspect/*/inspection.json")
+    time = json.loads(told.read_text(encoding="utf-8"))["time"]
+    assert time["steps"] == 1
+    assert time["train_seconds"] == time["step_seconds"]
+    # A test of ten episodes, and one validation of two.
+    assert time["validation_seconds"] == pytest.approx(time["test_seconds"] / 5)
 
 
 def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from hydra.utils import get_class
-from shell import killed_at_files, make_images, metarun
+from shell import done, killed_at_files, make_images, metarun, one_line
 from torch import Tensor
 from torch.export import Dim
 
@@ -214,8 +214,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     images = make_images(root / "images")
     outcome = metarun(
         "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
-        "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0",
-        f"data.root={images}", f"outputs={root}", "name=made",
+        "train.task.ways=4", "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
+        "test.baseline_episodes=0", f"data.root={images}", f"outputs={root}", "name=made",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     (found,) = root.glob("made/*/result.json")
@@ -312,6 +312,34 @@ def test_a_transductive_learner_is_refused_without_a_support_set_too(run: tuple[
     outcome = metarun("recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}")
     assert outcome.status == 2
     assert "depends on the others, which a file cannot keep" in outcome.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [([], 3), (["test.task.ways=2"], 2), (["task.ways=5"], 5), (["task.ways=5", "test.task.ways=4"], 4)],
+)
+def test_a_file_without_a_support_set_has_the_ways_of_the_tests_and_not_those_of_the_training(
+    words: list[str], ways: int, run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = run
+    made = Exported(b"a network", lambda *_: np.zeros((1, ways)), 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    command = ["recipe=export", f"checkpoint={folder}", f"outputs={tmp_path}", *words]
+    outcome = done(*command)
+    assert f"ways     {ways}, of which" in outcome.out
+    (stored,) = tmp_path.glob("exports/*/result.json")
+    numbers = json.loads(stored.read_text())
+    assert numbers["export/ways"] == ways
+    assert numbers["export/takes"][0]["shape"] == [f"{ways}*shots", 3, 16, 16]
+    stored.write_text(json.dumps({key: value for key, value in numbers.items() if key != "export/ways"}))
+    assert "nothing was computed" not in done(*command).out  # an earlier version took those of the training
+    assert "nothing was computed" in done(*command).out
+
+
+@pytest.mark.parametrize("words", [["test.task.ways=[2,3]"], ["task.ways=1"]])
+def test_a_file_has_one_number_of_ways(words: list[str], run: tuple[Path, Path], tmp_path: Path) -> None:
+    outcome = metarun("recipe=export", f"checkpoint={run[0]}", f"outputs={tmp_path}", *words)
+    one_line(outcome, "test.task.ways=", "give that number")
 
 
 def test_the_printed_commands_run(run: tuple[Path, Path], tmp_path: Path) -> None:

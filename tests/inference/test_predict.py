@@ -20,7 +20,7 @@ import torch
 import yaml
 from helpers import compose
 from PIL import Image
-from shell import done, killed_at_files, make_images, metarun, result
+from shell import done, killed_at_files, make_images, metarun, one_line, result
 
 from metarun.config import construct
 from metarun.core import TaskShape
@@ -505,6 +505,21 @@ def test_the_next_test_is_one_that_the_data_can_serve(
     data = {"images": {"test": 9 * images}, "classes": {"test": 9}}
     found = next_steps(tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": task}, "data": data})
     assert found[-1].endswith(ends)
+
+
+def test_a_test_of_other_weights_is_used_wherever_both_were_moved(tmp_path: Path, episodic: Path) -> None:
+    outputs = tmp_path / "outputs"
+    trained = shutil.copytree(episodic, outputs / "made" / "run")
+    done("recipe=test", f"checkpoint={trained}", "test.episodes=4", f"outputs={outputs}", "name=tested")
+    (tested,) = outputs.glob("tested/*/result.json")
+    assert store.load(tested.parent).origin == trained / "best.pt"
+    elsewhere = outputs.rename(tmp_path / "elsewhere")
+    folder = elsewhere / tested.parent.relative_to(outputs)
+    assert store.load(folder).origin == elsewhere / "made" / "run" / "best.pt"
+    shutil.rmtree(elsewhere / "made")
+    images = kinds(tmp_path / "images", {"a": 1, "b": 1})
+    outcome = metarun("recipe=predict", f"checkpoint={folder}", f"support={images}", f"images={images}")
+    one_line(outcome, f"checkpoint={folder}: tests the weights of {trained}, which is there no more; give the folder")
 
 
 def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -> None:

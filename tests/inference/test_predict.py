@@ -32,6 +32,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
+from metarun.stages import Predict
 from metarun.target import predictions
 from metarun.target.base import Own
 
@@ -210,6 +211,7 @@ def test_classes_of_a_few_examples_unequal_in_number(tmp_path: Path, episodic: P
         for one in result(found)["predict/least_certain"]
     ]
     assert "tensorboard" not in said.out  # it has no curve
+    assert said.out.splitlines()[-1] == f"next     metarun recipe=export checkpoint={episodic} support={support}"
     page = (found / "index.html").read_text()
     assert page.count("nearest: ") == 6  # the example that decided most, of a metric method
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -491,6 +493,31 @@ def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None
     assert next_steps(folder, {"test/mse": 1.0}) == [f"metarun recipe=report runs={tmp_path}"]
     assert "recipe=test" in next_steps(folder, {"learner": learner})[0]
     assert next_steps(folder, {"predict/images": 3}) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "ends"),
+    [
+        (
+            ["support=my ones", "images=new"],
+            {},
+            [["recipe=export", "checkpoint=run", "support=my ones"], ["unknown=auto"]],
+        ),
+        (["images=new", "unknown=off"], {"certainty": None}, [["recipe=export", "checkpoint=run"]]),
+        (["images=new", "unknown=energy"], {"transductive": True}, []),
+        (["images=-", "support=s"], {}, [["recipe=export", "checkpoint=run", "support=s"]]),
+        (["items=new.txt", "support=s"], {"kind": "texts"}, [["unknown=auto"]]),
+    ],
+)
+def test_predictions_end_with_what_can_be_done_with_the_same_classifier(
+    words: list[str], found: dict[str, Any], ends: list[list[str]]
+) -> None:
+    words = ["recipe=predict", "checkpoint=run", *words]
+    told = {"kind": "images", "transductive": False, "certainty": "energy", **found}
+    stored = {"overrides": words, "command": shlex.join(["metarun", *words])}
+    steps = Predict().next_steps({**stored, **{f"predict/{key}": value for key, value in told.items()}})
+    split = [shlex.split(step)[1:] for step in steps]
+    assert split == [[*words, *end] if end == ["unknown=auto"] else end for end in ends]
 
 
 @pytest.mark.parametrize(

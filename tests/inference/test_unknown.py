@@ -103,6 +103,7 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
         "unknown=auto", f"outputs={tmp_path}",
     )  # fmt: skip
     assert asked.status == 0, asked.err
+    assert "unknown=auto" not in asked.out  # it is on
     (predicted,) = tmp_path.glob("predictions/*/result.json")
     assert result(predicted.parent)["predict/temperature"] == told["temperature"]
     learner = metarun_api.load(made.parent, device="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def chosen(folder: Path) -> Path:
     return last if last.is_file() and not best.is_file() and load(last).get("unchosen") else best
 
 
+def way_to(origin: str | Path, folder: Path) -> str | None:
+    """The way from a run's folder to what it uses, which still holds when both were moved; None where they are on two drives."""
+    try:
+        return Path(os.path.relpath(origin, folder)).as_posix()
+    except ValueError:
+        return None
+
+
+def moved(origin: str, way: str | None, folder: Path) -> Path:
+    """Where to look for what a run uses: `origin`, or, where that is gone, what `way_to` leads to, if that is there."""
+    path = Path(origin)
+    if path.exists() or way is None:
+        return path
+    now = Path(os.path.normpath(folder / way))
+    return now if now.exists() else path
+
+
 def weights_file(key: str, origin: str) -> Path:
     """The file of weights that a setting means.
 
@@ -116,11 +134,17 @@ def weights_file(key: str, origin: str) -> Path:
         stages = finished.get(STAGES, {})
         if stages and not chosen(path).is_file():
             try:
-                path = Path(list(stages.values())[-1]["folder"])
+                last = list(stages.values())[-1]
+                path = moved(last["folder"], last.get("from_run"), path)
             except (AttributeError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{shown_path(result)}: is damaged (its stages have no folders); give the file with the weights, best.pt"
                 ) from error
+            if not chosen(path).is_file():
+                raise UserError(
+                    f"{key}={shown_path(origin)}: its weights are those of {shown_path(path)}, where none are any more; give the "
+                    "folder that has them"
+                )
         path = chosen(path)
         if (path.parent / "config.yaml").is_file() and not path.is_file():
             raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")

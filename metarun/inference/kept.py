@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
+from metarun.engine import checkpoint
 from metarun.inference import store
 from metarun.inference.blueprint import OWN, Blueprint
 from metarun.inference.preprocessing import Preprocessing
@@ -46,6 +47,7 @@ def kept_learner(run: Run) -> dict[str, Any] | None:
         "autocast": autocast(run),
         "calibration": vars(calibration),
         "weights": continued,
+        "weights_from_run": checkpoint.way_to(continued, run.folder) if continued else None,
     }
 
 

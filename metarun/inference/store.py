@@ -190,6 +190,22 @@ def _from_file(path: Path, shown: str) -> Stored:
         raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({lacks(error)})") from error
 
 
+def _weights_of(values: dict[str, Any], folder: Path, shown: str) -> Path:
+    """The file of the weights that a run has, or that it tested.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not values["weights"]:
+        return checkpoint.weights_file("checkpoint", str(folder))
+    tested = checkpoint.moved(values["weights"], values.get("weights_from_run"), folder)
+    if not tested.exists():
+        raise UserError(
+            f"{shown}: tests the weights of {shown_path(tested)}, which is there no more; give the folder that has them"
+        )
+    return checkpoint.weights_file("checkpoint", str(tested))
+
+
 def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     """What a run folder holds, with the weights that were best on validation or those of a file of it that was chosen."""
     if not (folder / result.FILE).is_file():
@@ -212,7 +228,7 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
             raise UserError(
                 f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
             )
-        weights = chosen or checkpoint.weights_file("checkpoint", str(values["weights"] or folder))
+        weights = chosen or _weights_of(values, folder, shown)
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path),

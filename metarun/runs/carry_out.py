@@ -144,7 +144,7 @@ def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
     """
     found = {**stored(folder), "folder": str(folder)}
     left_out = [said for stage in built if (said := stage.conclude(folder, found))]
-    for step in next_steps(folder, found):
+    for step in [*next_steps(folder, found), *(step for stage in built for step in stage.next_steps(found))]:
         print(f"next     {step}")
     if left_out:
         raise Incomplete("; ".join(left_out), found)

@@ -8,17 +8,15 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from metarun import stages
 from metarun.config import Config, check
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.errors import UserError
-from metarun.renamed import refuse_old_words
 from metarun.report.run import stored
 from metarun.runs.building import build_stages
-from metarun.runs.folder import default_name, stored_config
+from metarun.runs.folder import default_name, whole_config
 from metarun.stages.base import Stage, check_order
 from metarun.text import shown_path
 from metarun.trust import check_classes
@@ -57,6 +55,12 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             if any(re.split("[:=]", str(error))[0] == key_of(word) for word in overrides):
                 raise
             raise UserError(f"checkpoint={shown_path(config.checkpoint)}: its {error}") from error
+    elif config.checkpoint:
+        # Here too `task.*` means the test tasks.
+        keys = [key for key in map(key_of, overrides) if key.startswith(("task.", "test.task."))]
+        typed = {f"test.{key.removeprefix('test.')}": OmegaConf.select(config, key) for key in keys}
+        for goal, value in typed.items():
+            OmegaConf.update(config, goal, value, merge=False)
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
 
@@ -99,18 +103,9 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"
         )
-    older = stored_config(stored_file, "test another run, or its weights in another folder")
-    refuse_old_words(older, stored_file)
-    try:
-        own = OmegaConf.merge(OmegaConf.structured(Config), older)
-    except OmegaConfBaseException as error:
-        why = f"{error.full_key}: {str(error).splitlines()[0]}".removeprefix("None: ").removeprefix(": ")
-        raise UserError(
-            f"{shown_path(stored_file)}: cannot be used ({why}); is it of another version of metarun?"
-        ) from error
+    own = whole_config(stored_file, "test another run, or its weights in another folder")
     for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
         OmegaConf.update(own, key, config[key], merge=False)
-    assert isinstance(own, DictConfig)
     check_classes(own, stored_file, config)
     for key in map(key_of, overrides):
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:

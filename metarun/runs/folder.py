@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import files
-from metarun.config import flat, to_container
+from metarun.config import Config, flat, to_container
 from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
 from metarun.errors import UserError
+from metarun.renamed import refuse_old_words
 from metarun.text import printable, shell_path, shown_path
 from metarun.trust import interpolations
 
@@ -205,6 +206,27 @@ def stored_config(path: Path, advice: str) -> DictConfig:
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
         pass
     raise UserError(f"{shown_path(path)}: is damaged ({files.damage(path)}); {advice}")
+
+
+def whole_config(path: Path, advice: str) -> DictConfig:
+    """The `config.yaml` of a run, with the defaults of what an earlier version of metarun did not know.
+
+    Args:
+        path: The file.
+        advice: As `stored_config` takes it.
+
+    Raises:
+        UserError: It cannot be read, or has what this version of metarun does not know.
+    """
+    older = stored_config(path, advice)
+    refuse_old_words(older, path)
+    try:
+        found = OmegaConf.merge(OmegaConf.structured(Config), older)
+    except OmegaConfBaseException as error:
+        why = f"{error.full_key}: {str(error).splitlines()[0]}".removeprefix("None: ").removeprefix(": ")
+        raise UserError(f"{shown_path(path)}: cannot be used ({why}); is it of another version of metarun?") from error
+    assert isinstance(found, DictConfig)
+    return found
 
 
 def refuse_other_config(folder: Path, config: DictConfig) -> None:

@@ -109,6 +109,14 @@ class Stage(ABC):
         """
         return ""
 
+    def next_steps(self, stored: dict[str, Any]) -> list[str]:
+        """Commands that somebody is likely to want after this stage, beside those that follow any run with such a result.
+
+        Args:
+            stored: What `result.json` holds.
+        """
+        return []
+
     def __str__(self) -> str:
         """The stage as messages name it."""
         return type(self).__name__

@@ -14,6 +14,8 @@ from torch.export import Dim
 
 import metarun
 from metarun import files
+from metarun.config import task_of
+from metarun.core import count_text
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.learner import Learner as Trained
@@ -28,6 +30,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
+from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.predict import inputs_digest
@@ -105,15 +108,7 @@ class Export(Stage):
 
     def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
         """The function, inputs and values to compare on, of a method whose support set is given along."""
-        algorithm = learner.algorithm
-        ways = config.test.task.ways or config.task.ways
-        if config.test.task.ways is None and algorithm.trains_on == "episodes":
-            ways = algorithm.spec.outputs
-        if not isinstance(ways, int):
-            raise UserError(
-                f"test.task.ways={list(ways)}: what is exported tells so many classes apart as it is told now; give one number"
-            )
-        method = Own(algorithm)
+        ways, method = ways_of(learner, config), Own(learner.algorithm)
         if method.inductive.transductive:
             raise UserError(self._transductive(learner, config))
         method.check(ways)
@@ -170,6 +165,8 @@ class Export(Stage):
             }
         if self.classes:
             found["classes"] = self.classes
+        else:
+            found["ways"] = self.ways
         found["compared_on"] = IMAGES
         found["takes"] = [one.describe() for one in self.inputs]
         found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
@@ -185,6 +182,8 @@ class Export(Stage):
             for name, one in written.items()
         ):
             return False
+        if not {result.key(EXPORT, name) for name in ("classes", "ways")} & set(stored):
+            return False  # an earlier version made it, perhaps for other ways than are asked for
         held = store.load(Path(config.checkpoint))
         return inputs_digest(config, held, compared(config)) == stored.get(result.key(EXPORT, "inputs"))
 
@@ -205,6 +204,10 @@ class Export(Stage):
             if "acc" in one:
                 line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
             print(line)
+        if (ways := stored.get(result.key(EXPORT, "ways"))) is not None:
+            print(
+                f"ways     {ways}, of which the support images are examples; test.task.ways=N makes a file for N classes"
+            )
         for name in found["files"]:
             print(f"try it   {command(folder / name, found['takes'])}")
         return ""
@@ -238,6 +241,30 @@ class ImageSet:
             )
         ]
         return {"acc": float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
+
+
+def ways_of(learner: Learner, config: DictConfig) -> int:
+    """The number of classes that a file tells apart whose support set is given along.
+
+    It is `test.task.ways`; where that is not given, the outputs of a method that has no others, or the ways that the run's own tests
+    have, which may be fewer than those of its training.
+
+    Raises:
+        UserError: These are a range, or one.
+    """
+    ways = config.test.task.ways
+    if ways is None and learner.algorithm.fixed_ways:
+        ways = learner.algorithm.spec.outputs
+    if ways is None:
+        origin = Path(config.checkpoint)
+        path = (origin if origin.is_dir() else origin.parent) / "config.yaml"
+        ways = task_of(whole_config(path, "say test.task.ways=N"), "test").ways
+    if not isinstance(ways, int) or ways < 2:
+        shown = ways if isinstance(ways, int) else count_text(tuple(ways))
+        raise UserError(
+            f"test.task.ways={shown}: a file tells one number of classes apart, at least 2; give that number"
+        )
+    return ways
 
 
 def fitted(learner: Learner, config: DictConfig) -> Classifier:

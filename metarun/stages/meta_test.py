@@ -178,6 +178,11 @@ class MetaTest(Stage):
                 run.result[result.key(kind, result.EPISODES)] = sum(counts)
         run.result[result.key(result.TEST, result.SETS)] = {name: data.describe() for name, data in run.tests.items()}
         run.result[result.key(result.TEST, result.CALIBRATION)] = {"temperature": temperature}
+        # They were chosen on the source's validation episodes, whatever data set was tested on.
+        told = (run.result.get(test.key(result.TEST, result.UNKNOWN)) for test in self.tests)
+        if first := next(filter(None, told), None):
+            chosen = {name: first[name] for name in ("certainty", "thresholds")}
+            run.result[result.key(result.TEST, result.UNKNOWN)] = chosen
 
     def _with_unknown(self, run: Run, test: Test) -> dict[Split, EpisodeSampler]:
         more = run.config.test.unknown_ways

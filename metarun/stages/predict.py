@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metarun import files
+from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
 from metarun.engine.learner import Learner as Trained
@@ -85,6 +87,7 @@ class Predict(Stage):
         files.save_bytes(run.folder / PAGE, page(found, run.folder).encode(errors="backslashreplace"))
         numbers = {
             **found.describe(),
+            "certainty": classifier.learner.held.calibration.certainty,
             "inputs": digest,
             "unreadable": {str(path): reason for path, reason in images.unreadable.items()},
         }
@@ -125,6 +128,19 @@ class Predict(Stage):
             f"images: {len(unreadable)} of {total} cannot be read, each with its reason in result.json; the others are "
             "classified"
         )
+
+    def next_steps(self, stored: dict[str, Any]) -> list[str]:
+        """The export of the classifier, where it can be, and telling unknown classes, where the run chose a threshold for them."""
+        words = {key_of(word): word for word in stored[result.OVERRIDES]}
+        steps = []
+        if stored[result.key(PREDICT, "kind")] == "images" and not stored[result.key(PREDICT, "transductive")]:
+            kept = [words[key] for key in ("checkpoint", "support") if key in words]
+            steps.append(shlex.join(["metarun", "recipe=export", *kept]))
+        off = words.get("unknown", "unknown=off") in ("unknown=off", "unknown=null")
+        again = not {"images=-", "items=-"} & set(words.values())  # what came by standard input is gone
+        if stored.get(result.key(PREDICT, "certainty")) and off and again:
+            steps.append(f"{stored[result.COMMAND]} unknown=auto")
+        return steps
 
 
 def given(config: DictConfig) -> tuple[str, str]:

@@ -199,7 +199,8 @@ class Train(Stage):
                 if world.main:
                     files.save_json(folder / NUMBERS, kept)
         commit = kept.pop(result.GIT_COMMIT, None)  # stages of older versions have none
-        record = {"folder": str(folder), "reused": done, result.GIT_COMMIT: commit}
+        way = checkpoint.way_to(folder, run.folder)
+        record = {"folder": str(folder), "from_run": way, "reused": done, result.GIT_COMMIT: commit}
         run.result.setdefault(result.STAGES, {})[self.name] = record
         return dict(kept)
 

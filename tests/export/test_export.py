@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ import onnx
 import pytest
 import torch
 from hydra.utils import get_class
-from shell import killed_at_files, make_images, metarun
+from PIL import Image
+from shell import done, killed_at_files, make_images, metarun, one_line
 from torch import Tensor
 from torch.export import Dim
 
@@ -25,6 +28,7 @@ from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.vit import ViT
 from metarun.core import Algorithm, Backbone, Batch, Spec
+from metarun.data.decoding import read
 from metarun.errors import UserError
 from metarun.export import exported, graphs
 from metarun.export.exported import Exported, Input
@@ -43,6 +47,7 @@ for number in range(int(sys.argv[2])):
     numpy.save(f"outputs{number}.npy", session.run(None, {name: given[name] for name in given.files})[0])
 assert not {"torch", "metarun"} & set(sys.modules)
 """
+SCRIPT = (Path(metarun_export.__file__).parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
 METHODS = [
     "protonet.ProtoNet", "matchingnet.MatchingNet", "relationnet.RelationNet", "dn4.DN4", "feat.FEAT", "simpleshot.SimpleShot",
     "r2d2.R2D2", "metaoptnet.MetaOptNet", "maml.MAML", "anil.ANIL", "protomaml.ProtoMAML", "cavia.CAVIA", "baseline.Baseline",
@@ -214,8 +219,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     images = make_images(root / "images")
     outcome = metarun(
         "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
-        "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0",
-        f"data.root={images}", f"outputs={root}", "name=made",
+        "train.task.ways=4", "train.steps=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
+        "test.baseline_episodes=0", f"data.root={images}", f"outputs={root}", "name=made",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     (found,) = root.glob("made/*/result.json")
@@ -245,10 +250,9 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     assert metadata["channels"] == 3
     assert metadata["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 3, 16, 16]}]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    script = (Path(metarun_export.__file__).parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
     photos = sorted(map(str, images.glob("*/*/*.png")))[:4]
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(stored.parent / "classifier.onnx"), *photos],
+        [sys.executable, "-c", SCRIPT, str(stored.parent / "classifier.onnx"), *photos],
         check=True,
         capture_output=True,
         text=True,
@@ -266,6 +270,37 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     assert again.status == 0
     assert "nothing was computed" not in again.out
     assert (stored.parent / "classifier.onnx").is_file()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
+def test_the_script_of_the_readme_gives_a_file_the_pixels_that_metarun_reads(
+    mode: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of transparent images too, which are laid on white whatever colour they hide."""
+    told = {"channels": str(channels), "image_size": "16", "classes": '["a", "b"]'}
+    given: list[np.ndarray] = []
+
+    class Session:
+        def __init__(self, path: str) -> None:
+            assert path == "file.onnx"
+
+        def get_modelmeta(self) -> SimpleNamespace:
+            return SimpleNamespace(custom_metadata_map=told)
+
+        def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            given.append(inputs["images"])
+            return [np.array([[0.25, 0.75]])]
+
+    values = np.random.default_rng(0).integers(0, 256, (20, 24, 4), dtype=np.uint8)
+    image = Image.fromarray(values).convert("RGB" if mode == "P" else mode).convert(mode)
+    image.save(tmp_path / "image.png", **({"transparency": 5} if mode == "P" else {}))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setattr(sys, "argv", ["script.py", "file.onnx", str(tmp_path / "image.png")])
+    runpy.run_path(str(tmp_path / "script.py"))
+    assert given[0].dtype == np.uint8
+    np.testing.assert_array_equal(given[0], read(tmp_path / "image.png", 16, channels).pixels[None])
 
 
 def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(
@@ -312,6 +347,34 @@ def test_a_transductive_learner_is_refused_without_a_support_set_too(run: tuple[
     outcome = metarun("recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}")
     assert outcome.status == 2
     assert "depends on the others, which a file cannot keep" in outcome.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [([], 3), (["test.task.ways=2"], 2), (["task.ways=5"], 5), (["task.ways=5", "test.task.ways=4"], 4)],
+)
+def test_a_file_without_a_support_set_has_the_ways_of_the_tests_and_not_those_of_the_training(
+    words: list[str], ways: int, run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = run
+    made = Exported(b"a network", lambda *_: np.zeros((1, ways)), 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    command = ["recipe=export", f"checkpoint={folder}", f"outputs={tmp_path}", *words]
+    outcome = done(*command)
+    assert f"ways     {ways}, of which" in outcome.out
+    (stored,) = tmp_path.glob("exports/*/result.json")
+    numbers = json.loads(stored.read_text())
+    assert numbers["export/ways"] == ways
+    assert numbers["export/takes"][0]["shape"] == [f"{ways}*shots", 3, 16, 16]
+    stored.write_text(json.dumps({key: value for key, value in numbers.items() if key != "export/ways"}))
+    assert "nothing was computed" not in done(*command).out  # an earlier version took those of the training
+    assert "nothing was computed" in done(*command).out
+
+
+@pytest.mark.parametrize("words", [["test.task.ways=[2,3]"], ["task.ways=1"]])
+def test_a_file_has_one_number_of_ways(words: list[str], run: tuple[Path, Path], tmp_path: Path) -> None:
+    outcome = metarun("recipe=export", f"checkpoint={run[0]}", f"outputs={tmp_path}", *words)
+    one_line(outcome, "test.task.ways=", "give that number")
 
 
 def test_the_printed_commands_run(run: tuple[Path, Path], tmp_path: Path) -> None:

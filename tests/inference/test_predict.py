@@ -20,7 +20,7 @@ import torch
 import yaml
 from helpers import compose
 from PIL import Image
-from shell import done, killed_at_files, make_images, metarun, result
+from shell import done, killed_at_files, make_images, metarun, one_line, result
 
 from metarun.config import construct
 from metarun.core import TaskShape
@@ -32,6 +32,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
+from metarun.stages import Predict
 from metarun.target import predictions
 from metarun.target.base import Own
 
@@ -210,6 +211,7 @@ def test_classes_of_a_few_examples_unequal_in_number(tmp_path: Path, episodic: P
         for one in result(found)["predict/least_certain"]
     ]
     assert "tensorboard" not in said.out  # it has no curve
+    assert said.out.splitlines()[-1] == f"next     metarun recipe=export checkpoint={episodic} support={support}"
     page = (found / "index.html").read_text()
     assert page.count("nearest: ") == 6  # the example that decided most, of a metric method
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -524,6 +526,31 @@ def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("words", "found", "ends"),
+    [
+        (
+            ["support=my ones", "images=new"],
+            {},
+            [["recipe=export", "checkpoint=run", "support=my ones"], ["unknown=auto"]],
+        ),
+        (["images=new", "unknown=off"], {"certainty": None}, [["recipe=export", "checkpoint=run"]]),
+        (["images=new", "unknown=energy"], {"transductive": True}, []),
+        (["images=-", "support=s"], {}, [["recipe=export", "checkpoint=run", "support=s"]]),
+        (["items=new.txt", "support=s"], {"kind": "texts"}, [["unknown=auto"]]),
+    ],
+)
+def test_predictions_end_with_what_can_be_done_with_the_same_classifier(
+    words: list[str], found: dict[str, Any], ends: list[list[str]]
+) -> None:
+    words = ["recipe=predict", "checkpoint=run", *words]
+    told = {"kind": "images", "transductive": False, "certainty": "energy", **found}
+    stored = {"overrides": words, "command": shlex.join(["metarun", *words])}
+    steps = Predict().next_steps({**stored, **{f"predict/{key}": value for key, value in told.items()}})
+    split = [shlex.split(step)[1:] for step in steps]
+    assert split == [[*words, *end] if end == ["unknown=auto"] else end for end in ends]
+
+
+@pytest.mark.parametrize(
     ("shots", "queries", "images", "ends"),
     [(1, 15, 20, "test.task.shots=5"), (1, 15, 19, "images=FOLDER"), (15, 5, 20, "test.task.shots=1")],
 )
@@ -535,6 +562,21 @@ def test_the_next_test_is_one_that_the_data_can_serve(
     data = {"images": {"test": 9 * images}, "classes": {"test": 9}}
     found = next_steps(tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": task}, "data": data})
     assert found[-1].endswith(ends)
+
+
+def test_a_test_of_other_weights_is_used_wherever_both_were_moved(tmp_path: Path, episodic: Path) -> None:
+    outputs = tmp_path / "outputs"
+    trained = shutil.copytree(episodic, outputs / "made" / "run")
+    done("recipe=test", f"checkpoint={trained}", "test.episodes=4", f"outputs={outputs}", "name=tested")
+    (tested,) = outputs.glob("tested/*/result.json")
+    assert store.load(tested.parent).origin == trained / "best.pt"
+    elsewhere = outputs.rename(tmp_path / "elsewhere")
+    folder = elsewhere / tested.parent.relative_to(outputs)
+    assert store.load(folder).origin == elsewhere / "made" / "run" / "best.pt"
+    shutil.rmtree(elsewhere / "made")
+    images = kinds(tmp_path / "images", {"a": 1, "b": 1})
+    outcome = metarun("recipe=predict", f"checkpoint={folder}", f"support={images}", f"images={images}")
+    one_line(outcome, f"checkpoint={folder}: tests the weights of {trained}, which is there no more; give the folder")
 
 
 def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -> None:

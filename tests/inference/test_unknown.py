@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import build, compose, episodes, hardware, toy_images
 from scipy.special import logsumexp
-from shell import make_images, metarun, result
+from shell import done, make_images, metarun, result
 from sklearn.metrics import roc_auc_score
 
 import metarun as metarun_api
@@ -115,6 +115,7 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
         "unknown=auto", f"outputs={tmp_path}",
     )  # fmt: skip
     assert asked.status == 0, asked.err
+    assert "unknown=auto" not in asked.out  # it is on
     (predicted,) = tmp_path.glob("predictions/*/result.json")
     assert result(predicted.parent)["predict/temperature"] == told["temperature"]
     learner = metarun_api.load(made.parent, device="cpu")
@@ -134,6 +135,17 @@ def test_a_run_tells_calibration_and_unknown_classes_and_predict_uses_the_thresh
     best = found["test/unknown"]["certainty"]
     held = [learner.fit(images / "test", unknown=each).is_unknown(images / "val").tolist() for each in ("auto", best)]
     assert held[0] == held[1]
+
+
+def test_a_run_that_names_the_data_that_it_tests_on_keeps_its_thresholds(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    named = ["test.data=[one:folder,other:folder]", f"test.data.one.root={images}", f"test.data.other.root={images}"]
+    done(*SMALL, f"data.root={images}", f"outputs={tmp_path}", *named, "test.unknown_ways=2", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    told = result(made.parent)["test/one/unknown"]
+    held = metarun_api.load(made.parent, device="cpu").held.calibration
+    assert held.thresholds == told["thresholds"]
+    assert held.certainty == told["certainty"]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,23 @@ def test_the_example_of_the_readme(tmp_path: Path, images: Path, monkeypatch: py
     assert "did you mean recipe.stages[0].episodes" in wrong.said[0]
 
 
+def test_weights_that_are_kept_apart_are_found_wherever_all_was_moved(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = ["recipe=transfer", *SMALL, *ON_TARGET, f"data.root={images}", f"target.data.root={target}"]
+    done(*words, "transfer=nearest_centroid", f"outputs={outputs}")
+    run = only_run(outputs)
+    (stage,) = (outputs / "stages").iterdir()
+    assert checkpoint.weights_file("checkpoint", str(run)) == checkpoint.chosen(stage)
+    elsewhere = outputs.rename(tmp_path / "elsewhere")
+    now = elsewhere / run.relative_to(outputs)
+    assert checkpoint.weights_file("checkpoint", str(now)).parent == elsewhere / "stages" / stage.name
+    shutil.rmtree(elsewhere / "stages")
+    with pytest.raises(UserError, match=rf"^checkpoint={now}: its weights are those of {stage}, where none are"):
+        checkpoint.weights_file("checkpoint", str(now))
+
+
 # What a digest is made of
 
 

@@ -228,7 +228,7 @@ def test_a_stage_tells_the_commit_that_it_was_made_at(images: Path, target: Path
     stage.write_text(json.dumps(stored | {"git_commit": "f" * 40}))
     done(*command, "name=again")
     again = result(next((tmp_path / "again").iterdir()))
-    assert again["stages"]["train"] == {"folder": first["folder"], "reused": True, "git_commit": "f" * 40}
+    assert again["stages"]["train"] == {**first, "reused": True, "git_commit": "f" * 40}
     assert again["git_commit"] == git_commit()
     assert "train/git_commit" not in again
 

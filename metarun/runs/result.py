@@ -6,6 +6,7 @@ the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 FILE = "result.json"  # in the run's folder, the mark of a finished run
@@ -123,7 +124,7 @@ def of_one(result: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def tested(result: dict[str, Any]) -> str | None:
+def tested(result: Mapping[str, Any]) -> str | None:
     """The key of the run's main test number, of a meta-test before one of a target; None for a run without a test."""
     kinds = ((kind, measure) for kind in (TEST, TARGET) for measure in MEASURES)
     return next((found for kind, measure in kinds if (found := key(kind, measure)) in result), None)

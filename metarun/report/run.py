@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-from metarun import files
 from metarun.report import continual, target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
@@ -16,10 +15,8 @@ from metarun.runs.result import (
     BASELINES,
     CHANCE,
     CONTINUAL,
-    DAMAGED,
     EPISODES,
     ERROR,
-    FILE,
     MEASURES,
     PROTOCOL,
     SCORE,
@@ -36,16 +33,12 @@ from metarun.runs.result import (
     half_of,
     key,
     of_set,
+    stored,
 )
 from metarun.terminal import Terminal
 from metarun.text import counted, shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
-
-
-def stored(folder: Path) -> dict[str, Any]:
-    """The result of a finished run."""
-    return files.read_json(folder / FILE, DAMAGED)
 
 
 def show_stored(folder: Path, unchecked: str = "") -> None:

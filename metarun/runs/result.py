@@ -7,7 +7,10 @@ the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from metarun import files
 
 FILE = "result.json"  # in the run's folder, the mark of a finished run
 DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
@@ -84,6 +87,15 @@ SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 SECONDS = "seconds"  # that the run took, of its last sitting
 LEARNER = "learner"  # what `metarun.load` builds it from
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """The result of the finished run in a folder.
+
+    Raises:
+        UserError: Its file is damaged.
+    """
+    return files.read_json(folder / FILE, DAMAGED)
 
 
 def key(kind: str, measure: str) -> str:

@@ -15,7 +15,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun import files
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
@@ -219,7 +218,7 @@ def estimate(folder: Path, to_run: int) -> str:
     taken = []
     for path in folder.glob(f"*/{result.FILE}"):
         with suppress(UserError):  # a damaged one, which its own command tells
-            taken.append(files.read_json(path, result.DAMAGED).get(result.SECONDS, 0.0))
+            taken.append(result.stored(path.parent).get(result.SECONDS, 0.0))
     return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""
 
 

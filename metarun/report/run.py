@@ -12,6 +12,7 @@ from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import (
     ACCURACY,
+    AFTER_INNER_STEPS,
     BASELINES,
     CHANCE,
     CONTINUAL,
@@ -182,7 +183,7 @@ def _errors(result: dict[str, Any], what: str) -> Table:
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result[PROTOCOL]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():
-        steps = result.get(f"{prefix}/after_inner_steps", {})
+        steps = result.get(key(prefix, AFTER_INNER_STEPS), {})
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
@@ -191,6 +192,6 @@ def _errors(result: dict[str, Any], what: str) -> Table:
                     half(numbers[half_of(ERROR)], ".3f"),
                     f"{numbers['mse_median']:.3f}",
                     str(numbers["diverged"]),
-                    str(result[f"{prefix}/episodes"]),
+                    str(result[key(prefix, EPISODES)]),
                 )
     return table

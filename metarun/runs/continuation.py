@@ -132,7 +132,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 def refuse_other_weights(folder: Path, weights: Path) -> None:
     """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
-    if result.stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+    if result.stored(folder).get(result.CHECKPOINT_DIGEST) != checkpoint.digest(weights):
         raise UserError(
             f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
         )

@@ -42,7 +42,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
             for group, choice in choices.items()
             if not group.startswith("hydra/") and group.partition("@")[0] not in left_out
         },
-        "seconds": seconds,
+        result.SECONDS: seconds,
         "peak_memory": run.hardware.peak_memory(),
     }
     files.save_json(run.folder / result.FILE, run.result)

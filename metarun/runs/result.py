@@ -79,6 +79,11 @@ TARGET_CLASSIFIER = f"{TARGET}/classifier"
 TARGET_VALUES = f"{TARGET}/values"  # of a kept result: the accuracies [sizes][repeats]
 TARGET_SECONDS = f"{TARGET}/seconds"
 
+# Of the weights that were given.
+CHECKPOINT_STEP = f"{CHECKPOINT}/step"
+CHECKPOINT_DIGEST = f"{CHECKPOINT}/sha256"
+CHECKPOINT_DATA = f"{CHECKPOINT}/data"  # the data of their run that a test of theirs was not on
+
 # What the run was.
 PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
 OVERRIDES = "overrides"  # as they were typed

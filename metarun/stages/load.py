@@ -55,8 +55,8 @@ class Load(Stage):
 
     def execute(self, run: Run) -> None:
         run.result |= {
-            result.key(result.CHECKPOINT, "step"): self.step,
-            result.key(result.CHECKPOINT, "sha256"): self.digest,
+            result.CHECKPOINT_STEP: self.step,
+            result.CHECKPOINT_DIGEST: self.digest,
         }
 
     def protocol(self, run: Run) -> dict[str, Any]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from metarun.config.folder import CONF
-from metarun.config.overrides import canonical
-from metarun.config.shorthand import check_paper, folded_choices
 from metarun.errors import Incomplete, UserError
 from metarun.shell.arguments import for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line
+from metarun.shell.recipe import carried_out
 
 log = logging.getLogger("metarun")
 
@@ -47,19 +44,15 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         typed = for_hydra(arguments)
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", overrides=typed, return_hydra_config=True)
-        check_paper(typed, config.hydra.runtime.choices)
-        choices = folded_choices(config.hydra.runtime.choices, config)
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        try:
-            OmegaConf.set_readonly(config, False)
-            own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
-            overrides = canonical(typed, own)
-            command = [sys.executable, "-m", "metarun", *overrides]
-            found: dict[str, Any] = get_method(own.recipe.run)(own, overrides, choices, command)
-            return found
-        finally:
-            HydraConfig.instance().cfg = before
+            before = HydraConfig.instance().cfg
+            HydraConfig.instance().set_config(config)
+            try:
+                OmegaConf.set_readonly(config, False)
+                own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
+                params = config.hydra.sweeper.get("params") or {}
+                return carried_out(own, typed, config.hydra.runtime.choices, params)
+            finally:
+                HydraConfig.instance().cfg = before
     except Incomplete as left_out:
         log.warning("%s", left_out)
         return left_out.result

@@ -6,26 +6,25 @@ import copy
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
 from metarun.config.folder import CONF
-from metarun.config.overrides import canonical, key_of, quoted
-from metarun.config.shorthand import check_paper, folded_choices
+from metarun.config.overrides import canonical, quoted
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
-from metarun.errors import Incomplete, JobsFailed, Pruned, UserError, reason
+from metarun.errors import Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line
+from metarun.shell.recipe import carried_out
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, outlasting, printable
 
@@ -39,13 +38,8 @@ def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
     words = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as Hydra was given them, `${...}` too
     try:
-        overrides = canonical(words, config)
-        command = [sys.executable, "-m", "metarun", *options_of(job), *overrides]
-        check_paper(words, job.runtime.choices)
-        if job.mode == RunMode.RUN:
-            check_swept(words, job.sweeper.get("params") or {})
-        choices = folded_choices(job.runtime.choices, config)
-        found = _carries_out(str(config.recipe.run))(config, overrides, choices, command)
+        params = job.sweeper.get("params") or {} if job.mode == RunMode.RUN else {}
+        found = carried_out(config, words, job.runtime.choices, params, options_of(job))
         return float(found.get(SCORE, 0.0))
     except BrokenPipeError as error:
         raise Unread from error  # past Hydra, too
@@ -53,23 +47,6 @@ def _run(config: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
-
-
-def check_swept(words: Sequence[str], params: Mapping[str, str]) -> None:
-    """Checks that a single run leaves out nothing that its experiment sweeps over, since Hydra passes `params` over without `-m`.
-
-    Args:
-        words: The overrides, as Hydra was given them.
-        params: Keys and the values that a sweep gives them, from a file.
-
-    Raises:
-        UserError: A key has no value on the command line.
-    """
-    if left := sorted(params.keys() - {key_of(word) for word in words}):
-        raise UserError(
-            f"{', '.join(left)}: the experiment sweeps over {'them' if len(left) > 1 else 'it'} "
-            f"({left[0]}={params[left[0]]}); add -m for all its runs, or give a value to each for one run"
-        )
 
 
 def check_stages(config: DictConfig, words: Sequence[str], choices: dict[str, str]) -> None:
@@ -104,14 +81,6 @@ def check_data(config: DictConfig, folder: Path, known: dict[str, Any]) -> None:
     from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
 
     unchecked_data(config, folder, known)
-
-
-def _carries_out(path: str) -> Any:
-    """The function that a recipe names to carry it out."""
-    try:
-        return get_method(path)
-    except Exception as error:  # whatever importing a module provokes
-        raise UserError(f"recipe.run={path}: is no function that can be imported ({reason(error)})") from error
 
 
 class Refused(BaseException):

@@ -188,7 +188,7 @@ def test_every_yaml_begins_with_a_command_that_composes(path: Path, monkeypatch:
 
 
 def test_keys_of_results_are_named_once() -> None:
-    """Those with a slash, which no other word has: `runs/result.py` has the name of each."""
+    """Those with a slash, which no other word has: `runs/result.py` has the name of each, which nobody puts together again."""
     known = {value for value in vars(result).values() if isinstance(value, str) and "/" in value}
     assert {"test/acc", "target/curve", "val/score"} <= known
     others = [path for path in (*MODULES, *(ROOT / "scripts").rglob("*.py")) if path != Path(result.__file__)]
@@ -199,6 +199,29 @@ def test_keys_of_results_are_named_once() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in known
     ]
     assert found == []
+    together = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for path in others
+        for node in ast.walk(parsed(path))
+        if put_together(node) in known | set(MEASURED)
+    ]
+    assert together == []
+
+
+MEASURED = [f"/{name}" for name in (*result.MEASURES, result.EPISODES, result.AFTER_INNER_STEPS, result.CALIBRATION)]
+
+
+def put_together(node: ast.AST) -> str:
+    """The key that `key(KIND, "measure")` makes, and the text behind the kind in `f"{kind}/measure"`; empty of anything else."""
+    match node:
+        case ast.Call(
+            func=ast.Name(id="key" | "key_of_result") | ast.Attribute(attr="key"), args=[kind, ast.Constant(value)]
+        ):
+            named = getattr(result, ast.unparse(kind).rpartition(".")[2], None)
+            return f"{named}/{value}"
+        case ast.JoinedStr(values=[ast.FormattedValue(), ast.Constant(str(text))]):
+            return text
+    return ""
 
 
 def opens_text_in_the_systems_encoding(call: ast.Call) -> bool:

@@ -211,7 +211,7 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     if not (folder / result.FILE).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
     path = folder / result.FILE
-    found = files.read_json(path, result.DAMAGED)
+    found = result.stored(folder)
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
         reason = (

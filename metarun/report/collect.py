@@ -22,12 +22,13 @@ from metarun.report.text import count_text, more_of_task
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
     ACCURACY,
-    CHECKPOINT,
+    CHECKPOINT_DIGEST,
     CHOICES,
     COMMAND,
     CONTENT,
     DATA,
     ERROR,
+    MEASURES,
     OVERRIDES,
     PROTOCOL,
     SCORE,
@@ -49,7 +50,6 @@ from metarun.runs.result import key as key_of_result
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
-MEASURES = ("acc", "mse")
 Count = int | tuple[int, ...]  # a number, or the two ends of a range
 IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -407,7 +407,7 @@ def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], l
         latest: dict[int, Run] = {}
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
             if run.seed in latest:
-                earlier, weights = latest[run.seed], key_of_result(CHECKPOINT, "sha256")
+                earlier, weights = latest[run.seed], CHECKPOINT_DIGEST
                 how = "has the same settings and seed"
                 if earlier.result.get(weights) != run.result.get(weights):
                     how = "tests other weights by the same settings and seed"

@@ -23,12 +23,14 @@ from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart, target_points
 from metarun.runs.result import (
+    CALIBRATION,
     TEST_AFTER_INNER_STEPS,
     TEST_CURVES,
     TEST_POINTS,
     VALIDATION_ACCURACY,
     VALIDATION_ERROR,
     VALIDATION_MEDIAN,
+    key,
 )
 
 INK = "#010203"  # stands for the colour of the text around the figure
@@ -128,7 +130,7 @@ def _reliability(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     def band(group: Group) -> Band | None:
         sums: dict[int, np.ndarray] = {}
         for run in group.runs:
-            for one in run.result.get(f"{run.tested}/calibration", {}).get("bins", ()):
+            for one in run.result.get(key(run.tested, CALIBRATION), {}).get("bins", ()):
                 of_all = one["count"] * np.array([1.0, one["confidence"], one["accuracy"]])
                 place = math.ceil(one["confidence"] * BINS)
                 sums[place] = sums.get(place, 0.0) + of_all

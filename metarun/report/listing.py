@@ -17,10 +17,10 @@ from rich.text import Text
 from metarun import files
 from metarun.config import Config, check_keys
 from metarun.errors import UserError
-from metarun.report.collect import NothingTested, Run, Unreadable, check_usable, read, run_folders
+from metarun.report.collect import NothingTested, Unreadable, check_usable, read, run_folders
 from metarun.report.command import folders
+from metarun.report.text import main_number
 from metarun.runs.folder import stored_config
-from metarun.runs.result import ERROR, SCORE, half_of, tested
 from metarun.terminal import Terminal
 from metarun.text import printable, shell_path
 
@@ -80,17 +80,8 @@ def described(folder: Path) -> Line:
         return Line(**told, result="", state="finished", when=when)
     except Unreadable:
         return Line(**told, result="", state="result damaged", when=when)
-    return Line(**told, result=number(finished), state="finished", when=finished.finished)
-
-
-def number(run: Run) -> str:
-    """The main number of a finished run, with half of its interval where it has one."""
-    key = tested(run.result)
-    if key is None:
-        return f"validation {run.result[SCORE]:.4g}" if SCORE in run.result else ""
-    form = ".3g" if key.endswith(ERROR) else ".2%"
-    half = run.result.get(half_of(key))
-    return f"{run.result[key]:{form}}" + (f" ± {half:{form}}" if isinstance(half, int | float) else "")
+    number = main_number(finished.result, brief=True)
+    return Line(**told, result=number, state="finished", when=finished.finished)
 
 
 def progress(folder: Path) -> str:

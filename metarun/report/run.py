@@ -7,19 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from metarun import files
 from metarun.report import continual, target
 from metarun.report.collect import Unreadable, read
 from metarun.report.text import count_text, half, task_text
 from metarun.runs.result import (
     ACCURACY,
+    AFTER_INNER_STEPS,
     BASELINES,
     CHANCE,
     CONTINUAL,
-    DAMAGED,
     EPISODES,
     ERROR,
-    FILE,
     MEASURES,
     NOTHING,
     PROTOCOL,
@@ -37,16 +35,12 @@ from metarun.runs.result import (
     half_of,
     key,
     of_set,
+    stored,
 )
 from metarun.terminal import Terminal
 from metarun.text import counted, shell_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
-
-
-def stored(folder: Path) -> dict[str, Any]:
-    """The result of a finished run."""
-    return files.read_json(folder / FILE, DAMAGED)
 
 
 def show_stored(folder: Path, unchecked: str = "") -> None:
@@ -192,7 +186,7 @@ def _errors(result: dict[str, Any], what: str) -> Table:
     table = _table(result, title, ("mean", "95% interval", "median", "diverged", "episodes"))  # fits 80 columns
     last = result[PROTOCOL]["test_inner_steps"]
     for prefix, name in {TEST: TEST, **BASELINES}.items():
-        steps = result.get(f"{prefix}/after_inner_steps", {})
+        steps = result.get(key(prefix, AFTER_INNER_STEPS), {})
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
@@ -201,6 +195,6 @@ def _errors(result: dict[str, Any], what: str) -> Table:
                     half(numbers[half_of(ERROR)], ".3f"),
                     f"{numbers['mse_median']:.3f}",
                     str(numbers["diverged"]),
-                    str(result[f"{prefix}/episodes"]),
+                    str(result[key(prefix, EPISODES)]),
                 )
     return table

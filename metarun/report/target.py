@@ -24,7 +24,7 @@ from metarun.runs.result import (
     key,
 )
 
-MEASURES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+TITLES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -34,10 +34,10 @@ def table(result: dict[str, Any]) -> Table:
         {name.removeprefix(begins): value for name, value in result.items() if name.startswith(begins)}
     ]
     # Beside AUROC, which is of two classes, there is no room for macro F1.
-    known = [name for name in MEASURES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
+    known = [name for name in TITLES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
     mode = "transductive" if result[PROTOCOL]["transductive"] else "inductive"
     title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {mode}; {result[TARGET_INTERVAL]}"
-    shown = Table("", *(MEASURES[name] for name in known), title=title, title_justify="left", min_width=60)
+    shown = Table("", *(TITLES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""
         own = f", over the {_over(point)}" if _over(point) != _over(curve[-1]) else ""
@@ -108,7 +108,7 @@ def learning_curve(
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel("training images of the target")
-        axes.set_ylabel(MEASURES[measure])
+        axes.set_ylabel(TITLES[measure])
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metarun.runs.result import ERROR, SCORE, half_of, tested
+
 TOO_FEW = "too few"  # for an interval
 
 
@@ -16,6 +18,25 @@ def half(value: float | None, form: str) -> str:
         form: a format of numbers, `.2%` say.
     """
     return f"({TOO_FEW} for an interval)" if value is None else f"± {value:{form}}"
+
+
+def main_number(result: Mapping[str, Any], brief: bool = False) -> str:
+    """The main test number of a run with half of its interval, else its validation score; empty where it has neither.
+
+    Args:
+        result: What `result.json` holds.
+        brief: For a column of a table, without the word `test` or `target` and without a word where there is no interval.
+    """
+    key = tested(result)
+    if key is None:
+        return f"validation {result[SCORE]:.4g}" if SCORE in result else ""
+    number, interval = result[key], result.get(half_of(key))
+    error = key.endswith(ERROR)
+    if brief:
+        form = ".3g" if error else ".2%"
+        return f"{number:{form}}" + ("" if interval is None else f" {half(interval, form)}")
+    form, width = (".4g", ".2g") if error else (".2%", ".2%")
+    return f"{key.partition('/')[0]} {number:{form}} {half(interval, width)}"
 
 
 def count_text(count: int | Sequence[int]) -> str:

@@ -24,7 +24,7 @@ from metarun.engine.hardware import check_device
 from metarun.engine.interruption import Interrupted
 from metarun.errors import Incomplete, Pruned, UserError
 from metarun.report.next_steps import next_steps
-from metarun.report.run import show, show_stored, stored
+from metarun.report.run import show, show_stored
 from metarun.runs import result
 from metarun.runs.building import build_data, build_stages, build_tests, prepare
 from metarun.runs.continuation import complete, refuse_other_weights
@@ -78,7 +78,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if outdated:
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            if all(stage.is_current(folder, config, stored(folder)) for stage in built):
+            if all(stage.is_current(folder, config, result.stored(folder)) for stage in built):
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
@@ -142,7 +142,7 @@ def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
     Raises:
         Incomplete: A part of the input was bad.
     """
-    found = {**stored(folder), "folder": str(folder)}
+    found = {**result.stored(folder), "folder": str(folder)}
     left_out = [said for stage in built if (said := stage.conclude(folder, found))]
     for step in [*next_steps(folder, found), *(step for stage in built for step in stage.next_steps(found))]:
         print(f"next     {step}")

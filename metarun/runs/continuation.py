@@ -14,7 +14,7 @@ from metarun.config import Config, check
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.errors import UserError
-from metarun.report.run import stored
+from metarun.runs import result
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, whole_config
 from metarun.stages.base import Stage, check_order
@@ -127,7 +127,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 def refuse_other_weights(folder: Path, weights: Path) -> None:
     """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
-    if stored(folder).get("checkpoint/sha256") != checkpoint.digest(weights):
+    if result.stored(folder).get(result.CHECKPOINT_DIGEST) != checkpoint.digest(weights):
         raise UserError(
             f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
         )

@@ -11,7 +11,7 @@ from metarun import files
 from metarun.config import flat
 from metarun.data.source import DataSource
 from metarun.errors import UserError
-from metarun.runs.result import CONTENT
+from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 
 FILE = "data.json"
 Descriptions = dict[str, dict[str, Any]]  # of `data`, of `target` where there is one, of `test.data.NAME`
@@ -138,4 +138,4 @@ def tested_on_others(origin: Path, now: Descriptions, overrides: list[str]) -> d
                 f"checkpoint={origin}: its {role} has changed since it was trained ({changed}); bring the data back, or name "
                 f"those to test on ({OTHERS.get(role, 'test.data=[folder] test.data.folder.root=...')}, say)"
             )
-    return {"checkpoint/data": {role: before[role] for role in found}} if found else {}
+    return {CHECKPOINT_DATA: {role: before[role] for role in found}} if found else {}

@@ -23,7 +23,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     algorithm, config = run.algorithm, run.config
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
-    data = run.data.describe()
+    data, left_out = run.data.describe(), unused(config)
     if (main or "").startswith(f"{result.TEST}/"):
         run.result.setdefault("interval", "95%, over episodes, normal approximation")
     run.result |= {
@@ -40,9 +40,9 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
         result.CHOICES: {
             group: choice
             for group, choice in choices.items()
-            if not group.startswith("hydra/") and group.partition("@")[0] not in unused(config)
+            if not group.startswith("hydra/") and group.partition("@")[0] not in left_out
         },
-        "seconds": seconds,
+        result.SECONDS: seconds,
         "peak_memory": run.hardware.peak_memory(),
     }
     files.save_json(run.folder / result.FILE, run.result)

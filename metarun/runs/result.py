@@ -6,7 +6,11 @@ the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from metarun import files
 
 FILE = "result.json"  # in the run's folder, the mark of a finished run
 DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
@@ -76,6 +80,11 @@ TARGET_CLASSIFIER = f"{TARGET}/classifier"
 TARGET_VALUES = f"{TARGET}/values"  # of a kept result: the accuracies [sizes][repeats]
 TARGET_SECONDS = f"{TARGET}/seconds"
 
+# Of the weights that were given.
+CHECKPOINT_STEP = f"{CHECKPOINT}/step"
+CHECKPOINT_DIGEST = f"{CHECKPOINT}/sha256"
+CHECKPOINT_DATA = f"{CHECKPOINT}/data"  # the data of their run that a test of theirs was not on
+
 # What the run was.
 PROTOCOL, DATA, CONTENT, CHOICES, COMMAND, STAGES = "protocol", "data", "target/data", "choices", "command", "stages"
 OVERRIDES = "overrides"  # as they were typed
@@ -85,6 +94,15 @@ SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 SECONDS = "seconds"  # that the run took, of its last sitting
 LEARNER = "learner"  # what `metarun.load` builds it from
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """The result of the finished run in a folder.
+
+    Raises:
+        UserError: Its file is damaged.
+    """
+    return files.read_json(folder / FILE, DAMAGED)
 
 
 def key(kind: str, measure: str) -> str:
@@ -125,7 +143,7 @@ def of_one(result: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def tested(result: dict[str, Any]) -> str | None:
+def tested(result: Mapping[str, Any]) -> str | None:
     """The key of the run's main test number, of a meta-test before one of a target; None for a run without a test."""
     kinds = ((kind, measure) for kind in (TEST, TARGET) for measure in MEASURES)
     return next((found for kind, measure in kinds if (found := key(kind, measure)) in result), None)

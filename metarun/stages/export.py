@@ -171,7 +171,7 @@ class Export(Stage):
         found["takes"] = [one.describe() for one in self.inputs]
         found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
         run.result |= {
-            result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.held.origin),
+            result.CHECKPOINT_DIGEST: checkpoint.digest(self.held.origin),
             **{result.key(EXPORT, name): value for name, value in found.items()},
         }
 

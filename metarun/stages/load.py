@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from metarun import files
 from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
@@ -31,8 +30,8 @@ class Load(Stage):
             known = self._assumed(run)
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
-        beside = weights.parent / result.FILE
-        stored = files.read_json(beside, result.DAMAGED) if beside.is_file() else {}
+        beside = weights.parent
+        stored = result.stored(beside) if (beside / result.FILE).is_file() else {}
         if state["model"]:
             refuse_other_encoder(stored, run.data, f"checkpoint={origin}")
         learner = build_learner(run, "load", "algo", "train", "wrapper")
@@ -56,8 +55,8 @@ class Load(Stage):
 
     def execute(self, run: Run) -> None:
         run.result |= {
-            result.key(result.CHECKPOINT, "step"): self.step,
-            result.key(result.CHECKPOINT, "sha256"): self.digest,
+            result.CHECKPOINT_STEP: self.step,
+            result.CHECKPOINT_DIGEST: self.digest,
         }
 
     def protocol(self, run: Run) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Predict(Stage):
             "unreadable": {str(path): reason for path, reason in images.unreadable.items()},
         }
         run.result |= {
-            result.key(result.CHECKPOINT, "sha256"): checkpoint.digest(self.origin),
+            result.CHECKPOINT_DIGEST: checkpoint.digest(self.origin),
             **{result.key(PREDICT, name): value for name, value in numbers.items()},
         }
 

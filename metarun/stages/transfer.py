@@ -69,9 +69,9 @@ class Transfer(Stage):
         run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
         if run.hardware.world.main:
             run.result |= self._probabilities(run)
-        curve = run.result[result.key(result.TARGET, "curve")]
+        curve = run.result[result.TARGET_CURVE]
         if run.hardware.world.main and len(curve) > 1:
-            chance = run.result[result.key(result.TARGET, "chance")]
+            chance = run.result[result.TARGET_CHANCE]
             picture = learning_curve({"": curve}, chance=chance)
             files.save_bytes(run.folder / "learning_curve.png", picture)
             run.logger.picture("target/learning_curve", picture)
@@ -79,7 +79,7 @@ class Transfer(Stage):
     def _probabilities(self, run: Run) -> dict[str, Any]:
         """The accuracy of each class, and how far the probabilities of the kept classifier can be trusted."""
         assert run.target is not None
-        confusion = np.array(run.result[result.key(result.TARGET, "confusion")])
+        confusion = np.array(run.result[result.TARGET_CONFUSION])
         shares = confusion.diagonal() / confusion.sum(1).clip(1)
         found: dict[str, Any] = {
             result.key(result.TARGET, "class_acc"): shares.tolist(),
@@ -95,7 +95,7 @@ class Transfer(Stage):
         before.add(logs, images.labels)
         after.add(tempered(logs, temperature or 1.0), images.labels)
         run.logger.picture("target/reliability", reliability_diagram(after.bins()))
-        found[result.key(result.TARGET, "classifier")] = {
+        found[result.TARGET_CLASSIFIER] = {
             "file": store.FILE,
             "repeat": 0,
             "train_images": len(held.examples),

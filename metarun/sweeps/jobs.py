@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarun import files
 from metarun.config.folder import CONF
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
-from metarun.runs.result import DAMAGED, FILE
+from metarun.runs.result import FILE, stored
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
@@ -51,7 +50,7 @@ class Job:
     @property
     def result(self) -> dict[str, Any]:
         """Its `result.json`."""
-        return files.read_json(self.folder / FILE, DAMAGED)
+        return stored(self.folder)
 
     @property
     def log(self) -> Path:

@@ -15,13 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun import files
 from metarun.config import check
 from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
-from metarun.report.text import half
+from metarun.report.text import main_number
 from metarun.runs import result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, options_of
@@ -204,14 +203,8 @@ def failures(ended: Iterable[Ended]) -> list[str]:
 
 def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
     """The line of a job that has ended."""
-    numbers = job.result if outcome.status == 0 and job.finished else {}
-    if measured := result.tested(numbers):
-        form, width = (".4g", ".2g") if measured.endswith(result.ERROR) else (".2%", ".2%")
-        text = (
-            f"{measured.partition('/')[0]} {numbers[measured]:{form}} {half(numbers[result.half_of(measured)], width)}"
-        )
-    else:
-        text = f"validation {numbers[result.SCORE]:.4g}" if numbers else printable(outcome.message)
+    finished = outcome.status == 0 and job.finished
+    text = (main_number(job.result) or "done") if finished else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"
 
 
@@ -225,7 +218,7 @@ def estimate(folder: Path, to_run: int) -> str:
     taken = []
     for path in folder.glob(f"*/{result.FILE}"):
         with suppress(UserError):  # a damaged one, which its own command tells
-            taken.append(files.read_json(path, result.DAMAGED).get(result.SECONDS, 0.0))
+            taken.append(result.stored(path.parent).get(result.SECONDS, 0.0))
     return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""
 
 

@@ -217,6 +217,17 @@ def test_classes_of_a_few_examples_unequal_in_number(tmp_path: Path, episodic: P
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
+def test_runs_that_only_use_what_was_learned_can_be_swept(tmp_path: Path, episodic: Path) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"ash": 1, "elm": 1}, seed=1)
+    words = [f"checkpoint={episodic}", f"support={support}", f"images={images}", f"outputs={tmp_path}"]
+    said = done("-m", "recipe=predict", "unknown=0.2,0.5", *words)
+    assert re.findall(r"^\[\d/2\] \d+ s  (\S+)  (\S+)", said.err, re.M) == [
+        ("unknown=0.2", "done"),
+        ("unknown=0.5", "done"),
+    ]
+
+
 def test_examples_from_a_table(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     lines = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(support.rglob("*.png"))]

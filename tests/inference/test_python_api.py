@@ -65,6 +65,10 @@ def test_a_run_returns_what_its_result_holds_and_knows_it_again(made: tuple[dict
         (["-m", "seed=1,2"], "-m: metarun.run carries out one run"),
         ([["algo=maml", "seed=1"]], r"^metarun.run: list is no word; give words such as 'algo=maml' one by one, "),
         (["seed=1", {"algo": "maml"}], "^metarun.run: dict is no word"),
+        (["recipe.run=nope.nope"], "^recipe.run=nope.nope: is no function that can be imported "),
+        (["recipe.run=-1347"], "^recipe.run=-1347: is no function that can be imported "),
+        (["preset=paper", "data=glyphs"], "^preset=paper: there is none for algo=protonet on data=glyphs, only for "),
+        (["experiment=omniglot_table"], "^.*: the experiment sweeps over them "),
     ],
 )
 def test_a_run_refuses_what_the_command_refuses(words: list[Any], told: str) -> None:

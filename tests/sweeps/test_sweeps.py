@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,8 +20,8 @@ from shell import SINUSOID, environment, lines, make_images, metarun, one_line, 
 
 from metarun.runs.folder import choose_folder
 from metarun.sweeps import local
-from metarun.sweeps.jobs import how_it_ended
-from metarun.sweeps.plan import sweep_name
+from metarun.sweeps.jobs import Job, Outcome, how_it_ended
+from metarun.sweeps.plan import progress, sweep_name
 
 GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
 
@@ -82,6 +83,23 @@ def test_a_sweep_whose_jobs_use_no_source_is_not_named_after_one(words: list[str
     shown = metarun("-m", "--dry-run", "target=digits", *words, f"outputs={tmp_path}")
     assert shown.status == 0, shown.err
     assert {Path(line.split()[-1]).parent.name for line in shown.out.splitlines()[:-1]} == {name}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"test/acc": 0.5, "test/acc_ci95": 0.125, "val/score": 0.7}, "test 50.00% ± 12.50%"),
+        ({"target/acc": 0.5, "target/acc_ci95": None}, "target 50.00% (too few for an interval)"),
+        ({"test/mse": 1.23456, "test/mse_ci95": 0.0123}, "test 1.235 ± 0.012"),
+        ({"val/score": 0.123456}, "validation 0.1235"),
+        ({"predict/labelled": 3}, "done"),
+    ],
+)
+def test_the_line_of_a_job_has_its_main_number(found: dict[str, object], told: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    job = Job((), (), tmp_path, "seed=1")
+    assert progress(job, Outcome(), 2.0, 1, 3) == f"[1/3] 2 s  seed=1  {told}"
+    assert progress(job, Outcome(1, "failed"), 2.0, 1, 3) == "[1/3] 2 s  seed=1  failed"
 
 
 def test_only_what_is_missing_runs_again(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def sequences(
         enough = (counts >= needed).sum() >= many
         raise UserError(
             f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counted(int(counts.min()), 'image')} of the class "
-            f"{name}; lower them{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
+            f"{name}; lower {key}.shots or {key}.queries{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
         )
     if queried * many + remembered < 1:
         raise UserError(f"{key}.queries=0: leaves nothing to learn from; set it, or algo.remembered, above 0")

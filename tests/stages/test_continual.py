@@ -309,7 +309,8 @@ def test_small_classes_are_left_out_of_the_sequences_of_training_and_test(tmp_pa
     for further, said, fits in (
         (
             "train.task.queries=2",
-            "train.task: shots + queries = 2 + 2 = 4 is above the 3 images of the class train1; lower them",
+            "train.task: shots + queries = 2 + 2 = 4 is above the 3 images of the class train1; lower train.task.shots or "
+            "train.task.queries",
             4,
         ),
         (

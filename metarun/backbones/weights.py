@@ -6,10 +6,13 @@ import argparse
 import importlib
 import logging
 import math
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +25,16 @@ from metarun.errors import UserError, nearest
 SHOWN = 6  # names of tensors in a line
 POSITIONS = ("pos_embed", "pos_embedding")  # the ends of their names in timm and torchvision
 COUNTER = "num_batches_tracked"  # of torch's batch norm, which old files lack and nothing reads
+
+# What trainings keep beside tensors and holds no code: their settings, and numbers of numpy, under the names of its versions.
+PLAIN: list[Any] = [
+    argparse.Namespace, np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"},
+    *(
+        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for name, value in (("scalar", np.float64()), ("_reconstruct", np.empty(0))) for core in ("core", "_core")
+    ),
+]  # fmt: skip
+OBJECT = r"(?:GLOBAL |but got <class ')([\w.]{1,80})"  # in torch's message on an object that it does not load
 
 log = logging.getLogger("metarun")
 
@@ -44,12 +57,17 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = importlib.import_module("safetensors.torch").load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # settings of a training, which hold no code
+            with torch.serialization.safe_globals(PLAIN):
                 files.check_archive(path)
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: safetensors is not installed: pip install 'metarun[timm]'") from error
     except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(OBJECT, str(error))):
+            raise UserError(
+                f"{key}: {path} holds Python objects beside its tensors ({found[1]}), which are not loaded, since they may run code; "
+                "save the network's state_dict alone, torch.save(model.state_dict(), FILE)"
+            ) from error
         raise UserError(f"{key}: {path} cannot be read; it is truncated, or no file of weights") from error
     tensors = dict(_flat(state)) if isinstance(state, dict) else {}
     if not tensors:
@@ -84,7 +102,8 @@ def network_tensors(
     Raises:
         UserError: No tensor stands below `prefix`.
     """
-    own = module.state_dict()
+    # Averages often lack the counters, and are the network's all the same.
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith(COUNTER)}
     fits: dict[str, int] = {}
     for name, value in tensors.items():
         parts = name.split(".")

@@ -53,7 +53,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         for name, node, asked in _nodes(config, choices, source):
             found.append(facts.inspect(name, node, tasks if asked else {}, progress))
     time = _time(config, found) if source else {"problem": "no data= is named beside the target"}
-    folder = Path(config.outputs) / "inspect" / _folder_name(config, choices)
+    folder = Path(config.outputs) / "inspect" / _folder_name(config, choices, source)
     create(folder)
     told = {"data_sets": [{key: value for key, value in one.items() if key != "source"} for one in found], "time": time}
     text = page.page(found, time, tasks, " ".join(["metarun", *overrides]))
@@ -98,8 +98,11 @@ def _time(config: DictConfig, found: list[dict[str, Any]]) -> dict[str, Any]:
     return timing.estimate(config, data)
 
 
-def _folder_name(config: DictConfig, choices: dict[str, str]) -> str:
-    """What the data are called: the choice, and of a folder its own name."""
-    root = config.data.get("root") if config.data else None
-    name = config.name or "-".join(filter(None, [choices.get("data", "data"), Path(root).name if root else ""]))
+def _folder_name(config: DictConfig, choices: dict[str, str], source: bool) -> str:
+    """What the data are called: each choice that is looked at, and of a folder its own name."""
+    looked = [("data", config.data)] if source else []
+    if config.target.data:
+        looked.append(("target", config.target.data))
+    words = [word for group, node in looked for word in (choices.get(group, group), Path(node.get("root") or "").name)]
+    name = config.name or "-".join(filter(None, [*words, *(config.test.data or {})]))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] or "data"

@@ -12,7 +12,9 @@ from hydra.utils import get_class
 
 from metarun.config import Node
 from metarun.core import TaskShape, least
+from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
+from metarun.data.label_files import may_be_image
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table_source import TableSource
@@ -20,7 +22,7 @@ from metarun.data.text import TextSource
 from metarun.data.text_files import shortened
 from metarun.errors import UserError
 from metarun.inspection import duplicates
-from metarun.inspection.image_files import survey
+from metarun.inspection.image_files import has_image_suffix, survey
 from metarun.text import counted, printable
 
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
@@ -43,8 +45,12 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     """
     found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": ""}
     root = node.node.get("root")
-    if root and _reads_images(node.node._target_) and Path(root).expanduser().is_dir():
-        found["files"] = survey(Path(root).expanduser().absolute(), progress(f"reading the files of {name}", 0))
+    kind = _class_of(node.node._target_)
+    if root and getattr(kind, "item", "") == "image" and Path(root).expanduser().is_dir():
+        # Of a folder every file is read, whatever it is called; of other data sets nothing says which of them are.
+        meant = may_be_image if issubclass(kind, Folder) else has_image_suffix
+        told = progress(f"reading the files of {name}", 0)
+        found["files"] = survey(Path(root).expanduser().absolute(), told, meant)
     bad = (found.get("files") or {}).get("unreadable_count", 0)
     changes = {"skip_bad": True} if bad and node.knows("skip_bad") else {}
     try:
@@ -70,11 +76,11 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     return found
 
 
-def _reads_images(target: str) -> bool:
-    """Whether the files of a data set are images."""
-    with contextlib.suppress(Exception):  # a class that cannot be imported, of which `build` says what is wrong
-        return bool(get_class(target).item == "image")  # type: ignore[attr-defined]
-    return False
+def _class_of(target: str) -> type:
+    """The class of a data set; `object` for one that cannot be imported, of which `build` says what is wrong."""
+    with contextlib.suppress(Exception):
+        return get_class(target)
+    return object
 
 
 def texts(source: TextSource) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
             "largest_ways": int(together) * turned,
             "largest_shots_and_queries": int(own.min()),
         }
-        told["asked"] = fits(source, split, tasks[split]) if split in tasks else ""
+        told["asked"] = fits(source, split, tasks[split]) if split in tasks else None
         splits[split] = told
     home = {int(number): split for split in SPLITS for number in source.splits[split]}
     same = len({tuple(source.splits[split].tolist()) for split in SPLITS}) == 1

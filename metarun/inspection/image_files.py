@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import StubImageFile
 
 from metarun import files
 from metarun.data.decoding import THREADS, opened, unknown_format
@@ -25,18 +26,31 @@ MOST = 1000  # bad files whose reasons are kept
 TOGETHER = 2048  # files that wait for threads at once
 
 
-def image_files(root: Path) -> Iterator[Path]:
-    """The files below a folder that are meant to be images: neither hidden, nor lists, texts or archives."""
+def image_files(root: Path, meant: Callable[[str], bool] = may_be_image) -> Iterator[Path]:
+    """The files below a folder that are not hidden and by their names are meant to be images: no lists, texts or archives."""
     for folder, names in files.walk(root, visible):
-        yield from (folder / name for name in names if may_be_image(name))
+        yield from (folder / name for name in names if meant(name))
 
 
-def survey(root: Path, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any] | None:
+def has_image_suffix(name: str) -> bool:
+    """Whether a file ends as those of an image format do that Pillow decodes by itself.
+
+    Beside the images of a data set with files of its own lie archives, pickles and texts without a suffix.
+    """
+    Image.init()
+    kind = Image.OPEN.get(Image.registered_extensions().get(Path(name).suffix.lower(), ""), (None,))[0]
+    return kind is not None and not (isinstance(kind, type) and issubclass(kind, StubImageFile))
+
+
+def survey(
+    root: Path, progress: Callable[[int], None] = lambda done: None, meant: Callable[[str], bool] = may_be_image
+) -> dict[str, Any] | None:
     """Reads every image file below a folder.
 
     Args:
         root: The folder.
         progress: Is told how many files were read.
+        meant: Whether a file of a name is meant to be an image.
 
     Returns:
         Their number, bytes, sizes, depths and formats, and the bad ones; None where there are none.
@@ -45,7 +59,7 @@ def survey(root: Path, progress: Callable[[int], None] = lambda done: None) -> d
     bad: list[dict[str, str]] = []
     count = broken = total = 0
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        every = image_files(root)
+        every = image_files(root, meant)
         while some := list(islice(every, TOGETHER)):
             for path, (size, depth, kind, reason, length) in zip(some, pool.map(_read, some), strict=True):
                 count, total = count + 1, total + length

@@ -34,9 +34,10 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
         _say(f"files    {counted(told['count'], 'image')}, {bytes_text(told['bytes'])}, in {told['root']}")
         sizes = ", ".join(f"{each['size']} ({each['files']:,})" for each in told["sizes"][:SHOWN])
         more = f", and {told['different_sizes'] - SHOWN:,} other sizes" if told["different_sizes"] > SHOWN else ""
-        _say(f"sizes    {sizes}{more}")
-        _say("depths   " + ", ".join(f"{name} ({count:,})" for name, count in told["depths"].items()))
-        _say("formats  " + ", ".join(f"{name} ({count:,})" for name, count in told["formats"].items()))
+        if sizes:  # else no file can be read
+            _say(f"sizes    {sizes}{more}")
+            _say("depths   " + ", ".join(f"{name} ({count:,})" for name, count in told["depths"].items()))
+            _say("formats  " + ", ".join(f"{name} ({count:,})" for name, count in told["formats"].items()))
         if told["unreadable_count"]:
             _say(f"bad      {counted(told['unreadable_count'], 'file')} cannot be read:")
             for bad in told["unreadable"][:SHOWN]:

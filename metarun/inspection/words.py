@@ -20,10 +20,12 @@ def bytes_text(count: int) -> str:
 
 
 def asked(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> list[str]:
-    """Whether the tasks of the config fit each split."""
+    """Whether the tasks of the config fit each split; nothing of a data set that they are not drawn from, as a target."""
     found = []
     for split, task in tasks.items():
-        reason = one["splits"][split]["asked"] if one.get("splits") else ""
+        reason = one["splits"][split]["asked"]
+        if reason is None:
+            continue
         found.append(f"{split}: {task_text(task.describe())} {'does not fit: ' + reason if reason else 'fits'}")
     return found
 

@@ -252,8 +252,11 @@ def misfit(timm: Any, path: Path, kind: str) -> tuple[str, str]:
         return "timm:test_resnet", rf"{path} holds no weights by name \(a state_dict\)$"
     if kind == "code":
         torch.save(nn.Linear(1, 1), path)
-    else:
-        path.write_bytes(b"PK")
+        return (
+            "timm:test_resnet",
+            rf"{path} holds Python objects beside its tensors \(torch.nn.modules.linear.Linear\), ",
+        )
+    path.write_bytes(b"PK")
     return "timm:test_resnet", rf"{path} cannot be read; it is truncated, or no file of weights$"
 
 

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
 from metarun.backbones.libraries import Recipe, Wanted, build
-from metarun.backbones.weights import network_tensors, read_tensors, resampled_positions
+from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions
 from metarun.config import check
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
@@ -469,12 +470,29 @@ def wrapped(state: dict[str, Any], form: str) -> dict[str, Any]:
             "teacher": under["both"],
         },
         "ema": {"model": noise, "model_ema": under["plain"]},
+        "ema of parameters": {
+            "model": noise,
+            "model_ema": {name: value for name, value in state.items() if not name.endswith(COUNTER)},
+        },
+        "numbers of numpy": {"net": under["plain"], "acc": np.float64(0.9), "curve": np.array([0.1, 0.9])},
         "model_state_dict": {"model_state_dict": under["plain"]},
     }[form]
 
 
 @pytest.mark.parametrize(
-    "form", ["state_dict", "model", "lightning", "params", "net", "teacher", "ema", "model_state_dict"]
+    "form",
+    [
+        "state_dict",
+        "model",
+        "lightning",
+        "params",
+        "net",
+        "teacher",
+        "ema",
+        "ema of parameters",
+        "numbers of numpy",
+        "model_state_dict",
+    ],
 )
 def test_a_network_is_found_in_whatever_wraps_it(form: str, weights: Path, tmp_path: Path) -> None:
     state = torch.load(weights)
@@ -482,6 +500,32 @@ def test_a_network_is_found_in_whatever_wraps_it(form: str, weights: Path, tmp_p
     plain = Pretrained(name="timm:test_resnet", weights=str(weights), image_size=32)
     found = Pretrained(name="timm:test_resnet", weights=str(tmp_path / "wrapped.pth"), image_size=32)
     assert found.digest == plain.digest
+
+
+class Evil:
+    """Unpickled by Python's own reader it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+def test_objects_beside_tensors_are_named_and_never_made(weights: Path, tmp_path: Path) -> None:
+    path, state = tmp_path / "whole.pth", torch.load(weights)
+    for content, named in (
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"net": state, "extra": Evil(tmp_path / "made")}, "posix.mkdir"),
+        ({"net": state, "extra": np.array([{}], dtype=object)}, "numpy.dtypes.ObjectDType"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(
+            UserError, match=rf"holds Python objects beside its tensors \({named}\).*state_dict alone"
+        ) as caught:
+            read_tensors(path, "weights")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_prefix_names_other_weights_of_a_file(

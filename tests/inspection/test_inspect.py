@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import table
+from labelled_files import cifar_fs, data_and_labels
 from PIL import Image
 from shell import metarun
 
 from metarun.core import TaskShape
 from metarun.data import decoding
+from metarun.data.fewshot import RELEASES
 from metarun.data.image_source import ImageSource
 from metarun.inspection import duplicates
 from metarun.inspection.facts import fits
@@ -194,7 +196,7 @@ def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:
     words = ["recipe=inspect", "data=digits", "target=digits", "test.data=[digits]", "train.steps=0", "task.ways=2"]
     outcome = metarun(*words, f"outputs={tmp_path}")
     assert outcome.status == 0, outcome.err
-    told = json.loads(next(tmp_path.glob("inspect/*/inspection.json")).read_text(encoding="utf-8"))
+    told = json.loads((tmp_path / "inspect" / "digits-digits-digits" / "inspection.json").read_text(encoding="utf-8"))
     assert [one["name"] for one in told["data_sets"]] == ["digits", "digits (target)", "digits (test)"]
     outcome = metarun("recipe=inspect", "target=digits", f"outputs={tmp_path}/alone")
     told = json.loads(next(tmp_path.glob("alone/inspect/*/inspection.json")).read_text(encoding="utf-8"))
@@ -203,6 +205,44 @@ def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:
     ]  # and not the usual data set, which nobody named
     assert "not measured: no data= is named beside the target" in outcome.out
     assert metarun("recipe=inspect", "data=sinusoid", "backbone=mlp", f"outputs={tmp_path}").status == 1
+
+
+def test_of_a_benchmark_files_that_no_image_has_the_name_of_are_not_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives, pickles and a README lie beside the images, or instead of them."""
+    classes = {"train": 4, "val": 2, "test": 3}
+    monkeypatch.setitem(RELEASES, "cifar_fs", RELEASES["cifar_fs"]._replace(classes=(4, 2, 3)))
+    cifar_fs(tmp_path / "folders", classes)
+    data_and_labels(tmp_path / "pickles", "CIFAR_FS_{}.pickle", classes)
+    for folder in ("folders", "pickles"):
+        for name in ("README", "cifar.tar.gz", "cifar.hdf5", "test.h5"):
+            (tmp_path / folder / name).write_bytes(b"\x89HDF\r\n\x1a\n")
+        words = ["data=cifar_fs", f"data.root={tmp_path / folder}", "data.image_size=6", "train.steps=0", "task.ways=2"]
+        outcome = metarun("recipe=inspect", *words, f"outputs={tmp_path}/o")
+        assert outcome.status == 0, outcome.err
+        assert not re.search(r"^(bad|sizes    $)", outcome.out, re.MULTILINE)
+        assert ("files    18 images" in outcome.out) == (folder == "folders")
+
+
+def test_a_folder_of_bad_files_has_no_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0").write_bytes(b"no image")
+    outcome = metarun("recipe=inspect", "data=folder", f"data.root={tmp_path}/images", f"outputs={tmp_path}/o")
+    assert "1 file cannot be read" in outcome.out
+    assert not re.search(r"^(sizes|depths|formats)", outcome.out, re.MULTILINE)
+    (page,) = tmp_path.glob("o/inspect/*/index.html")
+    assert "0 pixels wide" not in page.read_text(encoding="utf-8")
+
+
+def test_of_a_target_nothing_is_said_of_tasks_and_the_page_has_its_name(signs: Path, tmp_path: Path) -> None:
+    words = ["recipe=inspect", "target=folder", f"target.data.root={signs}", "target.data.skip_bad=true"]
+    outcome = metarun(*words, "target.data.image_size=16", f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    assert "tasks    " not in outcome.out
+    (page,) = tmp_path.glob("inspect/*/index.html")
+    assert page.parent.name == f"folder-{signs.name}"
+    assert "-way" not in page.read_text(encoding="utf-8")
 
 
 def test_texts_are_told_of_as_texts(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from metarun.text import counted, printable
 class TableSource(DataSource):
     """A table of items with its classes divided among the splits; the source of labelled items of any kind.
 
-    What a kind of item is, its subclass says: `item`, `items`, `reader` and `input_shape`.
+    What a kind of item is, its subclass says: `item`, `items`, `reader` and `input_shape`, and in `as_target` the words by which such
+    items of one's own are a target.
 
     Args:
         table: The items of all classes, class by class.
@@ -35,6 +36,7 @@ class TableSource(DataSource):
     """
 
     kind = "classification"
+    as_target: str = "target=folder target.data.root=FOLDER"
     unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
 
     def __init__(
@@ -123,7 +125,7 @@ class TableSource(DataSource):
             raise UserError(
                 f"task: ways = {ways} is above the {counted(counts[split], 'class', 'classes')} of the {split} split: of {total} "
                 f"classes {told}, since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes "
-                "themselves apart: recipe=target_only target=folder target.data.root=FOLDER"
+                f"themselves apart: recipe=target_only {self.as_target}"
             )
         if counts[split] < ways + task.distractors:
             raise UserError(

@@ -70,6 +70,7 @@ class TextSource(TableSource):
     """
 
     item = "text"
+    as_target = "target=text target.data.root=FILE"
     input_shape = (LENGTH,)
 
     def __init__(

@@ -52,7 +52,7 @@ class EncodedSource(TableSource):
             encoder.changed(None, 1)  # which refuses it, before anything is made
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
-        self.unknown = source.unknown
+        self.as_target, self.unknown = source.as_target, source.unknown
         self.input_shape = (encoder.features,)
         self._centre: EncodedSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw

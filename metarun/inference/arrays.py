@@ -91,6 +91,8 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
         if array.ndim not in (2, 3):
             raise InputError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
         (image,) = _pictures(array[None])
+    if 0 in image.size:
+        raise InputError(f"images: an item of the list is {image.width} by {image.height} pixels; leave it out")
     try:
         return square(ImageOps.exif_transpose(image), how.image_size, how.channels, how.values)
     except ValueError as error:
@@ -109,6 +111,8 @@ def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
             raise InputError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
     elif array.ndim not in (3, 4):
         raise InputError(f"images: the shape {shape} has {array.ndim} axes; {WANTED}")
+    if 0 in shape:
+        raise InputError(f"images: the shape {shape} has a length of 0, which leaves no pixels; {WANTED}")
     if array.ndim == 4:
         first, last = (array.shape[axis] in (1, 3) for axis in (1, 3))
         if not first and not last:

@@ -42,6 +42,7 @@ class PseudoTasks(TableSource):
             )
         self.source, self.validation = source, validation
         self.item, self.input_shape, self.unknown = source.item, source.input_shape, source.unknown
+        self.as_target = source.as_target
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
 
     @property

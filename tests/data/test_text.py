@@ -440,6 +440,15 @@ def test_texts_need_an_encoder_or_a_backbone_that_reads_them(tmp_path: Path) -> 
     assert not [*tmp_path.glob("*/*/config.yaml")]
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_too_few_classes_of_texts_lead_to_a_target_of_texts(encoded: bool, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", many(list("abcdef")))
+    reads = ["encoder=tfidf", "backbone=mlp"] if encoded else ["backbone=minilm", "backbone.weights=null"]
+    refused = metarun("data=text", f"data.root={path}", *reads, "task.ways=5", f"outputs={tmp_path}")
+    assert refused.status == 2
+    assert refused.said[-1].endswith("recipe=target_only target=text target.data.root=FILE")
+
+
 def test_a_run_on_texts(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", many(list("abcdefghij"), 8))
     words = ["data=text", f"data.root={path}", "encoder=tfidf", "backbone=mlp", "algo=protonet"]

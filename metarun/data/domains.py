@@ -69,7 +69,7 @@ class Domains(DataSource):
             raise UserError("data: names no data set; write data=[omniglot,cifar_fs], say")
         if shares is not None and len(shares) != len(sets):
             raise UserError(
-                f"data.shares={shown(shares)}: has {len(shares)} number{'s' * (len(shares) != 1)} for the {len(sets)} data sets "
+                f"data.shares={shown(shares)}: has {counted(len(shares), 'number')} for the {len(sets)} data sets "
                 f"{', '.join(sets)}"
             )
         given = np.ones(len(sets)) if shares is None else np.array(shares, dtype=np.float64)

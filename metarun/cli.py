@@ -94,7 +94,7 @@ class Unread(BaseException):
 class Stopped(KeyboardInterrupt):
     """A signal that came while nothing was trained."""
 
-    def __init__(self, number: int, frame: Any = None) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(signal_name(number))
         self.number = number
 

@@ -157,3 +157,12 @@ def duration(seconds: float) -> str:
         if seconds < below:
             return f"{seconds / length:.0f} {unit}" if unit != "h" else f"{seconds / length:.1f} h"
     return f"{seconds / 86400:.1f} days"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes in the unit that people would say."""
+    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"

@@ -19,6 +19,7 @@ from PIL import Image
 from shell import make_ratings, metarun_in
 
 from metarun import config as schema
+from metarun import stages
 from metarun.config.folder import CONF
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ PAGES = sorted(
 )  # fmt: skip
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 README = TEXTS["README.md"]
-ROOMS = ["algos", "backbones", "data", "encoders", "engine", "report", "runs", "stages", "sweeps", "target", "wrappers"]
+ROOMS = ["algos", "backbones", "data", "encoders", "engine", "export", "inference", "report", "runs", "stages", "sweeps", "target",
+         "unsupervised", "wrappers"]  # fmt: skip
 
 
 def commands(text: str) -> list[list[str]]:
@@ -111,6 +113,21 @@ def test_the_front_page_leads_to_every_other() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_has_a_page(room: str) -> None:
     assert f"metarun/{room}/README.md" in TEXTS
+
+
+def test_every_page_of_a_room_is_looked_at() -> None:
+    assert {path.parent.name for path in (ROOT / "metarun").glob("*/README.md")} == set(ROOMS)
+    assert [page for page, text in TEXTS.items() if re.search(r"^```(bash|shell|console|zsh)", text, re.M)] == []
+
+
+def test_the_table_of_a_room_has_all_that_there_is() -> None:
+    assert [
+        one for one in stages.__all__ if one != "Stage" and f"| `{one}` |" not in TEXTS["metarun/stages/README.md"]
+    ] == []
+    for group in ("backbone", "encoder"):
+        choices = [path.stem for path in (CONF / group).glob("*.yaml")]
+        text = TEXTS[f"metarun/{group}s/README.md"]
+        assert [one for one in choices if f"={one}" not in text and f"`{one.partition('_')[2]}`" not in text] == []
 
 
 def test_the_picture_of_a_report_is_small() -> None:

@@ -30,7 +30,7 @@ from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
 from metarun.terminal import Terminal
-from metarun.text import counted, duration, listed
+from metarun.text import bytes_text, counted, duration, listed
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -375,6 +375,8 @@ def test_a_long_list_of_names_has_an_end() -> None:
 def test_numbers_of_things_as_people_say_them() -> None:
     assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
     assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    sizes = [bytes_text(count) for count in (999, 47_300, 1_234_000, 2_500_000_000)]
+    assert sizes == ["999 bytes", "47.3 kB", "1.23 MB", "2.5 GB"]
 
 
 def test_a_working_folder_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatures
-from metarun.config.types import DropRate
-from metarun.core import Backbone, Episodes, Spec
+from metarun.algos.transformed import Transform, TransformedFeatures
+from metarun.core import Episodes
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
 TRANSFORMS: list[Transform] = ["un", "l2n", "cl2n"]
@@ -41,19 +40,6 @@ class SimpleShot(TransformedFeatures):
     """
 
     metric = True
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        spec: Spec,
-        *,
-        transform: Transform = "cl2n",
-        mean_momentum: MeanMomentum = 0.01,
-        label_smoothing: DropRate = 0.0,
-    ) -> None:
-        super().__init__(
-            backbone, spec, transform=transform, mean_momentum=mean_momentum, label_smoothing=label_smoothing
-        )
 
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
         """Negative squared distances `[T, Q, N]` of the queries to the centroids."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ from metarun.renamed import renamed_choice, renamed_key
 from metarun.text import listed
 
 WIDTH = 80
+WITHIN = "\N{NO-BREAK SPACE}"  # a space inside a word of an example, at which no line may end
 
 FRONT = """\
 metarun: meta-learning experiments from the shell.
@@ -68,9 +70,8 @@ def answer(words: Sequence[str], reference: Reference) -> str:
     Raises:
         UserError: A word is no key, group or choice; it names the nearest.
     """
-    return (
-        "\n\n".join("\n".join(_about(word, reference)) for word in words) if words else "\n".join(overview(reference))
-    )
+    found = [_about(word, reference) for word in words] if words else [overview(reference)]
+    return "\n\n".join(map("\n".join, found)).replace(WITHIN, " ")
 
 
 def overview(reference: Reference) -> Iterator[str]:
@@ -189,14 +190,24 @@ def _settings(key: str, found: Sequence[tuple[Choice, Entry]]) -> Iterator[str]:
             yield from _wrapped(f"{same[0][0].group}={', '.join(names)}: {about}", "    ")
     choice, entry = found[0]
     yield ""
-    yield from _wrapped(f"Example: metarun {_chosen(choice, key)}{key}={_quoted(entry.example)}")
+    yield from _wrapped(f"Example: {_command(choice, entry)}")
 
 
-def _chosen(choice: Choice, key: str) -> str:
+def _command(choice: Choice, entry: Entry) -> str:
+    """A command that has the key: with its choice, or the choice's own command where that has keys which must be given."""
+    word, chosen = _given(entry), f"{choice.group}={choice.name}"
+    if entry.key.startswith(("target.data.", "pretrain.")):
+        return f"metarun {word}"
+    required = [one.key for one in choice.entries() if one.default is ABSENT]
+    if required and chosen in choice.command.split():
+        return choice.command if entry.key in required else f"{choice.command} {word}"
     sweeps = "-m " if choice.group.startswith("hydra/") else ""
-    if key.startswith(("target.data.", "pretrain.")):
-        return ""
-    return f"{sweeps}{choice.group}={choice.name} "
+    return f"metarun {sweeps}{chosen} {word}"
+
+
+def _given(entry: Entry) -> str:
+    """The key with its example, as one word of the shell."""
+    return f"{entry.key}={shlex.quote(entry.example)}".replace(" ", WITHIN)
 
 
 def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
@@ -211,7 +222,7 @@ def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
     if entry.unit:
         yield from _item("Unit", entry.unit)
     yield from _item("Default", "must be given" if entry.default is ABSENT else shown(entry.default))
-    yield from _item("Example", f"metarun {entry.beside}{entry.key}={_quoted(entry.example)}")
+    yield from _item("Example", f"metarun {entry.beside}{_given(entry)}")
 
 
 def _short(entry: Entry) -> Iterator[str]:
@@ -235,10 +246,6 @@ def _wrapped(text: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-
-
-def _quoted(value: str) -> str:
-    return f"'{value}'" if set(value) & set(" {}<>*") else value
 
 
 def _list(names: Sequence[str] | dict[str, Choice]) -> str:

@@ -31,6 +31,7 @@ from metarun.config.types import Given, PathLike
 from metarun.config.values import flat
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
+UNESCAPED = re.compile(r"[\w./+%@~-]*")  # what Hydra writes without a backslash
 NO_TEXT = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # but for these
 # Functions of Hydra's grammar.
 FUNCTION = re.compile(r"(range|interval|tag|glob|sort|shuffle|int|float|str|bool)\(.*\)", re.DOTALL)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.types import Count, PathLike
 from metarun.errors import UserError, nearest
+from metarun.text import counted
 
 LARGEST = 2**63  # no integer of torch's or NumPy's reaches it
 BOUNDS = (
@@ -249,8 +250,8 @@ def length_text(found: Sequence[Any]) -> str:
     least = max((mark.min_length for mark in found if isinstance(mark, marks.MinLen)), default=0)
     most = min((mark.max_length for mark in found if isinstance(mark, marks.MaxLen)), default=None)
     if most is None:
-        return f"at least {least} value{'s' * (least != 1)}" if least else ""
-    return f"{most} value{'s' * (most != 1)}" if least == most else f"from {least} to {most} values"
+        return f"at least {counted(least, 'value')}" if least else ""
+    return counted(most, "value") if least == most else f"from {least} to {most} values"
 
 
 def number(value: Any) -> str:

@@ -54,7 +54,7 @@ class Signature:
     Args:
         name: The name of the class.
         parameters: Its parameters, without `self`.
-        summary: The first sentence of the docstring.
+        summary: The first paragraph of the docstring.
         meanings: What the `Args:` section of the docstring says of each parameter.
     """
 
@@ -259,9 +259,8 @@ def _statement(source: str, start: int) -> str:
 
 
 def summary_of(documented: str) -> str:
-    """The first sentence of a docstring, on one line."""
-    paragraph = re.sub(r"\s+", " ", inspect.cleandoc(documented).partition("\n\n")[0]).strip()
-    return paragraph
+    """The first paragraph of a docstring, on one line."""
+    return re.sub(r"\s+", " ", inspect.cleandoc(documented).partition("\n\n")[0]).strip()
 
 
 def arguments_of(documented: str) -> dict[str, str]:

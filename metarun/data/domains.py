@@ -16,7 +16,7 @@ import torch
 
 from metarun.config import Node
 from metarun.config.ranges import shown
-from metarun.config.types import Len, PositiveFloat, PositiveInt
+from metarun.config.types import Example, Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.image_source import ImageSource
@@ -60,7 +60,7 @@ class Domains(DataSource):
         self,
         *,
         sets: dict[str, Node],
-        shares: Annotated[list[PositiveFloat], Len(1)] | None = None,
+        shares: Annotated[list[PositiveFloat], Len(1), Example("[2, 1]")] | None = None,
         image_size: PositiveInt | None = None,
         channels: Literal[1, 3] | None = None,
         normalize: bool = True,
@@ -69,7 +69,7 @@ class Domains(DataSource):
             raise UserError("data: names no data set; write data=[omniglot,cifar_fs], say")
         if shares is not None and len(shares) != len(sets):
             raise UserError(
-                f"data.shares={shown(shares)}: has {len(shares)} number{'s' * (len(shares) != 1)} for the {len(sets)} data sets "
+                f"data.shares={shown(shares)}: has {counted(len(shares), 'number')} for the {len(sets)} data sets "
                 f"{', '.join(sets)}"
             )
         given = np.ones(len(sets)) if shares is None else np.array(shares, dtype=np.float64)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.config.types import Example, FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels, named
 from metarun.data.decoding import SIXTEEN_BITS, THREADS, Decoded, Range, all_grey, check_range, decode, too_small_a_part
 from metarun.data.decoding import value_range as values_of
@@ -84,7 +84,7 @@ class Folder(ImageSource):
         label_column: str | None = None,
         image_size: PositiveInt = 84,
         channels: Literal[1, 3] | None = None,
-        value_range: list[float] | str | None = None,
+        value_range: Annotated[list[float] | str | None, Example("[0, 255]")] = None,
         split_seed: Seed = 0,
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         train_classes: list[str] | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.errors import UserError, nearest
+from metarun.text import counted
 
 RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
@@ -129,7 +130,7 @@ def _apportion(total: int, shares: Sequence[float], subject: str) -> list[int]:
     """`total` classes among splits by their shares, at least one each; sums to `total`."""
     if total < len(shares):
         raise UserError(
-            f"{subject} {total} class{'es' * (total != 1)}; at least {len(shares)} are needed, one for each split"
+            f"{subject} {counted(total, 'class', 'classes')}; at least {len(shares)} are needed, one for each split"
         )
     counts = [1] * len(shares)
     for _ in range(total - len(shares)):

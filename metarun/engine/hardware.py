@@ -19,6 +19,7 @@ from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
+from metarun.text import counted
 
 if TYPE_CHECKING:
     from metarun.engine.learner import Learner
@@ -143,7 +144,8 @@ class Hardware:
         described = self.describe()
         tasks = "by vmap" if self.vectorize else "in a loop"
         device = f"{described['gpu'] or described['device']}, {described['precision']}{', TF32' if self.tf32 else ''}"
-        return f"{device}, {self.world.size} process(es) of {self.threads} thread(s), tasks {tasks}"
+        processes = f"{counted(self.world.size, 'process', 'processes')} of {counted(self.threads, 'thread')}"
+        return f"{device}, {processes}, tasks {tasks}"
 
 
 def worthwhile_processes(learner: Learner) -> int:

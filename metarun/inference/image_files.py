@@ -22,7 +22,7 @@ from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_sma
 from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
 from metarun.inference.preprocessing import Preprocessing
-from metarun.text import printable, shown_path
+from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
@@ -116,7 +116,7 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
     if path.is_dir():
         found, ignored = _below(path)
         if not found:
-            more = f"; {ignored} other file{'s' * (ignored != 1)} in it" if ignored else ""
+            more = f"; {counted(ignored, 'other file')} in it" if ignored else ""
             raise UserError(f"{key}={shown_path(path)}: the folder holds no image{more}")
         return ImageFiles(found, [_label(file, path, set(classes)) for file in found], ignored)
     if any(character in text for character in "*?["):

@@ -185,5 +185,5 @@ def show(found: dict[str, Any], folder: Path) -> None:
     if found["ignored"] and kind == "texts":
         print(f"{found['ignored']} without a text, left out")
     elif found["ignored"]:
-        print(f"{found['ignored']} other file{'s' * (found['ignored'] != 1)} in the folders, no images by their names")
+        print(f"{counted(found['ignored'], 'other file')} in the folders, no images by their names")
     print(f"table    {shell_path(folder / 'predictions.csv')}\npage     {shell_path(folder / 'index.html')}")

@@ -14,9 +14,9 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.inspection import facts
-from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
+from metarun.inspection.words import asked, duplicate_lines, text_lines, time_lines
 from metarun.templates import embedded, template
-from metarun.text import shape_text
+from metarun.text import bytes_text, shape_text
 
 SIDE = 84  # pixels of a small image
 BAD, CLASSES = 200, 500  # files and classes that the page lists

@@ -11,9 +11,9 @@ from rich.text import Text
 from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
-from metarun.inspection.words import asked, bytes_text, duplicate_lines, text_lines, time_lines
+from metarun.inspection.words import asked, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
-from metarun.text import counted, printable, shape_text
+from metarun.text import bytes_text, counted, printable, shape_text
 
 WIDTH = 80
 SHOWN = 5  # bad files, sizes

@@ -10,15 +10,6 @@ from metarun.report.text import task_text
 from metarun.text import counted, duration
 
 
-def bytes_text(count: int) -> str:
-    """A number of bytes in the unit that people would say."""
-    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"
-
-
 def asked(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> list[str]:
     """Whether the tasks of the config fit each split; nothing of a data set that they are not drawn from, as a target."""
     found = []

@@ -46,6 +46,7 @@ class StepShare:
         total: The number of tasks of the step, over all processes.
         all_reduce: Sums tensors over the processes in place; None where there is one process.
         settle: Gives all processes the running averages that one would have by now; None where there is one process.
+        numbers: The tasks' numbers in the step; None where these are `first` and the ones that follow it.
     """
 
     def __init__(

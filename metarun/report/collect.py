@@ -47,6 +47,7 @@ from metarun.runs.result import (
     scores_file,
 )
 from metarun.runs.result import key as key_of_result
+from metarun.text import counted
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
@@ -238,7 +239,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
         runs += by_set(run)
         lines = folder / "metrics.jsonl"
         if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
-            collection.problems.append(f"{lines}: {damaged} damaged line{'s' * (damaged > 1)} left out of its curves")
+            collection.problems.append(f"{lines}: {counted(damaged, 'damaged line')} left out of its curves")
     collection.columns = swept(runs)
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid

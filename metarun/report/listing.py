@@ -22,7 +22,7 @@ from metarun.report.command import folders
 from metarun.report.text import main_number
 from metarun.runs.folder import stored_config
 from metarun.terminal import Terminal
-from metarun.text import printable, shell_path
+from metarun.text import counted, printable, shell_path
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def show(lines: Sequence[Line]) -> None:
         )
         for index, line in enumerate(lines, 1)
     ]
-    table = Table(*headings, title=f"{len(lines)} run{'s' * (len(lines) != 1)}", title_justify="left")
+    table = Table(*headings, title=counted(len(lines), "run"), title_justify="left")
     for column in table.columns:
         column.overflow = "fold"
     if narrow:  # one column may wrap, the others keep their words whole where they can

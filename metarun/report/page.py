@@ -21,7 +21,7 @@ from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
 from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN_SECONDS, half_of, key
 from metarun.templates import template
-from metarun.text import printable, shell_path
+from metarun.text import counted, printable, shell_path
 
 MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # what values of other types lead to
 NAMED = 10  # unfinished runs that the terminal names
@@ -163,8 +163,8 @@ def _html(
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
     finished, unfinished = len(collection.runs), len(collection.unfinished)
-    counts = f"{finished} finished run{'s' * (finished != 1)} in {len(collection.groups)} group"
-    counts += "s" * (len(collection.groups) != 1) + (f", {unfinished} not finished." if unfinished else ".")
+    counts = f"{counted(finished, 'finished run')} in {counted(len(collection.groups), 'group')}"
+    counts += f", {unfinished} not finished." if unfinished else "."
     return template(Path(__file__).parent, "page.html").render(
         title=title,
         counts=counts,

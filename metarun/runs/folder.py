@@ -63,7 +63,7 @@ def folder_name(overrides: Sequence[str], named: bool, source: bool = True, long
     typed (other characters, a path's last two parts for the whole), a digest of the whole comes last.
 
     Args:
-        overrides: As `metarun.overrides.canonical` writes them; of two for one key the last counts.
+        overrides: As `metarun.config.overrides.canonical` writes them; of two for one key the last counts.
         named: Whether the run's name lacks the data and the method, so that they belong here.
         source: Whether the recipe uses a source, whose data and method are then in the run's name.
         longest: The most characters.

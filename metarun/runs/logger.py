@@ -24,7 +24,7 @@ from metarun.core import Episodes
 from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
-from metarun.text import duration
+from metarun.text import counted, duration
 
 log = logging.getLogger("metarun")
 
@@ -167,8 +167,8 @@ class RunLogger:
             files.save_bytes(metrics, "".join(json.dumps(values) + "\n" for values in kept).encode())
         if damaged:
             log.warning(
-                "%s: %d damaged line%s left out, after a power failure perhaps; the weights do not depend on them",
-                metrics, damaged, "s were" if damaged > 1 else " was",
+                "%s: %s left out, after a power failure perhaps; the weights do not depend on them",
+                metrics, counted(damaged, "damaged line was", "damaged lines were"),
             )  # fmt: skip
         self.close()
         # TensorBoard forgets whole steps: what stays of this one is told to it once more.

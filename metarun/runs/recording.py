@@ -56,8 +56,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         "transductive": algorithm.transductive,
         **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
-    on_images = any(getattr(stage, "held_out", None) is not None for stage in run.stages)
-    if run.target or on_images:
+    if run.target:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
     source = run.target.source if run.target else run.data.underlying
     if isinstance(source, EncodedSource):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from metarun.engine.learner import Learner
     from metarun.runs.run import Run
 
 
@@ -33,6 +34,7 @@ class Stage(ABC):
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
         reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
             run none of whose stages reads them they are refused.
+        learner: What a stage that gives weights trained or loaded, from `prepare` on; None of any other.
         shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
             run's folder, where all of them find it.
     """
@@ -48,6 +50,7 @@ class Stage(ABC):
     asks_for_classes: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     shares_training: ClassVar[bool] = False
+    learner: Learner | None = None
 
     @abstractmethod
     def prepare(self, run: Run) -> None:

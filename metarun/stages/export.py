@@ -35,7 +35,7 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.predict import inputs_digest
 from metarun.target.base import Own
-from metarun.text import shell_path, shown_path
+from metarun.text import bytes_text, shell_path, shown_path
 
 EXPORT = "export"  # the kind of its numbers in `result.json`
 SHOTS = 2  # support images of a class, of a graph that takes any number, when it is traced and compared
@@ -191,7 +191,7 @@ class Export(Stage):
         found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
         for name, one in found["files"].items():
             line = (
-                f"{shell_path(folder / name)}: {size(one['bytes'])}, {one['parameters']:,} parameters, "
+                f"{shell_path(folder / name)}: {bytes_text(one['bytes'])}, {one['parameters']:,} parameters, "
                 f"{float(format(one['ms_an_image'], '.2g')):g} ms an image in one thread of this machine"
             )
             if "same_class" in one:
@@ -325,11 +325,6 @@ def pixels_of(learner: Learner) -> tuple[int, int, int]:
 def described(learner: Learner) -> str:
     """What is exported, for messages."""
     return type(learner.algorithm).__name__
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def command(path: Path, inputs: list[dict[str, Any]]) -> str:

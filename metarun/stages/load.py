@@ -8,6 +8,7 @@ from typing import Any
 from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
+from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.runs import result, seen
 from metarun.runs.run import Run
@@ -20,6 +21,7 @@ class Load(Stage):
 
     gives_weights = True
     needs_checkpoint = True
+    learner: Learner
 
     def prepare(self, run: Run) -> None:
         origin = run.config.checkpoint

@@ -17,9 +17,10 @@ from metarun.config import flat
 from metarun.data.image_batches import Labelled
 from metarun.engine import checkpoint
 from metarun.engine.evaluate import classified, evaluate
+from metarun.engine.learner import Learner
 from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
-from metarun.ops import metrics
+from metarun.ops import batch_norm, metrics
 from metarun.runs import result, seen
 from metarun.runs.folder import FREE, create
 from metarun.runs.logger import RunLogger
@@ -46,6 +47,7 @@ class Train(Stage):
     """
 
     gives_weights = True
+    learner: Learner
 
     def __init__(
         self,
@@ -231,7 +233,7 @@ class Train(Stage):
         if (weights := config.backbone.get("weights")) and (file := Path(weights).expanduser()).is_file():
             settings["backbone.weights"] = checkpoint.digest(file)
         before = None if self.start_from is None else run.learners[self.start_from]
-        earlier = next((stage for stage in run.stages if before and getattr(stage, "learner", None) is before), None)
+        earlier = next((stage for stage in run.stages if before and stage.learner is before), None)
         return {
             "stage": self.name,
             "metarun": metarun.__version__,
@@ -262,6 +264,8 @@ class Train(Stage):
         else:
             text = f"all images of {whose}; for validation episodes of the validation classes"
         found: dict[str, Any] = {result.SEEN: {self.name: text}}
+        if self.held_out is not None:
+            found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)
         if not self.last:
             return found
         found |= training_protocol(learner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import check
-from metarun.config.overrides import canonical, hint_of, key_of, make_literal, read, reading, varies
+from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
@@ -54,7 +53,7 @@ def read_words(loader: Any, config: DictConfig, arguments: Sequence[str], params
 
 def _quoted(item: Any) -> Any:
     """A text of several in quotes, where Hydra would write what it finds odd in it with a backslash: `my images`, `a:b`."""
-    if isinstance(item, str) and not re.fullmatch(r"[\w./+%@~-]*", item):
+    if isinstance(item, str) and not UNESCAPED.fullmatch(item):
         return QuotedString(item, Quote.single)
     return item
 

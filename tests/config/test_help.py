@@ -14,11 +14,13 @@ from helpers import compose
 from omegaconf import OmegaConf
 from shell import environment, metarun
 
+from metarun.config import check
 from metarun.config.folder import CONF
 from metarun.config.help import answer
 from metarun.config.ranges import check_value, shown
 from metarun.config.reference import Choice, Entry, Reference, sections, shared_keys
 from metarun.config.schema import Config
+from metarun.config.signature import ABSENT
 from metarun.config.validation import settings
 
 REFERENCE = Reference([CONF])
@@ -29,6 +31,11 @@ def entries() -> Iterator[tuple[str, Entry]]:
     """Every key with where it is explained: the schema, or a choice."""
     yield from (("schema", entry) for entry in REFERENCE.keys.values())
     yield from ((f"{choice.group}={choice.name}", entry) for choice in CHOICES for entry in choice.entries())
+
+
+def required(choice: Choice) -> list[str]:
+    """The keys that must be given with a choice."""
+    return [entry.key for entry in choice.entries() if entry.default is ABSENT]
 
 
 def fits(text: str) -> None:
@@ -117,7 +124,7 @@ def test_defaults_are_those_of_the_config() -> None:
 
 
 def test_a_key_says_meaning_type_unit_range_default_and_example() -> None:
-    assert metarun("help", "train.validate_every").out.splitlines() == [
+    assert metarun("help", "train.validate_every").out.splitlines()[:7] == [
         "train.validate_every",
         "  The steps from one validation to the next.",
         "  Type                    int",
@@ -142,6 +149,31 @@ def test_an_example_has_what_its_key_needs_beside_it(key: str, example: str) -> 
     assert metarun("help", key).out.splitlines()[-1] == f"  Example                 {example}"
     composed = metarun(*shlex.split(example)[1:], "--cfg", "job")
     assert composed.status == 0, composed.err
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("data.labels", ["data=folder", "data.root=/path/to/images", "data.labels=NAME"]),
+        ("data.value_range", ["data=folder", "data.root=/path/to/images", "data.value_range=[0, 255]"]),
+        ("data.shares", [*shlex.split(REFERENCE.groups["data"]["domains"].command)[1:], "data.shares=[2, 1]"]),
+        ("encoder.stored", ["encoder=run", "encoder.from=outputs/RUN", "data=caltech101", "encoder.stored={NAME: 1}"]),
+        ("data.sets", shlex.split(REFERENCE.groups["data"]["domains"].command)[1:]),
+        ("target.data.value_range", ["target.data.value_range=[0, 255]"]),
+    ],
+)
+def test_an_example_of_a_choices_key_would_run(key: str, words: list[str]) -> None:
+    assert shlex.split(answer([key], REFERENCE).rpartition("Example: metarun ")[2]) == words
+
+
+@pytest.mark.parametrize("choice", [one for one in CHOICES if required(one)], ids=lambda one: f"{one.group}={one.name}")
+def test_an_example_gives_every_key_that_its_choice_needs(choice: Choice) -> None:
+    for key in {entry.key for entry in choice.entries()}:
+        _, told, command = answer([key], REFERENCE).rpartition("\n  Example: metarun ")
+        if told and f"{choice.group}={choice.name}" in (words := shlex.split(command)):
+            composed = compose(*words)
+            check(composed)
+            assert all(OmegaConf.select(composed, needed) for needed in required(choice)), words
 
 
 def test_a_key_of_several_choices_says_what_it_is_in_each() -> None:

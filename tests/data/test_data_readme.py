@@ -30,7 +30,7 @@ def test_the_example_runs_from_an_empty_folder(tmp_path: Path, monkeypatch: pyte
         path.write_text(rest)
     monkeypatch.chdir(home)
     try:
-        for command in blocks("bash"):
+        for command in (one for one in blocks("sh") if "--config-dir" in one):
             words = shlex.split(command)
             assert words[0] == "metarun"
             outcome = metarun(*words[1:])

@@ -21,7 +21,7 @@ from metarun.data.image_source import ImageSource
 from metarun.inspection import duplicates
 from metarun.inspection.facts import fits
 from metarun.inspection.image_files import survey
-from metarun.inspection.words import bytes_text
+from metarun.text import bytes_text
 
 
 def photographs(count: int, side: int = 24, seed: int = 0) -> np.ndarray:

@@ -130,6 +130,28 @@ def test_stages_by_class_alone_are_the_same_run(images: Path, tmp_path: Path) ->
         assert recipe[key] == by_class[key]
 
 
+def test_a_stage_around_a_training_tells_all_that_the_training_tells(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "around_training", raising=False)
+    (tmp_path / "around_training.py").write_text(
+        "from metarun.runs.run import Run\nfrom metarun.stages import Stage, Train\n\n\nclass Around(Stage):\n"
+        '    """Around."""\n\n    gives_weights = True\n\n    def __init__(self) -> None:\n        self.training = Train()\n\n'
+        + "".join(
+            f"    def {name}(self, run: Run):\n        return self.training.{name}(run)\n\n"
+            for name in ("prepare", "execute", "protocol")
+        )
+    )
+    told = []
+    for stage in ("metarun.stages.Train", "around_training.Around"):
+        words = [*SMALL, f"data.root={images}", "algo=baseline", "train.validate_on=images", f"recipe.stages=[{stage}]"]
+        done(*words, f"outputs={tmp_path / stage}")
+        told.append(result(only_run(tmp_path / stage))["protocol"])
+    assert told[0] == told[1]
+    assert "labelled_images" in told[0]
+
+
 def test_the_example_of_the_readme(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From an empty folder, by its recipe and by its class."""
     text = (ROOT / "metarun" / "stages" / "README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -79,14 +80,19 @@ class Recipe:
     crop: float
 
 
+# Tags of timm's weights that were trained on ImageNet's images, with or without their labels; of others (laion2b, lvd142m, openai) it
+# is not known which classes are among their images.
+OF_IMAGENET = re.compile(r"in\d+k|imagenet|^(fb_)?dino$|^(fc)?mae$")
+
+
 @dataclass(frozen=True)
 class Built:
-    """A network `[B, 3, S, S]` to features, the images it expects, where its weights come from, and whether they are the library's."""
+    """A network `[B, 3, S, S]` to features, the images it expects, where its weights come from, and what they were trained on, if known."""
 
     network: nn.Module
     recipe: Recipe
     origin: str | None
-    published: bool
+    saw: str | None
 
 
 def build(wanted: Wanted) -> Built:
@@ -135,7 +141,7 @@ def _own(wanted: Wanted) -> Built:
         tensors = {efficientnet_lite.own_name(name): value for name, value in read_tensors(path, key).items()}
         load_tensors(network, network_tensors(network, tensors, key, wanted.prefix), key, ("classifier",))
     recipe = Recipe(variant.image_size, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", variant.crop)
-    return Built(network, recipe, str(path) if path else None, wanted.weights == "pretrained")
+    return Built(network, recipe, str(path) if path else None, "imagenet" if wanted.weights == "pretrained" else None)
 
 
 def _library(name: str, library: str, key: str) -> ModuleType:
@@ -184,7 +190,7 @@ def _torchvision(wanted: Wanted) -> Built:
     crop = size / chosen.get("resize_size", 256)
     mean, deviation = (tuple(chosen.get(part, usual)) for part, usual in zip(("mean", "std"), IMAGENET, strict=True))
     origin = str(own or weights) if weights else None
-    return Built(network, Recipe(size, mean, deviation, kind, crop), origin, own is not None)
+    return Built(network, Recipe(size, mean, deviation, kind, crop), origin, "imagenet" if own else None)
 
 
 def _timm(wanted: Wanted) -> Built:
@@ -220,7 +226,8 @@ def _timm(wanted: Wanted) -> Built:
         settings["interpolation"],
         1.0 if settings.get("crop_mode") == "squash" else settings["crop_pct"],
     )
-    return Built(network, recipe, settings.get("hf_hub_id") if published else weights, published)
+    saw = "imagenet" if published and OF_IMAGENET.search(settings.get("tag") or "") else None
+    return Built(network, recipe, settings.get("hf_hub_id") if published else weights, saw)
 
 
 LIBRARIES = {"torchvision": _torchvision, "timm": _timm, OWN: _own}

@@ -41,7 +41,7 @@ class Pretrained(ImageEncoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that are drawn: the same at every start, as the table is
             built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
-        self.saw = NOTHING if weights is None else "imagenet" if built.published else None
+        self.saw = NOTHING if weights is None else built.saw
         recipe = replace(built.recipe, image_size=image_size or built.recipe.image_size, crop=crop or built.recipe.crop)
         self.settle(built.network, recipe)
 

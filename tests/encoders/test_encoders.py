@@ -26,7 +26,7 @@ from metarun import config as schema
 from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
-from metarun.backbones.libraries import Recipe, Wanted, build
+from metarun.backbones.libraries import OF_IMAGENET, Recipe, Wanted, build
 from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions
 from metarun.config import check
 from metarun.core import TaskShape
@@ -644,6 +644,13 @@ def test_what_weights_saw_is_known_of_a_library_s_own_and_of_drawn_ones(weights:
     assert (named["saw"], named["saw_these_classes"]) == ("imagenet", "yes")
     published = told(name="metarun:efficientnet_lite0")
     assert (published["saw"], published["saw_these_classes"]) == ("imagenet", "yes")
+
+
+def test_which_of_timm_s_weights_saw_imagenet_is_known_by_their_tags() -> None:
+    for tag in ("a1_in1k", "augreg_in21k_ft_in1k", "fb_in22k", "sw_imagenet", "dino", "mae"):
+        assert OF_IMAGENET.search(tag), tag
+    for tag in ("", "laion2b", "openai", "lvd142m", "webli", "inat"):
+        assert not OF_IMAGENET.search(tag), tag
 
 
 def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(

@@ -105,9 +105,9 @@ class Predict(Stage):
 
     def is_current(self, folder: Path, config: DictConfig, stored: dict[str, Any]) -> bool:
         origin, key = given(config)
-        if origin == "-" or not all(
-            (folder / name).is_file() for name in (TABLE, PAGE)
-        ):  # standard input can be read once
+        if origin == "-":  # which can be read once
+            return False
+        if not all((folder / name).is_file() for name in (TABLE, PAGE)):
             return False
         held = store.load(Path(config.checkpoint))
         names = items.examples(config.support, held.preprocessing).labels if config.support else held.classes or ()

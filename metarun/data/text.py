@@ -20,7 +20,7 @@ from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
-from metarun.text import printable
+from metarun.text import counted, printable
 
 RANK = {"": 0, "train": 0, "val": 1, "test": 2}  # of two equal texts the one for the later purpose is kept
 
@@ -203,8 +203,8 @@ def apart(
     ):
         if double:
             log.warning(
-                "%s: left out %d text%s %s; the first: %s, %r",
-                key, len(double), "s" * (len(double) != 1), what, double[0].where, shortened(double[0].text),
+                "%s: left out %s %s; the first: %s, %r",
+                key, counted(len(double), "text"), what, double[0].where, shortened(double[0].text),
             )  # fmt: skip
     counts = {"repeated": len(again), "repeated_in_a_later_split": len(across)}
     return kept, {name: count for name, count in counts.items() if count}

@@ -120,8 +120,8 @@ def labelled_texts(
     if found.empty:
         count = len(found.empty)
         log.warning(
-            "%s: %d row%s without a text %s left out, the first of %s",
-            key, count, "s" * (count != 1), "is" if count == 1 else "are", found.empty[0],
+            "%s: %s without a text %s left out, the first of %s",
+            key, counted(count, "row"), "is" if count == 1 else "are", found.empty[0],
         )  # fmt: skip
     if found.unread:
         log.warning(

@@ -15,6 +15,7 @@ from metarun.ops.numerics import precise
 from metarun.ops.second_order import batch_norm
 from metarun.ops.support import of_support, remembering
 from metarun.ops.tasks import vectorized
+from metarun.text import counted
 
 EPSILON = 1e-5  # added to the variance
 MOMENTUM = 0.1  # weight of the newest batch in the running averages
@@ -249,7 +250,7 @@ class Norm(nn.Module):
     def _check(self, rows: int, x: Tensor) -> None:
         if rows * x[0, 0].numel() < 2:
             raise UserError(
-                f"backbone.norm={self.kind}: {rows} row(s) of one value per channel have no statistics; try backbone.norm=group"
+                f"backbone.norm={self.kind}: {counted(rows, 'row')} of one value per channel {'has' if rows == 1 else 'have'} no statistics; try backbone.norm=group"
             )
 
     def _running(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
 from metarun.target.base import Own
-from metarun.text import shape_text
+from metarun.text import counted, shape_text
 
 log = logging.getLogger("metarun")
 
@@ -92,7 +92,7 @@ class MetaTest(Stage):
             if name and (classes := len(run.tests[name].members[""].splits["test"])) < task.needed_ways:
                 listed = f"test.data.{name}.ways={classes} tests on tasks of {classes}, and " if classes > 1 else ""
                 raise UserError(
-                    f"has {classes} class{'es' * (classes != 1)} to test on, which is below test.task.ways={task.needed_ways}; "
+                    f"has {counted(classes, 'class', 'classes')} to test on, which is below test.task.ways={task.needed_ways}; "
                     f"{listed}test.data=[...] leaves it out"
                 )
             check_test_task(run.learner, task)

@@ -250,7 +250,8 @@ class Norm(nn.Module):
     def _check(self, rows: int, x: Tensor) -> None:
         if rows * x[0, 0].numel() < 2:
             raise UserError(
-                f"backbone.norm={self.kind}: {counted(rows, 'row')} of one value per channel {'has' if rows == 1 else 'have'} no statistics; try backbone.norm=group"
+                f"backbone.norm={self.kind}: {counted(rows, 'row')} of one value per channel {'has' if rows == 1 else 'have'} no "
+                "statistics; try backbone.norm=group"
             )
 
     def _running(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
-from metarun.config.task_schema import PROTOCOLS
+from metarun.config.task_schema import PROTOCOLS, SIZES
 from metarun.config.validation import asks_for_object, names_class
 from metarun.config.values import without
 from metarun.errors import UserError, reason
@@ -32,7 +32,7 @@ def task_of(config: DictConfig, split: str) -> Any:
     if change.protocol not in (None, found["protocol"] or "uniform"):
         found |= PROTOCOLS[change.protocol]
     found |= {name: value for name, value in change.items() if value is not None}
-    for name in ("ways", "shots", "queries"):
+    for name in SIZES:
         if not isinstance(found[name], int):
             low, high = found[name]
             found[name] = low if low == high else (low, high)

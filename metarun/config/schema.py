@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
-from metarun.config.task_schema import Noise, Task, TestTaskChange, TrainTaskChange
+from metarun.config.task_schema import SIZES, Noise, Task, TestTaskChange, TrainTaskChange
 from metarun.config.types import (
     Doc,
     Example,
@@ -123,7 +123,7 @@ class Test:
     task: TestTaskChange = field(default_factory=TestTaskChange)
     data: Annotated[
         dict[str, Any],
-        Given(beside=dict.fromkeys(("ways", "shots", "queries"), OF_ONE_SET), many=True),
+        Given(beside=dict.fromkeys(SIZES, OF_ONE_SET), many=True),
         Doc(
             "The data sets to test on, each in a test of its own: test.data=[omniglot,caltech101]; none is the test classes of "
             "what is trained on. test.data.NAME has the settings of one, and ways, shots and queries of its tasks."

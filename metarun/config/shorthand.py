@@ -15,17 +15,17 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from metarun.config.folder import CONF
+from metarun.config.task_schema import SIZES
 from metarun.errors import UserError
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
-TASK = ("ways", "shots", "queries")  # settings of a data set's tests, which its own class does not have
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 IMPLIED = {"encoder.from": "encoder=run"}  # a setting that one choice of its group has, and no other
 NODE = re.compile(r"\+data@(?P<place>data\.sets|test\.data)\.(?P<name>\w+)=(?P<choice>.*)")
 PAPER, OF_THE_RUN = "paper", "/${algo}_${data}"  # the folder of the papers' presets, and the file in it
-OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(TASK)})=.*", re.DOTALL)
+OWN_TASK = re.compile(rf"test\.data\.\w+\.({'|'.join(SIZES)})=.*", re.DOTALL)
 
 
 def expanded(words: Iterable[str], sweep: bool = False) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from metarun.config.types import Count, Doc, Example, Ge, Interval, Share, Unit
 
+SIZES = ("ways", "shots", "queries")  # of every task; a data set among several may have its own in tests
+
 
 @dataclass
 class Task:

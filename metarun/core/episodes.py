@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarun.config.hints import fields_of
 from metarun.config.ranges import check_range
-from metarun.config.task_schema import TestTaskChange, TrainTaskChange
+from metarun.config.task_schema import SIZES, TestTaskChange, TrainTaskChange
 from metarun.errors import UserError
 
 Count = int | tuple[int, int]  # a number, or the least and the largest of a range that each task draws from
@@ -307,7 +307,7 @@ class TaskShape:
         found: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name in ("ways", "shots", "queries") or value != item.default:
+            if item.name in SIZES or value != item.default:
                 found[item.name] = list(value) if isinstance(value, tuple) else value
         return found
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from metarun.config.task_schema import SIZES
 from metarun.config.types import Len
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, together
 from metarun.data.sampler import uniforms
@@ -35,11 +36,7 @@ class RegressionSource(DataSource):
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if task.ways != 1:
             raise UserError(f"task: ways = {task.ways}, but a regression task has one way; set task.ways=1")
-        of_classes = {
-            name: value
-            for name, value in task.describe().items()
-            if name not in ("ways", "shots", "queries", "balanced")
-        }
+        of_classes = {name: value for name, value in task.describe().items() if name not in (*SIZES, "balanced")}
         if of_classes:
             name = next(iter(of_classes))
             raise UserError(

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config import Node, check, construct, nodes_of, task_of
 from metarun.config.overrides import key_of, make_literal
-from metarun.config.shorthand import TASK
+from metarun.config.task_schema import SIZES
 from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.encoders.building import encoded
@@ -82,7 +82,7 @@ def _nodes(config: DictConfig, choices: dict[str, str], source: bool) -> list[tu
         found += [(name, node, True) for name, node in inside.items()]
     if config.target.data:
         found.append((f"{choices.get('target', 'target')} (target)", Node(config.target.data, "target.data"), False))
-    tests = nodes_of(config.test.data, "test.data", TASK) if config.test.data else {}
+    tests = nodes_of(config.test.data, "test.data", SIZES) if config.test.data else {}
     return [*found, *((f"{name} (test)", node, False) for name, node in tests.items())]
 
 

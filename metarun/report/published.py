@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
+from metarun.config.task_schema import SIZES
+
 
 class Published(NamedTuple):
     """A result as its paper writes it, and where; without a value, what the paper has instead."""
@@ -39,7 +41,7 @@ def find(choices: dict[str, str], task: Mapping[str, Any]) -> Published | None:
         The first entry that fits; None where nothing was collected. A choice that an entry does not name may be any, but its
         tasks are those that it names, and else the usual ones: numbers of labelled items, the same in all tasks.
     """
-    more = {name: value for name, value in task.items() if name not in ("ways", "shots", "queries")}
+    more = {name: value for name, value in task.items() if name not in SIZES}
     facts = {**choices, "ways": task["ways"], "shots": task["shots"]}
     for entry in _entries():
         tasks = entry.get("task", {})

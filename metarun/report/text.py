@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metarun.config.task_schema import SIZES
 from metarun.runs.result import ERROR, SCORE, half_of, tested
 
 TOO_FEW = "too few"  # for an interval
@@ -73,5 +74,5 @@ def task_text(task: Mapping[str, Any]) -> str:
     Args:
         task: The tasks as `result.json` describes them.
     """
-    ways, shots, queries = (count_text(task[name]) for name in ("ways", "shots", "queries"))
+    ways, shots, queries = (count_text(task[name]) for name in SIZES)
     return f"{ways}-way {shots}-shot, {queries} queries a class{more_of_task(task)}"

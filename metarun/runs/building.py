@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
 from metarun.config import construct, keyed, nodes_of
-from metarun.config.shorthand import TASK
+from metarun.config.task_schema import SIZES
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
@@ -146,7 +146,7 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
         return {}
     if not config.test.data:
         return data.tested
-    found = fit_to_network(nodes_of(config.test.data, "test.data", TASK), data, encoded=bool(config.encoder))
+    found = fit_to_network(nodes_of(config.test.data, "test.data", SIZES), data, encoded=bool(config.encoder))
     return {name: named(f"test.data: {name}", partial(encoded_as, items, data)) for name, items in found.items()}
 
 

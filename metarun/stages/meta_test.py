@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun import files
-from metarun.config.shorthand import TASK
+from metarun.config.task_schema import SIZES
 from metarun.core import TaskShape
 from metarun.data.domains import named, rule
 from metarun.data.source import DataSource, EpisodeSampler, Split
@@ -331,7 +331,7 @@ class MetaTest(Stage):
 def own_task(run: Run, name: str) -> TaskShape:
     """The shape of the test tasks of a data set."""
     node = run.config.test.data.get(name) or {}
-    own = {part: node.get(part) for part in TASK}
+    own = {part: node.get(part) for part in SIZES}
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
 
 

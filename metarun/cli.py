@@ -155,7 +155,7 @@ def attempt(words: list[str]) -> Outcome:
         signal.signal(number, _stop)
     afterwards = signal.SIG_DFL  # one that comes while the interpreter ends is no story to tell
     try:
-        return _told(words)
+        return _outcome_of(words)
     except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
         afterwards = signal.SIG_IGN  # what the first one ended has its exit status
         by = f" by {interrupt}" if str(interrupt) else ""
@@ -185,7 +185,7 @@ def _explain(words: list[str]) -> Outcome:
     return Outcome()
 
 
-def _told(words: list[str]) -> Outcome:
+def _outcome_of(words: list[str]) -> Outcome:
     """Runs; what the user can mend is an outcome."""
     try:
         arguments, options = parsed(words)

@@ -27,7 +27,7 @@ class JobRefused(UserError):
         super().__init__(str(error))
         self.label, self.error = label, error
 
-    def told(self, one_line: Callable[[BaseException], str]) -> str:
+    def message(self, one_line: Callable[[BaseException], str]) -> str:
         """What is wrong, and with which job where the message does not name it."""
         line = one_line(self.error)
         return line if not self.label or self.label in line else f"{line} (in the job {self.label})"

@@ -217,13 +217,13 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 @contextlib.contextmanager
 def locked(
-    path: Path, told: str, seconds: float | None = None, tell: Callable[[str], object] = log.info
+    path: Path, holder: str, seconds: float | None = None, tell: Callable[[str], object] = log.info
 ) -> Iterator[None]:
     """Holds the lock of a file, which other processes of any machine respect.
 
     Args:
         path: The file.
-        told: Who may hold it, for the line that says that this process waits.
+        holder: Who may hold it, for the line that says that this process waits.
         seconds: How long it waits; None waits until the other ends.
         tell: Where that line goes.
 
@@ -238,7 +238,7 @@ def locked(
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell(f"{told}; waiting for it{'' if seconds is None else f', {seconds:.0f} s at most'}")
+            tell(f"{holder}; waiting for it{'' if seconds is None else f', {seconds:.0f} s at most'}")
             lock.acquire(timeout=-1 if seconds is None else seconds)
     try:
         yield

@@ -118,9 +118,9 @@ def at_work(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process is at work in it, and goes on for longer than one that is to end takes to save.
     """
-    told = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
+    holder = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
     try:
-        with files.locked(folder / ".lock", told, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+        with files.locked(folder / ".lock", holder, LOCK_SECONDS), logging_to(folder / "metarun.log"):
             yield
     except Timeout:
         raise UserError(

@@ -25,7 +25,7 @@ MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, O
 def one_line(error: BaseException) -> str:
     """What went wrong, and the nearest right name where a name is wrong."""
     if isinstance(error, JobRefused):
-        return error.told(one_line)
+        return error.message(one_line)
     if isinstance(error, UserError):
         return str(error)
     text = str(error)

@@ -133,18 +133,18 @@ class Stuck:
     """Tells once why jobs wait that may wait for ever."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._said: set[str] = set()
 
     def tell(self, names: Collection[str], listed: Mapping[str, str]) -> None:
         """Says for each new reason how many of the jobs with these names wait for it, and how to end that."""
         reasons = {name: reason for name in names if (reason := listed.get(name))}
-        for reason in sorted({*reasons.values()} - self._told):
+        for reason in sorted({*reasons.values()} - self._said):
             held = [name for name in reasons if reasons[name] == reason]
             say(
                 f"{counted(len(held), 'job')} may wait for ever: Slurm gives the reason {printable(reason)}; scancel "
                 f"{' '.join(_arrays(held))}, and give the command with other settings of hydra.launcher"
             )
-            self._told.add(reason)
+            self._said.add(reason)
 
 
 def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:
@@ -193,7 +193,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
                     absent.pop(job, None)
                     continue
                 absent[job] = absent.get(job, 0) + 1
-                outcome = _told(job)
+                outcome = _outcome_of(job)
                 if outcome is None and absent[job] < LATE:
                     continue
                 del waiting[job]
@@ -293,7 +293,7 @@ def _left(job: Job) -> Path:
     return beside(job.folder, "outcome").absolute()
 
 
-def _told(job: Job) -> Outcome | None:
+def _outcome_of(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
     try:
         left = files.parsed(_left(job).read_text(encoding="utf-8"))

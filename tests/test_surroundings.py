@@ -149,7 +149,7 @@ def test_what_is_ignored_from_the_start_stays_ignored(monkeypatch: pytest.Monkey
             assert signals.received == 0
             os.kill(os.getpid(), signal.SIGUSR1)
             assert signals.received == signal.SIGUSR1
-        monkeypatch.setattr(cli, "_told", lambda words: os.kill(os.getpid(), signal.SIGHUP) or jobs.Outcome())
+        monkeypatch.setattr(cli, "_outcome_of", lambda words: os.kill(os.getpid(), signal.SIGHUP) or jobs.Outcome())
         assert cli.attempt(["seed=1"]) == jobs.Outcome()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

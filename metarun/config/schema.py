@@ -117,7 +117,7 @@ class Test:
         Example(beside="augment=standard"),
         Doc(
             "The copies of a test task whose probabilities are averaged: the task itself, and others with its images changed by "
-            "`augment`. Training is changed by it too."
+            "`augment`. Training is changed by it too. Unknown classes are told, and predictions made, without copies."
         ),
     ] = 1
     task: TestTaskChange = field(default_factory=TestTaskChange)

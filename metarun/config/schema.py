@@ -150,6 +150,7 @@ class Continual:
     rates: Annotated[
         list[PositiveFloat],
         Len(1),
+        Example("[0.01, 0.001]"),
         Doc("Learning rates of the online head; the best on sequences of validation classes is taken."),
     ] = field(default_factory=lambda: [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001])
     optimizer: Annotated[str, Literal["adam", "sgd"], Doc("What moves the online head, an image a step.")] = "adam"

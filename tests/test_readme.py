@@ -21,6 +21,7 @@ from shell import make_ratings, metarun_in
 from metarun import config as schema
 from metarun import stages
 from metarun.config.folder import CONF
+from metarun.config.shorthand import expanded
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -244,7 +245,7 @@ def test_commands_of_the_rows_compose(table: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("METARUN_DATA", "/data")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for row in TABLES[table].rows:
-            schema.check(hydra.compose("config", overrides=row.runs[0].arguments))
+            schema.check(hydra.compose("config", overrides=expanded(row.runs[0].arguments)))
 
 
 def test_a_row_of_every_method_that_has_a_short_experiment() -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarun.runs import contents
 from metarun.runs.result import TASKS_PER_SECOND, TEST_ACCURACY, TRAIN_SECONDS, TRAIN_STEPS, half_of
 
 ROOT = Path(__file__).parents[1]
@@ -340,7 +341,7 @@ def omniglot(dry: bool) -> dict[str, Any]:
         ended = subprocess.run(
             [sys.executable, "-m", "metarun", *words], cwd=outputs, capture_output=True, text=True, encoding="utf-8"
         )
-        results = list(Path(outputs).rglob("result.json"))
+        results = list(Path(outputs).rglob(contents.RESULT))
         if ended.returncode or not results:
             raise RuntimeError("\n".join((ended.stdout + ended.stderr).splitlines()[-TAIL:]))
         whole = json.loads(results[0].read_text(encoding="utf-8"))

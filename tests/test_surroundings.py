@@ -344,6 +344,34 @@ def test_a_bar_of_slow_steps_tells_the_time_left(monkeypatch: pytest.MonkeyPatch
         assert bars[0].tasks[0].time_remaining == 240
 
 
+def test_where_there_is_no_bar_a_line_now_and_then_says_how_far_long_work_is(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with progress.progress_bar("encoding", 60_000, 100) as advance:
+        for done in range(100, 60_001, 100):
+            advance(done)
+            clock.now += 5.0
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:3] == [
+        "encoding: 300 of 60000 in 10 s, so about 50 min more",
+        "encoding: 500 of 60000 in 20 s, so about 50 min more",
+        "encoding: 900 of 60000 in 40 s, so about 49 min more",
+    ]
+    assert lines[6:] == [
+        "encoding: 12900 of 60000 in 11 min, so about 39 min more",
+        "encoding: 24900 of 60000 in 21 min, so about 29 min more",  # no silence is longer than ten minutes
+        "encoding: 36900 of 60000 in 31 min, so about 19 min more",
+        "encoding: 48900 of 60000 in 41 min, so about 9 min more",
+    ]
+    caplog.clear()
+    with progress.progress_bar("training", 10, lines=False) as advance:
+        for done in range(11):
+            advance(done)
+            clock.now += 60.0
+    assert not caplog.records
+
+
 def test_a_line_of_training_fits_into_80_columns(
     clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

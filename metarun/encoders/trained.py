@@ -25,7 +25,7 @@ from metarun.encoders.images import digest_of
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.ops import batch_norm
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
@@ -56,7 +56,7 @@ class Trained(Encoder):
         # A run with a target of colours and a source of greys normalises colours, and turns them into greys then.
         self.read_shape = tuple(self.stored.get("read_shape", self.input_shape))
         node = OmegaConf.create(self.stored["backbone"])
-        check_classes(OmegaConf.create({"backbone": node}), Path(origin or "classifier.pt"), OmegaConf.create({}))
+        check_classes(OmegaConf.create({"backbone": node}), Path(origin or contents.CLASSIFIER), OmegaConf.create({}))
         self.backbone: Backbone = construct(node, "encoder", input_shape=self.input_shape)
         if batch_norm.needs_reference(self.backbone.norm):
             raise UserError(
@@ -127,9 +127,9 @@ def _of_run(origin: str) -> dict[str, Any]:
     checkpoint.weights_file("encoder.from", origin)  # which may lie in the folder of a stage that runs share
     folder = Path(origin).expanduser()
     folder = folder if folder.is_dir() else folder.parent
-    if not (folder / result.FILE).is_file():
+    if not (folder / contents.RESULT).is_file():
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
-    learner = json.loads((folder / result.FILE).read_text(encoding="utf-8")).get(result.LEARNER)
+    learner = json.loads((folder / contents.RESULT).read_text(encoding="utf-8")).get(result.LEARNER)
     if learner is None:
         raise UserError(
             f"{key}: the run does not say how its images are read; it is of vectors, texts or an older version"

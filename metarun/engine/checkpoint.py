@@ -15,6 +15,7 @@ from torch import nn
 
 from metarun import files
 from metarun.errors import UserError, lacks, nearest
+from metarun.runs import contents
 from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
@@ -67,7 +68,7 @@ def _advice(path: Path) -> str:
     """What to do about a checkpoint that is damaged."""
     if (path.parent / NUMBERS).is_file():
         return f"delete {shown_path(path.parent)} to have this stage trained again"
-    if path.name == "last.pt":
+    if path.name == contents.LAST:
         return "delete it to train from the start, or start beside it with resume=false"
     return "the run's last.pt, or training it again with resume=false, gives others"
 
@@ -96,7 +97,7 @@ def chosen(folder: Path) -> Path:
 
     It need not be there.
     """
-    best, last = folder / "best.pt", folder / "last.pt"
+    best, last = folder / contents.BEST, folder / contents.LAST
     return last if last.is_file() and not best.is_file() and load(last).get("unchosen") else best
 
 
@@ -129,7 +130,7 @@ def weights_file(key: str, origin: str) -> Path:
     """
     path = Path(origin).expanduser()
     if path.is_dir():
-        result = path / "result.json"
+        result = path / contents.RESULT
         finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
         stages = finished.get(STAGES, {})
         if stages and not chosen(path).is_file():
@@ -146,11 +147,11 @@ def weights_file(key: str, origin: str) -> Path:
                     "folder that has them"
                 )
         path = chosen(path)
-        if (path.parent / "config.yaml").is_file() and not path.is_file():
+        if (path.parent / contents.CONFIG).is_file() and not path.is_file():
             raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():
         raise UserError(f"{key}={shown_path(origin)}: {_instead(Path(origin).expanduser())}")
-    if path.suffix != ".pt" and (path.parent / "config.yaml").is_file():
+    if path.suffix != ".pt" and (path.parent / contents.CONFIG).is_file():
         raise UserError(
             f"{key}={shown_path(origin)}: holds no weights; give the run's folder, {shell_path(path.parent)}"
         )

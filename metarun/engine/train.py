@@ -19,6 +19,7 @@ from metarun.engine.interruption import Interrupted, Signals
 from metarun.engine.learner import Learner
 from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Pruned, UserError
+from metarun.runs import contents
 from metarun.runs.logger import RunLogger
 from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
@@ -44,7 +45,7 @@ class Training:
         self.optimizer, self.schedule, self.sampler = learner.optimizer, learner.schedule, learner.sampler
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self.first_task, self.end_task = self.world.share(self.settings.tasks_per_step)
-        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.last, self.best = folder / contents.LAST, folder / contents.BEST
         self.state = TrainState()
 
     def restore(self) -> None:

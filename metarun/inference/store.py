@@ -19,10 +19,9 @@ from metarun.errors import UserError, lacks
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.text import shown_path
 
-FILE = "classifier.pt"
 FORMAT = 1  # of what follows; another number is of another version of metarun
 KIND = "classifier of metarun"
 # The errors that values lead to which metarun did not write.
@@ -133,11 +132,15 @@ def load(origin: Path, key: str = "checkpoint") -> Stored:
     """
     origin = origin.expanduser()
     shown = f"{key}={shown_path(origin)}"
-    if origin.is_dir() and (origin / FILE).is_file():
-        return _from_file(origin / FILE, f"{key}={shown_path(origin / FILE)}")
-    if origin.is_dir() and (origin / "config.yaml").is_file():
+    if origin.is_dir() and (origin / contents.CLASSIFIER).is_file():
+        return _from_file(origin / contents.CLASSIFIER, f"{key}={shown_path(origin / contents.CLASSIFIER)}")
+    if origin.is_dir() and (origin / contents.CONFIG).is_file():
         return _from_run(origin, shown)
-    if origin.is_file() and (origin.parent / result.FILE).is_file() and origin.name in ("best.pt", "last.pt"):
+    if (
+        origin.is_file()
+        and (origin.parent / contents.RESULT).is_file()
+        and origin.name in (contents.BEST, contents.LAST)
+    ):
         return _from_run(origin.parent, shown, origin)
     if origin.is_file():
         return _from_file(origin, shown)
@@ -208,9 +211,9 @@ def _weights_of(values: dict[str, Any], folder: Path, shown: str) -> Path:
 
 def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     """What a run folder holds, with the weights that were best on validation or those of a file of it that was chosen."""
-    if not (folder / result.FILE).is_file():
+    if not (folder / contents.RESULT).is_file():
         raise UserError(f"{shown}: the run has not finished; the command that began it goes on")
-    path = folder / result.FILE
+    path = folder / contents.RESULT
     found = result.stored(folder)
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))

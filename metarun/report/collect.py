@@ -19,6 +19,7 @@ from metarun.config.overrides import key_of
 from metarun.errors import first_line, lacks
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
+from metarun.runs import contents
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
     ACCURACY,
@@ -185,7 +186,7 @@ class Run:
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The recorded steps and values of the first of `names` that `metrics.jsonl` has, both `[n]`, finite ones only."""
         points: dict[str, dict[int, float]] = {name: {} for name in names}
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / contents.METRICS
         for record in files.read_json_lines(path)[0] if path.is_file() else ():
             for name in names:
                 if isinstance(value := record.get(name), int | float) and np.isfinite(value):
@@ -222,14 +223,14 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
     """Every run folder below `roots`, except in the folder `besides`, and those in `without`, each of which has a reason."""
     collection, runs = Collection(), []
     for folder in run_folders(roots, besides.resolve()):
-        if not (folder / "result.json").is_file():
+        if not (folder / contents.RESULT).is_file():
             collection.unfinished.append(folder)
             continue
         try:
             run = read(folder)
             check_usable(run)
             if without and folder in without:
-                file = folder / "result.json"
+                file = folder / contents.RESULT
                 raise Unreadable(f"{file}: cannot be used ({without[folder]}), so that the run is left out")
         except NothingTested:
             continue
@@ -237,7 +238,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
             collection.problems.append(str(error))
             continue
         runs += by_set(run)
-        lines = folder / "metrics.jsonl"
+        lines = folder / contents.METRICS
         if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
             collection.problems.append(f"{lines}: {counted(damaged, 'damaged line')} left out of its curves")
     collection.columns = swept(runs)
@@ -257,7 +258,7 @@ def run_folders(roots: Sequence[Path], besides: Path) -> Iterator[Path]:
         if real in seen or real == besides:
             continue
         seen.add(real)
-        if (folder / "config.yaml").is_file():
+        if (folder / contents.CONFIG).is_file():
             yield folder
         else:
             below = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), reverse=True)
@@ -274,7 +275,7 @@ class NothingTested(Unreadable):
 
 def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
-    path = folder / "result.json"
+    path = folder / contents.RESULT
     try:
         result = files.parsed(path.read_text(encoding="utf-8"))
         needed = (PROTOCOL, COMMAND, CONTENT if TARGET_ACCURACY in result else DATA)
@@ -285,7 +286,7 @@ def read(folder: Path) -> Run:
         if not result.get(key_of_result(TEST, SETS), {}).keys() <= result[PROTOCOL].get(SETS, {}).keys():
             raise ValueError("does not say how its data sets were tested")
         result[PROTOCOL].setdefault("split", None)
-        path = folder / "config.yaml"
+        path = folder / contents.CONFIG
         text = path.read_text(encoding="utf-8")
         config = flat(yaml.load(text, _Loader))
         if not config.keys() - {""}:
@@ -307,9 +308,9 @@ def read(folder: Path) -> Run:
             choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
             typed |= inherited
     except (TypeError, AttributeError, ValueError) as error:
-        file = folder / "result.json"
+        file = folder / contents.RESULT
         raise Unreadable(f"{file}: cannot be used ({first_line(error)}), so that the run is left out") from error
-    return Run(folder, result, config, choices, frozenset(typed), (folder / "result.json").stat().st_mtime)
+    return Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
 
 
 def by_set(run: Run) -> list[Run]:
@@ -324,7 +325,7 @@ def check_usable(run: Run) -> None:
     Raises:
         Unreadable: It does not.
     """
-    path = run.folder / "result.json"
+    path = run.folder / contents.RESULT
     try:
         hash(run.setting)
         numbers = [run.seed, *(run.result.get(key, 0.0) for key in (TRAIN_SECONDS, TRAIN_STEPS, SCORE))]
@@ -361,7 +362,7 @@ def _trained_with(
 ) -> tuple[dict[str, str], set[str]]:
     """The choices and overrides of the run that `checkpoint` is of; without it, the classes that the config names."""
     trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (trained / "result.json").is_file() and trained.resolve() != folder.resolve():
+    if (trained / contents.RESULT).is_file() and trained.resolve() != folder.resolve():
         try:
             run = read(trained)
             return {**run.choices, **{group: choices[group] for group in typed & choices.keys()}}, set(run.overridden)

@@ -20,6 +20,7 @@ from metarun.errors import UserError
 from metarun.report.collect import NothingTested, Unreadable, check_usable, read, run_folders
 from metarun.report.command import folders
 from metarun.report.text import main_number
+from metarun.runs import contents
 from metarun.runs.folder import stored_config
 from metarun.terminal import Terminal
 from metarun.text import counted, printable, shell_path
@@ -71,7 +72,7 @@ def described(folder: Path) -> Line:
     """What is told of the run in a folder."""
     told: dict[str, Any] = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
     when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
-    if not (folder / "result.json").is_file():
+    if not (folder / contents.RESULT).is_file():
         return Line(**told, result="", state=progress(folder), when=when)
     try:
         finished = read(folder)
@@ -87,9 +88,9 @@ def described(folder: Path) -> Line:
 def progress(folder: Path) -> str:
     """How far a run without a result is, by its last line of metrics."""
     try:
-        config: Any = stored_config(folder / "config.yaml", "")
+        config: Any = stored_config(folder / contents.CONFIG, "")
         steps = f" of {config.train.steps:,}" if "train" in config else ""
-        lines = folder / "metrics.jsonl"
+        lines = folder / contents.METRICS
         last = files.read_json_lines(lines)[0][-1]["step"]
     except UserError:
         return "config damaged"

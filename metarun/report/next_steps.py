@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.text import shell_path
 
 
@@ -23,7 +23,7 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
     classified, support = (
         ("items=FILE", "support=FILE") if "item" in learner["preprocessing"] else ("images=FOLDER", "support=FOLDER")
     )
-    if (folder / "classifier.pt").is_file():
+    if (folder / contents.CLASSIFIER).is_file():
         return [
             f"metarun recipe=predict {run} {classified}",
             f"metarun recipe=report runs={shell_path(folder.parent)}",

@@ -25,7 +25,7 @@ from metarun.engine.interruption import Interrupted
 from metarun.errors import Incomplete, Pruned, UserError
 from metarun.report.next_steps import next_steps
 from metarun.report.run import show, show_stored
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.building import build_data, build_stages, build_tests, prepare
 from metarun.runs.continuation import complete, refuse_other_weights
 from metarun.runs.fingerprints import Descriptions, descriptions, keep, refuse_other_data, tested_on_others
@@ -70,11 +70,11 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         return {}
     with distributed.process_group(world) if world.launched else contextlib.nullcontext(world) as world:
         folder = choose_folder(config, overrides)
-        if (folder / "config.yaml").is_file():
+        if (folder / contents.CONFIG).is_file():
             refuse_other_config(folder, config)
         built = build_stages(config)
         continues = config.checkpoint and any(stage.continues_config for stage in built)
-        outdated = (folder / result.FILE).is_file()
+        outdated = (folder / contents.RESULT).is_file()
         if outdated:
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
@@ -92,14 +92,14 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         create(folder)
         try:
             with at_work(folder):
-                if (folder / result.FILE).is_file() and not outdated:  # by now
+                if (folder / contents.RESULT).is_file() and not outdated:  # by now
                     show_stored(folder)
                     return conclude(built, folder)
-                if (folder / "config.yaml").is_file():
+                if (folder / contents.CONFIG).is_file():
                     refuse_other_config(folder, config)
                 keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
-                files.save_bytes(folder / "config.yaml", text.encode())
+                files.save_bytes(folder / contents.CONFIG, text.encode())
                 log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(shared.world, command) as world:
                     world.broadcast(folder)

@@ -14,7 +14,7 @@ from metarun.config import Config, check
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.errors import UserError
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, whole_config
 from metarun.stages.base import Stage, check_order
@@ -98,7 +98,7 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     """
     weights = checkpoint.weights_file("checkpoint", config.checkpoint)
     folder = Path(config.checkpoint)
-    stored_file = (folder if folder.is_dir() else weights.parent) / "config.yaml"
+    stored_file = (folder if folder.is_dir() else weights.parent) / contents.CONFIG
     if not stored_file.is_file():
         raise UserError(
             f"checkpoint={shown_path(config.checkpoint)}: no config.yaml lies beside it; give the run folder that metarun made"

@@ -11,6 +11,7 @@ from metarun import files
 from metarun.config import flat
 from metarun.data.source import DataSource
 from metarun.errors import UserError
+from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 
 FILE = "data.json"
@@ -60,8 +61,8 @@ def kept(folder: Path) -> Descriptions:
     try:
         if (folder / FILE).is_file():
             found = files.parsed((folder / FILE).read_text(encoding="utf-8"))
-        elif (folder / "result.json").is_file():
-            result = files.parsed((folder / "result.json").read_text(encoding="utf-8"))
+        elif (folder / contents.RESULT).is_file():
+            result = files.parsed((folder / contents.RESULT).read_text(encoding="utf-8"))
             found = {"data": result.get("data", {}), "target": result.get(CONTENT, {})}
         else:
             return {}

@@ -19,6 +19,7 @@ from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
 from metarun.errors import UserError
 from metarun.renamed import refuse_old_words
+from metarun.runs import contents
 from metarun.text import printable, shell_path, shown_path
 from metarun.trust import interpolations
 
@@ -114,7 +115,7 @@ def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | Non
     """
     if checkpoint:
         path = Path(checkpoint)
-        stored = (path if path.is_dir() else path.parent) / "config.yaml"
+        stored = (path if path.is_dir() else path.parent) / contents.CONFIG
         if stored.is_file():
             return str(stored_config(stored, "give the checkpoint's run a name= of its own").get("name") or "test")
     return named_after(["experiment"] if choices.get("experiment") else name_parts(source), choices)
@@ -237,7 +238,7 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
     stored = flat(
         OmegaConf.to_container(
             stored_config(
-                folder / "config.yaml", "delete it if the run is this one, or start over beside it with resume=false"
+                folder / contents.CONFIG, "delete it if the run is this one, or start over beside it with resume=false"
             )
         )
     )

@@ -24,6 +24,7 @@ from metarun.core import Episodes
 from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
+from metarun.runs import contents
 from metarun.text import counted, duration
 
 log = logging.getLogger("metarun")
@@ -154,7 +155,7 @@ class RunLogger:
         """Forgets what was recorded after `step`, since it will be recorded again; of validations, after step `validated`."""
         if self.folder is None:
             return
-        metrics, kept, forgotten, damaged = self.folder / "metrics.jsonl", list[dict[str, Any]](), False, 0
+        metrics, kept, forgotten, damaged = self.folder / contents.METRICS, list[dict[str, Any]](), False, 0
         if metrics.exists():
             found, damaged = files.read_json_lines(metrics)
             for values in found:
@@ -217,7 +218,7 @@ class RunLogger:
             for writer in (self._writer, self._results):
                 if writer is not None:
                     writer.flush()
-            for path in (self.folder / "metrics.jsonl", *self.folder.glob("events.*")):
+            for path in (self.folder / contents.METRICS, *self.folder.glob("events.*")):
                 if path.is_file():
                     with open(path, "rb") as file:
                         files.sync(file)
@@ -236,7 +237,7 @@ class RunLogger:
         if self.folder is None:
             return
         with self._writing():
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.folder / contents.METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self._open().add_scalar(name, value, step)
@@ -315,7 +316,7 @@ class RunLogger:
     def progress(
         self, what: str, total: int, done: int = 0, seconds: float | None = None, settings: str = ""
     ) -> Iterator[Callable[[int], None]]:
-        """Shows how far something is: a bar with the time left on a terminal, else lines.
+        """Shows how far something is, see `progress_bar`; a training has lines of its own.
 
         Args:
             what: The word before the bar.
@@ -340,7 +341,7 @@ class RunLogger:
                          "validation and test stay as they are)",
                          what, now, total, duration(pace.passed), duration(left), settings, most, duration(most))  # fmt: skip
 
-        with progress_bar(what, total, done) as show:
+        with progress_bar(what, total, done, lines=not settings) as show:
 
             def advance(now: int) -> None:
                 told(now)

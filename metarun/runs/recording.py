@@ -12,7 +12,7 @@ from metarun.config import flat, to_container
 from metarun.encoders import EncodedSource
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
-from metarun.runs import provenance, result
+from metarun.runs import contents, provenance, result
 from metarun.runs.building import build_stages
 from metarun.runs.run import Run
 from metarun.stages.transfer import uses_method
@@ -45,7 +45,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
         result.SECONDS: seconds,
         "peak_memory": run.hardware.peak_memory(),
     }
-    files.save_json(run.folder / result.FILE, run.result)
+    files.save_json(run.folder / contents.RESULT, run.result)
 
 
 def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:

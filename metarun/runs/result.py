@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun import files
+from metarun.runs import contents
 
-FILE = "result.json"  # in the run's folder, the mark of a finished run
 DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
 
 # Kinds: what a number was measured on or with.
@@ -102,7 +102,7 @@ def stored(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: Its file is damaged.
     """
-    return files.read_json(folder / FILE, DAMAGED)
+    return files.read_json(folder / contents.RESULT, DAMAGED)
 
 
 def key(kind: str, measure: str) -> str:

@@ -29,7 +29,7 @@ from metarun.inference.items import examples
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -257,7 +257,7 @@ def ways_of(learner: Learner, config: DictConfig) -> int:
         ways = learner.algorithm.spec.outputs
     if ways is None:
         origin = Path(config.checkpoint)
-        path = (origin if origin.is_dir() else origin.parent) / "config.yaml"
+        path = (origin if origin.is_dir() else origin.parent) / contents.CONFIG
         ways = task_of(whole_config(path, "say test.task.ways=N"), "test").ways
     if not isinstance(ways, int) or ways < 2:
         shown = ways if isinstance(ways, int) else count_text(tuple(ways))

@@ -10,7 +10,7 @@ from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, training_protocol
@@ -33,7 +33,7 @@ class Load(Stage):
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
         beside = weights.parent
-        stored = result.stored(beside) if (beside / result.FILE).is_file() else {}
+        stored = result.stored(beside) if (beside / contents.RESULT).is_file() else {}
         if state["model"]:
             refuse_other_encoder(stored, run.data, f"checkpoint={origin}")
         learner = build_learner(run, "load", "algo", "train", "wrapper")

@@ -23,13 +23,13 @@ from metarun.inference.page import page
 from metarun.inference.predictions import Predictions, show
 from metarun.inference.store import Stored
 from metarun.ops import batch_norm
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.text import printable, shown_path
 
 PREDICT = "predict"  # the kind of its numbers in `result.json`
-TABLE, PAGE = "predictions.csv", "index.html"  # what it leaves
+TABLE, PAGE = contents.PREDICTIONS, "index.html"  # what it leaves
 NAMED = 5  # unreadable files that the terminal names
 
 

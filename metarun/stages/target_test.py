@@ -10,10 +10,9 @@ import numpy as np
 from metarun import files
 from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
-from metarun.inference import store
 from metarun.inference.kept import keep_trained
 from metarun.ops import metrics
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.training_data import tell_trained_on, training_images
@@ -68,10 +67,10 @@ class TargetTest(Stage):
             right = (predicted == images.labels).astype(float)
             files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
-            predictions.write(run.folder / "predictions.csv", [one])
-            found["predictions"] = {"file": "predictions.csv"}
-            if keep_trained(run, ready, run.folder / store.FILE):
-                found["classifier"] = {"file": store.FILE, "acc": found["acc"]}
+            predictions.write(run.folder / contents.PREDICTIONS, [one])
+            found["predictions"] = {"file": contents.PREDICTIONS}
+            if keep_trained(run, ready, run.folder / contents.CLASSIFIER):
+                found["classifier"] = {"file": contents.CLASSIFIER, "acc": found["acc"]}
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from metarun.engine.learner import Learner
 from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
 from metarun.ops import batch_norm, metrics
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.runs.folder import FREE, create
 from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
@@ -111,7 +111,7 @@ class Train(Stage):
         if self.apart:
             numbers = self._train_apart(run)
         else:
-            if self.held_out is None and not (run.folder / "last.pt").exists():
+            if self.held_out is None and not (run.folder / contents.LAST).exists():
                 run.logger.tasks(next(self.validation(0, 1).split(1)))
             numbers = self._train_in(run, run.folder, run.logger)
         if not self.last:

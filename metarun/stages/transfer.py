@@ -21,7 +21,7 @@ from metarun.inference.kept import keep_classifier
 from metarun.ops.calibration import Reliability, tempered
 from metarun.report.reliability import reliability_diagram
 from metarun.report.target import learning_curve
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
@@ -63,7 +63,7 @@ class Transfer(Stage):
         run.algorithm.eval()
 
         def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
-            keep_classifier(run, self.method, classifier, train, known, run.folder / store.FILE)
+            keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)
 
         where = run.folder / "target"
         run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
@@ -85,7 +85,7 @@ class Transfer(Stage):
             result.key(result.TARGET, "class_acc"): shares.tolist(),
             result.key(result.TARGET, result.WORST_CLASS): float(shares.min()),
         }
-        if not (run.folder / store.FILE).is_file():
+        if not (run.folder / contents.CLASSIFIER).is_file():
             return found
         held = store.load(run.folder)
         with np.errstate(divide="ignore"):
@@ -96,7 +96,7 @@ class Transfer(Stage):
         after.add(tempered(logs, temperature or 1.0), images.labels)
         run.logger.picture("target/reliability", reliability_diagram(after.bins()))
         found[result.TARGET_CLASSIFIER] = {
-            "file": store.FILE,
+            "file": contents.CLASSIFIER,
             "repeat": 0,
             "train_images": len(held.examples),
             "examples": held.examples,

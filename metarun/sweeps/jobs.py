@@ -14,7 +14,8 @@ from typing import Any
 from metarun.config.folder import CONF
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
-from metarun.runs.result import FILE, stored
+from metarun.runs import contents
+from metarun.runs.result import stored
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
@@ -43,7 +44,7 @@ class Job:
     def finished(self) -> bool:
         """Whether its run has a result, which can be read."""
         try:
-            return (self.folder / FILE).is_file() and bool(self.result)
+            return (self.folder / contents.RESULT).is_file() and bool(self.result)
         except UserError:  # which the run itself tells when it is started
             return False
 

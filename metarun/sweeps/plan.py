@@ -20,7 +20,7 @@ from metarun.config.shorthand import check_paper, expanded, folded, folded_choic
 from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, options_of
 from metarun.text import counted, duration, printable, shell_path
@@ -165,7 +165,7 @@ def state(job: Job) -> str:
     """How far the run of a job is, in a word or two."""
     if job.finished:
         return "finished"
-    return "to go on" if (job.folder / "config.yaml").is_file() else "to run"
+    return "to go on" if (job.folder / contents.CONFIG).is_file() else "to run"
 
 
 def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[Ended]:
@@ -215,7 +215,7 @@ def time_left(seconds: float, ended: int, total: int) -> str:
 def estimate(folder: Path, to_run: int) -> str:
     """What follows the number of runs to come: how long they take one after the other, by those in `folder` that have a result."""
     taken = []
-    for path in folder.glob(f"*/{result.FILE}"):
+    for path in folder.glob(f"*/{contents.RESULT}"):
         with suppress(UserError):  # a damaged one, which its own command tells
             taken.append(result.stored(path.parent).get(result.SECONDS, 0.0))
     return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""

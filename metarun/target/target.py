@@ -21,7 +21,7 @@ from metarun.data.splits import SPLITS
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError
 from metarun.ops import metrics
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
 from metarun.text import printable, shape_text
@@ -248,9 +248,9 @@ class Target:
             arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
         files.save_arrays(folder / "test_scores.npz", **arrays)
         told = {
-            "file": "predictions.csv",
+            "file": contents.PREDICTIONS,
             "train_images": point["train_images"],
-            "repeats": predictions.write(folder / "predictions.csv", every),
+            "repeats": predictions.write(folder / contents.PREDICTIONS, every),
         }
         return {result.TARGET_PREDICTIONS: told}
 

@@ -45,7 +45,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.learner import Learner
-from metarun.runs import seen
+from metarun.runs import contents, seen
 from metarun.target.base import features, with_statistics
 from metarun.unsupervised.base import PseudoTasks
 
@@ -130,7 +130,7 @@ class Cactus(PseudoTasks):
         state = checkpoint.load(checkpoint.weights_file(key, str(held.origin)))
         seen.refuse_test_classes(state.get(seen.KEY, {}), self.source, f"{key}={embedding}")
         self.origin = {"embedding": "backbone of a run", "sha256": checkpoint.digest(held.origin)}
-        result = held.origin.parent / "result.json"
+        result = held.origin.parent / contents.RESULT
         if result.is_file():
             stored = files.read_json(result, "give another run")
             labels = stored.get("protocol", {}).get("labels_read")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from metarun.runs import contents
+
 from .commands import Finding, Findings, check, shown
 from .scenes import BRIEF, images, kinds, texts
 
@@ -174,7 +176,7 @@ def fuzz_choices(seconds: float, seed: int) -> tuple[int, int]:
             words = drawn(draw)
             if attempt(words, outputs / "first"):
                 made += 1
-                (run, *_) = sorted(path.parent for path in outputs.rglob("result.json"))
+                (run, *_) = sorted(path.parent for path in outputs.rglob(contents.RESULT))
                 for following in draw.sample(FOLLOWING, 2):
                     attempt(following(str(run)), outputs / "second", words)
                     shutil.rmtree(outputs / "second", ignore_errors=True)

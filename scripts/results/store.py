@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metarun.renamed import current_choices
+from metarun.runs import contents
 from metarun.runs.result import (
     AFTER_INNER_STEPS,
     CHOICES,
@@ -54,7 +55,7 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
     Returns:
         What was stored.
     """
-    read = (folder / "result.json").read_text(encoding="utf-8")
+    read = (folder / contents.RESULT).read_text(encoding="utf-8")
     for place, written in (places or {}).items():
         read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
     result = trimmed(json.loads(read))

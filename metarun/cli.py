@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
 from metarun.config.folder import CONF
-from metarun.config.overrides import canonical, quoted
+from metarun.config.overrides import quoted
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Incomplete, JobsFailed, Pruned, UserError
@@ -47,40 +45,6 @@ def _run(config: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
             raise UserError(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
-
-
-def check_stages(config: DictConfig, words: Sequence[str], choices: dict[str, str]) -> None:
-    """Checks what a run's recipe, checkpoint and target allow, without its data.
-
-    Args:
-        config: The run's, whose settings are checked; it stays as it is.
-        words: The overrides, as Hydra was given them.
-        choices: Of groups.
-
-    Raises:
-        UserError: The run cannot be carried out.
-    """
-    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
-    from metarun.runs.continuation import complete
-
-    whole = complete(copy.deepcopy(config), canonical(words, config), choices)
-    target_data(whole, build_stages(whole))
-
-
-def check_data(config: DictConfig, folder: Path, known: dict[str, Any]) -> None:
-    """Compares the data that are there with those of a finished run.
-
-    Args:
-        config: The run's.
-        folder: The run's folder.
-        known: What was found for other runs, see `unchecked_data`.
-
-    Raises:
-        UserError: They are other data.
-    """
-    from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
-
-    unchecked_data(config, folder, known)
 
 
 class Refused(BaseException):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from shell import Outcome, metarun_in
 
 from metarun.engine import checkpoint
@@ -71,7 +74,7 @@ def written(guide: str, folder: Path) -> tuple[list[str], list[list[str]]]:
     for path, content in files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)
-    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text[text.index("\n## Add a ") :], re.M | re.S))
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text[text.index("\n## Add a") :], re.M | re.S))
     return [path for path, _ in files], [shlex.split(line) for line in re.findall(r"^metarun (.*)$", shell, re.M)]
 
 
@@ -92,6 +95,59 @@ def test_a_backbone_of_ones_own(tmp_path: Path) -> None:
     vectors = metarun(*commands[0][:-1], "algo=maml", "data=sinusoid", "outputs=none", inside=tmp_path)
     assert vectors.status == 2
     assert vectors.err.startswith("metarun: backbone: dilated needs images (C, H, W)")
+    assert not (tmp_path / "none").exists()
+
+
+PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 16), np.uint8)  # of a dark class and of a bright one
+PHOTOS[0] //= 2
+
+
+def photos(folder: Path) -> None:
+    """A folder of images for the commands of guides, `my_images`."""
+    for name, images in zip(("dark", "bright"), PHOTOS, strict=True):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / "my_images" / name / f"{number}.png")
+
+
+def test_a_way_with_the_target_of_ones_own(tmp_path: Path) -> None:
+    paths, (learn, predict) = written("metarun/target/README.md", tmp_path)
+    assert paths == ["neighbours.py", "my_conf/transfer/neighbours.yaml"]
+    photos(tmp_path)
+    done = metarun(*learn, *TINY, "target.repeats=2", inside=tmp_path)
+    assert done.status == 0, done.err
+    (run,) = finished(tmp_path / "outputs")
+    words = [word.replace("outputs/RUN", str(run)) for word in predict]
+    known = metarun(*words, "outputs=predicted", inside=tmp_path)
+    assert known.status == 0, known.err
+    with open(next((tmp_path / "predicted").rglob("predictions.csv")), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert 1 < len({row["probability of dark"] for row in rows}) <= 6  # from none to all of the five that vote
+    refused = metarun(*learn, *TINY, "transfer.count=0", "outputs=none", inside=tmp_path)
+    assert (refused.status, refused.err) == (2, "metarun: transfer.count=0: must be at least 1\n")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
+    paths, (test, predict) = written("metarun/encoders/README.md", tmp_path)
+    assert paths == ["brightness.py", "my_conf/encoder/brightness.yaml"]
+    photos(tmp_path)
+    few = ["test.episodes=20", "test.baseline_episodes=0"]
+    done = metarun(*test, *few, inside=tmp_path)
+    assert done.status == 0, done.err
+    (run,) = finished(tmp_path / "outputs")
+    told = json.loads((run / "result.json").read_text())
+    assert told["data"]["encoder"]["parts"] == told["data"]["input_shape"][0] == 16
+    assert told["protocol"]["encoder"]["saw_these_classes"] == "no"
+    words = [word.replace("outputs/RUN", str(run)) for word in predict]
+    known = metarun(*words, "outputs=predicted", inside=tmp_path)
+    assert known.status == 0, known.err
+    with open(next((tmp_path / "predicted").rglob("predictions.csv")), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
+    refused = metarun(*test, "encoder.parts=0", "outputs=none", inside=tmp_path)
+    assert (refused.status, refused.err) == (2, "metarun: encoder.parts=0: must be at least 1\n")
     assert not (tmp_path / "none").exists()
 
 

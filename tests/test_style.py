@@ -52,7 +52,8 @@ metarun.ops
 metarun.core
 metarun.data
 metarun.wrappers
-metarun.runs.result metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.fingerprints metarun.runs.seen
+metarun.runs.contents metarun.runs.result
+metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.fingerprints metarun.runs.seen metarun.runs.trial
 metarun.engine
 metarun.backbones
 metarun.encoders
@@ -64,9 +65,9 @@ metarun.algos
 metarun.report
 metarun.runs.run
 metarun.stages
+metarun.runs.building metarun.runs.continuation metarun.runs.recording metarun.runs.carry_out
 metarun.sweeps
 metarun.plugins
-metarun.runs.building metarun.runs.continuation metarun.runs.recording metarun.runs.carry_out
 metarun.inspection
 metarun.shell
 metarun.cli

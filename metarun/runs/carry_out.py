@@ -33,8 +33,8 @@ from metarun.runs.folder import choose_folder, create, refuse_other_config
 from metarun.runs.logger import logging_to, start_logging
 from metarun.runs.recording import finish, recorded
 from metarun.runs.run import Run
+from metarun.runs.trial import watcher
 from metarun.stages.base import Stage
-from metarun.sweeps.search import watcher
 from metarun.text import shell_path
 
 log = logging.getLogger("metarun")

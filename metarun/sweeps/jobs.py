@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
@@ -11,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from metarun.config.folder import CONF
+from metarun.config.overrides import canonical
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import stored
+from metarun.runs.trial import beside
 from metarun.text import printable
 
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
@@ -81,11 +86,6 @@ def options_of(hydra: Any) -> list[str]:
     return [*options, *(word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP))]
 
 
-def beside(folder: Path, kind: str) -> Path:
-    """The file in which a sweep keeps something of the run in `folder`: `log` its output, `slurm` its name in Slurm, `outcome`, `trial`."""
-    return folder.parent / ".jobs" / f"{folder.name}.{kind}"
-
-
 def perform(arguments: Sequence[str]) -> Outcome:
     """Runs `metarun arguments...` in this process, which should do nothing else afterwards; prints what it would print."""
     from metarun import cli
@@ -102,18 +102,37 @@ def perform(arguments: Sequence[str]) -> Outcome:
     return outcome
 
 
-def check_stages(job: Job, config: Any) -> None:
-    """Raises `UserError` where the stages of a job cannot do with its checkpoint and its target; `config` is the job's, checked."""
-    from metarun import cli
+def check_stages(job: Job, config: DictConfig) -> None:
+    """Checks what the recipe, the checkpoint and the target of a job allow, without its data.
 
-    cli.check_stages(config, job.overrides, dict(job.choices))
+    Args:
+        job: The job.
+        config: Its config, whose settings are checked; it stays as it is.
+
+    Raises:
+        UserError: The job cannot be carried out.
+    """
+    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
+    from metarun.runs.continuation import complete
+
+    whole = complete(copy.deepcopy(config), canonical(list(job.overrides), config), dict(job.choices))
+    target_data(whole, build_stages(whole))
 
 
-def check_data(job: Job, config: Any, known: dict[str, Any]) -> None:
-    """Raises `UserError` where the data that are there are not those of a finished job; `known` is what was found for others."""
-    from metarun import cli
+def check_data(job: Job, config: DictConfig, known: dict[str, Any]) -> None:
+    """Compares the data that are there with those of a finished job.
 
-    cli.check_data(config, job.folder, known)
+    Args:
+        job: The job.
+        config: Its config.
+        known: What was found for other jobs, see `unchecked_data`.
+
+    Raises:
+        UserError: They are other data.
+    """
+    from metarun.runs.carry_out import unchecked_data  # here: it has torch imported
+
+    unchecked_data(config, job.folder, known)
 
 
 def how_it_ended(exitcode: int | None) -> Outcome:

@@ -22,7 +22,8 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.errors import UserError
-from metarun.sweeps.jobs import REQUEUED, Job, Outcome, beside, exporting, perform
+from metarun.runs.trial import beside
+from metarun.sweeps.jobs import REQUEUED, Job, Outcome, exporting, perform
 from metarun.sweeps.launcher import Launcher, needs
 from metarun.sweeps.plan import Ended, say
 from metarun.text import counted, printable

@@ -17,7 +17,7 @@ from shell import SINUSOID, metarun, run_folder, start
 
 from metarun import files
 from metarun.runs import carry_out
-from metarun.sweeps import search
+from metarun.sweeps.study import Study, database
 
 
 def meanwhile(seconds: float, act: Callable[[], object]) -> threading.Timer:
@@ -158,7 +158,7 @@ def test_a_trial_enters_the_study_whole_or_not_at_all(tmp_path: Path, monkeypatc
     from optuna.storages import RDBStorage
 
     space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(0.0, 1.0)}
-    whole = search.Study(search.database(tmp_path / "whole.db"), ["x"], space, sampler="tpe", prune=False, seed=0)
+    whole = Study(database(tmp_path / "whole.db"), ["x"], space, sampler="tpe", seed=0)
     expected = whole.next(1)
 
     class Crash(BaseException):
@@ -172,7 +172,7 @@ def test_a_trial_enters_the_study_whole_or_not_at_all(tmp_path: Path, monkeypatc
         "set_trial_user_attr",
     ]
     for name in writes:
-        study = search.Study(search.database(tmp_path / f"{name}.db"), ["x"], space, sampler="tpe", prune=False, seed=0)
+        study = Study(database(tmp_path / f"{name}.db"), ["x"], space, sampler="tpe", seed=0)
 
         def crash(*given: Any, **options: Any) -> Any:
             raise Crash
@@ -193,7 +193,7 @@ def test_a_trial_without_all_its_values_is_never_run(tmp_path: Path) -> None:
     from optuna.distributions import FloatDistribution
 
     space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(0.0, 1.0)}
-    study = search.Study(search.database(tmp_path / "search.db"), ["x"], space, sampler="random", prune=False, seed=0)
+    study = Study(database(tmp_path / "search.db"), ["x"], space, sampler="random", seed=0)
     study.study.ask()  # nothing drawn
     study.study.ask({"a": space["a"]})
     found = study.next(2)

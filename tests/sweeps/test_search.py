@@ -12,14 +12,14 @@ from shell import SINUSOID, metarun, result, start
 from test_sweeps import kill_group, runs
 
 from metarun.errors import UserError
-from metarun.sweeps import search
+from metarun.sweeps import study
 
 SPACE = ["train.optimizer.lr=tag(log,interval(1e-4,1e-2))", "algo.inner_steps=1,2"]
 WORDS = ["-m", "hydra/sweeper=optuna", *SINUSOID, *SPACE]
 
 
 def space(word: str) -> optuna.distributions.BaseDistribution:
-    return search.distribution(OverridesParser.create().parse_override(word))
+    return study.distribution(OverridesParser.create().parse_override(word))
 
 
 def test_distributions() -> None:

@@ -95,4 +95,4 @@ class Search(Sweep):
         """Runs the search in the space of these overrides."""
         from metarun.sweeps import search
 
-        search.sweep(self.job_launcher, self.loader, self.master, arguments, **self.settings)
+        search.sweep(self.job_launcher, self.loader, self.master, arguments, search.Settings(**self.settings))

@@ -1,0 +1,147 @@
+"""What a search draws its trials from, and the Optuna study that remembers them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+
+from metarun.errors import UserError, first_line
+from metarun.text import printable
+
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
+
+
+def distribution(override: Override) -> Any:
+    """Translates the sweep of a key into what Optuna draws the key from.
+
+    Args:
+        override: `KEY=choice(a,b)` or `KEY=a,b`, `range(1,9)`, `interval(1e-4,1e-1)`, `tag(log,interval(...))`,
+            `int(interval(1,8))`.
+
+    Raises:
+        UserError: The key is the seed, which is no setting.
+    """
+    key, value = override.key_or_group, override.value()
+    if key == "seed":
+        raise UserError("seed: is not searched, every trial has the same; sweep it over the best settings afterwards")
+    try:
+        return _distribution(value, override)
+    except (ValueError, OverflowError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) and "index" not in str(error) else "it has no value"
+        raise UserError(
+            f"{key}: cannot be searched in {str(override.input_line).partition('=')[2]} ({reason})"
+        ) from error
+
+
+def _distribution(value: Any, override: Override) -> Any:
+    """The distribution of an override's values; raises the errors of Python and of Optuna."""
+    from optuna import distributions
+
+    if isinstance(value, IntervalSweep):
+        if not all(math.isfinite(float(end or 0)) for end in (value.start, value.end)):
+            raise ValueError("its ends must be finite")
+        log = "log" in value.tags
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return distributions.IntDistribution(value.start, value.end, log=log)
+        return distributions.FloatDistribution(float(value.start or 0), float(value.end or 0), log=log)
+    if isinstance(value, RangeSweep) and all(isinstance(part, int) for part in (value.start, value.stop, value.step)):
+        values = range(int(value.start or 0), int(value.stop or 0), int(value.step))
+        return distributions.IntDistribution(values[0], values[-1], step=values.step)
+    assert isinstance(value, ChoiceSweep | RangeSweep)
+    return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def database(path: Path) -> str:
+    """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
+    return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
+
+
+def corners(space: dict[str, Any]) -> list[list[str]]:
+    """Words of a few draws that between them have every choice of a list, and both ends of every range."""
+    ends = {key: list(getattr(drawn, "choices", None) or (drawn.low, drawn.high)) for key, drawn in space.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    return [words_of(first), *(words_of({**first, key: value}) for key, values in ends.items() for value in values[1:])]
+
+
+class Study:
+    """An Optuna study in its storage: one for each set of words, so that the same command goes on with its own."""
+
+    def __init__(self, storage: str, words: Sequence[str], space: dict[str, Any], sampler: str, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.storage, self.space, self.seed = storage, space, seed
+        self.name = " ".join(sorted(words))
+        self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
+        try:
+            self.study = optuna.create_study(
+                storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
+            )
+            self.study.get_trials(deepcopy=False)
+        except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
+            raise UserError(
+                f"the search's trials in {printable(storage)} cannot be read ({first_line(error)}); a damaged file can be deleted: "
+                "the search begins anew, and finished runs count at once"
+            ) from error
+        self.states = optuna.trial.TrialState
+
+    @property
+    def ended(self) -> int:
+        """Trials that need not run any more."""
+        return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+
+    def next(self, count: int) -> dict[int, list[str]]:
+        """The words of up to `count` trials by number: those that a killed search left at work, then new ones.
+
+        A new trial's draw depends on the seed, its number and the trials before it, so that a search that was killed goes on
+        as it would have.
+        """
+        left = self.study.get_trials(deepcopy=False, states=(self.states.RUNNING,))
+        for trial in left:
+            if trial.params.keys() != self.space.keys():  # of an earlier version, killed while it drew
+                self.tell(trial.number, None, pruned=False)
+        whole = [trial for trial in left if trial.params.keys() == self.space.keys()]
+        trials = {trial.number: trial.params for trial in whole[:count]}
+        while len(trials) < count:
+            number, params = self._draw()
+            trials[number] = params
+        return {number: words_of(params) for number, params in trials.items()}
+
+    def _draw(self) -> tuple[int, dict[str, Any]]:
+        """A new trial's number and its values, which enter the storage together with it.
+
+        Optuna's own `ask` writes one after the other, and a kill in between would leave a trial without some of its values.
+        So they are drawn on a copy of the study in memory.
+        """
+        import optuna
+
+        known = self.study.get_trials(deepcopy=False)
+        copy = optuna.create_study(direction="maximize", sampler=self.make_sampler(seed=self.seed + len(known)))
+        copy.add_trials(known)
+        params = copy.ask(self.space).params
+        drawn = optuna.trial.create_trial(state=self.states.RUNNING, params=params, distributions=self.space)
+        self.study.add_trial(drawn)
+        return len(known), params
+
+    def tell(self, number: int, score: float | None, pruned: bool) -> None:
+        """Ends a trial: with its validation score, or pruned, or failed."""
+        state = self.states.PRUNED if pruned else self.states.COMPLETE if score is not None else self.states.FAIL
+        self.study.tell(number, None if state is not self.states.COMPLETE else score, state=state)
+
+    def best(self) -> tuple[int, float, list[str]] | None:
+        """The number, the validation score and the words of the best trial, if any has succeeded."""
+        if not self.study.get_trials(deepcopy=False, states=(self.states.COMPLETE,)):
+            return None
+        best = self.study.best_trial
+        return best.number, self.study.best_value, words_of(best.params)
+
+
+def words_of(params: dict[str, Any]) -> list[str]:
+    """The words of a draw."""
+    return [f"{key}={f'{value:.6g}' if isinstance(value, float) else value}" for key, value in params.items()]

@@ -478,6 +478,37 @@ def test_frn_of_a_class_that_spans_all_features_and_no_penalty_rebuilds_every_qu
     close(algorithm.logits(support, members, queries)[:, 1], wanted, 1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("places", [2, 12])
+def test_frn_of_large_features_is_right_in_single_precision(scale: float, places: int) -> None:
+    """A class spans some of the features, or all; in the eigenvectors of S^T S nothing is singular."""
+    torch.manual_seed(0)
+    support, queries = scale * torch.rand(6, places, 16), scale * torch.rand(4, places, 16)
+    members = F.one_hot(torch.arange(6) // 2, WAYS).float()
+    algorithm = FRN(Conv4((1, 32, 32), channels=16), Spec((1, 32, 32), "classification", WAYS))
+    for rescaling in (0.0, -0.1):
+        algorithm.log_rescaling.data.fill_(rescaling)
+        found = algorithm.logits(support, members, queries)
+        assert found.dtype == torch.float32
+        rho, q = math.exp(algorithm.log_rescaling.item()), queries.double()
+        for way in range(WAYS):
+            squares, vectors = torch.linalg.svd(
+                support[members[:, way] > 0].double().flatten(0, 1), full_matrices=True
+            )[1:]
+            squares = F.pad(squares.square(), (0, 16 - len(squares)))
+            penalty = 2 * places / 16 + 1e-6
+            left = ((rho - 1) - rho * penalty / (squares + penalty)) * (q @ vectors.mT)
+            torch.testing.assert_close(found[:, way].double(), -left.square().sum(2).mean(1), rtol=1e-4, atol=0)
+
+
+def test_frn_of_features_without_bound_has_no_error() -> None:
+    algorithm, _ = mapped(FRN)
+    support, members = torch.full((2, 4, 4), 1e9).double(), torch.tensor([[1.0, 0], [0, 1]]).double()
+    assert algorithm.logits(support, members, support).isfinite().all()
+    support[0, 0, 0] = torch.inf
+    assert not algorithm.logits(support, members, support).isfinite().all()
+
+
 def test_frns_auxiliary_loss_counts_each_pair_of_classes_once() -> None:
     torch.manual_seed(0)
     support, labels = torch.randn(6, 2, 5).double(), torch.tensor([0, 1, 1, 2, 2, 0])

@@ -9,12 +9,13 @@ Trained as a plain classifier of the source's classes. On a test task with suppo
     w_x = exp(epsilon cos(x, p_n)) / sum_(x in X_n) exp(epsilon cos(x, p_n))
     p_n <- sum_(x in X_n) w_x x
 
-A query goes to the rectified prototype of the largest cosine.
+A query q, which is not shifted, goes to the rectified prototype of the largest cosine.
 
 Differences from the paper:
 - There the Z queries of a class nearest to it join its set; here all that are nearest to it, as in later comparisons.
 - Of later code (oveilleux/Realistic_Transductive_Few_Shot), which takes w as the softmax over classes and a plain mean: here, as in
-  the paper, the weights of a class's set add up to 1, and support images keep their labels.
+  the paper, the weights of a class's set add up to 1, and support images keep their labels. It too compares the queries q with the
+  prototypes and not the shifted q', there by Euclidean distance.
 - The logits are epsilon times the cosines, which changes no prediction.
 - The shift supposes that the queries' mean is that of balanced classes, as the support set's is.
 - Features are centred by the source's mean first (`transform`), as in later comparisons.
@@ -33,8 +34,18 @@ from metarun.ops.numerics import one_hot
 from metarun.ops.prototypes import class_means
 
 
-def rectified(support: Tensor, targets: Tensor, queries: Tensor, epsilon: float) -> Tensor:
-    """The prototypes of BD-CSPN, `[T, N, D]`, of features `[T, S, D]` with one-hot classes `[T, S, N]`, and queries `[T, Q, D]`."""
+def rectified(support: Tensor, targets: Tensor, queries: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The prototypes of BD-CSPN, and the queries shifted to the support set's mean.
+
+    Args:
+        support: Features of labelled items, `[T, S, D]`.
+        targets: Their classes, one-hot, `[T, S, N]`.
+        queries: Features of the queries, `[T, Q, D]`.
+        epsilon: The factor of the cosines in the weights of a prototype's items.
+
+    Returns:
+        The prototypes `[T, N, D]`, and the shifted queries `[T, Q, D]`.
+    """
     ways = targets.shape[-1]
     prototypes = F.normalize(class_means(support, targets, ways), dim=-1)
     shifted = queries + (support.mean(-2, keepdim=True) - queries.mean(-2, keepdim=True))
@@ -43,7 +54,7 @@ def rectified(support: Tensor, targets: Tensor, queries: Tensor, epsilon: float)
     nearest = one_hot(cosines[..., support.shape[-2] :, :].argmax(-1), ways, targets.dtype)
     members = torch.cat([targets, nearest], dim=-2)
     weights = (epsilon * cosines).masked_fill(members == 0, -torch.inf).softmax(-2)
-    return weights.mT @ both
+    return weights.mT @ both, shifted
 
 
 class BDCSPN(TransformedFeatures):
@@ -76,5 +87,5 @@ class BDCSPN(TransformedFeatures):
 
     @torch.no_grad()
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-        prototypes = rectified(support, targets, queries, self.epsilon)
+        prototypes, _ = rectified(support, targets, queries, self.epsilon)
         return self.epsilon * F.normalize(queries, dim=-1) @ F.normalize(prototypes, dim=-1).mT

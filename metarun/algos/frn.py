@@ -16,6 +16,8 @@ Differences from the official code (Tsingularity/FRN):
 - The auxiliary loss is the mean over tasks, like the other. It is the code's, whose weight is 0.03; in the paper places are unit vectors,
   and the sum of their squared cosines is some hundred thousand times as large.
 - There ResNet-12's features are divided by the square root of their number, Conv4's are not: `downscale`.
+- There the system is made and solved in single precision, in which it is singular for large features, and Q - Q' is what two nearly
+  equal matrices leave. Here both are of double precision, and with P = lambda (S^T S + lambda I)^-1, Q' - Q = Q ((rho - 1) I - rho P).
 - The blocks of the backbone all pool, as there: places are what the last block leaves, 5x5 of 84x84 images. Features of a backbone
   without maps count as one place.
 - It trains with 20 ways by SGD at 0.1; the YAML has the ways of the tasks and Adam.
@@ -35,6 +37,7 @@ from metarun.ops.numerics import full_precision, one_hot, precise
 from metarun.ops.support import of_support
 
 LEAST = 1e-6  # added to lambda
+ROUNDING = 1e-15  # of the sum of a class's squares, the least lambda
 
 
 class FRN(Algorithm):
@@ -90,15 +93,21 @@ class FRN(Algorithm):
         """One task's logits `[Q, N]`, of maps `[S, r, d]` and `[Q, r, d]` and one-hot classes `[S, N]`."""
         places, features = support.shape[1:]
 
-        def hats() -> Tensor:
-            of_class = members.mT[:, :, None, None] * support  # the others are zero, and add nothing to S^T S
+        def residuals() -> Tensor:
+            of_class = (
+                members.mT[:, :, None, None] * support
+            ).double()  # the others are zero, and add nothing to S^T S
             squares = of_class.flatten(1, 2).mT @ of_class.flatten(1, 2)  # [N, d, d]
-            penalty = members.sum(0) * places / features * self.log_penalty.exp() + LEAST
-            identity = torch.eye(features, dtype=support.dtype, device=support.device)
-            return torch.linalg.solve(squares + penalty[:, None, None] * identity, squares)
+            penalty = members.sum(0).double() * places / features * self.log_penalty.double().exp() + LEAST
+            # A smaller one would be lost in the squares' rounding.
+            penalty = torch.maximum(penalty, ROUNDING * squares.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
+            identity = torch.eye(features, dtype=squares.dtype, device=squares.device)
+            # What is not finite shall come out, and end the training, instead of an error here.
+            inverse = torch.linalg.inv_ex(squares + penalty * identity).inverse
+            rescaling = self.log_rescaling.double()
+            return (rescaling.expm1() * identity - rescaling.exp() * penalty * inverse).to(support.dtype)
 
-        hat, asked = of_support(hats), queries.flatten(0, 1)
-        errors = (self.log_rescaling.exp() * asked @ hat - asked).square().sum(-1)  # [N, Q r]
+        errors = (queries.flatten(0, 1) @ of_support(residuals)).square().sum(-1)  # [N, Q r]
         return -self.scale * errors.unflatten(1, (-1, places)).mean(-1).mT
 
 

@@ -10,7 +10,8 @@ that near queries share:
 
 Differences from the official code (imtiazziko/LaplacianShot):
 - `rectify` makes prototypes as BD-CSPN does, as its `--proto-rect` (on in its scripts); there with weights that are a softmax over
-  classes, under a plain mean. The rectification supposes balanced queries, the rest does not.
+  classes, under a plain mean, and support images of the class that they are nearest to. As there, f(q) above then is the query
+  shifted to the support set's mean, unlike in BD-CSPN. The rectification supposes balanced queries, the rest does not.
 - There lambda is chosen on the validation classes, 0.7 at one shot and 0.3 or less at five for mini-ImageNet; here it is a setting.
 - All `updates` are taken; there they end when the energy changes by less than a millionth.
 - The code counts a query as one of its own `knn` nearest, and takes it out; so `neighbors` here is its knn - 1.
@@ -37,7 +38,7 @@ class LaplacianShot(TransformedFeatures):
         smoothness: The weight lambda of what near queries say; 0 is the nearest prototype.
         neighbors: The nearest queries of a query that count.
         updates: The steps of the bound optimisation.
-        rectify: Whether the queries rectify the prototypes first, as in BD-CSPN.
+        rectify: Whether the queries are first shifted to the support set's mean and rectify the prototypes, as in BD-CSPN.
         transform: What is done to features: nothing (un), unit length (l2n), or centring and unit length (cl2n).
         mean_momentum: The momentum of the mean that features are centred by.
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
@@ -68,7 +69,7 @@ class LaplacianShot(TransformedFeatures):
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
         prototypes = class_means(support, targets, targets.shape[-1])
         if self.rectify:
-            prototypes = rectified(support, targets, queries, EPSILON)
+            prototypes, queries = rectified(support, targets, queries, EPSILON)
         unary = logits = negative_squared_distances(queries, prototypes)
         affinity = nearest_neighbors(queries, self.neighbors)
         for _ in range(self.updates):

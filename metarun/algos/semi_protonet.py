@@ -21,8 +21,9 @@ or count as little as they lie far from a class for its own distribution of dist
 The queries go to the nearest refined prototype; without unlabelled items that is ProtoNet.
 
 As in the official code (renmengye/few-shot-ssl-public): one step of k-means, the loss of the last step's prototypes, no
-gradient through the statistics, exp for the positive outputs of the MLP, whose weights start at 0.01; a squared radius is taken
-twice (the paper's equation 4 has 1 / r^2); the loss of `cluster` has the distractors' cluster among the classes of a query.
+gradient through the statistics, nor through the shares of plain soft k-means (with a cluster or a mask there is one), exp
+for the positive outputs of the MLP, whose weights start at 0.01; a squared radius is taken twice (the paper's equation 4 has
+1 / r^2); the loss of `cluster` has the distractors' cluster among the classes of a query.
 Differences:
 - The mask counts once, as in the paper; the official code multiplies the shares by it twice.
 - The official code predicts the distractors' cluster of a query too, which is then wrong; here predictions are of the classes.
@@ -32,6 +33,7 @@ Differences:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -112,30 +114,22 @@ class SemiProtoNet(Algorithm):
         means = class_means(support, labels, ways)
         if self.distractors == "cluster":
             means = torch.cat([means, torch.zeros_like(means[:, :1])], 1)
-        if self.distractors != "mask" or not unlabelled.shape[1]:
-            refined = soft_k_means(
-                support,
-                labels,
-                unlabelled,
-                means,
-                steps=self.refinements,
-                assign=lambda prototypes, step: self.scores_of(unlabelled, prototypes).softmax(-1),
-            )
-            return self.scores_of(queries, refined)
+        assign = self.assignment(unlabelled, means) if unlabelled.shape[1] else None
+        refined = soft_k_means(support, labels, unlabelled, means, steps=self.refinements, assign=assign)
+        return self.scores_of(queries, refined)
+
+    def assignment(self, unlabelled: Tensor, means: Tensor) -> Callable[[Tensor, int], Tensor] | None:
+        """What `soft_k_means` is to assign features `[T, U, D]` by, with the prototypes at the start `[T, N, D]`; None is the plain way."""
+        if self.distractors == "none":
+            return None
+        if self.distractors == "cluster":
+            return lambda prototypes, step: self.scores_of(unlabelled, prototypes).softmax(-1)
         distances = -negative_squared_distances(unlabelled, means).detach()
         mean = distances.mean(1, keepdim=True)
         thresholds = self.thresholds(statistics(distances / torch.where(mean > 0, mean, 1)))
-        refined = soft_k_means(
-            support,
-            labels,
-            unlabelled,
-            means,
-            steps=self.refinements,
-            assign=lambda prototypes, step: (
-                soft_assignment(unlabelled, prototypes) * self.masks(prototypes, unlabelled, thresholds, step)
-            ),
+        return lambda prototypes, step: (
+            soft_assignment(unlabelled, prototypes) * self.masks(prototypes, unlabelled, thresholds, step)
         )
-        return self.scores_of(queries, refined)
 
     def all_logits(self, episodes: Episodes) -> Tensor:
         """`logits` of tasks."""

@@ -5,7 +5,8 @@ https://arxiv.org/abs/1803.00676
     z_jc = softmax_c(-|f(x_j) - p_c|^2)                                                  for items x_j without a label
     p_c <- (sum_i f(x_i) y_ic + sum_j f(x_j) z_jc) / (sum_i y_ic + sum_j z_jc)
 
-The p_c start as ProtoNet's class means, and the queries go to the nearest refined one.
+The p_c start as ProtoNet's class means, and the queries go to the nearest refined one. As in the official code, the z_jc are constants
+to the gradient.
 
 Differences from the paper and its code (renmengye/few-shot-ssl-public):
 - There an episode has unlabelled items of its own beside the queries; here the queries are what has no label, which makes the

@@ -56,6 +56,10 @@ class MLP(Backbone):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)
 
+    @property
+    def whole_blocks(self) -> Sequence[Sequence[nn.Module]]:
+        return list(zip(self.layers, self.norms, strict=True))
+
     def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Features `[B, features]`; `n_support` leading rows give the statistics of `norm="support"`."""
         x = x.flatten(1)

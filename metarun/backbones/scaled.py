@@ -29,6 +29,10 @@ class ScaledBackbone(Backbone):
         return self.frozen.blocks
 
     @property
+    def whole_blocks(self) -> Sequence[Sequence[nn.Module]]:
+        return self.frozen.whole_blocks
+
+    @property
     def token_blocks(self) -> Sequence[nn.Module] | None:
         """Those of a vision transformer."""
         return getattr(self.frozen, "token_blocks", None)

@@ -125,6 +125,11 @@ class ViT(Backbone):
         """The blocks, tokens `[B, tokens, width]` to the same, where tokens may be added and taken off again."""
         return list(self.blocks)
 
+    @property
+    def whole_blocks(self) -> Sequence[Sequence[nn.Module]]:
+        *others, last = self.blocks
+        return [*([block] for block in others), [last, self.last_norm]]
+
     def patches(self, x: Tensor) -> Tensor:
         """Images `[B, C, H, W]` cut into rows of patches, `[B, H W / P^2, C P^2]`."""
         size = self.patch_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,6 +56,14 @@ class Backbone(Checked, nn.Module):
         Raises:
             UserError: One is not; it names the extra.
         """
+
+    @property
+    def whole_blocks(self) -> Sequence[Sequence[nn.Module]]:
+        """Of each block the modules that are trained, or frozen, together: itself, and those that come between it and the next.
+
+        What comes after the last one is with the last. Parameters of none of them come before the first.
+        """
+        return [[block] for block in self.blocks]
 
     @property
     def couples_rows(self) -> bool:

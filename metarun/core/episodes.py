@@ -5,7 +5,7 @@ T tasks (the meta-batch), N ways, K shots, Q queries per way; C, H, W an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -60,6 +60,12 @@ class Episodes:
     def with_tensors(self, tensors: Iterable[Tensor]) -> Episodes:
         """The same with other tensors, in the order of `named_tensors`."""
         changed: dict[str, Any] = dict(zip(self.named_tensors, tensors, strict=True))
+        return replace(self, **changed)
+
+    def with_items(self, change: Callable[[Tensor], Tensor]) -> Episodes:
+        """The same tasks with `change` of all their items: of the support sets, of the queries, and of the unlabelled items."""
+        sets = {name: getattr(self, name) for name in ("support_x", "query_x", "unlabelled_x")}
+        changed: dict[str, Any] = {name: change(x) for name, x in sets.items() if x is not None}
         return replace(self, **changed)
 
     def with_queries(self, x: Tensor, y: Tensor) -> Episodes:
@@ -145,6 +151,10 @@ class MixedEpisodes:
         """T, the number of tasks."""
         return sum(map(len, self.places))
 
+    def with_items(self, change: Callable[[Tensor], Tensor]) -> MixedEpisodes:
+        """The same tasks with changed items: see `Episodes.with_items`."""
+        return replace(self, groups=tuple(group.with_items(change) for group in self.groups))
+
     def split(self, size: int) -> Iterator[Episodes]:
         """The tasks of `chunks`; with the size 1 they come in their order."""
         return (tasks for _, tasks in self.chunks(size))
@@ -206,6 +216,10 @@ class Batch:
     def n_tasks(self) -> int:
         """B: a training step counts images here, and tasks in `Episodes`."""
         return len(self.x)
+
+    def with_items(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `change` of its images."""
+        return replace(self, x=change(self.x))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Splits the batch.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from metarun.core import Batch, Episodes, MixedEpisodes, together
+from metarun.core import Batch, Episodes, together
 from metarun.engine.hardware import Hardware
 from metarun.engine.learner import Sampler
 
@@ -44,13 +44,7 @@ def augmented(
     def step(first: int) -> Any:
         batch = sampler(first, first + tasks_per_step)
         hardware.seed((seed * 2_000_003 + first) % 2**63)
-        if isinstance(batch, MixedEpisodes):
-            return replace(batch, groups=tuple(map(items, batch.groups)))
-        return items(batch)
-
-    def items(batch: Any) -> Any:
-        found = {name: getattr(batch, name, None) for name in ("x", "support_x", "query_x", "unlabelled_x")}
-        return replace(batch, **{name: change(x) for name, x in found.items() if x is not None})
+        return batch.with_items(change)
 
     def change(x: torch.Tensor) -> torch.Tensor:
         return augment(x.flatten(0, -4)).view_as(x)

@@ -149,7 +149,9 @@ def known_and_unknown(
                 support, queries = algorithm.embed(batch)
             near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways).cpu().numpy().ravel()
             scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
-            found = certainties(scores, tempered(log_softmax(scores, axis=1), temperature or 1.0), near)
+            with np.errstate(invalid="ignore"):  # of predictions that say nothing
+                logs = tempered(log_softmax(scores, axis=1), temperature or 1.0)
+            found = certainties(scores, logs, near)
             size = kind.shape[1]
             kinds[rows, :size] = kind.double().cpu()
             for row, name in enumerate(NAMES):
@@ -214,7 +216,8 @@ def with_unknown(drawn: Episodes, unknown: int) -> tuple[Episodes, Tensor]:
 def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certainties, Certainties]) -> dict[str, Any]:
     """How well each certainty tells known classes from unknown ones, for `result.json`.
 
-    The thresholds, and which certainty a classifier goes by, are chosen on the validation episodes alone.
+    The thresholds, and which certainty a classifier goes by, are chosen on the validation episodes alone. A certainty that says nothing
+    of more of their known queries than a threshold may reject has none, and keeps all.
 
     Args:
         validation: What `known_and_unknown` found on validation episodes.
@@ -229,14 +232,14 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
         found[name] = {
             "auroc": auroc(known, unknown),
             "fpr_at_95_tpr": float(np.mean(unknown >= own)),
-            "threshold": chosen,
+            "threshold": chosen if np.isfinite(chosen) else None,
             "known_kept": float(np.mean(known >= chosen)),
             "unknown_kept": float(np.mean(unknown >= chosen)),
         }
-    best = max(names, key=lambda name: auroc(validation[0][name], validation[1][name]))
+    thresholds = {name: found[name]["threshold"] for name in names if found[name]["threshold"] is not None}
     return {
         "certainties": found,
-        "certainty": best,
-        "thresholds": {name: found[name]["threshold"] for name in names},
+        "certainty": max(thresholds, key=lambda name: auroc(validation[0][name], validation[1][name]), default=None),
+        "thresholds": thresholds,
         "threshold_keeps": 0.95,
     }

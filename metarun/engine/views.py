@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,10 +48,9 @@ class Views:
 
     def changed(self, tasks: Episodes, numbers: Tensor, copy: int) -> Episodes:
         """A changed copy of the tasks, by its number from 1."""
-        sets = []
+        copies = []
         with draws.untouched(self.hardware.device):
             for number, task in zip(numbers.tolist(), tasks.split(1), strict=True):
                 self.hardware.seed(draws.mixed(self.seed, number, copy))
-                sets.append([self.change(x[0])[None] for x in (task.support_x, task.query_x)])
-        support_x, query_x = (torch.cat(parts) for parts in zip(*sets, strict=True))
-        return replace(tasks, support_x=support_x, query_x=query_x)
+                copies.append(task.with_items(lambda x: self.change(x[0])[None]))
+        return tasks.with_tensors(map(torch.cat, zip(*(one.named_tensors.values() for one in copies), strict=True)))

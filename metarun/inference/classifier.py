@@ -28,6 +28,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
 from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
+from metarun.ops.metrics import undefined
 from metarun.progress import progress_bar
 from metarun.target import base
 
@@ -140,7 +141,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             for rows, x in self._placed(files, images, whole=network.transductive):
                 with torch.no_grad():
                     scores = network(x).double().cpu()
-                    if not scores.isfinite().any(1).all():
+                    if undefined(scores).any():
                         raise UserError(
                             "images: what was learned of the examples gives scores that are not finite; inner steps may diverge on such "
                             "examples, and a method without them (algo=protonet, say) does not"
@@ -368,8 +369,8 @@ def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float
         name = held.certainty if unknown == "auto" else str(unknown)
         if name is None or name not in held.thresholds:
             raise UserError(
-                f"unknown={unknown}: the run chose no threshold; train it with test.unknown_ways=5, say, or give the least "
-                "probability of a known class, unknown=0.7"
+                f"unknown={unknown}: the run chose no threshold; train it with test.unknown_ways=5, say, and so that its predictions "
+                "are numbers, or give the least probability of a known class, unknown=0.7"
             )
         return name, held.thresholds[name]
     if not isinstance(unknown, int | float | np.number) or isinstance(unknown, bool) or not 0 <= unknown <= 1:

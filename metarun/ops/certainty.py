@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
+
+from metarun.ops.metrics import undefined
 
 ROUNDING = 1e-5
 MAX_PROBABILITY, ENERGY, PROTOTYPE = NAMES = ("max_probability", "energy", "prototype_distance")
@@ -19,18 +22,27 @@ def certainties(
     of distances grows with the nearness of the classes. `prototype_distance` is minus the squared distance to the nearest class
     mean of the examples, in the embedding.
 
+    A prediction that says nothing (`metarun.ops.metrics.undefined`) has the least certainty of each kind, -inf, and a distance that
+    is no number has it too: no threshold keeps them but one that keeps all.
+
     Args:
         scores: `[n, classes]`.
         log_probabilities: `[n, classes]`, calibrated.
         nearness: `metarun.ops.prototypes.nearness`, `[n]`; None for a classifier that has no examples.
     """
     found = {MAX_PROBABILITY: np.exp(log_probabilities.max(1)), ENERGY: logsumexp(scores, axis=1)}
-    return found if nearness is None else {**found, PROTOTYPE: nearness}
+    found |= {} if nearness is None else {PROTOTYPE: nearness}
+    silent = undefined(torch.from_numpy(scores)).numpy()
+    return {name: np.where(silent | np.isnan(values), -np.inf, values) for name, values in found.items()}
 
 
 def tells(energies: np.ndarray) -> bool:
-    """Whether energies `[n]` say anything: the scores of a method that gives log probabilities add up to 0, but for rounding."""
-    return float(np.ptp(energies)) > ROUNDING
+    """Whether energies `[n]` say anything: the scores of a method that gives log probabilities add up to 0, but for rounding.
+
+    Those of predictions that say nothing, -inf, do not count.
+    """
+    finite = energies[np.isfinite(energies)]
+    return finite.size > 0 and float(np.ptp(finite)) > ROUNDING
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
@@ -46,5 +58,8 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def threshold(known: np.ndarray, kept: float = 0.95) -> float:
-    """The largest value that at least the share `kept` of the certainties `[n]` of known classes reach."""
+    """The largest value that at least the share `kept` of the certainties `[n]` of known classes reach.
+
+    It is -inf, which keeps all, where more than the rest say nothing.
+    """
     return float(np.sort(known)[int(np.floor((1 - kept) * len(known) + 1e-9))])

@@ -111,8 +111,8 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def undefined(logits: Tensor) -> Tensor:
-    """Of each query, `[...]`, whether its logits `[..., N]` say nothing, since one is no number, or is without bound."""
-    return ~(logits < torch.inf).all(-1)
+    """Of each query, `[...]`, whether its logits `[..., N]` say nothing: one is no number or without bound, or no class is possible."""
+    return ~((logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

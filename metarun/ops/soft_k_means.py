@@ -49,17 +49,18 @@ def soft_k_means(
         prototypes: Where the clusters start, `[..., N, D]`: the class means, and further centres beside them.
         steps: How many steps are taken, at least 0.
         assign: A function of the prototypes and the number of the step that yields the shares of the points, `[..., M, N]`,
-            which need not add up to 1; None is `soft_assignment`.
+            which need not add up to 1; None is `soft_assignment`, whose shares are constants to the gradient.
 
     Returns:
         The prototypes, `[..., N, D]`.
 
     Source:
-        Ren et al. (2018), equation 3; official code renmengye/few-shot-ssl-public, `kmeans_utils.py`.
+        Ren et al. (2018), equation 3; official code renmengye/few-shot-ssl-public, `kmeans_utils.py`, and `kmeans_refine_model.py`,
+        which stops the gradient of the shares, unlike the models with a radius or a mask.
     """
     members = one_hot(labels, prototypes.shape[-2], support.dtype)
     for step in range(steps):
-        shares = soft_assignment(points, prototypes) if assign is None else assign(prototypes, step)
+        shares = soft_assignment(points, prototypes).detach() if assign is None else assign(prototypes, step)
         sums = members.mT @ support + shares.mT @ points
         sizes = (members.sum(-2) + shares.sum(-2))[..., None]
         moved = sums / torch.where(sizes > 0, sizes, 1)

@@ -88,8 +88,9 @@ class FineTuning(TargetMethod):
         body = [value for group in groups[1:] for value in group["params"]]
         start = [value.detach().clone() for value in body]
         backbone.train()
-        for block in backbone.blocks[: self.from_layer]:
-            block.eval()
+        for block in backbone.whole_blocks[: self.from_layer]:
+            for module in block:
+                module.eval()
         draws = Shuffled(len(train.x), self.batch_size)
         for step in range(self.steps):
             rows = draws.next().to(train.x.device)
@@ -112,15 +113,16 @@ class FineTuning(TargetMethod):
         """The parameter groups: the head, then each unfrozen block from the last to the first, each with its rate."""
         rate = _rate(self.optimizer)
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": rate}]
-        blocks = list(backbone.blocks)
-        for number in reversed(range(len(blocks))):
+        blocks = [[value for module in block for value in module.parameters()] for block in backbone.whole_blocks]
+        for number, parameters in reversed(list(enumerate(blocks))):
             if number < self.from_layer:
-                blocks[number].requires_grad_(False)
-            elif parameters := list(blocks[number].parameters()):
+                for value in parameters:
+                    value.requires_grad_(False)
+            elif parameters:
                 groups.append({"params": parameters, "lr": rate * self.layer_decay ** (len(blocks) - number)})
         known = {id(value) for group in groups for value in group["params"]}
         rest = [value for value in backbone.parameters() if value.requires_grad and id(value) not in known]
-        if rest:  # of no block: they go with the first
+        if rest:  # they come before the first block, and go with it
             frozen = self.from_layer > 0
             for value in rest:
                 value.requires_grad_(not frozen)

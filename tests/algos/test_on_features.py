@@ -152,18 +152,21 @@ def test_bdcspn_without_a_shift_and_with_queries_that_are_the_support_set_is_the
 
 @pytest.mark.parametrize("rectify", [False, True])
 def test_laplacianshot_by_hand(rectify: bool) -> None:
+    """As the official code: its distances, and its neighbours, are those of the queries that its rectification shifted."""
+
     def reference(x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        unary = distances(q, by_bdcspn(x, y, q, 10.0) if rectify else means(x, y))
-        between = distances(q, q)
-        shares = (-unary).softmax(1)
+        gallery, query = (by_bdcspn(x, y, q, 10.0) if rectify else means(x, y)).numpy(), q.numpy()
+        if rectify:
+            query = query + (x.numpy().mean(0) - query.mean(0))[None]
+        unary = np.linalg.norm(query[:, None] - gallery[None], axis=-1) ** 2
+        between = np.linalg.norm(query[:, None] - query[None], axis=-1)
+        kernel = np.zeros_like(between)
+        np.put_along_axis(kernel, between.argsort(1)[:, 1:4], 1.0, axis=1)  # the first is the query itself
+        logits = -unary
         for _ in range(5):
-            new = []
-            for query in range(len(q)):
-                order = [other for other in between[query].argsort().tolist() if other != query]
-                new.append(-unary[query] + 0.9 * shares[order[:3]].sum(0))
-            logits = torch.stack(new)
-            shares = logits.softmax(1)
-        return logits
+            shares = np.exp(logits - logits.max(1)[:, None])
+            logits = -unary + 0.9 * kernel.dot(shares / shares.sum(1)[:, None])
+        return torch.from_numpy(logits)
 
     compare(on_vectors(LaplacianShot, smoothness=0.9, neighbors=3, updates=5, rectify=rectify), reference)
 
@@ -473,6 +476,37 @@ def test_frn_of_a_class_that_spans_all_features_and_no_penalty_rebuilds_every_qu
     close(algorithm.logits(support, members, queries)[:, 0], torch.zeros(3).double(), 1e-4)
     wanted = -queries[:, :, 3].square().mean(1)
     close(algorithm.logits(support, members, queries)[:, 1], wanted, 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("places", [2, 12])
+def test_frn_of_large_features_is_right_in_single_precision(scale: float, places: int) -> None:
+    """A class spans some of the features, or all; in the eigenvectors of S^T S nothing is singular."""
+    torch.manual_seed(0)
+    support, queries = scale * torch.rand(6, places, 16), scale * torch.rand(4, places, 16)
+    members = F.one_hot(torch.arange(6) // 2, WAYS).float()
+    algorithm = FRN(Conv4((1, 32, 32), channels=16), Spec((1, 32, 32), "classification", WAYS))
+    for rescaling in (0.0, -0.1):
+        algorithm.log_rescaling.data.fill_(rescaling)
+        found = algorithm.logits(support, members, queries)
+        assert found.dtype == torch.float32
+        rho, q = math.exp(algorithm.log_rescaling.item()), queries.double()
+        for way in range(WAYS):
+            squares, vectors = torch.linalg.svd(
+                support[members[:, way] > 0].double().flatten(0, 1), full_matrices=True
+            )[1:]
+            squares = F.pad(squares.square(), (0, 16 - len(squares)))
+            penalty = 2 * places / 16 + 1e-6
+            left = ((rho - 1) - rho * penalty / (squares + penalty)) * (q @ vectors.mT)
+            torch.testing.assert_close(found[:, way].double(), -left.square().sum(2).mean(1), rtol=1e-4, atol=0)
+
+
+def test_frn_of_features_without_bound_has_no_error() -> None:
+    algorithm, _ = mapped(FRN)
+    support, members = torch.full((2, 4, 4), 1e9).double(), torch.tensor([[1.0, 0], [0, 1]]).double()
+    assert algorithm.logits(support, members, support).isfinite().all()
+    support[0, 0, 0] = torch.inf
+    assert not algorithm.logits(support, members, support).isfinite().all()
 
 
 def test_frns_auxiliary_loss_counts_each_pair_of_classes_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.backbones.conv4 import Conv4
+from metarun.backbones.minilm import MiniLM
 from metarun.backbones.mlp import MLP
 from metarun.backbones.resnet12 import ResNet12, drop_block
+from metarun.backbones.vit import ViT
 from metarun.config.values import without
+from metarun.core import Backbone
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS, Norm, group_count, transductive
 from metarun.ops.inner_loop import Params, gradient, parameters
@@ -125,6 +129,34 @@ def test_mistakes_are_named(make, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Conv4((1, 16, 16), channels=4),
+        lambda: ResNet12((1, 16, 16), widths=[4, 4, 4, 4]),
+        lambda: MLP((1, 16, 16), hidden=[6, 5, 4], norm="running"),
+        lambda: ViT((1, 16, 16), patch_size=8, width=8, depth=2, heads=2),
+        lambda: ViT((1, 16, 16), patch_size=8, width=8, depth=2, heads=2, readout="mean"),
+        lambda: MiniLM((4,), weights=None),
+    ],
+)
+def test_what_is_in_no_whole_block_comes_before_the_first(make: Callable[[], Backbone]) -> None:
+    net = make().train()
+    whole = [[value for module in block for value in module.parameters()] for block in net.whole_blocks]
+    assert [block[0] for block in net.whole_blocks] == list(net.blocks)
+    in_blocks = {id(value) for values in whole for value in values}
+    assert len(in_blocks) == sum(map(len, whole))  # none is in two
+    inputs: list[Tensor] = []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    net(torch.randint(1, 9, (3, 4)) if net.reads_texts else torch.rand(3, 1, 16, 16))
+    before = [value for value in net.parameters() if id(value) not in in_blocks]
+    if before:
+        torch.autograd.grad(inputs[0].square().sum(), before, retain_graph=True)  # raises where one has no part in it
+    for number, values in enumerate(whole[:-1]):
+        torch.autograd.grad(inputs[number + 1].square().sum(), values, retain_graph=True)
 
 
 def test_initialisation() -> None:

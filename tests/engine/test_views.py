@@ -14,6 +14,7 @@ from shell import metarun
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.pixels import Pixels
 from metarun.core import Spec, TaskShape
+from metarun.engine.augmentation import augmented
 from metarun.engine.evaluate import evaluate
 from metarun.engine.views import Views
 
@@ -51,6 +52,25 @@ def test_a_copy_is_a_function_of_the_seed_the_episode_and_its_number() -> None:
         alone = views(4).changed(task, numbers[place : place + 1], 1)
         assert torch.equal(alone.query_x[0], whole.query_x[place])
     assert not torch.equal(views(2, seed=1).changed(batch, numbers, 1).query_x, whole.query_x)
+
+
+@pytest.mark.parametrize("unlabelled", [0, 2])
+def test_all_images_are_changed_in_training_and_in_a_copy_and_nothing_else(unlabelled: int) -> None:
+    task = TaskShape(2, 1, 3, unlabelled=unlabelled, distractors=unlabelled // 2)
+    sampler = IMAGES.sampler("test", task, 0, torch.device("cpu"))
+    batch = episodes(IMAGES, task, 2, "test")
+    images = ["support_x", "query_x", *(["unlabelled_x"] if unlabelled else [])]
+    assert [name for name, value in batch.named_tensors.items() if name.endswith("_x")] == images
+    for changed in (
+        views(2).changed(batch, torch.tensor([4, 7]), 1),
+        augmented(sampler, noisy, 0, hardware(), 2)(0, 2),
+    ):
+        assert changed.shape == batch.shape
+        for name, before in batch.named_tensors.items():
+            after = changed.named_tensors[name]
+            assert (after != before).all() if name in images else torch.equal(after, before)
+        noise = torch.cat([getattr(changed, name) - getattr(batch, name) for name in images], 1).flatten(0, 1)
+        assert len(noise.flatten(1).mean(1).unique()) == len(noise)  # each image is changed by draws of its own
 
 
 def test_a_query_still_depends_on_no_other() -> None:

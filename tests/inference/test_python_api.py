@@ -192,11 +192,14 @@ def test_a_saved_classifier_predicts_the_same_and_learns_anew(tmp_path: Path, le
     np.testing.assert_allclose(again.fit(images[half], labels[half]).predict_proba(images), expected, atol=1e-6)
 
 
-def test_scores_that_are_no_numbers_are_one_line(learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", [[torch.nan] * 3, [0.0, torch.nan, 0.0]])
+def test_scores_that_are_no_numbers_are_one_line(
+    row: list[float], learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels = greys()
     classifier = learner.fit(images, labels)
     monkeypatch.setattr(
-        learner.algorithm, "predict", lambda tasks: torch.full((1, tasks.query_y.shape[1], 3), torch.nan)
+        learner.algorithm, "predict", lambda tasks: torch.tensor(row).expand(1, tasks.query_y.shape[1], -1)
     )
     with pytest.raises(
         metarun.UserError, match=r"^images: what was learned of the examples gives scores that are not finite"

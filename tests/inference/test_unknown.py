@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import build, compose, episodes, hardware, toy_images
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from shell import done, make_images, metarun, result
 from sklearn.metrics import roc_auc_score
 
 import metarun as metarun_api
-from metarun.core import TaskShape
+from metarun.core import Episodes, TaskShape
 from metarun.engine.probabilities import KNOWN, UNKNOWN, known_and_unknown, tell_apart, with_unknown
-from metarun.ops.certainty import auroc, threshold
+from metarun.ops.certainty import auroc, certainties, tells, threshold
 
 SMALL = [
     "algo=protonet",
@@ -47,6 +47,70 @@ def test_a_threshold_keeps_its_share_and_no_higher_one_does(n: int) -> None:
     assert (known >= found).mean() >= 0.95
     higher = known[known > found]
     assert not len(higher) or (known >= higher.min()).mean() < 0.95
+
+
+NOTHING = [[np.nan, 1, 2], [np.inf, 0, 0], [-np.inf] * 3]
+
+
+def test_a_prediction_that_says_nothing_is_the_least_certain() -> None:
+    scores = np.concatenate([NOTHING, np.random.default_rng(0).normal(size=(20, 3))])
+    near = -np.arange(23.0)
+    near[5] = np.nan
+    with np.errstate(invalid="ignore"):
+        found = certainties(scores, log_softmax(scores, axis=1), near)
+    assert set(found) == {"max_probability", "energy", "prototype_distance"}
+    for name, values in found.items():
+        silent = [0, 1, 2, 5] if name == "prototype_distance" else [0, 1, 2]
+        assert np.flatnonzero(np.isneginf(values)).tolist() == silent
+        assert np.isfinite(np.delete(values, silent)).all()
+    energies = found["energy"]
+    assert tells(energies)
+    assert not tells(energies[:3])
+    assert not tells(np.append(np.zeros(4), energies[:3]))
+    # Against the ranks of numbers below all others.
+    known, unknown = energies[:12], energies[[0, 2, *range(12, 23)]]
+    ranks = np.nan_to_num(np.concatenate([known, unknown]), neginf=-1e3)
+    assert auroc(known, unknown) == pytest.approx(roc_auc_score([1] * 12 + [0] * 13, ranks), rel=1e-12)
+
+
+@pytest.mark.parametrize(("silent", "kept"), [(5, True), (6, False)])
+def test_a_threshold_that_keeps_enough_of_the_known_needs_so_many_that_say_something(silent: int, kept: bool) -> None:
+    known, unknown = np.arange(100.0), np.arange(-50.0, 50)
+    known[:silent] = unknown[:7] = -np.inf
+    side = {"max_probability": known}, {"max_probability": unknown}
+    told = tell_apart(side, side)
+    found = told["certainties"]["max_probability"]
+    if kept:
+        assert (told["certainty"], told["thresholds"]) == ("max_probability", {"max_probability": 5.0})
+        assert (found["known_kept"], found["fpr_at_95_tpr"], found["threshold"]) == (0.95, 0.45, 5.0)
+    else:  # any number would keep 94 of them
+        assert (told["certainty"], told["thresholds"]) == (None, {})
+        assert (found["known_kept"], found["unknown_kept"], found["fpr_at_95_tpr"]) == (1, 1, 1)
+        assert found["threshold"] is None
+    assert found["auroc"] == auroc(known, unknown)
+
+
+def test_queries_that_a_method_says_nothing_of_are_the_least_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = toy_images()
+    algorithm = build(compose("algo=protonet", "backbone.channels=8"), source)
+    whole = source.sampler("val", TaskShape(5, 2, 3), 0, torch.device("cpu"))
+    given = algorithm, whole, 4, TaskShape(3, 2, 3), 2, None, hardware()
+    before = known_and_unknown(*given)
+    predict = algorithm.predict
+
+    def diverging(tasks: Episodes) -> torch.Tensor:
+        found = predict(tasks)
+        found[:, 0] = torch.nan  # a known query of each task
+        found[:, -1, 1] = torch.inf  # and an unknown one
+        return found
+
+    monkeypatch.setattr(algorithm, "predict", diverging)
+    for side, place, old in zip(known_and_unknown(*given), (0, -1), before, strict=True):
+        assert set(side) == set(old) == {"max_probability", "energy", "prototype_distance"}
+        for name, values in side.items():
+            tasks, plain = values.reshape(4, -1), old[name].reshape(4, -1).copy()
+            plain[:, place] = -np.inf
+            np.testing.assert_array_equal(tasks, plain)
 
 
 def test_unknown_queries_come_last_and_their_support_images_are_left_out() -> None:

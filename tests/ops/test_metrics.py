@@ -57,9 +57,10 @@ def test_accuracy() -> None:
 
 
 def test_no_number_is_no_answer() -> None:
-    logits = torch.tensor([[[math.nan, 1, 2], [math.inf, 0, 0], [-math.inf, -math.inf, 1]]])
-    assert undefined(logits).tolist() == [[True, True, False]]
-    assert accuracy(logits, torch.tensor([[0, 0, 2]])).tolist() == [pytest.approx(1 / 3)]
+    none = [-math.inf] * 3
+    logits = torch.tensor([[[math.nan, 1, 2], [math.inf, 0, 0], none, [-math.inf, -math.inf, 1]]])
+    assert undefined(logits).tolist() == [[True, True, True, False]]
+    assert accuracy(logits, torch.tensor([[0, 0, 0, 2]])).tolist() == [pytest.approx(1 / 4)]
 
 
 def test_squared_error() -> None:

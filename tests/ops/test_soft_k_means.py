@@ -38,6 +38,35 @@ def test_a_step_is_a_mean_weighted_by_shares() -> None:
         torch.testing.assert_close(found[task], torch.tensor(centres, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_shares_of_the_plain_way_are_constants_to_the_gradient() -> None:
+    """By hand: a point moves its prototypes by its shares of the last step alone, and the prototypes before are no part of it."""
+    support, labels, points = drawn()
+    means = class_means(support, labels, 3)
+    weights = torch.randn(means.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for steps in (1, 2):
+        shares = soft_assignment(points, soft_k_means(support, labels, points, means, steps=steps - 1))
+        members = torch.nn.functional.one_hot(labels, 3).double()
+        pulls = weights / (members.sum(1) + shares.sum(1))[..., None]
+        given = [value.clone().requires_grad_() for value in (support, points, means)]
+        found = (soft_k_means(given[0], labels, given[1], given[2], steps=steps) * weights).sum()
+        of_support, of_points, of_means = torch.autograd.grad(found, given, allow_unused=True)
+        torch.testing.assert_close(of_support, members @ pulls, atol=1e-12, rtol=0)
+        torch.testing.assert_close(of_points, shares @ pulls, atol=1e-12, rtol=0)
+        assert of_means is None or not of_means.any()
+
+
+def test_shares_of_another_way_have_a_gradient() -> None:
+    support, labels, points = drawn()
+
+    def moved(support: torch.Tensor, points: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        return soft_k_means(
+            support, labels, points, means, steps=2, assign=lambda at, step: soft_assignment(points, at, 2)
+        )
+
+    given = [value.requires_grad_() for value in (support, points, class_means(support, labels, 3).detach())]
+    assert torch.autograd.gradcheck(moved, given)
+
+
 def test_without_points_or_steps_the_prototypes_stay() -> None:
     support, labels, points = drawn(0)
     means = class_means(support, labels, 3)

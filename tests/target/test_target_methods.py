@@ -16,11 +16,14 @@ from helpers import CPU, build, compose, hardware, table, toy_images
 from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+from torch import nn
 
 from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
+from metarun.backbones.mlp import MLP
+from metarun.backbones.vit import ViT
 from metarun.config import Target as Settings
-from metarun.core import Batch, Spec, TaskShape
+from metarun.core import Backbone, Batch, Spec, TaskShape
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.image_source import ImageSource
 from metarun.engine.augmentation import augmented
@@ -299,6 +302,31 @@ def test_layer_wise_rates(learner: Baseline) -> None:
     counted = sum(value.numel() for group in groups[1:] for value in group["params"])
     blocks = learner.backbone.blocks
     assert counted == sum(value.numel() for block in blocks[1:] for value in block.parameters())
+
+
+def test_what_comes_after_a_block_is_trained_and_frozen_with_it() -> None:
+    shape = (1, 14, 14)
+    vit = ViT(shape, width=8, depth=2, heads=2)
+    mlp = MLP(shape, hidden=[6, 5], norm="running")
+    after: dict[Backbone, list[list[nn.Module]]] = {
+        vit: [[vit.blocks[0]], [vit.blocks[1], vit.last_norm]],
+        mlp: [[mlp.layers[0], mlp.norms[0]], [mlp.layers[1], mlp.norms[1]]],
+    }
+    train = Batch(torch.rand(12, *shape), torch.arange(12) % 3, torch.ones(12, dtype=torch.int64))
+    for net, blocks in after.items():
+        learner = ProtoNet(net, Spec(shape, "classification", 3))
+        method = FineTuning(learner, optimizer=ADAM, layer_decay=0.5)
+        rates = {id(value): group["lr"] for group in method.groups(net, nn.Linear(8, 3)) for value in group["params"]}
+        for number, block in enumerate(blocks):
+            values = [value for module in block for value in module.parameters()]
+            assert values
+            assert {rates[id(value)] for value in values} == {0.01 * 0.5 ** (2 - number)}
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        tuned = FineTuning(learner, optimizer=ADAM, steps=3, batch_size=6, from_layer=1).fit(train, 3).backbone
+        moves = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
+        names = {id(value): name for name, value in net.state_dict(keep_vars=True).items()}
+        last = {names[id(value)] for module in blocks[1] for value in module.state_dict(keep_vars=True).values()}
+        assert moves == last
 
 
 def test_l2_sp_draws_to_the_start_and_not_to_zero(learner: Baseline) -> None:

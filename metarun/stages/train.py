@@ -255,14 +255,17 @@ class Train(Stage):
         learner, settings = self.learner, self.learner.settings
         split, images = run.training_split, settings.validate_on == "images"
         whose = "all classes" if split is None and images else "the training classes"
+        labels = {"images": "without", "labels": "with"}.get(learner.algorithm.uses_target)
+        target = f" and the target's training images {labels} their labels" if labels else ""
+        held = "the target" if labels == "with" else "the same classes"
         if not settings.steps:
             text = "none: nothing was trained"
         elif learner.task is not None:
             text = f"{run.data.tasks_of('train')}; for validation {run.data.tasks_of('val')}"
         elif images:
-            text = f"the training images of {whose}; for validation held-out images of the same classes"
+            text = f"the training images of {whose}{target}; for validation held-out images of {held}"
         else:
-            text = f"all images of {whose}; for validation episodes of the validation classes"
+            text = f"all images of {whose}{target}; for validation episodes of the validation classes"
         found: dict[str, Any] = {result.SEEN: {self.name: text}}
         if self.held_out is not None:
             found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)

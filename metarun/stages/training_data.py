@@ -31,12 +31,11 @@ def trained_on(run: Run, tested: Labelled) -> int:
     if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
         return 0
     rows: set[int] = set()
-    for learner in run.learners.values():
-        if learner.sampler is not None and learner.settings.steps:
-            on_images = learner.task is None and learner.settings.validate_on == "images"
-            split = run.training_split if on_images else "train"
-            part = training_images(data, "images" if on_images else "episodes", split)
-            rows |= set(part.rows.tolist())
+    for learner in _trained(run):
+        on_images = learner.task is None and learner.settings.validate_on == "images"
+        split = run.training_split if on_images else "train"
+        part = training_images(data, "images" if on_images else "episodes", split)
+        rows |= set(part.rows.tolist())
     return len(rows & set(tested.rows.tolist()))
 
 
@@ -49,6 +48,43 @@ def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
         count,
     )
     return {"test_images_trained_on": count}
+
+
+def refuse_target_labels(run: Run) -> None:
+    """Checks that no training before a stage that learns labelled subsets of the target reads the target's labels.
+
+    Such a training reads those of all its training images: more than a subset, and where the target is divided anew in each
+    repeat those of test images too.
+
+    Raises:
+        UserError: One does.
+    """
+    for learner in _trained(run):
+        if learner.algorithm.uses_target == "labels":
+            raise UserError(
+                f"{learner.built_from}: {type(learner.algorithm).__name__} trains on the labels of all of the target's training images, "
+                "so that what this recipe tells of labelled subsets would not hold; use recipe=domain_adaptation, or a method without "
+                f"the target's labels ({learner.built_from}=baseline, say)"
+            )
+
+
+def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns where a training sees some of the target's images `tested` without their labels; the fact for the protocol."""
+    assert run.target is not None
+    if not any(learner.algorithm.uses_target == "images" for learner in _trained(run)):
+        return {}
+    if not (count := len({*run.target.train.rows.tolist()} & {*tested.rows.tolist()})):
+        return {}
+    log.warning(
+        "target: the training sees %d of its images without their labels, later test images among them, so that the test is transductive",
+        count,
+    )
+    return {"test_images_seen_unlabelled": count}
+
+
+def _trained(run: Run) -> list[Learner]:
+    """The learners that the stages so far train."""
+    return [learner for learner in run.learners.values() if learner.sampler is not None and learner.settings.steps]
 
 
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:

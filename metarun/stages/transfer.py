@@ -25,7 +25,7 @@ from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner
-from metarun.stages.training_data import tell_trained_on
+from metarun.stages.training_data import refuse_target_labels, tell_seen_unlabelled, tell_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
@@ -50,13 +50,16 @@ class Transfer(Stage):
                     f"recipe.stages: {self} stands before {later}, whose learner it would not use; put it after"
                 )
             run.add("untrained", untrained(run))
+        refuse_target_labels(run)
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
         if (augment := run.augment_of(target.source)) is not None:
             self.method.augment = augment
         self.method.check(len(target.names))
         self.method.check_names(target.names)
-        self.trained_on = tell_trained_on(run, target.images or target.test)  # divided anew, all are test images
+        tested = target.images or target.test  # divided anew, all are test images
+        self.trained_on = tell_trained_on(run, tested)
+        self.unlabelled = tell_seen_unlabelled(run, tested)
 
     def execute(self, run: Run) -> None:
         assert run.target is not None
@@ -115,7 +118,12 @@ class Transfer(Stage):
         fixed = "the last weights of a fixed number of steps"
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
-        return {"transductive": self.method.transductive, result.SELECTED_BY: chosen, **self.trained_on}
+        return {
+            "transductive": self.method.transductive or bool(self.unlabelled),
+            result.SELECTED_BY: chosen,
+            **self.trained_on,
+            **self.unlabelled,
+        }
 
 
 def uses_method(config: DictConfig) -> bool:

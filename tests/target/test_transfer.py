@@ -246,6 +246,44 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     whose = "target, whose labels it trains on" if algo == "multitask" else "source"
     assert found["protocol"]["selected_by"] == f"best validation score on held-out images of the {whose}"
     assert "target/interval" in found
+    labels = {"dann": "without", "multitask": "with"}.get(algo)
+    target_seen = f" and the target's training images {labels} their labels" if labels else ""
+    held = "the target" if algo == "multitask" else "the same classes"
+    expected = f"the training images of all classes{target_seen}; for validation held-out images of {held}"
+    assert found["protocol"]["seen"] == {"train": expected}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "target"),
+    [
+        ("transfer", "algo", ["target=folder"]),
+        ("pretrain_meta_transfer", "pretrain.algo", ["target=folder"]),
+        ("transfer", "algo", ["target=digits"]),
+    ],
+)
+def test_a_method_on_the_targets_labels_is_refused_before_labelled_subsets(
+    recipe: str, key: str, target: list[str], images: Path, tmp_path: Path
+) -> None:
+    group = "algo" if key == "algo" else "algo@pretrain"
+    root = [f"target.data.root={images}"] if target == ["target=folder"] else []
+    outcome = metarun(f"recipe={recipe}", f"{group}=multitask", *target, *root, "data=digits", "transfer=linear_probe",
+                      "task.ways=2", "task.queries=2", f"outputs={tmp_path / 'out'}")  # fmt: skip
+    assert outcome.status == 2
+    assert outcome.said[-1].startswith(f"metarun: {key}: MultiTask trains on the labels of all of the target's")
+    assert "use recipe=domain_adaptation" in outcome.said[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_on_the_targets_images_says_that_it_saw_test_images_unlabelled(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    done = metarun(*words("transfer", images, target, tmp_path), "algo=dann", "transfer=nearest_centroid")
+    assert done.status == 0, done.err
+    told = result(runs(tmp_path))["protocol"]
+    assert told["test_images_seen_unlabelled"] == 72  # one draw of 80%, of all images
+    assert told["transductive"] is True
+    assert "without their labels" in told["seen"]["train"]
+    assert "the training sees 72 of its images without their labels" in done.err
 
 
 @pytest.mark.parametrize(

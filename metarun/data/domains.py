@@ -20,6 +20,7 @@ from metarun.config.types import Example, Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.image_source import ImageSource
+from metarun.data.origin import Origin
 from metarun.data.sampler import uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
 from metarun.data.table_source import TableSource
@@ -110,6 +111,10 @@ class Domains(DataSource):
     def make_ready(self, device: torch.device) -> None:
         for source in self.sets.values():
             source.make_ready(device)
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return list({origin.where: origin for source in self.sets.values() for origin in source.origins}.values())
 
     @property
     def tested(self) -> Mapping[str, DataSource]:

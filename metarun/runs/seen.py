@@ -52,12 +52,12 @@ def trained_on(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int
     return {number for number, rank in _ranks(data, numbers).items() if rank in known}
 
 
-def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Seen:
     """What was seen in both trainings together."""
     return {name: sorted({*first.get(name, []), *second.get(name, [])}) for name in {**first, **second}}
 
 
-def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> None:
+def refuse_test_classes(seen: Mapping[str, Any], data: DataSource, origin: str) -> None:
     """Checks that a learner has seen no image of a class that it is tested on.
 
     A data set with too few classes to divide has the same ones for training and testing, which the run says elsewhere.

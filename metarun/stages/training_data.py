@@ -50,6 +50,26 @@ def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
     return {"test_images_trained_on": count}
 
 
+def tell_brought(run: Run) -> dict[str, int]:
+    """Warns where the learner begins with weights that were trained on images of the target's classes; the fact for the protocol."""
+    assert run.target is not None
+    members = list(run.target.source.members.values())
+    found = {
+        one.where: sum(len(seen.trained_on(one.seen, images, range(len(images.table.names)))) for images in members)
+        for one in run.learner.origins
+    }
+    if not (count := max(found.values(), default=0)):
+        return {}
+    log.warning(
+        "target: %s brings weights that were trained on images of %d of its %d classes, test images perhaps among them, so that the "
+        "accuracy may say nothing of images not seen before",
+        max(found, key=lambda where: found[where]),
+        count,
+        sum(len(images.table.names) for images in members),
+    )
+    return {"target_classes_trained_on": count}
+
+
 def refuse_target_labels(run: Run) -> None:
     """Checks that no training before a stage that learns labelled subsets of the target reads the target's labels.
 

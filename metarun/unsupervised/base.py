@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
+from metarun.data.origin import Origin
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource, refuse_one_way
 from metarun.errors import UserError
@@ -48,6 +50,10 @@ class PseudoTasks(TableSource):
     @property
     def underlying(self) -> DataSource:
         return self.source.underlying
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return self.source.origins
 
     @property
     def has_test_part(self) -> bool:

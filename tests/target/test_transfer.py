@@ -311,6 +311,32 @@ def test_source_and_target_of_the_same_images_are_told(
     assert "interval" not in found  # of episodes, of which there were none
 
 
+def test_weights_that_saw_the_targets_classes_are_told_of(images: Path, target: Path, tmp_path: Path) -> None:
+    """Whether the backbone brings them or an earlier stage loads them; and not where they saw others."""
+    small = ["data=folder", "data.image_size=8", "target=folder", "target.data.image_size=8", "target.repeats=1", "train.steps=1",
+             "train.tasks_per_step=4", "train.validate_on=images", "backbone=mlp", "backbone.hidden=[4]", "backbone.norm=none",
+             "transfer=nearest_centroid"]  # fmt: skip
+    of_target = ["recipe=transfer", *small, f"data.root={target}"]
+    done(*of_target, f"target.data.root={images}", f"outputs={tmp_path / 'first'}")
+    first = run_folder(tmp_path / "first")
+    brings = f"backbone.from={first}"
+    alone = ["recipe=target_only", *small[2:5], *small[8:], brings]
+    loads = ["recipe.stages=[metarun.stages.Load,metarun.stages.Transfer]", f"checkpoint={first}"]
+    commands = {
+        "backbone": [*alone, f"target.data.root={target}"],
+        "transfer": ["recipe=transfer", *small, f"data.root={images}", f"target.data.root={target}", brings],
+        "loaded": [*of_target, *loads, f"target.data.root={target}"],
+        "others": [*alone, f"target.data.root={images}"],
+    }
+    for name, command in commands.items():
+        outcome = done(*command, f"outputs={tmp_path / name}")
+        told = result(run_folder(tmp_path / name))["protocol"]
+        assert told.get("target_classes_trained_on") == (None if name == "others" else 3)
+        assert ("images of 3 of its 3 classes" in outcome.err) == (name != "others")
+        key, of_data = ("train", "") if name == "loaded" else ("backbone.from", "of data=folder: ")
+        assert told["seen"][key].startswith(f"{of_data}the training images of all classes")
+
+
 def test_a_list_of_sizes_needs_no_brackets() -> None:
     for words, expected in {"5,10,20": [5, 10, 20], "[5,10]": [5, 10], "5": 5, "null": None}.items():
         done = metarun(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_LABELS = "none of the training images; none selects the weights"  # were read in a training
+
 
 @dataclass(frozen=True)
 class Origin:

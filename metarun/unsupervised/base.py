@@ -11,7 +11,7 @@ import torch
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
-from metarun.data.origin import Origin
+from metarun.data.origin import NO_LABELS, Origin
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource, refuse_one_way
 from metarun.errors import UserError
@@ -142,9 +142,6 @@ class PseudoTasks(TableSource):
 
     @property
     def labels_read(self) -> str:
-        selection = (
-            "those of the validation classes select the weights"
-            if self.validation == "labels"
-            else "none selects the weights"
-        )
-        return f"none of the training images; {selection}"
+        if self.validation == "labels":
+            return "none of the training images; those of the validation classes select the weights"
+        return NO_LABELS

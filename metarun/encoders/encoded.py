@@ -170,6 +170,9 @@ class EncodedSource(TableSource):
             return (Origin("encoder", self.encoder.seen, labels_read="it was trained with labels"),)
         return () if self.encoder.fitted or self.encoding.saw == NOTHING else (Origin("encoder"),)
 
+    def digest_of(self, row: int) -> str | None:
+        return self.source.digest_of(row)
+
     @property
     def has_test_part(self) -> bool:
         return self.source.has_test_part

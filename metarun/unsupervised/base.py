@@ -55,6 +55,9 @@ class PseudoTasks(TableSource):
     def origins(self) -> Sequence[Origin]:
         return self.source.origins
 
+    def digest_of(self, row: int) -> str | None:
+        return self.source.digest_of(row)
+
     @property
     def has_test_part(self) -> bool:
         return self.source.has_test_part

@@ -311,6 +311,19 @@ def test_source_and_target_of_the_same_images_are_told(
     assert "interval" not in found  # of episodes, of which there were none
 
 
+def test_images_of_classes_that_source_and_target_share_are_counted(target: Path, tmp_path: Path) -> None:
+    """The target has two of the source's three classes, one of them under another name."""
+    shutil.copytree(target / "kind0", tmp_path / "part" / "kind0")
+    shutil.copytree(target / "kind2", tmp_path / "part" / "other")
+    found = metarun("recipe=transfer", "data=folder", f"data.root={target}", "data.image_size=8", "target=folder",
+                    f"target.data.root={tmp_path / 'part'}", "target.data.image_size=8", "target.repeats=1", "train.steps=1",
+                    "train.tasks_per_step=4", "train.validate_on=images", "backbone=mlp", "backbone.hidden=[4]",
+                    "transfer=nearest_centroid", f"outputs={tmp_path / 'out'}")  # fmt: skip
+    assert found.status == 0, found.err
+    told = result(run_folder(tmp_path / "out"))["protocol"]
+    assert told["test_images_trained_on"] == 2 * 24  # 80% of each
+
+
 def test_weights_that_saw_the_targets_classes_are_told_of(images: Path, target: Path, tmp_path: Path) -> None:
     """Whether the backbone brings them or an earlier stage loads them; and not where they saw others."""
     small = ["data=folder", "data.image_size=8", "target=folder", "target.data.image_size=8", "target.repeats=1", "train.steps=1",

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,7 +20,9 @@ from metarun.config.types import Example, Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.image_source import ImageSource
+from metarun.data.origin import Origin
 from metarun.data.sampler import uniforms
+from metarun.data.shared import ClassIndex
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
@@ -110,6 +112,10 @@ class Domains(DataSource):
     def make_ready(self, device: torch.device) -> None:
         for source in self.sets.values():
             source.make_ready(device)
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return list({origin.where: origin for source in self.sets.values() for origin in source.origins}.values())
 
     @property
     def tested(self) -> Mapping[str, DataSource]:
@@ -205,7 +211,7 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
     repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
     test image has a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of
-    that training.
+    that training, and of one that shares classes with it, all but those that are trained or validated on.
 
     Args:
         nodes: The data sets.
@@ -215,7 +221,7 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     Raises:
         UserError: One is no set of images, or the network takes none.
     """
-    trained = [(member.table.names, member.splits) for member in source.members.values()]
+    trained = list(source.members.values())
     if not trained or (len(source.input_shape) != 3 and not encoded):
         kind = "vectors" if trained else "regression tasks"
         raise UserError(
@@ -229,41 +235,62 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
             depth, height, width = source.input_shape
             images = _built(node, name, height if height == width else None, depth, "test.data")
             built = images.fitted(source.input_shape, source.statistics_of(None))
-        everything: dict[Split, np.ndarray] = {
-            "train": np.arange(0),
-            "val": np.arange(0),
-            "test": np.arange(len(built.table.names)),
-        }
-        found[name] = built.divided(_as_trained(trained, built.table.names) or everything)
+        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built))
     return found
 
 
-def _as_trained(
-    trained: Sequence[tuple[list[str], Mapping[Split, np.ndarray]]], names: list[str]
-) -> dict[Split, np.ndarray] | None:
+def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split, np.ndarray] | None:
     """The division of a set that is trained on, for another set of the same classes in any order: FC100 has CIFAR-FS's images."""
-    for own, splits in trained:
+    for member in trained:
+        own = member.table.names
         if sorted(own) == sorted(names):
             place = {name: number for number, name in enumerate(names)}
-            return {split: np.array([place[own[c]] for c in numbers], dtype=int) for split, numbers in splits.items()}
+            return {
+                split: np.array([place[own[c]] for c in numbers], dtype=int) for split, numbers in member.splits.items()
+            }
     return None
 
 
-def rule(items: TableSource, whole: bool) -> dict[str, Any]:
+def _as_shared(trained: Sequence[TableSource], built: TableSource) -> dict[Split, np.ndarray]:
+    """The division of another set: the classes whose images are trained or validated on, and for the test all others."""
+    splits: tuple[Split, ...] = ("train", "val")
+    shared = {split: _shared(((member, member.splits[split]) for member in trained), built) for split in splits}
+    every = range(len(built.table.names))
+    rest = [number for number in every if not any(number in numbers for numbers in shared.values())]
+    found = {split: np.array(sorted(numbers), dtype=int) for split, numbers in shared.items()}
+    return {**found, "test": np.array(rest, dtype=int)}
+
+
+def _shared(given: Iterable[tuple[TableSource, Iterable[int]]], built: TableSource) -> set[int]:
+    """The classes of a data set that are among the given ones of others, by their images."""
+    index = ClassIndex(
+        (0, member.table.names[number], member.digests(number)) for member, numbers in given for number in numbers
+    )
+    return {
+        number
+        for number, name in enumerate(built.table.names)
+        if number not in built.unknown.values() and index.find(name, built.digests(number)) is not None
+    }
+
+
+def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> dict[str, Any]:
     """What a test on a data set says of its classes and of its images, for `result.json`.
 
     Args:
         items: The data set.
         whole: Whether the network takes them as they are, without an encoder between.
+        source: What is trained on.
     """
-    count = len(items.splits["test"])
+    count, every = len(items.splits["test"]), len(items.table.names)
+    members = source.members.values() if source else ()
+    if any(sorted(member.table.names) == sorted(items.table.names) for member in members):
+        classes = f"its {count} test classes, since it is trained on too"
+    elif count < every:
+        classes = f"{count} of its {every} classes, since the images of the others are trained or validated on too"
+    else:
+        classes = f"all {count} classes"
     told = {
-        "classes": (
-            f"all {count} classes"
-            if not len(items.splits["train"])
-            else f"its {count} test classes, since it is trained on too"
-        )
-        + (", each also turned by 90, 180 and 270 degrees" if items.rotations else ""),
+        "classes": classes + (", each also turned by 90, 180 and 270 degrees" if items.rotations else ""),
     }
     if whole and isinstance(items, ImageSource):
         own, shape = tuple(items.table.images.shape[1:]), items.input_shape
@@ -313,20 +340,27 @@ def _built(node: Node, name: str, size: int | None, channels: int | None, key: s
 
 
 def _refuse_other_divisions(sets: Mapping[str, ImageSource]) -> None:
-    """Checks that no set has a class for validation or testing that another trains on: FC100 and CIFAR-FS divide the same images."""
+    """Checks that no set has a class for validation or testing that another trains on: FC100 and CIFAR-FS divide the same images.
+
+    Sets of other classes too may share some of them, which are known by their images.
+    """
     for (name, one), (other, two) in itertools.permutations(sets.items(), 2):
         again = one.table.names != two.table.names and sorted(one.table.names) == sorted(two.table.names)
-        if not (again or one.table.fingerprint == two.table.fingerprint):
-            continue
-        trained = {one.table.names[number] for number in one.splits["train"]}
+        whole = again or one.table.fingerprint == two.table.fingerprint
         held = {two.table.names[number] for number in [*two.splits["val"], *two.splits["test"]]}
+        trained = (
+            {one.table.names[number] for number in one.splits["train"]}
+            if whole
+            else {two.table.names[number] for number in _shared([(one, one.splits["train"])], two)}
+        )
         apart = not set(map(int, one.splits["train"])) & set(
             map(int, one.splits["test"])
         )  # else there are too few to divide
         if apart and (shared := sorted(trained & held)):
             count = counted(len(shared), "class", "classes")
+            same = "are the same images" if whole else "share images"
             raise UserError(
-                f"data: {printable(name)} and {printable(other)} are the same images, divided otherwise: {count} "
+                f"data: {printable(name)} and {printable(other)} {same}, divided otherwise: {count} "
                 f"({printable(shared[0])}, say) of {printable(name)}'s training would be tested on in {printable(other)}; take one of them"
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from metarun.config.checked import Checked
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
 from metarun.data.image_batches import Labelled
+from metarun.data.origin import Origin
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,6 +158,11 @@ class DataSource(Checked, ABC):
     def labels_read(self) -> str:
         """Which labels are read before the test, in words; an empty string where nothing is withheld."""
         return ""
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        """Where the weights come from that its items, or the classes of its tasks, are made by; empty where none are."""
+        return ()
 
     @property
     def underlying(self) -> DataSource:

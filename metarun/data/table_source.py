@@ -232,6 +232,30 @@ class TableSource(DataSource):
             identify=self.identities,
         )
 
+    def digest_of(self, row: int) -> str | None:
+        """A digest of an item of the table, which the same item has in another one; None of a blank image.
+
+        Args:
+            row: The row of the item.
+        """
+        (item,) = self.items(row, row + 1)
+        if isinstance(item, str):
+            return hashlib.blake2b(item.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+        values = np.ascontiguousarray(item)
+        if values.min() == values.max():
+            return None
+        return hashlib.blake2b(str(values.shape).encode() + values.tobytes(), digest_size=8).hexdigest()
+
+    def digests(self, number: int) -> list[str]:
+        """Digests of the first and the last item of a class, by which it is known again in another table.
+
+        Args:
+            number: The number of the class.
+        """
+        first, stop = map(int, self.table.offsets[number : number + 2])
+        rows = {first, stop - 1} if first < stop else set[int]()
+        return sorted({digest for row in rows if (digest := self.digest_of(row)) is not None})
+
     @property
     def has_test_part(self) -> bool:
         return any(self.table.metadata.get("parts", {}).get("test", []))

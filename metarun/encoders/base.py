@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.checked import Checked
+from metarun.data.origin import Origin
 from metarun.data.source import Item
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
@@ -51,6 +52,7 @@ class Encoder(Checked, ABC):
         settings: The node of the config that it was built from; set by its builder.
         seen: For each data set the classes whose images its weights were trained on, as `metarun.runs.seen` has it; empty for
             weights that no run of metarun trained.
+        origin: The run that its weights come from; None for those of no run.
         pretrained: Whether its weights were trained on more than `seen` says.
         saw: What its weights were pretrained on, by name (`metarun.runs.result.NOTHING` for drawn ones); None where it is not known.
     """
@@ -61,6 +63,7 @@ class Encoder(Checked, ABC):
     features: int
     settings: Mapping[str, Any] = {}
     seen: Mapping[str, list[int]] = {}
+    origin: Origin | None = None
     pretrained: bool = True
     saw: str | None = None
 

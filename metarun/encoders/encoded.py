@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import DEVICE_TABLE_BYTES, gathered
+from metarun.data.origin import Origin
 from metarun.data.source import EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource
 from metarun.encoders import vectors
@@ -160,6 +161,17 @@ class EncodedSource(TableSource):
             "saw_these_classes": told,
             **({"fitted_to": "training items alone"} if self.encoder.fitted else {}),
         }
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        if self.encoder.origin is not None:
+            return (self.encoder.origin,)
+        if self.encoder.seen:
+            return (Origin("encoder", self.encoder.seen, labels_read="it was trained with labels"),)
+        return () if self.encoder.fitted or self.encoding.saw == NOTHING else (Origin("encoder"),)
+
+    def digest_of(self, row: int) -> str | None:
+        return self.source.digest_of(row)
 
     @property
     def has_test_part(self) -> bool:

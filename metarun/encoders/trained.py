@@ -22,10 +22,10 @@ from metarun.data.image_source import standardiser
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.images import digest_of
-from metarun.engine import checkpoint
+from metarun.engine import checkpoint, origins
 from metarun.errors import UserError
 from metarun.ops import batch_norm
-from metarun.runs import contents, result, seen
+from metarun.runs import contents, result
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
@@ -66,7 +66,8 @@ class Trained(Encoder):
         self.pretrained = self.backbone.pretrained
         if origin is not None:
             load_backbone(self.backbone, origin, "encoder.from")
-            self.seen = checkpoint.load(checkpoint.weights_file("encoder.from", origin)).get(seen.KEY, {})
+            self.origin = origins.of_run("encoder.from", origin)
+            self.seen = self.origin.seen
         self.backbone.eval().requires_grad_(False)
         self.features, self.device = self.backbone.features, torch.device("cpu")
         self.digest = digest_of(self.backbone)

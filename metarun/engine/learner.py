@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 
 from metarun.config import construct
 from metarun.core import Algorithm, TaskShape
+from metarun.data.origin import Origin
 from metarun.engine.hardware import Hardware
 from metarun.errors import UserError
 
@@ -61,6 +62,7 @@ class Learner:
         wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
         fresh: Builds the same method anew, with the weights that it had before any training.
         seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
+        origins: Where what it begins with comes from: the weights of its backbone, those of an encoder.
         selected_by: The rule that chose its weights, for `result.json`.
         built_from: The key of its method in the config; None for a backbone without a method.
         key: The key of `settings` in the config.
@@ -78,6 +80,7 @@ class Learner:
     wrapper: Wrapper | None = None
     fresh: Callable[[], Algorithm] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
+    origins: Sequence[Origin] = ()
     selected_by: str = ""
     built_from: str | None = None
     key: str = "train"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config import flat, to_container
+from metarun.data.origin import NO_LABELS, Origin
 from metarun.encoders import EncodedSource
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
@@ -67,7 +69,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "split": data.get("split", run.config.data.get("split")),
         }
     if run.data.labels_read:
-        found["labels_read"] = run.data.labels_read
+        found["labels_read"] = labels_read(run.data.labels_read, run.learner.origins)
     found[result.SELECTED_BY] = run.learner.selected_by
     seen: dict[str, str] = {}
     for stage in run.stages:
@@ -75,6 +77,23 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         seen |= said.get(result.SEEN, {})
         found |= said
     return {**found, result.SEEN: seen}
+
+
+def labels_read(own: str, origins: Iterable[Origin]) -> str:
+    """Which labels were read before the test, of the run itself and for the weights that it began with.
+
+    Args:
+        own: Those that the run itself read.
+        origins: Where these weights come from.
+    """
+    found = [own]
+    for origin in origins:
+        same = next((known for known in (own, NO_LABELS) if origin.labels_read.startswith(known)), None)
+        if same is None:
+            found.append(f"{origin.key}: {origin.labels_read}")
+        else:  # what remains is of that with which these weights began in their turn
+            found += filter(None, [origin.labels_read.removeprefix(same).removeprefix("; ")])
+    return "; ".join(dict.fromkeys(found))
 
 
 def unused(config: DictConfig) -> tuple[str, ...]:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metarun import files
+from metarun.data.shared import ClassIndex, says_what_it_is
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 
 KEY = "seen"  # of what a checkpoint holds
-Seen = dict[str, list[int]]  # for each data set, by `key`, the classes whose images training has seen
+# For each data set, by `key`, the classes whose images training has seen: of each, by its rank, its name and the digests of some
+# items. Checkpoints of older versions have a list of the ranks alone.
+Seen = dict[str, dict[int, list[str]]]
 
 
 def key(data: TableSource) -> str:
@@ -39,25 +42,59 @@ def classes(data: DataSource, split: Split | None) -> Seen:
     """
     found: Seen = {}
     for images in data.members.values():
-        every = range(len(images.table.names))
-        found = merged(
-            found, {key(images): sorted(_ranks(images, every if split is None else images.splits[split]).values())}
-        )
+        every = range(len(images.table.names)) if split is None else images.splits[split]
+        told = {
+            rank: [str(images.table.names[number]), *images.digests(number)]
+            for number, rank in _ranks(images, every).items()
+        }
+        found = merged(found, {key(images): told})
     return found
 
 
+def _told(known: Any) -> dict[int, list[str]]:
+    """The classes of one data set, of which an older checkpoint tells the ranks alone."""
+    return dict(known) if isinstance(known, Mapping) else {rank: [] for rank in known}
+
+
+def _of_others(seen: Mapping[str, Any], data: TableSource) -> list[list[str]]:
+    """What is told of the classes of other data sets, each its name and the digests of some items."""
+    own = key(data)
+    return [told for name, known in seen.items() if name != own for told in _told(known).values() if told]
+
+
 def trained_on(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]) -> set[int]:
-    """Those of the classes with these numbers whose images were seen."""
-    known = set(seen.get(key(data), []))
-    return {number for number, rank in _ranks(data, numbers).items() if rank in known}
+    """Those of the classes with these numbers whose images were seen: in this data set, or in another that shares them."""
+    known, ranks = _told(seen.get(key(data), {})), _ranks(data, numbers)
+    found = {number for number, rank in ranks.items() if rank in known}
+    if others := _of_others(seen, data):
+        index = ClassIndex((0, name, digests) for name, *digests in others)
+        found |= {
+            number
+            for number in ranks.keys() - found
+            if index.find(data.table.names[number], data.digests(number)) is not None
+        }
+    return found
 
 
-def merged(first: dict[str, Any], second: dict[str, Any]) -> Seen:
+def namesakes(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]) -> list[str]:
+    """The names of those of the classes with these numbers that are named as a class of another data set that was seen.
+
+    They may be the same classes, of images of another size, say. Names that mean nothing by themselves, as `0` does, do not count.
+    """
+    names = {str(data.table.names[number]) for number in _ranks(data, numbers)}
+    return sorted(names & {told[0] for told in _of_others(seen, data) if says_what_it_is(told[0])})
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Seen:
     """What was seen in both trainings together."""
-    return {name: sorted({*first.get(name, []), *second.get(name, [])}) for name in {**first, **second}}
+    found: Seen = {}
+    for name in {**first, **second}:
+        one, two = _told(first.get(name, {})), _told(second.get(name, {}))
+        found[name] = {rank: two.get(rank) or one.get(rank, []) for rank in sorted({*one, *two})}
+    return found
 
 
-def refuse_test_classes(seen: dict[str, Any], data: DataSource, origin: str) -> None:
+def refuse_test_classes(seen: Mapping[str, Any], data: DataSource, origin: str) -> None:
     """Checks that a learner has seen no image of a class that it is tested on.
 
     A data set with too few classes to divide has the same ones for training and testing, which the run says elsewhere.

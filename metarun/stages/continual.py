@@ -20,6 +20,7 @@ from metarun.report.statistics import over_seeds
 from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
+from metarun.stages.training_data import tell_namesakes
 from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
@@ -53,6 +54,7 @@ class Continual(Stage):
             )
         for learner in run.learners.values():
             seen.refuse_test_classes(learner.seen, run.data, f"stage {learner.name}")
+        self.namesakes = tell_namesakes(run, run.data)
         self.images: dict[Split, Labelled] = {"test": self._images(run, "test")}
         if len(config.rates) > 1:
             self.images["val"] = self._images(run, "val")
@@ -226,6 +228,7 @@ class Continual(Stage):
                 "queries": config.test_images,
                 **({"min_items": fewest} if (fewest := run.test_task.min_items) else {}),
             },
+            **self.namesakes,
             result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far, an answer is any class of "
             "the sequence",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from metarun.backbones.weights import load_backbone
 from metarun.config import construct, task_of
 from metarun.config.values import without
 from metarun.core import Algorithm, Backbone, Spec, TaskShape, largest
+from metarun.data.origin import Origin
 from metarun.data.sequences import sequences
 from metarun.data.source import DataSource, Split
-from metarun.encoders import EncodedSource
-from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
+from metarun.engine import origins
 from metarun.engine.augmentation import augmented
 from metarun.engine.learner import Learner, build_optimizer
 from metarun.errors import UserError
@@ -60,7 +61,7 @@ def build_learner(
         return found
 
     around: Wrapper | None = None
-    brought = seen_before(run)
+    brought = origins_of(run)
     algorithm = fresh()
     node = OmegaConf.select(config, wrapper) if wrapper else None
     if node and not (trains or getattr(get_class(node._target_), "prepares", False)):
@@ -92,7 +93,8 @@ def build_learner(
         *build_optimizer(around or algorithm, settings, train),
         wrapper=around,
         fresh=fresh,
-        seen=brought,
+        seen=seen_by(brought),
+        origins=with_library(brought, algorithm.backbone),
         built_from=algo,
         key=train,
     )
@@ -164,22 +166,35 @@ def trains_what_is_used(run: Run, algorithm: Algorithm) -> bool:
     return any(value.requires_grad for value in trained.parameters())
 
 
-def seen_before(run: Run) -> seen.Seen:
-    """What the weights of `backbone.from`, or of the encoder, were trained on.
+def origins_of(run: Run) -> list[Origin]:
+    """Where what a learner begins with comes from: the run of `backbone.from`, and the weights that its data are made by.
 
     Raises:
-        UserError: These are images of classes that the run meta-tests on.
+        UserError: They were trained on images of classes that the run meta-tests on.
     """
-    known: dict[str, seen.Seen] = {}
+    found = list(run.data.origins)
     if origin := run.config.backbone.get("from"):
-        state = checkpoint.load(checkpoint.weights_file("backbone.from", origin))
-        known[f"backbone.from={origin}"] = state.get(seen.KEY, {})
-    if isinstance(run.data, EncodedSource):
-        known[f"encoder.from={run.config.encoder.get('from')}"] = dict(run.data.encoder.seen)
-    for where, classes in known.items():
+        found.insert(0, origins.of_run("backbone.from", origin))
+    for one in found:
         if any(stage.meta_tests for stage in run.stages):
-            seen.refuse_test_classes(classes, run.data, where)
-    return functools.reduce(seen.merged, known.values(), {})
+            seen.refuse_test_classes(one.seen, run.data, one.where)
+    return found
+
+
+def with_library(brought: list[Origin], backbone: Backbone) -> list[Origin]:
+    """The same origins, and the library whose weights the backbone brings where these are of no run."""
+    of_library = backbone.pretrained and not any(one.key == "backbone.from" for one in brought)
+    return [Origin("backbone"), *brought] if of_library else brought
+
+
+def seen_by(begins_with: Iterable[Origin]) -> seen.Seen:
+    """What all of these weights were trained on."""
+    return functools.reduce(seen.merged, (one.seen for one in begins_with), {})
+
+
+def told_of(begins_with: Sequence[Origin]) -> dict[str, str]:
+    """What `protocol.seen` of `result.json` says of the weights that a learner begins with, each by its setting."""
+    return {one.key: one.told for one in begins_with if one.told}
 
 
 def build_algorithm(

@@ -7,10 +7,10 @@ from typing import Any
 
 from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
-from metarun.engine import checkpoint
+from metarun.engine import checkpoint, origins
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
-from metarun.runs import contents, result, seen
+from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, training_protocol
@@ -32,13 +32,14 @@ class Load(Stage):
             known = self._assumed(run)
         if any(stage.meta_tests for stage in run.later(self)):
             seen.refuse_test_classes(known, run.data, f"checkpoint={origin}")
-        beside = weights.parent
-        stored = result.stored(beside) if (beside / contents.RESULT).is_file() else {}
+        stored = origins.stored_beside(origin)
         if state["model"]:
             refuse_other_encoder(stored, run.data, f"checkpoint={origin}")
         learner = build_learner(run, "load", "algo", "train", "wrapper")
         checkpoint.load_weights(learner.algorithm, state["model"], weights)
         learner.seen = seen.merged(learner.seen, known)
+        # The weights of the file took the place of those that `backbone` brings.
+        learner.origins = [*run.data.origins, origins.described(f"checkpoint={origin}", known, stored)]
         learner.selected_by = "the checkpoint that was given"
         run.add(learner.name, learner)
         self.learner = learner

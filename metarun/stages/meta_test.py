@@ -28,6 +28,7 @@ from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
+from metarun.stages.training_data import tell_namesakes
 from metarun.target.base import Own
 from metarun.text import counted, shape_text
 
@@ -69,6 +70,7 @@ class MetaTest(Stage):
         device, task = run.hardware.device, run.test_task
         self.classifies = run.algorithm.spec.kind == "classification"
         self.tests = [self._test(run, name) for name in run.tests]
+        self.namesakes = {test.name: tell_namesakes(run, run.tests[test.name], test.name) for test in self.tests}
         self.validation = None
         if self.classifies:
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
@@ -302,6 +304,7 @@ class MetaTest(Stage):
 
     def protocol(self, run: Run) -> dict[str, Any]:
         found: dict[str, Any] = {"test": run.test_task.describe()}
+        found |= self.namesakes.get("", {})
         if self.views is not None:
             found["test_views"] = self.views.count
         if run.test_task.unlabelled:
@@ -321,7 +324,8 @@ class MetaTest(Stage):
             found[result.SETS] = {
                 test.name: {
                     "task": test.task.describe(),
-                    **rule(run.tests[test.name].members[""], whole=not run.config.encoder),
+                    **rule(run.tests[test.name].members[""], not run.config.encoder, run.data),
+                    **self.namesakes[test.name],
                 }
                 for test in self.tests
             }

@@ -28,7 +28,7 @@ from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
-from metarun.stages.learning import build_learner, training_protocol
+from metarun.stages.learning import build_learner, told_of, training_protocol
 from metarun.stages.training_data import held_out_images
 from metarun.text import shown_path
 
@@ -94,7 +94,9 @@ class Train(Stage):
             check_test_task(self.learner, run.test_task)
             self.validation = run.episodes("val", run.test_task, self.learner.hardware.device)
         if self.start_from is not None:
-            self.learner.seen = seen.merged(self.learner.seen, run.learners[self.start_from].seen)
+            before = run.learners[self.start_from]
+            self.learner.seen = seen.merged(self.learner.seen, before.seen)
+            self.learner.origins = list({one.where: one for one in (*before.origins, *self.learner.origins)}.values())
         self.learner.selected_by = self._selected_by()
         run.add(self.name, self.learner)
 
@@ -255,15 +257,18 @@ class Train(Stage):
         learner, settings = self.learner, self.learner.settings
         split, images = run.training_split, settings.validate_on == "images"
         whose = "all classes" if split is None and images else "the training classes"
+        labels = {"images": "without", "labels": "with"}.get(learner.algorithm.uses_target)
+        target = f" and the target's training images {labels} their labels" if labels else ""
+        held = "the target" if labels == "with" else "the same classes"
         if not settings.steps:
             text = "none: nothing was trained"
         elif learner.task is not None:
             text = f"{run.data.tasks_of('train')}; for validation {run.data.tasks_of('val')}"
         elif images:
-            text = f"the training images of {whose}; for validation held-out images of the same classes"
+            text = f"the training images of {whose}{target}; for validation held-out images of {held}"
         else:
-            text = f"all images of {whose}; for validation episodes of the validation classes"
-        found: dict[str, Any] = {result.SEEN: {self.name: text}}
+            text = f"all images of {whose}{target}; for validation episodes of the validation classes"
+        found: dict[str, Any] = {result.SEEN: {**told_of(learner.origins), self.name: text}}
         if self.held_out is not None:
             found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)
         if not self.last:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
+from metarun.data.shared import ClassIndex
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
 from metarun.engine.learner import Learner, Sampler
@@ -23,21 +26,44 @@ log = logging.getLogger("metarun")
 
 
 def trained_on(run: Run, tested: Labelled) -> int:
-    """How many of the target's images `tested` the source's training has among its own, where both are one data set."""
-    data, target = run.data, run.target
-    if target is None or not isinstance(data, TableSource) or not isinstance(target.source, TableSource):
+    """How many of the target's images `tested` the source's training has among its own.
+
+    Where both are one data set these are known by their rows, and else, of classes that are the same, by the images themselves.
+    """
+    target = run.target.source.underlying if run.target else None
+    if not isinstance(target, TableSource):
         return 0
-    own, other = data.table, target.source.table
-    if list(own.names) != list(other.names) or not np.array_equal(own.offsets, other.offsets):
-        return 0
-    rows: set[int] = set()
-    for learner in run.learners.values():
-        if learner.sampler is not None and learner.settings.steps:
+    asked = {*tested.rows.tolist()}
+    return len(asked & set[int]().union(*(_rows_of(target, asked, *part) for part in _training_parts(run))))
+
+
+def _training_parts(run: Run) -> Iterator[tuple[TableSource, set[int]]]:
+    """The source's data sets, each with the rows that the stages so far train on."""
+    for member in run.data.members.values():
+        items, rows = member.underlying, set[int]()
+        for learner in _trained(run):
             on_images = learner.task is None and learner.settings.validate_on == "images"
             split = run.training_split if on_images else "train"
-            part = training_images(data, "images" if on_images else "episodes", split)
-            rows |= set(part.rows.tolist())
-    return len(rows & set(tested.rows.tolist()))
+            rows |= {*training_images(items, "images" if on_images else "episodes", split).rows.tolist()}
+        if isinstance(items, TableSource):
+            yield items, rows
+
+
+def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[int]) -> set[int]:
+    """The rows of the target, of those that are `asked` for, whose items are those of the `rows` of another data set."""
+    if list(own.table.names) == list(target.table.names) and np.array_equal(own.table.offsets, target.table.offsets):
+        return rows
+    classes = enumerate(target.table.names)
+    index = ClassIndex((number, name, target.digests(number)) for number, name in classes)
+    found = set[int]()
+    for number, name in enumerate(own.table.names):
+        if (same := index.find(name, own.digests(number))) is not None:
+            of_own, of_target = (
+                range(*table.offsets[n : n + 2]) for table, n in ((own.table, number), (target.table, same))
+            )
+            known = {own.digest_of(row) for row in of_own if row in rows} - {None}
+            found |= {row for row in of_target if row in asked and target.digest_of(row) in known}
+    return found
 
 
 def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
@@ -49,6 +75,90 @@ def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
         count,
     )
     return {"test_images_trained_on": count}
+
+
+def tell_brought(run: Run) -> dict[str, int]:
+    """Warns where the learner begins with weights that were trained on images of the target's classes; the fact for the protocol."""
+    assert run.target is not None
+    members = list(run.target.source.members.values())
+    found = {
+        one.where: sum(len(seen.trained_on(one.seen, images, range(len(images.table.names)))) for images in members)
+        for one in run.learner.origins
+    }
+    if not (count := max(found.values(), default=0)):
+        return {}
+    log.warning(
+        "target: %s brings weights that were trained on images of %d of its %d classes, test images perhaps among them, so that the "
+        "accuracy may say nothing of images not seen before",
+        max(found, key=lambda where: found[where]),
+        count,
+        sum(len(images.table.names) for images in members),
+    )
+    return {"target_classes_trained_on": count}
+
+
+def refuse_target_labels(run: Run) -> None:
+    """Checks that no training before a stage that learns labelled subsets of the target reads the target's labels.
+
+    Such a training reads those of all its training images: more than a subset, and where the target is divided anew in each
+    repeat those of test images too.
+
+    Raises:
+        UserError: One does.
+    """
+    for learner in _trained(run):
+        if learner.algorithm.uses_target == "labels":
+            raise UserError(
+                f"{learner.built_from}: {type(learner.algorithm).__name__} trains on the labels of all of the target's training images, "
+                "so that what this recipe tells of labelled subsets would not hold; use recipe=domain_adaptation, or a method without "
+                f"the target's labels ({learner.built_from}=baseline, say)"
+            )
+
+
+def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
+    """Warns where a training sees some of the target's images `tested` without their labels; the fact for the protocol."""
+    assert run.target is not None
+    if not any(learner.algorithm.uses_target == "images" for learner in _trained(run)):
+        return {}
+    if not (count := len({*run.target.train.rows.tolist()} & {*tested.rows.tolist()})):
+        return {}
+    log.warning(
+        "target: the training sees %d of its images without their labels, later test images among them, so that the test is transductive",
+        count,
+    )
+    return {"test_images_seen_unlabelled": count}
+
+
+def _trained(run: Run) -> list[Learner]:
+    """The learners that the stages so far train."""
+    return [learner for learner in run.learners.values() if learner.sampler is not None and learner.settings.steps]
+
+
+def tell_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]:
+    """Warns of test classes that have the names of others that the learner was trained on.
+
+    Args:
+        run: The run.
+        data: What it is tested on.
+        name: The data set's name; empty for the only one.
+
+    Returns:
+        How many they are, and their names; empty where there are none.
+    """
+    found: set[str] = set()
+    for images in data.members.values():
+        both = {*map(int, images.splits["train"])} | {*map(int, images.splits["val"])}
+        found |= {*seen.namesakes(run.learner.seen, images, {*map(int, images.splits["test"])} - both)}
+    if not found:
+        return {}
+    names = sorted(found)
+    log.warning(
+        "%s%s named as classes of another data set that was trained on (%s); if they are the same, they are not new to the method",
+        f"{name}: " if name else "",
+        counted(len(names), "test class is", "test classes are"),
+        ", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
+    )
+    return {"named_as_trained_on": {"count": len(names), "names": names}}
 
 
 def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:

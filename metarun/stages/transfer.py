@@ -24,8 +24,8 @@ from metarun.report.target import learning_curve
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.learning import build_backbone, build_learner
-from metarun.stages.training_data import tell_trained_on
+from metarun.stages.learning import build_backbone, build_learner, origins_of, seen_by, told_of, with_library
+from metarun.stages.training_data import refuse_target_labels, tell_brought, tell_seen_unlabelled, tell_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 
 
@@ -44,19 +44,24 @@ class Transfer(Stage):
         assert target is not None
         if not config.transfer:
             raise UserError("transfer: must be given; add transfer=all, say")
+        self.begins_with: dict[str, str] = {}
         if not run.learners:
             if later := next((stage for stage in run.later(self) if stage.gives_weights), None):
                 raise UserError(
                     f"recipe.stages: {self} stands before {later}, whose learner it would not use; put it after"
                 )
             run.add("untrained", untrained(run))
+            self.begins_with = told_of(run.learner.origins)
+        refuse_target_labels(run)
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
         if (augment := run.augment_of(target.source)) is not None:
             self.method.augment = augment
         self.method.check(len(target.names))
         self.method.check_names(target.names)
-        self.trained_on = tell_trained_on(run, target.images or target.test)  # divided anew, all are test images
+        tested = target.images or target.test  # divided anew, all are test images
+        self.trained_on = {**tell_trained_on(run, tested), **tell_brought(run)}
+        self.unlabelled = tell_seen_unlabelled(run, tested)
 
     def execute(self, run: Run) -> None:
         assert run.target is not None
@@ -115,7 +120,13 @@ class Transfer(Stage):
         fixed = "the last weights of a fixed number of steps"
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
-        return {"transductive": self.method.transductive, result.SELECTED_BY: chosen, **self.trained_on}
+        return {
+            result.SEEN: self.begins_with,
+            "transductive": self.method.transductive or bool(self.unlabelled),
+            result.SELECTED_BY: chosen,
+            **self.trained_on,
+            **self.unlabelled,
+        }
 
 
 def uses_method(config: DictConfig) -> bool:
@@ -128,9 +139,12 @@ def untrained(run: Run) -> Learner:
     config = run.config
     if uses_method(config):
         return build_learner(run, "untrained", "algo", "train")
+    brought = origins_of(run)
     torch.manual_seed(config.seed)
     backbone = build_backbone(config, run.data)
     algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)
-    return Learner("untrained", algorithm, config.train, config.seed, hardware)
+    learner = Learner("untrained", algorithm, config.train, config.seed, hardware, seen=seen_by(brought))
+    learner.origins = with_library(brought, backbone)
+    return learner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
+from metarun.data.origin import NO_LABELS, Origin
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource, refuse_one_way
 from metarun.errors import UserError
@@ -48,6 +50,13 @@ class PseudoTasks(TableSource):
     @property
     def underlying(self) -> DataSource:
         return self.source.underlying
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return self.source.origins
+
+    def digest_of(self, row: int) -> str | None:
+        return self.source.digest_of(row)
 
     @property
     def has_test_part(self) -> bool:
@@ -136,9 +145,6 @@ class PseudoTasks(TableSource):
 
     @property
     def labels_read(self) -> str:
-        selection = (
-            "those of the validation classes select the weights"
-            if self.validation == "labels"
-            else "none selects the weights"
-        )
-        return f"none of the training images; {selection}"
+        if self.validation == "labels":
+            return "none of the training images; those of the validation classes select the weights"
+        return NO_LABELS

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,14 +39,15 @@ from metarun.config.types import FilePath, NameOrPath, PositiveInt, Seed
 from metarun.core import Backbone, Episodes, TaskShape
 from metarun.data.image_batches import generator, to_shape
 from metarun.data.image_source import ImageSource
+from metarun.data.origin import Origin
 from metarun.data.sampler import ClassSampler, uniforms
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.data.table import cache_root
-from metarun.engine import checkpoint
+from metarun.engine import checkpoint, origins
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.learner import Learner
-from metarun.runs import contents, seen
+from metarun.runs import seen
 from metarun.target.base import features, with_statistics
 from metarun.unsupervised.base import PseudoTasks
 
@@ -105,6 +107,7 @@ class Cactus(PseudoTasks):
         self.clusters, self.partitions, self.scaled = clusters, partitions, scaled
         self.components, self.whiten, self.cluster_seed = components, whiten, cluster_seed
         self.learner: Learner | None = None
+        self.embedded_by: Origin | None = None
         self.network: Backbone | None = None
         self.images = source.underlying if isinstance(source.underlying, ImageSource) else None
         what = "pixels" if self.item == "image" else f"{self.item}s"
@@ -122,20 +125,24 @@ class Cactus(PseudoTasks):
                 standardized=self.images is not None and self.images.normalize,
             )
             self.origin = {"embedding": network, "sha256": _digest(self.network)}
+            self.embedded_by = Origin(f"unsupervised.network={network}")
         self._partitions: dict[Split, np.ndarray] = {}
 
     def _trained(self, embedding: str) -> Learner:
         key = "unsupervised.embedding"
         held = store.load(Path(embedding), key)
-        state = checkpoint.load(checkpoint.weights_file(key, str(held.origin)))
-        seen.refuse_test_classes(state.get(seen.KEY, {}), self.source, f"{key}={embedding}")
-        self.origin = {"embedding": "backbone of a run", "sha256": checkpoint.digest(held.origin)}
-        result = held.origin.parent / contents.RESULT
-        if result.is_file():
-            stored = files.read_json(result, "give another run")
-            labels = stored.get("protocol", {}).get("labels_read")
-            self.origin["its labels"] = labels or "it was trained with labels"
+        self.embedded_by = origins.of_run(key, embedding)
+        seen.refuse_test_classes(self.embedded_by.seen, self.source, f"{key}={embedding}")
+        self.origin = {
+            "embedding": "backbone of a run",
+            "sha256": checkpoint.digest(held.origin),
+            "its labels": self.embedded_by.labels_read,
+        }
         return Learner(held, "cpu")
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return [*super().origins, *([self.embedded_by] if self.embedded_by else [])]
 
     def how(self) -> dict[str, Any]:
         return {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data.domains import Domains, fit_to_network, rule
 from metarun.data.image_source import ImageSource
+from metarun.data.shared import says_what_it_is
 from metarun.data.source import Split
 from metarun.data.table_source import TableSource
 from metarun.encoders import EncodedSource, Encoding
@@ -195,6 +198,85 @@ def test_sets_that_divide_the_same_images_otherwise_are_refused() -> None:
     assert len(Domains(sets={"grey": Toy(110, 1, 6), "again": Toy(110, 1, 6)}).sets) == 2  # type: ignore[dict-item]
 
 
+def of_classes(numbers: range, side: int = 6, order: int = 1, names: str = "bird") -> ImageSource:
+    """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round."""
+    draw = np.random.default_rng(0)
+    every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)
+    chosen = list(numbers)[::order]
+    held = table(every[chosen].reshape(-1, 1, side, side), [5] * len(chosen))
+    held.names[:] = [f"{names} {number}" for number in chosen]
+    third = len(chosen) // 3
+    splits: dict[Split, range] = {
+        "train": range(third),
+        "val": range(third, 2 * third),
+        "test": range(2 * third, len(chosen)),
+    }
+    return ImageSource(replace(held, fingerprint=f"{numbers} {side} {order}"), splits)
+
+
+def test_classes_that_two_sets_share_are_known_one_by_one() -> None:
+    """By an image and the name or by the images alone; other images, or a name alone, are no proof."""
+    source, other = of_classes(range(12)), of_classes(range(9))
+    known = seen.classes(source, "train")  # 0 to 3
+    assert seen.trained_on(known, other, range(9)) == {0, 1, 2, 3}
+    renamed = of_classes(range(9), names="x")
+    assert seen.trained_on(known, renamed, range(9)) == {0, 1, 2, 3}
+    resized = of_classes(range(9), side=8)
+    assert seen.trained_on(known, resized, range(9)) == set()
+    assert seen.namesakes(known, resized, range(9)) == ["bird 0", "bird 1", "bird 2", "bird 3"]
+    assert seen.namesakes(known, renamed, range(9)) == []
+    assert seen.namesakes(known, source, range(12)) == []  # of its own division there is nothing to tell
+    everything: Any = {"train": [], "val": [], "test": range(9)}
+    with pytest.raises(UserError, match="4 of the 9 classes that the meta-test is on"):
+        seen.refuse_test_classes(known, other.divided(everything), "checkpoint=x")
+    blank = Toy(40, 1, 6).build()
+    assert seen.trained_on(seen.classes(Toy(40, 1, 6, classes=12).build(), None), blank, range(9)) == set()
+
+
+def test_what_older_checkpoints_say_of_seen_classes_is_read() -> None:
+    source = of_classes(range(12))
+    new = seen.classes(source, "train")
+    old = {seen.key(source): [0, 1]}
+    names = sorted(source.table.names)
+    assert {source.table.names[number] for number in seen.trained_on(old, source, range(12))} == set(names[:2])
+    assert seen.trained_on(old, of_classes(range(9)), range(9)) == set()
+    both = seen.merged(old, new)
+    assert both == seen.merged(new, old)
+    assert seen.trained_on(both, of_classes(range(9)), range(9)) == {0, 1, 2, 3}
+
+
+def test_classes_of_a_test_set_that_are_trained_on_are_left_out() -> None:
+    sets: Any = {"part": Built(of_classes(range(9, -1, -1)))}
+    source = of_classes(range(12))
+    (found,) = fit_to_network(sets, source).values()
+    names = {split: {found.table.names[number] for number in numbers} for split, numbers in found.splits.items()}
+    assert names == {
+        "train": {f"bird {number}" for number in range(4)},
+        "val": {f"bird {number}" for number in range(4, 8)},
+        "test": {"bird 8", "bird 9"},
+    }
+    told = rule(found, True, source)["classes"]
+    assert told == "2 of its 10 classes, since the images of the others are trained or validated on too"
+    assert rule(source, True, source)["classes"] == "its 4 test classes, since it is trained on too"
+
+
+def test_sets_that_share_a_class_on_both_sides_of_a_test_are_refused() -> None:
+    sets: Any = {"one": Built(of_classes(range(12))), "two": Built(of_classes(range(9), order=-1))}
+    with pytest.raises(UserError, match=r"one and two share images, divided otherwise: 4 classes \(bird 0, say\)"):
+        Domains(sets=sets)
+    apart: Any = {"one": Built(of_classes(range(6))), "two": Built(of_classes(range(6, 12)))}
+    assert len(Domains(sets=apart).sets) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("n01532829", True), ("robin", True), ("Latin/character03", True), ("001.Albatross", True), ("0", False), ("a", False),
+     ("c07", False), ("class_12", False), ("00000012", False)],
+)  # fmt: skip
+def test_a_name_says_what_a_class_is_or_does_not(name: str, says: bool) -> None:
+    assert says_what_it_is(name) is says
+
+
 def test_changed_copies_of_several_sets_are_trained_on_as_those_of_one() -> None:
     one = encoded(Toy(110, 1, 6).build(), views=3)
     assert one.labelled(None, "train").views == 3
@@ -280,6 +362,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 SMALL = ["backbone.channels=4", "task.ways=2", "task.queries=2", "train.steps=2", "train.validate_every=2",
          "train.validate_episodes=2", "test.episodes=6", "test.baseline_episodes=2"]  # fmt: skip
+
+
+def test_a_run_leaves_out_shared_classes_and_tells_of_shared_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Ten of the twelve classes again: those of the same images are left out; of other images with the same names it is told."""
+    root = tmp_path / "part"
+    for number in range(10):
+        shutil.copytree(folders["left"] / f"left{number}", root / f"left{number}")
+    words = ["data=folder", f"data.root={folders['left']}", "data.image_size=16", *SMALL]
+    sets = ["test.data=[same:folder,large:folder]", *(f"test.data.{name}.root={root}" for name in ("same", "large"))]
+    for path in root.glob("*/*.png"):
+        (tmp_path / "large" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).rotate(90).save(tmp_path / "large" / path.parent.name / path.name)
+    sets[-1] = f"test.data.large.root={tmp_path / 'large'}"
+    outcome = metarun(*words, *sets, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    told = result(only_run(tmp_path / "out"))["protocol"]["sets"]
+    assert "of its 10 classes, since the images of the others" in told["same"]["classes"]
+    assert "named_as_trained_on" not in told["same"]
+    assert told["large"]["classes"] == "all 10 classes"
+    namesakes = told["large"]["named_as_trained_on"]
+    assert namesakes["count"] == len(namesakes["names"]) > 0
+    assert f"large: {namesakes['count']} test class" in outcome.err
 
 
 def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -246,6 +246,44 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     whose = "target, whose labels it trains on" if algo == "multitask" else "source"
     assert found["protocol"]["selected_by"] == f"best validation score on held-out images of the {whose}"
     assert "target/interval" in found
+    labels = {"dann": "without", "multitask": "with"}.get(algo)
+    target_seen = f" and the target's training images {labels} their labels" if labels else ""
+    held = "the target" if algo == "multitask" else "the same classes"
+    expected = f"the training images of all classes{target_seen}; for validation held-out images of {held}"
+    assert found["protocol"]["seen"] == {"train": expected}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "target"),
+    [
+        ("transfer", "algo", ["target=folder"]),
+        ("pretrain_meta_transfer", "pretrain.algo", ["target=folder"]),
+        ("transfer", "algo", ["target=digits"]),
+    ],
+)
+def test_a_method_on_the_targets_labels_is_refused_before_labelled_subsets(
+    recipe: str, key: str, target: list[str], images: Path, tmp_path: Path
+) -> None:
+    group = "algo" if key == "algo" else "algo@pretrain"
+    root = [f"target.data.root={images}"] if target == ["target=folder"] else []
+    outcome = metarun(f"recipe={recipe}", f"{group}=multitask", *target, *root, "data=digits", "transfer=linear_probe",
+                      "task.ways=2", "task.queries=2", f"outputs={tmp_path / 'out'}")  # fmt: skip
+    assert outcome.status == 2
+    assert outcome.said[-1].startswith(f"metarun: {key}: MultiTask trains on the labels of all of the target's")
+    assert "use recipe=domain_adaptation" in outcome.said[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_on_the_targets_images_says_that_it_saw_test_images_unlabelled(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    done = metarun(*words("transfer", images, target, tmp_path), "algo=dann", "transfer=nearest_centroid")
+    assert done.status == 0, done.err
+    told = result(runs(tmp_path))["protocol"]
+    assert told["test_images_seen_unlabelled"] == 72  # one draw of 80%, of all images
+    assert told["transductive"] is True
+    assert "without their labels" in told["seen"]["train"]
+    assert "the training sees 72 of its images without their labels" in done.err
 
 
 @pytest.mark.parametrize(
@@ -271,6 +309,45 @@ def test_source_and_target_of_the_same_images_are_told(
     assert ("the source's training sees" in done.err) == bool(seen)
     assert found["protocol"].get("test_images_trained_on") == (seen and int(seen.split()[0]))
     assert "interval" not in found  # of episodes, of which there were none
+
+
+def test_images_of_classes_that_source_and_target_share_are_counted(target: Path, tmp_path: Path) -> None:
+    """The target has two of the source's three classes, one of them under another name."""
+    shutil.copytree(target / "kind0", tmp_path / "part" / "kind0")
+    shutil.copytree(target / "kind2", tmp_path / "part" / "other")
+    found = metarun("recipe=transfer", "data=folder", f"data.root={target}", "data.image_size=8", "target=folder",
+                    f"target.data.root={tmp_path / 'part'}", "target.data.image_size=8", "target.repeats=1", "train.steps=1",
+                    "train.tasks_per_step=4", "train.validate_on=images", "backbone=mlp", "backbone.hidden=[4]",
+                    "transfer=nearest_centroid", f"outputs={tmp_path / 'out'}")  # fmt: skip
+    assert found.status == 0, found.err
+    told = result(run_folder(tmp_path / "out"))["protocol"]
+    assert told["test_images_trained_on"] == 2 * 24  # 80% of each
+
+
+def test_weights_that_saw_the_targets_classes_are_told_of(images: Path, target: Path, tmp_path: Path) -> None:
+    """Whether the backbone brings them or an earlier stage loads them; and not where they saw others."""
+    small = ["data=folder", "data.image_size=8", "target=folder", "target.data.image_size=8", "target.repeats=1", "train.steps=1",
+             "train.tasks_per_step=4", "train.validate_on=images", "backbone=mlp", "backbone.hidden=[4]", "backbone.norm=none",
+             "transfer=nearest_centroid"]  # fmt: skip
+    of_target = ["recipe=transfer", *small, f"data.root={target}"]
+    done(*of_target, f"target.data.root={images}", f"outputs={tmp_path / 'first'}")
+    first = run_folder(tmp_path / "first")
+    brings = f"backbone.from={first}"
+    alone = ["recipe=target_only", *small[2:5], *small[8:], brings]
+    loads = ["recipe.stages=[metarun.stages.Load,metarun.stages.Transfer]", f"checkpoint={first}"]
+    commands = {
+        "backbone": [*alone, f"target.data.root={target}"],
+        "transfer": ["recipe=transfer", *small, f"data.root={images}", f"target.data.root={target}", brings],
+        "loaded": [*of_target, *loads, f"target.data.root={target}"],
+        "others": [*alone, f"target.data.root={images}"],
+    }
+    for name, command in commands.items():
+        outcome = done(*command, f"outputs={tmp_path / name}")
+        told = result(run_folder(tmp_path / name))["protocol"]
+        assert told.get("target_classes_trained_on") == (None if name == "others" else 3)
+        assert ("images of 3 of its 3 classes" in outcome.err) == (name != "others")
+        key, of_data = ("train", "") if name == "loaded" else ("backbone.from", "of data=folder: ")
+        assert told["seen"][key].startswith(f"{of_data}the training images of all classes")
 
 
 def test_a_list_of_sizes_needs_no_brackets() -> None:

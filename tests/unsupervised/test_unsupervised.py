@@ -309,6 +309,30 @@ def test_a_run_says_which_labels_were_read(tmp_path: Path) -> None:
     assert told["data"]["unsupervised"]["its labels"] == "none of the training images; none selects the weights"
 
 
+def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None:
+    """An embedding or first weights of a supervised run are no training without labels, nor are those of a run after it."""
+    none = "none of the training images; none selects the weights"
+    assert metarun(f"outputs={tmp_path / 'labels'}", *SMALL).status == 0
+    labels = run_folder(tmp_path / "labels")
+    few = ["unsupervised=cactus", "unsupervised.partitions=1", "unsupervised.clusters=40"]
+    started = ["unsupervised=umtra", f"backbone.from={labels}"]
+    for name, words, saying in (
+        ("embedded", [*few, f"unsupervised.embedding={labels}"], "unsupervised.embedding: it was trained with labels"),
+        ("started", started, "backbone.from: it was trained with labels"),
+    ):
+        assert metarun(*words, f"outputs={tmp_path / name}", *SMALL).status == 0
+        folder = run_folder(tmp_path / name)
+        told = result(folder)["protocol"]["labels_read"]
+        assert told == f"{none}; {saying}"
+    on = ["unsupervised=umtra", f"backbone.from={folder}"]
+    assert metarun(*on, f"outputs={tmp_path / 'on'}", *SMALL).status == 0
+    assert result(run_folder(tmp_path / "on"))["protocol"]["labels_read"] == told
+    given = ["recipe=test", f"checkpoint={labels}", "unsupervised=umtra"]
+    assert metarun(*given, f"outputs={tmp_path / 'given'}").status == 0
+    told = result(run_folder(tmp_path / "given"))["protocol"]["labels_read"]
+    assert told == f"{none}; checkpoint: it was trained with labels"
+
+
 def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
     root = make_images(tmp_path / "images", classes=5)
     (root / "train" / "all").mkdir()

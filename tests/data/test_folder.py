@@ -471,4 +471,4 @@ def test_sub_folders_of_the_same_classes_divide_the_images(tmp_path: Path) -> No
         pixels = images.whole(torch.device("cpu")).x * 255
         assert (pixels.round() == 10 * count).all()
     assert len(source.labelled(None)) == 18
-    assert "parts" not in source.describe()
+    assert source.describe()["parts"] == {"train": 8, "val": 4, "test": 6}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import os
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -116,9 +119,15 @@ class ImageIndex:
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {root}")
         self.root = root
+        self.base = os.path.abspath(root)
+        self.folders: set[str] = set()
+        self._outside: dict[
+            str, frozenset[str]
+        ] = {}  # the images in each folder that a table names and that is not below the root
         self.paths: dict[str, list[PurePosixPath]] = {}
         self.names: dict[str, list[PurePosixPath]] = {}
         for folder, names in files.walk(root, visible):
+            self.folders.add(folder.relative_to(root).as_posix())
             for name in names:
                 path = PurePosixPath((folder / name).relative_to(root).as_posix())
                 if may_be_image(name):
@@ -129,23 +138,71 @@ class ImageIndex:
     def find(self, file: str, table: Path, where: str) -> Path:
         """The one image that a table calls `file`; raises `UserError` where there is none, or several.
 
-        It is looked for beside the table, in the folder that is called like the table and in the root, there also
+        It is looked for beside the table, in the folder that is called like the table and in the root; then there also
         without the folders that the path begins with elsewhere; then by its name alone. Where the folder that the path names is
-        there, it is looked for in no other: an image of the same name may be another one.
+        there, it is looked for in no other: an image of the same name may be another one. For that reason an image that is
+        where the path says, but outside the root, is refused.
         """
-        wanted = PurePosixPath(file.replace("\\", "/"))
-        beside = PurePosixPath(table.parent.relative_to(self.root) if table.is_relative_to(self.root) else ".")
-        homes = (beside, beside / table.stem, PurePosixPath("."))
-        folder = PurePosixPath(*(part for part in wanted.parent.parts if part != "/"))
-        elsewhere = folder == PurePosixPath(".") or not any((self.root / home / folder).is_dir() for home in homes)
-        ends = [PurePosixPath(*wanted.parts[start:]) for start in range(len(wanted.parts) if elsewhere else 1)]
-        for name in (str(home / end) for end in ends for home in homes):
+        written = file.replace("\\", "/")
+        beside = table.parent.relative_to(self.root) if table.is_relative_to(self.root) else Path()
+        homes = [os.path.join(self.base, home) for home in dict.fromkeys((beside, beside / table.stem, Path()))]
+        named = [place for home in homes if (place := self._below(os.path.join(home, written)))]
+        for name in named:
             if found := self.paths.get(name):
                 return self._one(found, [path for path in found if str(path) == name], file, where)
-        if elsewhere and (found := self.names.get(wanted.name)):
-            return self._one(found, [path for path in found if path.name == wanted.name], file, where)
-        near = nearest(wanted.name, self.names) if len(self.names) < 10_000 else ""
+        if found := self._linked(written, table, file, where):
+            return self._one(found, [path for path in found if path.name == PurePosixPath(written).name], file, where)
+        wanted = [part for part in PurePosixPath(posixpath.normpath(written)).parts if part not in ("/", "..")]
+        starts = range(len(wanted))
+        named += [place for home in homes if (place := self._below(os.path.join(home, *wanted)))]
+        elsewhere = len(wanted) < 2 or self.folders.isdisjoint({posixpath.dirname(name) for name in named} - {""})
+        for start in starts if elsewhere else starts[:1]:
+            for home in homes:
+                name = self._below(os.path.join(home, *wanted[start:])) or ""
+                if found := self.paths.get(name):
+                    return self._one(found, [path for path in found if str(path) == name], file, where)
+        last = wanted[-1] if wanted else ""
+        if elsewhere and (found := self.names.get(last)):
+            return self._one(found, [path for path in found if path.name == last], file, where)
+        near = nearest(last, self.names) if len(self.names) < 10_000 else ""
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
+
+    def _below(self, path: str) -> str:
+        """A path as it is from the root, empty where it is not below that."""
+        whole = os.path.normpath(path)
+        return whole[len(self.base.rstrip(os.sep)) + 1 :].replace(os.sep, "/") if _is_below(whole, self.base) else ""
+
+    def _linked(self, written: str, table: Path, file: str, where: str) -> list[PurePosixPath]:
+        """What is outside the root where the path says: the same files, if a link below the root leads there; none if nothing is.
+
+        Raises:
+            UserError: No such link leads there.
+        """
+        places = [os.path.join(os.path.abspath(table.parent), written)]
+        if "/" in written:
+            places.append(os.path.join(os.path.dirname(self.base), written))
+        for place in map(os.path.normpath, places):
+            folder, name = os.path.split(place)
+            if _is_below(place, self.base):
+                continue
+            if folder not in self._outside:
+                self._outside[folder] = _images_in(folder)
+            if name not in self._outside[folder]:
+                continue
+            home, real = self._real.get(os.path.realpath(folder)), os.path.realpath(place)
+            if found := self.paths.get(posixpath.normpath(posixpath.join(home, name))) if home else None:
+                return found
+            if found := [path for path in self.names.get(name, []) if os.path.realpath(self.root / path) == real]:
+                return found
+            raise UserError(
+                f"{where}: {file} lies outside data.root, {self.root}; name a folder that holds all images, or write paths below it"
+            )
+        return []
+
+    @functools.cached_property
+    def _real(self) -> dict[str, str]:
+        """The folders below the root, and the root, by where they are without links."""
+        return {os.path.realpath(self.root / folder): folder for folder in self.folders}
 
     def _one(self, found: list[PurePosixPath], exact: list[PurePosixPath], file: str, where: str) -> Path:
         """The only one found, or the only one whose extension is the table's, too."""
@@ -156,6 +213,19 @@ class ImageIndex:
                 f"{where}: {file} may be {found[0]} or {found[1]} of {self.root}; write the path from there"
             )
         return self.root / found[0]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _images_in(folder: str) -> frozenset[str]:
+    """The names of the files in a folder that may be images, with and without their extensions; none where it cannot be looked into."""
+    try:
+        names = [name for name in os.listdir(folder) if visible(name) and may_be_image(name)]
+    except OSError:
+        return frozenset()
+    return frozenset([*names, *(Path(name).stem for name in names)])
 
 
 def _find(root: Path, table: str, key: str) -> Path:

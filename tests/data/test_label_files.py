@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,57 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     assert (
         len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
     )  # of a folder that is not there
+
+
+@pytest.mark.parametrize(
+    "written", ["{}/other/train/0.png", "../other/train/0.png", "{}/other/train/0", "other/train/0.png"]
+)
+@pytest.mark.parametrize("home", ["images", "images/lists"])
+def test_an_image_outside_the_root_is_refused_and_none_of_its_name_taken(
+    tmp_path: Path, written: str, home: str
+) -> None:
+    root = competition(tmp_path / "images")
+    competition(tmp_path / "other")
+    (tmp_path / home).mkdir(exist_ok=True)
+    up = "../" if home.endswith("lists") and written.startswith("..") else ""
+    file = up + written.format(tmp_path.as_posix())
+    write(tmp_path / home / "all.csv", "file,label", [(file, "kind 0"), *rows(name="train/{}.png")[1:]])
+    with pytest.raises(UserError, match=f"line 2: {re.escape(file)} lies outside data.root, .*/images; name a folder"):
+        Folder(root=str(root), labels=str(tmp_path / home / "all.csv"), image_size=8)
+    (tmp_path / "other" / "train" / "0.png").unlink()  # the path is one of another machine
+    check(Folder(root=str(root), labels=str(tmp_path / home / "all.csv"), image_size=8))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_image_to_which_a_link_below_the_root_leads_is_not_outside(tmp_path: Path, whole: bool) -> None:
+    competition(tmp_path / "other")
+    root = tmp_path / "images"
+    if whole:
+        root.mkdir()
+        (root / "linked").symlink_to(tmp_path / "other")
+    else:
+        (root / "own").mkdir(parents=True)
+        for number in range(12):
+            (root / "own" / f"{number}.png").symlink_to(tmp_path / "other" / "train" / f"{number}.png")
+    write(root / "all.csv", "file,label", rows(name=f"{tmp_path}/other/train/{{}}.png"))
+    check(Folder(root=str(root), labels="all.csv", image_size=8))
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("lists/all.csv", "../train/{}.png"),
+        ("lists/all.csv", "..\\train\\{}"),
+        ("all.csv", "../images/train/{}.png"),
+        ("lists/all.csv", "./.././train/{}.png"),
+        ("all.csv", "/train/{}.png"),
+    ],
+)
+def test_a_path_by_the_folder_above_is_the_image_there(tmp_path: Path, table: str, name: str) -> None:
+    root = competition(tmp_path / "images")
+    (root / "lists").mkdir()
+    write(root / table, "file,label", rows(name=name))
+    check(Folder(root=str(root), labels=table, image_size=8))
 
 
 def test_parts_without_training_are_refused_and_one_part_divides_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.core import Episodes, TaskShape, largest, least, together
 from metarun.data.image_batches import allot, generator
@@ -194,14 +195,17 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
     archive = root if root.suffix == ".zip" else root / "ml-100k.zip"
     for path in (root / name, root / "ml-100k" / name):
         if path.is_file():
-            return path.read_bytes(), shown_path(path)
+            try:
+                return path.read_bytes(), shown_path(path)
+            except OSError as error:
+                raise UserError(f"data.root: {shown_path(path)}: cannot be read ({error.strerror})") from error
     if archive.is_file():
         try:
             with zipfile.ZipFile(archive) as opened:
                 for member in opened.namelist():
                     if member.rpartition("/")[2] == name:
                         return opened.read(member), f"{shown_path(archive)}, {name}"
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, *files.BROKEN_ARCHIVE) as error:
             raise UserError(f"data.root: {shown_path(archive)}: cannot be read ({error})") from error
     raise UserError(
         f"data.root: there is no {name} in {shown_path(root)}; get ml-100k.zip from {ADDRESS} and name its folder with data.root="

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, episodes
-from shell import make_ratings, metarun, result, run_folder
+from shell import ARCHIVE_HARMS, harm_archive, make_ratings, metarun, result, run_folder
 
 from metarun.core import TaskShape
 from metarun.data.movielens import MovieLens
@@ -104,6 +104,17 @@ def test_what_is_wrong_with_a_file_is_one_line(root: Path, tmp_path: Path, name:
     (tmp_path / name).write_text(line + "\n")
     with pytest.raises(UserError, match="data.root: .*" + message):
         MovieLens(root=str(tmp_path))
+
+
+@pytest.mark.parametrize("harm", ARCHIVE_HARMS)
+def test_a_damaged_archive_is_one_line(root: Path, tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "ml-100k.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if harm == "lzma" else zipfile.ZIP_DEFLATED) as archive:
+        for name in ("u.data", "u.item", "u.user"):
+            archive.write(root / name, f"ml-100k/{name}")
+    harm_archive(path, harm)
+    with pytest.raises(UserError, match=r"^data.root: .*ml-100k.zip: cannot be read \(.+\)$"):
+        MovieLens(root=str(path))
 
 
 def test_what_is_not_there_is_one_line(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from metarun.data import pickles
 from metarun.data.label_files import ImageIndex, rows_of, text_of, visible
 from metarun.data.source import Split
 from metarun.errors import UserError
+from metarun.text import lines_of
 
 Pictures = np.ndarray | Sequence[Path] | Sequence[bytes]  # uint8 [n, H, W, 3], or image files, or their contents
 Classes = Iterator[tuple[str, Pictures]]
@@ -146,7 +147,7 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         for _, (file, kind, _) in rows_of(path, key):
             members.setdefault(kind, []).append(file)
     else:
-        members = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
+        members = {line.strip(): [] for line in lines_of(text_of(path, key)) if line.strip()}
     root = path.parent
     above = {**dict.fromkeys(LIST_FOLDERS, 1), "miniImagenet": 2}  # folders from the images' own down to the lists
     if root.name in above and not _holds(root, members):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from metarun import files
 from metarun.errors import UserError, nearest
-from metarun.text import listed
+from metarun.text import lines_of, listed
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_file", "image_path", "img",
@@ -283,7 +283,7 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
 def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     """The number and the cells of each line that is not empty, all of equal length; the first is the header."""
     text = text_of(path, key)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []

@@ -20,7 +20,7 @@ from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
-from metarun.text import counted, printable
+from metarun.text import counted, lines_of, printable
 
 RANK = {"": 0, "train": 0, "val": 1, "test": 2}  # of two equal texts the one for the later purpose is kept
 
@@ -343,4 +343,4 @@ def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | 
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f"{key}={given}: is neither a list, [a,b], nor a file with a class in each line")
-    return [line.strip() for line in decoded(file, key, encoding).splitlines() if line.strip()]
+    return [line.strip() for line in lines_of(decoded(file, key, encoding)) if line.strip()]

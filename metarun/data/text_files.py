@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
-from metarun.text import counted, printable
+from metarun.text import counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
 TEXT_COLUMNS = (
@@ -391,7 +391,7 @@ Row = tuple[str, dict[str, str]]
 
 def _table_rows(text: str, path: Path, key: str) -> list[Row]:
     """The rows of a table with a header, by column, and where they are."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
     if not first.count(delimiter):
         raise UserError(
@@ -405,7 +405,7 @@ def _table_rows(text: str, path: Path, key: str) -> list[Row]:
         raise
     # A quote that is a character may be closed by that of a later text: the lines between are then within one cell.
     over_lines = (
-        where for where, row in rows if any("\t" in cell and len(cell.splitlines()) > 1 for cell in row.values())
+        where for where, row in rows if any("\t" in cell and len(lines_of(cell)) > 1 for cell in row.values())
     )
     if delimiter == "\t" and (first := next(over_lines, "")):
         plain = _unquoted(text, path, key)

@@ -46,6 +46,19 @@ def test_json_lines_and_a_json_list(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.json") == ROWS
 
 
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\x1c", "\x0b"])
+def test_a_line_ends_with_a_new_line_alone(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(f"my{mark}text,label\na,x\nb,y\n", encoding="utf-8")
+    assert read(tmp_path / "a.csv", text=f"my{mark}text") == [("a", "x"), ("b", "y")]
+    (tmp_path / "names.txt").write_text(f"x{mark}y\r\nz\r", encoding="utf-8")
+    table(tmp_path / "b.csv", many([f"x{mark}y", "z", "v"]))
+    source = Text(root=str(tmp_path / "b.csv"), train_classes=str(tmp_path / "names.txt"), test_classes=["v"])
+    assert sorted(source.table.names[c] for split in ("train", "val") for c in source.splits[split]) == [
+        f"x{mark}y",
+        "z",
+    ]
+
+
 def test_a_folder_of_text_files_for_each_class(tmp_path: Path) -> None:
     for number, (text, label) in enumerate(ROWS):
         (tmp_path / label).mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import threading
 from collections import Counter
@@ -463,6 +464,14 @@ def _named(delimiter: str) -> str:
     return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
 
 
+def _cell(value: str | float | None) -> str:
+    """A value of JSON as a cell of a table: nothing for null and for NaN, which pandas writes for it; 1.0 and 1 are the same number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value).strip()
+
+
 def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
     """The objects of JSON lines, or of one JSON list of objects."""
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
@@ -489,7 +498,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         row: dict[str, str] = {}
         for name, value in entry.items():
             if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
-                row[name] = "" if value is None else str(value).strip()
+                row[name] = _cell(value)
                 if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
                     raise UserError(
                         f"{key}: {where}: {name} holds half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; "

@@ -46,6 +46,16 @@ def test_json_lines_and_a_json_list(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.json") == ROWS
 
 
+def test_nan_is_nothing_and_equal_numbers_are_one_label(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": 1}', '{"text": "b", "label": 1.0}', '{"text": "c", "label": "1"}', '{"text": NaN, "label": 2}',
+             '{"text": "d", "label": 1.5}', '{"text": "e", "label": true}', '{"text": "f", "label": -0.0}']  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(tmp_path / "a.jsonl") == [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1.5"), ("e", "True"), ("f", "0")]
+    (tmp_path / "b.jsonl").write_text("\n".join([*lines, '{"text": "x", "label": NaN}']))
+    with pytest.raises(UserError, match=r"b.jsonl, line 8: has no label, the text is 'x'$"):
+        read(tmp_path / "b.jsonl")
+
+
 @pytest.mark.parametrize("mark", ["\x85", "\u2028", "\x1c", "\x0b"])
 def test_a_line_ends_with_a_new_line_alone(tmp_path: Path, mark: str) -> None:
     (tmp_path / "a.csv").write_text(f"my{mark}text,label\na,x\nb,y\n", encoding="utf-8")

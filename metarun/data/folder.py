@@ -97,15 +97,11 @@ class Folder(ImageSource):
         shares = check_ratios(ratios)
         values = check_range(value_range)
         folder = Path(root).expanduser().absolute()
-        tables = [labels] if isinstance(labels, str) else labels
-        for name, column in {"file_column": file_column, "label_column": label_column}.items():
-            if column and not tables:
-                raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
-        classes = by_labels(folder, tables, Columns(file_column, label_column)) if tables else by_folders(folder)
+        classes = classes_of(root, labels, file_column, label_column)
         names = list(dict.fromkeys(entry.name for entry in classes))
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)
-        kind = "class" if tables else "class folder"
+        kind = "class" if labels else "class folder"
         parts: dict[Split, list[int]] = {}
         if not ordinary and classes[0].part:
             parts = {split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
@@ -153,6 +149,32 @@ class Folder(ImageSource):
             "data.value_range=auto: is the range of the training images, but which images these are is not fixed here; "
             "give data.value_range=[low,high], or divide the images into train and test folders"
         )
+
+
+def classes_of(
+    root: str,
+    labels: str | Sequence[str] | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
+) -> list[ClassFiles]:
+    """Which files `Folder` reads, by class; none of them is opened.
+
+    Args:
+        root: As of `Folder`.
+        labels: As of `Folder`.
+        file_column: As of `Folder`.
+        label_column: As of `Folder`.
+
+    Raises:
+        UserError: The folder or a table does not fit.
+    """
+    folder = Path(root).expanduser().absolute()
+    for name, column in {"file_column": file_column, "label_column": label_column}.items():
+        if column and not labels:
+            raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
+    if not labels:
+        return by_folders(folder)
+    return by_labels(folder, [labels] if isinstance(labels, str) else list(labels), Columns(file_column, label_column))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, visible
+from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
+from metarun.text import composed
 
 log = logging.getLogger("metarun")
 
@@ -28,7 +29,7 @@ def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
     """Every file, under a name that says its part and its class, and its folder where that is not called like the class."""
     for entry in classes:
         for path in entry.paths:
-            folder = "" if path.parent.name == entry.name else f"{path.parent.name}/"
+            folder = "" if composed(path.parent.name) == entry.name else f"{path.parent.name}/"
             yield f"{entry.part}/{entry.name}/{folder}{path.name}", path
 
 
@@ -89,7 +90,7 @@ def by_folders(root: Path) -> list[ClassFiles]:
                 f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own"
             )
         raise UserError(f"data.root: folder {root} is empty")
-    return [_class(root / name, "") for name in names]
+    return _classes(root, names, "")
 
 
 def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
@@ -141,7 +142,7 @@ def _divided(
     if others:
         log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))
     return _sound(
-        [_class(root / folders[part] / name, part) for part in folders for name in inside[folders[part]]], root
+        [entry for part in folders for entry in _classes(root / folders[part], inside[folders[part]], part)], root
     )
 
 
@@ -162,6 +163,13 @@ def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
     return classes
 
 
+def _classes(home: Path, names: list[str], part: str) -> list[ClassFiles]:
+    """The class folders `names` of a folder."""
+    if twin := twins(names):
+        raise UserError(f"data.root: {home}: {twin}")
+    return [_class(home / name, part) for name in names]
+
+
 def _class(path: Path, part: str) -> ClassFiles:
     """The images of a class folder; lists and texts beside them, as benchmarks have them, are left."""
     entries = _visible(path)
@@ -173,7 +181,7 @@ def _class(path: Path, part: str) -> ClassFiles:
     if not paths:
         held = f"holds no image, but {entries[0].name}" if entries else "is empty"
         raise UserError(f"data.root: the class folder {path} {held}")
-    return ClassFiles(path.name, part, f"the class folder {path}", paths)
+    return ClassFiles(composed(path.name), part, f"the class folder {path}", paths)
 
 
 def _deeper(root: Path) -> str:

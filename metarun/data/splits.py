@@ -9,7 +9,7 @@ import numpy as np
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.errors import UserError, nearest
-from metarun.text import counted
+from metarun.text import composed, counted
 
 RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
@@ -108,11 +108,11 @@ def with_validation(
 
 
 def _listed(names: Sequence[str], lists: Lists, where: str, kind: str) -> dict[Split, list[int]]:
-    index = {name: number for number, name in enumerate(names)}
+    index = {composed(name): number for number, name in enumerate(names)}
     splits: dict[Split, list[int]] = {}
     homes: dict[str, str] = {}
     for split, wanted in zip(SPLITS, lists, strict=True):
-        for name in map(str, wanted or []):
+        for name in (composed(str(each)) for each in wanted or []):
             if name not in index:
                 raise UserError(f"data.{split}_classes: {where} has no {kind} {name}{nearest(name, index)}")
             if name in homes:
@@ -122,7 +122,7 @@ def _listed(names: Sequence[str], lists: Lists, where: str, kind: str) -> dict[S
             raise UserError(
                 f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes"
             )
-        splits[split] = [index[str(name)] for name in wanted or []]
+        splits[split] = [index[composed(str(name))] for name in wanted or []]
     return splits
 
 

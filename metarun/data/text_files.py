@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, visible
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
-from metarun.text import counted, lines_of, printable
+from metarun.text import composed, counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
 TEXT_COLUMNS = (
@@ -238,6 +238,8 @@ class _Reader:
                 + (f"{_listed(held)}, " if held else "nothing, ")
                 + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
             )
+        if twin := twins(folders):
+            raise UserError(f"{self.key}.root: {root}: {twin}")
         for name in folders:
             held = _visible(root / name, self.key)
             files = [file for file in held if Path(file).suffix.lower() in PLAIN]
@@ -281,11 +283,11 @@ class _Reader:
             return
         if self.labels and not label:
             raise UserError(f"{self.key}: {where}: has no label, the text is {shortened(text)!r}")
-        self.found.rows.append(LabelledText(text, label, part, group, where))
+        self.found.rows.append(LabelledText(text, composed(label), part, composed(group), where))
 
     def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
         """The column that a setting names."""
-        wanted: str = getattr(self.columns, what)
+        wanted = composed(getattr(self.columns, what))
         if names.count(wanted) > 1:
             raise UserError(f"{self.key}.{what}_column={wanted}: {path} has several columns of this name")
         if wanted in names:
@@ -444,7 +446,7 @@ def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> li
                 if not any(cell.strip() for cell in cells):
                     continue
                 if not header:
-                    header = [cell.strip() for cell in cells]
+                    header = [composed(cell.strip()) for cell in cells]
                     if double := next((name for name in header if header.count(name) > 1), None):
                         raise UserError(f"{key}: {path} has several columns {printable(double)!r}")
                     continue
@@ -498,6 +500,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         row: dict[str, str] = {}
         for name, value in entry.items():
             if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
+                name = composed(name)
                 row[name] = _cell(value)
                 if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
                     raise UserError(

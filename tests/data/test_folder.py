@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -329,6 +330,20 @@ def test_split_of_three_classes(tmp_path: Path) -> None:
 def test_class_lists(root: Path) -> None:
     source = Folder(root=str(root), train_classes=["c3", "c1"], val_classes=["c0"], test_classes=["c9"])
     assert names(source) == {"train": ["c3", "c1"], "val": ["c0"], "test": ["c9"]}
+
+
+def test_a_class_folder_is_found_however_its_accent_is_written(tmp_path: Path) -> None:
+    apart = [unicodedata.normalize("NFD", name) for name in ("é1", "é2", "é3")]
+    for number, name in enumerate([*apart, "b", "c"]):
+        save(tmp_path / "images" / name / "0.png", Image.new("L", (8, 8), number))
+    lists = {"train_classes": ["b", apart[2]], "val_classes": ["c"], "test_classes": ["é1", apart[1]]}
+    source = Folder(root=str(tmp_path / "images"), image_size=8, **lists)  # type: ignore[arg-type]
+    assert names(source) == {"train": ["b", "é3"], "val": ["c"], "test": ["é1", "é2"]}
+    save(tmp_path / "images" / "é1" / "0.png")
+    with pytest.raises(
+        UserError, match=r"two class folders have names that look the same \('e\\u03011' and '\\xe91'\)"
+    ):
+        Folder(root=str(tmp_path / "images"), image_size=8)
 
 
 def test_class_lists_without_validation(root: Path) -> None:

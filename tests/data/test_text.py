@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,29 @@ def test_nan_is_nothing_and_equal_numbers_are_one_label(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n".join([*lines, '{"text": "x", "label": NaN}']))
     with pytest.raises(UserError, match=r"b.jsonl, line 8: has no label, the text is 'x'$"):
         read(tmp_path / "b.jsonl")
+
+
+def test_a_label_is_one_however_its_accent_is_written(tmp_path: Path) -> None:
+    both = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    table(
+        tmp_path / "a.csv",
+        [(f"text {n} {both[1]}", both[n % 2] if n < 6 else "bc"[n % 2]) for n in range(12)],
+        f"{both[0]},label",
+    )
+    source = Text(
+        root=str(tmp_path / "a.csv"),
+        text_column=both[1],
+        train_classes=["b"],
+        val_classes=["c"],
+        test_classes=[both[1]],
+    )
+    assert (source.table.names, source.table.sizes.tolist()) == (["b", "c", "é"], [3, 3, 6])
+    assert both[1] in source.texts.texts[-1]  # a text is what it is
+    for name in both:
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "0.txt").write_text("text")
+    with pytest.raises(UserError, match="two class folders have names that look the same"):
+        read(tmp_path / "folders")
 
 
 @pytest.mark.parametrize("mark", ["\x85", "\u2028", "\x1c", "\x0b"])

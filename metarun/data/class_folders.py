@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, twins, visible
-from metarun.data.splits import SPLITS
+from metarun.data.source import Split
+from metarun.data.splits import SPLITS, same_in_all
 from metarun.errors import UserError, nearest
 from metarun.text import composed
 
@@ -147,19 +148,13 @@ def _divided(
 
 
 def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
-    """The classes, which are the same in every part, or each in one part alone."""
-    inside: dict[str, list[str]] = {}
+    """The classes, which are the same in every part (a rare one may lack in some), or each in one part alone."""
+    inside: dict[Split, list[str]] = {}
     for entry in classes:
-        inside.setdefault(entry.part, []).append(entry.name)
-    if all(names == next(iter(inside.values())) for names in inside.values()):
-        return classes
-    homes: dict[str, str] = {}
-    for entry in classes:
-        if homes.setdefault(entry.name, entry.part) != entry.part:
-            raise UserError(
-                f"data.root: class {entry.name} is in both {homes[entry.name]} and {entry.part} of {root}; "
-                "splits of classes must not overlap"
-            )
+        if entry.part:
+            inside.setdefault(entry.part, []).append(entry.name)  # type: ignore[arg-type]
+    if inside:
+        same_in_all(inside, f"data.root: {root}", kind="image")
     return classes
 
 

@@ -35,8 +35,8 @@ class Folder(ImageSource):
     which class, and with a column `split`, if there is one, in which part. `file_column` and `label_column` name other columns;
     a column of 0 and 1 for each class is a label too. `labels` may also be a list of tables called train, val and test. The
     classes are divided among the splits by, in this order:
-    - these parts. Where each holds the same classes they divide the images instead, as for a target, and what
-      follows divides the classes;
+    - these parts. Where each holds the same classes (a rare one may lack in val or test) they divide the images instead, as for a
+      target, and what follows divides the classes;
     - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);
     - `ratios` (three positive numbers that sum to 1; default 0.64, 0.16, 0.2), drawn by `split_seed`, which is not the
       run's seed; each split has at least one class. Of fewer than three classes every split has all: a target, no source.

@@ -15,7 +15,7 @@ import torch
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.data.source import Reader, Split
-from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep
+from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep, same_in_all
 from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
@@ -275,7 +275,7 @@ class Text(TextSource):
             raise UserError(
                 f"data.root: {path}: no text is for training, but for {' and '.join(sorted(parts))}; a split needs train"
             )
-        ordinary = bool(parts) and _same_in_all(parts, path)
+        ordinary = bool(parts) and same_in_all(parts, f"data.root: {path}", kind="text")
         kind = "group" if grouped else "class"
         where = {"key": "data.root", "where": str(path), "by": "its parts"}
         places = {unit: number for number, unit in enumerate(units)}
@@ -309,28 +309,6 @@ def _units_by_part(rows: Iterable[LabelledText], grouped: bool) -> dict[Split, s
         if row.part:
             found.setdefault(row.part, set()).add(row.group if grouped else row.label)  # type: ignore[arg-type]
     return {split: found[split] for split in SPLITS if split in found}
-
-
-def _same_in_all(parts: dict[Split, set[str]], path: Path) -> bool:
-    """Whether the parts divide the texts of the same classes (a rare one may lack in some); else each class is in one part alone.
-
-    Raises:
-        UserError: It is neither.
-    """
-    first = parts.get("train") or next(iter(parts.values()))
-    if len(parts) == 1 or all(own <= first for own in parts.values()):
-        return True
-    homes: dict[str, str] = {}
-    for part, own in parts.items():
-        for unit in sorted(own):
-            if unit in homes:
-                lone = next(one for one in sorted(own - first))
-                raise UserError(
-                    f"data.root: {path}: class {printable(unit)} is in both {homes[unit]} and {part}, but {printable(lone)} in {part} "
-                    "without train; splits of classes must not overlap, and parts of texts must have the classes of train"
-                )
-            homes[unit] = part
-    return False
 
 
 def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | None) -> list[str] | None:

@@ -224,7 +224,7 @@ def test_names_that_look_the_same_are_told_apart_by_their_bytes_or_refused(tmp_p
     source = Folder(root=str(root), labels="all.csv", image_size=8)
     assert source.table.images[-1, 0, 0, 0] == 101
     write(root / "all.csv", "file,label", [*lines[:-1], ("e\u0301", "new")])
-    with pytest.raises(UserError, match="may be either of two files of .* whose names look the same"):
+    with pytest.raises(UserError, match=r"may be either of two files of .* whose names look the same"):
         Folder(root=str(root), labels="all.csv", image_size=8)
 
 

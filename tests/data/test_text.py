@@ -301,6 +301,13 @@ def test_parts_that_share_some_classes_are_refused(tmp_path: Path) -> None:
         Text(root=str(tmp_path))
 
 
+def test_a_class_of_train_in_val_and_a_new_one_in_test_are_one_line(tmp_path: Path) -> None:
+    for part, classes in {"train": ["a", "b"], "val": ["a"], "test": ["c"]}.items():
+        table(tmp_path / f"{part}.csv", many(classes, mark=part))
+    with pytest.raises(UserError, match=r"class a is in both train and val, but c in test without train"):
+        Text(root=str(tmp_path))
+
+
 def test_several_files_without_names_of_parts_are_refused(tmp_path: Path) -> None:
     for name in ("intents.csv", "more.csv"):
         table(tmp_path / name, ROWS)

@@ -64,11 +64,12 @@ def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> 
     )
 
 
-def by_folders(root: Path) -> list[ClassFiles]:
+def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     """The classes of a folder of class folders, or of `train`, `val` and `test` folders that hold them.
 
     Args:
         root: The folder. The parts may also be called training, valid, validation, dev and testing, in any case.
+        tell: Whether a line says which folders are not read.
 
     Raises:
         UserError: There are no class folders, one is empty, or the layout needs a table of labels.
@@ -83,7 +84,7 @@ def by_folders(root: Path) -> list[ClassFiles]:
     parts = {part: found for part, found in divided.items() if found}
     inside = {name: _folders(root / name) for found in parts.values() for name in found}
     if any(inside.values()):
-        return _divided(root, parts, inside, [name for name in names if not part_of(name)])
+        return _divided(root, parts, inside, [name for name in names if tell and not part_of(name)])
     refuse_unlabelled(root, names, list(inside))
     if not names:
         if _visible(root):
@@ -123,7 +124,7 @@ def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
 def _divided(
     root: Path, parts: dict[str, list[str]], inside: dict[str, list[str]], others: list[str]
 ) -> list[ClassFiles]:
-    """The classes of the folders of `parts`, which hold the class folders `inside`."""
+    """The classes of the folders of `parts`, which hold the class folders `inside`; tells of `others`, which are not read."""
     if double := next((found for found in parts.values() if len(found) > 1), None):
         raise UserError(f"data.root: {root} has both {double[0]} and {double[1]}; remove one, or make them one folder")
     folders = {part: found[0] for part, found in parts.items()}

@@ -153,9 +153,11 @@ class Folder(ImageSource):
 
 def classes_of(
     root: str,
-    labels: str | Sequence[str] | None = None,
-    file_column: str | None = None,
-    label_column: str | None = None,
+    labels: str | Sequence[str] | None,
+    file_column: str | None,
+    label_column: str | None,
+    *,
+    tell: bool = True,
 ) -> list[ClassFiles]:
     """Which files `Folder` reads, by class; none of them is opened.
 
@@ -164,6 +166,7 @@ def classes_of(
         labels: As of `Folder`.
         file_column: As of `Folder`.
         label_column: As of `Folder`.
+        tell: Whether a line says which folders are not read.
 
     Raises:
         UserError: The folder or a table does not fit.
@@ -173,7 +176,7 @@ def classes_of(
         if column and not labels:
             raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
     if not labels:
-        return by_folders(folder)
+        return by_folders(folder, tell=tell)
     return by_labels(folder, [labels] if isinstance(labels, str) else list(labels), Columns(file_column, label_column))
 
 

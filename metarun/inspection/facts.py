@@ -81,7 +81,11 @@ def _files_of_classes(node: Node) -> list[Path] | None:
     """The files that a data set of class folders or tables reads; None where it cannot be told, of which `build` says why."""
     settings = ("root", "labels", "file_column", "label_column")
     with contextlib.suppress(UserError):
-        return [path for entry in classes_of(*(node.node.get(name) for name in settings)) for path in entry.paths]
+        return [
+            path
+            for entry in classes_of(*(node.node.get(name) for name in settings), tell=False)
+            for path in entry.paths
+        ]
     return None
 
 

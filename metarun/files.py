@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import logging
 import os
 import stat
+import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +22,17 @@ from metarun.engine.platform import sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
 
+LZMA_ERROR: type[Exception] = zlib.error
+with contextlib.suppress(ImportError):  # Python may be built without it
+    import lzma
+
+    LZMA_ERROR = lzma.LZMAError
+# What the readers of zip, tar and gzip raise for bytes that are none, are cut off or changed, need a password, or are compressed in
+# a way that they do not know. An `OSError` of the disk is none of these.
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, LZMA_ERROR, struct.error, EOFError, UnicodeDecodeError,
+    RuntimeError,
+)  # fmt: skip
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 log = logging.getLogger("metarun")

@@ -128,6 +128,16 @@ def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def composed(text: str) -> str:
+    """The one way to write what looks the same (NFC): file systems of macOS take an accent apart from its letter, tables seldom do."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file's text. `splitlines` takes characters of a line too for its end: the NEL of Latin-1, U+2028, and more."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
 def listed(names: Iterable[object], width: int = 160) -> str:
     """Names between commas, as many as two lines of a terminal hold, and how many more there are."""
     every = [printable(str(name)) for name in names]

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,6 +188,28 @@ def make_images(root: Path, classes: int = 4, per_class: int = 6, side: int = 16
                 pixels = colour + generator.integers(-60, 60, (side, side, 3))
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{image}.png")
     return root
+
+
+ARCHIVE_HARMS = ("changed", "lzma", "password", "unknown compression")
+
+
+def harm_archive(path: Path, harm: str) -> None:
+    """Makes of a whole zip archive one whose members cannot be unpacked: bytes of the data change, or what its headers say of it."""
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
+        start = member.header_offset + 30 + len(member.filename)
+        if harm in ("changed", "lzma"):  # of LZMA after 4 bytes that say how long its properties are
+            raw[start + 4 : start + 14] = bytes(byte ^ 0xFF for byte in raw[start + 4 : start + 14])
+    for mark, flags, method in ((b"PK\3\4", 6, 8), (b"PK\1\2", 8, 10)):
+        place = -1
+        while (place := raw.find(mark, place + 1)) >= 0:
+            if harm == "password":
+                raw[place + flags] |= 1
+            elif harm == "unknown compression":
+                raw[place + method] = 97
+    path.write_bytes(raw)
 
 
 def make_ratings(folder: Path, films: int = 50, rated: int = 30) -> Path:

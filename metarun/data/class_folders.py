@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, visible
-from metarun.data.splits import SPLITS
+from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, twins, visible
+from metarun.data.source import Split
+from metarun.data.splits import SPLITS, same_in_all
 from metarun.errors import UserError, nearest
+from metarun.text import composed
 
 log = logging.getLogger("metarun")
 
@@ -28,7 +30,7 @@ def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
     """Every file, under a name that says its part and its class, and its folder where that is not called like the class."""
     for entry in classes:
         for path in entry.paths:
-            folder = "" if path.parent.name == entry.name else f"{path.parent.name}/"
+            folder = "" if composed(path.parent.name) == entry.name else f"{path.parent.name}/"
             yield f"{entry.part}/{entry.name}/{folder}{path.name}", path
 
 
@@ -62,11 +64,12 @@ def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> 
     )
 
 
-def by_folders(root: Path) -> list[ClassFiles]:
+def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     """The classes of a folder of class folders, or of `train`, `val` and `test` folders that hold them.
 
     Args:
         root: The folder. The parts may also be called training, valid, validation, dev and testing, in any case.
+        tell: Whether a line says which folders are not read.
 
     Raises:
         UserError: There are no class folders, one is empty, or the layout needs a table of labels.
@@ -81,7 +84,7 @@ def by_folders(root: Path) -> list[ClassFiles]:
     parts = {part: found for part, found in divided.items() if found}
     inside = {name: _folders(root / name) for found in parts.values() for name in found}
     if any(inside.values()):
-        return _divided(root, parts, inside, [name for name in names if not part_of(name)])
+        return _divided(root, parts, inside, [name for name in names if tell and not part_of(name)])
     refuse_unlabelled(root, names, list(inside))
     if not names:
         if _visible(root):
@@ -89,7 +92,7 @@ def by_folders(root: Path) -> list[ClassFiles]:
                 f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own"
             )
         raise UserError(f"data.root: folder {root} is empty")
-    return [_class(root / name, "") for name in names]
+    return _classes(root, names, "")
 
 
 def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
@@ -121,7 +124,7 @@ def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
 def _divided(
     root: Path, parts: dict[str, list[str]], inside: dict[str, list[str]], others: list[str]
 ) -> list[ClassFiles]:
-    """The classes of the folders of `parts`, which hold the class folders `inside`."""
+    """The classes of the folders of `parts`, which hold the class folders `inside`; tells of `others`, which are not read."""
     if double := next((found for found in parts.values() if len(found) > 1), None):
         raise UserError(f"data.root: {root} has both {double[0]} and {double[1]}; remove one, or make them one folder")
     folders = {part: found[0] for part, found in parts.items()}
@@ -141,25 +144,26 @@ def _divided(
     if others:
         log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))
     return _sound(
-        [_class(root / folders[part] / name, part) for part in folders for name in inside[folders[part]]], root
+        [entry for part in folders for entry in _classes(root / folders[part], inside[folders[part]], part)], root
     )
 
 
 def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
-    """The classes, which are the same in every part, or each in one part alone."""
-    inside: dict[str, list[str]] = {}
+    """The classes, which are the same in every part (a rare one may lack in some), or each in one part alone."""
+    inside: dict[Split, list[str]] = {}
     for entry in classes:
-        inside.setdefault(entry.part, []).append(entry.name)
-    if all(names == next(iter(inside.values())) for names in inside.values()):
-        return classes
-    homes: dict[str, str] = {}
-    for entry in classes:
-        if homes.setdefault(entry.name, entry.part) != entry.part:
-            raise UserError(
-                f"data.root: class {entry.name} is in both {homes[entry.name]} and {entry.part} of {root}; "
-                "splits of classes must not overlap"
-            )
+        if entry.part:
+            inside.setdefault(entry.part, []).append(entry.name)  # type: ignore[arg-type]
+    if inside:
+        same_in_all(inside, f"data.root: {root}", kind="image")
     return classes
+
+
+def _classes(home: Path, names: list[str], part: str) -> list[ClassFiles]:
+    """The class folders `names` of a folder."""
+    if twin := twins(names):
+        raise UserError(f"data.root: {home}: {twin}")
+    return [_class(home / name, part) for name in names]
 
 
 def _class(path: Path, part: str) -> ClassFiles:
@@ -173,7 +177,7 @@ def _class(path: Path, part: str) -> ClassFiles:
     if not paths:
         held = f"holds no image, but {entries[0].name}" if entries else "is empty"
         raise UserError(f"data.root: the class folder {path} {held}")
-    return ClassFiles(path.name, part, f"the class folder {path}", paths)
+    return ClassFiles(composed(path.name), part, f"the class folder {path}", paths)
 
 
 def _deeper(root: Path) -> str:

@@ -14,6 +14,7 @@ from metarun.data import pickles
 from metarun.data.label_files import ImageIndex, rows_of, text_of, visible
 from metarun.data.source import Split
 from metarun.errors import UserError
+from metarun.text import composed, lines_of
 
 Pictures = np.ndarray | Sequence[Path] | Sequence[bytes]  # uint8 [n, H, W, 3], or image files, or their contents
 Classes = Iterator[tuple[str, Pictures]]
@@ -146,19 +147,19 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         for _, (file, kind, _) in rows_of(path, key):
             members.setdefault(kind, []).append(file)
     else:
-        members = {line.strip(): [] for line in text_of(path, key).splitlines() if line.strip()}
+        members = {composed(line.strip()): [] for line in lines_of(text_of(path, key)) if line.strip()}
     root = path.parent
     above = {**dict.fromkeys(LIST_FOLDERS, 1), "miniImagenet": 2}  # folders from the images' own down to the lists
     if root.name in above and not _holds(root, members):
         root = root.parents[above[root.name] - 1]
     index = ImageIndex(root)
-    if any(PurePosixPath(file).name in index.names for found in members.values() for file in found[:1]):
+    if any(composed(PurePosixPath(file).name) in index.names for found in members.values() for file in found[:1]):
         for kind, found in sorted(members.items()):
             yield kind, [index.find(file, path, f"{key}: {path}: {kind}") for file in found]
         return
     homes: dict[str, list[Path]] = {}
     for folder, _ in files.walk(root, visible):
-        homes.setdefault(folder.name, []).append(folder)
+        homes.setdefault(composed(folder.name), []).append(folder)
     for kind in sorted(members):
         if kind not in homes:
             raise UserError(f"{key}: {path} names class {kind}, but below {root} there is no folder of it")
@@ -168,9 +169,9 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
 def _holds(root: Path, members: dict[str, list[str]]) -> bool:
     """Whether some image or class folder of a list lies below a folder."""
     kinds = set(members)
-    wanted = {PurePosixPath(file).stem for found in members.values() for file in found[:1]}
+    wanted = {composed(PurePosixPath(file).stem) for found in members.values() for file in found[:1]}
     return any(
-        folder.name in kinds or any(PurePosixPath(name).stem in wanted for name in names)
+        composed(folder.name) in kinds or any(composed(PurePosixPath(name).stem) in wanted for name in names)
         for folder, names in files.walk(root)
     )
 

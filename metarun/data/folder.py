@@ -35,8 +35,8 @@ class Folder(ImageSource):
     which class, and with a column `split`, if there is one, in which part. `file_column` and `label_column` name other columns;
     a column of 0 and 1 for each class is a label too. `labels` may also be a list of tables called train, val and test. The
     classes are divided among the splits by, in this order:
-    - these parts. Where each holds the same classes they divide the images instead, as for a target, and what
-      follows divides the classes;
+    - these parts. Where each holds the same classes (a rare one may lack in val or test) they divide the images instead, as for a
+      target, and what follows divides the classes;
     - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);
     - `ratios` (three positive numbers that sum to 1; default 0.64, 0.16, 0.2), drawn by `split_seed`, which is not the
       run's seed; each split has at least one class. Of fewer than three classes every split has all: a target, no source.
@@ -97,15 +97,11 @@ class Folder(ImageSource):
         shares = check_ratios(ratios)
         values = check_range(value_range)
         folder = Path(root).expanduser().absolute()
-        tables = [labels] if isinstance(labels, str) else labels
-        for name, column in {"file_column": file_column, "label_column": label_column}.items():
-            if column and not tables:
-                raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
-        classes = by_labels(folder, tables, Columns(file_column, label_column)) if tables else by_folders(folder)
+        classes = classes_of(root, labels, file_column, label_column)
         names = list(dict.fromkeys(entry.name for entry in classes))
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)
-        kind = "class" if tables else "class folder"
+        kind = "class" if labels else "class folder"
         parts: dict[Split, list[int]] = {}
         if not ordinary and classes[0].part:
             parts = {split: [i for i, entry in enumerate(classes) if entry.part == split] for split in SPLITS}
@@ -153,6 +149,35 @@ class Folder(ImageSource):
             "data.value_range=auto: is the range of the training images, but which images these are is not fixed here; "
             "give data.value_range=[low,high], or divide the images into train and test folders"
         )
+
+
+def classes_of(
+    root: str,
+    labels: str | Sequence[str] | None,
+    file_column: str | None,
+    label_column: str | None,
+    *,
+    tell: bool = True,
+) -> list[ClassFiles]:
+    """Which files `Folder` reads, by class; none of them is opened.
+
+    Args:
+        root: As of `Folder`.
+        labels: As of `Folder`.
+        file_column: As of `Folder`.
+        label_column: As of `Folder`.
+        tell: Whether a line says which folders are not read.
+
+    Raises:
+        UserError: The folder or a table does not fit.
+    """
+    folder = Path(root).expanduser().absolute()
+    for name, column in {"file_column": file_column, "label_column": label_column}.items():
+        if column and not labels:
+            raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")
+    if not labels:
+        return by_folders(folder, tell=tell)
+    return by_labels(folder, [labels] if isinstance(labels, str) else list(labels), Columns(file_column, label_column))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import os
+import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from metarun import files
 from metarun.errors import UserError, nearest
-from metarun.text import listed
+from metarun.text import composed, lines_of, listed
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_file", "image_path", "img",
@@ -70,6 +74,15 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in LITTER
 
 
+def twins(names: Sequence[str]) -> str:
+    """What is wrong with class folders of which two have the same name, written in two ways of Unicode; empty where none have."""
+    first: dict[str, str] = {}
+    for name in names:
+        if first.setdefault(composed(name), name) != name:
+            return f"two class folders have names that look the same ({first[composed(name)]!a} and {name!a}); make them one folder"
+    return ""
+
+
 def labelled_files(
     root: Path, tables: list[str], columns: Columns | None = None, key: str = "data.labels"
 ) -> list[LabelledFile]:
@@ -116,46 +129,124 @@ class ImageIndex:
         if not root.is_dir():
             raise UserError(f"data.root: there is no folder {root}")
         self.root = root
+        self.base = composed(os.path.abspath(root))
+        self.folders: set[str] = set()
+        self._outside: dict[
+            str, frozenset[str]
+        ] = {}  # the images in each folder that a table names and that is not below the root
         self.paths: dict[str, list[PurePosixPath]] = {}
         self.names: dict[str, list[PurePosixPath]] = {}
         for folder, names in files.walk(root, visible):
+            self.folders.add(composed(folder.relative_to(root).as_posix()))
             for name in names:
                 path = PurePosixPath((folder / name).relative_to(root).as_posix())
                 if may_be_image(name):
-                    for key in {path, path.with_suffix("")}:
-                        self.paths.setdefault(str(key), []).append(path)
-                        self.names.setdefault(key.name, []).append(path)
+                    for key in {path, path.with_suffix("")}:  # a path keeps the bytes that open it
+                        self.paths.setdefault(composed(str(key)), []).append(path)
+                        self.names.setdefault(composed(key.name), []).append(path)
 
     def find(self, file: str, table: Path, where: str) -> Path:
         """The one image that a table calls `file`; raises `UserError` where there is none, or several.
 
-        It is looked for beside the table, in the folder that is called like the table and in the root, there also
+        It is looked for beside the table, in the folder that is called like the table and in the root; then there also
         without the folders that the path begins with elsewhere; then by its name alone. Where the folder that the path names is
-        there, it is looked for in no other: an image of the same name may be another one.
+        there, it is looked for in no other: an image of the same name may be another one. For that reason an image that is
+        where the path says, but outside the root, is refused.
         """
-        wanted = PurePosixPath(file.replace("\\", "/"))
-        beside = PurePosixPath(table.parent.relative_to(self.root) if table.is_relative_to(self.root) else ".")
-        homes = (beside, beside / table.stem, PurePosixPath("."))
-        folder = PurePosixPath(*(part for part in wanted.parent.parts if part != "/"))
-        elsewhere = folder == PurePosixPath(".") or not any((self.root / home / folder).is_dir() for home in homes)
-        ends = [PurePosixPath(*wanted.parts[start:]) for start in range(len(wanted.parts) if elsewhere else 1)]
-        for name in (str(home / end) for end in ends for home in homes):
+        written = file.replace("\\", "/")
+        beside = table.parent.relative_to(self.root) if table.is_relative_to(self.root) else Path()
+        homes = [os.path.join(self.base, home) for home in dict.fromkeys((beside, beside / table.stem, Path()))]
+        named = [place for home in homes if (place := self._below(os.path.join(home, written)))]
+        for name in named:
             if found := self.paths.get(name):
-                return self._one(found, [path for path in found if str(path) == name], file, where)
-        if elsewhere and (found := self.names.get(wanted.name)):
-            return self._one(found, [path for path in found if path.name == wanted.name], file, where)
-        near = nearest(wanted.name, self.names) if len(self.names) < 10_000 else ""
+                return self._one(found, name, file, where)
+        last = composed(PurePosixPath(written).name)
+        if found := self._linked(written, table, file, where):
+            return self._one(found, last, file, where)
+        wanted = [part for part in PurePosixPath(posixpath.normpath(written)).parts if part not in ("/", "..")]
+        named += [place for home in homes if (place := self._below(os.path.join(home, *wanted)))]
+        elsewhere = len(wanted) < 2 or self.folders.isdisjoint({posixpath.dirname(name) for name in named} - {""})
+        for start in range(len(wanted) if elsewhere else 1):
+            for home in homes:
+                name = self._below(os.path.join(home, *wanted[start:]))
+                if found := self.paths.get(name):
+                    return self._one(found, name, file, where)
+        if elsewhere and (found := self.names.get(last)):
+            return self._one(found, last, file, where)
+        near = nearest(last, self.names) if len(self.names) < 10_000 else ""
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
 
-    def _one(self, found: list[PurePosixPath], exact: list[PurePosixPath], file: str, where: str) -> Path:
-        """The only one found, or the only one whose extension is the table's, too."""
-        if len(found) > 1:
-            found = exact or found
+    def _below(self, path: str) -> str:
+        """A path as it is from the root, empty where it is not below that."""
+        whole = composed(os.path.normpath(path))
+        return whole[len(self.base.rstrip(os.sep)) + 1 :].replace(os.sep, "/") if _is_below(whole, self.base) else ""
+
+    def _linked(self, written: str, table: Path, file: str, where: str) -> list[PurePosixPath]:
+        """What is outside the root where the path says: the same files, if a link below the root leads there; none if nothing is.
+
+        Raises:
+            UserError: No such link leads there.
+        """
+        places = [os.path.join(os.path.abspath(table.parent), written)]
+        if "/" in written:
+            places.append(os.path.join(os.path.dirname(self.base), written))
+        for place in map(os.path.normpath, places):
+            folder, name = os.path.split(place)
+            if _is_below(place, self.base):
+                continue
+            if folder not in self._outside:
+                self._outside[folder] = _images_in(folder)
+            if name not in self._outside[folder]:
+                continue
+            home, real = self._real.get(os.path.realpath(folder)), os.path.realpath(place)
+            if found := self.paths.get(composed(posixpath.normpath(posixpath.join(home, name)))) if home else None:
+                return found
+            if found := [
+                path for path in self.names.get(composed(name), []) if os.path.realpath(self.root / path) == real
+            ]:
+                return found
+            raise UserError(f"{where}: {file} lies outside {self.root}, below which all images of a table must be")
+        return []
+
+    @functools.cached_property
+    def _real(self) -> dict[str, str]:
+        """The folders below the root, and the root, by where they are without links."""
+        return {
+            os.path.realpath(folder): folder.relative_to(self.root).as_posix()
+            for folder, _ in files.walk(self.root, visible)
+        }
+
+    def _one(self, found: list[PurePosixPath], name: str, file: str, where: str) -> Path:
+        """The only one found, or the only one whose extension is that of `name`, too, or that is written in the same bytes."""
+        for alike in (
+            lambda path: composed(str(path)).endswith(name),
+            lambda path: path.name == PurePosixPath(file.replace("\\", "/")).name,
+        ):
+            if len(found) > 1:
+                found = [path for path in found if alike(path)] or found
+        if len(found) > 1 and composed(str(found[0])) == composed(str(found[1])):
+            raise UserError(
+                f"{where}: {file} may be either of two files of {self.root} whose names look the same ({str(found[0])!a} and "
+                f"{str(found[1])!a}); rename one"
+            )
         if len(found) > 1:
             raise UserError(
                 f"{where}: {file} may be {found[0]} or {found[1]} of {self.root}; write the path from there"
             )
         return self.root / found[0]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _images_in(folder: str) -> frozenset[str]:
+    """The names of the files in a folder that may be images, with and without their extensions; none where it cannot be looked into."""
+    try:
+        names = [name for name in os.listdir(folder) if visible(name) and may_be_image(name)]
+    except OSError:
+        return frozenset()
+    return frozenset([*names, *(Path(name).stem for name in names)])
 
 
 def _find(root: Path, table: str, key: str) -> Path:
@@ -206,14 +297,14 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
             raise UserError(f"{where}: is of several classes ({', '.join(found[:3])}); an image must be of one")
         if not row[file] or not any(found):
             raise UserError(f"{where}: has no {'label' if row[file] else 'file'}")
-        rows.append((line, (row[file], found[0], "" if part is None else row[part])))
+        rows.append((line, (row[file], composed(found[0]), "" if part is None else row[part])))
     return rows
 
 
 def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     """The number and the cells of each line that is not empty, all of equal length; the first is the header."""
     text = text_of(path, key)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []
@@ -250,8 +341,8 @@ class _Header:
     """The first line of a table, and which of its columns are the file's and the label's."""
 
     def __init__(self, names: list[str], path: Path, key: str, columns: Columns | None) -> None:
-        self.names = names
-        self.lower = [name.lower() for name in names]
+        self.names = [composed(name) for name in names]
+        self.lower = [name.lower() for name in self.names]
         self.path = path
         self.key = key
         self.columns = columns
@@ -273,6 +364,7 @@ class _Header:
     def _named(self, what: str, wanted: str) -> int:
         """The column that a setting names."""
         setting = f"data.{what}_column={wanted}"
+        wanted = composed(wanted)
         names = self.names if wanted in self.names else self.lower
         word = wanted if wanted in self.names else wanted.lower()
         if word not in names:

@@ -7,14 +7,13 @@ classification". The table below is that of the package medmnist 3.0.2.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import Labelled, by_class, for_episodes
@@ -179,7 +178,7 @@ def _read(path: Path, flag: str, release: Release, side: int) -> dict[Split, Lab
                         f"data {flag}: {path}: {split} holds a label beyond 0 to {release.classes - 1}; {again}"
                     )
                 parts[split] = images, labels[:, 0].astype(np.int64)
-    except (TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (TypeError, ValueError, KeyError, *files.BROKEN_ARCHIVE) as error:
         raise UserError(f"data {flag}: {path} is not a whole npz file of MedMNIST's ({error}); {again}") from error
     return parts
 

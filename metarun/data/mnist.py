@@ -6,13 +6,13 @@ LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to docu
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import by_class, drawn, for_episodes
@@ -114,7 +114,7 @@ def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             raw = file.read()
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except files.BROKEN_ARCHIVE as error:
         raise UserError(
             f"data mnist: {path} is not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
         ) from error

@@ -19,19 +19,21 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.core import Episodes, TaskShape, largest, least, together
 from metarun.data.image_batches import allot, generator
 from metarun.data.sampler import distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
+from metarun.data.splits import SPLITS, check_ratios
 from metarun.data.table import data_root
 from metarun.errors import UserError
 from metarun.ops.metrics import ndcg
@@ -39,9 +41,11 @@ from metarun.text import shown_path
 
 GENRES = 19  # flags of a film in u.item
 FILES = {"u.data": ("\t", 4), "u.item": ("|", 5 + GENRES), "u.user": ("|", 5)}  # separators, and fields of a line
+RATIOS = (0.7, 0.1, 0.2)  # of users, and of films, for training, validation and testing
 LEAST, MOST = 1, 5  # of a rating
+OLDEST = 120  # years of a user
+GENDERS = ("M", "F")
 ADDRESS = "https://grouplens.org/datasets/movielens/100k/"
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class MovieLens(DataSource):
@@ -53,7 +57,7 @@ class MovieLens(DataSource):
     Args:
         root: The folder with u.data, u.item and u.user, or the archive ml-100k.zip; null is <METARUN_DATA>/ml-100k.
         cold: What a test has of its own: its users, its films (items), or both. The other is that of training.
-        ratios: The shares of training, validation and test of the users, and of the films.
+        ratios: The shares of training, validation and test of the users, and of the films, which sum to 1; null is [0.7, 0.1, 0.2].
         split_seed: The seed of the division, which is not the run's.
     """
 
@@ -74,7 +78,7 @@ class MovieLens(DataSource):
         digest = hashlib.sha256()
         lines = {name: _lines(folder, name, digest) for name in FILES}
         users, films = _users(lines["u.user"]), _films(lines["u.item"])
-        shares = np.array(ratios or [0.7, 0.1, 0.2])
+        shares = np.array(check_ratios(ratios, RATIOS))
         self.users, self.films = (
             _divided(sorted(known), shares, f"{what}/{split_seed}")
             for what, known in (("users", users), ("items", films))
@@ -169,24 +173,38 @@ def _divided(known: list[int], shares: np.ndarray, key: str) -> dict[Split, list
     }
 
 
-def _lines(root: Path, name: str, digest: Any) -> Iterator[tuple[str, list[str]]]:
+class Line(NamedTuple):
+    """A line of a file."""
+
+    file: str
+    number: int
+    fields: list[str]
+
+    @property
+    def where(self) -> str:
+        """What errors begin with."""
+        return f"{self.file}, line {self.number}"
+
+
+def _lines(root: Path, name: str, digest: Any) -> list[Line]:
     """The lines of a file with their fields; the digest takes its bytes."""
     content, where = _content(root, name)
     digest.update(content)
     separator, count = FILES[name]
-    found = []
-    for number, line in enumerate(content.decode("latin-1").splitlines(), start=1):
+    found: list[Line] = []
+    # Not splitlines: of Latin-1 that takes some bytes within a title for the end of a line.
+    for number, line in enumerate(content.decode("latin-1").split("\n"), start=1):
         if not line.strip():
             continue
-        fields = line.rstrip("\r\n").split(separator)
+        fields = line.rstrip("\r").split(separator)
         if len(fields) != count:
             raise UserError(
                 f"data.root: {where}, line {number}: has {len(fields)} fields and not {count}, apart by {separator!r}"
             )
-        found.append((f"data.root: {where}, line {number}", fields))
+        found.append(Line(f"data.root: {where}", number, fields))
     if not found:
         raise UserError(f"data.root: {where} is empty")
-    return iter(found)
+    return found
 
 
 def _content(root: Path, name: str) -> tuple[bytes, str]:
@@ -194,14 +212,17 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
     archive = root if root.suffix == ".zip" else root / "ml-100k.zip"
     for path in (root / name, root / "ml-100k" / name):
         if path.is_file():
-            return path.read_bytes(), shown_path(path)
+            try:
+                return path.read_bytes(), shown_path(path)
+            except OSError as error:
+                raise UserError(f"data.root: {shown_path(path)}: cannot be read ({error.strerror})") from error
     if archive.is_file():
         try:
             with zipfile.ZipFile(archive) as opened:
                 for member in opened.namelist():
                     if member.rpartition("/")[2] == name:
                         return opened.read(member), f"{shown_path(archive)}, {name}"
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, *files.BROKEN_ARCHIVE) as error:
             raise UserError(f"data.root: {shown_path(archive)}: cannot be read ({error})") from error
     raise UserError(
         f"data.root: there is no {name} in {shown_path(root)}; get ml-100k.zip from {ADDRESS} and name its folder with data.root="
@@ -209,51 +230,69 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
 
 
 def _number(text: str, where: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{where}: the {what} {text!r} is no whole number") from None
+    if not (text.strip().isascii() and text.strip().removeprefix("-").isdecimal()):  # int() takes 1_0 for 10
+        raise UserError(f"{where}: the {what} {text!r} is no whole number")
+    return int(text)
 
 
-def _users(lines: Iterator[tuple[str, list[str]]]) -> dict[int, np.ndarray]:
+def _once(lines: Sequence[Line], keys: Sequence[Hashable], what: Callable[[Line], str]) -> None:
+    """Checks that no two lines are about the same, as in a file that was written twice; raises `UserError` that names both."""
+    first: dict[Hashable, int] = {}
+    for line, key in zip(lines, keys, strict=True):
+        if first.setdefault(key, line.number) != line.number:
+            raise UserError(f"{line.where}: {what(line)} is in line {first[key]} already")
+
+
+def _users(lines: Sequence[Line]) -> dict[int, np.ndarray]:
     """The vector of each user: age, gender and occupation."""
-    rows = [(where, *fields) for where, fields in lines]
-    occupations = sorted({row[4] for row in rows})
+    numbers = [_number(line.fields[0], line.where, "user") for line in lines]
+    _once(lines, numbers, lambda line: f"user {line.fields[0]}")
+    occupations = sorted({line.fields[3] for line in lines})
     found = {}
-    for where, number, age, gender, occupation, _ in rows:
+    for line, number in zip(lines, numbers, strict=True):
+        _, years, gender, occupation, _ = line.fields
+        age = _number(years, line.where, "age")
+        if not 0 < age <= OLDEST:
+            raise UserError(f"{line.where}: the age {age} is not from 1 to {OLDEST}")
+        if gender not in GENDERS:
+            raise UserError(f"{line.where}: the gender {gender!r} is not {' or '.join(GENDERS)}")
         one_hot = [float(occupation == one) for one in occupations]
-        years = (_number(age, where, "age") - 35) / 15
-        found[_number(number, where, "user")] = np.array([years, float(gender == "F"), *one_hot], np.float32)
+        found[number] = np.array([(age - 35) / 15, float(gender == "F"), *one_hot], np.float32)
     return found
 
 
-def _films(lines: Iterator[tuple[str, list[str]]]) -> dict[int, np.ndarray]:
+def _films(lines: Sequence[Line]) -> dict[int, np.ndarray]:
     """The vector of each film: its year, and the share of each of its genres."""
+    numbers = [_number(line.fields[0], line.where, "film") for line in lines]
+    _once(lines, numbers, lambda line: f"film {line.fields[0]}")
     found = {}
-    for where, fields in lines:
-        flags = np.array([_number(flag, where, "genre") for flag in fields[5:]], np.float32)
+    for line, number in zip(lines, numbers, strict=True):
+        flags = np.array([_number(flag, line.where, "genre") for flag in line.fields[5:]], np.float32)
         if not set(flags.tolist()) <= {0.0, 1.0}:
-            raise UserError(f"{where}: the genres must be {GENRES} flags of 0 and 1")
-        year = fields[2].rpartition("-")[2]
+            raise UserError(f"{line.where}: the genres must be {GENRES} flags of 0 and 1")
+        year = line.fields[2].rpartition("-")[2]
         decades = (int(year) - 1990) / 10 if year.isdecimal() else 0.0
-        found[_number(fields[0], where, "film")] = np.concatenate([[decades], flags]).astype(np.float32)
+        found[number] = np.concatenate([[decades], flags]).astype(np.float32)
     return found
 
 
 def _ratings(
-    lines: Iterator[tuple[str, list[str]]], users: dict[int, np.ndarray], films: dict[int, np.ndarray]
+    lines: Sequence[Line], users: dict[int, np.ndarray], films: dict[int, np.ndarray]
 ) -> dict[int, list[tuple[int, int]]]:
     """For each user the films that they rated and the ratings, in the order of the files."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for where, fields in lines:
+    pairs = []
+    for line in lines:
         user, film, rating = (
-            _number(text, where, what) for text, what in zip(fields, ("user", "film", "rating"), strict=False)
+            _number(text, line.where, what) for text, what in zip(line.fields, ("user", "film", "rating"), strict=False)
         )
         if user not in users:
-            raise UserError(f"{where}: there is no user {user} in u.user")
+            raise UserError(f"{line.where}: there is no user {user} in u.user")
         if film not in films:
-            raise UserError(f"{where}: there is no film {film} in u.item")
+            raise UserError(f"{line.where}: there is no film {film} in u.item")
         if not LEAST <= rating <= MOST:
-            raise UserError(f"{where}: the rating {rating} is not from {LEAST} to {MOST}")
+            raise UserError(f"{line.where}: the rating {rating} is not from {LEAST} to {MOST}")
         found.setdefault(user, []).append((film, rating))
+        pairs.append((user, film))
+    _once(lines, pairs, lambda line: f"a rating of film {line.fields[1]} by user {line.fields[0]}")
     return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -162,7 +161,7 @@ def _read(source: Path, characters: list[Character], size: int) -> Iterator[Clas
         with zipfile.ZipFile(source) as archive:
             members = [PurePosixPath(name) for name in archive.namelist() if name.endswith(".png")]
             yield from _decode(source, members, lambda member: archive.read(str(member)), characters, size)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except files.BROKEN_ARCHIVE as error:
         raise UserError(
             f"data omniglot: {source} is not a whole zip archive ({error}); get it again from {ADDRESS}{source.name}"
         ) from error

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.errors import UserError, nearest
-from metarun.text import counted
+from metarun.text import composed, counted, printable
 
 RATIOS = (0.64, 0.16, 0.2)  # of classes for training, validation and testing, as in mini-ImageNet
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
@@ -36,6 +36,35 @@ def check_ratios(ratios: list[float] | None, default: Shares = RATIOS) -> Shares
         raise UserError(f"data.ratios={list(ratios)}: must sum to 1, but the sum is {sum(ratios):g}")
     train, val, test = ratios
     return train, val, test
+
+
+def same_in_all(parts: Mapping[Split, Collection[str]], where: str, *, kind: str) -> bool:
+    """Whether the parts of a data set divide the items of the same classes (a rare one may lack in some); else each class is in one.
+
+    Args:
+        parts: The classes in each part that there is.
+        where: What errors begin with.
+        kind: What an item is.
+
+    Raises:
+        UserError: It is neither.
+    """
+    first = set(parts["train"] if "train" in parts else next(iter(parts.values())))
+    if len(parts) == 1 or all(first.issuperset(own) for own in parts.values()):
+        return True
+    homes: dict[str, str] = {}
+    for part, own in parts.items():
+        for name in sorted(own):
+            if name in homes:
+                # What is in two parts without train is either in no part of train, or beside a class that is not.
+                other = next(each for each in parts if not first.issuperset(parts[each]))
+                lone = min(set(parts[other]) - first)
+                raise UserError(
+                    f"{where}: class {printable(name)} is in both {homes[name]} and {part}, but {printable(lone)} in {other} "
+                    f"without train; splits of classes must not overlap, and parts of {kind}s must have the classes of train"
+                )
+            homes[name] = part
+    return False
 
 
 def divide_or_keep(
@@ -108,11 +137,11 @@ def with_validation(
 
 
 def _listed(names: Sequence[str], lists: Lists, where: str, kind: str) -> dict[Split, list[int]]:
-    index = {name: number for number, name in enumerate(names)}
+    index = {composed(name): number for number, name in enumerate(names)}
     splits: dict[Split, list[int]] = {}
     homes: dict[str, str] = {}
     for split, wanted in zip(SPLITS, lists, strict=True):
-        for name in map(str, wanted or []):
+        for name in (composed(str(each)) for each in wanted or []):
             if name not in index:
                 raise UserError(f"data.{split}_classes: {where} has no {kind} {name}{nearest(name, index)}")
             if name in homes:
@@ -122,7 +151,7 @@ def _listed(names: Sequence[str], lists: Lists, where: str, kind: str) -> dict[S
             raise UserError(
                 f"data.{split}_classes: names no class, but class lists need both train_classes and test_classes"
             )
-        splits[split] = [index[str(name)] for name in wanted or []]
+        splits[split] = [index[composed(str(name))] for name in wanted or []]
     return splits
 
 

@@ -269,12 +269,15 @@ class TableSource(DataSource):
         ]
 
     def describe(self) -> dict[str, Any]:
-        sizes = self.table.sizes
+        sizes, parts = self.table.sizes, self.table.metadata.get("parts")
         listing = "\n".join(f"{split}:{','.join(map(str, classes))}" for split, classes in self.splits.items())
+        if parts:  # the items of a class lie part by part, so that their bytes do not tell where one ends
+            listing += "".join(f"\n{part} of classes:{','.join(map(str, counts))}" for part, counts in parts.items())
         return {
             "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
             "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
+            **({"parts": {part: sum(counts) for part, counts in parts.items()}} if parts else {}),
             "input_shape": list(self.input_shape),
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},
         }

@@ -15,12 +15,12 @@ import torch
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.data.source import Reader, Split
-from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep
+from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep, same_in_all
 from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
-from metarun.text import counted, printable
+from metarun.text import counted, lines_of, printable
 
 RANK = {"": 0, "train": 0, "val": 1, "test": 2}  # of two equal texts the one for the later purpose is kept
 
@@ -275,7 +275,7 @@ class Text(TextSource):
             raise UserError(
                 f"data.root: {path}: no text is for training, but for {' and '.join(sorted(parts))}; a split needs train"
             )
-        ordinary = bool(parts) and _same_in_all(parts, path)
+        ordinary = bool(parts) and same_in_all(parts, f"data.root: {path}", kind="text")
         kind = "group" if grouped else "class"
         where = {"key": "data.root", "where": str(path), "by": "its parts"}
         places = {unit: number for number, unit in enumerate(units)}
@@ -311,28 +311,6 @@ def _units_by_part(rows: Iterable[LabelledText], grouped: bool) -> dict[Split, s
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _same_in_all(parts: dict[Split, set[str]], path: Path) -> bool:
-    """Whether the parts divide the texts of the same classes (a rare one may lack in some); else each class is in one part alone.
-
-    Raises:
-        UserError: It is neither.
-    """
-    first = parts.get("train") or next(iter(parts.values()))
-    if len(parts) == 1 or all(own <= first for own in parts.values()):
-        return True
-    homes: dict[str, str] = {}
-    for part, own in parts.items():
-        for unit in sorted(own):
-            if unit in homes:
-                lone = next(one for one in sorted(own - first))
-                raise UserError(
-                    f"data.root: {path}: class {printable(unit)} is in both {homes[unit]} and {part}, but {printable(lone)} in {part} "
-                    "without train; splits of classes must not overlap, and parts of texts must have the classes of train"
-                )
-            homes[unit] = part
-    return False
-
-
 def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | None) -> list[str] | None:
     """The names of classes of a list, or of a file that has one in each line."""
     if given is None or isinstance(given, list):
@@ -343,4 +321,4 @@ def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | 
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f"{key}={given}: is neither a list, [a,b], nor a file with a class in each line")
-    return [line.strip() for line in decoded(file, key, encoding).splitlines() if line.strip()]
+    return [line.strip() for line in lines_of(decoded(file, key, encoding)) if line.strip()]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import threading
 from collections import Counter
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, visible
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
-from metarun.text import counted, printable
+from metarun.text import composed, counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
 TEXT_COLUMNS = (
@@ -237,6 +238,8 @@ class _Reader:
                 + (f"{_listed(held)}, " if held else "nothing, ")
                 + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
             )
+        if twin := twins(folders):
+            raise UserError(f"{self.key}.root: {root}: {twin}")
         for name in folders:
             held = _visible(root / name, self.key)
             files = [file for file in held if Path(file).suffix.lower() in PLAIN]
@@ -280,11 +283,11 @@ class _Reader:
             return
         if self.labels and not label:
             raise UserError(f"{self.key}: {where}: has no label, the text is {shortened(text)!r}")
-        self.found.rows.append(LabelledText(text, label, part, group, where))
+        self.found.rows.append(LabelledText(text, composed(label), part, composed(group), where))
 
     def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
         """The column that a setting names."""
-        wanted: str = getattr(self.columns, what)
+        wanted = composed(getattr(self.columns, what))
         if names.count(wanted) > 1:
             raise UserError(f"{self.key}.{what}_column={wanted}: {path} has several columns of this name")
         if wanted in names:
@@ -391,7 +394,7 @@ Row = tuple[str, dict[str, str]]
 
 def _table_rows(text: str, path: Path, key: str) -> list[Row]:
     """The rows of a table with a header, by column, and where they are."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
     if not first.count(delimiter):
         raise UserError(
@@ -405,7 +408,7 @@ def _table_rows(text: str, path: Path, key: str) -> list[Row]:
         raise
     # A quote that is a character may be closed by that of a later text: the lines between are then within one cell.
     over_lines = (
-        where for where, row in rows if any("\t" in cell and len(cell.splitlines()) > 1 for cell in row.values())
+        where for where, row in rows if any("\t" in cell and len(lines_of(cell)) > 1 for cell in row.values())
     )
     if delimiter == "\t" and (first := next(over_lines, "")):
         plain = _unquoted(text, path, key)
@@ -443,7 +446,7 @@ def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> li
                 if not any(cell.strip() for cell in cells):
                     continue
                 if not header:
-                    header = [cell.strip() for cell in cells]
+                    header = [composed(cell.strip()) for cell in cells]
                     if double := next((name for name in header if header.count(name) > 1), None):
                         raise UserError(f"{key}: {path} has several columns {printable(double)!r}")
                     continue
@@ -461,6 +464,14 @@ def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> li
 
 def _named(delimiter: str) -> str:
     return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
+
+
+def _cell(value: str | float | None) -> str:
+    """A value of JSON as a cell of a table: nothing for null and for NaN, which pandas writes for it; 1.0 and 1 are the same number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value).strip()
 
 
 def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
@@ -489,7 +500,8 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         row: dict[str, str] = {}
         for name, value in entry.items():
             if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
-                row[name] = "" if value is None else str(value).strip()
+                name = composed(name)
+                row[name] = _cell(value)
                 if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
                     raise UserError(
                         f"{key}: {where}: {name} holds half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; "

@@ -22,7 +22,7 @@ from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_sma
 from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
 from metarun.inference.preprocessing import Preprocessing
-from metarun.text import counted, printable, shown_path
+from metarun.text import composed, counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
@@ -142,7 +142,7 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
     if not paths:
         raise UserError(f"{origin}: names no file")
     names = set(classes)
-    return ImageFiles(list(paths), [path.parent.name if path.parent.name in names else None for path in paths])
+    return ImageFiles(list(paths), [name if (name := composed(path.parent.name)) in names else None for path in paths])
 
 
 def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
@@ -180,5 +180,5 @@ def _below(folder: Path) -> tuple[list[Path], int]:
 
 def _label(path: Path, root: Path, classes: set[str]) -> str | None:
     """The class that a folder from `root` on down to the file names; the nearest to the file counts."""
-    folders = (root.absolute().name, *path.relative_to(root).parts[:-1])
-    return next((part for part in reversed(folders) if part in classes), None)
+    folders = map(composed, (root.absolute().name, *path.relative_to(root).parts[:-1]))
+    return next((part for part in reversed([*folders]) if part in classes), None)

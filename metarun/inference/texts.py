@@ -22,7 +22,7 @@ from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
 from metarun.inference.encoding import EncoderStep
-from metarun.text import printable, shown_path
+from metarun.text import lines_of, printable, shown_path
 
 ITEM = "text"
 
@@ -199,7 +199,7 @@ class _named:
 
 
 def _lines(text: str, where: str) -> TextItems:
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in lines_of(text)]
     kept = [line for line in lines if line]
     if not kept:
         raise UserError(f"{printable(where)}: holds no text")

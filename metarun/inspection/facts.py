@@ -12,7 +12,7 @@ from hydra.utils import get_class
 
 from metarun.config import Node
 from metarun.core import TaskShape, least
-from metarun.data.folder import Folder
+from metarun.data.folder import Folder, classes_of
 from metarun.data.image_source import ImageSource
 from metarun.data.label_files import may_be_image
 from metarun.data.source import Split
@@ -47,10 +47,11 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     root = node.node.get("root")
     kind = _class_of(node.node._target_)
     if root and getattr(kind, "item", "") == "image" and Path(root).expanduser().is_dir():
-        # Of a folder every file is read, whatever it is called; of other data sets nothing says which of them are.
+        # Of a folder the files of classes are read, whatever they are called; of other data sets nothing says which are.
         meant = may_be_image if issubclass(kind, Folder) else has_image_suffix
         told = progress(f"reading the files of {name}", 0)
-        found["files"] = survey(Path(root).expanduser().absolute(), told, meant)
+        own = _files_of_classes(node) if issubclass(kind, Folder) else None
+        found["files"] = survey(Path(root).expanduser().absolute(), told, meant, own)
     bad = (found.get("files") or {}).get("unreadable_count", 0)
     changes = {"skip_bad": True} if bad and node.knows("skip_bad") else {}
     try:
@@ -74,6 +75,18 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     if isinstance(source, TextSource):
         found["texts"] = texts(source)
     return found
+
+
+def _files_of_classes(node: Node) -> list[Path] | None:
+    """The files that a data set of class folders or tables reads; None where it cannot be told, of which `build` says why."""
+    settings = ("root", "labels", "file_column", "label_column")
+    with contextlib.suppress(UserError):
+        return [
+            path
+            for entry in classes_of(*(node.node.get(name) for name in settings), tell=False)
+            for path in entry.paths
+        ]
+    return None
 
 
 def _class_of(target: str) -> type:

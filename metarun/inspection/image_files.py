@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -43,23 +43,27 @@ def has_image_suffix(name: str) -> bool:
 
 
 def survey(
-    root: Path, progress: Callable[[int], None] = lambda done: None, meant: Callable[[str], bool] = may_be_image
+    root: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    meant: Callable[[str], bool] = may_be_image,
+    own: Sequence[Path] | None = None,
 ) -> dict[str, Any] | None:
-    """Reads every image file below a folder.
+    """Reads every image file below a folder, or those that a data set reads.
 
     Args:
         root: The folder.
         progress: Is told how many files were read.
         meant: Whether a file of a name is meant to be an image.
+        own: The files that the data set reads; None for all that are meant to be images.
 
     Returns:
-        Their number, bytes, sizes, depths and formats, and the bad ones; None where there are none.
+        Their number, bytes, sizes, depths and formats, and the bad ones, and how many others there are; None where there are none.
     """
     sizes, depths, formats = Counter[tuple[int, int]](), Counter[str](), Counter[str]()
     bad: list[dict[str, str]] = []
     count = broken = total = 0
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        every = image_files(root, meant)
+        every = image_files(root, meant) if own is None else iter(dict.fromkeys(own))
         while some := list(islice(every, TOGETHER)):
             for path, (size, depth, kind, reason, length) in zip(some, pool.map(_read, some), strict=True):
                 count, total = count + 1, total + length
@@ -78,6 +82,7 @@ def survey(
     return {
         "root": str(root),
         "count": count,
+        "not_read": 0 if own is None else _others(root, meant, own),
         "bytes": total,
         "sizes": [{"size": f"{w}x{h}", "files": n} for (w, h), n in sizes.most_common(12)],
         "different_sizes": len(sizes),
@@ -88,6 +93,14 @@ def survey(
         "unreadable": bad,
         "unreadable_count": broken,
     }
+
+
+def _others(root: Path, meant: Callable[[str], bool], own: Sequence[Path]) -> int:
+    """How many image files below a folder are none of `own`, also by no link."""
+    known = set(own)
+    left = [path for path in image_files(root, meant) if path not in known]
+    real = {os.path.realpath(path) for path in own} if left else set()
+    return sum(os.path.realpath(path) not in real for path in left)
 
 
 def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:

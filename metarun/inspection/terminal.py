@@ -32,6 +32,8 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
     _say(f"{one['name']} ({one['class']})")
     if told := one.get("files"):
         _say(f"files    {counted(told['count'], 'image')}, {bytes_text(told['bytes'])}, in {told['root']}")
+        if told["not_read"]:
+            _say(f"         and {counted(told['not_read'], 'image file')} of no class, not read")
         sizes = ", ".join(f"{each['size']} ({each['files']:,})" for each in told["sizes"][:SHOWN])
         more = f", and {told['different_sizes'] - SHOWN:,} other sizes" if told["different_sizes"] > SHOWN else ""
         if sizes:  # else no file can be read

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -180,7 +178,7 @@ class Run:
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
-        except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, KeyError, ValueError, IndexError, *files.BROKEN_ARCHIVE):
             return None
 
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 
 FILE = "data.json"
+COUNTS = re.compile(r"(sets\.[^.]+\.)?(classes|images|parts)\.|input_shape")
+PARTS = re.compile(r"(sets\.[^.]+\.)?parts\.")
 Descriptions = dict[str, dict[str, Any]]  # of `data`, of `target` where there is one, of `test.data.NAME`
 
 
+NOT_NOTED = "an earlier version of metarun, which made it, did not note how many items are for training and for testing"
 OTHERS = {"data": "data=folder data.root=...", "target": "target=folder target.data.root=..."}  # how they are named
 
 
@@ -82,7 +86,7 @@ def differences(before: Descriptions, now: Descriptions) -> dict[str, str]:
 
     Returns:
         For each of `data`, `target` and `test.data.NAME` that is described in both and differs, what differs: the numbers of classes and
-        images before and now, as far as these tell the two apart.
+        images before and now, as far as these tell the two apart; `NOT_NOTED` where the earlier description knows less than is compared.
     """
     found = {}
     for role in before.keys() & now.keys():
@@ -91,9 +95,11 @@ def differences(before: Descriptions, now: Descriptions) -> dict[str, str]:
             changed = [
                 f"{key} {old[key]} -> {new[key]}"
                 for key in old
-                if key in new and old[key] != new[key] and key.startswith(("classes.", "images.", "input_shape"))
+                if key in new and old[key] != new[key] and COUNTS.match(key)
             ]
-            found[role] = ", ".join(changed) or "as many classes and images as before, but other ones"
+            noted = all(key in old for key in new if PARTS.match(key))
+            unclear = "as many classes and images as before, but other ones" if noted else NOT_NOTED
+            found[role] = ", ".join(changed) or unclear
     return dict(sorted(found.items()))
 
 
@@ -108,6 +114,11 @@ def refuse_other_data(folder: Path, now: Descriptions) -> None:
         UserError: They differ.
     """
     if found := differences(kept(folder), now):
+        if set(found.values()) == {NOT_NOTED}:
+            raise UserError(
+                f"{folder}: whether its {' and its '.join(found)} are those that are there cannot be told, for {NOT_NOTED}; "
+                "start over beside it with resume=false"
+            )
         raise UserError(
             f"{folder} was made with other data ({'; '.join(f'{role}: {changed}' for role, changed in found.items())}); "
             "bring these back, or start over beside it with resume=false"
@@ -135,8 +146,13 @@ def tested_on_others(origin: Path, now: Descriptions, overrides: list[str]) -> d
     for role, changed in found.items():
         prefix = role
         if not any(key == prefix or key.startswith(f"{prefix}.") or prefix.startswith(f"{key}.") for key in keys):
+            told = (
+                f"whether its {role} has changed since it was trained cannot be told, for {NOT_NOTED}; "
+                if changed == NOT_NOTED
+                else f"its {role} has changed since it was trained ({changed}); bring the data back, or "
+            )
             raise UserError(
-                f"checkpoint={origin}: its {role} has changed since it was trained ({changed}); bring the data back, or name "
+                f"checkpoint={origin}: {told}name "
                 f"those to test on ({OTHERS.get(role, 'test.data=[folder] test.data.folder.root=...')}, say)"
             )
     return {CHECKPOINT_DATA: {role: before[role] for role in found}} if found else {}

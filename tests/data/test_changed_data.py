@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,9 +17,12 @@ from PIL import Image
 from shell import make_images, metarun, result, run_folder
 
 from metarun import stages
+from metarun.data.digits import Digits
 from metarun.data.download import download, without_downloads
+from metarun.data.folder import Folder
+from metarun.data.text import Text
 from metarun.errors import UserError
-from metarun.runs.fingerprints import FILE
+from metarun.runs.fingerprints import FILE, NOT_NOTED, differences, refuse_other_data, tested_on_others
 
 SMALL = ["data=folder", "data.image_size=16", "algo=protonet", "backbone.channels=4", "task.ways=2", "task.shots=1", "task.queries=2",
          "train.steps=4", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0"]  # fmt: skip
@@ -210,6 +214,71 @@ def test_a_changed_target_is_noticed(tmp_path: Path) -> None:
     assert "was made with other data (target: images.train " in outcome.said[0]
     shown = json.loads((run_folder_of(tmp_path / "runs") / FILE).read_text())
     assert set(shown) == {"data", "target"}
+
+
+def moved_boundary(images: Path) -> None:
+    """The same images in the same order, of which fewer are for training."""
+    for folder in sorted((images / "train").iterdir()):
+        for path in sorted(folder.iterdir())[2:]:
+            path.rename(images / "test" / folder.name / path.name)
+
+
+def divided(images: Path) -> Path:
+    """Two classes of six images, four of them for training."""
+    for number in range(6):
+        for name in ("a", "b"):
+            path = images / ("train" if number < 4 else "test") / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * number, 100 * (name == "b"), 0)).save(path)
+    return images
+
+
+def test_a_moved_boundary_between_training_and_test_images_is_noticed(tmp_path: Path) -> None:
+    images = divided(tmp_path / "images")
+    words = ["recipe=target_only", "target=folder", f"target.data.root={images}", "target.data.image_size=16", "algo=protonet",
+             "transfer=nearest_centroid", "backbone.channels=4", "target.repeats=1", f"outputs={tmp_path / 'runs'}"]  # fmt: skip
+    assert metarun(*words).status == 0
+    moved_boundary(images)
+    (line,) = metarun(*words).said
+    assert "target: parts.train 8 -> 4, parts.test 4 -> 8); bring these back" in line
+
+
+def test_a_moved_boundary_within_texts_or_within_several_sets_is_noticed(tmp_path: Path) -> None:
+    def texts(count: int) -> dict[str, Any]:
+        rows = [f"{label} text {i},{label},{'train' if i < count else 'test'}" for label in "ab" for i in range(10)]
+        (tmp_path / "a.csv").write_text("\n".join(["text,label,split", *rows]))
+        return Text(root=str(tmp_path / "a.csv")).describe()
+
+    assert differences({"data": texts(6)}, {"data": texts(3)}) == {"data": "parts.train 12 -> 6, parts.test 8 -> 14"}
+
+    def sets(counts: tuple[int, int]) -> dict[str, Any]:
+        source = Digits()
+        source.table = dataclasses.replace(
+            source.table, metadata={"parts": {"train": [counts[0]] * 10, "val": [0] * 10, "test": [counts[1]] * 10}}
+        )
+        described = source.describe()
+        return {"fingerprint": described["fingerprint"], "sets": {"digits": described}}
+
+    changed = "sets.digits.parts.train 900 -> 800, sets.digits.parts.test 800 -> 900"
+    assert differences({"data": sets((90, 80))}, {"data": sets((80, 90))}) == {"data": changed}
+
+
+def test_a_run_of_a_version_that_noted_no_parts_is_one_line(tmp_path: Path) -> None:
+    now = {"data": Folder(root=str(divided(tmp_path / "images")), image_size=16).describe()}
+    earlier = {key: value for key, value in now["data"].items() if key != "parts"} | {
+        "fingerprint": "of the items alone"
+    }
+    (tmp_path / FILE).write_text(json.dumps({"data": earlier}))
+    with pytest.raises(
+        UserError, match=f": whether its data are those .* cannot be told, for {NOT_NOTED}; start over "
+    ):
+        refuse_other_data(tmp_path, now)
+    with pytest.raises(UserError, match=f": whether its data has changed .* cannot be told, for {NOT_NOTED}; name "):
+        tested_on_others(tmp_path, now, [])
+    assert tested_on_others(tmp_path, now, ["data.root=images"])
+    (tmp_path / FILE).write_text(json.dumps({"data": earlier | {"classes": {"train": 1}}}))
+    with pytest.raises(UserError, match=r"was made with other data \(data: classes.train 1 -> 2\)"):
+        refuse_other_data(tmp_path, now)
 
 
 def run_folder_of(outputs: Path) -> Path:

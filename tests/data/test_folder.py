@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -331,6 +332,20 @@ def test_class_lists(root: Path) -> None:
     assert names(source) == {"train": ["c3", "c1"], "val": ["c0"], "test": ["c9"]}
 
 
+def test_a_class_folder_is_found_however_its_accent_is_written(tmp_path: Path) -> None:
+    apart = [unicodedata.normalize("NFD", name) for name in ("é1", "é2", "é3")]
+    for number, name in enumerate([*apart, "b", "c"]):
+        save(tmp_path / "images" / name / "0.png", Image.new("L", (8, 8), number))
+    lists = {"train_classes": ["b", apart[2]], "val_classes": ["c"], "test_classes": ["é1", apart[1]]}
+    source = Folder(root=str(tmp_path / "images"), image_size=8, **lists)  # type: ignore[arg-type]
+    assert names(source) == {"train": ["b", "é3"], "val": ["c"], "test": ["é1", "é2"]}
+    save(tmp_path / "images" / "é1" / "0.png")
+    with pytest.raises(
+        UserError, match=r"two class folders have names that look the same \('e\\u03011' and '\\xe91'\)"
+    ):
+        Folder(root=str(tmp_path / "images"), image_size=8)
+
+
 def test_class_lists_without_validation(root: Path) -> None:
     found = names(Folder(root=str(root), train_classes=["c0", "c1", "c2", "c3", "c4"], test_classes=["c9"]))
     assert (len(found["train"]), len(found["val"]), found["test"]) == (4, 1, ["c9"])
@@ -439,12 +454,14 @@ def test_split_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"/images is divided into train, but there are no class folders in test$"):
         Folder(root=str(folder))
     save(folder / "test" / "a" / "1.png")
-    save(folder / "train" / "c" / "1.png")
+    save(folder / "test" / "c" / "1.png")
     with pytest.raises(
-        UserError, match=r"class a is in both train and test of .*/images; splits of classes must not overlap"
+        UserError,
+        match=r"/images: class a is in both train and test, but c in test without train; splits of classes must not overlap, and "
+        "parts of images must have the classes of train$",
     ):
         Folder(root=str(folder))
-    shutil.rmtree(folder / "train" / "c")
+    shutil.rmtree(folder / "test" / "c")
     (folder / "test" / "a").rename(folder / "test" / "b")
     with pytest.raises(UserError, match=r"gives no validation classes, and for training 1 class; at least 2"):
         Folder(root=str(folder))
@@ -454,6 +471,25 @@ def test_split_folders_that_do_not_fit(tmp_path: Path) -> None:
     (folder / "val").mkdir()
     with pytest.raises(UserError, match=r"divided into train, val, test, but there are no class folders in val$"):
         Folder(root=str(folder))
+
+
+@pytest.mark.parametrize("by", ["folders", "table"])
+def test_a_rare_class_may_lack_in_some_parts(tmp_path: Path, by: str) -> None:
+    root = tmp_path / "images"
+    held = {"train": "abc", "val": "ab", "test": "bc"}
+    for part, classes in held.items():
+        for name in classes:
+            for number in range({"train": 3, "val": 1, "test": 2}[part]):
+                save(root / part / name / f"{part}{name}{number}.png", Image.new("L", (8, 8), ord(name) + number))
+    rows = [f"{path.relative_to(root)},{path.parent.name},{path.parts[-3]}" for path in root.glob("*/*/*.png")]
+    (tmp_path / "all.csv").write_text("\n".join(["file,label,split", *rows]))
+    source = Folder(root=str(root), labels=str(tmp_path / "all.csv") if by == "table" else None, image_size=8)
+    assert source.table.names == ["a", "b", "c"]
+    for part, counts in {"train": [3, 3, 3], "val": [1, 1, 0], "test": [0, 2, 2]}.items():
+        assert source.labelled(part).counts.tolist() == counts  # type: ignore[arg-type]
+    assert source.training_rows.tolist() == [
+        row for c in source.splits["train"] for row in range((0, 4, 10)[c], (0, 4, 10)[c] + 3)
+    ]
 
 
 def test_sub_folders_of_the_same_classes_divide_the_images(tmp_path: Path) -> None:
@@ -471,4 +507,4 @@ def test_sub_folders_of_the_same_classes_divide_the_images(tmp_path: Path) -> No
         pixels = images.whole(torch.device("cpu")).x * 255
         assert (pixels.round() == 10 * count).all()
     assert len(source.labelled(None)) == 18
-    assert "parts" not in source.describe()
+    assert source.describe()["parts"] == {"train": 8, "val": 4, "test": 6}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,94 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     assert (
         len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
     )  # of a folder that is not there
+
+
+ACCENTS = ("NFC", "NFD")  # an accent in its letter, and apart from it, as macOS has names of files
+
+
+@pytest.mark.parametrize("files", ACCENTS)
+@pytest.mark.parametrize("table", ACCENTS)
+@pytest.mark.parametrize("name", ["é{}.png", "Bühne/é{}", "/home/me/Bühne/é{}.png"])
+def test_an_accent_is_written_in_two_ways_and_is_one(tmp_path: Path, files: str, table: str, name: str) -> None:
+    root = tmp_path / unicodedata.normalize(files, "Fotos von Zoë")
+    for number in range(8):
+        path = root / unicodedata.normalize(files, f"Bühne/é{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    lines = [
+        (unicodedata.normalize(table, name.format(n)), unicodedata.normalize(ACCENTS[n // 4], f"ä{n % 4}"))
+        for n in range(8)
+    ]
+    write(root / "all.csv", unicodedata.normalize(table, "file,catégorie,more"), [(*line, "x") for line in lines])
+    source = Folder(
+        root=str(root), labels="all.csv", label_column=unicodedata.normalize(files, "catégorie"), image_size=8
+    )
+    assert source.table.names == [f"ä{n}" for n in range(4)]
+    assert source.table.images[:, 0, 0, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_names_that_look_the_same_are_told_apart_by_their_bytes_or_refused(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    for number, form in enumerate(ACCENTS):
+        Image.new("L", (8, 8), 100 + number).save(root / f"{unicodedata.normalize(form, 'é')}.png")
+    lines = [*rows(name="train/{}.png"), ("e\u0301.png", "new")]
+    write(root / "all.csv", "file,label", lines)
+    source = Folder(root=str(root), labels="all.csv", image_size=8)
+    assert source.table.images[-1, 0, 0, 0] == 101
+    write(root / "all.csv", "file,label", [*lines[:-1], ("e\u0301", "new")])
+    with pytest.raises(UserError, match=r"may be either of two files of .* whose names look the same"):
+        Folder(root=str(root), labels="all.csv", image_size=8)
+
+
+@pytest.mark.parametrize(
+    "written", ["{}/other/train/0.png", "../other/train/0.png", "{}/other/train/0", "other/train/0.png"]
+)
+@pytest.mark.parametrize("home", ["images", "images/lists"])
+def test_an_image_outside_the_root_is_refused_and_none_of_its_name_taken(
+    tmp_path: Path, written: str, home: str
+) -> None:
+    root = competition(tmp_path / "images")
+    competition(tmp_path / "other")
+    (tmp_path / home).mkdir(exist_ok=True)
+    up = "../" if home.endswith("lists") and written.startswith("..") else ""
+    file = up + written.format(tmp_path.as_posix())
+    write(tmp_path / home / "all.csv", "file,label", [(file, "kind 0"), *rows(name="train/{}.png")[1:]])
+    with pytest.raises(UserError, match=f"line 2: {re.escape(file)} lies outside .*/images, below which all"):
+        Folder(root=str(root), labels=str(tmp_path / home / "all.csv"), image_size=8)
+    (tmp_path / "other" / "train" / "0.png").unlink()  # the path is one of another machine
+    check(Folder(root=str(root), labels=str(tmp_path / home / "all.csv"), image_size=8))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_image_to_which_a_link_below_the_root_leads_is_not_outside(tmp_path: Path, whole: bool) -> None:
+    competition(tmp_path / "other")
+    root = tmp_path / "images"
+    if whole:
+        root.mkdir()
+        (root / "linked").symlink_to(tmp_path / "other")
+    else:
+        (root / "own").mkdir(parents=True)
+        for number in range(12):
+            (root / "own" / f"{number}.png").symlink_to(tmp_path / "other" / "train" / f"{number}.png")
+    write(root / "all.csv", "file,label", rows(name=f"{tmp_path}/other/train/{{}}.png"))
+    check(Folder(root=str(root), labels="all.csv", image_size=8))
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("lists/all.csv", "../train/{}.png"),
+        ("lists/all.csv", "..\\train\\{}"),
+        ("all.csv", "../images/train/{}.png"),
+        ("lists/all.csv", "./.././train/{}.png"),
+        ("all.csv", "/train/{}.png"),
+    ],
+)
+def test_a_path_by_the_folder_above_is_the_image_there(tmp_path: Path, table: str, name: str) -> None:
+    root = competition(tmp_path / "images")
+    (root / "lists").mkdir()
+    write(root / table, "file,label", rows(name=name))
+    check(Folder(root=str(root), labels=table, image_size=8))
 
 
 def test_parts_without_training_are_refused_and_one_part_divides_nothing(tmp_path: Path) -> None:

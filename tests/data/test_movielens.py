@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, episodes
-from shell import make_ratings, metarun, result, run_folder
+from shell import ARCHIVE_HARMS, harm_archive, make_ratings, metarun, result, run_folder
 
 from metarun.core import TaskShape
 from metarun.data.movielens import MovieLens
@@ -95,7 +95,17 @@ def test_an_archive_is_read_where_it_lies(root: Path, tmp_path: Path) -> None:
         ("u.data", "1\t99\t3\t0", "line 1: there is no film 99 in u.item"),
         ("u.data", "", "u.data is empty"),
         ("u.item", "1|A|01-Jan-1990||http://x|" + "|".join(["2"] * 19), "line 1: the genres must be 19 flags"),
+        ("u.data", "1\t2\t3\t0\n\n1\t2\t5\t9", "u.data, line 3: a rating of film 2 by user 1 is in line 1 already"),
+        (
+            "u.item",
+            "\n".join(["1|A|01-Jan-1990||http://x|" + "|".join(["0"] * 19)] * 2),
+            "line 2: film 1 is in line 1 already",
+        ),
+        ("u.user", "1|20|M|none|0\n01|30|F|none|0", "line 2: user 01 is in line 1 already"),
+        ("u.user", "1_0|20|M|none|0", "line 1: the user '1_0' is no whole number"),
         ("u.user", "1|old|M|none|0", "line 1: the age 'old' is no whole number"),
+        ("u.user", "1|-5|M|none|0", "line 1: the age -5 is not from 1 to 120"),
+        ("u.user", "1|20|x|none|0", "line 1: the gender 'x' is not M or F"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(root: Path, tmp_path: Path, name: str, line: str, message: str) -> None:
@@ -104,6 +114,33 @@ def test_what_is_wrong_with_a_file_is_one_line(root: Path, tmp_path: Path, name:
     (tmp_path / name).write_text(line + "\n")
     with pytest.raises(UserError, match="data.root: .*" + message):
         MovieLens(root=str(tmp_path))
+
+
+def test_a_title_may_hold_any_byte_but_the_end_of_a_line(root: Path, tmp_path: Path) -> None:
+    for one in ("u.data", "u.item", "u.user"):
+        (tmp_path / one).write_bytes((root / one).read_bytes())
+    titles = (root / "u.item").read_bytes()
+    first = titles.split(b"|")[1]
+    (tmp_path / "u.item").write_bytes(titles.replace(b"|" + first + b"|", b"|Wait\x85 \x1c\x1d\x1e\x0b\x0c|", 1))
+    plain, other = MovieLens(root=str(root)), MovieLens(root=str(tmp_path))
+    assert other.describe()["ratings"] == plain.describe()["ratings"]
+    assert all(np.array_equal(film, plain._vectors[0][number]) for number, film in other._vectors[0].items())
+
+
+def test_shares_that_do_not_sum_to_1_are_refused(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^data.ratios=\[1.0, 0.5, 0.5\]: must sum to 1, but the sum is 2$"):
+        MovieLens(root=str(root), ratios=[1.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("harm", ARCHIVE_HARMS)
+def test_a_damaged_archive_is_one_line(root: Path, tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "ml-100k.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if harm == "lzma" else zipfile.ZIP_DEFLATED) as archive:
+        for name in ("u.data", "u.item", "u.user"):
+            archive.write(root / name, f"ml-100k/{name}")
+    harm_archive(path, harm)
+    with pytest.raises(UserError, match=r"^data.root: .*ml-100k.zip: cannot be read \(.+\)$"):
+        MovieLens(root=str(path))
 
 
 def test_what_is_not_there_is_one_line(root: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shell import ARCHIVE_HARMS, harm_archive
 
 from metarun.core import TaskShape
 from metarun.data import download as download_module
@@ -229,6 +230,17 @@ def test_broken_archive_is_named(tmp_path: Path, own_cache: Path, harm: str) -> 
         UserError, match=rf"data omniglot: {path} is not a whole zip archive \(.*\); get it again from https://"
     ):
         Omniglot(root=str(tmp_path))
+
+
+@pytest.mark.parametrize("harm", ARCHIVE_HARMS)
+def test_an_archive_that_cannot_be_unpacked_is_named(tiny: Path, harm: str) -> None:
+    path = tiny / "images_background.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if harm == "lzma" else zipfile.ZIP_DEFLATED) as archive:
+        for name, raw in BACKGROUND.items():
+            archive.writestr(name, raw + bytes(2000))
+    harm_archive(path, harm)
+    with pytest.raises(UserError, match=r"images_background.zip is not a whole zip archive \(.+\); get it again"):
+        Omniglot(root=str(tiny))
 
 
 def test_missing_archive_without_download(tmp_path: Path, own_cache: Path) -> None:

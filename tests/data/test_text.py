@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,52 @@ def test_json_lines_and_a_json_list(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join([*map(json.dumps, objects), ""]), encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps(objects))
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.json") == ROWS
+
+
+def test_nan_is_nothing_and_equal_numbers_are_one_label(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": 1}', '{"text": "b", "label": 1.0}', '{"text": "c", "label": "1"}', '{"text": NaN, "label": 2}',
+             '{"text": "d", "label": 1.5}', '{"text": "e", "label": true}', '{"text": "f", "label": -0.0}']  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(tmp_path / "a.jsonl") == [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1.5"), ("e", "True"), ("f", "0")]
+    (tmp_path / "b.jsonl").write_text("\n".join([*lines, '{"text": "x", "label": NaN}']))
+    with pytest.raises(UserError, match=r"b.jsonl, line 8: has no label, the text is 'x'$"):
+        read(tmp_path / "b.jsonl")
+
+
+def test_a_label_is_one_however_its_accent_is_written(tmp_path: Path) -> None:
+    both = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    table(
+        tmp_path / "a.csv",
+        [(f"text {n} {both[1]}", both[n % 2] if n < 6 else "bc"[n % 2]) for n in range(12)],
+        f"{both[0]},label",
+    )
+    source = Text(
+        root=str(tmp_path / "a.csv"),
+        text_column=both[1],
+        train_classes=["b"],
+        val_classes=["c"],
+        test_classes=[both[1]],
+    )
+    assert (source.table.names, source.table.sizes.tolist()) == (["b", "c", "é"], [3, 3, 6])
+    assert both[1] in source.texts.texts[-1]  # a text is what it is
+    for name in both:
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "0.txt").write_text("text")
+    with pytest.raises(UserError, match="two class folders have names that look the same"):
+        read(tmp_path / "folders")
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\x1c", "\x0b"])
+def test_a_line_ends_with_a_new_line_alone(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(f"my{mark}text,label\na,x\nb,y\n", encoding="utf-8")
+    assert read(tmp_path / "a.csv", text=f"my{mark}text") == [("a", "x"), ("b", "y")]
+    (tmp_path / "names.txt").write_text(f"x{mark}y\r\nz\r", encoding="utf-8")
+    table(tmp_path / "b.csv", many([f"x{mark}y", "z", "v"]))
+    source = Text(root=str(tmp_path / "b.csv"), train_classes=str(tmp_path / "names.txt"), test_classes=["v"])
+    assert sorted(source.table.names[c] for split in ("train", "val") for c in source.splits[split]) == [
+        f"x{mark}y",
+        "z",
+    ]
 
 
 def test_a_folder_of_text_files_for_each_class(tmp_path: Path) -> None:
@@ -251,6 +298,13 @@ def test_parts_that_share_some_classes_are_refused(tmp_path: Path) -> None:
     table(tmp_path / "train.csv", many(["a", "b"]))
     table(tmp_path / "test.csv", many(["b", "c"], mark="!"))
     with pytest.raises(UserError, match=r"class b is in both train and test, but c in test without train"):
+        Text(root=str(tmp_path))
+
+
+def test_a_class_of_train_in_val_and_a_new_one_in_test_are_one_line(tmp_path: Path) -> None:
+    for part, classes in {"train": ["a", "b"], "val": ["a"], "test": ["c"]}.items():
+        table(tmp_path / f"{part}.csv", many(classes, mark=part))
+    with pytest.raises(UserError, match=r"class a is in both train and val, but c in test without train"):
         Text(root=str(tmp_path))
 
 

@@ -225,6 +225,28 @@ def test_of_a_benchmark_files_that_no_image_has_the_name_of_are_not_bad(
         assert ("files    18 images" in outcome.out) == (folder == "folders")
 
 
+def test_of_a_competitions_folder_only_the_files_of_the_table_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for part, count in (("train", 40), ("test", 3)):
+        (root / part).mkdir(parents=True)
+        for number, pixels in enumerate(photographs(count)):
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(root / part / f"{part}{number}.png")
+    (root / "train.csv").write_text("\n".join(["id,label", *(f"train{n},k{n % 5}" for n in range(40))]))
+    (root / "test" / "empty.png").write_bytes(b"")
+    words = ["recipe=inspect", "data=folder", f"data.root={root}", "data.labels=train.csv", *SMALL, "train.steps=0"]
+    outcome = metarun(*words, f"outputs={tmp_path}/o")
+    assert outcome.status == 0, outcome.err
+    assert "files    40 images" in outcome.out
+    assert "and 4 image files of no class, not read" in outcome.out
+    assert not re.search("^(bad|note)", outcome.out, re.MULTILINE)
+    (page,) = tmp_path.glob("o/inspect/*/index.html")
+    assert "4 image files beside them are of no class" in page.read_text(encoding="utf-8")
+    (root / "train" / "train7.png").write_bytes(b"")
+    outcome = metarun(*words, f"outputs={tmp_path}/p")
+    assert re.search("^bad +1 file cannot be read", outcome.out, re.MULTILINE)
+    assert "a run refuses them unless data.skip_bad=true" in " ".join(outcome.out.split())
+
+
 def test_a_folder_of_bad_files_has_no_empty_lines(tmp_path: Path) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
     (tmp_path / "images" / "a" / "0").write_bytes(b"no image")

@@ -23,6 +23,7 @@ from metarun.runs import contents
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
     ACCURACY,
+    CHECKPOINT_DATA,
     CHECKPOINT_DIGEST,
     CHOICES,
     COMMAND,
@@ -116,18 +117,27 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
-    config: dict[str, Any]  # {"train.steps": 100, ...}
+    config: dict[str, Any]  # {"train.steps": 100, ...}; its `data.*` are of what is trained on
     choices: dict[str, str]  # of Hydra's groups; for a run that only tests, those its weights were trained with
     overridden: frozenset[str]  # keys and groups named on its command line, or on that of its weights
     finished: float  # seconds since the epoch
-    tested_on: str = (
-        ""  # of a test on several data sets the one that this is of; what is trained on is the choice of `data`
-    )
+    tested_on: str = ""  # of a test on other data than those of the training, or on several, these; the choice of `data` is the training's
+    one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
+    test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
         return int(self.config.get("seed") or 0)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was tested on other data than its weights were trained on."""
+        return self.tested_on not in ("", self.choices.get("data")) or bool(self.test_data)
+
+    def of_test(self, key: str) -> Any:
+        """What the test had for a key; None if it has no such key."""
+        return (self.test_data if self.test_data and key.startswith("data.") else self.config).get(key)
 
     @property
     def setting(self) -> Setting:
@@ -148,7 +158,7 @@ class Run:
         # A data set without classes is one of regression tasks.
         measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
-        content = [_items(data), data.get("classes"), self.config.get("data.within_group")]
+        content = [_items(data), data.get("classes"), self.of_test("data.within_group")]
         name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,
@@ -161,7 +171,7 @@ class Run:
             "episodes",
             repr(content),
             more_of_task(task),
-            bool(self.tested_on),
+            self.one_of_many,
         )
 
     @property
@@ -176,7 +186,7 @@ class Run:
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
-            with open(self.folder / scores_file(self.tested_on), "rb") as file, np.load(file) as stored:
+            with open(self.folder / scores_file(self.tested_on if self.one_of_many else ""), "rb") as file, np.load(file) as stored:
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
@@ -242,6 +252,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
         if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
             collection.problems.append(f"{lines}: {counted(damaged, 'damaged line')} left out of its curves")
     collection.columns = swept(runs)
+    collection.columns += [column for column in crossed(runs) if column not in collection.columns]
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid
     collection.groups, repeated = grouped(runs, collection.columns)
@@ -304,19 +315,18 @@ def read(folder: Path) -> Run:
         chosen = {group: choice for group, choice in stored.items() if choice is not None}
         choices = {**_classes(config), **chosen}
         typed = overridden(words_of(result), config, choices)
-        if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
-            choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
-            typed |= inherited
+        run = Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
+        # The choices of the command line of a test are not what the weights were trained with.
+        return _trained_with(run) if config.get("checkpoint") else run
     except (TypeError, AttributeError, ValueError) as error:
         file = folder / contents.RESULT
         raise Unreadable(f"{file}: cannot be used ({first_line(error)}), so that the run is left out") from error
-    return Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
 
 
 def by_set(run: Run) -> list[Run]:
     """A run that was tested on several data sets as one for each of them; any other as it is."""
     sets = run.result.get(key_of_result(TEST, SETS), {})
-    return [replace(run, result=of_one(run.result, name), tested_on=name) for name in sets] or [run]
+    return [replace(run, result=of_one(run.result, name), tested_on=name, one_of_many=True) for name in sets] or [run]
 
 
 def check_usable(run: Run) -> None:
@@ -357,19 +367,47 @@ def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, 
     return groups | keys
 
 
-def _trained_with(
-    folder: Path, checkpoint: Path, config: dict[str, Any], choices: dict[str, str], typed: set[str]
-) -> tuple[dict[str, str], set[str]]:
-    """The choices and overrides of the run that `checkpoint` is of; without it, the classes that the config names."""
+def _trained_with(run: Run) -> Run:
+    """A run that goes on with a checkpoint, with the choices, the data and the overrides of the run that trained the weights.
+
+    Without that run the choices are the classes that the config names, and other data of the training are called by their fingerprint.
+    """
+    checkpoint, typed, before = Path(run.config["checkpoint"]), run.overridden, _trained_on(run.result)
+    trained = _origin(run.folder, checkpoint)
+    if trained is not None:
+        here = run.choices.get("data", "")
+        choices = {**trained.choices, **{group: run.choices[group] for group in typed & run.choices.keys() - {"data"}}}
+        run = replace(run, choices=choices, overridden=typed | trained.overridden)
+        of_training, now = trained.config, here if "data" in typed else trained.choices.get("data", "")
+    else:
+        classes = _classes(run.config)
+        now = run.choices.get("data", "") if "data" in typed else classes.get("data", "")
+        other = {"data": f"data {before[:8]}"} if before else {}
+        run = replace(run, choices={**run.choices, **classes, **other}, overridden=typed | classes.keys())
+        of_training = {}
+    if DATA not in run.result or not (before or (trained is not None and now != run.choices.get("data", ""))):
+        return run
+    own = {key: value for key, value in run.config.items() if key.startswith("data.")}
+    config = {key: value for key, value in run.config.items() if key not in own}
+    config |= {key: value for key, value in of_training.items() if key.startswith("data.")}
+    return replace(run, config=config, tested_on=now, test_data=own)
+
+
+def _origin(folder: Path, checkpoint: Path) -> Run | None:
+    """The run that trained the weights of `checkpoint`, as far as it is there and is not the one in `folder` itself."""
     trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (trained / contents.RESULT).is_file() and trained.resolve() != folder.resolve():
-        try:
-            run = read(trained)
-            return {**run.choices, **{group: choices[group] for group in typed & choices.keys()}}, set(run.overridden)
-        except Unreadable:
-            pass
-    classes = _classes(config)
-    return {**choices, **classes}, set(classes)
+    if not (trained / contents.RESULT).is_file() or trained.resolve() == folder.resolve():
+        return None
+    try:
+        return read(trained)
+    except Unreadable:
+        return None
+
+
+def _trained_on(result: dict[str, Any]) -> str:
+    """The fingerprint of the items that the weights of a test were trained on, where it is not on these; else empty."""
+    before = result.get(CHECKPOINT_DATA, {}).get("data")
+    return _items(before) if before and _items(before) != _items(result.get(DATA, before)) else ""
 
 
 def _classes(config: dict[str, Any]) -> dict[str, str]:
@@ -387,6 +425,19 @@ def swept(runs: Sequence[Run]) -> list[str]:
     return sorted(
         differing, key=lambda key: (key not in first, "." in key, first.index(key) if key in first else 0, key)
     )
+
+
+def crossed(runs: Sequence[Run]) -> list[str]:
+    """What says on which data the weights were trained, where some were tested on others and no setting says on which of several."""
+    across = [run for run in runs if run.elsewhere and not run.one_of_many]
+    keys = {
+        key
+        for run in across
+        if run.tested_on == run.choices.get("data")
+        for key in run.overridden
+        if key.startswith("data.") and run.config.get(key) != run.of_test(key)
+    }
+    return ["data", *sorted(keys)] if across else []
 
 
 def unsaid_differences(groups: Sequence[Group]) -> list[str]:

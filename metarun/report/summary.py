@@ -64,6 +64,7 @@ class Section:
     division: bool = (
         False  # whether other sections differ from this one in the data alone, as divisions of one data set do
     )
+    crossed: bool = False  # whether the report has tests on other data than those of the training, so that no title tells these
 
     @property
     def higher_is_better(self) -> bool:
@@ -74,15 +75,19 @@ class Section:
 def summarise(collection: Collection) -> list[Section]:
     """The sections; p-values are Holm-adjusted over all comparisons of their kind in the report."""
     sections = []
+    crossed = any(run.elsewhere for run in collection.runs)
     for setting, number, told in _divisions(collection):
         groups = [group for group in collection.groups if group.setting == setting]
         columns = [
             column
             for column in collection.columns
             if column not in told
-            and not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
+            and (
+                (crossed and column.partition(".")[0] == "data")
+                or not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
+            )
         ]
-        section = Section(setting, setting.title + number, columns, division=bool(number))
+        section = Section(setting, setting.title + number, columns, division=bool(number), crossed=crossed)
         section.rows = [_row(group, _telling(groups, columns)) for group in groups]
         if setting.tested:
             _against_the_best(section)
@@ -161,8 +166,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
-    of_source = not setting.target and runs[0].tested_on in ("", runs[0].choices.get("data"))
-    if setting.tested and of_source:
+    if setting.tested and not setting.target and not runs[0].elsewhere:
         row.published = published.find(runs[0].choices, runs[0].result[PROTOCOL]["test"])
     return row
 

@@ -34,7 +34,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from metarun import report
 from metarun.report import figures, listing, published, statistics, tables
-from metarun.report.collect import collect
+from metarun.report.collect import collect, read
+from metarun.report.run import subject as run_subject
 from metarun.report.summary import Section, pooled, summarise
 from metarun.report.tables import Table, latex
 from metarun.runs.logger import RunLogger
@@ -207,6 +208,88 @@ def test_a_tested_checkpoint_counts_as_the_method_it_was_trained_with(tmp_path: 
     found = collect([tmp_path / "tested"], tmp_path / "report")
     names = ["maml", "protonet"] if kept else ["Maml", "Protonet"]
     assert [group.values for group in found.groups] == [{"algo": name} for name in names]
+
+
+def make_test(folder: Path, trained: Path, *words: str, result: dict[str, Any] | None = None, **options: Any) -> Path:
+    """A test of the run in the folder `trained`; its choices are those of its own command line, and its seed by itself that run's."""
+    words = ("recipe=test", f"checkpoint={trained}", *words)
+    config = {"checkpoint": str(trained), "data": {"root": "here"}} | options.pop("config", {})
+    found = {"checkpoint/sha256": trained.name} | (result or {})
+    return make_run(folder, *words, config=config, result=found, **options)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_test_on_other_data_is_of_the_data_that_the_weights_were_trained_on(
+    kept: bool, seed: int, tmp_path: Path
+) -> None:
+    """It is no seed of what was trained on the data of the test, replaces nothing there, and nothing was published of it."""
+    trained = tmp_path / "trained"
+    for name, fingerprint in (("omniglot", "f0"), ("glyphs", "f1")):
+        make_run(
+            trained / name, f"data={name}", "algo=protonet", scores=[0.5, 1], choices={"data": name}, fingerprint=fingerprint,
+            config={"data": {"root": name}},
+        )  # fmt: skip
+    before = {"checkpoint/data": {"data": {"fingerprint": "f1", "classes": {"train": 9}}}}
+    make_test(
+        tmp_path / "tests" / "a", trained / "glyphs", "data=omniglot", scores=[0.2, 0.4], seed=seed, result=before,
+        choices={"data": "omniglot"}, config={"algo": {"_target_": "a.protonet"}, "data": {"_target_": "a.Omniglot"}},
+    )  # fmt: skip
+    if not kept:
+        (trained / "glyphs" / "result.json").unlink()
+    collection = collect([trained / "omniglot", tmp_path / "tests"], tmp_path / "report")
+    (section,) = summarise(collection)
+    assert collection.problems == []
+    source = "glyphs" if kept else "data f1"
+    table = tables.section_table(section)
+    assert table.headings[0] == "trained on"
+    found = {row.label.partition(",")[0]: row for row in section.rows}
+    assert {name: (round(row.mean or 0, 9), row.n) for name, row in found.items()} == {"omniglot": (0.75, 1), source: (0.3, 1)}
+    assert found["omniglot"].published is not None
+    assert found[source].published is None
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv([section]))))
+    assert sorted((line["data"], line["trained_on"]) for line in lines) == sorted(
+        [("omniglot", "omniglot"), ("omniglot", source)]
+    )
+
+
+def test_weights_of_several_data_tested_on_one_are_a_row_each(tmp_path: Path) -> None:
+    for name in ("glyphs", "omniglot"):
+        make_run(tmp_path / "trained" / name, f"data={name}", scores=[0.5, 1], choices={"data": name})
+        before = {"checkpoint/data": {"data": {"fingerprint": name}}}
+        make_test(
+            tmp_path / "tests" / name, tmp_path / "trained" / name, "data=digits", scores=[0.2, 0.4], result=before,
+            choices={"data": "digits"},
+        )  # fmt: skip
+    (section,) = sections(tmp_path / "tests")
+    assert [(row.label, row.n) for row in section.rows] == [("glyphs", 1), ("omniglot", 1)]
+
+
+def test_a_key_of_the_data_that_is_typed_in_a_test_is_of_the_test(tmp_path: Path) -> None:
+    """The same choice with another root is other data, and says so; what the weights were trained on stays as it was."""
+    trained, config = tmp_path / "runs" / "trained", {"data": {"root": "a"}}
+    make_run(trained, "data=folder", "data.root=a", scores=[0.5, 1], choices={"data": "folder"}, config=config)
+    make_test(
+        tmp_path / "runs" / "test", trained, "data.root=b", scores=[0.2, 0.4], fingerprint="f1", config={"data": {"root": "b"}},
+        result={"checkpoint/data": {"data": {"fingerprint": "f0"}}},
+    )  # fmt: skip
+    collection = collect([tmp_path / "runs"], tmp_path / "report")
+    assert [(run.value("data"), run.value("data.root"), run.of_test("data.root")) for run in collection.runs] == [
+        ("folder", "a", "a"),
+        ("folder", "a", "b"),
+    ]
+    assert collection.columns == ["data", "data.root"]
+    for section in summarise(collection):
+        assert tables.section_table(section).headings[:2] == ["trained on", "trained on data.root"]
+        assert [row.published for row in section.rows] == [None]
+    assert run_subject(tmp_path / "runs" / "test") == "protonet on folder, trained on folder\n"
+
+
+def test_other_vectors_of_the_same_items_are_no_other_data(tmp_path: Path) -> None:
+    trained = make_run(tmp_path / "trained", "data=glyphs", scores=[0.5, 1], choices={"data": "glyphs"})
+    items = {"fingerprint": "v0", "before_encoding": "f0"}
+    made = make_test(tmp_path / "test", trained, scores=[0.5, 1], result={"checkpoint/data": {"data": items}})
+    assert not read(made).elsewhere
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ class Run:
     tested_on: str = ""  # of a test on other data than those of the training, or on several, these; the choice of `data` is the training's
     one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
     test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
+    origin: Run | None = None  # of a run that goes on with a checkpoint the run that trained the weights, where it is there
 
     @property
     def seed(self) -> int:
@@ -138,6 +139,21 @@ class Run:
     def of_test(self, key: str) -> Any:
         """What the test had for a key; None if it has no such key."""
         return (self.test_data if self.test_data and key.startswith("data.") else self.config).get(key)
+
+    @property
+    def digest(self) -> str | None:
+        """That of the weights that it tests and did not train."""
+        return None if self.result.get(TRAIN_STEPS) else self.result.get(CHECKPOINT_DIGEST)
+
+    @property
+    def training_seed(self) -> int | str:
+        """The seed that its weights were trained with; where that is not known, their digest."""
+        if self.digest is None:
+            return self.seed
+        if self.origin is not None:
+            return self.origin.training_seed
+        typed = any(key_of(word) == "seed" for word in words_of(self.result) if "=" in word)
+        return self.digest if typed else self.seed  # a test has by itself the seed of the training
 
     @property
     def setting(self) -> Setting:
@@ -207,11 +223,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seeds alone: in that of the training, or in that of the test."""
 
     setting: Setting
     values: dict[str, Any]  # of each column
-    runs: list[Run]  # by seed, one each
+    trainings: list[list[Run]]  # by seed, the runs of the same weights together, one for each seed of a test
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all trainings."""
+        return [run for together in self.trainings for run in together]
 
 
 @dataclass
@@ -377,7 +398,7 @@ def _trained_with(run: Run) -> Run:
     if trained is not None:
         here = run.choices.get("data", "")
         choices = {**trained.choices, **{group: run.choices[group] for group in typed & run.choices.keys() - {"data"}}}
-        run = replace(run, choices=choices, overridden=typed | trained.overridden)
+        run = replace(run, choices=choices, overridden=typed | trained.overridden, origin=trained)
         of_training, now = trained.config, here if "data" in typed else trained.choices.get("data", "")
     else:
         classes = _classes(run.config)
@@ -451,25 +472,37 @@ def unsaid_differences(groups: Sequence[Group]) -> list[str]:
 
 
 def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
-    """The groups, by setting and values; and a line for each run that another of the same group and seed replaces."""
+    """The groups, by setting and values; and a line for each run that another of the same group and seeds replaces."""
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         members.setdefault((run.setting, *(repr(run.value(column)) for column in columns)), []).append(run)
     groups, repeated = [], []
     for together in members.values():
-        latest: dict[int, Run] = {}
+        latest: dict[tuple[int | str, int], Run] = {}
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
-            if run.seed in latest:
-                earlier, weights = latest[run.seed], CHECKPOINT_DIGEST
+            seeds = run.training_seed, run.seed
+            if seeds in latest:
+                earlier, weights = latest[seeds], CHECKPOINT_DIGEST
                 how = "has the same settings and seed"
                 if earlier.result.get(weights) != run.result.get(weights):
                     how = "tests other weights by the same settings and seed"
                 repeated.append(f"{earlier.folder}: left out, {run.folder} {how}, and is later")
-            latest[run.seed] = run
-        by_seed = [latest[seed] for seed in sorted(latest)]
-        groups.append(Group(by_seed[0].setting, {column: by_seed[0].value(column) for column in columns}, by_seed))
+            latest[seeds] = run
+        by_seed = [latest[seeds] for seeds in sorted(latest, key=lambda seeds: [*map(natural, seeds)])]
+        values = {column: by_seed[0].value(column) for column in columns}
+        groups.append(Group(by_seed[0].setting, values, _trainings(by_seed)))
     groups.sort(key=_place)
     return groups, repeated
+
+
+def _trainings(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of the same weights together: those that tested them, and the one that trained them."""
+    tested = {run.origin.folder.resolve(): run.digest for run in runs if run.origin and run.digest}
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        folder = run.folder.resolve()
+        found.setdefault(run.digest or tested.get(folder) or str(folder), []).append(run)
+    return list(found.values())
 
 
 def _place(group: Group) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -33,7 +33,7 @@ class Row:
 
     group: Group
     label: str
-    mean: float | None = None  # over seeds, of the test measure, where finite; None if nothing was tested
+    mean: float | None = None  # over seeds of the training, of the test measure, where finite; None if nothing was tested
     seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
     episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
     median: float | None = None  # of the errors of regression, the mean over seeds
@@ -49,8 +49,8 @@ class Row:
 
     @property
     def n(self) -> int:
-        """The number of runs."""
-        return len(self.group.runs)
+        """The number of trainings."""
+        return len(self.group.trainings)
 
 
 @dataclass
@@ -150,17 +150,17 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     measure, runs = group.setting.measure, group.runs
     row = Row(group, label(group, columns))
     if group.setting.tested:
-        finite = [run for run in runs if math.isfinite(run.result[key(run.tested, measure)])]
-        values = [run.result[key(run.tested, measure)] for run in finite]
-        halves = [run.result.get(half_of(key(run.tested, measure))) for run in finite]
+        tested = key(runs[0].tested, measure)
+        found = [[run for run in together if math.isfinite(run.result[tested])] for together in group.trainings]
+        finite = [together for together in found if together]
+        values = [fmean(run.result[tested] for run in together) for together in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
-            over = statistics.over_same_draws if group.setting.target else statistics.over_episodes
-            row.episodes_half = over(halves)
+            row.episodes_half = _over_draws(finite, tested, group.setting.target)
         if measure == "mse":
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
-    scores = _finite(run.result.get(SCORE) for run in runs)
+    scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
     row.seconds = _mean(run.result.get(TRAIN_SECONDS) for run in runs)
     memories = [run.result.get("peak_memory", {}) for run in runs]
@@ -169,6 +169,14 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     if setting.tested and not setting.target and not runs[0].elsewhere:
         row.published = published.find(runs[0].choices, runs[0].result[PROTOCOL]["test"])
     return row
+
+
+def _over_draws(trainings: Sequence[Sequence[Run]], tested: str, target: bool) -> float | None:
+    """Half the interval over what was drawn for the tests, of the mean over trainings of the mean over the tests of each."""
+    runs = [(run, 1 / len(together)) for together in trainings for run in together]
+    halves = [run.result.get(half_of(tested)) for run, _ in runs]
+    draws = [None if target else run.seed for run, _ in runs]  # the images of a target are drawn by `target.subset_seed`
+    return statistics.over_episodes(halves, draws, [share / len(trainings) for _, share in runs])
 
 
 def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
@@ -231,7 +239,7 @@ def _against_the_best(section: Section) -> None:
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
             row.on_episodes = statistics.paired(pooled(by_seed, row.group.setting.target)) if by_seed else None
-            row.on_seeds = statistics.paired(np.array([each.mean() for each in by_seed]))
+            row.on_seeds = statistics.paired(np.array(_of_seeds(row.group.runs, best.group.runs, scores)))
 
 
 def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
@@ -243,20 +251,36 @@ def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
     return found
 
 
-def differences(ours: list[Run], theirs: list[Run], scores: dict[int, np.ndarray | None]) -> list[np.ndarray]:
-    """For each seed that both have, our scores minus theirs on the episodes that both were tested on, where finite.
+def differences(
+    ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]
+) -> list[np.ndarray]:
+    """For each seed of a test that both have, our scores minus theirs on the episodes that both were tested on, where finite.
 
-    Test episode i depends on the seed and i alone (and on the setting, which is the same): both have the first ones.
+    Test episode i depends on the seed and i alone (and on the setting, which is the same): both have the first ones. Of several
+    weights that were tested by one seed it is the mean.
     """
     found = []
-    for run in ours:
-        for other in theirs:
-            mine, its = scores[id(run)], scores[id(other)]
-            if run.seed == other.seed and mine is not None and its is not None:
-                n = min(len(mine), len(its))
-                both = np.isfinite(mine[:n]) & np.isfinite(its[:n])
-                found.append(mine[:n][both] - its[:n][both])
+    for seed in dict.fromkeys(run.seed for run in ours):
+        mine, its = ([scores[id(run)] for run in runs if run.seed == seed] for runs in (ours, theirs))
+        known = [each for each in (*mine, *its) if each is not None]
+        if its and len(known) == len(mine) + len(its):
+            n = min(map(len, known))
+            mean, other = (np.mean([each[:n] for each in of_one if each is not None], axis=0) for of_one in (mine, its))
+            both = np.isfinite(mean) & np.isfinite(other)
+            found.append(mean[both] - other[both])
     return [each for each in found if len(each)]
+
+
+def _of_seeds(
+    ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]
+) -> list[float]:
+    """For each seed of a training that both have, the mean of our scores minus theirs on the episodes that both were tested on."""
+    found = []
+    for seed in dict.fromkeys(run.training_seed for run in ours):
+        mine, its = ([run for run in runs if run.training_seed == seed] for runs in (ours, theirs))
+        if by_draw := differences(mine, its, scores):
+            found.append(fmean(float(each.mean()) for each in by_draw))
+    return found
 
 
 def _adjust(rows: list[Row]) -> None:

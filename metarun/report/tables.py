@@ -437,13 +437,13 @@ def as_csv(sections: Sequence[Section]) -> str:
 
 
 def _record(section: Section, row: Row) -> dict[str, Any]:
-    setting, seeds = section.setting, [run.seed for run in row.group.runs]
+    setting, seeds = section.setting, [str(together[0].training_seed)[:20] for together in row.group.trainings]
     record: dict[str, Any] = {
         "setting": section.title, "data": setting.data, "split": setting.split, "ways": setting.ways, "shots": setting.shots,
         "queries": setting.queries,
         **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
         "trained_on": row.group.runs[0].choices.get("data"),
-        "seeds": " ".join(map(str, seeds)), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
+        "seeds": " ".join(seeds), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
         "half_over_episodes": row.episodes_half, "median": row.median, "diverged": row.diverged, "best": int(row.best),
         "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
         "train_seconds": row.seconds, "peak_memory_bytes": row.memory,

@@ -215,7 +215,10 @@ def make_test(folder: Path, trained: Path, *words: str, result: dict[str, Any] |
     words = ("recipe=test", f"checkpoint={trained}", *words)
     config = {"checkpoint": str(trained), "data": {"root": "here"}} | options.pop("config", {})
     found = {"checkpoint/sha256": trained.name} | (result or {})
-    return make_run(folder, *words, config=config, result=found, **options)
+    file = make_run(folder, *words, config=config, result=found, **options) / "result.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in stored.items() if not key.startswith(("train/", "val/"))}))
+    return folder
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -290,6 +293,53 @@ def test_other_vectors_of_the_same_items_are_no_other_data(tmp_path: Path) -> No
     items = {"fingerprint": "v0", "before_encoding": "f0"}
     made = make_test(tmp_path / "test", trained, scores=[0.5, 1], result={"checkpoint/data": {"data": items}})
     assert not read(made).elsewhere
+
+
+def test_the_same_weights_tested_by_other_seeds_are_one_training(tmp_path: Path) -> None:
+    """More episodes lessen the interval over episodes alone, whether the run that trained them is there or not."""
+    root, scores = tmp_path / "runs", {seed: GENERATOR.random(40) for seed in (0, 1, 2)}
+    trained = make_run(tmp_path / "trained", "algo=maml", scores=scores[0], choices={"algo": "maml"}, curve=[0.1, 0.2])
+    steps = {seed: np.stack([values / 2, values]) for seed, values in scores.items()}
+    for seed, values in steps.items():
+        make_test(root / str(seed), trained, f"seed={seed}", scores=values, seed=seed)
+    for roots in ([root], [root, trained]):
+        (section,) = summarise(collect(roots, tmp_path / "report"))
+        (row,) = section.rows
+        assert (row.n, row.seeds_half) == (1, None)
+        assert row.mean == pytest.approx(np.mean([*scores.values()]))
+        halves = [1.96 * values.std(ddof=1) / math.sqrt(40) for values in scores.values()]
+        assert row.episodes_half == pytest.approx(math.hypot(*halves) / 3)
+        table = tables.section_table(section)
+        assert "one seed" in table.rows[0]
+        (line,) = csv.DictReader(io.StringIO(tables.as_csv([section])))
+        assert (line["seeds"], line["half_over_seeds"]) == ("0", "")
+    band = figures._band(section.rows[0].group, lambda run: (np.array([0, 1]), np.array([run.seed, 1.0])))
+    assert band is not None
+    np.testing.assert_allclose(band, [[0, 1], [1, 1], [1, 1], [1, 1]])
+    (trained / "result.json").unlink()
+    (section,) = sections(root)
+    assert [row.n for row in section.rows] == [1]
+
+
+def test_trainings_that_are_tested_by_one_seed_are_several_on_the_same_episodes(tmp_path: Path) -> None:
+    """Their interval over episodes is no narrower for being of several weights, and a paired test counts each episode once."""
+    draws = {(algo, seed): GENERATOR.random(40) + (algo == "maml") for algo in ("maml", "protonet") for seed in (0, 1)}
+    for (algo, seed), values in draws.items():
+        trained = make_run(tmp_path / "trained" / f"{algo}{seed}", f"algo={algo}", seed=seed, choices={"algo": algo})
+        make_test(tmp_path / "tests" / f"{algo}{seed}", trained, "seed=7", scores=values, seed=7)
+    collection = collect([tmp_path / "tests"], tmp_path / "report")
+    assert collection.problems == []
+    (section,) = summarise(collection)
+    maml, protonet = section.rows
+    ours, theirs = ([draws[algo, seed] for seed in (0, 1)] for algo in ("protonet", "maml"))
+    assert (maml.n, protonet.n, maml.best) == (2, 2, True)
+    assert protonet.seeds_half == pytest.approx(statistics.over_seeds([values.mean() for values in ours]))
+    assert protonet.episodes_half == pytest.approx(np.mean([1.96 * each.std(ddof=1) / math.sqrt(40) for each in ours]))
+    assert protonet.on_episodes is not None
+    assert protonet.on_episodes.pairs == 40
+    assert protonet.on_episodes.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert protonet.on_seeds is not None
+    assert (protonet.on_seeds.pairs, protonet.on_seeds.mean) == (2, pytest.approx(np.mean(ours) - np.mean(theirs)))
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:

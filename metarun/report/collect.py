@@ -83,7 +83,7 @@ class Setting(NamedTuple):
         """The setting in words, as the heading of a table."""
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
-            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images"
+            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images{self.more}"
         if not self.ways:
             return f"{self.data}{split}, held-out images"
         if self.measure == "mse":
@@ -94,7 +94,10 @@ class Setting(NamedTuple):
     def tells(self, column: str, value: Any) -> bool:
         """Whether the title already says that `column` has this value."""
         if self.target:
-            return column == "target" and value == self.data
+            told = {"target": self.data, "target.train_images": self.shots, "target.test_images": self.queries}
+            return (column in told and told[column] == value) or (
+                column == "target.repeats" and self.more == _repeats(value)
+            )
         known: dict[str, Any] = {"data": self.data, "data.split": self.split}
         for prefix in ("task.", "test.task."):
             known |= {f"{prefix}ways": self.ways, f"{prefix}shots": self.shots, f"{prefix}queries": self.queries}
@@ -104,6 +107,11 @@ class Setting(NamedTuple):
 def as_count(value: Any) -> Any:
     """A range that JSON or YAML gave as a list, as a tuple; any other value as it is."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _repeats(number: int | None) -> str:
+    """The repeats of a target, to follow the numbers of its images; empty where they are not known."""
+    return f", {counted(number, 'repeat')}" if number else ""
 
 
 def _items(data: dict[str, Any]) -> str:
@@ -124,7 +132,9 @@ class Run:
     tested_on: str = ""  # of a test on other data than those of the training, or on several, these; the choice of `data` is the training's
     one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
     test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
-    origin: Run | None = None  # of a run that goes on with a checkpoint the run that trained the weights, where it is there
+    origin: Run | None = (
+        None  # of a run that goes on with a checkpoint the run that trained the weights, where it is there
+    )
 
     @property
     def seed(self) -> int:
@@ -139,6 +149,18 @@ class Run:
     def of_test(self, key: str) -> Any:
         """What the test had for a key; None if it has no such key."""
         return (self.test_data if self.test_data and key.startswith("data.") else self.config).get(key)
+
+    @property
+    def content_keys(self) -> frozenset[str]:
+        """The keys, of those that were typed, that may decide on `Setting.content`."""
+        of = "target." if self.tested == TARGET else "data."
+        return frozenset(key for key in self.overridden if key.startswith(of))
+
+    @property
+    def tested_classes(self) -> str:
+        """Which classes were tested on, in a few words, of a test on one of several data sets; of any other empty."""
+        told = self.result[PROTOCOL].get(SETS, {}).get(self.tested_on, {}) if self.one_of_many else {}
+        return str(told.get("classes", "")).partition(",")[0]
 
     @property
     def digest(self) -> str | None:
@@ -167,7 +189,8 @@ class Run:
             name = self.choices.get("target", "target")
             over = self.result.get(TARGET_OVER, "repeats" if TARGET_CURVE in self.result else "test images")
             ways = len(self.result[TARGET_CLASSES])
-            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content))
+            more = _repeats(self.config.get("target.repeats")) if over == "repeats" else ""
+            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content), more)
         protocol, data = self.result[PROTOCOL], self.result[DATA]
         task = protocol.get(TEST, IMAGES)
         tested = [measure for measure in MEASURES if key_of_result(TEST, measure) in self.result]
@@ -202,7 +225,10 @@ class Run:
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
-            with open(self.folder / scores_file(self.tested_on if self.one_of_many else ""), "rb") as file, np.load(file) as stored:
+            with (
+                open(self.folder / scores_file(self.tested_on if self.one_of_many else ""), "rb") as file,
+                np.load(file) as stored,
+            ):
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from metarun.ops.calibration import BINS
 from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
-from metarun.report.summary import Row, Section, apart, target_points
+from metarun.report.summary import Row, Section, apart, joint_labels, target_points
 from metarun.runs.result import (
     CALIBRATION,
     TEST_AFTER_INNER_STEPS,
@@ -185,15 +185,15 @@ def _lines(
     dress: Callable[[Axes, dict[str, Band]], None] | None = None,
 ) -> tuple[str, str, Figure] | None:
     """A panel for each setting with curves, a line for each group; the tenth and further groups are thin and grey."""
-    panels = []
+    panels, labelled = [], joint_labels(sections)
     for section in sections:
-        curves = {row.label: curve(row.group) for row in _ranked(section)}
+        curves = {labelled[id(row)]: curve(row.group) for row in _ranked(section)}
         drawn = {label: band for label, band in curves.items() if band is not None}
         if drawn:
             panels.append((section, drawn))
     if not panels:
         return None
-    everywhere = list(dict.fromkeys(row.label for section in sections for row in _ranked(section)))
+    everywhere = list(dict.fromkeys(labelled[id(row)] for section in sections for row in _ranked(section)))
     here = list(dict.fromkeys(label for _, drawn in panels for label in drawn))
     # The same colours in every figure, if they suffice.
     labels = everywhere if len(everywhere) <= len(COLOURS) else here

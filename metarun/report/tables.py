@@ -171,6 +171,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
     for index, section in enumerate(sections):
         if section.division and not many and section.setting.measure == "acc":
             families.setdefault(section.setting._replace(content=""), []).append(index)
+    families = {family: indices for family, indices in families.items() if len(indices) > 1}
     if len(sections) < 2 or not (columns or many or families):
         return None
     places: dict[tuple[str, ...], dict[int, Row]] = {}

@@ -247,7 +247,10 @@ def test_a_test_on_other_data_is_of_the_data_that_the_weights_were_trained_on(
     table = tables.section_table(section)
     assert table.headings[0] == "trained on"
     found = {row.label.partition(",")[0]: row for row in section.rows}
-    assert {name: (round(row.mean or 0, 9), row.n) for name, row in found.items()} == {"omniglot": (0.75, 1), source: (0.3, 1)}
+    assert {name: (round(row.mean or 0, 9), row.n) for name, row in found.items()} == {
+        "omniglot": (0.75, 1),
+        source: (0.3, 1),
+    }
     assert found["omniglot"].published is not None
     assert found[source].published is None
     lines = list(csv.DictReader(io.StringIO(tables.as_csv([section]))))
@@ -751,6 +754,76 @@ def test_divisions_that_no_key_tells_apart_are_numbered(tmp_path: Path) -> None:
     for number in (1, 2):
         make_run(tmp_path / str(number), "algo=maml", scores=[0.4, 0.6], fingerprint=f"f{number}")
     assert [section.title.rpartition(", ")[2] for section in sections(tmp_path)] == ["data 1", "data 2"]
+
+
+def test_subsets_of_a_target_have_a_mean_and_numbers_of_repeats_are_apart(tmp_path: Path) -> None:
+    """Also at several numbers of training images, given one by one."""
+    for images in (10, 20):
+        for subset, accuracy in ((0, 0.5), (1, 0.6)):
+            found = {
+                "target/acc": accuracy,
+                "target/acc_ci95": 0.1,
+                "target/classes": ["a", "b"],
+                "target/over": "repeats",
+            }
+            found |= {"target/data": {"fingerprint": "f"}, "target/train_images": images, "target/test_images": 40}
+            config = {"target": {"subset_seed": subset, "repeats": 2, "train_images": images}}
+            words = [f"target.{key}={value}" for key, value in config["target"].items()]
+            make_run(tmp_path / f"{images}{subset}", *words, choices={"target": "digits"}, config=config, result=found)
+    config = {"target": {"subset_seed": 0, "repeats": 5, "train_images": 10}}
+    words = [f"target.{key}={value}" for key, value in config["target"].items()]
+    numbers = {**found, "target/train_images": 10}
+    make_run(tmp_path / "more", *words, choices={"target": "digits"}, config=config, result=numbers)
+    found = sections(tmp_path)
+    assert [section.title for section in found] == [
+        f"digits as the target, {images} training images, 40 test images, 2 repeats, subset_seed {subset}"
+        for images in (10, 20) for subset in (0, 1)
+    ][:2] + ["digits as the target, 10 training images, 40 test images, 5 repeats, subset_seed 0"] + [
+        f"digits as the target, 20 training images, 40 test images, 2 repeats, subset_seed {subset}" for subset in (0, 1)
+    ]  # fmt: skip
+    assert {column for section in found for column in section.columns} == set()
+    table = tables.overview(found)
+    assert table is not None
+    means = {heading: cell for heading, cell in zip(table.headings, table.rows[0], strict=True) if "over" in heading}
+    assert [cell.partition(" ± ")[0] for cell in means.values()] == ["55.00%", "55.00%"]
+
+
+def test_the_same_weights_have_one_colour_and_name_on_each_of_several_data_sets(tmp_path: Path) -> None:
+    """A set that was trained on is tested on its held-out classes, and is another set of tasks than all of its classes."""
+    classes = {"digits": ("all 10 classes", "its 2 test classes, since it is trained on too")}
+    classes["glyphs"] = ("all 1472 classes", "its 289 test classes, since it is trained on too")
+    task, bins = {"ways": 5, "shots": 1, "queries": 15}, [{"count": 20, "confidence": 0.5, "accuracy": 0.4}]
+    for source in classes:
+        protocol: dict[str, Any] = {"norm": "batch", "transductive": False, "test": task, "split": None, "sets": {}}
+        found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol, "test/sets": {}}
+        for name, told in classes.items():
+            protocol["sets"][name] = {"task": task, "classes": told[name == source]}
+            found["test/sets"][name] = {"fingerprint": f"{name}{name == source}", "classes": {"test": 2}}
+            found |= {f"test/{name}/acc": 0.5, f"test/{name}/acc_ci95": 0.1, f"test/{name}/calibration": {"bins": bins}}
+        make_run(tmp_path / source, f"data={source}", choices={"data": source}, result=found)
+    found_sections = sections(tmp_path)
+    assert [section.title.rpartition(", ")[2] for section in found_sections] == [
+        "all 10 classes", "its 2 test classes", "all 1472 classes", "its 289 test classes",
+    ]  # fmt: skip
+    assert [tables.section_table(section).headings[0] for section in found_sections] == ["trained on"] * 4
+    lines = csv.DictReader(io.StringIO(tables.as_csv(found_sections)))
+    assert [(line["data"], line["trained_on"]) for line in lines] == [
+        ("digits", "glyphs"), ("digits", "digits"), ("glyphs", "digits"), ("glyphs", "glyphs"),
+    ]  # fmt: skip
+    made = figures._reliability(found_sections)
+    assert made is not None
+    assert [text.get_text() for text in made[2].legends[0].get_texts()] == ["glyphs", "digits"]
+    drawn = [axes.lines[0].get_color() for axes in made[2].axes]
+    assert drawn == [figures.COLOURS[at] for at in (0, 1, 1, 0)]
+
+
+def test_a_name_in_a_figure_is_of_the_same_settings_in_each_panel(tmp_path: Path) -> None:
+    for shots, steps in ((1, 10), (5, 10), (5, 50)):
+        words, config = [f"train.steps={steps}"], {"train": {"steps": steps}}
+        make_run(tmp_path / f"{shots}{steps}", *words, scores=[0.5, 1], shots=shots, config=config, curve=[0.1, 0.2])
+    made = figures._learning_curves(sections(tmp_path))
+    assert made is not None
+    assert sorted(text.get_text() for text in made[2].legends[0].get_texts()) == ["steps 10", "steps 50"]
 
 
 def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:

@@ -168,6 +168,12 @@ class Run:
         return None if self.result.get(TRAIN_STEPS) else self.result.get(CHECKPOINT_DIGEST)
 
     @property
+    def needs(self) -> list[str]:
+        """The runs, or files of weights, that its command goes on with."""
+        named = (key for key in self.config if key == "checkpoint" or key.rpartition(".")[2] == "from")
+        return [str(self.config[key]) for key in named if self.config[key]]
+
+    @property
     def training_seed(self) -> int | str:
         """The seed that its weights were trained with; where that is not known, their digest."""
         if self.digest is None:
@@ -269,17 +275,24 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # a line for each file that could not be used
+    total: int = 0  # the run folders, whatever became of them, without those that only used what was learned
 
     @property
     def runs(self) -> list[Run]:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
+    @property
+    def folders(self) -> list[Run]:
+        """One of the runs of each folder, where a test on several data sets has one for each."""
+        return [*{run.folder: run for run in self.runs}.values()]
+
 
 def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | None = None) -> Collection:
     """Every run folder below `roots`, except in the folder `besides`, and those in `without`, each of which has a reason."""
     collection, runs = Collection(), []
     for folder in run_folders(roots, besides.resolve()):
+        collection.total += 1
         if not (folder / contents.RESULT).is_file():
             collection.unfinished.append(folder)
             continue
@@ -290,6 +303,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
                 file = folder / contents.RESULT
                 raise Unreadable(f"{file}: cannot be used ({without[folder]}), so that the run is left out")
         except NothingTested:
+            collection.total -= 1
             continue
         except Unreadable as error:
             collection.problems.append(str(error))
@@ -303,7 +317,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid
     collection.groups, repeated = grouped(runs, collection.columns)
-    collection.problems += repeated
+    collection.problems += dict.fromkeys(repeated)  # once for all data sets of a run
     return collection
 
 

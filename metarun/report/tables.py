@@ -406,6 +406,7 @@ def markdown(table: Table) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
+    "|": r"\textbar{}",
     "[": "{[}", "]": "{]}",  # behind \\ and \midrule a bracket would begin a length
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metarun import files
+from metarun.config import Config
 from metarun.config.overrides import quoted, varies
 from metarun.errors import JobsFailed, UserError
 from metarun.runs import trial
@@ -161,7 +162,8 @@ def _test(
     """Tests the weights of the trial with these words, in a run of its own below `root`."""
     ((job, chosen),) = plan.jobs_of(loader, config, [words])
     allow(chosen)  # the trial is the user's own run, so whatever it names may be built again
-    where = {"checkpoint": job.folder, "name": root.name, "outputs": root.parent}
+    where = {"checkpoint": job.folder, "name": root.name}
+    where |= {"outputs": root.parent} if chosen.outputs != Config.outputs else {}
     ((job, _),) = plan.jobs_of(
         loader, config, [["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]]
     )

@@ -1138,6 +1138,48 @@ def test_page_tells_everything(page: Page) -> None:
         assert part in words, part
 
 
+def test_a_run_on_several_data_sets_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the numbers of runs and of facts, in the commands, and where another replaces it."""
+    task = {"ways": 5, "shots": 1, "queries": 15}
+    for name, algo, torch in (("a", "maml", "2.9.0"), ("b", "protonet", "2.9.1"), ("b~2", "protonet", "2.9.1")):
+        protocol: dict[str, Any] = {"norm": "batch", "transductive": False, "test": task, "split": None, "sets": {}}
+        found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol, "test/sets": {}}
+        for one in ("cub", "fungi"):
+            protocol["sets"][one] = {"task": task, "classes": "all"}
+            found["test/sets"][one] = {"fingerprint": one, "classes": {"test": 2}}
+            found |= {f"test/{one}/acc": 0.5, f"test/{one}/acc_ci95": 0.1}
+        found["versions"] = {"torch": torch}
+        folder = make_run(tmp_path / name, f"algo={algo}", choices={"algo": algo}, result=found)
+        os.utime(folder / "result.json", (1000, 1000 + len(name)))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("seed: 0\n")
+    made = report.write([tmp_path], tmp_path / "report", "sets")
+    assert made is not None
+    told, page = capsys.readouterr(), made.read_text()
+    assert "not finished (at work, stopped, pruned or failed): 1 of 4 runs" in told.out
+    assert told.err.count("left out, ") == 1
+    assert "2 finished runs in 4 groups, 1 not finished." in page
+    assert "torch 2.9.0 (1 run), 2.9.1 (1 run)" in page
+    assert page.count("<li><code>metarun algo=maml seed=0</code></li>") == 1
+
+
+def test_commands_that_go_on_with_another_run_say_which(tmp_path: Path) -> None:
+    """They stand behind those that need nothing, and none of them is said to start from an empty folder."""
+    trained = make_run(tmp_path / "runs" / "b", "algo=maml", scores=[0.5, 1], choices={"algo": "maml"})
+    make_test(tmp_path / "runs" / "a", trained, scores=[0.4, 1], shots=5)
+    config = {"encoder": {"from": str(trained)}, "backbone": {"from": None}}
+    make_run(tmp_path / "runs" / "c", "encoder=run", scores=[0.5, 1], choices={"encoder": "run"}, config=config)
+    made = report.write([tmp_path / "runs"], tmp_path / "report", "commands")
+    assert made is not None
+    alone, _, further = (
+        made.read_text().partition("from an empty folder:")[2].partition("goes on with what another run left")
+    )
+    assert re.findall(r"<li><code>(.*?)</code>", alone) == ["metarun algo=maml seed=0"]
+    assert re.findall(r"<li><code>metarun (\S+).*?</code> needs <code>(.*?)</code>", further) == [
+        ("encoder=run", str(trained)), ("recipe=test", str(trained)),
+    ]  # fmt: skip
+
+
 def test_page_escapes_what_runs_are_called(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
     for value in (bad, "x"):
@@ -1300,6 +1342,10 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
 
 def test_brackets_begin_no_length_in_latex() -> None:
     assert latex(Table("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+
+
+def test_a_bar_is_a_bar_in_latex() -> None:
+    assert latex(Table("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
 
 
 def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning() -> None:

@@ -176,7 +176,7 @@ class TracedStep:
             if self.capture:
                 play = CudaGraph(play, inputs, self.capture)
             with torch.no_grad():
-                torch.testing.assert_close(play(*inputs), plain, rtol=tolerance, atol=tolerance)
+                torch.testing.assert_close(play(*inputs), plain, rtol=tolerance, atol=tolerance, equal_nan=True)
         except (AssertionError, RuntimeError) as error:
             differs = isinstance(error, AssertionError)
             reason = "it does not give the same gradient" if differs else str(error).splitlines()[0]

@@ -21,6 +21,7 @@ from metarun.runs import contents
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
     ACCURACY,
+    CHECKPOINT_DATA,
     CHECKPOINT_DIGEST,
     CHOICES,
     COMMAND,
@@ -80,7 +81,7 @@ class Setting(NamedTuple):
         """The setting in words, as the heading of a table."""
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
-            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images"
+            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images{self.more}"
         if not self.ways:
             return f"{self.data}{split}, held-out images"
         if self.measure == "mse":
@@ -91,7 +92,10 @@ class Setting(NamedTuple):
     def tells(self, column: str, value: Any) -> bool:
         """Whether the title already says that `column` has this value."""
         if self.target:
-            return column == "target" and value == self.data
+            told = {"target": self.data, "target.train_images": self.shots, "target.test_images": self.queries}
+            return (column in told and told[column] == value) or (
+                column == "target.repeats" and self.more == _repeats(value)
+            )
         known: dict[str, Any] = {"data": self.data, "data.split": self.split}
         for prefix in ("task.", "test.task."):
             known |= {f"{prefix}ways": self.ways, f"{prefix}shots": self.shots, f"{prefix}queries": self.queries}
@@ -101,6 +105,11 @@ class Setting(NamedTuple):
 def as_count(value: Any) -> Any:
     """A range that JSON or YAML gave as a list, as a tuple; any other value as it is."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _repeats(number: int | None) -> str:
+    """The repeats of a target, to follow the numbers of its images; empty where they are not known."""
+    return f", {counted(number, 'repeat')}" if number else ""
 
 
 def _items(data: dict[str, Any]) -> str:
@@ -114,18 +123,63 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
-    config: dict[str, Any]  # {"train.steps": 100, ...}
+    config: dict[str, Any]  # {"train.steps": 100, ...}; its `data.*` are of what is trained on
     choices: dict[str, str]  # of Hydra's groups; for a run that only tests, those its weights were trained with
     overridden: frozenset[str]  # keys and groups named on its command line, or on that of its weights
     finished: float  # seconds since the epoch
-    tested_on: str = (
-        ""  # of a test on several data sets the one that this is of; what is trained on is the choice of `data`
+    tested_on: str = ""  # of a test on other data than those of the training, or on several, these; the choice of `data` is the training's
+    one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
+    test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
+    origin: Run | None = (
+        None  # of a run that goes on with a checkpoint the run that trained the weights, where it is there
     )
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
         return int(self.config.get("seed") or 0)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was tested on other data than its weights were trained on."""
+        return self.tested_on not in ("", self.choices.get("data")) or bool(self.test_data)
+
+    def of_test(self, key: str) -> Any:
+        """What the test had for a key; None if it has no such key."""
+        return (self.test_data if self.test_data and key.startswith("data.") else self.config).get(key)
+
+    @property
+    def content_keys(self) -> frozenset[str]:
+        """The keys, of those that were typed, that may decide on `Setting.content`."""
+        of = "target." if self.tested == TARGET else "data."
+        return frozenset(key for key in self.overridden if key.startswith(of))
+
+    @property
+    def tested_classes(self) -> str:
+        """Which classes were tested on, in a few words, of a test on one of several data sets; of any other empty."""
+        told = self.result[PROTOCOL].get(SETS, {}).get(self.tested_on, {}) if self.one_of_many else {}
+        return str(told.get("classes", "")).partition(",")[0]
+
+    @property
+    def digest(self) -> str | None:
+        """That of the weights that it tests and did not train."""
+        return None if self.result.get(TRAIN_STEPS) else self.result.get(CHECKPOINT_DIGEST)
+
+    @property
+    def needs(self) -> list[str]:
+        """The runs, or files of weights, that its command goes on with."""
+        named = (key for key in self.config if key == "checkpoint" or key.rpartition(".")[2] == "from")
+        return [str(self.config[key]) for key in named if self.config[key]]
+
+    @property
+    def training_seed(self) -> int | str:
+        """The seed that its weights were trained with; where that is not known, their digest."""
+        if self.digest is None:
+            return self.seed
+        if self.origin is not None:
+            return self.origin.training_seed
+        typed = any(key_of(word) == "seed" for word in words_of(self.result) if "=" in word)
+        return self.digest if typed else self.seed  # a test has by itself the seed of the training
 
     @property
     def setting(self) -> Setting:
@@ -139,14 +193,15 @@ class Run:
             name = self.choices.get("target", "target")
             over = self.result.get(TARGET_OVER, "repeats" if TARGET_CURVE in self.result else "test images")
             ways = len(self.result[TARGET_CLASSES])
-            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content))
+            more = _repeats(self.config.get("target.repeats")) if over == "repeats" else ""
+            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content), more)
         protocol, data = self.result[PROTOCOL], self.result[DATA]
         task = protocol.get(TEST, IMAGES)
         tested = [measure for measure in MEASURES if key_of_result(TEST, measure) in self.result]
         # A data set without classes is one of regression tasks.
         measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
-        content = [_items(data), data.get("classes"), self.config.get("data.within_group")]
+        content = [_items(data), data.get("classes"), self.of_test("data.within_group")]
         name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,
@@ -159,7 +214,7 @@ class Run:
             "episodes",
             repr(content),
             more_of_task(task),
-            bool(self.tested_on),
+            self.one_of_many,
         )
 
     @property
@@ -174,7 +229,10 @@ class Run:
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         try:
-            with open(self.folder / scores_file(self.tested_on), "rb") as file, np.load(file) as stored:
+            with (
+                open(self.folder / scores_file(self.tested_on if self.one_of_many else ""), "rb") as file,
+                np.load(file) as stored,
+            ):
                 over_images = self.tested == "target" and self.setting.over == "test images"
                 values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
                 return values
@@ -195,11 +253,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seeds alone: in that of the training, or in that of the test."""
 
     setting: Setting
     values: dict[str, Any]  # of each column
-    runs: list[Run]  # by seed, one each
+    trainings: list[list[Run]]  # by seed, the runs of the same weights together, one for each seed of a test
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all trainings."""
+        return [run for together in self.trainings for run in together]
 
 
 @dataclass
@@ -210,17 +273,24 @@ class Collection:
     groups: list[Group] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # a line for each file that could not be used
+    total: int = 0  # the run folders, whatever became of them, without those that only used what was learned
 
     @property
     def runs(self) -> list[Run]:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
+    @property
+    def folders(self) -> list[Run]:
+        """One of the runs of each folder, where a test on several data sets has one for each."""
+        return [*{run.folder: run for run in self.runs}.values()]
+
 
 def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | None = None) -> Collection:
     """Every run folder below `roots`, except in the folder `besides`, and those in `without`, each of which has a reason."""
     collection, runs = Collection(), []
     for folder in run_folders(roots, besides.resolve()):
+        collection.total += 1
         if not (folder / contents.RESULT).is_file():
             collection.unfinished.append(folder)
             continue
@@ -231,6 +301,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
                 file = folder / contents.RESULT
                 raise Unreadable(f"{file}: cannot be used ({without[folder]}), so that the run is left out")
         except NothingTested:
+            collection.total -= 1
             continue
         except Unreadable as error:
             collection.problems.append(str(error))
@@ -240,10 +311,11 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
         if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
             collection.problems.append(f"{lines}: {counted(damaged, 'damaged line')} left out of its curves")
     collection.columns = swept(runs)
+    collection.columns += [column for column in crossed(runs) if column not in collection.columns]
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid
     collection.groups, repeated = grouped(runs, collection.columns)
-    collection.problems += repeated
+    collection.problems += dict.fromkeys(repeated)  # once for all data sets of a run
     return collection
 
 
@@ -302,19 +374,18 @@ def read(folder: Path) -> Run:
         chosen = {group: choice for group, choice in stored.items() if choice is not None}
         choices = {**_classes(config), **chosen}
         typed = overridden(words_of(result), config, choices)
-        if config.get("checkpoint"):  # the choices of its command line are not what the weights were trained with
-            choices, inherited = _trained_with(folder, Path(config["checkpoint"]), config, choices, typed)
-            typed |= inherited
+        run = Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
+        # The choices of the command line of a test are not what the weights were trained with.
+        return _trained_with(run) if config.get("checkpoint") else run
     except (TypeError, AttributeError, ValueError) as error:
         file = folder / contents.RESULT
         raise Unreadable(f"{file}: cannot be used ({first_line(error)}), so that the run is left out") from error
-    return Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
 
 
 def by_set(run: Run) -> list[Run]:
     """A run that was tested on several data sets as one for each of them; any other as it is."""
     sets = run.result.get(key_of_result(TEST, SETS), {})
-    return [replace(run, result=of_one(run.result, name), tested_on=name) for name in sets] or [run]
+    return [replace(run, result=of_one(run.result, name), tested_on=name, one_of_many=True) for name in sets] or [run]
 
 
 def check_usable(run: Run) -> None:
@@ -355,19 +426,47 @@ def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, 
     return groups | keys
 
 
-def _trained_with(
-    folder: Path, checkpoint: Path, config: dict[str, Any], choices: dict[str, str], typed: set[str]
-) -> tuple[dict[str, str], set[str]]:
-    """The choices and overrides of the run that `checkpoint` is of; without it, the classes that the config names."""
+def _trained_with(run: Run) -> Run:
+    """A run that goes on with a checkpoint, with the choices, the data and the overrides of the run that trained the weights.
+
+    Without that run the choices are the classes that the config names, and other data of the training are called by their fingerprint.
+    """
+    checkpoint, typed, before = Path(run.config["checkpoint"]), run.overridden, _trained_on(run.result)
+    trained = _origin(run.folder, checkpoint)
+    if trained is not None:
+        here = run.choices.get("data", "")
+        choices = {**trained.choices, **{group: run.choices[group] for group in typed & run.choices.keys() - {"data"}}}
+        run = replace(run, choices=choices, overridden=typed | trained.overridden, origin=trained)
+        of_training, now = trained.config, here if "data" in typed else trained.choices.get("data", "")
+    else:
+        classes = _classes(run.config)
+        now = run.choices.get("data", "") if "data" in typed else classes.get("data", "")
+        other = {"data": f"data {before[:8]}"} if before else {}
+        run = replace(run, choices={**run.choices, **classes, **other}, overridden=typed | classes.keys())
+        of_training = {}
+    if DATA not in run.result or not (before or (trained is not None and now != run.choices.get("data", ""))):
+        return run
+    own = {key: value for key, value in run.config.items() if key.startswith("data.")}
+    config = {key: value for key, value in run.config.items() if key not in own}
+    config |= {key: value for key, value in of_training.items() if key.startswith("data.")}
+    return replace(run, config=config, tested_on=now, test_data=own)
+
+
+def _origin(folder: Path, checkpoint: Path) -> Run | None:
+    """The run that trained the weights of `checkpoint`, as far as it is there and is not the one in `folder` itself."""
     trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (trained / contents.RESULT).is_file() and trained.resolve() != folder.resolve():
-        try:
-            run = read(trained)
-            return {**run.choices, **{group: choices[group] for group in typed & choices.keys()}}, set(run.overridden)
-        except Unreadable:
-            pass
-    classes = _classes(config)
-    return {**choices, **classes}, set(classes)
+    if not (trained / contents.RESULT).is_file() or trained.resolve() == folder.resolve():
+        return None
+    try:
+        return read(trained)
+    except Unreadable:
+        return None
+
+
+def _trained_on(result: dict[str, Any]) -> str:
+    """The fingerprint of the items that the weights of a test were trained on, where it is not on these; else empty."""
+    before = result.get(CHECKPOINT_DATA, {}).get("data")
+    return _items(before) if before and _items(before) != _items(result.get(DATA, before)) else ""
 
 
 def _classes(config: dict[str, Any]) -> dict[str, str]:
@@ -387,6 +486,19 @@ def swept(runs: Sequence[Run]) -> list[str]:
     )
 
 
+def crossed(runs: Sequence[Run]) -> list[str]:
+    """What says on which data the weights were trained, where some were tested on others and no setting says on which of several."""
+    across = [run for run in runs if run.elsewhere and not run.one_of_many]
+    keys = {
+        key
+        for run in across
+        if run.tested_on == run.choices.get("data")
+        for key in run.overridden
+        if key.startswith("data.") and run.config.get(key) != run.of_test(key)
+    }
+    return ["data", *sorted(keys)] if across else []
+
+
 def unsaid_differences(groups: Sequence[Group]) -> list[str]:
     """Keys that differ within a group though no command names them, as when a config file was edited between two runs."""
     found = set()
@@ -398,25 +510,37 @@ def unsaid_differences(groups: Sequence[Group]) -> list[str]:
 
 
 def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
-    """The groups, by setting and values; and a line for each run that another of the same group and seed replaces."""
+    """The groups, by setting and values; and a line for each run that another of the same group and seeds replaces."""
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         members.setdefault((run.setting, *(repr(run.value(column)) for column in columns)), []).append(run)
     groups, repeated = [], []
     for together in members.values():
-        latest: dict[int, Run] = {}
+        latest: dict[tuple[int | str, int], Run] = {}
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
-            if run.seed in latest:
-                earlier, weights = latest[run.seed], CHECKPOINT_DIGEST
+            seeds = run.training_seed, run.seed
+            if seeds in latest:
+                earlier, weights = latest[seeds], CHECKPOINT_DIGEST
                 how = "has the same settings and seed"
                 if earlier.result.get(weights) != run.result.get(weights):
                     how = "tests other weights by the same settings and seed"
                 repeated.append(f"{earlier.folder}: left out, {run.folder} {how}, and is later")
-            latest[run.seed] = run
-        by_seed = [latest[seed] for seed in sorted(latest)]
-        groups.append(Group(by_seed[0].setting, {column: by_seed[0].value(column) for column in columns}, by_seed))
+            latest[seeds] = run
+        by_seed = [latest[seeds] for seeds in sorted(latest, key=lambda seeds: [*map(natural, seeds)])]
+        values = {column: by_seed[0].value(column) for column in columns}
+        groups.append(Group(by_seed[0].setting, values, _trainings(by_seed)))
     groups.sort(key=_place)
     return groups, repeated
+
+
+def _trainings(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of the same weights together: those that tested them, and the one that trained them."""
+    tested = {run.origin.folder.resolve(): run.digest for run in runs if run.origin and run.digest}
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        folder = run.folder.resolve()
+        found.setdefault(run.digest or tested.get(folder) or str(folder), []).append(run)
+    return list(found.values())
 
 
 def _place(group: Group) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from metarun.ops.calibration import BINS
 from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
-from metarun.report.summary import Row, Section, apart, target_points
+from metarun.report.summary import Row, Section, apart, joint_labels, target_points
 from metarun.runs.result import (
     CALIBRATION,
     TEST_AFTER_INNER_STEPS,
@@ -185,15 +185,15 @@ def _lines(
     dress: Callable[[Axes, dict[str, Band]], None] | None = None,
 ) -> tuple[str, str, Figure] | None:
     """A panel for each setting with curves, a line for each group; the tenth and further groups are thin and grey."""
-    panels = []
+    panels, labelled = [], joint_labels(sections)
     for section in sections:
-        curves = {row.label: curve(row.group) for row in _ranked(section)}
+        curves = {labelled[id(row)]: curve(row.group) for row in _ranked(section)}
         drawn = {label: band for label, band in curves.items() if band is not None}
         if drawn:
             panels.append((section, drawn))
     if not panels:
         return None
-    everywhere = list(dict.fromkeys(row.label for section in sections for row in _ranked(section)))
+    everywhere = list(dict.fromkeys(labelled[id(row)] for section in sections for row in _ranked(section)))
     here = list(dict.fromkeys(label for _, drawn in panels for label in drawn))
     # The same colours in every figure, if they suffice.
     labels = everywhere if len(everywhere) <= len(COLOURS) else here
@@ -302,10 +302,11 @@ def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]
     kept = [run.result.get(TEST_CURVES, {}) for run in group.runs]
     for name in dict.fromkeys(name for curves in kept for name in curves):
         seeds = [curves[name] for curves in kept if name in curves]
+        draws = [run.seed for run in group.runs if name in run.result.get(TEST_CURVES, {})]
         length = min(len(curve["mean"]) for curve in seeds)
         mean = np.mean([curve["mean"][:length] for curve in seeds], axis=0)
         halves = zip(*(curve["ci95"][:length] for curve in seeds), strict=True)
-        half = np.array([over_episodes(each) for each in halves], dtype=float)  # NaN where there is none
+        half = np.array([over_episodes(each, draws) for each in halves], dtype=float)  # NaN where there is none
         quantity, _, rest = name.partition("_")
         found.setdefault(quantity, {})[rest or name] = (mean, half)
     return found
@@ -324,8 +325,13 @@ def _ranked(section: Section) -> list[Row]:
 
 
 def _band(group: Group, curve: Curve) -> Band | None:
-    """The places, mean, lowest and highest over seeds, each `[n]`, where every seed has been; between its points, on a line."""
-    curves = [(x, y) for x, y in map(curve, group.runs) if len(x)]
+    """The places, mean, lowest and highest over seeds, each `[n]`, where every seed has been; between its points, on a line.
+
+    Several tests of the same weights are one seed, of which it is the mean.
+    """
+    found = [[(x, y) for x, y in map(curve, together) if len(x)] for together in group.trainings]
+    trainings = [together for together in found if together]
+    curves = [points for together in trainings for points in together]
     if not curves:
         return None
     first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
@@ -333,7 +339,7 @@ def _band(group: Group, curve: Curve) -> Band | None:
     places = places[(places >= first) & (places <= last)]
     if not len(places):
         return None
-    values = np.array([np.interp(places, x, y) for x, y in curves])
+    values = np.array([np.mean([np.interp(places, x, y) for x, y in together], axis=0) for together in trainings])
     return places, values.mean(0), values.min(0), values.max(0)
 
 

@@ -120,9 +120,8 @@ def _put(to: Path, contents: dict[str, bytes]) -> None:
 def _unfinished(collection: Collection) -> list[str]:
     """What the terminal says of runs that have no result."""
     names = [f"  {shell_path(folder)}" for folder in collection.unfinished]
-    total = len(collection.runs) + len(names) + len(collection.problems)
     more = [f"  and {len(names) - NAMED} more"] if len(names) > NAMED else []
-    heading = f"not finished (at work, stopped, pruned or failed): {len(names)} of {total} runs"
+    heading = f"not finished (at work, stopped, pruned or failed): {len(names)} of {collection.total} runs"
     return [heading, *names[:NAMED], *more] if names else []
 
 
@@ -162,7 +161,7 @@ def _html(
     title: str, every: Sequence[tables.Table], sections: Sequence[Section], drawings: Sequence[Drawing],
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
-    finished, unfinished = len(collection.runs), len(collection.unfinished)
+    finished, unfinished = len(collection.folders), len(collection.unfinished)
     counts = f"{counted(finished, 'finished run')} in {counted(len(collection.groups), 'group')}"
     counts += f", {unfinished} not finished." if unfinished else "."
     return template(Path(__file__).parent, "page.html").render(
@@ -170,7 +169,7 @@ def _html(
         counts=counts,
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         version=metarun.__version__,
-        facts=_facts(collection.runs),
+        facts=_facts(collection.folders),
         tables=every,
         files=["table.csv", "table.md", "table.tex"],
         explained=tables.explained(every).items(),
@@ -180,8 +179,17 @@ def _html(
         ],
         unfinished=collection.unfinished,
         problems=collection.problems,
-        commands=[run.result[COMMAND] for run in collection.runs],
+        **_commands(collection.folders),
     )
+
+
+def _commands(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The commands that need nothing else as `commands`, and as `further` those that need other runs, each with what these are."""
+    needed = [(run.result[COMMAND], run.needs) for run in sorted(runs, key=lambda run: bool(run.digest))]
+    return {
+        "commands": [command for command, needs in needed if not needs],
+        "further": [(command, needs) for command, needs in needed if needs],
+    }
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:
@@ -194,8 +202,8 @@ def _facts(runs: Sequence[Run]) -> list[str]:
     }
     facts = []
     for name, values in told.items():
-        counted = Counter(values).most_common()
-        each = [f"{value} ({count} runs)" if len(counted) > 1 else value for value, count in counted]
+        numbers = Counter(values).most_common()
+        each = [f"{value} ({counted(count, 'run')})" if len(numbers) > 1 else value for value, count in numbers]
         if each:
             facts.append(f"{name} {', '.join(each)}")
     return facts

@@ -111,10 +111,13 @@ def pretraining(encoder: dict[str, Any]) -> str:
 def subject(folder: Path) -> str:
     """What a finished run was about, a line `protonet on glyphs`; empty where its folder does not say it."""
     try:
-        choices = read(folder).choices
+        run = read(folder)
     except Unreadable:
         return ""
-    return f"{choices['algo']} on {choices['data']}\n" if {"algo", "data"} <= choices.keys() else ""
+    if not {"algo", "data"} <= run.choices.keys():
+        return ""
+    algo, source = run.choices["algo"], run.choices["data"]
+    return f"{algo} on {run.tested_on}, trained on {source}\n" if run.tested_on else f"{algo} on {source}\n"
 
 
 def _own_measures(result: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +35,30 @@ def alike(values: Sequence[float] | np.ndarray) -> bool:
     return float(np.std(values, ddof=1)) <= 1e-12 * abs(float(np.mean(values)))
 
 
-def over_episodes(halves: Sequence[float | None]) -> float | None:
-    """Half the 95% interval of the mean over seeds, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
+def over_episodes(
+    halves: Sequence[float | None], draws: Sequence[Hashable] | None = None, shares: Sequence[float] | None = None
+) -> float | None:
+    """Half the 95% interval of a mean of means over episodes, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
 
-    It counts the luck of the drawn test episodes alone, which are others for each seed, and takes the weights as given. None where
-    a seed has no interval.
+    It counts the luck of the drawn test episodes alone, and takes the weights as given.
+
+    Args:
+        halves: Half the interval of each.
+        draws: What the episodes of each were drawn by, the seed of the test say, as the luck of the same draws does not even out; None
+            where these are others for each.
+        shares: What each counts in the mean, 1 in all; None where they count alike.
+
+    Returns:
+        Half of the interval; None where one of them has none.
     """
-    known = [half for half in halves if half is not None and math.isfinite(half)]
-    return math.hypot(*known) / len(halves) if len(known) == len(halves) else None
+    together: dict[Hashable, float] = {}
+    for place, half in enumerate(halves):
+        if half is None or not math.isfinite(half):
+            return None
+        draw = place if draws is None else draws[place]
+        share = 1 / len(halves) if shares is None else shares[place]
+        together[draw] = together.get(draw, 0.0) + share * half
+    return math.hypot(*together.values()) if together else None
 
 
 def over_same_draws(halves: Sequence[float | None]) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,9 @@ class Row:
 
     group: Group
     label: str
-    mean: float | None = None  # over seeds, of the test measure, where finite; None if nothing was tested
+    mean: float | None = (
+        None  # over seeds of the training, of the test measure, where finite; None if nothing was tested
+    )
     seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
     episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
     median: float | None = None  # of the errors of regression, the mean over seeds
@@ -49,8 +52,8 @@ class Row:
 
     @property
     def n(self) -> int:
-        """The number of runs."""
-        return len(self.group.runs)
+        """The number of trainings."""
+        return len(self.group.trainings)
 
 
 @dataclass
@@ -64,6 +67,9 @@ class Section:
     division: bool = (
         False  # whether other sections differ from this one in the data alone, as divisions of one data set do
     )
+    crossed: bool = (
+        False  # whether the report has tests on other data than those of the training, so that no title tells these
+    )
 
     @property
     def higher_is_better(self) -> bool:
@@ -74,15 +80,21 @@ class Section:
 def summarise(collection: Collection) -> list[Section]:
     """The sections; p-values are Holm-adjusted over all comparisons of their kind in the report."""
     sections = []
+    crossed = any(run.elsewhere for run in collection.runs)
     for setting, number, told in _divisions(collection):
         groups = [group for group in collection.groups if group.setting == setting]
         columns = [
             column
             for column in collection.columns
             if column not in told
-            and not all(setting.tells(column, group.values[column]) or group.values[column] is None for group in groups)
+            and (
+                (crossed and column.partition(".")[0] == "data")
+                or not all(
+                    setting.tells(column, group.values[column]) or group.values[column] is None for group in groups
+                )
+            )
         ]
-        section = Section(setting, setting.title + number, columns, division=bool(number))
+        section = Section(setting, setting.title + number, columns, division=bool(number), crossed=crossed)
         section.rows = [_row(group, _telling(groups, columns)) for group in groups]
         if setting.tested:
             _against_the_best(section)
@@ -97,30 +109,65 @@ def summarise(collection: Collection) -> list[Section]:
 def _divisions(collection: Collection) -> list[tuple[Setting, str, list[str]]]:
     """The settings, with what the title of each has to add where several differ in their data alone, and the columns that it tells.
 
-    A column of the data that has one value in each of them, and another in every other, tells them apart; else they are numbered.
+    What tells them apart are the classes, where one of several data sets was tested on others of them; else a key that decides on the
+    test's images and that has one value in each of them and another in every other; else they are numbered.
     """
     families: dict[Setting, dict[Setting, list[Group]]] = {}
     for group in collection.groups:
         families.setdefault(group.setting._replace(content=""), {}).setdefault(group.setting, []).append(group)
+    divided = [
+        _Division([run for group in groups for run in group.runs] for groups in family.values())
+        for family in families.values()
+    ]
+    used = {division.naming for division in divided} - {None}
     found: list[tuple[Setting, str, list[str]]] = []
-    for family in families.values():
-        values = {
-            column: [{repr(group.values[column]) for group in groups} for groups in family.values()]
-            for column in collection.columns
-            if column.startswith(("data.", "target.data."))
-        }
-        constant = {column: each for column, each in values.items() if all(len(one) == 1 for one in each)}
-        naming = next((column for column, each in constant.items() if len(set(map(min, each))) == len(family)), None)
-        if len(family) == 1:
+    for family, division in zip(families.values(), divided, strict=True):
+        naming = next((key for key in division.told if key in used), None) if len(family) == 1 else division.naming
+        if division.classes and len(family) > 1:
+            found += [(setting, f", {of}", []) for setting, of in zip(family, division.classes, strict=True)]
+        elif naming is not None:
+            runs = {setting: groups[0].runs[0] for setting, groups in family.items()}
+            ordered = sorted(family, key=lambda setting: natural(runs[setting].of_test(naming)))
+            names = _without_common_folders([shown(runs[setting].of_test(naming)) for setting in ordered])
+            key = naming.removeprefix("target.").removeprefix("data.")
+            told = division.told
+            found += [(setting, f", {key} {name}", told) for setting, name in zip(ordered, names, strict=True)]
+        elif len(family) == 1:
             found += [(setting, "", []) for setting in family]
-        elif naming is None:
-            found += [(setting, f", data {number}", []) for number, setting in enumerate(family, 1)]
         else:
-            ordered = sorted(family, key=lambda setting: natural(family[setting][0].values[naming]))
-            names = _without_common_folders([shown(family[setting][0].values[naming]) for setting in ordered])
-            key = naming.rpartition("data.")[2]
-            found += [(setting, f", {key} {name}", [*constant]) for setting, name in zip(ordered, names, strict=True)]
+            found += [(setting, f", data {number}", []) for number, setting in enumerate(family, 1)]
     return found
+
+
+class _Division:
+    """What tells settings that differ in their data alone apart.
+
+    Attributes:
+        classes: Those that each was tested on, in words; empty where these do not tell them apart.
+        naming: A key that has one value in each of them and another in every other; None where there is none, or one setting.
+        told: All keys that have one value in each of them, and are not of other data that were trained on.
+    """
+
+    def __init__(self, settings: Iterable[Sequence[Run]]) -> None:
+        settings = list(settings)
+        self.classes = self._apart([[run.tested_classes for run in runs] for runs in settings])
+        keys = sorted({key for runs in settings for run in runs for key in run.content_keys})
+        values = {key: [[run.of_test(key) for run in runs] for runs in settings] for key in keys}
+        named = (key for key in keys if len(settings) > 1 and self._apart(values[key]))
+        self.naming = next(named, None)
+        self.told = [
+            key
+            for key, each in values.items()
+            if all(len({*map(repr, of_one)}) == 1 for of_one in each)
+            and all(run.value(key) == run.of_test(key) for runs in settings for run in runs)
+        ]
+
+    @staticmethod
+    def _apart(values: Sequence[Sequence[Any]]) -> list[Any]:
+        """The one value of each setting, where they are all different; else empty."""
+        first = [of_one[0] for of_one in values]
+        constant = all(len({*map(repr, of_one)}) == 1 for of_one in values)
+        return first if constant and len({*map(repr, first)}) == len(first) else []
 
 
 def _without_common_folders(names: Sequence[str]) -> list[str]:
@@ -145,26 +192,35 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     measure, runs = group.setting.measure, group.runs
     row = Row(group, label(group, columns))
     if group.setting.tested:
-        finite = [run for run in runs if math.isfinite(run.result[key(run.tested, measure)])]
-        values = [run.result[key(run.tested, measure)] for run in finite]
-        halves = [run.result.get(half_of(key(run.tested, measure))) for run in finite]
+        tested = key(runs[0].tested, measure)
+        found = [[run for run in together if math.isfinite(run.result[tested])] for together in group.trainings]
+        finite = [together for together in found if together]
+        values = [fmean(run.result[tested] for run in together) for together in finite]
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
-            over = statistics.over_same_draws if group.setting.target else statistics.over_episodes
-            row.episodes_half = over(halves)
+            row.episodes_half = _over_draws(finite, tested, group.setting.target)
         if measure == "mse":
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
-    scores = _finite(run.result.get(SCORE) for run in runs)
+    scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
     row.seconds = _mean(run.result.get(TRAIN_SECONDS) for run in runs)
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
-    of_source = not setting.target and runs[0].tested_on in ("", runs[0].choices.get("data"))
-    if setting.tested and of_source:
+    if setting.tested and not setting.target and not runs[0].elsewhere:
         row.published = published.find(runs[0].choices, runs[0].result[PROTOCOL]["test"])
     return row
+
+
+def _over_draws(trainings: Sequence[Sequence[Run]], tested: str, target: bool) -> float | None:
+    """Half the interval over what was drawn for the tests, of the mean over trainings of the mean over the tests of each."""
+    runs = [(run, 1 / len(together)) for together in trainings for run in together]
+    halves = [run.result.get(half_of(tested)) for run, _ in runs]
+    draws = [
+        None if target else run.seed for run, _ in runs
+    ]  # the images of a target are drawn by `target.subset_seed`
+    return statistics.over_episodes(halves, draws, [share / len(trainings) for _, share in runs])
 
 
 def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
@@ -190,6 +246,15 @@ def label(group: Group, columns: Sequence[str]) -> str:
     ]
     choices = group.runs[0].choices
     return ", ".join(words) or choices.get("algo") or choices.get("transfer") or "all runs"
+
+
+def joint_labels(sections: Sequence[Section]) -> dict[int, str]:
+    """The labels of the rows of several sections, by their `id`: groups of the same values have the same, others another."""
+    columns = list(dict.fromkeys(column for section in sections for column in section.columns))
+    rows = [row for section in sections for row in section.rows]
+    groups = {tuple(repr(row.group.values[column]) for column in columns): row.group for row in rows}
+    telling = _telling([*groups.values()], columns)
+    return {id(row): label(row.group, telling) for row in rows}
 
 
 def shown(value: object) -> str:
@@ -227,7 +292,7 @@ def _against_the_best(section: Section) -> None:
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
             row.on_episodes = statistics.paired(pooled(by_seed, row.group.setting.target)) if by_seed else None
-            row.on_seeds = statistics.paired(np.array([each.mean() for each in by_seed]))
+            row.on_seeds = statistics.paired(np.array(_of_seeds(row.group.runs, best.group.runs, scores)))
 
 
 def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
@@ -239,20 +304,34 @@ def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
     return found
 
 
-def differences(ours: list[Run], theirs: list[Run], scores: dict[int, np.ndarray | None]) -> list[np.ndarray]:
-    """For each seed that both have, our scores minus theirs on the episodes that both were tested on, where finite.
+def differences(
+    ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]
+) -> list[np.ndarray]:
+    """For each seed of a test that both have, our scores minus theirs on the episodes that both were tested on, where finite.
 
-    Test episode i depends on the seed and i alone (and on the setting, which is the same): both have the first ones.
+    Test episode i depends on the seed and i alone (and on the setting, which is the same): both have the first ones. Of several
+    weights that were tested by one seed it is the mean.
     """
     found = []
-    for run in ours:
-        for other in theirs:
-            mine, its = scores[id(run)], scores[id(other)]
-            if run.seed == other.seed and mine is not None and its is not None:
-                n = min(len(mine), len(its))
-                both = np.isfinite(mine[:n]) & np.isfinite(its[:n])
-                found.append(mine[:n][both] - its[:n][both])
+    for seed in dict.fromkeys(run.seed for run in ours):
+        mine, its = ([scores[id(run)] for run in runs if run.seed == seed] for runs in (ours, theirs))
+        known = [each for each in (*mine, *its) if each is not None]
+        if its and len(known) == len(mine) + len(its):
+            n = min(map(len, known))
+            mean, other = (np.mean([each[:n] for each in of_one if each is not None], axis=0) for of_one in (mine, its))
+            both = np.isfinite(mean) & np.isfinite(other)
+            found.append(mean[both] - other[both])
     return [each for each in found if len(each)]
+
+
+def _of_seeds(ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]) -> list[float]:
+    """For each seed of a training that both have, the mean of our scores minus theirs on the episodes that both were tested on."""
+    found = []
+    for seed in dict.fromkeys(run.training_seed for run in ours):
+        mine, its = ([run for run in runs if run.training_seed == seed] for runs in (ours, theirs))
+        if by_draw := differences(mine, its, scores):
+            found.append(fmean(float(each.mean()) for each in by_draw))
+    return found
 
 
 def _adjust(rows: list[Row]) -> None:

@@ -75,8 +75,15 @@ def explained(shown: Sequence[Table]) -> dict[str, str]:
     return {term: meaning for term, meaning in EXPLAINED.items() if term in headings or (term == "p" and paired)}
 
 
-def name(column: str) -> str:
-    """A swept key as a heading: `task.ways` is read more easily as `ways`."""
+def name(column: str, crossed: bool = False) -> str:
+    """A swept key as a heading: `task.ways` is read more easily as `ways`, and the choice of `data` is what was trained on.
+
+    Args:
+        column: The key.
+        crossed: Whether there are tests on other data than those of the training.
+    """
+    if column == "data" or (crossed and column.startswith("data.")):
+        return "trained on" if column == "data" else f"trained on {column}"
     for prefix, readable in (("test.task.", "test "), ("train.task.", "training "), ("task.", "")):
         if column.startswith(prefix):
             return readable + column.removeprefix(prefix)
@@ -95,7 +102,9 @@ def number(value: float | None, measure: str) -> str:
 def section_table(section: Section) -> Table:
     """A setting's table; a heading whose cells would all be empty is left out."""
     rows, measure = section.rows, section.setting.measure
-    swept = {name(column): [shown(row.group.values[column]) for row in rows] for column in section.columns}
+    swept = {
+        name(column, section.crossed): [shown(row.group.values[column]) for row in rows] for column in section.columns
+    }
     swept = swept or {"runs": [row.label for row in rows]}
     results = _tested(rows, measure, section.setting.over) if section.setting.tested else _validated(rows, measure)
     columns = swept | {"seeds": [str(row.n) for row in rows]} | results
@@ -162,6 +171,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
     for index, section in enumerate(sections):
         if section.division and not many and section.setting.measure == "acc":
             families.setdefault(section.setting._replace(content=""), []).append(index)
+    families = {family: indices for family, indices in families.items() if len(indices) > 1}
     if len(sections) < 2 or not (columns or many or families):
         return None
     places: dict[tuple[str, ...], dict[int, Row]] = {}
@@ -190,7 +200,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
         rows.append([*(place or [row_label(across)]), *cells, *(column[len(rows)] for column in beside.values())])
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
-    left = [*map(name, columns)] or ["runs"]
+    left = [name(column, sections[0].crossed) for column in columns] or ["runs"]
     return Table(title, [*left, *titles, *beside], rows, len(left), best)
 
 
@@ -396,6 +406,7 @@ def markdown(table: Table) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
+    "|": r"\textbar{}",
     "[": "{[}", "]": "{]}",  # behind \\ and \midrule a bracket would begin a length
 }  # fmt: skip
 
@@ -428,13 +439,13 @@ def as_csv(sections: Sequence[Section]) -> str:
 
 
 def _record(section: Section, row: Row) -> dict[str, Any]:
-    setting, seeds = section.setting, [run.seed for run in row.group.runs]
+    setting, seeds = section.setting, [str(together[0].training_seed)[:20] for together in row.group.trainings]
     record: dict[str, Any] = {
         "setting": section.title, "data": setting.data, "split": setting.split, "ways": setting.ways, "shots": setting.shots,
         "queries": setting.queries,
         **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
-        **({"trained_on": shown(source)} if (source := row.group.values.get("data")) not in (None, setting.data) else {}),
-        "seeds": " ".join(map(str, seeds)), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
+        "trained_on": row.group.runs[0].choices.get("data"),
+        "seeds": " ".join(seeds), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
         "half_over_episodes": row.episodes_half, "median": row.median, "diverged": row.diverged, "best": int(row.best),
         "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
         "train_seconds": row.seconds, "peak_memory_bytes": row.memory,

@@ -23,6 +23,7 @@ from metarun.runs.result import stored
 from metarun.runs.trial import beside
 from metarun.text import printable
 
+MENDABLE = 2  # the exit status of what the user can mend: wrong words, or a training that diverged
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
 REQUEUED = 128 + number_of("SIGUSR1", 10)  # the exit status of a run that saved because its time on a cluster is over
 

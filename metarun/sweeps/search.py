@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metarun import files
+from metarun.config import Config
 from metarun.config.overrides import quoted, varies
 from metarun.errors import JobsFailed, UserError
 from metarun.runs import trial
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
-from metarun.sweeps.jobs import PRUNED, Job
+from metarun.sweeps.jobs import MENDABLE, PRUNED, Job
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.study import Study, corners, database, distribution
 from metarun.text import shell_path
@@ -117,8 +118,11 @@ def _carry_out(
     began, first = time.monotonic(), study.ended
     while study.ended < settings.trials:
         drawn = study.next(min(settings.at_once, settings.trials - study.ended))
-        words_of = {number: [*fixed, *words] for number, words in drawn.items()}
         before = study.ended
+        for number in [number for number, words in drawn.items() if study.fails(words)]:
+            plan.say(f"trial {number}: {' '.join(drawn.pop(number))} has failed before, and is not run again")
+            study.tell(number, None, pruned=False, own_error=True)
+        words_of = {number: [*fixed, *words] for number, words in drawn.items()}
         for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings):
             if outcome.status != PRUNED:
                 ended.append((job, outcome, seconds))
@@ -151,7 +155,7 @@ def _run_trials(
         trial.unmark(job.folder)
         done = outcome.status == 0 and job.finished
         for number in numbers_of[job.folder]:
-            study.tell(number, score(job) if done else None, outcome.status == PRUNED)
+            study.tell(number, score(job) if done else None, outcome.status == PRUNED, outcome.status == MENDABLE)
         yield job, outcome, seconds
 
 
@@ -161,7 +165,8 @@ def _test(
     """Tests the weights of the trial with these words, in a run of its own below `root`."""
     ((job, chosen),) = plan.jobs_of(loader, config, [words])
     allow(chosen)  # the trial is the user's own run, so whatever it names may be built again
-    where = {"checkpoint": job.folder, "name": root.name, "outputs": root.parent}
+    where = {"checkpoint": job.folder, "name": root.name}
+    where |= {"outputs": root.parent} if chosen.outputs != Config.outputs else {}
     ((job, _),) = plan.jobs_of(
         loader, config, [["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]]
     )

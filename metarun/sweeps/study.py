@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from metarun.errors import UserError, first_line
 from metarun.text import printable
 
+OWN_ERROR = "own_error"  # marks a failed trial that would fail again
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
 
@@ -129,8 +130,25 @@ class Study:
         self.study.add_trial(drawn)
         return len(known), params
 
-    def tell(self, number: int, score: float | None, pruned: bool) -> None:
-        """Ends a trial: with its validation score, or pruned, or failed."""
+    def fails(self, words: Sequence[str]) -> bool:
+        """Whether a trial of these words has failed by its own error, as another of them would."""
+        failed = self.study.get_trials(deepcopy=False, states=(self.states.FAIL,))
+        return any(trial.user_attrs.get(OWN_ERROR) and words_of(trial.params) == list(words) for trial in failed)
+
+    def tell(self, number: int, score: float | None, pruned: bool, own_error: bool = False) -> None:
+        """Ends a trial: with its validation score, or pruned, or failed.
+
+        Args:
+            number: The trial's.
+            score: Its validation score; None where it has none.
+            pruned: Whether it was ended early.
+            own_error: Whether it failed by what its words lead to, and not by what happened to its process.
+        """
+        if own_error:
+            import optuna
+
+            frozen = next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
+            optuna.trial.Trial(self.study, frozen._trial_id).set_user_attr(OWN_ERROR, True)
         state = self.states.PRUNED if pruned else self.states.COMPLETE if score is not None else self.states.FAIL
         self.study.tell(number, None if state is not self.states.COMPLETE else score, state=state)
 

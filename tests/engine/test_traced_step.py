@@ -69,6 +69,17 @@ def test_played_back_it_is_the_plain_gradient(name: str, chunk: int | None) -> N
     assert None not in recorded.traced.recordings.values()
 
 
+def test_a_loss_that_is_no_number_is_the_same_when_played_back(caplog: pytest.LogCaptureFixture) -> None:
+    """The training tells of it; that the recording differs would not be true."""
+    algorithm, (batch, _) = learner("maml")
+    with torch.no_grad():
+        for value in algorithm.parameters():
+            value.fill_(torch.nan)
+    recorded = replace(hardware(vectorize=True), traced=TracedStep())
+    assert gradients(algorithm, batch, 0, recorded)["loss"].isnan()
+    assert caplog.text == ""
+
+
 def test_captured_it_is_the_plain_gradient() -> None:
     """As on a CUDA device, but for the device: the memory of inputs and outputs stays, and each replay fills it anew."""
     replays = Replays()

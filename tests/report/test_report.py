@@ -34,7 +34,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from metarun import report
 from metarun.report import figures, listing, published, statistics, tables
-from metarun.report.collect import collect
+from metarun.report.collect import collect, read
+from metarun.report.run import subject as run_subject
 from metarun.report.summary import Section, pooled, summarise
 from metarun.report.tables import Table, latex
 from metarun.runs.logger import RunLogger
@@ -207,6 +208,141 @@ def test_a_tested_checkpoint_counts_as_the_method_it_was_trained_with(tmp_path: 
     found = collect([tmp_path / "tested"], tmp_path / "report")
     names = ["maml", "protonet"] if kept else ["Maml", "Protonet"]
     assert [group.values for group in found.groups] == [{"algo": name} for name in names]
+
+
+def make_test(folder: Path, trained: Path, *words: str, result: dict[str, Any] | None = None, **options: Any) -> Path:
+    """A test of the run in the folder `trained`; its choices are those of its own command line, and its seed by itself that run's."""
+    words = ("recipe=test", f"checkpoint={trained}", *words)
+    config = {"checkpoint": str(trained), "data": {"root": "here"}} | options.pop("config", {})
+    found = {"checkpoint/sha256": trained.name} | (result or {})
+    file = make_run(folder, *words, config=config, result=found, **options) / "result.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in stored.items() if not key.startswith(("train/", "val/"))}))
+    return folder
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_test_on_other_data_is_of_the_data_that_the_weights_were_trained_on(
+    kept: bool, seed: int, tmp_path: Path
+) -> None:
+    """It is no seed of what was trained on the data of the test, replaces nothing there, and nothing was published of it."""
+    trained = tmp_path / "trained"
+    for name, fingerprint in (("omniglot", "f0"), ("glyphs", "f1")):
+        make_run(
+            trained / name, f"data={name}", "algo=protonet", scores=[0.5, 1], choices={"data": name}, fingerprint=fingerprint,
+            config={"data": {"root": name}},
+        )  # fmt: skip
+    before = {"checkpoint/data": {"data": {"fingerprint": "f1", "classes": {"train": 9}}}}
+    make_test(
+        tmp_path / "tests" / "a", trained / "glyphs", "data=omniglot", scores=[0.2, 0.4], seed=seed, result=before,
+        choices={"data": "omniglot"}, config={"algo": {"_target_": "a.protonet"}, "data": {"_target_": "a.Omniglot"}},
+    )  # fmt: skip
+    if not kept:
+        (trained / "glyphs" / "result.json").unlink()
+    collection = collect([trained / "omniglot", tmp_path / "tests"], tmp_path / "report")
+    (section,) = summarise(collection)
+    assert collection.problems == []
+    source = "glyphs" if kept else "data f1"
+    table = tables.section_table(section)
+    assert table.headings[0] == "trained on"
+    found = {row.label.partition(",")[0]: row for row in section.rows}
+    assert {name: (round(row.mean or 0, 9), row.n) for name, row in found.items()} == {
+        "omniglot": (0.75, 1),
+        source: (0.3, 1),
+    }
+    assert found["omniglot"].published is not None
+    assert found[source].published is None
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv([section]))))
+    assert sorted((line["data"], line["trained_on"]) for line in lines) == sorted(
+        [("omniglot", "omniglot"), ("omniglot", source)]
+    )
+
+
+def test_weights_of_several_data_tested_on_one_are_a_row_each(tmp_path: Path) -> None:
+    for name in ("glyphs", "omniglot"):
+        make_run(tmp_path / "trained" / name, f"data={name}", scores=[0.5, 1], choices={"data": name})
+        before = {"checkpoint/data": {"data": {"fingerprint": name}}}
+        make_test(
+            tmp_path / "tests" / name, tmp_path / "trained" / name, "data=digits", scores=[0.2, 0.4], result=before,
+            choices={"data": "digits"},
+        )  # fmt: skip
+    (section,) = sections(tmp_path / "tests")
+    assert [(row.label, row.n) for row in section.rows] == [("glyphs", 1), ("omniglot", 1)]
+
+
+def test_a_key_of_the_data_that_is_typed_in_a_test_is_of_the_test(tmp_path: Path) -> None:
+    """The same choice with another root is other data, and says so; what the weights were trained on stays as it was."""
+    trained, config = tmp_path / "runs" / "trained", {"data": {"root": "a"}}
+    make_run(trained, "data=folder", "data.root=a", scores=[0.5, 1], choices={"data": "folder"}, config=config)
+    make_test(
+        tmp_path / "runs" / "test", trained, "data.root=b", scores=[0.2, 0.4], fingerprint="f1", config={"data": {"root": "b"}},
+        result={"checkpoint/data": {"data": {"fingerprint": "f0"}}},
+    )  # fmt: skip
+    collection = collect([tmp_path / "runs"], tmp_path / "report")
+    assert [(run.value("data"), run.value("data.root"), run.of_test("data.root")) for run in collection.runs] == [
+        ("folder", "a", "a"),
+        ("folder", "a", "b"),
+    ]
+    assert collection.columns == ["data", "data.root"]
+    for section in summarise(collection):
+        assert tables.section_table(section).headings[:2] == ["trained on", "trained on data.root"]
+        assert [row.published for row in section.rows] == [None]
+    assert run_subject(tmp_path / "runs" / "test") == "protonet on folder, trained on folder\n"
+
+
+def test_other_vectors_of_the_same_items_are_no_other_data(tmp_path: Path) -> None:
+    trained = make_run(tmp_path / "trained", "data=glyphs", scores=[0.5, 1], choices={"data": "glyphs"})
+    items = {"fingerprint": "v0", "before_encoding": "f0"}
+    made = make_test(tmp_path / "test", trained, scores=[0.5, 1], result={"checkpoint/data": {"data": items}})
+    assert not read(made).elsewhere
+
+
+def test_the_same_weights_tested_by_other_seeds_are_one_training(tmp_path: Path) -> None:
+    """More episodes lessen the interval over episodes alone, whether the run that trained them is there or not."""
+    root, scores = tmp_path / "runs", {seed: GENERATOR.random(40) for seed in (0, 1, 2)}
+    trained = make_run(tmp_path / "trained", "algo=maml", scores=scores[0], choices={"algo": "maml"}, curve=[0.1, 0.2])
+    steps = {seed: np.stack([values / 2, values]) for seed, values in scores.items()}
+    for seed, values in steps.items():
+        make_test(root / str(seed), trained, f"seed={seed}", scores=values, seed=seed)
+    for roots in ([root], [root, trained]):
+        (section,) = summarise(collect(roots, tmp_path / "report"))
+        (row,) = section.rows
+        assert (row.n, row.seeds_half) == (1, None)
+        assert row.mean == pytest.approx(np.mean([*scores.values()]))
+        halves = [1.96 * values.std(ddof=1) / math.sqrt(40) for values in scores.values()]
+        assert row.episodes_half == pytest.approx(math.hypot(*halves) / 3)
+        table = tables.section_table(section)
+        assert "one seed" in table.rows[0]
+        (line,) = csv.DictReader(io.StringIO(tables.as_csv([section])))
+        assert (line["seeds"], line["half_over_seeds"]) == ("0", "")
+    band = figures._band(section.rows[0].group, lambda run: (np.array([0, 1]), np.array([run.seed, 1.0])))
+    assert band is not None
+    np.testing.assert_allclose(band, [[0, 1], [1, 1], [1, 1], [1, 1]])
+    (trained / "result.json").unlink()
+    (section,) = sections(root)
+    assert [row.n for row in section.rows] == [1]
+
+
+def test_trainings_that_are_tested_by_one_seed_are_several_on_the_same_episodes(tmp_path: Path) -> None:
+    """Their interval over episodes is no narrower for being of several weights, and a paired test counts each episode once."""
+    draws = {(algo, seed): GENERATOR.random(40) + (algo == "maml") for algo in ("maml", "protonet") for seed in (0, 1)}
+    for (algo, seed), values in draws.items():
+        trained = make_run(tmp_path / "trained" / f"{algo}{seed}", f"algo={algo}", seed=seed, choices={"algo": algo})
+        make_test(tmp_path / "tests" / f"{algo}{seed}", trained, "seed=7", scores=values, seed=7)
+    collection = collect([tmp_path / "tests"], tmp_path / "report")
+    assert collection.problems == []
+    (section,) = summarise(collection)
+    maml, protonet = section.rows
+    ours, theirs = ([draws[algo, seed] for seed in (0, 1)] for algo in ("protonet", "maml"))
+    assert (maml.n, protonet.n, maml.best) == (2, 2, True)
+    assert protonet.seeds_half == pytest.approx(statistics.over_seeds([values.mean() for values in ours]))
+    assert protonet.episodes_half == pytest.approx(np.mean([1.96 * each.std(ddof=1) / math.sqrt(40) for each in ours]))
+    assert protonet.on_episodes is not None
+    assert protonet.on_episodes.pairs == 40
+    assert protonet.on_episodes.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert protonet.on_seeds is not None
+    assert (protonet.on_seeds.pairs, protonet.on_seeds.mean) == (2, pytest.approx(np.mean(ours) - np.mean(theirs)))
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
@@ -620,6 +756,76 @@ def test_divisions_that_no_key_tells_apart_are_numbered(tmp_path: Path) -> None:
     assert [section.title.rpartition(", ")[2] for section in sections(tmp_path)] == ["data 1", "data 2"]
 
 
+def test_subsets_of_a_target_have_a_mean_and_numbers_of_repeats_are_apart(tmp_path: Path) -> None:
+    """Also at several numbers of training images, given one by one."""
+    for images in (10, 20):
+        for subset, accuracy in ((0, 0.5), (1, 0.6)):
+            found = {
+                "target/acc": accuracy,
+                "target/acc_ci95": 0.1,
+                "target/classes": ["a", "b"],
+                "target/over": "repeats",
+            }
+            found |= {"target/data": {"fingerprint": "f"}, "target/train_images": images, "target/test_images": 40}
+            config = {"target": {"subset_seed": subset, "repeats": 2, "train_images": images}}
+            words = [f"target.{key}={value}" for key, value in config["target"].items()]
+            make_run(tmp_path / f"{images}{subset}", *words, choices={"target": "digits"}, config=config, result=found)
+    config = {"target": {"subset_seed": 0, "repeats": 5, "train_images": 10}}
+    words = [f"target.{key}={value}" for key, value in config["target"].items()]
+    numbers = {**found, "target/train_images": 10}
+    make_run(tmp_path / "more", *words, choices={"target": "digits"}, config=config, result=numbers)
+    found = sections(tmp_path)
+    assert [section.title for section in found] == [
+        f"digits as the target, {images} training images, 40 test images, 2 repeats, subset_seed {subset}"
+        for images in (10, 20) for subset in (0, 1)
+    ][:2] + ["digits as the target, 10 training images, 40 test images, 5 repeats, subset_seed 0"] + [
+        f"digits as the target, 20 training images, 40 test images, 2 repeats, subset_seed {subset}" for subset in (0, 1)
+    ]  # fmt: skip
+    assert {column for section in found for column in section.columns} == set()
+    table = tables.overview(found)
+    assert table is not None
+    means = {heading: cell for heading, cell in zip(table.headings, table.rows[0], strict=True) if "over" in heading}
+    assert [cell.partition(" ± ")[0] for cell in means.values()] == ["55.00%", "55.00%"]
+
+
+def test_the_same_weights_have_one_colour_and_name_on_each_of_several_data_sets(tmp_path: Path) -> None:
+    """A set that was trained on is tested on its held-out classes, and is another set of tasks than all of its classes."""
+    classes = {"digits": ("all 10 classes", "its 2 test classes, since it is trained on too")}
+    classes["glyphs"] = ("all 1472 classes", "its 289 test classes, since it is trained on too")
+    task, bins = {"ways": 5, "shots": 1, "queries": 15}, [{"count": 20, "confidence": 0.5, "accuracy": 0.4}]
+    for source in classes:
+        protocol: dict[str, Any] = {"norm": "batch", "transductive": False, "test": task, "split": None, "sets": {}}
+        found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol, "test/sets": {}}
+        for name, told in classes.items():
+            protocol["sets"][name] = {"task": task, "classes": told[name == source]}
+            found["test/sets"][name] = {"fingerprint": f"{name}{name == source}", "classes": {"test": 2}}
+            found |= {f"test/{name}/acc": 0.5, f"test/{name}/acc_ci95": 0.1, f"test/{name}/calibration": {"bins": bins}}
+        make_run(tmp_path / source, f"data={source}", choices={"data": source}, result=found)
+    found_sections = sections(tmp_path)
+    assert [section.title.rpartition(", ")[2] for section in found_sections] == [
+        "all 10 classes", "its 2 test classes", "all 1472 classes", "its 289 test classes",
+    ]  # fmt: skip
+    assert [tables.section_table(section).headings[0] for section in found_sections] == ["trained on"] * 4
+    lines = csv.DictReader(io.StringIO(tables.as_csv(found_sections)))
+    assert [(line["data"], line["trained_on"]) for line in lines] == [
+        ("digits", "glyphs"), ("digits", "digits"), ("glyphs", "digits"), ("glyphs", "glyphs"),
+    ]  # fmt: skip
+    made = figures._reliability(found_sections)
+    assert made is not None
+    assert [text.get_text() for text in made[2].legends[0].get_texts()] == ["glyphs", "digits"]
+    drawn = [axes.lines[0].get_color() for axes in made[2].axes]
+    assert drawn == [figures.COLOURS[at] for at in (0, 1, 1, 0)]
+
+
+def test_a_name_in_a_figure_is_of_the_same_settings_in_each_panel(tmp_path: Path) -> None:
+    for shots, steps in ((1, 10), (5, 10), (5, 50)):
+        words, config = [f"train.steps={steps}"], {"train": {"steps": steps}}
+        make_run(tmp_path / f"{shots}{steps}", *words, scores=[0.5, 1], shots=shots, config=config, curve=[0.1, 0.2])
+    made = figures._learning_curves(sections(tmp_path))
+    assert made is not None
+    assert sorted(text.get_text() for text in made[2].legends[0].get_texts()) == ["steps 10", "steps 50"]
+
+
 def test_a_reliability_diagram_has_points_of_enough_predictions(tmp_path: Path) -> None:
     bins = [
         {"count": count, "confidence": n / 15 - 0.01, "accuracy": n / 20}
@@ -932,6 +1138,48 @@ def test_page_tells_everything(page: Page) -> None:
         assert part in words, part
 
 
+def test_a_run_on_several_data_sets_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the numbers of runs and of facts, in the commands, and where another replaces it."""
+    task = {"ways": 5, "shots": 1, "queries": 15}
+    for name, algo, torch in (("a", "maml", "2.9.0"), ("b", "protonet", "2.9.1"), ("b~2", "protonet", "2.9.1")):
+        protocol: dict[str, Any] = {"norm": "batch", "transductive": False, "test": task, "split": None, "sets": {}}
+        found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol, "test/sets": {}}
+        for one in ("cub", "fungi"):
+            protocol["sets"][one] = {"task": task, "classes": "all"}
+            found["test/sets"][one] = {"fingerprint": one, "classes": {"test": 2}}
+            found |= {f"test/{one}/acc": 0.5, f"test/{one}/acc_ci95": 0.1}
+        found["versions"] = {"torch": torch}
+        folder = make_run(tmp_path / name, f"algo={algo}", choices={"algo": algo}, result=found)
+        os.utime(folder / "result.json", (1000, 1000 + len(name)))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("seed: 0\n")
+    made = report.write([tmp_path], tmp_path / "report", "sets")
+    assert made is not None
+    told, page = capsys.readouterr(), made.read_text()
+    assert "not finished (at work, stopped, pruned or failed): 1 of 4 runs" in told.out
+    assert told.err.count("left out, ") == 1
+    assert "2 finished runs in 4 groups, 1 not finished." in page
+    assert "torch 2.9.0 (1 run), 2.9.1 (1 run)" in page
+    assert page.count("<li><code>metarun algo=maml seed=0</code></li>") == 1
+
+
+def test_commands_that_go_on_with_another_run_say_which(tmp_path: Path) -> None:
+    """They stand behind those that need nothing, and none of them is said to start from an empty folder."""
+    trained = make_run(tmp_path / "runs" / "b", "algo=maml", scores=[0.5, 1], choices={"algo": "maml"})
+    make_test(tmp_path / "runs" / "a", trained, scores=[0.4, 1], shots=5)
+    config = {"encoder": {"from": str(trained)}, "backbone": {"from": None}}
+    make_run(tmp_path / "runs" / "c", "encoder=run", scores=[0.5, 1], choices={"encoder": "run"}, config=config)
+    made = report.write([tmp_path / "runs"], tmp_path / "report", "commands")
+    assert made is not None
+    alone, _, further = (
+        made.read_text().partition("from an empty folder:")[2].partition("goes on with what another run left")
+    )
+    assert re.findall(r"<li><code>(.*?)</code>", alone) == ["metarun algo=maml seed=0"]
+    assert re.findall(r"<li><code>metarun (\S+).*?</code> needs <code>(.*?)</code>", further) == [
+        ("encoder=run", str(trained)), ("recipe=test", str(trained)),
+    ]  # fmt: skip
+
+
 def test_page_escapes_what_runs_are_called(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
     for value in (bad, "x"):
@@ -1094,6 +1342,10 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
 
 def test_brackets_begin_no_length_in_latex() -> None:
     assert latex(Table("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+
+
+def test_a_bar_is_a_bar_in_latex() -> None:
+    assert latex(Table("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
 
 
 def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning() -> None:

@@ -181,3 +181,22 @@ def test_a_search_without_a_success_says_so_every_time(tmp_path: Path) -> None:
     assert first.status == second.status == 1
     assert "1 of 1 job failed, listed above; a trial that failed counts as done" in first.err
     assert second.said[-1].startswith("metarun: search: none of its 1 trials has succeeded; ")
+
+
+def test_what_failed_by_its_own_error_is_not_run_again(tmp_path: Path) -> None:
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.trials=3", f"outputs={tmp_path}"]
+    done = metarun("-m", *words, *SINUSOID, "train.optimizer.lr=1e30", "algo.inner_steps=range(1,2)")
+    assert [trial.state.name for trial in trials(tmp_path)] == ["FAIL"] * 3
+    said = [line for line in done.said if line.endswith("has failed before, and is not run again")]
+    assert [line.partition(": ")[0].rpartition(" ")[2] for line in said] == ["1", "2"]
+    assert "1 of 1 job failed" in done.err
+
+
+def test_only_an_own_error_marks_what_was_drawn(tmp_path: Path) -> None:
+    made = study.Study(study.database(tmp_path / "search.db"), ["a"], {"lr": space("lr=1,2")}, "random", 0)
+    ((number, words),) = made.next(1).items()
+    made.tell(number, None, pruned=False)
+    assert not made.fails(words)
+    ((number, words),) = made.next(1).items()
+    made.tell(number, None, pruned=False, own_error=True)
+    assert made.fails(words)

@@ -66,6 +66,8 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
+    if told := run.trained_on_tests:
+        found["trained_on_tests"] = told
     if run.data.labels_read:
         found["labels_read"] = run.data.labels_read
     found[result.SELECTED_BY] = run.learner.selected_by

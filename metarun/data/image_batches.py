@@ -57,7 +57,7 @@ def part_sizes(images: int) -> list[int]:
 
 
 def allot(total: int, shares: np.ndarray, least: int = 0) -> np.ndarray:
-    """`total` things by their shares (largest remainders, not monotone in `total`), then each brought up to `least` at the cost of the largest."""
+    """`total` things by their shares (largest remainders), then each brought up to `least` at the cost of the largest."""
     exact = shares / shares.sum() * total
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1

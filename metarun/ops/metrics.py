@@ -18,7 +18,9 @@ ALIKE = 1e-12  # of the mean: a deviation below it is what rounding leaves of no
 
 
 def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | None]:
-    """The mean of n values and half the width of its 95% interval, 1.96 s / sqrt(n) with s the sample deviation.
+    """The mean of n values and half the width of its 95% interval, t s / sqrt(n) with s the sample deviation.
+
+    t is the quantile of Student's t with n - 1 degrees of freedom: 1.96 of a thousand values, 2.78 of five.
 
     Args:
         values: `[n]`.
@@ -32,7 +34,7 @@ def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | No
     mean, n = values.mean().item(), len(values)
     spread = values.std(unbiased=True).item() if n > 1 else 0.0
     if spread > ALIKE * abs(mean) or math.isnan(spread):
-        return mean, Z * spread / math.sqrt(n)
+        return mean, float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return mean, reach(mean, wilson(mean, n)) if shares and n > 1 else None
 
 

@@ -36,7 +36,7 @@ def alike(values: Sequence[float] | np.ndarray) -> bool:
 
 
 def over_episodes(halves: Sequence[float | None]) -> float | None:
-    """Half the 95% interval of the mean over seeds, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
+    """Half the 95% interval of the mean over seeds, of half the interval of each: the root of the sum of their squares / n.
 
     It counts the luck of the drawn test episodes alone, which are others for each seed, and takes the weights as given. None where
     a seed has no interval.

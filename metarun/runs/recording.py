@@ -25,7 +25,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data, left_out = run.data.describe(), unused(config)
     if (main or "").startswith(f"{result.TEST}/"):
-        run.result.setdefault("interval", "95%, over episodes, normal approximation")
+        run.result.setdefault("interval", "95%, over episodes, Student's t")
     run.result |= {
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),

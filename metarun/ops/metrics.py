@@ -58,7 +58,8 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
 
     That of the accuracy is Wilson's; that of the balanced accuracy joins Wilson's intervals of the classes (Zou, Huang, Zhang
     2009, https://doi.org/10.1002/sim.3565); that of macro F1 is `macro_f1`'s; that of the AUROC is Hanley and McNeil's
-    (1982, https://doi.org/10.1148/radiology.143.1.7063747), None where nothing is out of order.
+    (1982, https://doi.org/10.1148/radiology.143.1.7063747) with Newcombe's mean of the two classes' sizes (2006,
+    https://doi.org/10.1002/sim.2324), None where nothing is out of order.
 
     Args:
         confusion: `[classes, classes]` counts; means over repeats need not be whole.
@@ -77,9 +78,10 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-        spread = (auroc * (1 - auroc) + (positive - 1) * (one - auroc**2) + (negative - 1) * (other - auroc**2)) / (
-            positive * negative
-        )
+        others = (
+            positive + negative
+        ) / 2 - 1  # for both classes: else much hangs on which of two unequal ones is the second
+        spread = (auroc * (1 - auroc) + others * (one + other - 2 * auroc**2)) / (positive * negative)
         half_widths["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
     return half_widths
 

@@ -179,9 +179,11 @@ class Labelled:
         return positions
 
     def subset(self, count: int | None, key: str, seed: int, repeat: int) -> Labelled:
-        """Some of the images, of each class its share but at least one; a larger subset holds the smaller ones.
+        """Some of the images, of each class its share but at least one; a subset holds those of half its size and less.
 
-        It depends on (seed, repeat) and the images alone: every method meets the same.
+        It depends on (seed, repeat) and the images alone: every method meets the same, whatever other sizes it is given. Of two sizes
+        closer to each other the larger may lack an image or two of a class, since shares are rounded for each size alone, by the
+        largest remainders (the Alabama paradox).
 
         Args:
             count: The number of images; None for all.

@@ -82,13 +82,11 @@ def for_episodes(
 ) -> tuple[Table, dict[Split, Sequence[int]]]:
     """The table with `metadata["split"]`, and its classes divided by `ratios`, drawn by `seed`.
 
-    Fewer than three classes cannot be divided and are in every split, as a target of transfer needs them.
+    Fewer than three classes cannot be divided and are in every split, as a target of transfer needs them; the source says so.
     """
     shares = check_ratios(ratios)
     if len(table.names) < len(SPLITS):
         splits: dict[Split, Sequence[int]] = {split: range(len(table.names)) for split in SPLITS}
-        told = f"all {len(table.names)} classes in every split, too few to divide"
-    else:
-        splits = divide(table.names, (None, None, None), shares, seed, key=f"data {name}", where="it")
-        told = f"classes drawn by split_seed {seed}"
-    return replace(table, metadata={**table.metadata, "split": told}), splits
+        return table, splits
+    splits = divide(table.names, (None, None, None), shares, seed, key=f"data {name}", where="it")
+    return replace(table, metadata={**table.metadata, "split": f"classes drawn by split_seed {seed}"}), splits

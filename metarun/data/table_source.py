@@ -66,6 +66,11 @@ class TableSource(DataSource):
         return found
 
     @property
+    def undivided(self) -> list[int]:
+        """The numbers of the classes that are both for training and for testing: all of them where there are too few to divide."""
+        return sorted({*map(int, self.splits["train"])} & {*map(int, self.splits["test"])})
+
+    @property
     def training_rows(self) -> np.ndarray:
         """The rows of the table that a training on this source may see, int64: of what is measured on items before any test.
 
@@ -273,6 +278,7 @@ class TableSource(DataSource):
         listing = "\n".join(f"{split}:{','.join(map(str, classes))}" for split, classes in self.splits.items())
         if parts:  # the items of a class lie part by part, so that their bytes do not tell where one ends
             listing += "".join(f"\n{part} of classes:{','.join(map(str, counts))}" for part, counts in parts.items())
+        same = self.undivided
         return {
             "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
             "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
@@ -280,6 +286,7 @@ class TableSource(DataSource):
             **({"parts": {part: sum(counts) for part, counts in parts.items()}} if parts else {}),
             "input_shape": list(self.input_shape),
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},
+            **({"split": f"all {len(same)} classes in every split, too few to divide"} if same else {}),
         }
 
 

@@ -18,7 +18,9 @@ ALIKE = 1e-12  # of the mean: a deviation below it is what rounding leaves of no
 
 
 def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | None]:
-    """The mean of n values and half the width of its 95% interval, 1.96 s / sqrt(n) with s the sample deviation.
+    """The mean of n values and half the width of its 95% interval, t s / sqrt(n) with s the sample deviation.
+
+    t is the quantile of Student's t with n - 1 degrees of freedom: 1.96 of a thousand values, 2.78 of five.
 
     Args:
         values: `[n]`.
@@ -32,7 +34,7 @@ def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | No
     mean, n = values.mean().item(), len(values)
     spread = values.std(unbiased=True).item() if n > 1 else 0.0
     if spread > ALIKE * abs(mean) or math.isnan(spread):
-        return mean, Z * spread / math.sqrt(n)
+        return mean, float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return mean, reach(mean, wilson(mean, n)) if shares and n > 1 else None
 
 
@@ -56,7 +58,8 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
 
     That of the accuracy is Wilson's; that of the balanced accuracy joins Wilson's intervals of the classes (Zou, Huang, Zhang
     2009, https://doi.org/10.1002/sim.3565); that of macro F1 is `macro_f1`'s; that of the AUROC is Hanley and McNeil's
-    (1982, https://doi.org/10.1148/radiology.143.1.7063747), None where nothing is out of order.
+    (1982, https://doi.org/10.1148/radiology.143.1.7063747) with Newcombe's mean of the two classes' sizes (2006,
+    https://doi.org/10.1002/sim.2324), None where nothing is out of order.
 
     Args:
         confusion: `[classes, classes]` counts; means over repeats need not be whole.
@@ -75,9 +78,10 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-        spread = (auroc * (1 - auroc) + (positive - 1) * (one - auroc**2) + (negative - 1) * (other - auroc**2)) / (
-            positive * negative
-        )
+        others = (
+            positive + negative
+        ) / 2 - 1  # for both classes: else much hangs on which of two unequal ones is the second
+        spread = (auroc * (1 - auroc) + others * (one + other - 2 * auroc**2)) / (positive * negative)
         half_widths["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
     return half_widths
 

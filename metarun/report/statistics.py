@@ -38,7 +38,7 @@ def alike(values: Sequence[float] | np.ndarray) -> bool:
 def over_episodes(
     halves: Sequence[float | None], draws: Sequence[Hashable] | None = None, shares: Sequence[float] | None = None
 ) -> float | None:
-    """Half the 95% interval of a mean of means over episodes, of half the interval of each: 1.96 sqrt(sum of squared errors) / n.
+    """Half the 95% interval of a mean of means over episodes, of half the interval of each: the root of the sum of their squares / n.
 
     It counts the luck of the drawn test episodes alone, and takes the weights as given.
 

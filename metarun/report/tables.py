@@ -28,7 +28,7 @@ LONGEST = 20  # rows of a table of validation scores on the terminal: a search c
 MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
 DRAWN = {
-    "episodes": "the drawn test episodes (1.96 standard errors)",
+    "episodes": "the drawn test episodes (Student's t)",
     "repeats": "the repeats, each with other images of the target (Student's t)",
     "test images": "the test images (Wilson's interval)",
 }

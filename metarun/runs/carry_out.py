@@ -219,6 +219,8 @@ def carry_out(run: Run, world: World) -> None:
     log.info("hardware: %s", run.hardware)
     if world.main and (told := precision.cost(run.hardware.device, run.hardware.autocast_dtype)):
         log.warning("%s", told)
+    if world.main and (told := run.trained_on_tests):
+        log.warning("data: %s", told)
     for source in (run.data, *([run.target.source] if run.target else []), *run.tests.values()):
         source.make_ready(run.hardware.device)
     for stage in run.stages:

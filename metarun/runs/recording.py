@@ -27,7 +27,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data, left_out = run.data.describe(), unused(config)
     if (main or "").startswith(f"{result.TEST}/"):
-        run.result.setdefault("interval", "95%, over episodes, normal approximation")
+        run.result.setdefault("interval", "95%, over episodes, Student's t")
     run.result |= {
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),
@@ -68,6 +68,8 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
+    if told := run.trained_on_tests:
+        found["trained_on_tests"] = told
     if run.data.labels_read:
         found["labels_read"] = labels_read(run.data.labels_read, run.learner.origins)
     found[result.SELECTED_BY] = run.learner.selected_by

@@ -112,6 +112,27 @@ class Run:
             raise UserError(f"augment: changes images, but the items are {source.item}s; leave augment out")
         return self.augment
 
+    @property
+    def trained_on_tests(self) -> str:
+        """In words that training has seen images of classes that are tested on, as where there are too few to divide; else empty.
+
+        Where nothing is meta-tested, validation tasks are what is meant.
+        """
+        validated = any(split == "val" for split, _, _ in self._samplers)
+        same = [
+            name
+            for name, data in (self.tests or (self.data.tested if validated else {})).items()
+            for images in data.members.values()
+            if any(seen.trained_on(learner.seen, images, images.undivided) for learner in self.learners.values())
+        ]
+        of = f"{', '.join(same)}: " if any(same) else ""
+        tested = "tests" if self.tests else "validation tasks"
+        return (
+            f"{of}too few classes to divide; training and {tested} have the same ones, and the same images"
+            if same
+            else ""
+        )
+
     def add(self, name: str, learner: Learner) -> None:
         """Makes `learner` the one that the stages after this one use.
 
@@ -144,13 +165,5 @@ class Run:
             for learner in self.learners.values():
                 seen.refuse_test_classes(learner.seen, data, f"stage {learner.name}")
         if (split, task, name) not in self._samplers:
-            shared = [
-                one for one, images in data.members.items() if {*images.splits["train"]} & {*images.splits["test"]}
-            ]
-            if split == "train" and shared:
-                named = "".join(f" {one}:" for one in shared if one)
-                log.warning(
-                    "data:%s too few classes to divide; tasks for training and testing are of the same ones", named
-                )
             self._samplers[split, task, name] = data.sampler(split, task, self.config.seed, device)
         return self._samplers[split, task, name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,6 +117,7 @@ class MetaTest(Stage):
             temperature = self.temperature_alone = validation_temperature(*wanted, self.views)
             if self.views is not None and any(test.with_unknown for test in self.tests):
                 self.temperature_alone = validation_temperature(*wanted)
+        self.finals: dict[str, list[Tensor]] = {}  # of each kind the accuracies on each data set
         for test in self.tests:
             self._carry_out(run, test, steps, temperature, number)
         if self.validation is not None:
@@ -150,6 +152,7 @@ class MetaTest(Stage):
                 "temperature, may keep the method from diverging", kind, scores.undefined, settings.episodes,
             )  # fmt: skip
         run.result |= summary(scores, kind) | own_measures(scores, kind)
+        self.finals.setdefault(result.TEST, []).append(scores.final)
         if observed is not None:
             run.result |= self._probabilities(run, test, scores, observed, validated)
         self._record(run, test, scores)
@@ -167,15 +170,11 @@ class MetaTest(Stage):
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
             key = result.key(kind, result.ACCURACY)
             values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
-            ends = result.half_of(result.ACCURACY)
-            halves: list[Any] = [run.result.get(test.key(kind, ends)) for test in self.tests]
             if None in values:
                 continue
             run.result[key] = math.fsum(values) / len(values)
             if kind != result.CHANCE:
-                # Episodes of different data sets are drawn independently, so the variances add up.
-                whole = None if None in halves else math.hypot(*halves) / len(halves)
-                run.result[result.half_of(key)] = whole
+                run.result[result.half_of(key)] = half_over_sets(self.finals[kind])
                 counts = [run.result[test.key(kind, result.EPISODES)] for test in self.tests]
                 run.result[result.key(kind, result.EPISODES)] = sum(counts)
         run.result[result.key(result.TEST, result.SETS)] = {name: data.describe() for name, data in run.tests.items()}
@@ -300,6 +299,7 @@ class MetaTest(Stage):
         kind = result.BEFORE_TRAINING if algorithm.backbone.pretrained else result.UNTRAINED
         count = run.config.test.baseline_episodes
         scores = evaluate(algorithm, test.episodes, count, hardware, steps, views=self.views)
+        self.finals.setdefault(kind, []).append(scores.final)
         return summary(scores, result.of_set(kind, test.name))
 
     def protocol(self, run: Run) -> dict[str, Any]:
@@ -312,7 +312,8 @@ class MetaTest(Stage):
         if self.of_many:
             shape = shape_text(run.data.input_shape)
             found["test_mean"] = (
-                f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over their episodes"
+                f"test/acc is the mean over {len(self.tests)} data sets, each counting alike; its interval is over the episodes' "
+                "numbers, each with its mean over the sets: their ways and shots are drawn alike in all of them"
             )
             found["test_images"] = (
                 "encoded as those that are trained on"
@@ -385,6 +386,22 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
     if len(steps) > 1 or scores.power:
         found[result.key(kind, result.AFTER_INNER_STEPS)] = steps
     return found
+
+
+def half_over_sets(scores: Sequence[Tensor]) -> float | None:
+    """Half the 95% interval of the mean over data sets of their mean accuracies.
+
+    Episode i of every data set is drawn from (seed, split, i): where shapes are ranges all have its ways and shots, and sets of the
+    same classes have the same of them. So the luck of a draw is shared, and the interval is over the means of each i over the sets,
+    which is right whatever they share.
+
+    Args:
+        scores: Of each data set the accuracy of every episode, `[episodes]`, as many for all.
+
+    Returns:
+        Half the interval; None where there is too little for one.
+    """
+    return metrics.interval(torch.stack(list(scores)).mean(0), shares=True)[1]
 
 
 def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:

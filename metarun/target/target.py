@@ -128,7 +128,7 @@ class Target:
         return self.images.divide(self.settings.subset_seed, repeat)
 
     def subset(self, size: int | None, repeat: int) -> tuple[Labelled, Labelled]:
-        """The training and the test images of one repeat; a larger training set holds the smaller ones.
+        """The training and the test images of one repeat; a training set holds those of half its size and less (`Labelled.subset`).
 
         Args:
             size: The number of training images; None for all.

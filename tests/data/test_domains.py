@@ -26,13 +26,16 @@ from metarun.data.image_source import ImageSource
 from metarun.data.shared import says_what_it_is
 from metarun.data.source import Split
 from metarun.data.table_source import TableSource
+from metarun.data.varied import VariedSampler
 from metarun.encoders import EncodedSource, Encoding
 from metarun.errors import UserError
+from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import result as keys
 from metarun.runs import seen
+from metarun.stages.meta_test import half_over_sets
 
 TASK = TaskShape(ways=2, shots=1, queries=2)
 
@@ -341,6 +344,20 @@ def test_a_wrong_list_is_one_line(words: list[str], saying: str, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_the_interval_of_the_mean_over_sets_covers_the_truth_where_tasks_vary() -> None:
+    """Task i has the same ways in every set, so that one with many is hard in all: 19 intervals in 20 hold the truth nevertheless."""
+    task, offsets, others = TaskShape(ways=(2, 20), shots=1, queries=5), np.arange(31) * 10, np.arange(41) * 12
+    samplers = [VariedSampler(own, np.arange(len(own) - 1), task, 0, "test") for own in (offsets, others)]
+    one, other = ([drawn.ways for drawn in sampler.draw(0, 20)] for sampler in samplers)
+    assert one == other
+    draw = np.random.default_rng(0)
+    hard = draw.integers(2, 21, (1000, 1, 60)) / 40
+    scores = torch.from_numpy(1 - hard + draw.normal(0, 0.05, (1000, 3, 60)))
+    halves = [half_over_sets(list(each)) for each in scores]
+    held = [abs(each.mean().item() - (1 - 11 / 40)) <= (half or 0) for each, half in zip(scores, halves, strict=True)]
+    assert np.mean(held) == pytest.approx(0.945, abs=0.015)
+
+
 # From the shell
 
 
@@ -396,14 +413,16 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
     sets = ["left", "right"]
     assert found["protocol"]["sets"].keys() == set(sets)
     assert found["test/acc"] == pytest.approx(np.mean([found[f"test/{name}/acc"] for name in sets]))
-    assert found["test/acc_ci95"] == pytest.approx(np.hypot(*(found[f"test/{name}/acc_ci95"] for name in sets)) / 2)
+    scores = np.mean([np.load(run / keys.scores_file(name))["values"][-1] for name in sets], axis=0)
+    assert found["test/acc_ci95"] == pytest.approx(metrics.interval(torch.from_numpy(scores), shares=True)[1])
+    assert found["untrained/acc_ci95"] > 0
     assert found["untrained/right/episodes"] == 2
     assert found["choices"]["data"] == "left,right"
     assert found["overrides"][0] == "data=[left:folder,right:folder]"
     assert found["data"]["input_shape"] == [3, 16, 16]
     for name in sets:
-        with np.load(run / keys.scores_file(name)) as scores:
-            assert scores["values"][-1].mean() == pytest.approx(found[f"test/{name}/acc"])
+        with np.load(run / keys.scores_file(name)) as stored:
+            assert stored["values"][-1].mean() == pytest.approx(found[f"test/{name}/acc"])
     assert "mean" in first.out
     assert "left/acc" not in first.out  # which stands in the table
     assert max(map(len, first.out.split("episodes each")[0].splitlines())) <= 80

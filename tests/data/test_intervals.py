@@ -273,6 +273,14 @@ def test_the_interval_of_an_auroc_is_that_of_its_draws() -> None:
     assert metrics.over_images(np.array([[60, 0], [0, 40]]), 1.0)["auroc"] is None
 
 
+@pytest.mark.parametrize("sizes", [(10, 90), (90, 10)])
+def test_the_interval_of_an_auroc_is_as_wide_whichever_class_is_the_rare_one(sizes: tuple[int, int]) -> None:
+    draw, (negatives, positives) = np.random.default_rng(0), sizes
+    found = [(draw.normal(2, 1, positives)[:, None] > draw.normal(0, 1, negatives)).mean() for _ in range(1000)]
+    half = metrics.over_images(np.diag(sizes), float(np.mean(found)))["auroc"]
+    assert half == pytest.approx(1.96 * np.std(found), rel=0.15)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("n", [2, 600])
 def test_equal_accuracies_have_the_widest_interval_that_they_could(n: int, value: float) -> None:

@@ -396,6 +396,35 @@ def test_weights_that_have_seen_the_test_classes_are_not_meta_tested(
     assert len(best["seen"]) == 2
 
 
+ONE_BY_ONE = ["continual.images=3", "continual.test_images=3", "continual.orders=2"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["algo=baseline"], ["algo=protonet"], ["recipe=continual", "algo=oml", "train.task.ways=2", *ONE_BY_ONE]],
+    ids=["batches", "episodes", "sequences"],
+)
+def test_two_classes_are_tested_on_images_that_were_trained_on_and_the_run_says_so(
+    words: list[str], target: Path, images: Path, tmp_path: Path
+) -> None:
+    for kind in ("kind0", "kind1"):
+        shutil.copytree(target / kind, tmp_path / "two" / kind)
+    small = [*SMALL, "task.ways=2", "train.steps=1", "backbone.norm=group", f"data.root={tmp_path / 'two'}"]
+    same = "too few classes to divide; training and tests have the same ones, and the same images"
+    outcome = done(*small, *words, f"outputs={tmp_path / 'run'}")
+    assert outcome.err.count("too few classes") == outcome.err.count(same) == 1
+    run = only_run(tmp_path / "run")
+    assert result(run)["protocol"]["trained_on_tests"] == same
+    assert result(run)["protocol"]["split"] == "all 2 classes in every split, too few to divide"
+    if words == ["algo=baseline"]:  # a test of its weights says it too
+        assert same in done("recipe=test", "test.episodes=5", f"checkpoint={run}", f"outputs={tmp_path / 'again'}").err
+        assert result(only_run(tmp_path / "again"))["protocol"]["trained_on_tests"] == same
+    if words == ["algo=protonet"]:  # unless it is on other images
+        new = ["data=folder", f"data.root={images}", "data.image_size=16"]
+        assert same not in done("recipe=test", *new, f"checkpoint={run}", f"outputs={tmp_path / 'other'}").err
+        assert "trained_on_tests" not in result(only_run(tmp_path / "other"))["protocol"]
+
+
 def test_an_adapted_run_is_not_meta_tested_by_its_checkpoint(target: Path, tmp_path: Path) -> None:
     command = ["recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16",
                "backbone.channels=4", "train.steps=2", "train.tasks_per_step=8", "target=folder", "target.data.image_size=16",

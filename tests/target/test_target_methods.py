@@ -89,6 +89,19 @@ def test_subsets_are_stratified_grow_and_are_the_same_for_all() -> None:
     assert allot(5, np.array([90, 9, 1]), least=1).tolist() == [3, 1, 1]
 
 
+def test_twice_as_many_images_are_never_fewer_of_a_class() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        sizes = draw.integers(3, 200, draw.integers(2, 9))
+        counts = [allot(total, sizes, least=1) for total in (10, 20, 50, 100, 200) if total <= sizes.sum()]
+        for smaller, larger in itertools.pairwise(counts):
+            assert (smaller <= larger).all()
+            assert larger.min() >= 1
+            assert (larger <= sizes).all()
+    paradox = np.array([131, 69, 126, 189, 76])  # of sizes that are closer `Labelled.subset` says that they may be
+    assert [allot(total, paradox, least=1).tolist() for total in (10, 11)] == [[2, 1, 2, 3, 2], [3, 1, 2, 4, 1]]
+
+
 def test_stream_is_epochs_in_orders_that_depend_on_the_seed_alone() -> None:
     part = SOURCE.labelled("test")
     stream = part.stream(0, "x")

@@ -24,7 +24,7 @@ from metarun.errors import InputError, UserError
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.items import How, Listed, examples, listed, word
-from metarun.inference.learner import Learner
+from metarun.inference.learner import Learner, turn
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
 from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
@@ -49,7 +49,8 @@ class Scored(NamedTuple):
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Classifies images, or texts, by what a learner learns from examples.
 
-    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them.
+    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them. Threads may share
+    a classifier: they read images at the same time, and take turns at the network.
 
     Attributes:
         classes_: The classes, sorted where `fit` found them.
@@ -100,7 +101,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
         order = places.argsort(kind="stable")  # examples are class-major
         y = torch.from_numpy(places[order]).to(x.device)
-        with draws.untouched(x.device), self._autocast():
+        with turn, draws.untouched(x.device), self._autocast():
             torch.manual_seed(self.seed)
             batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
             self.network_ = self.learner.method.fit(batch, len(self.classes_))
@@ -138,7 +139,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
         with shown as advance:
             for rows, x in self._placed(files, images, whole=network.transductive):
-                with torch.no_grad():
+                with turn, torch.no_grad():
                     scores = network(x).double().cpu()
                     if not scores.isfinite().any(1).all():
                         raise UserError(
@@ -273,7 +274,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def _embedded(self, images: Images) -> Tensor | None:
         parts = []
         for x in self._inputs(images):
-            with torch.no_grad():
+            with turn, torch.no_grad():
                 part = self._fitted().embedding(x)
             if part is None:
                 return None
@@ -302,7 +303,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             rows = [row for part, _ in every for row in part]
             found = [(rows, np.concatenate([pixels for _, pixels in every]))]
         for rows, pixels in found:
-            yield rows, how.inputs(pixels, device)
+            with turn:
+                x = how.inputs(pixels, device)
+            yield rows, x
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         name = self.learner.held.autocast

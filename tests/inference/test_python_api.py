@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
+from torch import Tensor
 
 import metarun
+from metarun.core import Episodes
 from metarun.inference.classifier import Classifier, Scored
 
 WORDS = [
@@ -190,6 +196,31 @@ def test_a_saved_classifier_predicts_the_same_and_learns_anew(tmp_path: Path, le
     half = [0, 1, 4, 5]
     expected = learner.fit(images[half], labels[half]).predict_proba(images)
     np.testing.assert_allclose(again.fit(images[half], labels[half]).predict_proba(images), expected, atol=1e-6)
+
+
+def test_threads_share_a_classifier(learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method may change the network for a while, as `functional_call` does, which no other prediction may see."""
+    images, labels = greys()
+    expected = learner.fit(images, labels).predict_proba(images)
+    plain, scale = learner.algorithm.predict, [1.0]
+
+    def changing(tasks: Episodes) -> Tensor:
+        before, scale[0] = scale[0], scale[0] * 1.5
+        time.sleep(0.005)
+        found = plain(tasks) * scale[0] / 1.5
+        scale[0] = before
+        return found
+
+    monkeypatch.setattr(learner.algorithm, "predict", changing)
+    with ThreadPoolExecutor(4) as pool:
+        for shared in (True, False):
+            classifier = learner.fit(images, labels, batch_size=4)
+            asked = [classifier if shared else learner.fit(images, labels) for _ in range(4)]
+            for found in pool.map(lambda one: one.predict_proba(images), asked):
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+    monkeypatch.undo()
+    again = pickle.loads(pickle.dumps(copy.deepcopy(classifier)))
+    np.testing.assert_allclose(again.predict_proba(images), expected, atol=1e-6)
 
 
 def test_scores_that_are_no_numbers_are_one_line(learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch) -> None:

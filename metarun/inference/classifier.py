@@ -156,9 +156,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
-        shares = self._fitted().probabilities(torch.from_numpy(scores)).numpy()
-        with np.errstate(divide="ignore"):
-            logs = np.log(shares)
+        logs = self._fitted().log_probabilities(torch.from_numpy(scores)).numpy()
         return calibration.tempered(logs, self.learner.held.calibration.temperature or 1.0)
 
     def predict(self, images: Images) -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from sklearn.utils.estimator_checks import check_estimator
 from torch import Tensor
 
 import metarun
-from metarun.core import Episodes
+from metarun.core import Batch, Episodes
+from metarun.export.graphs import of_classifier
 from metarun.inference.classifier import Classifier, Scored
+from metarun.inference.kept import held_out_temperature
+from metarun.ops.calibration import fit_temperature
+from metarun.target import base
 
 WORDS = [
     "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
@@ -233,6 +238,46 @@ def test_scores_that_are_no_numbers_are_one_line(learner: metarun.Learner, monke
         metarun.UserError, match=r"^images: what was learned of the examples gives scores that are not finite"
     ):
         classifier.predict(images)
+
+
+class Far(base.Classifier):
+    """Scores that are given in place of images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_scores_far_apart_have_the_probabilities_of_their_temperature_in_predict_and_export(
+    learner: metarun.Learner,
+) -> None:
+    """Their softmax without a temperature is (1, 0, 0), for exp(-2000) is no number but 0."""
+    scores, expected = torch.tensor([[0.0, -2000, -2400]]), np.exp([0, -2.5, -3]) / np.exp([0, -2.5, -3]).sum()
+    warm = copy.copy(learner)
+    warm.held = replace(learner.held, calibration=replace(learner.held.calibration, temperature=800.0))
+    classifier = Classifier(warm)
+    classifier.network_ = Far()
+    np.testing.assert_allclose(np.exp(classifier.log_probabilities(scores.numpy())), expected[None], rtol=1e-6)
+    exported = of_classifier(Far(), lambda x: x, 800.0)(scores)
+    np.testing.assert_allclose(exported.numpy(), expected[None], rtol=1e-6)
+
+
+def test_every_held_out_label_counts_for_the_temperature_however_improbable() -> None:
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(60, 3, generator=draw) * 3000
+    labels = (scores + torch.randn(60, 3, generator=draw) * 3000).argmax(1)
+
+    class Method:
+        def fit(self, train: Batch, classes: int) -> Far:
+            return Far()
+
+    class Images:
+        names = ("a", "b", "c")
+
+        def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.arange(10), np.arange(10, 60)
+
+    found = held_out_temperature(Method(), Images(), Batch(scores, labels, labels), 0)  # type: ignore[arg-type]
+    assert found == pytest.approx(fit_temperature(scores[10:].numpy(), labels[10:].numpy()), rel=1e-4)
 
 
 def test_what_is_unknown(learner: metarun.Learner) -> None:

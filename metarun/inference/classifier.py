@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,7 +186,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         predicted = self.predict(images)
         known = checked_labels(labels, len(predicted), word(self._how))
         if _is_text(predicted) != _is_text(known):  # a classifier's file has names alone: 3 became "3"
-            predicted, known = (_as_text(values) for values in (predicted, known))
+            predicted, known = (
+                np.array([_number_text(label_text(label)) for label in values]) for values in (predicted, known)
+            )
         if sample_weight is not None and np.shape(sample_weight) != known.shape:
             raise InputError(
                 f"sample_weight: has the shape {list(np.shape(sample_weight))}, but there are {len(known)} labels"
@@ -229,11 +232,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             held.autocast,
             held.calibration,
             held.origin,
-            [str(name) for name in self.classes_],
+            self.names,
             {name: value.detach().cpu() for name, value in self._fitted().state_dict().items()},
             self.examples_,
         )
         store.save(Path(path), kept)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes as texts, as a classifier's file has them."""
+        return [label_text(label) for label in self.classes_]
 
     def _check_ranges(self) -> None:
         """Checks the settings against their ranges; by scikit-learn's conventions not where they are set."""
@@ -341,9 +349,14 @@ def _is_text(labels: np.ndarray) -> bool:
     return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels))
 
 
-def _as_text(labels: np.ndarray) -> np.ndarray:
-    """Labels as a classifier's file has them; numbers with a point are whole ones here."""
-    return (labels.astype(int) if labels.dtype.kind == "f" else labels).astype(str)
+def label_text(label: Any) -> str:
+    """A label as files have it; numbers with a point, which are whole ones where they are labels, have none there."""
+    return str(int(label)) if isinstance(label, float | np.floating) else str(label)
+
+
+def _number_text(name: str) -> str:
+    """The text of a label beside numbers; earlier versions wrote some whole numbers with a point."""
+    return name.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", name) else name
 
 
 def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:

@@ -421,6 +421,24 @@ def test_numbers_as_labels_are_right_after_the_classifier_was_stored_too(
         classifier.score(images, known, sample_weight=[1.0])
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, bool, str])
+def test_labels_of_any_kind_are_right_after_the_classifier_was_stored(
+    learner: metarun.Learner, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = greys(classes=2)[0]
+    labels = np.repeat([0, 1], 4).astype(kind)
+    classifier = learner.fit(images, labels)
+    assert classifier.score(images, labels) == 1
+    assert classifier.names == (["False", "True"] if kind is bool else ["0", "1"])
+    classifier.save(tmp_path / "c.pt")
+    assert metarun.load(tmp_path / "c.pt").classifier.score(images, labels) == 1
+    if kind is float:  # as earlier versions wrote them
+        monkeypatch.setattr(Classifier, "names", ["0.0", "1.0"])
+        classifier.save(tmp_path / "old.pt")
+        old = metarun.load(tmp_path / "old.pt").classifier
+        assert old.score(images, labels) == old.score(images, labels.astype(int)) == 1
+
+
 def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
     learner: metarun.Learner, tmp_path: Path
 ) -> None:

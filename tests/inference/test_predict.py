@@ -280,6 +280,35 @@ def test_a_folder_called_like_a_class_labels_its_images_however_they_are_named(t
         assert [row["truth"] for row in rows(folder_of(outputs))] == ["ash"]
         assert said.out.splitlines()[1].strip() == "1 image"
         assert re.search(r"^accuracy \d+\.00% of 1 labelled image, ", said.out, re.M)
+        page = (folder_of(outputs) / "index.html").read_text("utf-8")
+        assert page.count("Predictions of 1 image<") == 2
+        assert "% of 1 labelled image. " in page
+        assert "<title>1 image</title>" in page
+
+
+def test_the_nearest_folder_that_is_called_like_a_class_labels_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = kinds(tmp_path / "ash", {"elm/2019": 1, "elm/ash": 1, "oak": 1})
+    listed = "\n".join(map(str, sorted(images.rglob("*.png"))))
+    expected, classes = ["elm", "ash", "ash"], ["ash", "elm"]
+    assert find_images(images, classes=classes).labels == expected
+    assert find_images(images / "**" / "*.png", classes=classes).labels == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+    assert find_images("-", classes=classes).labels == expected
+    monkeypatch.chdir(images / "elm" / "2019")
+    for name in ("0.png", "*.png", "../2019/0.png"):
+        assert find_images(name, classes=classes).labels == ["elm"]
+    assert find_images("../../oak/0.png", classes=classes).labels == ["ash"]
+
+
+def test_a_list_of_files_on_standard_input_may_name_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\r\n\nb.png"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", given)
+    assert list(map(os.fsencode, find_images("-").paths)) == [b"caf\xe9.png", b"b.png"]
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match=r"^images=-: names no file$"):
+        find_images("-")
 
 
 def test_tables_and_pages_are_utf8_whatever_a_file_is_called(tmp_path: Path, episodic: Path) -> None:

@@ -21,7 +21,7 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_range
 from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
-from metarun.errors import InputError, UserError
+from metarun.errors import InputError, UserError, first_line
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.items import How, Listed, examples, listed, word
@@ -327,9 +327,16 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
         InputError: They are not so many, or are no names of classes.
     """
     try:
-        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        if isinstance(labels, Tensor):
+            labels = labels.detach().cpu()
+            labels = (labels.double() if labels.is_floating_point() else labels).numpy()  # numpy has no bfloat16
+        given = np.asarray(labels)
     except ValueError as error:
         raise InputError("labels: are lists of several lengths; give one label for each item") from error
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"labels: numpy cannot take them ({first_line(error)}); give one label for each item"
+        ) from error
     if given.dtype.kind == "O" and len({isinstance(value, str) for value in given.ravel()}) > 1:
         raise InputError("labels: are partly text and partly not; give labels of one kind")
     if given.shape == (number, 1):
@@ -340,7 +347,7 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
         raise InputError("labels: one of them is NaN or inf, which names no class")
     try:
         check_classification_targets(given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"labels: {str(error).splitlines()[0]}") from error
     return given
 

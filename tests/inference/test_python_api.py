@@ -324,17 +324,27 @@ GOOD = greys()[0]
         (Image.fromarray(GOOD[0]), "this is one image"),
         (7, "int is none of paths"),
         ("missing_folder", "there is no such file or folder"),
-        ([np.zeros(5)], r"an item of the list has the shape \[5\]"),
+        ([np.zeros(5)], r"^images: item 0: has the shape \[5\]"),
+        (np.array(5), r"^images: the shape \[\] is that of a single number"),
+        (torch.tensor(5), r"^images: the shape \[\] is that of a single number"),
+        ([GOOD[0], np.array(5)], "^images: item 1: "),
+        ([GOOD[0], [[1, 2], [3]]], r"^images: item 1: is no array, "),
+        ([GOOD[0], [None, "a"]], r"^images: item 1: has the shape \[2\]"),
+        ([GOOD[0]] * 300 + [GOOD[0].astype(int)], "^images: item 300: int64 values"),
+        (torch.zeros(2, 16, 16).to_sparse(), "^images: a sparse tensor, .* images.to_dense"),
+        ([torch.zeros(16, 16).to_sparse()], "^images: item 0: "),
+        (torch.zeros(2, 16, 16, device="meta"), "^images: is a tensor that numpy cannot take"),
+        (torch.zeros(2, 16, 16, dtype=torch.complex64), "^images: complex64 values"),
         (GOOD[:, :0], r"the shape \[12, 0, 16, 3\] has a length of 0"),
         (GOOD[:, :, :0, 0], r"the shape \[12, 16, 0\] has a length of 0"),
         (torch.zeros(2, 3, 0, 0), r"the shape \[2, 3, 0, 0\] has a length of 0"),
         ([GOOD[0], GOOD[0, :0]], r"the shape \[1, 0, 16, 3\] has a length of 0"),
-        ([Image.new("RGB", (0, 5))], "an item of the list is 0 by 5 pixels; leave it out"),
+        ([Image.new("RGB", (0, 5))], "^images: item 0: is 0 by 5 pixels; leave it out"),
         ([GOOD[0], "a.png"], "has paths and images in memory; give images of one kind"),
         (["a.png", GOOD[0]], "has paths and images in memory; give images of one kind"),
         ([GOOD[0], None], "NoneType is none of paths, PIL images"),
         (b"a file's bytes", "^images: bytes is none of paths"),
-        ([b"a file's bytes"], "^images: bytes is none of paths"),
+        ([b"a file's bytes"], "^images: item 0: bytes is none of paths"),
     ],
 )
 def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, images: Any, told: str) -> None:
@@ -342,6 +352,27 @@ def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, im
     with pytest.raises(metarun.UserError, match=told) as caught:
         classifier.predict(images)
     assert "\n" not in str(caught.value)
+
+
+def test_an_opened_image_that_is_not_whole_is_named_by_its_place(learner: metarun.Learner, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    classifier = learner.fit(*greys())
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(metarun.UserError) as caught:
+        classifier.predict([GOOD[0], cut])
+    assert re.match(r"images: item 1: is not a whole image \(.*\)$", str(caught.value))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64])
+def test_tensors_of_every_floating_type_are_images(learner: metarun.Learner, dtype: torch.dtype) -> None:
+    classifier = learner.fit(*greys())
+    images = (torch.from_numpy(GOOD).movedim(-1, 1).float() / 255).to(dtype)
+    expected = classifier.predict_proba(images.double())
+    np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-5)
+    np.testing.assert_allclose(classifier.predict_proba(list(images)), expected, atol=1e-5)
+    labels = torch.tensor([0.0, 1.0, 2.0]).repeat_interleave(4).to(dtype)
+    assert learner.fit(GOOD, labels).score(GOOD, labels.double()) == 1
 
 
 def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> None:
@@ -458,6 +489,11 @@ def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
     [
         (lambda learner, x, y: learner.fit(x, np.array(["a", *range(len(x) - 1)], dtype=object)), "partly text and partly not"),
         (lambda learner, x, y: learner.fit(x, [[1, 2], *([[3]] * (len(x) - 1))]), "lists of several lengths"),
+        (lambda learner, x, y: learner.fit(x, torch.zeros(len(x), device="meta")), "^labels: numpy cannot"),
+        (lambda learner, x, y: learner.fit(x, np.array([b"a", b"b"] * (len(x) // 2))), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, [None, 1] * (len(x) // 2)), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, np.arange(len(x)) * 1j), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, {"a": 1}), r"^labels: have the shape \[\]"),
         (lambda learner, x, y: learner.fit(x, y, unknown=None), "unknown=None: must be auto, off"),
         (lambda learner, x, y: metarun.Learner(learner.held, "foo"), "device=foo: there is no such device here"),
     ],

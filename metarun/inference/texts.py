@@ -202,8 +202,8 @@ class _named:
 
 def _standard_input(where: str) -> str:
     """The text of standard input; `UserError` where it is none in the encoding that the input has."""
-    given = getattr(sys.stdin, "buffer", sys.stdin)
-    raw = given.read() if given else ""
+    given: Any = getattr(sys.stdin, "buffer", sys.stdin)
+    raw: str | bytes = given.read() if given else ""
     if isinstance(raw, str):
         return raw
     encoding = codecs.lookup(sys.stdin.encoding).name

@@ -24,10 +24,8 @@ def of_classifier(classifier: Classifier, prepare: Prepare, temperature: float =
     """
 
     def probabilities(images: Tensor) -> Tensor:
-        shares = classifier.probabilities(classifier(prepare(images)))
-        if temperature != 1:
-            shares = (shares.log() / temperature).softmax(1)
-        return shares.float()
+        logs = classifier.log_probabilities(classifier(prepare(images)))
+        return (logs / temperature).softmax(1).float()
 
     return probabilities
 

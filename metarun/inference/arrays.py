@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from metarun.data.decoding import square
-from metarun.errors import InputError
+from metarun.errors import InputError, first_line
 from metarun.inference.image_files import ImageFiles, find_images, of_paths
 from metarun.inference.preprocessing import Preprocessing
 
@@ -42,6 +42,10 @@ def count(images: Images) -> int:
     Raises:
         InputError: They are no images.
     """
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 0:
+        raise InputError(f"images: the shape [] is that of a single number; {WANTED}")
+    if isinstance(images, torch.Tensor) and images.layout != torch.strided:
+        raise InputError("images: a sparse tensor, and sparse input is not supported; give images.to_dense()")
     if isinstance(images, Sequence | np.ndarray | torch.Tensor) and not isinstance(images, str | bytes):
         if len(images) == 0:
             raise InputError("images: there is none")
@@ -76,9 +80,17 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
         if isinstance(part, np.ndarray) and part.dtype.kind == "O":
             part = part.tolist()
         if isinstance(part, Sequence):
-            yield np.stack([_one(image, how) for image in part])
+            yield np.stack([_item(image, place, how) for place, image in enumerate(part, start)])
         else:
             yield np.stack([square(picture, how.image_size, how.channels, how.values) for picture in _pictures(part)])
+
+
+def _item(image: Any, place: int, how: Preprocessing) -> np.ndarray:
+    """The pixels of an item of a list; errors name its place."""
+    try:
+        return _one(image, how)
+    except InputError as error:
+        raise InputError(str(error).replace("images:", f"images: item {place}:", 1)) from error
 
 
 def _one(image: Any, how: Preprocessing) -> np.ndarray:
@@ -87,22 +99,27 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
     if not isinstance(image, Image.Image):
         if not hasattr(image, "__len__") or isinstance(image, bytes):
             raise _no_image(image)
-        array = image if isinstance(image, torch.Tensor) else np.asarray(image)
+        try:
+            array = image if isinstance(image, torch.Tensor) else np.asarray(image)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"images: is no array, {first_line(error)}") from error
         if array.ndim not in (2, 3):
-            raise InputError(f"images: an item of the list has the shape {list(array.shape)}; {WANTED}")
+            raise InputError(f"images: has the shape {list(array.shape)}; {WANTED}")
         (image,) = _pictures(array[None])
     if 0 in image.size:
-        raise InputError(f"images: an item of the list is {image.width} by {image.height} pixels; leave it out")
+        raise InputError(f"images: is {image.width} by {image.height} pixels; leave it out")
     try:
         return square(ImageOps.exif_transpose(image), how.image_size, how.channels, how.values)
-    except ValueError as error:
-        raise InputError(f"images: {error}") from error
+    except (
+        Exception
+    ) as error:  # a file that was opened is read here, and the decoders raise whatever a broken one provokes
+        raise InputError(f"images: is not a whole image ({first_line(error)})") from error
 
 
 def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
     """The images of an array `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`."""
     channels_first = isinstance(images, torch.Tensor)
-    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    array = _array(images) if isinstance(images, torch.Tensor) else images
     shape = list(array.shape)
     if array.ndim == 2:
         raise InputError(f"images: the shape {shape} is that of one grey image, or of vectors; {WANTED}")
@@ -124,6 +141,17 @@ def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
         if array.shape[-1] == 1:
             array = array[..., 0]
     return [Image.fromarray(one) for one in np.ascontiguousarray(_eight_bits(array))]
+
+
+def _array(images: torch.Tensor) -> np.ndarray:
+    """A tensor as numpy has it, which has no floating-point type below half precision but that one."""
+    if images.is_floating_point() and images.dtype != torch.float64:
+        images = images.float()
+    try:
+        found: np.ndarray = images.detach().cpu().resolve_conj().resolve_neg().numpy()
+        return found
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"images: is a tensor that numpy cannot take ({first_line(error)}); {WANTED}") from error
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,11 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_range
 from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
-from metarun.errors import InputError, UserError
+from metarun.errors import InputError, UserError, first_line
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.items import How, Listed, examples, listed, word
-from metarun.inference.learner import Learner
+from metarun.inference.learner import Learner, turn
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
 from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
@@ -50,7 +51,8 @@ class Scored(NamedTuple):
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Classifies images, or texts, by what a learner learns from examples.
 
-    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them.
+    Of a learner that was trained on texts, texts are what is called images here: a list of str, or a file of them. Threads may share
+    a classifier: they read images at the same time, and take turns at the network.
 
     Attributes:
         classes_: The classes, sorted where `fit` found them.
@@ -101,7 +103,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
         order = places.argsort(kind="stable")  # examples are class-major
         y = torch.from_numpy(places[order]).to(x.device)
-        with draws.untouched(x.device), self._autocast():
+        with turn, draws.untouched(x.device), self._autocast():
             torch.manual_seed(self.seed)
             batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
             self.network_ = self.learner.method.fit(batch, len(self.classes_))
@@ -139,7 +141,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
         with shown as advance:
             for rows, x in self._placed(files, images, whole=network.transductive):
-                with torch.no_grad():
+                with turn, torch.no_grad():
                     scores = network(x).double().cpu()
                     if undefined(scores).any():
                         raise UserError(
@@ -156,9 +158,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
-        shares = self._fitted().probabilities(torch.from_numpy(scores)).numpy()
-        with np.errstate(divide="ignore"):
-            logs = np.log(shares)
+        logs = self._fitted().log_probabilities(torch.from_numpy(scores)).numpy()
         return calibration.tempered(logs, self.learner.held.calibration.temperature or 1.0)
 
     def predict(self, images: Images) -> np.ndarray:
@@ -187,7 +187,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         predicted = self.predict(images)
         known = checked_labels(labels, len(predicted), word(self._how))
         if _is_text(predicted) != _is_text(known):  # a classifier's file has names alone: 3 became "3"
-            predicted, known = (_as_text(values) for values in (predicted, known))
+            predicted, known = (
+                np.array([_number_text(label_text(label)) for label in values]) for values in (predicted, known)
+            )
         if sample_weight is not None and np.shape(sample_weight) != known.shape:
             raise InputError(
                 f"sample_weight: has the shape {list(np.shape(sample_weight))}, but there are {len(known)} labels"
@@ -231,11 +233,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             held.autocast,
             held.calibration,
             held.origin,
-            [str(name) for name in self.classes_],
+            self.names,
             {name: value.detach().cpu() for name, value in self._fitted().state_dict().items()},
             self.examples_,
         )
         store.save(Path(path), kept)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes as texts, as a classifier's file has them."""
+        return [label_text(label) for label in self.classes_]
 
     def _check_ranges(self) -> None:
         """Checks the settings against their ranges; by scikit-learn's conventions not where they are set."""
@@ -274,7 +281,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def _embedded(self, images: Images) -> Tensor | None:
         parts = []
         for x in self._inputs(images):
-            with torch.no_grad():
+            with turn, torch.no_grad():
                 part = self._fitted().embedding(x)
             if part is None:
                 return None
@@ -303,7 +310,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             rows = [row for part, _ in every for row in part]
             found = [(rows, np.concatenate([pixels for _, pixels in every]))]
         for rows, pixels in found:
-            yield rows, how.inputs(pixels, device)
+            with turn:
+                x = how.inputs(pixels, device)
+            yield rows, x
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         name = self.learner.held.autocast
@@ -319,9 +328,16 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
         InputError: They are not so many, or are no names of classes.
     """
     try:
-        given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        if isinstance(labels, Tensor):
+            labels = labels.detach().cpu()
+            labels = (labels.double() if labels.is_floating_point() else labels).numpy()  # numpy has no bfloat16
+        given = np.asarray(labels)
     except ValueError as error:
         raise InputError("labels: are lists of several lengths; give one label for each item") from error
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"labels: numpy cannot take them ({first_line(error)}); give one label for each item"
+        ) from error
     if given.dtype.kind == "O" and len({isinstance(value, str) for value in given.ravel()}) > 1:
         raise InputError("labels: are partly text and partly not; give labels of one kind")
     if given.shape == (number, 1):
@@ -332,7 +348,7 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
         raise InputError("labels: one of them is NaN or inf, which names no class")
     try:
         check_classification_targets(given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"labels: {str(error).splitlines()[0]}") from error
     return given
 
@@ -341,9 +357,14 @@ def _is_text(labels: np.ndarray) -> bool:
     return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels))
 
 
-def _as_text(labels: np.ndarray) -> np.ndarray:
-    """Labels as a classifier's file has them; numbers with a point are whole ones here."""
-    return (labels.astype(int) if labels.dtype.kind == "f" else labels).astype(str)
+def label_text(label: Any) -> str:
+    """A label as files have it; numbers with a point, which are whole ones where they are labels, have none there."""
+    return str(int(label)) if isinstance(label, float | np.floating) else str(label)
+
+
+def _number_text(name: str) -> str:
+    """The text of a label beside numbers; earlier versions wrote some whole numbers with a point."""
+    return name.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", name) else name
 
 
 def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
 from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
-from metarun.inference.preprocessing import Preprocessing
 from metarun.text import composed, counted, printable, shown_path
+
+if TYPE_CHECKING:
+    from metarun.inference.preprocessing import Preprocessing
 
 log = logging.getLogger("metarun")
 
@@ -108,7 +111,11 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
     """
     text = os.fspath(origin)
     if text == "-":
-        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        # As names of files: they need not be text in the encoding of the input.
+        given = getattr(sys.stdin, "buffer", sys.stdin) or []
+        read_as = sys.getfilesystemencoding()
+        every = (line if isinstance(line, str) else line.decode(read_as, "surrogateescape") for line in given)
+        lines = [line.rstrip("\r\n") for line in every]
         return of_paths([Path(line).expanduser() for line in lines if line.strip()], f"{key}=-", classes)
     path = Path(text).expanduser()
     if path.is_file():
@@ -118,7 +125,7 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
         if not found:
             more = f"; {counted(ignored, 'other file')} in it" if ignored else ""
             raise UserError(f"{key}={shown_path(path)}: the folder holds no image{more}")
-        return ImageFiles(found, [_label(file, path, set(classes)) for file in found], ignored)
+        return ImageFiles(found, [folder_label(file, path, set(classes)) for file in found], ignored)
     if any(character in text for character in "*?["):
         matched = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if files := [match for match in matched if match.is_file()]:
@@ -132,7 +139,7 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
     """Files that were named one by one.
 
     Args:
-        paths: The files; the folder that one lies in may have the name of its class.
+        paths: The files; a folder that one lies in may have the name of its class.
         origin: Where they are from, for errors.
         classes: The names of the classes.
 
@@ -142,7 +149,7 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
     if not paths:
         raise UserError(f"{origin}: names no file")
     names = set(classes)
-    return ImageFiles(list(paths), [name if (name := composed(path.parent.name)) in names else None for path in paths])
+    return ImageFiles(list(paths), [_nearest(Path(os.path.abspath(path)).parts[:-1], names) for path in paths])
 
 
 def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
@@ -178,7 +185,11 @@ def _below(folder: Path) -> tuple[list[Path], int]:
     return found, ignored
 
 
-def _label(path: Path, root: Path, classes: set[str]) -> str | None:
+def folder_label(path: Path, root: Path, classes: set[str]) -> str | None:
     """The class that a folder from `root` on down to the file names; the nearest to the file counts."""
-    folders = map(composed, (root.absolute().name, *path.relative_to(root).parts[:-1]))
-    return next((part for part in reversed([*folders]) if part in classes), None)
+    return _nearest((os.path.basename(os.path.abspath(root)), *path.relative_to(root).parts[:-1]), classes)
+
+
+def _nearest(folders: Sequence[str], classes: set[str]) -> str | None:
+    """The last of the folders that is called like a class."""
+    return next((part for part in map(composed, reversed(folders)) if part in classes), None)

@@ -142,4 +142,4 @@ def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, se
         scores: Tensor = fitted(asked.x)
     if not scores.isfinite().any(1).all():
         return None
-    return fit_temperature(fitted.probabilities(scores).log().cpu().numpy(), asked.y.cpu().numpy())
+    return fit_temperature(fitted.log_probabilities(scores).cpu().numpy(), asked.y.cpu().numpy())

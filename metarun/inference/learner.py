@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ from metarun.target.base import SourceImages, TargetMethod
 
 if TYPE_CHECKING:
     from metarun.inference.classifier import Classifier
+
+
+# Threads take turns at computing: for a while a method may give a network, which several classifiers share, other weights, or seed
+# the global generator.
+turn = threading.RLock()
 
 
 class Learner:
@@ -34,7 +40,8 @@ class Learner:
     def __init__(self, held: Stored, device: torch.device | str = "auto") -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.held, self.device = held, _device(chosen)
-        self.algorithm: Algorithm = held.blueprint.learner()
+        with turn:
+            self.algorithm: Algorithm = held.blueprint.learner()
         store.load_tensors(self.algorithm, held.weights, held.origin)
         self.algorithm.to(self.device).eval()
         source = SourceImages(None, 0, self.device)

@@ -14,7 +14,7 @@ from metarun.inference.items import How
 from metarun.inference.predictions import Predictions
 from metarun.inference.texts import TextPreprocessing
 from metarun.templates import embedded, template
-from metarun.text import printable
+from metarun.text import counted, printable
 
 SHOWN = 400  # images, over all classes
 SIDE = 96  # pixels of a small image
@@ -31,6 +31,7 @@ def page(found: Predictions, folder: Path) -> str:
     return template(Path(__file__).parent, "predictions.html").render(
         numbers=numbers,
         kind=found.kind,
+        counted=counted,
         names=[printable(name) for name in found.names],
         classes=_classes(found),
         origin=printable(str(found.classifier.learner.held.origin)),

@@ -42,7 +42,7 @@ class Predictions:
         self.paths: list[Any] = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
         near = scored.nearness
         self.scored = Scored(scored.scores[self.readable], None if near is None else near[self.readable])
-        places = {str(name): place for place, name in enumerate(classifier.classes_)}
+        places = {name: place for place, name in enumerate(classifier.names)}
         told = [label for label, is_read in zip(images.labels, self.readable, strict=True) if is_read]
         self.truth = np.array([-1 if label is None else places[label] for label in told], dtype=np.int64)
 
@@ -59,7 +59,7 @@ class Predictions:
     @property
     def names(self) -> list[str]:
         """The names of the classes."""
-        return [str(name) for name in self.classifier.classes_]
+        return self.classifier.names
 
     @cached_property
     def log_probabilities(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
 from metarun.inference.encoding import EncoderStep
+from metarun.inference.image_files import folder_label
 from metarun.text import lines_of, printable, shown_path
 
 ITEM = "text"
@@ -137,7 +139,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     """
     name, known = os.fspath(origin), set(classes)
     if name == "-":
-        return _lines(sys.stdin.read(), f"{key}=-")
+        return _lines(_standard_input(f"{key}=-"), f"{key}=-")
     path = Path(name).expanduser()
     if not path.exists():
         there = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -152,7 +154,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
         kept = [(text, file) for text, file in texts if text]
         if not kept:
             raise UserError(f"{key}={shown_path(path)}: holds no text, all {len(texts)} files are empty")
-        labels = [file.parent.name if file.parent.name in known else None for _, file in kept]
+        labels = [folder_label(file, path, known) for _, file in kept]
         return TextItems([text for text, _ in kept], labels, len(texts) - len(kept))
     with _named(key):
         found = labelled_texts(path, key=key, labels=False)
@@ -196,6 +198,22 @@ class _named:
             told = re.sub(rf", or be named by {self.key}\.\w+_column", "", told)
             told = re.sub(rf"; name its encoding, {self.key}\.encoding=.*", "; write it in UTF-8", told)
             raise UserError(told) from error
+
+
+def _standard_input(where: str) -> str:
+    """The text of standard input; `UserError` where it is none in the encoding that the input has."""
+    given: Any = getattr(sys.stdin, "buffer", sys.stdin)
+    raw: str | bytes = given.read() if given else ""
+    if isinstance(raw, str):
+        return raw
+    encoding = codecs.lookup(sys.stdin.encoding).name
+    try:
+        return raw.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeError as error:
+        line = raw.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        raise UserError(
+            f"{where}: line {line} is no text in {encoding.upper()}; write it in {encoding.upper()}"
+        ) from error
 
 
 def _lines(text: str, where: str) -> TextItems:

@@ -17,10 +17,17 @@ class Memory:
 
     def __init__(self) -> None:
         self.results: list[Any] = []
+
+
+class _Prediction:
+    """One prediction's own way through a memory, which others may go through at the same time."""
+
+    def __init__(self, known: list[Any]) -> None:
+        self.results = list(known)
         self.asked = 0
 
 
-_memory: ContextVar[Memory | None] = ContextVar("memory", default=None)
+_prediction: ContextVar[_Prediction | None] = ContextVar("prediction", default=None)
 
 
 @contextmanager
@@ -28,19 +35,22 @@ def remembered(memory: Memory) -> Iterator[None]:
     """A context for one prediction, in which `of_support` computes only what `memory` does not hold yet.
 
     All predictions with one memory must be of the same method with the same weights, and of the same support set: such a method
-    asks for the same things in the same order each time, if no prediction depends on another query.
+    asks for the same things in the same order each time, if no prediction depends on another query. They may run at the same time,
+    in several threads: the memory gets the results of a prediction that has ended, all at once.
     """
-    memory.asked = 0
-    token = _memory.set(memory)
+    prediction = _Prediction(memory.results)
+    token = _prediction.set(prediction)
     try:
         yield
     finally:
-        _memory.reset(token)
+        _prediction.reset(token)
+    if len(prediction.results) > len(memory.results):
+        memory.results = prediction.results
 
 
 def remembering() -> bool:
     """Whether the caller runs within `remembered`."""
-    return _memory.get() is not None
+    return _prediction.get() is not None
 
 
 def of_support(compute: Callable[[], T]) -> T:
@@ -51,14 +61,14 @@ def of_support(compute: Callable[[], T]) -> T:
     Args:
         compute: The function. What it asks `of_support` for itself is a part of its result, and is not kept apart.
     """
-    memory = _memory.get()
-    if memory is None or vectorized():  # a tensor under vmap means nothing outside of it
+    prediction = _prediction.get()
+    if prediction is None or vectorized():  # a tensor under vmap means nothing outside of it
         return compute()
-    place, memory.asked = memory.asked, memory.asked + 1
-    if place == len(memory.results):
-        token = _memory.set(None)
+    place, prediction.asked = prediction.asked, prediction.asked + 1
+    if place == len(prediction.results):
+        token = _prediction.set(None)
         try:
-            memory.results.append(compute())
+            prediction.results.append(compute())
         finally:
-            _memory.reset(token)
-    return cast(T, memory.results[place])
+            _prediction.reset(token)
+    return cast(T, prediction.results[place])

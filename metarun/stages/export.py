@@ -84,7 +84,7 @@ class Export(Stage):
             classifier = fitted(learner, config)
             if classifier.network_.transductive:
                 raise UserError(self._transductive(learner, config))
-            self.name, self.classes = "classifier", [str(name) for name in classifier.classes_]
+            self.name, self.classes = "classifier", classifier.names
             self.given = given_images(learner, classifier, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
@@ -285,7 +285,7 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     origin = config.images or config.support
     if not origin:
         return ImageSet(learner, [])
-    names = [str(name) for name in classifier.classes_]
+    names = classifier.names
     if config.images:
         images = find_images(config.images, "images", names)
     else:

@@ -93,9 +93,7 @@ class Transfer(Stage):
         if not (run.folder / contents.CLASSIFIER).is_file():
             return found
         held = store.load(run.folder)
-        with np.errstate(divide="ignore"):
-            images, probabilities = run.target.tested(run.folder)
-            logs = np.log(probabilities.astype(np.float64))
+        images, logs = run.target.tested(run.folder)
         temperature, before, after = held.calibration.temperature, Reliability(), Reliability()
         before.add(logs, images.labels)
         after.add(tempered(logs, temperature or 1.0), images.labels)

@@ -102,12 +102,15 @@ class Classifier(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Scores `[B, classes]` of images `[B, C, H, W]`, the largest for the predicted class.
 
-        `probabilities` turns them into probabilities.
+        `log_probabilities` turns them into probabilities.
         """
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """The probability of each class, `[B, classes]` float64, of this classifier's scores: their softmax."""
-        return scores.double().softmax(1)
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """The logarithm of the probability of each class, `[B, classes]` float64, of this classifier's scores: their log softmax.
+
+        Probabilities themselves would be 0 where scores lie far apart, whatever a temperature makes of them.
+        """
+        return scores.double().log_softmax(1)
 
     def nearness(self, images: Tensor) -> Tensor | None:
         """Minus the squared distance of images `[B, C, H, W]` to the nearest class mean of the examples, `[B]` float64.

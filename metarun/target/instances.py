@@ -266,7 +266,7 @@ class DensityRatio(InstanceTransfer):
 
 
 class Votes(Frozen):
-    """The weighted sum of the class probabilities of logistic regressions on standardised features."""
+    """The logarithm of the weighted mean of the class probabilities of logistic regressions on standardised features."""
 
     mean: Tensor
     deviation: Tensor
@@ -300,14 +300,12 @@ class Votes(Frozen):
 
     def of_features(self, x: Tensor) -> Tensor:
         asked = (x.double() - self.mean) / self.deviation
-        scores = torch.zeros(len(x), self.classes, dtype=torch.float64, device=x.device)
-        for coefficients, intercepts, vote in zip(self.coefficients, self.intercepts, self.votes, strict=True):
-            found = log_probabilities(asked, coefficients, intercepts, self.known_classes, self.classes)
-            scores += vote * found.exp()
-        return scores.float()
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.double() / scores.double().sum(1, keepdim=True).clamp_min(1e-300)
+        weights = (self.votes / self.votes.sum()).log()
+        shares = [
+            weight + log_probabilities(asked, coefficients, intercepts, self.known_classes, self.classes)
+            for coefficients, intercepts, weight in zip(self.coefficients, self.intercepts, weights, strict=True)
+        ]
+        return torch.stack(shares).logsumexp(0).float()
 
 
 def embedded(backbone: Backbone, x: Tensor) -> np.ndarray:

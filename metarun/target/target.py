@@ -266,7 +266,7 @@ class Target:
     ) -> None:
         stem = _stem(size, repeat)
         numbers, scored = folder / f"{stem}.json", folder.parent / PREDICTIONS / f"{stem}.npz"
-        if numbers.is_file() and scored.is_file():
+        if numbers.is_file() and _has_log_probabilities(scored):
             return
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
@@ -279,9 +279,9 @@ class Target:
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
                 "transfer.optimizer.lr"
             )
-        shares = classifier.probabilities(scores).float().cpu().numpy()
+        logs = classifier.log_probabilities(scores).cpu().numpy()
         values = scores.double().cpu().numpy()
-        files.save_arrays(scored, probabilities=shares, classes=values.argmax(1))
+        files.save_arrays(scored, log_probabilities=logs, classes=values.argmax(1))
         found = metrics.classification(values, test.labels)
         if keep is not None:  # before the numbers, which mark what is done
             with hardware.autocast():
@@ -289,13 +289,14 @@ class Target:
         files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
 
     def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
-        """The test images of the first repeat with the most training images, and the probabilities `[n, classes]` of each class.
+        """The test images of the first repeat with the most training images, and the log probabilities `[n, classes]` of each class.
 
         Args:
             folder: Of a run that `measure` measured.
         """
-        first = next(self._predictions(folder / PREDICTIONS))
-        return first.images, first.probabilities
+        size = self.sizes[-1]
+        with np.load(folder / PREDICTIONS / f"{_stem(size, 0)}.npz") as stored:
+            return self.subset(size, 0)[1], stored["log_probabilities"]
 
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
         """Of each repeat with the most training images."""
@@ -303,7 +304,7 @@ class Target:
         for repeat in range(self.settings.repeats):
             train, test = self.subset(size, repeat)
             with np.load(folder / f"{_stem(size, repeat)}.npz") as stored:
-                yield Predicted(repeat, len(train), test, stored["classes"], stored["probabilities"])
+                yield Predicted(repeat, len(train), test, stored["classes"], np.exp(stored["log_probabilities"]))
 
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""
@@ -328,6 +329,14 @@ class Target:
 
 def _stem(size: int | None, repeat: int) -> str:
     return f"{size or 'all'}-{repeat}"
+
+
+def _has_log_probabilities(scored: Path) -> bool:
+    """Whether a repeat's predictions are there; an earlier version kept probabilities, from which these cannot be had."""
+    if not scored.is_file():
+        return False
+    with np.load(scored) as stored:
+        return "log_probabilities" in stored
 
 
 def _large_enough(images: Labelled, least: int) -> np.ndarray:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +24,15 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
+from torch import Tensor
 
 import metarun
+from metarun.core import Batch, Episodes
+from metarun.export.graphs import of_classifier
 from metarun.inference.classifier import Classifier, Scored
+from metarun.inference.kept import held_out_temperature
+from metarun.ops.calibration import fit_temperature
+from metarun.target import base
 
 WORDS = [
     "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
@@ -192,6 +203,31 @@ def test_a_saved_classifier_predicts_the_same_and_learns_anew(tmp_path: Path, le
     np.testing.assert_allclose(again.fit(images[half], labels[half]).predict_proba(images), expected, atol=1e-6)
 
 
+def test_threads_share_a_classifier(learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method may change the network for a while, as `functional_call` does, which no other prediction may see."""
+    images, labels = greys()
+    expected = learner.fit(images, labels).predict_proba(images)
+    plain, scale = learner.algorithm.predict, [1.0]
+
+    def changing(tasks: Episodes) -> Tensor:
+        before, scale[0] = scale[0], scale[0] * 1.5
+        time.sleep(0.005)
+        found = plain(tasks) * scale[0] / 1.5
+        scale[0] = before
+        return found
+
+    monkeypatch.setattr(learner.algorithm, "predict", changing)
+    with ThreadPoolExecutor(4) as pool:
+        for shared in (True, False):
+            classifier = learner.fit(images, labels, batch_size=4)
+            asked = [classifier if shared else learner.fit(images, labels) for _ in range(4)]
+            for found in pool.map(lambda one: one.predict_proba(images), asked):
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+    monkeypatch.undo()
+    again = pickle.loads(pickle.dumps(copy.deepcopy(classifier)))
+    np.testing.assert_allclose(again.predict_proba(images), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("row", [[torch.nan] * 3, [0.0, torch.nan, 0.0]])
 def test_scores_that_are_no_numbers_are_one_line(
     row: list[float], learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +241,46 @@ def test_scores_that_are_no_numbers_are_one_line(
         metarun.UserError, match=r"^images: what was learned of the examples gives scores that are not finite"
     ):
         classifier.predict(images)
+
+
+class Far(base.Classifier):
+    """Scores that are given in place of images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_scores_far_apart_have_the_probabilities_of_their_temperature_in_predict_and_export(
+    learner: metarun.Learner,
+) -> None:
+    """Their softmax without a temperature is (1, 0, 0), for exp(-2000) is no number but 0."""
+    scores, expected = torch.tensor([[0.0, -2000, -2400]]), np.exp([0, -2.5, -3]) / np.exp([0, -2.5, -3]).sum()
+    warm = copy.copy(learner)
+    warm.held = replace(learner.held, calibration=replace(learner.held.calibration, temperature=800.0))
+    classifier = Classifier(warm)
+    classifier.network_ = Far()
+    np.testing.assert_allclose(np.exp(classifier.log_probabilities(scores.numpy())), expected[None], rtol=1e-6)
+    exported = of_classifier(Far(), lambda x: x, 800.0)(scores)
+    np.testing.assert_allclose(exported.numpy(), expected[None], rtol=1e-6)
+
+
+def test_every_held_out_label_counts_for_the_temperature_however_improbable() -> None:
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(60, 3, generator=draw) * 3000
+    labels = (scores + torch.randn(60, 3, generator=draw) * 3000).argmax(1)
+
+    class Method:
+        def fit(self, train: Batch, classes: int) -> Far:
+            return Far()
+
+    class Images:
+        names = ("a", "b", "c")
+
+        def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.arange(10), np.arange(10, 60)
+
+    found = held_out_temperature(Method(), Images(), Batch(scores, labels, labels), 0)  # type: ignore[arg-type]
+    assert found == pytest.approx(fit_temperature(scores[10:].numpy(), labels[10:].numpy()), rel=1e-4)
 
 
 def test_what_is_unknown(learner: metarun.Learner) -> None:
@@ -251,17 +327,27 @@ GOOD = greys()[0]
         (Image.fromarray(GOOD[0]), "this is one image"),
         (7, "int is none of paths"),
         ("missing_folder", "there is no such file or folder"),
-        ([np.zeros(5)], r"an item of the list has the shape \[5\]"),
+        ([np.zeros(5)], r"^images: item 0: has the shape \[5\]"),
+        (np.array(5), r"^images: the shape \[\] is that of a single number"),
+        (torch.tensor(5), r"^images: the shape \[\] is that of a single number"),
+        ([GOOD[0], np.array(5)], "^images: item 1: "),
+        ([GOOD[0], [[1, 2], [3]]], r"^images: item 1: is no array, "),
+        ([GOOD[0], [None, "a"]], r"^images: item 1: has the shape \[2\]"),
+        ([GOOD[0]] * 300 + [GOOD[0].astype(int)], "^images: item 300: int64 values"),
+        (torch.zeros(2, 16, 16).to_sparse(), "^images: a sparse tensor, .* images.to_dense"),
+        ([torch.zeros(16, 16).to_sparse()], "^images: item 0: "),
+        (torch.zeros(2, 16, 16, device="meta"), "^images: is a tensor that numpy cannot take"),
+        (torch.zeros(2, 16, 16, dtype=torch.complex64), "^images: complex64 values"),
         (GOOD[:, :0], r"the shape \[12, 0, 16, 3\] has a length of 0"),
         (GOOD[:, :, :0, 0], r"the shape \[12, 16, 0\] has a length of 0"),
         (torch.zeros(2, 3, 0, 0), r"the shape \[2, 3, 0, 0\] has a length of 0"),
         ([GOOD[0], GOOD[0, :0]], r"the shape \[1, 0, 16, 3\] has a length of 0"),
-        ([Image.new("RGB", (0, 5))], "an item of the list is 0 by 5 pixels; leave it out"),
+        ([Image.new("RGB", (0, 5))], "^images: item 0: is 0 by 5 pixels; leave it out"),
         ([GOOD[0], "a.png"], "has paths and images in memory; give images of one kind"),
         (["a.png", GOOD[0]], "has paths and images in memory; give images of one kind"),
         ([GOOD[0], None], "NoneType is none of paths, PIL images"),
         (b"a file's bytes", "^images: bytes is none of paths"),
-        ([b"a file's bytes"], "^images: bytes is none of paths"),
+        ([b"a file's bytes"], "^images: item 0: bytes is none of paths"),
     ],
 )
 def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, images: Any, told: str) -> None:
@@ -269,6 +355,27 @@ def test_inputs_that_are_no_images_get_one_sentence(learner: metarun.Learner, im
     with pytest.raises(metarun.UserError, match=told) as caught:
         classifier.predict(images)
     assert "\n" not in str(caught.value)
+
+
+def test_an_opened_image_that_is_not_whole_is_named_by_its_place(learner: metarun.Learner, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    classifier = learner.fit(*greys())
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(metarun.UserError) as caught:
+        classifier.predict([GOOD[0], cut])
+    assert re.match(r"images: item 1: is not a whole image \(.*\)$", str(caught.value))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64])
+def test_tensors_of_every_floating_type_are_images(learner: metarun.Learner, dtype: torch.dtype) -> None:
+    classifier = learner.fit(*greys())
+    images = (torch.from_numpy(GOOD).movedim(-1, 1).float() / 255).to(dtype)
+    expected = classifier.predict_proba(images.double())
+    np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-5)
+    np.testing.assert_allclose(classifier.predict_proba(list(images)), expected, atol=1e-5)
+    labels = torch.tensor([0.0, 1.0, 2.0]).repeat_interleave(4).to(dtype)
+    assert learner.fit(GOOD, labels).score(GOOD, labels.double()) == 1
 
 
 def test_labels_that_do_not_fit_get_one_sentence(learner: metarun.Learner) -> None:
@@ -348,6 +455,24 @@ def test_numbers_as_labels_are_right_after_the_classifier_was_stored_too(
         classifier.score(images, known, sample_weight=[1.0])
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, bool, str])
+def test_labels_of_any_kind_are_right_after_the_classifier_was_stored(
+    learner: metarun.Learner, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = greys(classes=2)[0]
+    labels = np.repeat([0, 1], 4).astype(kind)
+    classifier = learner.fit(images, labels)
+    assert classifier.score(images, labels) == 1
+    assert classifier.names == (["False", "True"] if kind is bool else ["0", "1"])
+    classifier.save(tmp_path / "c.pt")
+    assert metarun.load(tmp_path / "c.pt").classifier.score(images, labels) == 1
+    if kind is float:  # as earlier versions wrote them
+        monkeypatch.setattr(Classifier, "names", ["0.0", "1.0"])
+        classifier.save(tmp_path / "old.pt")
+        old = metarun.load(tmp_path / "old.pt").classifier
+        assert old.score(images, labels) == old.score(images, labels.astype(int)) == 1
+
+
 def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
     learner: metarun.Learner, tmp_path: Path
 ) -> None:
@@ -367,6 +492,11 @@ def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
     [
         (lambda learner, x, y: learner.fit(x, np.array(["a", *range(len(x) - 1)], dtype=object)), "partly text and partly not"),
         (lambda learner, x, y: learner.fit(x, [[1, 2], *([[3]] * (len(x) - 1))]), "lists of several lengths"),
+        (lambda learner, x, y: learner.fit(x, torch.zeros(len(x), device="meta")), "^labels: numpy cannot"),
+        (lambda learner, x, y: learner.fit(x, np.array([b"a", b"b"] * (len(x) // 2))), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, [None, 1] * (len(x) // 2)), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, np.arange(len(x)) * 1j), "^labels: "),
+        (lambda learner, x, y: learner.fit(x, {"a": 1}), r"^labels: have the shape \[\]"),
         (lambda learner, x, y: learner.fit(x, y, unknown=None), "unknown=None: must be auto, off"),
         (lambda learner, x, y: metarun.Learner(learner.held, "foo"), "device=foo: there is no such device here"),
     ],

@@ -15,6 +15,7 @@ from text_tables import table
 
 from metarun.errors import UserError
 from metarun.inference.learner import load
+from metarun.inference.texts import find_texts
 
 WORDS = ["apple", "brick", "cloud", "dream", "eagle", "flame", "grass", "house", "ivory", "jewel"]
 TASK = [
@@ -76,6 +77,21 @@ def test_texts_of_a_file_are_classified_by_examples_of_other_classes(
     assert "classifying" not in again.err
     texts.write_text("a tower\n")
     assert metarun(*words, "resume=false").status == 0
+
+
+def test_standard_input_is_text_in_its_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for raw, encoding in ((b"\xef\xbb\xbfcaf\xc3\xa9", "utf8"), (b"caf\xe9", "latin-1")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding=encoding))
+        assert find_texts("-").paths == ["café"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ncaf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(UserError, match=r"^items=-: line 2 is no text in UTF-8; write it in UTF-8$"):
+        find_texts("-")
+
+
+def test_the_nearest_folder_that_is_called_like_a_class_labels_a_text(tmp_path: Path) -> None:
+    (tmp_path / "river" / "2019").mkdir(parents=True)
+    (tmp_path / "river" / "2019" / "0.txt").write_text("a river")
+    assert find_texts(tmp_path, classes=["river", "tower"]).labels == ["river"]
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "stdin"])

@@ -174,10 +174,13 @@ def test_a_vote_is_of_probabilities() -> None:
     known = method.training_set(method.learner.backbone, train)
     models, votes = method.models(known)
     expected = sum(
-        vote * model.predict_proba(known.standardised(x.double().numpy()))
+        vote / sum(votes) * model.predict_proba(known.standardised(x.double().numpy()))
         for vote, model in zip(votes, models, strict=True)
     )
-    np.testing.assert_allclose(method.predict(train, x, 2).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(method.predict(train, x, 2).exp().numpy(), expected, rtol=1e-5)
+    far = method.predict(train, 1e4 * x, 2)  # where one class has a probability below the smallest of numbers
+    assert far.isfinite().all()
+    assert far.min() < -200
 
 
 @pytest.mark.parametrize(("data", "classes"), [(turned, 2), (concept, 5)])

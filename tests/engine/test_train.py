@@ -527,6 +527,16 @@ def test_a_record_that_a_kill_cut_off_loses_its_last_line_alone(
     assert (tmp_path / "clock.txt").read_text() == "1 0.5\n2 1.25\n3 1.25\n"
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe 0.6", b"2 nan", b"2 1e999", b"2 -inf", b"2 0.25", b"2 0.75 1", b"\0\0"])
+def test_a_record_with_a_damaged_line_has_the_others(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clock.txt").write_bytes(b"1 0.5\n" + line + b"\n3 0.75\n")
+    SlowSteps(monkeypatch, 1)
+    clock = Clock(TrainState(), tmp_path / "clock.txt")
+    assert [clock.after(step) for step in (1, 2, 3)] == [0.5, 0.5, 0.75]
+
+
 def test_without_a_budget_of_seconds_nothing_is_recorded(tmp_path: Path) -> None:
     Fit(tmp_path).run()
     assert not (tmp_path / "clock.txt").exists()

@@ -95,7 +95,7 @@ def follows() -> bool:
 
 def attempt(words: list[str]) -> Outcome:
     """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that one line can be told, whatever a shell has set
     try:
         here = os.getcwd()
     except FileNotFoundError:

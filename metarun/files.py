@@ -8,17 +8,22 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import stat
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from metarun.engine.platform import sync_folder
+from metarun.engine.platform import lives, process_space, sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
+_WRITERS: set[str] = set()  # of this process, at work now
 
 log = logging.getLogger("metarun")
 
@@ -172,7 +177,7 @@ def check_archive(path: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces a file, all or nothing.
+    """Replaces a file, all or nothing; of several writers at once the last one's content is there in the end.
 
     Args:
         path: The file.
@@ -181,8 +186,11 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: It cannot be written, as on a full disk; the file is as it was.
     """
-    aside = path.with_name(f".{path.name}.writing")
+    writer = f"{process_space()}-{os.getpid()}-{secrets.token_hex(4)}"
+    aside = path.with_name(f".{path.name}.{writer}.writing")
     try:
+        _remove_left_aside(path)
+        _WRITERS.add(writer)
         try:
             with open(aside, "wb") as file:
                 write(file)
@@ -192,10 +200,28 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+        finally:
+            _WRITERS.discard(writer)
         sync_folder(path.parent)
     except OSError as error:
         kept = "; the previous one is untouched" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
+
+
+def _remove_left_aside(path: Path) -> None:
+    """Removes what killed writers of a file left beside it; those of other machines, whose end nobody here sees, after a day."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.(?:(?P<writer>(\w+)-(\d+)-\w+)\.)?writing")
+    for other in os.scandir(path.parent):
+        if not (found := named.fullmatch(other.name)):
+            continue
+        writer, space, process = found.groups()  # no writer: of an earlier version of metarun
+        with contextlib.suppress(OSError):  # another process removes it too
+            if space == process_space():
+                at_work = writer in _WRITERS if int(process) == os.getpid() else lives(int(process))
+            else:
+                at_work = writer is not None and time.time() - other.stat().st_mtime < SECONDS_LEFT_ASIDE
+            if not at_work:
+                Path(other).unlink()
 
 
 def save_bytes(path: Path, content: bytes) -> None:

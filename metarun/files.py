@@ -13,7 +13,7 @@ import secrets
 import stat
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from metarun.engine.platform import lives, process_space, sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
 
+MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
 _WRITERS: set[str] = set()  # of this process, at work now
@@ -239,6 +240,35 @@ def save_arrays(path: Path, **arrays: Any) -> None:
     import numpy as np  # not at the top: --help needs no arrays
 
     replace(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def read_arrays(path: Path, advice: str, names: Sequence[str]) -> dict[str, Any]:
+    """Reads an `.npz` file that `save_arrays` wrote; runs no code from it.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, to follow a semicolon.
+        names: The arrays that it must have.
+
+    Returns:
+        All its arrays, by name.
+
+    Raises:
+        UserError: It cannot be read, or is damaged; it names the file, what is wrong, and `advice`.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            found = dict(stored)
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror or error}); {advice}") from error
+    except Exception as error:  # whatever numpy, zipfile and zlib raise, which depends on the byte that is wrong
+        why = "it is truncated, or is not what metarun writes" if path.stat().st_size else "it is empty"
+        raise UserError(f"{shown_path(path)}: is damaged ({why}); {advice}") from error
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{shown_path(path)}: is damaged (it has no {missing[0]}); {advice}")
+    return found
 
 
 @contextlib.contextmanager

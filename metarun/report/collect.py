@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
-from metarun.errors import first_line, lacks
+from metarun.errors import UserError, first_line, lacks
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
@@ -175,12 +173,13 @@ class Run:
 
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
+        over_images = self.tested == "target" and self.setting.over == "test images"
+        name = "right" if over_images else "values"
         try:
-            with open(self.folder / scores_file(self.tested_on), "rb") as file, np.load(file) as stored:
-                over_images = self.tested == "target" and self.setting.over == "test images"
-                values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
-                return values
-        except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):
+            stored = files.read_arrays(self.folder / scores_file(self.tested_on), files.MADE_AGAIN, [name])
+            values: np.ndarray = stored[name] if over_images else stored[name][-1]
+            return values
+        except (UserError, IndexError):
             return None
 
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

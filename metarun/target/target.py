@@ -24,7 +24,7 @@ from metarun.ops import metrics
 from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
-from metarun.text import printable, shape_text
+from metarun.text import printable, shape_text, shown_path
 
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
@@ -302,8 +302,14 @@ class Target:
         size = self.sizes[-1]
         for repeat in range(self.settings.repeats):
             train, test = self.subset(size, repeat)
-            with np.load(folder / f"{_stem(size, repeat)}.npz") as stored:
-                yield Predicted(repeat, len(train), test, stored["classes"], stored["probabilities"])
+            path = folder / f"{_stem(size, repeat)}.npz"
+            stored = files.read_arrays(path, files.MADE_AGAIN, ["classes", "probabilities"])
+            classes, probabilities = stored["classes"], stored["probabilities"]
+            if classes.shape != (len(test),) or probabilities.shape[:1] != classes.shape:
+                raise UserError(
+                    f"{shown_path(path)}: is damaged (it is not of {len(test)} {self.kind}); {files.MADE_AGAIN}"
+                )
+            yield Predicted(repeat, len(train), test, classes, probabilities)
 
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""

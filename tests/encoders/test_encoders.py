@@ -342,6 +342,42 @@ def test_a_table_that_was_changed_is_noticed(own_cache: Path) -> None:
         made.table(source, encoder, PLAIN, CPU)
 
 
+def test_a_description_that_cannot_be_parsed_is_noticed(own_cache: Path) -> None:
+    source, encoder = divided(), Squares()
+    made.table(source, encoder, PLAIN, CPU)
+    (path,) = own_cache.glob("*/table.json")
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"^data cache .*: the vectors cannot be read .*deeply.*; delete this folder"):
+        made.table(source, encoder, PLAIN, CPU)
+
+
+def test_two_tables_of_vectors_that_were_renamed_into_each_other_are_noticed(own_cache: Path) -> None:
+    source, encoders = divided(), [Squares(), Squares(scale=2.0)]
+    for encoder in encoders:
+        made.table(source, encoder, PLAIN, CPU)
+    one, other = (path for path in own_cache.iterdir() if path.is_dir())
+    one.rename(own_cache / "third")
+    other.rename(one)
+    (own_cache / "third").rename(other)
+    for encoder in encoders:
+        with pytest.raises(UserError, match=r"the vectors cannot be read \(it was made of other items or settings"):
+            made.table(source, encoder, PLAIN, CPU)
+
+
+def test_rest_of_a_build_under_another_name_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
+    source, encoder = divided(), Squares()
+    encoder.last = 80
+    with pytest.raises(KeyboardInterrupt):
+        made.table(source, encoder, PLAIN, CPU)
+    (unfinished,) = own_cache.glob("*.unfinished")
+    told = json.loads((unfinished / "progress.json").read_text())
+    (unfinished / "progress.json").write_text(json.dumps({**told, "key": "another"}))
+    encoder.last, encoder.encoded = None, 0
+    made.table(source, encoder, PLAIN, CPU)
+    assert encoder.encoded == 240
+
+
 def test_rows_are_read_from_the_file_and_not_through_its_map(own_cache: Path) -> None:
     """Pages of a map that are touched count as memory of the process: encoding would grow with the table."""
 

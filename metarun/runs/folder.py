@@ -230,6 +230,21 @@ def whole_config(path: Path, advice: str) -> DictConfig:
     return found
 
 
+def identity(config: DictConfig) -> dict[str, Any]:
+    """What tells a run from those that `refuse_other_config` would not let go on with it, as JSON values by key.
+
+    What is off is left out, as a later version of metarun may have more of it, and so is the run's name.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    values = flat(to_container(config))
+    return {key: plain(value) for key, value in values.items() if value and key not in FREE and key != "name"}
+
+
 def refuse_other_config(folder: Path, config: DictConfig) -> None:
     """Raises `UserError` with the keys that differ if the folder was made with another config.
 

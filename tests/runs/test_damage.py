@@ -155,6 +155,23 @@ def test_a_damaged_checkpoint_is_named(name: str, spoil: Spoil, outputs: Path) -
     assert not (folder / "result.json").exists()
 
 
+@pytest.mark.parametrize("names", [["last.pt", "best.pt"], ["best.pt"]])
+def test_the_checkpoints_of_another_run_are_refused(names: list[str], outputs: Path) -> None:
+    own, other = of_seed(outputs, 0), of_seed(outputs, 1)
+    number = result(own)["test/mse"]
+    (own / "result.json").unlink()
+    kept = {name: (own / name).read_bytes() for name in names}
+    for name in names:
+        shutil.copy(other / name, own / name)
+    one_line(alone(outputs, 0), names[0], "is of another training", "resume=false")
+    assert not (own / "result.json").exists()
+    for name, content in kept.items():
+        (own / name).write_bytes(content)
+    done = metarun(*SINUSOID, "seed=0", f"outputs={outputs}", "train.save_every=2")
+    assert done.status == 0, done.err
+    assert result(own)["test/mse"] == number
+
+
 def test_tensors_of_which_a_part_is_lost_are_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"model": {"a": torch.ones(1000), "b": torch.ones(3)}}, path)

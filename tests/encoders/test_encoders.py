@@ -719,6 +719,37 @@ def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
     assert "class5" in outcome.out
 
 
+@pytest.mark.parametrize("named", [".", "best.pt"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "it is empty"),
+        ('{"learner": {', "it is truncated"),
+        ("[" * 100_000, "it is truncated"),
+        ("[]", "it holds no JSON object"),
+        ('{"learner": 3}', "its learner lacks a part"),
+        ('{"learner": {"blueprint": {"backbone": {}}, "preprocessing": {}}}', "its learner lacks a part"),
+        ({"mean": None}, "it has no mean"),
+        ({"mean": ["a"]}, "no finite number"),
+        ({"deviation": [0.0]}, "a mean and a deviation"),
+        ({"input_shape": 5}, "is damaged"),
+        ({"channels": 7}, "images of 7 channels"),
+    ],
+)
+def test_a_damaged_result_of_an_encoders_run_is_named(content: Any, said: str, named: str, tmp_path: Path) -> None:
+    if isinstance(content, dict):
+        told = {"image_size": 8, "channels": 1, "values": None, "inverted": False, "mean": [0.5], "deviation": [0.5]}
+        told = {key: value for key, value in {**told, "input_shape": [1, 8, 8], **content}.items() if value or key == "values"}
+        backbone = {"_target_": "metarun.backbones.conv4.Conv4"}
+        content = json.dumps({"learner": {"blueprint": {"backbone": backbone}, "preprocessing": told}})
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"result\.json: is damaged \(") as caught:
+        Trained(str(tmp_path / named))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_as_encoder(tmp_path: Path) -> None:
     root, outputs = shaded(tmp_path / "images"), tmp_path / "out"
     data = ["data=folder", f"data.root={root}", *SMALL]

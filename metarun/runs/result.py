@@ -96,6 +96,7 @@ NOTHING = "nothing"  # in the protocol: what an encoder of drawn weights was pre
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 SECONDS = "seconds"  # that the run took, of its last sitting
+FILES = "files"  # the SHA-256 of files that were written with these numbers, by name
 LEARNER = "learner"  # what `metarun.load` builds it from
 
 
@@ -106,6 +107,19 @@ def stored(folder: Path) -> dict[str, Any]:
         UserError: Its file is damaged.
     """
     return files.read_json(folder / contents.RESULT, DAMAGED)
+
+
+def intact(folder: Path, found: dict[str, Any]) -> bool:
+    """Whether the files of a finished run that its result tells of are those that were written with it.
+
+    Args:
+        folder: The run's.
+        found: Its result; one of an earlier version tells of none.
+    """
+    told = found.get(FILES, {})
+    return isinstance(told, dict) and all(
+        (folder / name).is_file() and files.sha256(folder / name) == digest for name, digest in told.items()
+    )
 
 
 def learner(folder: Path, found: dict[str, Any]) -> dict[str, Any]:

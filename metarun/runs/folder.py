@@ -173,8 +173,11 @@ def create(folder: Path) -> None:
     """Makes a folder below `outputs`.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be made, or has a pipe, say, where a run has a file, for which the run would wait without end.
     """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if kind := files.special(path):
+            raise UserError(f"{shown_path(path)}: is {kind}, where a run has its files; delete it")
     try:
         files.make_folder(folder)
     except OSError as error:

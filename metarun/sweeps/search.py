@@ -23,7 +23,6 @@ from metarun.sweeps.study import Study, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
-
 DATABASE = "search.db"  # in the sweep's folder, where no other storage is given
 
 

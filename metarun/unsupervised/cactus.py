@@ -231,7 +231,8 @@ class Cactus(PseudoTasks):
         elif labels.min() < 0 or labels.max() >= clusters:
             reason = f"its labels are not those of {clusters} clusters"
         else:
-            return labels.astype(np.int64)
+            found: np.ndarray = labels.astype(np.int64)
+            return found
         raise UserError(f"{shown_path(file)}: is damaged ({reason}); {files.MADE_AGAIN}")
 
     def _cluster(self, split: Split) -> np.ndarray:

@@ -739,7 +739,11 @@ def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
 def test_a_damaged_result_of_an_encoders_run_is_named(content: Any, said: str, named: str, tmp_path: Path) -> None:
     if isinstance(content, dict):
         told = {"image_size": 8, "channels": 1, "values": None, "inverted": False, "mean": [0.5], "deviation": [0.5]}
-        told = {key: value for key, value in {**told, "input_shape": [1, 8, 8], **content}.items() if value or key == "values"}
+        told = {
+            key: value
+            for key, value in {**told, "input_shape": [1, 8, 8], **content}.items()
+            if value or key == "values"
+        }
         backbone = {"_target_": "metarun.backbones.conv4.Conv4"}
         content = json.dumps({"learner": {"blueprint": {"backbone": backbone}, "preprocessing": told}})
     (tmp_path / "result.json").write_text(content)

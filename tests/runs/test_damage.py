@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import zipfile
@@ -170,6 +171,15 @@ def test_the_checkpoints_of_another_run_are_refused(names: list[str], outputs: P
     done = metarun(*SINUSOID, "seed=0", f"outputs={outputs}", "train.save_every=2")
     assert done.status == 0, done.err
     assert result(own)["test/mse"] == number
+
+
+@pytest.mark.parametrize("name", ["metarun.log", "metrics.jsonl", "result.json", "clock.txt"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(name: str, outputs: Path) -> None:
+    folder = of_seed(outputs, 0)
+    (folder / "result.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    one_line(alone(outputs, 0), f"{name}: is a pipe", "delete it")
 
 
 def test_tensors_of_which_a_part_is_lost_are_no_weights(tmp_path: Path) -> None:

@@ -174,7 +174,11 @@ def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target:
 def test_predictions_of_a_repeat_that_are_damaged_are_named_and_made_again(
     images: Path, target: Path, tmp_path: Path
 ) -> None:
-    command = [*words("target_only", images, target, tmp_path), "transfer=nearest_centroid", "target.data.image_size=16"]
+    command = [
+        *words("target_only", images, target, tmp_path),
+        "transfer=nearest_centroid",
+        "target.data.image_size=16",
+    ]
     done(*command)
     folder = runs(tmp_path)
     whole = numbers(folder)

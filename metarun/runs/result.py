@@ -144,7 +144,7 @@ def learner(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reading(values: dict[str, Any], dimensions: int) -> None:
-    """Raises `ValueError` for values that say how images are read, out of a file, that no data set has whose items are of so many dimensions."""
+    """Raises `ValueError` for values of a file that say how images are read, and that no data set has of items of so many dimensions."""
     size, channels, shape = values["image_size"], values["channels"], values["input_shape"]
     if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) != dimensions:
         raise ValueError(f"images of {size} pixels as {shape}")

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from metarun.config.folder import CONF
 from metarun.errors import Incomplete, UserError
 from metarun.shell.arguments import for_hydra, parsed
-from metarun.shell.messages import MENDABLE, one_line
+from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out
+
+_ONE_RUN = threading.RLock()  # one thread may start a run inside a run
 
 log = logging.getLogger("metarun")
 
 
 def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Carries out `metarun words...`, or goes on with it, or takes its stored result.
+
+    It may be called in any thread, and inside a program that is an app of Hydra. Runs of one process share PyTorch's generator of random
+    numbers, so of several threads one runs and the others wait; runs at once are for processes. A run that is not in the main thread is
+    told of no signal, and saves at its intervals alone.
 
     Args:
         words: The words of the command line, each `key=value` or `group=choice`.
@@ -42,21 +52,33 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         if options:
             raise UserError(f"{options[0]}: metarun.run carries out one run; it takes key=value alone")
         typed = for_hydra(arguments)
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with _ONE_RUN, _own_hydra():
             config = hydra.compose("config", overrides=typed, return_hydra_config=True)
-            before = HydraConfig.instance().cfg
             HydraConfig.instance().set_config(config)
-            try:
-                OmegaConf.set_readonly(config, False)
-                own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
-                params = config.hydra.sweeper.get("params") or {}
-                return carried_out(own, typed, config.hydra.runtime.choices, params)
-            finally:
-                HydraConfig.instance().cfg = before
+            OmegaConf.set_readonly(config, False)
+            own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
+            params = config.hydra.sweeper.get("params") or {}
+            return carried_out(own, typed, config.hydra.runtime.choices, params)
     except Incomplete as left_out:
         log.warning("%s", left_out)
         return left_out.result
     except UserError:
         raise
-    except MENDABLE as error:
+    except (*MENDABLE, ValueError, AssertionError) as error:
+        # Hydra meets some mistakes with a bare ValueError, or an assertion.
+        if not isinstance(error, MENDABLE) and not raised_by_hydra(error):
+            raise
         raise UserError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Has Hydra compose metarun's configs, and puts back afterwards what it was at before: another app of it, say."""
+    app, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = app
+        HydraConfig.instance().cfg = config

@@ -21,7 +21,7 @@ from metarun.engine.platform import heeded_signals, name_user, number_of, signal
 from metarun.errors import Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
-from metarun.shell.messages import MENDABLE, one_line
+from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, outlasting, printable
@@ -95,7 +95,7 @@ def follows() -> bool:
 
 def attempt(words: list[str]) -> Outcome:
     """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, so that one line can be told
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that one line can be told, whatever a shell has set
     try:
         here = os.getcwd()
     except FileNotFoundError:
@@ -187,11 +187,3 @@ def _outcome_of(words: list[str]) -> Outcome:
             raise
         return Outcome(2, str(error) if isinstance(error, Refused) else one_line(error))
     return Outcome()
-
-
-def raised_by_hydra(error: BaseException) -> bool:
-    """Whether an error comes out of Hydra's own code."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    return at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(Path(hydra.__file__).parent)

@@ -9,16 +9,19 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from metarun.engine.platform import sync_folder
+from metarun.engine.platform import lives, process_space, sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
 
@@ -33,7 +36,10 @@ BROKEN_ARCHIVE = (
     zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, LZMA_ERROR, struct.error, EOFError, UnicodeDecodeError,
     RuntimeError,
 )  # fmt: skip
+MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
+_WRITERS: set[str] = set()  # of this process, at work now
 
 log = logging.getLogger("metarun")
 
@@ -104,6 +110,12 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(values: Any) -> str:
@@ -187,7 +199,7 @@ def check_archive(path: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces a file, all or nothing.
+    """Replaces a file, all or nothing; of several writers at once the last one's content is there in the end.
 
     Args:
         path: The file.
@@ -196,8 +208,11 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: It cannot be written, as on a full disk; the file is as it was.
     """
-    aside = path.with_name(f".{path.name}.writing")
+    writer = f"{process_space()}-{os.getpid()}-{secrets.token_hex(4)}"
+    aside = path.with_name(f".{path.name}.{writer}.writing")
     try:
+        _remove_left_aside(path)
+        _WRITERS.add(writer)
         try:
             with open(aside, "wb") as file:
                 write(file)
@@ -207,10 +222,28 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+        finally:
+            _WRITERS.discard(writer)
         sync_folder(path.parent)
     except OSError as error:
         kept = "; the previous one is untouched" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
+
+
+def _remove_left_aside(path: Path) -> None:
+    """Removes what killed writers of a file left beside it; those of other machines, whose end nobody here sees, after a day."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.(?:(?P<writer>(\w+)-(\d+)-\w+)\.)?writing")
+    for other in os.scandir(path.parent):
+        if not (found := named.fullmatch(other.name)):
+            continue
+        writer, space, process = found.groups()  # no writer: of an earlier version of metarun
+        with contextlib.suppress(OSError):  # another process removes it too
+            if space == process_space():
+                at_work = writer in _WRITERS if int(process) == os.getpid() else lives(int(process))
+            else:
+                at_work = writer is not None and time.time() - other.stat().st_mtime < SECONDS_LEFT_ASIDE
+            if not at_work:
+                Path(other).unlink()
 
 
 def save_bytes(path: Path, content: bytes) -> None:
@@ -228,6 +261,35 @@ def save_arrays(path: Path, **arrays: Any) -> None:
     import numpy as np  # not at the top: --help needs no arrays
 
     replace(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def read_arrays(path: Path, advice: str, names: Sequence[str]) -> dict[str, Any]:
+    """Reads an `.npz` file that `save_arrays` wrote; runs no code from it.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, to follow a semicolon.
+        names: The arrays that it must have.
+
+    Returns:
+        All its arrays, by name.
+
+    Raises:
+        UserError: It cannot be read, or is damaged; it names the file, what is wrong, and `advice`.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            found = dict(stored)
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror or error}); {advice}") from error
+    except Exception as error:  # whatever numpy, zipfile and zlib raise, which depends on the byte that is wrong
+        why = "it is truncated, or is not what metarun writes" if path.stat().st_size else "it is empty"
+        raise UserError(f"{shown_path(path)}: is damaged ({why}); {advice}") from error
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{shown_path(path)}: is damaged (it has no {missing[0]}); {advice}")
+    return found
 
 
 @contextlib.contextmanager

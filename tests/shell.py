@@ -106,20 +106,25 @@ def killed_at_files(*words: str, step: int = 1) -> tuple[Outcome, int]:
     Returns:
         What the command that came to its end printed, and how often it was killed before.
     """
-    place = os.replace
+    place, remove = os.replace, Path.unlink
 
     class Killed(BaseException):
         pass
 
     for kills in itertools.count():
-        left = iter(range(step * kills))
+        left, lives = iter(range(step * kills)), [True]
 
-        def replace(source: Any, target: Any, left: Iterator[int] = left) -> None:
+        def replace(source: Any, target: Any, left: Iterator[int] = left, lives: list[bool] = lives) -> None:
             if next(left, None) is None:
+                lives.clear()
                 raise Killed
             place(source, target)
 
-        with mock.patch("os.replace", replace), mock.patch("pathlib.Path.unlink"):
+        def unlink(path: Path, missing_ok: bool = False, lives: list[bool] = lives) -> None:
+            if lives:
+                remove(path, missing_ok)
+
+        with mock.patch("os.replace", replace), mock.patch("pathlib.Path.unlink", unlink):
             try:
                 return metarun(*words), kills
             except Killed:

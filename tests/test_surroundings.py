@@ -20,7 +20,7 @@ import pytest
 import rich.progress
 import torch
 from rich.table import Table
-from shell import SINUSOID, environment, metarun, run_folder
+from shell import SINUSOID, environment, metarun, one_line, run_folder
 
 from metarun import cli, files, progress
 from metarun.engine import distributed, launched, platform
@@ -53,6 +53,12 @@ def test_a_variable_that_was_left_over_changes_nothing(left: dict[str, str], bar
     refused = metarun("train.step=1")
     assert refused.status == 2  # and says so, which another rank than 0 does not
     assert "train.step" in refused.err
+
+
+@pytest.mark.parametrize("value", ["0", "", "1", "no"])
+def test_a_variable_of_hydras_changes_nothing_of_a_refusal(value: str, bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("HYDRA_FULL_ERROR", value)
+    one_line(metarun("algo=mmal"), "algo=mmal: there is no such choice", "maml")
 
 
 @pytest.mark.parametrize(

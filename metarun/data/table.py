@@ -129,7 +129,7 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     key = {"name": name, "format": FORMAT_VERSION, **key}
     folder = root / f"{name}-{files.digest(key)}"
     build_once(folder, f"data {name}: another process builds its table", lambda: _build(folder, key, build))
-    return _open(folder)
+    return _open(folder, key)
 
 
 def build_once(folder: Path, waiting: str, build: Callable[[], None]) -> None:
@@ -265,11 +265,18 @@ def checksum(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def _open(folder: Path) -> Table:
+def check_key(stored: Any, key: dict[str, Any]) -> None:
+    """Raises `ValueError` where the key that a folder holds is not the one that its name was made of."""
+    if files.digest(stored) != files.digest(json.loads(json.dumps(key))):
+        raise ValueError("it was made of other items or settings than those that its name stands for")
+
+
+def _open(folder: Path, key: dict[str, Any]) -> Table:
     try:
         description = files.parsed((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was built")
+        check_key(description["key"], key)
         offsets = np.array(description["offsets"], dtype=np.int64)
         shape = (int(offsets[-1]), *description["shape"])
         path = folder / "images.u8"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.images import digest_of
 from metarun.engine import checkpoint, origins
-from metarun.errors import UserError
+from metarun.errors import UserError, lacks
 from metarun.ops import batch_norm
 from metarun.runs import contents, result
 from metarun.text import shown_path
@@ -130,11 +129,12 @@ def _of_run(origin: str) -> dict[str, Any]:
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / contents.RESULT).is_file():
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
-    learner = json.loads((folder / contents.RESULT).read_text(encoding="utf-8")).get(result.LEARNER)
-    if learner is None:
+    found = result.stored(folder)
+    if found.get(result.LEARNER) is None:
         raise UserError(
             f"{key}: the run does not say how its images are read; it is of vectors, texts or an older version"
         )
+    learner = result.learner(folder, found)
     told = learner["preprocessing"]
     if "item" in told:
         raise UserError(f"{key}: the run learned from {told['item']}s, and has no backbone for images")
@@ -142,6 +142,12 @@ def _of_run(origin: str) -> dict[str, Any]:
         raise UserError(
             f"{key}: the run learned from the vectors of an encoder, and has no backbone for images; use its encoder"
         )
+    try:
+        result.check_reading(told, dimensions=3)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{shown_path(folder / contents.RESULT)}: is damaged ({lacks(error)}); {result.DAMAGED}"
+        ) from error
     return {
         "backbone": learner["blueprint"]["backbone"],
         "input_shape": told["input_shape"],

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from metarun import files
-from metarun.data.table import build_once, cache_root, checksum, sample_digest
+from metarun.data.table import build_once, cache_root, check_key, checksum, sample_digest
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
 from metarun.engine import platform
@@ -68,7 +68,7 @@ def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: tor
     shape = (int(source.table.offsets[-1]), turns * encoding.views, encoder.features)
     told = "encoder: another process encodes the same items"
     build_once(folder, told, lambda: _build(folder, key, shape, source, encoder, encoding, device))
-    return _open(folder, shape, encoding.dtype)
+    return _open(folder, key, shape, encoding.dtype)
 
 
 def _file(folder: Path, dtype: str) -> Path:
@@ -90,7 +90,7 @@ def _build(
         unfinished.mkdir()
         platform.sync_folder(unfinished.parent)
     path, width = _file(unfinished, encoding.dtype), copies * features * np.dtype(encoding.dtype).itemsize
-    done, digest = _done(unfinished, path, width)
+    done, digest = _done(unfinished, key, path, width)
     kinds = PLURAL[source.item]
     log.info(
         "encoder: %s of %d %s%s",
@@ -114,7 +114,8 @@ def _build(
             if time.monotonic() - saved > SAVE_SECONDS or done == rows:
                 file.flush()
                 files.sync(file)
-                files.save_json(unfinished / PROGRESS, {"rows": done, "digest": digest.hexdigest()})
+                told = {"rows": done, "digest": digest.hexdigest(), "key": files.digest(key)}
+                files.save_json(unfinished / PROGRESS, told)
                 saved = time.monotonic()
     description = {
         "key": key, "shape": shape, "fingerprint": digest.hexdigest(), "modified": path.stat().st_mtime_ns,
@@ -130,16 +131,17 @@ def _build(
     log.info("encoder: encoded %d %s in %.1f s, %.0f/s", rows - first, kinds, seconds, (rows - first) / seconds)
 
 
-def _done(unfinished: Path, path: Path, width: int) -> tuple[int, Any]:
+def _done(unfinished: Path, key: dict[str, Any], path: Path, width: int) -> tuple[int, Any]:
     """How many rows an interrupted build left whole, and the digest of their bytes; 0 where what it left is not what it wrote."""
     try:
-        told = json.loads((unfinished / PROGRESS).read_text(encoding="utf-8"))
+        told = files.parsed((unfinished / PROGRESS).read_text(encoding="utf-8"))
         rows, digest, left = int(told["rows"]), hashlib.sha256(), int(told["rows"]) * width
         with open(path, "rb") as file:
             while left and (block := file.read(min(left, BLOCK))):
                 digest.update(block)
                 left -= len(block)
-        if not left and digest.hexdigest() == told["digest"]:
+        own = files.digest(key)  # which one of an earlier version does not have
+        if not left and digest.hexdigest() == told["digest"] and told.get("key", own) == own:
             return rows, digest
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -195,11 +197,12 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
     return kept
 
 
-def _open(folder: Path, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
+def _open(folder: Path, key: dict[str, Any], shape: tuple[int, int, int], dtype: str) -> np.ndarray:
     try:
-        description = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        description = files.parsed((folder / "table.json").read_text(encoding="utf-8"))
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was made")
+        check_key(description["key"], key)
         path = _file(folder, dtype)
         # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
         raw = np.memmap(path, dtype=np.uint8, mode="c")

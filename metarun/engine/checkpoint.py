@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
 NUMBERS = "stage.json"  # marks a finished stage that is kept apart
+MADE_BY = "made_by"  # of a checkpoint: the digest of all that its training depends on
 NAMED = 8  # runs of a folder that a message lists
 
 
@@ -38,18 +38,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
     files.replace(path, lambda file: file.write(whole.getbuffer()))
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = None) -> dict[str, Any]:
     """Reads a checkpoint of `save`; runs no code from the file.
 
     Args:
         path: The file.
         device: Where its tensors are put.
+        made_by: The digest of the training that it must be of, which one of an earlier version does not have; None for any.
 
     Returns:
         The state that was saved.
 
     Raises:
-        UserError: The file is missing or truncated, or no checkpoint of metarun.
+        UserError: The file is missing or truncated, no checkpoint of metarun, or of another training.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
@@ -61,6 +62,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: cannot be read, {damage}; {_advice(path)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"checkpoint {path}: holds no model of metarun; {_advice(path)}")
+    if made_by is not None and state.get(MADE_BY, made_by) != made_by:
+        raise UserError(
+            f"checkpoint {path}: is of another training, with other settings or data; bring the right file back, or "
+            f"{_advice(path)}"
+        )
     return state
 
 
@@ -70,7 +76,7 @@ def _advice(path: Path) -> str:
         return f"delete {shown_path(path.parent)} to have this stage trained again"
     if path.name == contents.LAST:
         return "delete it to train from the start, or start beside it with resume=false"
-    return "the run's last.pt, or training it again with resume=false, gives others"
+    return "take others: the run's last.pt, or training it again with resume=false, gives them"
 
 
 @contextlib.contextmanager
@@ -88,8 +94,7 @@ def digest(path: Path) -> str:
     Args:
         path: The file.
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.sha256(path)
 
 
 def chosen(folder: Path) -> Path:

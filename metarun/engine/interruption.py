@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 from metarun.engine.platform import heeded_signals, signal_name
@@ -17,13 +18,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Notes a signal instead of dying of it, while it is entered; a second SIGINT interrupts at once."""
+    """Notes a signal instead of dying of it, while it is entered; a second SIGINT interrupts at once.
+
+    A thread that is not the main one gets none, and notes none.
+    """
 
     def __init__(self) -> None:
         self.received = 0
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, *heeded_signals())}
+        heeded = (signal.SIGINT, *heeded_signals()) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def _note(self, number: int, frame: Any) -> None:

@@ -66,6 +66,7 @@ class Learner:
         selected_by: The rule that chose its weights, for `result.json`.
         built_from: The key of its method in the config; None for a backbone without a method.
         key: The key of `settings` in the config.
+        made_by: A digest of all that its training depends on, by which its checkpoints are known; None where nobody asks.
     """
 
     name: str
@@ -84,3 +85,4 @@ class Learner:
     selected_by: str = ""
     built_from: str | None = None
     key: str = "train"
+    made_by: str | None = None

@@ -5,9 +5,12 @@ Everything else asks here, and no other module names what Windows or macOS lack.
 
 from __future__ import annotations
 
+import functools
 import getpass
+import hashlib
 import importlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -55,6 +58,29 @@ def stop(process: int, number: int) -> None:
         signal.raise_signal(number) if WINDOWS else os.kill(process, number)
     elif not WINDOWS:
         os.kill(process, number)
+
+
+def lives(process: int) -> bool:
+    """Whether a process of this machine lives; Windows does not say, and its processes count as alive."""
+    if WINDOWS:
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+@functools.cache
+def process_space() -> str:
+    """Names the space in which the number of a process is its own: this machine, or one of the containers on it."""
+    try:
+        own = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        own = ""
+    return hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:8]
 
 
 def cores() -> list[int]:

@@ -52,7 +52,9 @@ class Training:
         """Goes on from `last.pt` if it is there; starts the clock, and forgets what was recorded after the checkpoint."""
         world = self.world
         # Rank 0 reads for all, so that all go on from the same state; loading copies it to each rank's device.
-        saved = world.broadcast(checkpoint.load(self.last) if world.main and self.last.is_file() else None)
+        made_by = self.learner.made_by
+        found = world.main and self.last.is_file()
+        saved = world.broadcast(checkpoint.load(self.last, made_by=made_by) if found else None)
         if saved is not None:
             checkpoint.load_weights(self.algorithm, saved["model"], self.last)
             with checkpoint.fitting(self.last):
@@ -62,7 +64,9 @@ class Training:
                 self.schedule.load_state_dict(saved["schedule"])
                 self.state = TrainState.restored(saved["state"], self.last)
             if world.broadcast(
-                world.main and self.best.is_file() and checkpoint.load(self.best).get("step", 0) > self.state.step
+                world.main
+                and self.best.is_file()
+                and checkpoint.load(self.best, made_by=made_by).get("step", 0) > self.state.step
             ):
                 # A crash came between the two files: that validation comes again, and its weights must be kept again.
                 self.state.best_score = -math.inf
@@ -155,7 +159,7 @@ class Training:
             state.best_score, state.best_step = score, state.step
             if self.world.main and self.settings.steps:
                 best = {"model": self.algorithm.state_dict(), "step": state.step, "score": measured}
-                checkpoint.save(self.best, {**best, "seen": self.learner.seen})
+                checkpoint.save(self.best, {**best, **self._origin()})
         self.save()
         watched = watch is not None and measured is not None and self.world.main
         return self.world.broadcast(watched and watch(state.step, score) if watch is not None else False)
@@ -180,9 +184,14 @@ class Training:
         self.logger.sync()  # first, since a run that goes on from here does not record these steps again
         if self.learner.wrapper is not None:
             modules["wrapper"] = self.learner.wrapper.own_state()
-        kept = {**modules, "state": asdict(self.state), "seen": self.learner.seen, "unchosen": not self.settings.steps}
-        checkpoint.save(self.last, kept)
+        kept = {**modules, "state": asdict(self.state), "unchosen": not self.settings.steps}
+        checkpoint.save(self.last, {**kept, **self._origin()})
         self.saved_at = time.perf_counter()
+
+    def _origin(self) -> dict[str, Any]:
+        """What both checkpoints say of where they come from."""
+        made_by = self.learner.made_by
+        return {"seen": self.learner.seen, **({checkpoint.MADE_BY: made_by} if made_by is not None else {})}
 
 
 def fit(

@@ -83,17 +83,19 @@ class Clock:
 
     @staticmethod
     def _read(record: Path) -> Iterator[tuple[int, float]]:
-        for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():
+        text = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
+        for line in text.splitlines(keepends=True):
             with contextlib.suppress(
                 ValueError
             ):  # a line that a kill cut off, or that a power failure filled with zeros
                 step, seconds = line.split()
-                if line.endswith("\n"):
+                if line.endswith("\n") and math.isfinite(float(seconds)):
                     yield int(step), float(seconds)
 
     def after(self, step: int) -> float:
         """The seconds of training at the end of `step` steps, of which this is the last one."""
-        if (known := self._known.get(step)) is not None:
+        # Time does not run backwards: a second below that of the step before is damage, and is counted anew.
+        if (known := self._known.get(step)) is not None and known >= self._base:
             self._base, self._since = known, time.perf_counter()
             return known
         seconds = self._base + time.perf_counter() - self._since

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from metarun.data.source import DataSource
 from metarun.encoders import EncodedSource
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.texts import TextPreprocessing
+from metarun.runs import result
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Preprocessing:
         step = EncoderStep.stored(told, origin, encoder_tensors) if told else None
         lists = ("mean", "deviation", "input_shape")
         mapped = values["values"]
-        _check(values, dimensions=1 if step else 3)
+        result.check_reading(values, dimensions=1 if step else 3)
         return cls(
             **{
                 **values,
@@ -123,17 +123,3 @@ class Preprocessing:
         standardise = standardiser(np.array(self.mean), np.array(self.deviation), pixels.device)
         values = pixels.float()
         return to_shape(standardise(255 - values if self.inverted else values), self.input_shape)
-
-
-def _check(values: dict[str, Any], dimensions: int) -> None:
-    """Raises `ValueError` for values, out of a file, that no data set has whose items are of so many dimensions."""
-    size, channels, shape = values["image_size"], values["channels"], values["input_shape"]
-    if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) != dimensions:
-        raise ValueError(f"images of {size} pixels as {shape}")
-    if channels not in (1, 3):
-        raise ValueError(f"images of {channels} channels")
-    numbers = [*values["mean"], *values["deviation"], *(values["values"] or ())]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("a mean, a deviation or a range that is no finite number")
-    if {len(values["mean"]), len(values["deviation"])} - {1, channels} or 0 in values["deviation"]:
-        raise ValueError(f"a mean and a deviation of other than {channels} channels")

@@ -225,7 +225,7 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
         )
         raise UserError(f"{shown}: the run {reason}")
     try:
-        values = found[result.LEARNER]
+        values = result.learner(folder, found)
         if values["format"] != FORMAT:
             version = found.get("versions", {}).get("metarun")
             raise UserError(

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
-from metarun.errors import first_line, lacks
+from metarun.errors import UserError, first_line, lacks
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
@@ -228,15 +228,15 @@ class Run:
 
     def scores(self) -> np.ndarray | None:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
+        over_images = self.tested == "target" and self.setting.over == "test images"
+        name = "right" if over_images else "values"
         try:
-            with (
-                open(self.folder / scores_file(self.tested_on if self.one_of_many else ""), "rb") as file,
-                np.load(file) as stored,
-            ):
-                over_images = self.tested == "target" and self.setting.over == "test images"
-                values: np.ndarray = stored["right"] if over_images else stored["values"][-1]
-                return values
-        except (OSError, KeyError, ValueError, IndexError, *files.BROKEN_ARCHIVE):
+            stored = files.read_arrays(
+                self.folder / scores_file(self.tested_on if self.one_of_many else ""), files.MADE_AGAIN, [name]
+            )
+            values: np.ndarray = stored[name] if over_images else stored[name][-1]
+            return values
+        except (UserError, IndexError):
             return None
 
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         if outdated:
             if continues:
                 refuse_other_weights(folder, checkpoint.weights_file("checkpoint", config.checkpoint))
-            if all(stage.is_current(folder, config, result.stored(folder)) for stage in built):
+            stored = result.stored(folder)
+            if result.intact(folder, stored) and all(stage.is_current(folder, config, stored) for stage in built):
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
@@ -100,6 +101,8 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 keep(folder, described)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / contents.CONFIG, text.encode())
+                # Before the files that it tells of are replaced, so that a kill leaves no number beside another's file.
+                (folder / contents.RESULT).unlink(missing_ok=True)
                 log.info("run folder: %s", shell_path(folder))
                 with distributed.process_group(shared.world, command) as world:
                     world.broadcast(folder)

@@ -173,8 +173,11 @@ def create(folder: Path) -> None:
     """Makes a folder below `outputs`.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be made, or has a pipe, say, where a run has a file, for which the run would wait without end.
     """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if kind := files.special(path):
+            raise UserError(f"{shown_path(path)}: is {kind}, where a run has its files; delete it")
     try:
         files.make_folder(folder)
     except OSError as error:
@@ -228,6 +231,21 @@ def whole_config(path: Path, advice: str) -> DictConfig:
         raise UserError(f"{shown_path(path)}: cannot be used ({why}); is it of another version of metarun?") from error
     assert isinstance(found, DictConfig)
     return found
+
+
+def identity(config: DictConfig) -> dict[str, Any]:
+    """What tells a run from those that `refuse_other_config` would not let go on with it, as JSON values by key.
+
+    What is off is left out, as a later version of metarun may have more of it, and so is the run's name.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    values = flat(to_container(config))
+    return {key: plain(value) for key, value in values.items() if value and key not in FREE and key != "name"}
 
 
 def refuse_other_config(folder: Path, config: DictConfig) -> None:

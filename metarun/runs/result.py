@@ -6,12 +6,15 @@ the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metarun import files
+from metarun.errors import UserError
 from metarun.runs import contents
+from metarun.text import shown_path
 
 DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
 
@@ -93,6 +96,7 @@ NOTHING = "nothing"  # in the protocol: what an encoder of drawn weights was pre
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 SECONDS = "seconds"  # that the run took, of its last sitting
+FILES = "files"  # the SHA-256 of files that were written with these numbers, by name
 LEARNER = "learner"  # what `metarun.load` builds it from
 
 
@@ -103,6 +107,54 @@ def stored(folder: Path) -> dict[str, Any]:
         UserError: Its file is damaged.
     """
     return files.read_json(folder / contents.RESULT, DAMAGED)
+
+
+def intact(folder: Path, found: dict[str, Any]) -> bool:
+    """Whether the files of a finished run that its result tells of are those that were written with it.
+
+    Args:
+        folder: The run's.
+        found: Its result; one of an earlier version tells of none.
+    """
+    told = found.get(FILES, {})
+    return isinstance(told, dict) and all(
+        (folder / name).is_file() and files.sha256(folder / name) == digest for name, digest in told.items()
+    )
+
+
+def learner(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What the result of a run says of its learner, where it has the parts that every such has.
+
+    Args:
+        folder: The run's.
+        found: Its result.
+
+    Raises:
+        UserError: A part is missing, or is of another type.
+    """
+    told = found[LEARNER]
+
+    def part(whole: Any, name: str) -> Any:
+        return whole.get(name) if isinstance(whole, dict) else None
+
+    network = part(part(told, "blueprint"), "backbone")
+    if not isinstance(part(network, "_target_"), str) or not isinstance(part(told, "preprocessing"), dict):
+        raise UserError(f"{shown_path(folder / contents.RESULT)}: is damaged (its {LEARNER} lacks a part); {DAMAGED}")
+    return dict(told)
+
+
+def check_reading(values: dict[str, Any], dimensions: int) -> None:
+    """Raises `ValueError` for values of a file that say how images are read, and that no data set has of items of so many dimensions."""
+    size, channels, shape = values["image_size"], values["channels"], values["input_shape"]
+    if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) != dimensions:
+        raise ValueError(f"images of {size} pixels as {shape}")
+    if channels not in (1, 3):
+        raise ValueError(f"images of {channels} channels")
+    numbers = [*values["mean"], *values["deviation"], *(values["values"] or ())]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError("a mean, a deviation or a range that is no finite number")
+    if {len(values["mean"]), len(values["deviation"])} - {1, channels} or 0 in values["deviation"]:
+        raise ValueError(f"a mean and a deviation of other than {channels} channels")
 
 
 def key(kind: str, measure: str) -> str:

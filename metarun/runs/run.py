@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
+from metarun import files
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
 from metarun.data.source import DataSource, EpisodeSampler, Split
@@ -20,7 +21,7 @@ from metarun.engine.hardware import Hardware, worthwhile_processes
 from metarun.engine.learner import Learner
 from metarun.engine.train import Watch
 from metarun.errors import UserError
-from metarun.runs import seen
+from metarun.runs import result, seen
 from metarun.runs.logger import RunLogger
 from metarun.target.target import Target
 
@@ -132,6 +133,11 @@ class Run:
             if same
             else ""
         )
+
+    def wrote(self, *names: str) -> None:
+        """Notes what files of the run's folder hold, which are whole by now, so that numbers are never shown beside others."""
+        digests = {name: files.sha256(self.folder / name) for name in names}
+        self.result[result.FILES] = self.result.get(result.FILES, {}) | digests
 
     def add(self, name: str, learner: Learner) -> None:
         """Makes `learner` the one that the stages after this one use.

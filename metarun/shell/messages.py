@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -73,6 +75,14 @@ def one_line(error: BaseException) -> str:
         given = next((word for word in sys.argv[1:] if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
         return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
     return where + first_line(inner if where and inner else error)
+
+
+def raised_by_hydra(error: BaseException) -> bool:
+    """Whether an error comes out of Hydra's own code."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(Path(hydra.__file__).parent)
 
 
 # Types as OmegaConf calls them, and as people do.

@@ -163,6 +163,7 @@ class Export(Stage):
                 **self.given.accuracy(one),
                 **({"same_class": self.same} if one is self.small else {}),
             }
+        run.wrote(*written)
         if self.classes:
             found["classes"] = self.classes
         else:

@@ -85,6 +85,7 @@ class Predict(Stage):
             )
         files.save_bytes(run.folder / TABLE, found.table().encode(errors="backslashreplace"))
         files.save_bytes(run.folder / PAGE, page(found, run.folder).encode(errors="backslashreplace"))
+        run.wrote(TABLE, PAGE)
         numbers = {
             **found.describe(),
             "certainty": classifier.learner.held.calibration.certainty,

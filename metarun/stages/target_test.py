@@ -68,6 +68,7 @@ class TargetTest(Stage):
             files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
+            run.wrote(contents.PREDICTIONS)
             found["predictions"] = {"file": contents.PREDICTIONS}
             if keep_trained(run, ready, run.folder / contents.CLASSIFIER):
                 found["classifier"] = {"file": contents.CLASSIFIER, "acc": found["acc"]}

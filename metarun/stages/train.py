@@ -22,7 +22,8 @@ from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
 from metarun.ops import batch_norm, metrics
 from metarun.runs import contents, result, seen
-from metarun.runs.folder import FREE, create
+from metarun.runs.fingerprints import descriptions
+from metarun.runs.folder import FREE, create, identity
 from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
@@ -115,6 +116,9 @@ class Train(Stage):
         else:
             if self.held_out is None and not (run.folder / contents.LAST).exists():
                 run.logger.tasks(next(self.validation(0, 1).split(1)))
+            target = run.target.source if run.target else None
+            told = {role: each.get("fingerprint") for role, each in descriptions(run.data, target).items()}
+            self.learner.made_by = files.digest({"config": identity(run.config), "data": told})
             numbers = self._train_in(run, run.folder, run.logger)
         if not self.last:
             own = f"{result.TRAIN}/"
@@ -158,7 +162,7 @@ class Train(Stage):
         """Takes the weights that the training chose; returns their step, and their score if they have one."""
         learner, world = self.learner, self.learner.hardware.world
         path = checkpoint.chosen(folder)
-        best = world.broadcast(checkpoint.load(path) if world.main else {})
+        best = world.broadcast(checkpoint.load(path, made_by=learner.made_by) if world.main else {})
         checkpoint.load_weights(learner.algorithm, best["model"], path)
         with checkpoint.fitting(path):
             step, score = (
@@ -174,7 +178,8 @@ class Train(Stage):
         Of several runs at once one trains and the others wait.
         """
         content = self.depends_on(run)
-        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{files.digest(content)}"
+        self.learner.made_by = files.digest(content)
+        folder = Path(run.config.outputs) / "stages" / f"{self.name}-{self.learner.made_by}"
         world = self.learner.hardware.world
         if world.main:
             create(folder)

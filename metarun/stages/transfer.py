@@ -73,6 +73,7 @@ class Transfer(Stage):
         where = run.folder / "target"
         run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
         if run.hardware.world.main:
+            run.wrote(contents.PREDICTIONS)
             run.result |= self._probabilities(run)
         curve = run.result[result.TARGET_CURVE]
         if run.hardware.world.main and len(curve) > 1:

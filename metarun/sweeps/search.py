@@ -20,9 +20,11 @@ from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import MENDABLE, PRUNED, Job
 from metarun.sweeps.launcher import Launcher
-from metarun.sweeps.study import Study, corners, database, distribution
+from metarun.sweeps.study import Study, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
+
+DATABASE = "search.db"  # in the sweep's folder, where no other storage is given
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ def sweep(
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"
     )
     with files.locked(lock(root, identity), waiting, tell=plan.say):
-        storage = settings.storage or database(root / "search.db")
+        storage = settings.storage or trial.database(root / DATABASE)
         study = Study(storage, identity, space, settings.sampler, settings.seed)
-        ended = _carry_out(launcher, loader, config, study, fixed, settings)
+        ended = _carry_out(launcher, loader, config, study, fixed, settings, root)
         if ended is None:
             return
         if best := study.best():
@@ -111,7 +113,13 @@ def sweep(
 
 
 def _carry_out(
-    launcher: Launcher, loader: Any, config: DictConfig, study: Study, fixed: Sequence[str], settings: Settings
+    launcher: Launcher,
+    loader: Any,
+    config: DictConfig,
+    study: Study,
+    fixed: Sequence[str],
+    settings: Settings,
+    root: Path,
 ) -> list[plan.Ended] | None:
     """Runs the trials that a study lacks; returns those that ended and were not pruned, None where nobody waits for them."""
     ended: list[plan.Ended] = []
@@ -123,7 +131,7 @@ def _carry_out(
             plan.say(f"trial {number}: {' '.join(drawn.pop(number))} has failed before, and is not run again")
             study.tell(number, None, pruned=False, own_error=True)
         words_of = {number: [*fixed, *words] for number, words in drawn.items()}
-        for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings):
+        for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings, root):
             if outcome.status != PRUNED:
                 ended.append((job, outcome, seconds))
             left = plan.time_left(time.monotonic() - began, study.ended - first, settings.trials - first)
@@ -140,6 +148,7 @@ def _run_trials(
     study: Study,
     words_of: Mapping[int, Sequence[str]],
     settings: Settings,
+    root: Path,
 ) -> Iterator[plan.Ended]:
     """Runs trials, by number and words, together; each gets its end in the study before it is yielded."""
     jobs: dict[Path, Job] = {}
@@ -149,7 +158,7 @@ def _run_trials(
         drawn = [word for word in words if word.partition("=")[0] in study.space]
         if job.folder not in jobs:
             jobs[job.folder] = replace(job, label=" ".join(drawn))
-            trial.mark(job.folder, study.storage, study.name, number, settings.prune)
+            trial.mark(job.folder, settings.storage or root / DATABASE, study.name, number, settings.prune)
         numbers_of.setdefault(job.folder, []).append(number)
     for job, outcome, seconds in launcher.launch(list(jobs.values()), config):
         trial.unmark(job.folder)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from metarun.errors import UserError, first_line
-from metarun.text import printable
+from metarun.errors import UserError
+from metarun.runs.trial import readable
 
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
@@ -58,11 +55,6 @@ def _distribution(value: Any, override: Override) -> Any:
     return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def database(path: Path) -> str:
-    """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
-    return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
-
-
 def corners(space: dict[str, Any]) -> list[list[str]]:
     """Words of a few draws that between them have every choice of a list, and both ends of every range."""
     ends = {key: list(getattr(drawn, "choices", None) or (drawn.low, drawn.high)) for key, drawn in space.items()}
@@ -77,19 +69,14 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.storage, self.space, self.seed = storage, space, seed
+        self.space, self.seed = space, seed
         self.name = " ".join(sorted(words))
         self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
-        try:
+        with readable(storage):
             self.study = optuna.create_study(
                 storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
             )
             self.study.get_trials(deepcopy=False)
-        except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
-            raise UserError(
-                f"the search's trials in {printable(storage)} cannot be read ({first_line(error)}); a damaged file can be deleted: "
-                "the search begins anew, and finished runs count at once"
-            ) from error
         self.states = optuna.trial.TrialState
 
     @property

@@ -24,7 +24,7 @@ from metarun.ops import metrics
 from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
-from metarun.text import printable, shape_text
+from metarun.text import printable, shape_text, shown_path
 
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
@@ -295,16 +295,23 @@ class Target:
             folder: Of a run that `measure` measured.
         """
         size = self.sizes[-1]
-        with np.load(folder / PREDICTIONS / f"{_stem(size, 0)}.npz") as stored:
-            return self.subset(size, 0)[1], stored["log_probabilities"]
+        path = folder / PREDICTIONS / f"{_stem(size, 0)}.npz"
+        stored = files.read_arrays(path, files.MADE_AGAIN, ["log_probabilities"])
+        return self.subset(size, 0)[1], stored["log_probabilities"]
 
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
         """Of each repeat with the most training images."""
         size = self.sizes[-1]
         for repeat in range(self.settings.repeats):
             train, test = self.subset(size, repeat)
-            with np.load(folder / f"{_stem(size, repeat)}.npz") as stored:
-                yield Predicted(repeat, len(train), test, stored["classes"], np.exp(stored["log_probabilities"]))
+            path = folder / f"{_stem(size, repeat)}.npz"
+            stored = files.read_arrays(path, files.MADE_AGAIN, ["classes", "log_probabilities"])
+            classes, probabilities = stored["classes"], np.exp(stored["log_probabilities"])
+            if classes.shape != (len(test),) or probabilities.shape[:1] != classes.shape:
+                raise UserError(
+                    f"{shown_path(path)}: is damaged (it is not of {len(test)} {self.kind}); {files.MADE_AGAIN}"
+                )
+            yield Predicted(repeat, len(train), test, classes, probabilities)
 
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""
@@ -333,10 +340,7 @@ def _stem(size: int | None, repeat: int) -> str:
 
 def _has_log_probabilities(scored: Path) -> bool:
     """Whether a repeat's predictions are there; an earlier version kept probabilities, from which these cannot be had."""
-    if not scored.is_file():
-        return False
-    with np.load(scored) as stored:
-        return "log_probabilities" in stored
+    return scored.is_file() and "log_probabilities" in files.read_arrays(scored, files.MADE_AGAIN, [])
 
 
 def _large_enough(images: Labelled, least: int) -> np.ndarray:

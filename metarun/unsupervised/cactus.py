@@ -49,6 +49,7 @@ from metarun.inference import store
 from metarun.inference.learner import Learner
 from metarun.runs import seen
 from metarun.target.base import features, with_statistics
+from metarun.text import shown_path
 from metarun.unsupervised.base import PseudoTasks
 
 CLUSTER = 40  # images of a cluster on average, where their number is not given; the paper's Omniglot has 48
@@ -220,13 +221,26 @@ class Cactus(PseudoTasks):
             if not file.is_file():
                 with files.locked(file.with_suffix(".lock"), "unsupervised: another process clusters these images"):
                     if not file.is_file():
-                        files.save_arrays(file, labels=self._cluster(split))
-            try:
-                with np.load(file) as kept:
-                    self._partitions[split] = kept["labels"].astype(np.int64)
-            except (OSError, ValueError, KeyError) as error:
-                raise UserError(f"{file}: cannot be read ({error}); delete it to have it made again") from error
+                        files.save_arrays(file, labels=self._cluster(split), key=np.array(files.digest(key)))
+            self._partitions[split] = self._stored(file, split, files.digest(key))
         return self._partitions[split]
+
+    def _stored(self, file: Path, split: Split, key: str) -> np.ndarray:
+        """The partitions that a file holds, where they are those that it is named after."""
+        kept = files.read_arrays(file, files.MADE_AGAIN, ["labels"])
+        labels, rows, clusters = kept["labels"], len(self.pool(split)), self._count(split)
+        if str(kept.get("key", key)) != key:  # one of an earlier version has none
+            reason = "it holds the clusters of other images or settings"
+        elif labels.shape != (self.partitions, rows) or not np.issubdtype(labels.dtype, np.integer):
+            reason = (
+                f"its labels are {labels.dtype} {list(labels.shape)}, not whole numbers [{self.partitions}, {rows}]"
+            )
+        elif labels.min() < 0 or labels.max() >= clusters:
+            reason = f"its labels are not those of {clusters} clusters"
+        else:
+            found: np.ndarray = labels.astype(np.int64)
+            return found
+        raise UserError(f"{shown_path(file)}: is damaged ({reason}); {files.MADE_AGAIN}")
 
     def _cluster(self, split: Split) -> np.ndarray:
         from sklearn.cluster import KMeans

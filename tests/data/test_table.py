@@ -256,6 +256,7 @@ def flip(folder: Path, at: int, *, keep_time: bool = False) -> None:
         lambda folder: flip(folder, 7, keep_time=True),
         lambda folder: (folder / "table.json").write_text("{"),
         lambda folder: (folder / "table.json").write_text("[]"),
+        lambda folder: (folder / "table.json").write_text("[" * 100_000),
         lambda folder: edit_json(folder, lambda description: description.pop("checksum")),
         lambda folder: edit_json(folder, lambda description: description["names"].reverse()),
         lambda folder: edit_json(folder, lambda description: description.update(offsets=[0, 2, 5])),
@@ -268,6 +269,18 @@ def test_damaged_table_is_named(root: Path, damage: Callable[[Path], object]) ->
     damage(root / name)
     with pytest.raises(UserError, match=rf"^data cache .*{name}: the table cannot be read .*; delete this folder"):
         cached("pair", {}, two_classes)
+
+
+def test_two_tables_that_were_renamed_into_each_other_are_noticed(root: Path) -> None:
+    for number in (1, 2):
+        cached("pair", {"root": number}, two_classes)
+    one, other = (root / name for name in tables(root))
+    one.rename(root / "third")
+    other.rename(one)
+    (root / "third").rename(other)
+    for number in (1, 2):
+        with pytest.raises(UserError, match=r"^data cache .*pair-.*: the table cannot be read \(it was made of other "):
+            cached("pair", {"root": number}, never)
 
 
 def test_a_touched_table_is_still_the_table(root: Path) -> None:

@@ -342,6 +342,42 @@ def test_a_table_that_was_changed_is_noticed(own_cache: Path) -> None:
         made.table(source, encoder, PLAIN, CPU)
 
 
+def test_a_description_that_cannot_be_parsed_is_noticed(own_cache: Path) -> None:
+    source, encoder = divided(), Squares()
+    made.table(source, encoder, PLAIN, CPU)
+    (path,) = own_cache.glob("*/table.json")
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"^data cache .*: the vectors cannot be read .*deeply.*; delete this folder"):
+        made.table(source, encoder, PLAIN, CPU)
+
+
+def test_two_tables_of_vectors_that_were_renamed_into_each_other_are_noticed(own_cache: Path) -> None:
+    source, encoders = divided(), [Squares(), Squares(scale=2.0)]
+    for encoder in encoders:
+        made.table(source, encoder, PLAIN, CPU)
+    one, other = (path for path in own_cache.iterdir() if path.is_dir())
+    one.rename(own_cache / "third")
+    other.rename(one)
+    (own_cache / "third").rename(other)
+    for encoder in encoders:
+        with pytest.raises(UserError, match=r"the vectors cannot be read \(it was made of other items or settings"):
+            made.table(source, encoder, PLAIN, CPU)
+
+
+def test_rest_of_a_build_under_another_name_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
+    source, encoder = divided(), Squares()
+    encoder.last = 80
+    with pytest.raises(KeyboardInterrupt):
+        made.table(source, encoder, PLAIN, CPU)
+    (unfinished,) = own_cache.glob("*.unfinished")
+    told = json.loads((unfinished / "progress.json").read_text())
+    (unfinished / "progress.json").write_text(json.dumps({**told, "key": "another"}))
+    encoder.last, encoder.encoded = None, 0
+    made.table(source, encoder, PLAIN, CPU)
+    assert encoder.encoded == 240
+
+
 def test_rows_are_read_from_the_file_and_not_through_its_map(own_cache: Path) -> None:
     """Pages of a map that are touched count as memory of the process: encoding would grow with the table."""
 
@@ -681,6 +717,41 @@ def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
     assert [str(name) for name in told] == [row["prediction"] for row in rows]
     outcome = done("recipe=predict", f"checkpoint={folder}", f"images={root}", f"outputs={outputs}")
     assert "class5" in outcome.out
+
+
+@pytest.mark.parametrize("named", [".", "best.pt"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "it is empty"),
+        ('{"learner": {', "it is truncated"),
+        ("[" * 100_000, "it is truncated"),
+        ("[]", "it holds no JSON object"),
+        ('{"learner": 3}', "its learner lacks a part"),
+        ('{"learner": {"blueprint": {"backbone": {}}, "preprocessing": {}}}', "its learner lacks a part"),
+        ({"mean": None}, "it has no mean"),
+        ({"mean": ["a"]}, "no finite number"),
+        ({"deviation": [0.0]}, "a mean and a deviation"),
+        ({"input_shape": 5}, "is damaged"),
+        ({"channels": 7}, "images of 7 channels"),
+    ],
+)
+def test_a_damaged_result_of_an_encoders_run_is_named(content: Any, said: str, named: str, tmp_path: Path) -> None:
+    if isinstance(content, dict):
+        told = {"image_size": 8, "channels": 1, "values": None, "inverted": False, "mean": [0.5], "deviation": [0.5]}
+        told = {
+            key: value
+            for key, value in {**told, "input_shape": [1, 8, 8], **content}.items()
+            if value or key == "values"
+        }
+        backbone = {"_target_": "metarun.backbones.conv4.Conv4"}
+        content = json.dumps({"learner": {"blueprint": {"backbone": backbone}, "preprocessing": told}})
+    (tmp_path / "result.json").write_text(content)
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"result\.json: is damaged \(") as caught:
+        Trained(str(tmp_path / named))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_as_encoder(tmp_path: Path) -> None:

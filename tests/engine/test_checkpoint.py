@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 
 from metarun import files
 from metarun.engine import checkpoint
+from metarun.engine.platform import process_space
 from metarun.errors import UserError
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "step": 3}
@@ -60,11 +63,40 @@ def test_first_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_kill_before_the_rename_leaves_the_previous_file(tmp_path: Path) -> None:
     """What stands aside of a killed process neither counts nor disturbs."""
     checkpoint.save(tmp_path / "last.pt", STATE)
-    (tmp_path / ".last.pt.writing").write_bytes(b"half")
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    writers = ("", *(f"{process_space()}-{process}-0123abcd." for process in (int(dead.stdout), os.getpid())))
+    for writer in writers:
+        (tmp_path / f".last.pt.{writer}writing").write_bytes(b"half")
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     checkpoint.save(tmp_path / "last.pt", {**STATE, "step": 4})
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_what_a_living_writer_has_aside_stays(tmp_path: Path) -> None:
+    of_others = [tmp_path / f".last.pt.{space}-1-0123abcd.writing" for space in (process_space(), "elsewhere")]
+    other_file = tmp_path / f".last.pt.old.{process_space()}-{os.getpid()}-0123abcd.writing"
+    for path in (*of_others, other_file):
+        path.write_bytes(b"half")
+    files.save_bytes(tmp_path / "last.pt", b"whole")
+    assert {*tmp_path.iterdir()} == {*of_others, other_file, tmp_path / "last.pt"}
+    os.utime(of_others[1], (0, 0))
+    files.save_bytes(tmp_path / "last.pt", b"whole")
+    assert not of_others[1].exists()
+
+
+def test_of_two_writers_at_once_each_writes_whole_and_the_last_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+
+    def outer(file: Any) -> None:
+        file.write(b"A" * 10)
+        file.flush()
+        files.save_bytes(path, b"B" * 5)  # another, from its beginning to its end
+        assert path.read_bytes() == b"B" * 5
+
+    files.replace(path, outer)
+    assert path.read_bytes() == b"A" * 10
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("failing", ["last.pt", "best.pt"])

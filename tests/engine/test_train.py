@@ -73,6 +73,7 @@ class Fit:
         self.drawn: list[tuple[int, int]] = []
         self.before: Callable[[int], None] = lambda step: None
         self.watch: Callable[[int, float], bool] | None = None
+        self.made_by: str | None = "this run"
 
     def validate(self) -> tuple[float, dict[str, float]]:
         self.validated.append(self.algorithm.weight.tolist())
@@ -92,6 +93,7 @@ class Fit:
             learner = Learner(
                 "train", self.algorithm, self.config.train, 7, hardware(), self.optimizer, self.schedule, self.sampler
             )
+            learner.made_by = self.made_by
             return fit(learner, self.validate, folder, logger, self.watch)
         finally:
             logger.close()
@@ -527,6 +529,16 @@ def test_a_record_that_a_kill_cut_off_loses_its_last_line_alone(
     assert (tmp_path / "clock.txt").read_text() == "1 0.5\n2 1.25\n3 1.25\n"
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe 0.6", b"2 nan", b"2 1e999", b"2 -inf", b"2 0.25", b"2 0.75 1", b"\0\0"])
+def test_a_record_with_a_damaged_line_has_the_others(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clock.txt").write_bytes(b"1 0.5\n" + line + b"\n3 0.75\n")
+    SlowSteps(monkeypatch, 1)
+    clock = Clock(TrainState(), tmp_path / "clock.txt")
+    assert [clock.after(step) for step in (1, 2, 3)] == [0.5, 0.5, 0.75]
+
+
 def test_without_a_budget_of_seconds_nothing_is_recorded(tmp_path: Path) -> None:
     Fit(tmp_path).run()
     assert not (tmp_path / "clock.txt").exists()
@@ -592,12 +604,30 @@ def test_last_of_another_architecture_is_refused(tmp_path: Path) -> None:
         Fit(tmp_path, other).run()
 
 
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_checkpoint_of_another_training_is_refused_and_one_without_a_name_is_not(name: str, tmp_path: Path) -> None:
+    Fit(tmp_path).run()
+    whole = (tmp_path / "last.pt").read_bytes(), (tmp_path / "best.pt").read_bytes()
+    saved = checkpoint.load(tmp_path / name)
+    checkpoint.save(tmp_path / name, {**saved, "made_by": "another run"})
+    with pytest.raises(UserError, match=rf"^checkpoint .*{name}: is of another training, .*resume=false"):
+        Fit(tmp_path).run()
+    del saved["made_by"]
+    checkpoint.save(tmp_path / name, saved)
+    assert Fit(tmp_path).run()["train/steps"] == 8
+    anyone = Fit(tmp_path)
+    anyone.made_by = None
+    for path, content in zip(("last.pt", "best.pt"), whole, strict=True):
+        (tmp_path / path).write_bytes(content)
+    assert anyone.run()["train/steps"] == 8
+
+
 def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     """So that they load without running code: `checkpoint.load` uses `weights_only`."""
     run = Fit(tmp_path, None, *RESUMED)
     run.run()
-    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen", "unchosen"}
-    assert set(run.best) == {"model", "step", "score", "seen"}
+    assert set(run.last) == {"model", "optimizer", "schedule", "state", "seen", "unchosen", "made_by"}
+    assert set(run.best) == {"model", "step", "score", "seen", "made_by"}
     config: DictConfig = OmegaConf.create({"state": run.last["state"]})
     assert config.state.step == 11
 

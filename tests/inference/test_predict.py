@@ -32,6 +32,7 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
+from metarun.runs import carry_out
 from metarun.stages import Predict
 from metarun.target import predictions
 from metarun.target.base import Own
@@ -424,9 +425,48 @@ def test_a_stored_result_is_of_these_very_labels_and_is_there(tmp_path: Path, ep
     assert "finished before" not in done(*command).out
     assert (folder_of(tmp_path / "to") / "predictions.csv").read_text() != first
     for name in ("predictions.csv", "index.html"):
-        (folder_of(tmp_path / "to") / name).unlink()
-        assert "finished before" not in done(*command).out
-        assert (folder_of(tmp_path / "to") / name).is_file()
+        path = folder_of(tmp_path / "to") / name
+        whole = path.read_bytes()
+        for spoil in (path.unlink, lambda path=path: path.write_bytes(bytes(300))):
+            spoil()
+            assert "finished before" not in done(*command).out
+            assert path.read_bytes() == whole
+    assert "finished before" in done(*command).out
+    stored = folder_of(tmp_path / "to") / "result.json"
+    of_before = json.loads(stored.read_text())
+    del of_before["files"]  # as an earlier version leaves it
+    stored.write_text(json.dumps(of_before))
+    assert "finished before" in done(*command).out
+
+
+def test_a_kill_after_the_table_of_other_images_leaves_no_result_beside_it(
+    tmp_path: Path, episodic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
+    images = kinds(tmp_path / "images", {"a": 2})
+    command = [
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path}",
+    ]
+    done(*command)
+    table = folder_of(tmp_path) / "predictions.csv"
+    whole = table.read_bytes()
+    more = images / "a" / "more.png"
+    shutil.copy(images / "a" / "0.png", more)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carry_out, "finish", killed)
+        assert metarun(*command).status == 130
+    assert table.read_bytes() != whole
+    more.unlink()
+    assert "finished before" not in done(*command).out
+    assert table.read_bytes() == whole
 
 
 def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, episodic: Path) -> None:

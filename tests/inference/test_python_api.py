@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-from shell import environment, make_images
+from shell import SINUSOID, environment, make_images
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
@@ -416,6 +418,28 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     code = example.replace('"train.steps=20"', quick)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=tmp_path)
     assert (tmp_path / "classifier.pt").is_file()
+
+
+def test_runs_of_several_threads_have_the_numbers_that_each_has_alone(tmp_path: Path) -> None:
+    alone = [metarun.run(*SINUSOID, f"seed={seed}", outputs=tmp_path / "alone")["test/mse"] for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(metarun.run, *SINUSOID, f"seed={seed}", outputs=tmp_path / "at once") for seed in (0, 1)]
+        assert [job.result()["test/mse"] for job in jobs] == alone
+
+
+def test_an_app_of_hydra_runs_metarun_and_is_as_it_was(tmp_path: Path) -> None:
+    with hydra.initialize(version_base="1.3", config_path=None):
+        app = GlobalHydra.instance().hydra
+        assert "test/mse" in metarun.run(*SINUSOID, outputs=tmp_path)
+        with pytest.raises(metarun.UserError, match="algo=mmal: there is no such choice"):
+            metarun.run("algo=mmal", outputs=tmp_path)
+        assert GlobalHydra.instance().hydra is app
+
+
+def test_what_hydra_meets_with_an_error_of_pythons_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(metarun.UserError) as caught:
+        metarun.run("algo=3", outputs=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_importing_metarun_imports_no_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import zipfile
@@ -153,6 +154,32 @@ def test_a_damaged_checkpoint_is_named(name: str, spoil: Spoil, outputs: Path) -
     spoil(folder / name)
     one_line(alone(outputs, 0), name, "cannot be read", "resume=false")
     assert not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("names", [["last.pt", "best.pt"], ["best.pt"]])
+def test_the_checkpoints_of_another_run_are_refused(names: list[str], outputs: Path) -> None:
+    own, other = of_seed(outputs, 0), of_seed(outputs, 1)
+    number = result(own)["test/mse"]
+    (own / "result.json").unlink()
+    kept = {name: (own / name).read_bytes() for name in names}
+    for name in names:
+        shutil.copy(other / name, own / name)
+    one_line(alone(outputs, 0), names[0], "is of another training", "resume=false")
+    assert not (own / "result.json").exists()
+    for name, content in kept.items():
+        (own / name).write_bytes(content)
+    done = metarun(*SINUSOID, "seed=0", f"outputs={outputs}", "train.save_every=2")
+    assert done.status == 0, done.err
+    assert result(own)["test/mse"] == number
+
+
+@pytest.mark.parametrize("name", ["metarun.log", "metrics.jsonl", "result.json", "clock.txt"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(name: str, outputs: Path) -> None:
+    folder = of_seed(outputs, 0)
+    (folder / "result.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    one_line(alone(outputs, 0), f"{name}: is a pipe", "delete it")
 
 
 def test_tensors_of_which_a_part_is_lost_are_no_weights(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from shell import SINUSOID, metarun, run_folder, start
 
 from metarun import files
 from metarun.runs import carry_out
-from metarun.sweeps.study import Study, database
+from metarun.runs.trial import database
+from metarun.sweeps.study import Study
 
 
 def meanwhile(seconds: float, act: Callable[[], object]) -> threading.Timer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -12,6 +14,7 @@ from shell import SINUSOID, metarun, result, start
 from test_sweeps import kill_group, runs
 
 from metarun.errors import UserError
+from metarun.runs import trial
 from metarun.sweeps import study
 
 SPACE = ["train.optimizer.lr=tag(log,interval(1e-4,1e-2))", "algo.inner_steps=1,2"]
@@ -193,10 +196,73 @@ def test_what_failed_by_its_own_error_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_only_an_own_error_marks_what_was_drawn(tmp_path: Path) -> None:
-    made = study.Study(study.database(tmp_path / "search.db"), ["a"], {"lr": space("lr=1,2")}, "random", 0)
+    made = study.Study(trial.database(tmp_path / "search.db"), ["a"], {"lr": space("lr=1,2")}, "random", 0)
     ((number, words),) = made.next(1).items()
     made.tell(number, None, pruned=False)
     assert not made.fails(words)
     ((number, words),) = made.next(1).items()
     made.tell(number, None, pruned=False, own_error=True)
     assert made.fails(words)
+
+
+def marked(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
+    """A folder that a killed search has marked as its first trial, and the search's database."""
+    folder = tmp_path / "sweep" / "run"
+    folder.mkdir(parents=True)
+    database = folder.parent / "search.db"
+    study = optuna.create_study(storage=trial.database(database), study_name="words", direction="maximize")
+    study.ask()
+    trial.mark(folder, database, "words", 0, prune=True)
+    path = trial.beside(folder, "trial")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder, database
+
+
+def test_a_mark_is_found_again_with_its_search_where_both_were_moved(tmp_path: Path) -> None:
+    folder, _ = marked(tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = tmp_path / "after" / folder.relative_to(tmp_path / "before")
+    watch = trial.watcher(moved)
+    assert watch is not None
+    assert watch(1, 0.5) is False
+    (seen,) = optuna.load_study(storage=trial.database(moved.parent / "search.db"), study_name="words").trials
+    assert seen.intermediate_values == {1: 0.5}
+
+
+@pytest.mark.parametrize("changes", [{"study": "other"}, {"trial": 77}, {}])
+def test_a_mark_whose_search_is_gone_marks_no_trial(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder, database = marked(tmp_path, **changes)
+    if not changes:
+        database.unlink()
+    assert trial.watcher(folder) is None
+    assert database.exists() == bool(changes)
+
+
+def test_a_mark_of_a_trial_that_has_ended_marks_none(tmp_path: Path) -> None:
+    folder, database = marked(tmp_path)
+    optuna.load_study(storage=trial.database(database), study_name="words").tell(0, 1.0)
+    assert trial.watcher(folder) is None
+
+
+def test_a_mark_of_an_earlier_version_has_an_address(tmp_path: Path) -> None:
+    folder, database = marked(tmp_path)
+    note = {"storage": trial.database(database), "study": "words", "trial": 0, "prune": False}
+    trial.beside(folder, "trial").write_text(json.dumps(note))
+    assert trial.watcher(folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ({"a": 1}, r"run\.trial: is damaged \(it says no storage\); delete it"),
+        ({"storage": "foo://x", "study": "words", "trial": 0}, r"trials in foo://x cannot be read \("),
+        ({"database": "../search.db", "study": "words", "trial": "0"}, r"run\.trial: is damaged \(it says no trial\)"),
+        ({"database": "../search.db", "study": "words", "trial": 0}, r"search\.db.* cannot be read \(.*can be deleted"),
+    ],
+)
+def test_a_mark_or_a_database_that_is_damaged_is_one_line(note: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder, database = marked(tmp_path)
+    database.write_bytes(bytes(8192))
+    trial.beside(folder, "trial").write_text(json.dumps(note))
+    with pytest.raises(UserError, match=said):
+        trial.watcher(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from shell import done, events, make_images, metarun, result, run_folder, start
+from shell import done, events, make_images, metarun, one_line, result, run_folder, start
 
 from metarun.engine import train
 from metarun.runs.provenance import git_commit
@@ -169,6 +169,26 @@ def test_killed_in_any_stage_it_ends_with_the_same_numbers(images: Path, target:
     for name in ("pretrain", "train"):
         one, other = (next(root.glob(f"stages/{name}-*/stage.json")) for root in (tmp_path / "whole", outputs))
         assert json.loads(one.read_text())["val/score"] == json.loads(other.read_text())["val/score"]
+
+
+def test_predictions_of_a_repeat_that_are_damaged_are_named_and_made_again(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    command = [
+        *words("target_only", images, target, tmp_path),
+        "transfer=nearest_centroid",
+        "target.data.image_size=16",
+    ]
+    done(*command)
+    folder = runs(tmp_path)
+    whole = numbers(folder)
+    (folder / "result.json").unlink()
+    spoiled = folder / "predictions" / "9-1.npz"
+    spoiled.write_bytes(bytes(300))
+    one_line(metarun(*command), "9-1.npz: is damaged (", "; delete it to have it made again")
+    spoiled.unlink()
+    done(*command)
+    assert numbers(folder) == whole
 
 
 def test_two_processes_share_the_training_and_the_repeats(images: Path, target: Path, tmp_path: Path) -> None:

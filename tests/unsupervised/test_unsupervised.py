@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -154,6 +155,70 @@ def test_scaled_partitions_differ_and_are_kept() -> None:
     again = Cactus(ImageSource(table(noise, [20] * 10), splits), clusters=8, partitions=3)
     again.embed = lambda rows: pytest.fail("was clustered again")  # type: ignore[method-assign]
     assert np.array_equal(again.partitions_of("train"), partitions)
+
+
+def niltail(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60] ^= 255
+    path.write_bytes(content)
+
+
+def of_arrays(**arrays: Any) -> Callable[[Path], object]:
+    return lambda path: np.savez_compressed(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "it is empty"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "it is truncated"),
+        (lambda path: path.write_bytes(bytes(500)), "it is truncated"),
+        (niltail, "it is truncated"),
+        (flipped, "it is truncated"),
+        (of_arrays(labels=np.array([[None]])), "it is truncated"),
+        (of_arrays(other=np.zeros(3)), "it has no labels"),
+        (of_arrays(labels=np.zeros((2, 3), int)), r"int64 \[2, 3\], not whole numbers \[2, 144\]"),
+        (of_arrays(labels=np.zeros(144, int)), "not whole numbers"),
+        (of_arrays(labels=np.zeros((2, 144))), "float64"),
+        (of_arrays(labels=np.full((2, 144), -1)), "not those of 12 clusters"),
+        (of_arrays(labels=np.full((2, 144), 12)), "not those of 12 clusters"),
+        (of_arrays(labels=np.zeros((2, 144), int), key="another"), "clusters of other images or settings"),
+    ],
+)
+def test_a_damaged_file_of_clusters_is_named_and_made_again(
+    spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(Cactus, "_cluster", lambda self, split: np.arange(2 * 144).reshape(2, 144) % 12)
+    made = cactus(source()).partitions_of("train")
+    (path,) = tmp_path.glob("clusters-*.npz")
+    whole = path.read_bytes()
+    spoil(path)
+    with pytest.raises(UserError, match=rf"npz: is damaged \(.*{said}.*\); delete it to have it made again$"):
+        cactus(source()).partitions_of("train")
+    path.unlink()
+    assert np.array_equal(cactus(source()).partitions_of("train"), made)
+    assert path.read_bytes() == whole
+
+
+def test_clusters_without_a_key_are_those_of_an_earlier_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
+    made = cactus(source()).partitions_of("train")
+    (path,) = tmp_path.glob("clusters-*.npz")
+    np.savez_compressed(path, labels=made)
+    assert np.array_equal(cactus(source()).partitions_of("train"), made)
+    cactus(source(), cluster_seed=1).partitions_of("train")
+    (other,) = {*tmp_path.glob("clusters-*.npz")} - {path}
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="is damaged"):
+        cactus(source()).partitions_of("train")
 
 
 def test_principal_components() -> None:

@@ -22,7 +22,8 @@ from metarun.data.download import download, without_downloads
 from metarun.data.folder import Folder
 from metarun.data.text import Text
 from metarun.errors import UserError
-from metarun.runs.fingerprints import FILE, NOT_NOTED, differences, refuse_other_data, tested_on_others
+from metarun.runs import fingerprints
+from metarun.runs.fingerprints import FILE, NOT_NOTED, differences, refuse_other_data
 
 SMALL = ["data=folder", "data.image_size=16", "algo=protonet", "backbone.channels=4", "task.ways=2", "task.shots=1", "task.queries=2",
          "train.steps=4", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0"]  # fmt: skip
@@ -274,8 +275,8 @@ def test_a_run_of_a_version_that_noted_no_parts_is_one_line(tmp_path: Path) -> N
     ):
         refuse_other_data(tmp_path, now)
     with pytest.raises(UserError, match=f": whether its data has changed .* cannot be told, for {NOT_NOTED}; name "):
-        tested_on_others(tmp_path, now, [])
-    assert tested_on_others(tmp_path, now, ["data.root=images"])
+        fingerprints.tested_on_others(tmp_path, now, [])
+    assert fingerprints.tested_on_others(tmp_path, now, ["data.root=images"])
     (tmp_path / FILE).write_text(json.dumps({"data": earlier | {"classes": {"train": 1}}}))
     with pytest.raises(UserError, match=r"was made with other data \(data: classes.train 1 -> 2\)"):
         refuse_other_data(tmp_path, now)

@@ -83,7 +83,7 @@ def test_digits_of_mnist_are_divided_for_episodes(small_mnist: Path) -> None:
     drawn_anew = Mnist(split_seed=1, ratios=[0.4, 0.3, 0.3])
     assert drawn_anew.describe()["split"] == "classes drawn by split_seed 1"
     assert list(drawn_anew.splits["test"]) != list(source.splits["test"])
-    assert "parts" not in source.describe()
+    assert source.describe()["parts"] == {"train": 180, "val": 20, "test": 30}  # however many of each class
 
 
 def test_the_fixed_draw_takes_a_share_of_each_class() -> None:

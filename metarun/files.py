@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import stat
-import struct
-import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,17 +20,6 @@ from metarun.engine.platform import lives, process_space, sync_folder
 from metarun.errors import UserError
 from metarun.text import shown_path
 
-LZMA_ERROR: type[Exception] = zlib.error
-with contextlib.suppress(ImportError):  # Python may be built without it
-    import lzma
-
-    LZMA_ERROR = lzma.LZMAError
-# What the readers of zip, tar and gzip raise for bytes that are none, are cut off or changed, need a password, or are compressed in
-# a way that they do not know. An `OSError` of the disk is none of these.
-BROKEN_ARCHIVE = (
-    zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, LZMA_ERROR, struct.error, EOFError, UnicodeDecodeError,
-    RuntimeError,
-)  # fmt: skip
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
@@ -208,7 +192,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: It cannot be written, as on a full disk; the file is as it was.
     """
-    writer = f"{process_space()}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{process_space()}-{os.getpid()}-{os.urandom(4).hex()}"
     aside = path.with_name(f".{path.name}.{writer}.writing")
     try:
         _remove_left_aside(path)

@@ -57,7 +57,10 @@ def test_what_only_shows_something_imports_little(word: list[str], expected: lis
     assert all(text in done.stdout for text in expected), done.stdout
     loaded = json.loads(done.stderr)
     assert SLOW & {name.partition(".")[0] for name in loaded} == set()
-    rooms = "config|shell|engine|engine.launched|engine.platform|runs|runs.result|sweeps|sweeps.jobs|cli|errors|files|lazy|renamed|text"
+    rooms = (
+        "config|shell|engine|engine.launched|engine.platform|runs|runs.contents|runs.result|runs.trial|sweeps|sweeps.jobs|cli|errors|"
+        "files|lazy|renamed|text"
+    )
     own = {name for name in loaded if re.match(r"metarun\b", name)}
     assert {name for name in own if not re.fullmatch(rf"metarun(\.({rooms}|(config|shell)\..*))?", name)} == set()
     assert len(loaded) < 90, loaded

@@ -14,8 +14,8 @@ from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 
-from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
@@ -133,7 +133,7 @@ def pictures(source: Path) -> Iterator[tuple[str, str, bytes]]:
             for name, member in ((name, PurePosixPath(name)) for name in names):
                 if _wanted(member):
                     yield member.parent.name, member.name, archive.read(name)
-    except files.BROKEN_ARCHIVE as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data caltech101: {source} is not a whole archive ({error}); get it again from {ADDRESS}"
         ) from error

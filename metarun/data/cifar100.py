@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from metarun import files
 from metarun.data import pickles
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.fewshot_files import Classes
 from metarun.data.source import Split
 from metarun.errors import UserError
@@ -117,7 +117,7 @@ def _archived(path: Path, name: str) -> dict[str, Any]:
                         found[part.name] = pickles.read(io.BytesIO(content), f"{path}: {member.name}", name)
             while whole.read(2**20):  # up to its checksum
                 pass
-    except files.BROKEN_ARCHIVE as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(f"data {name}: {path} is not a whole archive ({error}); get it again: {ADDRESS}") from error
     if missing := [part for part in MEMBERS if part not in found]:
         raise UserError(

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.image_source import ImageSource
@@ -178,7 +178,7 @@ def _read(path: Path, flag: str, release: Release, side: int) -> dict[Split, Lab
                         f"data {flag}: {path}: {split} holds a label beyond 0 to {release.classes - 1}; {again}"
                     )
                 parts[split] = images, labels[:, 0].astype(np.int64)
-    except (TypeError, ValueError, KeyError, *files.BROKEN_ARCHIVE) as error:
+    except (TypeError, ValueError, KeyError, *BROKEN_ARCHIVE) as error:
         raise UserError(f"data {flag}: {path} is not a whole npz file of MedMNIST's ({error}); {again}") from error
     return parts
 

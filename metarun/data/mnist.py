@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.image_source import ImageSource
@@ -114,7 +114,7 @@ def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             raw = file.read()
-    except files.BROKEN_ARCHIVE as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data mnist: {path} is not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
         ) from error

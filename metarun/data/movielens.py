@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun import files
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.core import Episodes, TaskShape, largest, least, together
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.image_batches import allot, generator
 from metarun.data.sampler import distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
@@ -222,7 +222,7 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
                 for member in opened.namelist():
                     if member.rpartition("/")[2] == name:
                         return opened.read(member), f"{shown_path(archive)}, {name}"
-        except (OSError, *files.BROKEN_ARCHIVE) as error:
+        except (OSError, *BROKEN_ARCHIVE) as error:
             raise UserError(f"data.root: {shown_path(archive)}: cannot be read ({error})") from error
     raise UserError(
         f"data.root: there is no {name} in {shown_path(root)}; get ml-100k.zip from {ADDRESS} and name its folder with data.root="

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from metarun import files
 from metarun.config.types import FilePath, PositiveInt, Seed
+from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download
 from metarun.data.image_source import ImageSource
 from metarun.data.sampler import uniforms
@@ -161,7 +162,7 @@ def _read(source: Path, characters: list[Character], size: int) -> Iterator[Clas
         with zipfile.ZipFile(source) as archive:
             members = [PurePosixPath(name) for name in archive.namelist() if name.endswith(".png")]
             yield from _decode(source, members, lambda member: archive.read(str(member)), characters, size)
-    except files.BROKEN_ARCHIVE as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data omniglot: {source} is not a whole zip archive ({error}); get it again from {ADDRESS}{source.name}"
         ) from error

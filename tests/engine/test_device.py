@@ -163,8 +163,8 @@ def test_whole_run_on_a_device(words: list[str], tmp_path: Path, monkeypatch: py
     assert bool(repeats) == ("recipe=transfer" in words)
     for name in repeats:
         on_cpu, on_device = (np.load(run / PREDICTIONS / name) for run in (here, away))
-        shares = on_cpu["probabilities"]
-        np.testing.assert_allclose(on_device["probabilities"], shares, rtol=0, atol=CLOSE)
+        shares = np.exp(on_cpu["log_probabilities"])
+        np.testing.assert_allclose(np.exp(on_device["log_probabilities"]), shares, rtol=0, atol=CLOSE)
         best, second = np.sort(shares, 1)[:, :-3:-1].T
         other = on_cpu["classes"] != on_device["classes"]
         assert (best - second)[other].max(initial=0) <= 2 * CLOSE

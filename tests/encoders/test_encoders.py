@@ -294,13 +294,19 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
     assert list(own_cache.glob("*.unfinished")) == []
 
 
-def test_a_build_whose_rest_is_damaged_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ImageSource, Squares, Path]:
+    """A source, its encoder, and what a build of their table left that was killed after 80 rows."""
     monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
     source, encoder = divided(), Squares()
     encoder.last = 80
     with pytest.raises(KeyboardInterrupt):
         made.table(source, encoder, PLAIN, CPU)
-    (unfinished,) = own_cache.glob("*.unfinished")
+    (unfinished,) = cache.glob("*.unfinished")
+    return source, encoder, unfinished
+
+
+def test_a_build_whose_rest_is_damaged_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, encoder, unfinished = killed_build(own_cache, monkeypatch)
     raw = bytearray((unfinished / "vectors.f32").read_bytes())
     raw[5] ^= 1
     (unfinished / "vectors.f32").write_bytes(raw)
@@ -365,12 +371,7 @@ def test_two_tables_of_vectors_that_were_renamed_into_each_other_are_noticed(own
 
 
 def test_rest_of_a_build_under_another_name_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
-    source, encoder = divided(), Squares()
-    encoder.last = 80
-    with pytest.raises(KeyboardInterrupt):
-        made.table(source, encoder, PLAIN, CPU)
-    (unfinished,) = own_cache.glob("*.unfinished")
+    source, encoder, unfinished = killed_build(own_cache, monkeypatch)
     told = json.loads((unfinished / "progress.json").read_text())
     (unfinished / "progress.json").write_text(json.dumps({**told, "key": "another"}))
     encoder.last, encoder.encoded = None, 0

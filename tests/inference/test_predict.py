@@ -385,16 +385,15 @@ def test_images_behind_a_link_are_found(tmp_path: Path) -> None:
     assert found.labels == ["oak", "oak"]
 
 
+def classifying(count: int, episodic: Path, folder: Path) -> tuple[Path, list[str]]:
+    """A folder with that many images, and the command that classifies them by two examples of each of two classes."""
+    support, images = kinds(folder / "support", {"ash": 2, "elm": 2}), kinds(folder / "images", {"a": count})
+    words = [f"checkpoint={episodic}", f"support={support}", f"images={images}", f"outputs={folder}"]
+    return images, ["recipe=predict", *words]
+
+
 def test_a_stored_result_is_of_these_very_images(tmp_path: Path, episodic: Path) -> None:
-    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
-    images = kinds(tmp_path / "images", {"a": 3})
-    command = [
-        "recipe=predict",
-        f"checkpoint={episodic}",
-        f"support={support}",
-        f"images={images}",
-        f"outputs={tmp_path}",
-    ]
+    images, command = classifying(3, episodic, tmp_path)
     done(*command)
     assert "finished before" in done(*command).out
     shutil.copy(images / "a" / "0.png", images / "a" / "more.png")
@@ -442,15 +441,7 @@ def test_a_stored_result_is_of_these_very_labels_and_is_there(tmp_path: Path, ep
 def test_a_kill_after_the_table_of_other_images_leaves_no_result_beside_it(
     tmp_path: Path, episodic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
-    images = kinds(tmp_path / "images", {"a": 2})
-    command = [
-        "recipe=predict",
-        f"checkpoint={episodic}",
-        f"support={support}",
-        f"images={images}",
-        f"outputs={tmp_path}",
-    ]
+    images, command = classifying(2, episodic, tmp_path)
     done(*command)
     table = folder_of(tmp_path) / "predictions.csv"
     whole = table.read_bytes()

@@ -94,9 +94,8 @@ class FRN(Algorithm):
         places, features = support.shape[1:]
 
         def residuals() -> Tensor:
-            of_class = (
-                members.mT[:, :, None, None] * support
-            ).double()  # the others are zero, and add nothing to S^T S
+            # The others are zero, and add nothing to S^T S.
+            of_class = (members.mT[:, :, None, None] * support).double()
             squares = of_class.flatten(1, 2).mT @ of_class.flatten(1, 2)  # [N, d, d]
             penalty = members.sum(0).double() * places / features * self.log_penalty.double().exp() + LEAST
             # A smaller one would be lost in the squares' rounding.

@@ -34,9 +34,8 @@ class Row:
 
     group: Group
     label: str
-    mean: float | None = (
-        None  # over seeds of the training, of the test measure, where finite; None if nothing was tested
-    )
+    # Over seeds of the training, of the test measure, where finite; None if nothing was tested.
+    mean: float | None = None
     seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
     episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
     median: float | None = None  # of the errors of regression, the mean over seeds
@@ -64,12 +63,10 @@ class Section:
     title: str
     columns: list[str]  # those that the title does not tell
     rows: list[Row] = field(default_factory=list)
-    division: bool = (
-        False  # whether other sections differ from this one in the data alone, as divisions of one data set do
-    )
-    crossed: bool = (
-        False  # whether the report has tests on other data than those of the training, so that no title tells these
-    )
+    # Whether other sections differ from this one in the data alone, as divisions of one data set do.
+    division: bool = False
+    # Whether the report has tests on other data than those of the training, so that no title tells these.
+    crossed: bool = False
 
     @property
     def higher_is_better(self) -> bool:

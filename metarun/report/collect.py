@@ -130,7 +130,7 @@ class Run:
     tested_on: str = ""  # of a test on other data than those of the training, or on several, these; the choice of `data` is the training's
     one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
     test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
-    # Of a run that goes on with a checkpoint the run that trained the weights, where it is there.
+    # The run that trained the weights, of a run that goes on with a checkpoint, where it is there.
     origin: Run | None = None
 
     @property

@@ -131,9 +131,8 @@ class ImageIndex:
         self.root = root
         self.base = composed(os.path.abspath(root))
         self.folders: set[str] = set()
-        self._outside: dict[
-            str, frozenset[str]
-        ] = {}  # the images in each folder that a table names and that is not below the root
+        # The images in each folder that a table names and that is not below the root.
+        self._outside: dict[str, frozenset[str]] = {}
         self.paths: dict[str, list[PurePosixPath]] = {}
         self.names: dict[str, list[PurePosixPath]] = {}
         for folder, names in files.walk(root, visible):

@@ -97,9 +97,8 @@ def sweep(
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"
     )
     with files.locked(lock(root, identity), waiting, tell=plan.say):
-        storage = settings.storage or trial.database(root / DATABASE)
-        study = Study(storage, identity, space, settings.sampler, settings.seed)
-        ended = _carry_out(launcher, loader, config, study, fixed, settings, root)
+        study = Study(settings.storage or root / DATABASE, identity, space, settings.sampler, settings.seed)
+        ended = _carry_out(launcher, loader, config, study, fixed, settings)
         if ended is None:
             return
         if best := study.best():
@@ -119,7 +118,6 @@ def _carry_out(
     study: Study,
     fixed: Sequence[str],
     settings: Settings,
-    root: Path,
 ) -> list[plan.Ended] | None:
     """Runs the trials that a study lacks; returns those that ended and were not pruned, None where nobody waits for them."""
     ended: list[plan.Ended] = []
@@ -131,7 +129,7 @@ def _carry_out(
             plan.say(f"trial {number}: {' '.join(drawn.pop(number))} has failed before, and is not run again")
             study.tell(number, None, pruned=False, own_error=True)
         words_of = {number: [*fixed, *words] for number, words in drawn.items()}
-        for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings, root):
+        for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings):
             if outcome.status != PRUNED:
                 ended.append((job, outcome, seconds))
             left = plan.time_left(time.monotonic() - began, study.ended - first, settings.trials - first)
@@ -148,7 +146,6 @@ def _run_trials(
     study: Study,
     words_of: Mapping[int, Sequence[str]],
     settings: Settings,
-    root: Path,
 ) -> Iterator[plan.Ended]:
     """Runs trials, by number and words, together; each gets its end in the study before it is yielded."""
     jobs: dict[Path, Job] = {}
@@ -158,7 +155,7 @@ def _run_trials(
         drawn = [word for word in words if word.partition("=")[0] in study.space]
         if job.folder not in jobs:
             jobs[job.folder] = replace(job, label=" ".join(drawn))
-            trial.mark(job.folder, settings.storage or root / DATABASE, study.name, number, settings.prune)
+            trial.mark(job.folder, study.storage, study.name, number, settings.prune)
         numbers_of.setdefault(job.folder, []).append(number)
     for job, outcome, seconds in launcher.launch(list(jobs.values()), config):
         trial.unmark(job.folder)

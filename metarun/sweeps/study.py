@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from metarun.errors import UserError
-from metarun.runs.trial import readable
+from metarun.runs.trial import database, readable
 
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
@@ -63,18 +64,32 @@ def corners(space: dict[str, Any]) -> list[list[str]]:
 
 
 class Study:
-    """An Optuna study in its storage: one for each set of words, so that the same command goes on with its own."""
+    """An Optuna study in its storage: one for each set of words, so that the same command goes on with its own.
 
-    def __init__(self, storage: str, words: Sequence[str], space: dict[str, Any], sampler: str, seed: int) -> None:
+    Args:
+        storage: Where it is kept: an URL as Optuna takes it, or a SQLite file.
+        words: Those of the search, which name the study.
+        space: What each key is drawn from.
+        sampler: How trials are drawn, a key of `SAMPLERS`.
+        seed: The seed of the sampler.
+
+    Raises:
+        UserError: The storage cannot be read.
+    """
+
+    def __init__(
+        self, storage: str | Path, words: Sequence[str], space: dict[str, Any], sampler: str, seed: int
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self.seed = space, seed
+        self.storage, self.space, self.seed = storage, space, seed
         self.name = " ".join(sorted(words))
         self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
-        with readable(storage):
+        url = storage if isinstance(storage, str) else database(storage)
+        with readable(url):
             self.study = optuna.create_study(
-                storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
+                storage=url, study_name=self.name, direction="maximize", load_if_exists=True
             )
             self.study.get_trials(deepcopy=False)
         self.states = optuna.trial.TrialState

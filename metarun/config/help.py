@@ -133,7 +133,9 @@ def _about(word: str, reference: Reference) -> list[str]:
     if not lines and (found := reference.explained(word)):
         lines = list(_settings(word, found))
     if not lines:
-        hint = renamed_key(word) or f"there is no such key or group{nearest(word, reference.words)}"
+        chosen = [f"{group}={word}" for group, choices in reference.groups.items() if word in choices]
+        near = f"; did you mean {' or '.join(chosen[:3])}?" if chosen else nearest(word, reference.words)
+        hint = renamed_key(word) or f"there is no such key or group{near}"
         raise UserError(f"help {hint}" if hint.startswith(word) else f"help {word}: {hint}")
     return lines
 

@@ -126,11 +126,13 @@ class TableSource(DataSource):
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
             fits = min(counts.values())
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
-            take = f"take task.ways={fitting}, or more classes" if fits > 1 else "take more classes"
+            where = f" ({key}.ways, where that is given)"  # which one is not known here
+            take = f"take task.ways={fitting}{where}, more classes" if fits > 1 else "take more classes"
             raise UserError(
                 f"task: ways = {ways} is above the {counted(counts[split], 'class', 'classes')} of the {split} split: of {total} "
-                f"classes {told}, since tests are of classes that are new; {take} or other data.ratios. To tell these {total} classes "
-                f"themselves apart: recipe=target_only {self.as_target}"
+                f"classes {told}, since tests are of classes that are new; {take}, or another "
+                f"division (data.ratios, where the data set has it). To tell these {total} classes themselves apart: "
+                f"recipe=target_only {self.as_target}"
             )
         if counts[split] < ways + task.distractors:
             raise UserError(
@@ -283,6 +285,9 @@ class TableSource(DataSource):
             "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
             "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
+            "images_of_smallest_class": {
+                split: int(sizes[classes].min()) for split, classes in self.splits.items() if len(classes)
+            },
             **({"parts": {part: sum(counts) for part, counts in parts.items()}} if parts else {}),
             "input_shape": list(self.input_shape),
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},

@@ -46,7 +46,8 @@ def _other_shots(task: dict[str, Any], data: dict[str, Any]) -> int | None:
     """
     if task["shots"] > 1:
         return 1
-    queries, sizes = task.get("queries", 0), [data.get(name, {}).get("test") for name in ("images", "classes")]
-    if isinstance(queries, int) and all(sizes):
-        return 5 if 5 + queries <= sizes[0] / sizes[1] else None
+    needed = [5, task.get("queries", 0), task.get("unlabelled", 0)]
+    smallest = data.get("images_of_smallest_class", {}).get("test")
+    if smallest and all(isinstance(count, int) for count in needed):
+        return 5 if sum(needed) <= smallest and task.get("labelled_share", 1) == 1 else None
     return None if data else 5

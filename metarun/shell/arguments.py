@@ -89,6 +89,7 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
             )
         if key_of(word) == "preset":
             refuse_unknown_preset(word, arguments)
+        refuse_ending(word)
         if key_of(word).startswith(HYDRAS_FOLDERS):
             raise UserError(
                 f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
@@ -116,6 +117,17 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
 
     dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
     return [*map(one, words), *dry]
+
+
+def refuse_ending(word: str) -> None:
+    """Refuses a choice with the ending of its file: Hydra takes it, but presets and published values go by the name without it.
+
+    Raises:
+        UserError: The word is such a choice.
+    """
+    group, _, value = word.partition("=")
+    if (CONF / group).is_dir() and (found := re.search(r"[\w/-]+(?=\.ya?ml\b)", value)):
+        raise UserError(f"{word}: a choice is named without the ending of its file; write {group}={found[0]}")
 
 
 def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:

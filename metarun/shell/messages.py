@@ -122,20 +122,25 @@ def unknown_choice(name: str, choices: list[str]) -> str:
         folders = (CONF / group).glob("*/*.yaml")
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {listed(choices)} (metarun help {group})" if choices else ""
-    near = _of_a_library(choice) if group == "data" else ""
+    own = next((one for one in choices if _plain(one) == _plain(choice)), None)
+    near = f"; did you mean {own}?" if own else _of_a_library(choice) if group == "data" else ""
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
+
+
+def _plain(name: str) -> str:
+    """A name in small letters and digits alone."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _of_a_library(name: str) -> str:
     """How a data set that a library has, under this name in other letters, is asked for; an empty string where none has it."""
     from metarun.data.library_catalog import RELEASES
 
-    plain = re.sub(r"[\W_]", "", name).lower()
     found = [
         f"data={library} data.dataset={one}"
         for library, sets in RELEASES.items()
         for one in sets
-        if one.lower() == plain
+        if one.lower() == _plain(name)
     ]
     return f"; {' or '.join(found)} is that of a library" if found else ""
 

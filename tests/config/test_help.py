@@ -200,6 +200,8 @@ def test_the_overview_names_every_group_and_key() -> None:
         ("inner_lr", "help inner_lr: there is no such key or group; did you mean algo.inner_lr?"),
         ("algo=mmal", "help algo=mmal: there is no such choice; did you mean maml"),
         ("algos=maml", "help algos=maml: there is no group algos; did you mean algo?"),
+        ("tim", "help tim: there is no such key or group; did you mean algo=tim?"),
+        ("mtl", "help mtl: there is no such key or group; did you mean algo=mtl or approach=mtl?"),
         ("wraper", "help wraper: there is no such key or group; did you mean wrapper"),
         ("finetune", "help finetune: is called transfer now"),
         ("recipe=adapt", "recipe=adapt: is called recipe=domain_adaptation now"),

@@ -635,15 +635,20 @@ def test_predictions_end_with_what_can_be_done_with_the_same_classifier(
 
 
 @pytest.mark.parametrize(
-    ("shots", "queries", "images", "ends"),
-    [(1, 15, 20, "test.task.shots=5"), (1, 15, 19, "images=FOLDER"), (15, 5, 20, "test.task.shots=1")],
+    ("task", "images", "ends"),
+    [
+        ({"shots": 1, "queries": 15}, 20, "test.task.shots=5"),
+        ({"shots": 1, "queries": 15}, 19, "images=FOLDER"),
+        ({"shots": 1, "queries": 15, "unlabelled": 4}, 20, "images=FOLDER"),
+        ({"shots": 1, "queries": 15, "labelled_share": 0.5}, 20, "images=FOLDER"),
+        ({"shots": 15, "queries": 5}, 20, "test.task.shots=1"),
+    ],
 )
-def test_the_next_test_is_one_that_the_data_can_serve(
-    tmp_path: Path, shots: int, queries: int, images: int, ends: str
+def test_the_next_test_is_one_that_the_smallest_class_can_serve(
+    tmp_path: Path, task: dict[str, Any], images: int, ends: str
 ) -> None:
     learner = {"weights": None, "preprocessing": {"size": 28}}
-    task = {"shots": shots, "queries": queries}
-    data = {"images": {"test": 9 * images}, "classes": {"test": 9}}
+    data = {"images": {"test": 900}, "classes": {"test": 9}, "images_of_smallest_class": {"test": images}}
     found = next_steps(tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": task}, "data": data})
     assert found[-1].endswith(ends)
 

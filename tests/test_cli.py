@@ -339,6 +339,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("support=x", ["this recipe has no use for it; it is for recipe=export and recipe=predict"]),
     ("unknown=auto", ["unknown=auto: this recipe has no use for it; it is for recipe=predict"]),
     ("recipe=test checkpoint=x images=x", ["this recipe has no use for it"]),
+    ("target.train_images=200", ["target.train_images=200: there is no target; add recipe=transfer target="]),
+    ("continual.classes=10", ["continual.classes=10: this recipe has no use for it; it is for recipe=continual"]),
     ("runs=x", ["this recipe has no use for it; metarun help runs says what has"]),
     # what does not fit together
     ("task.ways=5", ["task: ways = 5 is above the 4 classes of the train split: of 12 classes 4 for training", "take task.ways=4"]),

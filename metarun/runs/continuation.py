@@ -21,6 +21,7 @@ from metarun.stages.base import Stage, check_order
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
+SECTIONS = {"continual"}  # keys that hold others, which stages name among what they read
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -45,7 +46,7 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             if loads
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
-    refuse_unread(overrides, built)
+    refuse_unread(overrides, built, bool(config.target.data))
     check_order(built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
@@ -65,8 +66,13 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
     return config
 
 
-def refuse_unread(overrides: Sequence[str], built: Sequence[Stage]) -> None:
+def refuse_unread(overrides: Sequence[str], built: Sequence[Stage], target: bool) -> None:
     """Refuses keys of the command line that none of the stages reads, so that `support=` without `recipe=predict` trains nothing.
+
+    Args:
+        overrides: The words of the command line.
+        built: The stages.
+        target: Whether the config has a target.
 
     Raises:
         UserError: One of them is not read.
@@ -74,9 +80,11 @@ def refuse_unread(overrides: Sequence[str], built: Sequence[Stage]) -> None:
     single = {field.name for field in fields(Config) if field.default is not MISSING}
     read = {*READ_BY_ALL, *(key for stage in built for key in stage.reads)}
     for word in overrides:
-        key = key_of(word)
-        if key in single - read and not word.endswith("=null"):
-            readers = [name.lower() for name in stages.__all__ if key in getattr(stages, name).reads]
+        key, section = key_of(word), key_of(word).partition(".")[0]
+        if section == "target" and not target and key != "target":
+            raise UserError(f"{word}: there is no target; add recipe=transfer target=pneumoniamnist, say")
+        if (key in single - read and not word.endswith("=null")) or section in SECTIONS - read:
+            readers = [name.lower() for name in stages.__all__ if section in getattr(stages, name).reads]
             advice = (
                 f"it is for recipe={' and recipe='.join(readers)}" if readers else f"metarun help {key} says what has"
             )

@@ -42,6 +42,7 @@ class Continual(Stage):
 
     needs_weights = True
     meta_tests = True
+    reads = ("continual",)
 
     def prepare(self, run: Run) -> None:
         config, norm = run.config.continual, run.algorithm.backbone.norm

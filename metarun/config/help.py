@@ -198,9 +198,12 @@ def _settings(key: str, found: Sequence[tuple[Choice, Entry]]) -> Iterator[str]:
 def _command(choice: Choice, entry: Entry) -> str:
     """A command that has the key: with its choice, or the choice's own command where that has keys which must be given."""
     word, chosen = _given(entry), f"{choice.group}={choice.name}"
-    if entry.key.startswith(("target.data.", "pretrain.")):
-        return f"metarun {word}"
+    if entry.key.startswith("pretrain."):
+        return f"metarun {entry.beside}{word}"
     required = [one.key for one in choice.entries() if one.default is ABSENT]
+    if entry.key.startswith("target.data."):
+        others = [f"target.{key}=/path/to/it " for key in required if f"target.{key}" != entry.key]
+        return f"metarun recipe=transfer target={choice.name} {''.join(others)}{word}"
     if required and chosen in choice.command.split():
         return choice.command if entry.key in required else f"{choice.command} {word}"
     sweeps = "-m " if choice.group.startswith("hydra/") else ""

@@ -39,6 +39,13 @@ GROUPS = {
     "hydra/sweeper": "What chooses the jobs of a sweep (-m).",
 }
 
+# What an example of a section's keys needs beside it: a recipe that reads them.
+OF_A_RECIPE = {
+    "target": "recipe=transfer target=pneumoniamnist",
+    "continual": "recipe=continual algo=oml data=omniglot",
+    "pretrain": "recipe=pretrain_meta",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -87,6 +94,7 @@ class Entry:
     def beside(self) -> str:
         """The words that an example needs beside the key, with a space behind them; empty where it needs none."""
         words = _told_example(self.hint).beside.format(section=self.key.rpartition(".")[0])
+        words = words or OF_A_RECIPE.get(self.key.partition(".")[0], "")
         return f"{words} " if words else ""
 
     @property

@@ -344,7 +344,11 @@ class Config:
         bool, Doc("Whether the same command goes on with its run, or shows its result; false starts over beside it.")
     ] = True
     checkpoint: (
-        Annotated[FilePath, Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use.")]
+        Annotated[
+            FilePath,
+            Doc("The run folder or weights that `recipe=test` tests, and `predict` and `export` use."),
+            Example(beside="recipe=test"),
+        ]
         | None
     ) = None
     items: (
@@ -354,6 +358,7 @@ class Config:
                 "What `recipe=predict` classifies: images as `images` names them, or texts: a file with one in each line, a table, "
                 "JSON lines, a folder of .txt files, or - for one a line on stdin."
             ),
+            Example(beside="recipe=predict checkpoint=outputs/RUN"),
         ]
         | None
     ) = None
@@ -364,6 +369,7 @@ class Config:
                 "The images that `recipe=predict` classifies: a file, a folder, a pattern, or - for a list of paths on stdin. "
                 "`recipe=export` compares its files on them."
             ),
+            Example(beside="recipe=predict checkpoint=outputs/RUN"),
         ]
         | None
     ) = None
@@ -373,6 +379,7 @@ class Config:
             Doc(
                 "Examples of the classes for `recipe=predict` and `export`: class folders, or a table of file and label; null: the run's."
             ),
+            Example(beside="recipe=export checkpoint=outputs/RUN"),
         ]
         | None
     ) = None
@@ -383,6 +390,7 @@ class Config:
                 "Which images are of no known class: off, auto by the run's threshold, max_probability, energy or "
                 "prototype_distance by its threshold for that certainty, or the least probability of a known one; null is off."
             ),
+            Example(beside="recipe=predict checkpoint=outputs/RUN"),
         ]
         | None
     ) = None
@@ -390,11 +398,17 @@ class Config:
         str,
         Literal["onnx", "torch"],
         Doc("The file that `recipe=export` writes: ONNX for onnxruntime, or a program of torch.export for PyTorch."),
+        Example(beside="recipe=export checkpoint=outputs/RUN"),
     ] = "onnx"
-    int8: Annotated[bool, Doc("Whether `recipe=export` writes the ONNX file with weights in eight bits too.")] = False
+    int8: Annotated[
+        bool,
+        Doc("Whether `recipe=export` writes the ONNX file with weights in eight bits too."),
+        Example(beside="recipe=export checkpoint=outputs/RUN"),
+    ] = False
     runs: Annotated[
         Any,
         FilePath | list[FilePath] | None,
         Doc("The folder of runs, or a list of folders, that `recipe=report` reports on and `recipe=runs` lists."),
+        Example(beside="recipe=report"),
     ] = None
     outputs: Annotated[FilePath, Doc("The folder that run folders lie in.")] = "outputs"

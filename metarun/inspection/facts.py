@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.utils import get_class
 
 from metarun.config import Node
@@ -162,6 +163,12 @@ def fits(source: TableSource, split: Split, task: TaskShape) -> str:
     if sizes.min() < needed:
         few = int((sizes < needed).sum())
         return f"{needed} items a class (shots and queries) are above those of {counted(few, 'class', 'classes')}"
+    try:
+        source.sampler(
+            split, task, 0, torch.device("cpu")
+        )  # which knows the rest: unlabelled items, distractors, groups
+    except UserError as error:
+        return str(error)
     return ""
 
 

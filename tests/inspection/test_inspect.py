@@ -314,3 +314,6 @@ def test_ranges_and_classes_that_are_left_out_fit_as_they_do_in_a_run() -> None:
     assert not fits(source, "train", TaskShape(2, (1, 10), (1, 10)))
     assert not fits(source, "train", TaskShape(2, 2, 3, min_items=5))
     assert fits(source, "train", TaskShape(3, 2, 3, min_items=5)) == "3 ways are above its 2 classes"
+    assert "unlabelled" in fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=6))
+    assert not fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=5))
+    assert "distractors" in fits(source, "train", TaskShape(2, 1, 1, unlabelled=0, distractors=2))

@@ -147,6 +147,8 @@ class TracedStep:
         buffers: Params,
         autocast: Autocast,
     ) -> _Recording | None:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to import
 
         learned: list[str] = []
@@ -172,7 +174,9 @@ class TracedStep:
         plain = compute(*inputs)
         tolerance = 0.0 if self.patience else None  # None is that of the type
         try:
-            play: Callable[..., tuple[Tensor, ...]] = _streamlined(make_fx(compute)(*inputs))
+            with tracing(TracingContext(FakeTensorMode())):  # or each value gets a mode of its own, which takes as long again
+                recorded = make_fx(compute)(*inputs)
+            play: Callable[..., tuple[Tensor, ...]] = _streamlined(recorded)
             if self.capture:
                 play = CudaGraph(play, inputs, self.capture)
             with torch.no_grad():

@@ -174,7 +174,9 @@ class TracedStep:
         plain = compute(*inputs)
         tolerance = 0.0 if self.patience else None  # None is that of the type
         try:
-            with tracing(TracingContext(FakeTensorMode())):  # or each value gets a mode of its own, which takes as long again
+            with tracing(
+                TracingContext(FakeTensorMode())
+            ):  # or each value gets a mode of its own, which takes as long again
                 recorded = make_fx(compute)(*inputs)
             play: Callable[..., tuple[Tensor, ...]] = _streamlined(recorded)
             if self.capture:

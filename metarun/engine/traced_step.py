@@ -174,9 +174,8 @@ class TracedStep:
         plain = compute(*inputs)
         tolerance = 0.0 if self.patience else None  # None is that of the type
         try:
-            with tracing(
-                TracingContext(FakeTensorMode())
-            ):  # or each value gets a mode of its own, which takes as long again
+            # Without a fake mode at hand make_fx makes one for each value, which takes as long again.
+            with tracing(TracingContext(FakeTensorMode())):
                 recorded = make_fx(compute)(*inputs)
             play: Callable[..., tuple[Tensor, ...]] = _streamlined(recorded)
             if self.capture:

@@ -147,6 +147,8 @@ class TracedStep:
         buffers: Params,
         autocast: Autocast,
     ) -> _Recording | None:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to import
 
         learned: list[str] = []
@@ -172,7 +174,10 @@ class TracedStep:
         plain = compute(*inputs)
         tolerance = 0.0 if self.patience else None  # None is that of the type
         try:
-            play: Callable[..., tuple[Tensor, ...]] = _streamlined(make_fx(compute)(*inputs))
+            # Without a fake mode at hand make_fx makes one for each value, which takes as long again.
+            with tracing(TracingContext(FakeTensorMode())):
+                recorded = make_fx(compute)(*inputs)
+            play: Callable[..., tuple[Tensor, ...]] = _streamlined(recorded)
             if self.capture:
                 play = CudaGraph(play, inputs, self.capture)
             with torch.no_grad():

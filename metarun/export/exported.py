@@ -140,6 +140,7 @@ def _onnx(program: ExportedProgram, inputs: Sequence[Input], metadata: Mapping[s
 def _torch(program: ExportedProgram, inputs: Sequence[Input], metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
     whole = io.BytesIO()
     with quiet():
+        program = program.run_decompositions({})
         torch.export.save(program, whole, extra_files={PROGRAM: json.dumps(metadata)})
         loaded = torch.export.load(io.BytesIO(whole.getvalue())).module()
 

@@ -67,9 +67,7 @@ def traced(function: Callable[..., Tensor], examples: Sequence[Tensor], rows: Se
     shapes = tuple({0: dimension} for dimension in rows)
     try:
         with quiet():
-            program = torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
-            decomposed: ExportedProgram = program.run_decompositions({})
-            return decomposed
+            return torch.export.export(Traceable(function), tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except UserError:
         raise
     except Exception as error:  # the tracer raises whatever an operation that it cannot follow provokes

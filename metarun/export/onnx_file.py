@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from metarun.errors import UserError
 from metarun.export.folding import first_line, quiet
@@ -21,6 +22,7 @@ from metarun.export.folding import first_line, quiet
 OUTPUT = "probabilities"
 ITERATIONS = 60  # enough for condition numbers up to 1e8: their logarithm to base 2, twice, and a few more
 EXTRA = "metarun[export]"
+SOLVE = torch.ops.aten.linalg_solve.default
 
 
 def library(name: str) -> ModuleType:
@@ -55,8 +57,10 @@ def converted(
     onnx = library("onnx")
     try:
         with quiet():
+            if solves(program):  # the converter decomposes everything else, and to do it twice takes as long again
+                program = program.run_decompositions({SOLVE: solved_by_products})
             made = torch.onnx.export(
-                program.run_decompositions({torch.ops.aten.linalg_solve.default: solved_by_products}),
+                program,
                 dynamo=True,
                 verbose=False,
                 input_names=list(inputs),
@@ -80,6 +84,12 @@ def converted(
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     content: bytes = model.SerializeToString()
     return content
+
+
+def solves(program: ExportedProgram) -> bool:
+    """Whether a graph, or one inside it, solves a linear system."""
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule)]
+    return any(node.target is SOLVE for graph in graphs for node in graph.nodes)
 
 
 def solved_by_products(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:

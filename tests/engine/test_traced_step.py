@@ -30,6 +30,8 @@ def learner(name: str, *words: str, source: object = IMAGES, tasks: int = 6) -> 
     config = compose(f"algo={name}", *MLP, "backbone.norm=batch", "train.task.ways=5", "train.task.queries=4", *words)
     if "inner_steps" in config.algo:
         config.algo.inner_steps = 2  # what a recording of more steps would only repeat
+    if "solver_steps" in config.algo:
+        config.algo.solver_steps = 2
     task = task_of(config, "train")
     return build(config, source, vectorize=True), [episodes(source, task, tasks, start=start) for start in (0, 100)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -38,7 +39,7 @@ def _run(config: DictConfig) -> float:
     try:
         params = job.sweeper.get("params") or {} if job.mode == RunMode.RUN else {}
         found = carried_out(config, words, job.runtime.choices, params, options_of(job))
-        return float(found.get(SCORE, 0.0))
+        return float(found.get(SCORE, math.nan))  # for a sweeper of Hydra's, to which 0.0 would be a score
     except BrokenPipeError as error:
         raise Unread from error  # past Hydra, too
     except MENDABLE as error:

@@ -120,6 +120,13 @@ def check_stages(job: Job, config: DictConfig) -> None:
     target_data(whole, build_stages(whole))
 
 
+def validates(config: DictConfig) -> bool:
+    """Whether a stage of the recipe trains, and so chooses its weights on validation."""
+    from metarun.runs.building import build_stages  # here: it has torch imported
+
+    return any(stage.gives_weights and not stage.needs_checkpoint for stage in build_stages(config))
+
+
 def check_data(job: Job, config: DictConfig, known: dict[str, Any]) -> None:
     """Compares the data that are there with those of a finished job.
 

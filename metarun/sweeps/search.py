@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from metarun.errors import JobsFailed, UserError
 from metarun.runs import trial
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
-from metarun.sweeps.jobs import MENDABLE, PRUNED, Job
+from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, validates
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.study import Study, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
 DATABASE = "search.db"  # in the sweep's folder, where no other storage is given
+# Keys that begin so, and not as one of the second, act after the weights were chosen, or on how the chosen ones are tested.
+UNSCORED, SCORED = ("transfer.", "test."), ("test.task.",)
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,26 @@ def lock(root: Path, words: Sequence[str]) -> Path:
     return root / f".search-{hashlib.sha256(' '.join(sorted(words)).encode()).hexdigest()[:12]}.lock"
 
 
-def score(job: Job) -> float:
-    """The validation score of a finished job; 0.0 of one that only tested."""
-    return float(job.result.get(SCORE, 0.0))
+def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> None:
+    """Checks that trials have a validation score, and that it depends on what is searched.
+
+    Args:
+        possible: Jobs of draws, which between them have every choice, with their configs.
+        space: The keys that are searched.
+
+    Raises:
+        UserError: The search would choose by nothing.
+    """
+    if not all(validates(config) for _, config in possible):
+        raise UserError(
+            "hydra/sweeper=optuna: a search chooses by the validation score, and no stage of this recipe validates; "
+            "without hydra/sweeper=optuna the same words are a grid"
+        )
+    for key in space:
+        if f"{key}.".startswith(UNSCORED) and not f"{key}.".startswith(SCORED):
+            raise UserError(
+                f"{key}: is not searched, no validation score depends on it; sweep it over the best settings afterwards"
+            )
 
 
 def sweep(
@@ -84,6 +103,7 @@ def sweep(
     fixed += [f"name={name}"] if name else []
     possible = plan.jobs_of(loader, config, [[*fixed, *drawn] for drawn in corners(space)])
     plan.check_jobs(possible)
+    check_scored(possible, space)
     root = possible[0][0].folder.parent
     # The lock below keeps two searches from one study, and lies in the folder: where others may use the storage too, it is a part.
     identity = [*said, *drawn_from, *([f"in {root.absolute()}"] if settings.storage else [])]
@@ -159,9 +179,11 @@ def _run_trials(
         numbers_of.setdefault(job.folder, []).append(number)
     for job, outcome, seconds in launcher.launch(list(jobs.values()), config):
         trial.unmark(job.folder)
-        done = outcome.status == 0 and job.finished
+        score = job.result.get(SCORE) if outcome.status == 0 and job.finished else None
+        if outcome.status == 0 and job.finished and score is None:
+            outcome = Outcome(MENDABLE, "it has no finite validation score, so that it has failed as a trial")
         for number in numbers_of[job.folder]:
-            study.tell(number, score(job) if done else None, outcome.status == PRUNED, outcome.status == MENDABLE)
+            study.tell(number, score, outcome.status == PRUNED, outcome.status == MENDABLE)
         yield job, outcome, seconds
 
 

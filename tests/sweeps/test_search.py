@@ -205,6 +205,44 @@ def test_only_an_own_error_marks_what_was_drawn(tmp_path: Path) -> None:
     assert made.fails(words)
 
 
+def test_a_trial_without_a_finite_validation_score_has_failed(tmp_path: Path) -> None:
+    """Scores of regression are below 0, so that a missing one taken for 0 would be the best."""
+    steps = [word.replace("train.steps=6", "train.steps=2") for word in SINUSOID]
+    fixed = [*steps, "train.optimizer.lr=1e-9", "train.validate_episodes=8", f"outputs={tmp_path}"]
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=3", "hydra.sweeper.sampler=random"]
+    searched = metarun(*words, "hydra/launcher=basic", *fixed, "algo.inner_lr=0.001,1000")
+    found = {trial.params["algo.inner_lr"]: trial.state.name for trial in trials(tmp_path)}
+    assert found == {"1000": "FAIL", "0.001": "COMPLETE"}
+    assert searched.status == 1
+    assert "no finite validation score" in searched.err
+    assert ", algo.inner_lr=0.001; testing it" in searched.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["recipe=target_only", "target=digits", "transfer.optimizer.lr=0.1,0.001"],
+            "metarun: hydra/sweeper=optuna: a search chooses by the validation score, and no stage of this recipe validates; "
+            "without hydra/sweeper=optuna the same words are a grid",
+        ),
+        (
+            ["recipe=transfer", "target=digits", "transfer.optimizer.lr=0.1,0.001"],
+            "metarun: transfer.optimizer.lr: is not searched, no validation score depends on it; sweep it over the best settings afterwards",
+        ),
+        (
+            ["data=sinusoid", "algo=maml", "backbone=mlp", "train.steps=1", "test.episodes=10,20"],
+            "metarun: test.episodes: is not searched, no validation score depends on it; sweep it over the best settings afterwards",
+        ),
+    ],
+)
+def test_what_no_validation_score_depends_on_is_not_searched(words: list[str], said: str, tmp_path: Path) -> None:
+    done = metarun("-m", "hydra/sweeper=optuna", *words, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert done.said == [said]
+    assert not (tmp_path / "none").exists()
+
+
 def marked(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
     """A folder that a killed search has marked as its first trial, and the search's database."""
     folder = tmp_path / "sweep" / "run"

@@ -393,7 +393,7 @@ def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:
     assert problem.startswith(f"{tmp_path / 'default~2'}: left out, ")
     assert "has the same settings and seed" in problem
     stored = tmp_path / "default" / "result.json"
-    stored.write_text(json.dumps({**json.loads(stored.read_text()), "checkpoint/sha256": "other"}))
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "checkpoint/sha256": "other", "train/steps": 0}))
     (problem,) = collect([tmp_path], tmp_path / "report").problems
     assert "tests other weights by the same settings and seed" in problem
 
@@ -1346,6 +1346,14 @@ def test_brackets_begin_no_length_in_latex() -> None:
 
 def test_a_bar_is_a_bar_in_latex() -> None:
     assert latex(Table("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
+
+
+def test_a_pair_of_dollars_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
+    for name in ("a_$x^{2$", "b_$x^{2$"):
+        weights = {"backbone": {"weights": name}}
+        words = [f"backbone.weights={name}"]
+        make_run(tmp_path / name[0], *words, scores=GENERATOR.random(5), curve=[0.1, 0.2], config=weights)
+    assert figures.draw(sections(tmp_path))
 
 
 def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning() -> None:

@@ -559,6 +559,30 @@ def test_a_run_without_a_finite_error_is_last(tmp_path: Path) -> None:
     assert tables.section_table(section).rows[0][2:5] == ["–", "one seed", "–"]
 
 
+def test_scores_of_another_shape_are_none(tmp_path: Path) -> None:
+    pair(tmp_path, GENERATOR.random(5), GENERATOR.random(5))
+    np.savez(tmp_path / "maml0" / "test_scores.npz", values=np.zeros(5))
+    (section,) = sections(tmp_path)
+    assert all(row.on_episodes is None for row in section.rows)
+
+
+def test_a_test_of_the_weights_that_were_trained_beside_it_tests_no_others(tmp_path: Path) -> None:
+    trained = make_run(tmp_path / "trained", "algo=maml", scores=GENERATOR.random(5), choices={"algo": "maml"})
+    make_test(tmp_path / "again", trained, scores=GENERATOR.random(5))
+    (problem,) = collect([tmp_path], tmp_path / "report").problems
+    assert "has the same settings and seed" in problem
+
+
+def test_a_key_that_an_older_version_lacks_and_that_is_off_tells_no_groups_apart(tmp_path: Path) -> None:
+    for seed in range(4):
+        config = {"algo": {"new_switch": False}} if seed > 1 else None
+        make_run(tmp_path / f"maml{seed}", "algo=maml", scores=GENERATOR.random(5), seed=seed, config=config)
+    (section,) = sections(tmp_path)
+    assert [row.n for row in section.rows] == [4]
+    make_run(tmp_path / "on", "algo=maml", scores=GENERATOR.random(5), seed=4, config={"algo": {"new_switch": True}})
+    assert len(sections(tmp_path)[0].rows) == 2
+
+
 # The tables.
 
 

@@ -392,9 +392,10 @@ def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:
     (problem,) = found.problems
     assert problem.startswith(f"{tmp_path / 'default~2'}: left out, ")
     assert "has the same settings and seed" in problem
-    stored = tmp_path / "default" / "result.json"
-    stored.write_text(json.dumps({**json.loads(stored.read_text()), "checkpoint/sha256": "other", "train/steps": 0}))
-    (problem,) = collect([tmp_path], tmp_path / "report").problems
+    trained = tmp_path / "default"
+    for name in ("one", "other"):
+        make_test(tmp_path / "tests" / name, trained, scores=[0.5, 1], result={"checkpoint/sha256": name})
+    (problem,) = collect([tmp_path / "tests"], tmp_path / "report").problems
     assert "tests other weights by the same settings and seed" in problem
 
 

@@ -198,8 +198,8 @@ def overview(sections: Sequence[Section]) -> Table | None:
     beside: dict[str, list[str]] = {}
     together = _tested_together(sections, many)
     shared = [", ".join(apart([titles[index] for index in of_one])[0]) for of_one in together]
-    for place, (of_one, of) in enumerate(zip(together, shared, strict=True), 1):
-        of = (of if of and shared.count(of) == 1 else f"tests {place}") if len(together) > 1 else ""
+    for number_of, (of_one, of) in enumerate(zip(together, shared, strict=True), 1):
+        of = (of if of and shared.count(of) == 1 else f"tests {number_of}") if len(together) > 1 else ""
         beside |= across_sets(list(places.values()), of_one, len(sections), of)
     for family in families.values():
         of_these = apart([titles[index] for index in family])[0] if len(families) > 1 else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import quoted
 from metarun.engine.launched import rank_and_size
 from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
-from metarun.errors import Incomplete, JobsFailed, Pruned, UserError
+from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
@@ -38,12 +39,12 @@ def _run(config: DictConfig) -> float:
     try:
         params = job.sweeper.get("params") or {} if job.mode == RunMode.RUN else {}
         found = carried_out(config, words, job.runtime.choices, params, options_of(job))
-        return float(found.get(SCORE, 0.0))
+        return float(found.get(SCORE, math.nan))  # for a sweeper of Hydra's, to which 0.0 would be a score
     except BrokenPipeError as error:
         raise Unread from error  # past Hydra, too
     except MENDABLE as error:
         if job.mode == RunMode.MULTIRUN:  # by a launcher of Hydra's own, in this process
-            raise UserError(one_line(error)) from error
+            raise (Diverged if isinstance(error, Diverged) else UserError)(one_line(error)) from error
         raise Refused(one_line(error)) from error  # past Hydra, which would print lines of its own
 
 
@@ -185,5 +186,7 @@ def _outcome_of(words: list[str]) -> Outcome:
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise
-        return Outcome(2, str(error) if isinstance(error, Refused) else one_line(error))
+        if isinstance(error, Refused):
+            return Outcome(2, str(error), own_error=isinstance(error.__cause__, Diverged))
+        return Outcome(2, one_line(error))
     return Outcome()

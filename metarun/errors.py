@@ -15,6 +15,10 @@ class InputError(UserError, ValueError):
     """What was given from Python is no input; a `ValueError` too, as callers of scikit-learn's estimators expect."""
 
 
+class Diverged(UserError):
+    """Numbers are not finite any more, as they will be wherever the same words are carried out."""
+
+
 class JobRefused(UserError):
     """A job of a sweep that cannot be run as it is.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.errors import UserError
+from metarun.errors import Diverged
 from metarun.ops.linear_head import Scaling, trained_head
 from metarun.ops.online import kaiming
 from metarun.ops.prototypes import class_means, negative_squared_distances
@@ -55,7 +55,7 @@ def online(
         class of the sequence, also one that has yet to come.
 
     Raises:
-        UserError: The head is not finite any more.
+        Diverged: The head is not finite any more.
     """
     count, images, features = sequence.learned.shape
     start = torch.randn(count, features, generator=torch.Generator().manual_seed(seed))
@@ -79,7 +79,7 @@ def online(
                 for items, found in ((sequence.asked, unseen), (sequence.learned, seen)):
                     logits = F.linear(items[: number + 1].flatten(0, 1), weight, bias)
                     if not logits.isfinite().all():
-                        raise UserError(f"continual.rates: the head is not finite at {learning_rate:g}; try lower ones")
+                        raise Diverged(f"continual.rates: the head is not finite at {learning_rate:g}; try lower ones")
                     found.append(sequence.correct(logits, number + 1))
     return unseen, seen
 

@@ -18,7 +18,7 @@ from metarun.engine.gradients import Order, clip, gradient_step, share_gradients
 from metarun.engine.interruption import Interrupted, Signals
 from metarun.engine.learner import Learner
 from metarun.engine.train_state import Clock, TrainState
-from metarun.errors import Pruned, UserError
+from metarun.errors import Diverged, Pruned
 from metarun.runs import contents
 from metarun.runs.logger import RunLogger
 from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
@@ -101,7 +101,7 @@ class Training:
             The signal that rank 0 received, 0 for none.
 
         Raises:
-            UserError: The loss or the gradient is not finite.
+            Diverged: The loss or the gradient is not finite.
         """
         state, learner, world = self.state, self.learner, self.world
         tasks, step = self.settings.tasks_per_step, state.step
@@ -115,7 +115,7 @@ class Training:
         if not math.isfinite(logged["loss"] + norm):
             what = "gradient" if math.isfinite(logged["loss"]) else "loss"
             kept = f"{self.last} keeps the last finite weights" if self.last.exists() else "nothing was saved yet"
-            raise UserError(f"training: the {what} is not finite at step {step}; {kept}; try {self._tamer()}")
+            raise Diverged(f"training: the {what} is not finite at step {step}; {kept}; try {self._tamer()}")
         self.optimizer.step()
         state.step, state.seconds = step + 1, order.seconds
         advance_schedule(self.schedule, self.settings, state.step, state.seconds)
@@ -219,7 +219,7 @@ def fit(
     Raises:
         Interrupted: A signal came; the checkpoint was saved.
         Pruned: `watch` gave up.
-        UserError: The loss or the gradient was not finite.
+        Diverged: The loss or the gradient was not finite.
     """
     training = Training(learner, validate, folder, logger, watch)
     world, settings = learner.hardware.world, learner.settings

@@ -221,6 +221,10 @@ class Run:
         """What the names of its test's numbers begin with."""
         return TARGET if TARGET_ACCURACY in self.result else TEST
 
+    def knows(self, column: str) -> bool:
+        """Whether the run has such a group or key, be it without a value; one of another version may not."""
+        return column in self.choices or column in self.config
+
     def value(self, column: str) -> Any:
         """What the run had for a key, or the choice for a group; None if it has no such key."""
         return self.choices[column] if column in self.choices else self.config.get(column)
@@ -234,7 +238,7 @@ class Run:
                 self.folder / scores_file(self.tested_on if self.one_of_many else ""), files.MADE_AGAIN, [name]
             )
             values: np.ndarray = stored[name] if over_images else stored[name][-1]
-            return values
+            return values if values.ndim == 1 else None
         except (UserError, IndexError):
             return None
 
@@ -504,42 +508,63 @@ def unsaid_differences(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         first, *others = [run.config for run in group.runs]
         for other in others:
-            found |= {key for key in {*first, *other} if first.get(key) != other.get(key)}
+            found |= {key for key in {*first, *other} if _differ(first, other, key)}
     return sorted(key for key in found - NOT_SWEPT if not key.startswith("recipe."))
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    """Whether two configs differ in a key; one that only one of them knows is of another version, and is none while it is off."""
+    if key in one and key in other:
+        return bool(one[key] != other[key])
+    return bool(one.get(key) or other.get(key))
 
 
 def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
     """The groups, by setting and values; and a line for each run that another of the same group and seeds replaces."""
     members: dict[tuple[Any, ...], list[Run]] = {}
+    off = {column: _off(runs, column) for column in columns}
     for run in runs:
-        members.setdefault((run.setting, *(repr(run.value(column)) for column in columns)), []).append(run)
+        values = (repr(run.value(column)) if run.knows(column) else off[column] for column in columns)
+        members.setdefault((run.setting, *values), []).append(run)
     groups, repeated = [], []
     for together in members.values():
         latest: dict[tuple[int | str, int], Run] = {}
+        weights = dict(zip(map(id, together), _weights(together), strict=True))
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
             seeds = run.training_seed, run.seed
             if seeds in latest:
-                earlier, weights = latest[seeds], CHECKPOINT_DIGEST
+                earlier = latest[seeds]
                 how = "has the same settings and seed"
-                if earlier.result.get(weights) != run.result.get(weights):
+                if (earlier.digest or run.digest) and weights[id(earlier)] != weights[id(run)]:
                     how = "tests other weights by the same settings and seed"
                 repeated.append(f"{earlier.folder}: left out, {run.folder} {how}, and is later")
             latest[seeds] = run
         by_seed = [latest[seeds] for seeds in sorted(latest, key=lambda seeds: [*map(natural, seeds)])]
-        values = {column: by_seed[0].value(column) for column in columns}
-        groups.append(Group(by_seed[0].setting, values, _trainings(by_seed)))
+        known = {column: [value for run in by_seed if (value := run.value(column)) is not None] for column in columns}
+        told = {column: values[0] if values else None for column, values in known.items()}
+        groups.append(Group(by_seed[0].setting, told, _trainings(by_seed)))
     groups.sort(key=_place)
     return groups, repeated
 
 
+def _off(runs: Sequence[Run], column: str) -> str:
+    """What a run that has no such key is taken to have: the value that is off, where runs of a version that knows the key have one."""
+    off = {repr(value) for run in runs if not (value := run.value(column)) and value is not None}
+    return off.pop() if len(off) == 1 else repr(None)
+
+
 def _trainings(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs of the same weights together: those that tested them, and the one that trained them."""
-    tested = {run.origin.folder.resolve(): run.digest for run in runs if run.origin and run.digest}
     found: dict[str, list[Run]] = {}
-    for run in runs:
-        folder = run.folder.resolve()
-        found.setdefault(run.digest or tested.get(folder) or str(folder), []).append(run)
+    for run, weights in zip(runs, _weights(runs), strict=True):
+        found.setdefault(weights, []).append(run)
     return list(found.values())
+
+
+def _weights(runs: Sequence[Run]) -> list[str]:
+    """What the weights of each run are known by: their digest, where a run tested them, else the folder of their training."""
+    tested = {run.origin.folder.resolve(): run.digest for run in runs if run.origin and run.digest}
+    return [run.digest or tested.get(run.folder.resolve()) or str(run.folder.resolve()) for run in runs]
 
 
 def _place(group: Group) -> tuple[Any, ...]:

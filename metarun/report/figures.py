@@ -232,7 +232,7 @@ def _grid(panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str, error: str) -> None:
-    axes.set_title(title)
+    axes.set_title(_plain(title))
     axes.set_xlabel(across)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
@@ -275,7 +275,7 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
             (handles[label],) = axes.plot(x, mean, color=colour, linewidth=1.6)
             low = np.maximum(mean - half, bottom / 2) if _wide(bottom, top) else mean - half
             axes.fill_between(x, low, mean + half, color=colour, alpha=0.18, linewidth=0)
-        axes.set_title(title)
+        axes.set_title(_plain(title))
         axes.set_xlabel(name)
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -364,7 +364,7 @@ def _costs(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     for axes, (heading, values, colour) in zip(grid, panels, strict=True):
         bars = axes.barh(range(len(kept)), [value or 0 for value in values], color=colour, height=0.7)
         axes.bar_label(bars, ["–" if value is None else f"{value:.3g}" for value in values], padding=3, color=INK)
-        axes.set_title(heading)
+        axes.set_title(_plain(heading))
         axes.margins(x=0.18)
         axes.set_yticks(range(len(kept)), names)
         axes.tick_params(axis="y", length=0)
@@ -376,7 +376,12 @@ def _costs(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
 
 
 def _short(label: str, longest: int = 36) -> str:
-    return label if len(label) <= longest else f"{label[: longest - 1]}…"
+    return _plain(label if len(label) <= longest else f"{label[: longest - 1]}…")
+
+
+def _plain(text: str) -> str:
+    """A text whose dollars are no marks of mathematics, as which Matplotlib takes a pair of them, for a name of a file, say."""
+    return text.replace("$", r"\$")
 
 
 def _drawing(name: str, caption: str, figure: Figure) -> Drawing:

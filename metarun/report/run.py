@@ -79,14 +79,13 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             f"no step of training; {'tested: ' if tested or TARGET_ACCURACY in result else ''}the weights as they were"
         )
     elif TRAIN_STEPS in result:
-        chosen = (
-            "tested: the weights"
-            if tested or TARGET_ACCURACY in result
-            else f"validation score {result[SCORE]:.4g}, not tested; best.pt is that"
-        )
+        score = f"validation score {result[SCORE]:.4g}, " if SCORE in result else ""
+        used = tested or TARGET_ACCURACY in result
+        chosen = "tested: the weights" if used else f"{score}not tested; best.pt is that"
+        why = "the best on validation" if SCORE in result else "as no validation had a finite score"
         print(
             f"{counted(result[TRAIN_STEPS], 'step')} in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
-            f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, the best on validation"
+            f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, {why}"
         )
     print(f"results  {shell_path(folder)}")
     if tested or TARGET_ACCURACY in result or TRAIN_STEPS in result:  # nothing else has a curve

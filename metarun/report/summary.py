@@ -39,6 +39,7 @@ class Row:
     seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
     episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
     median: float | None = None  # of the errors of regression, the mean over seeds
+    counted: int = 0  # the trainings that the mean is of, or the mean validation score where nothing was tested
     diverged: int | None = None  # test tasks of regression, of all seeds
     validation: float | None = None  # mean over seeds; higher is better
     validation_half: float | None = None
@@ -193,6 +194,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
         found = [[run for run in together if math.isfinite(run.result[tested])] for together in group.trainings]
         finite = [together for together in found if together]
         values = [fmean(run.result[tested] for run in together) for together in finite]
+        row.counted = len(values)
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
@@ -201,6 +203,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
     scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
+    if not group.setting.tested:
+        row.counted = len(scores)
     row.seconds = _mean(run.result.get(TRAIN_SECONDS) for run in runs)
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from metarun.runs.result import PROTOCOL
 from metarun.terminal import Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
+SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
 
 MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
@@ -49,6 +51,7 @@ EXPLAINED = {
     "differ with this budget.",
     DIVISIONS: "the mean accuracy over what differs in the data alone, with its 95% interval over these (Student's t): it counts the "
     "luck of the division, and of the one training on each.",
+    SOME: "the mean and its intervals are of 2 of the 3 seeds; the other has no finite number, as its training or its test diverged.",
     "mean rank": "the mean over the data sets of a method's rank among those that were tested on all of them, 1 being the highest "
     "accuracy.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
@@ -72,7 +75,13 @@ def explained(shown: Sequence[Table]) -> dict[str, str]:
     """What the headings of these tables mean."""
     headings = {heading.rpartition(": ")[2].removesuffix(" (points)") for table in shown for heading in table.headings}
     paired = any(heading.startswith(MINUS) for heading in headings)
-    return {term: meaning for term, meaning in EXPLAINED.items() if term in headings or (term == "p" and paired)}
+    some = {
+        SOME
+        for table in shown
+        for row in table.rows
+        if "seeds" in table.headings and " of " in row[table.headings.index("seeds")]
+    }
+    return {term: meaning for term, meaning in EXPLAINED.items() if term in headings | some or (term == "p" and paired)}
 
 
 def name(column: str, crossed: bool = False) -> str:
@@ -107,12 +116,17 @@ def section_table(section: Section) -> Table:
     }
     swept = swept or {"runs": [row.label for row in rows]}
     results = _tested(rows, measure, section.setting.over) if section.setting.tested else _validated(rows, measure)
-    columns = swept | {"seeds": [str(row.n) for row in rows]} | results
+    columns = swept | {"seeds": [_seeds(row) for row in rows]} | results
     columns = {heading: cells for heading, cells in columns.items() if any(cells)}
     best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
     title = section.title if section.setting.tested else f"{section.title}: validation"
     cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
     return Table(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
+
+
+def _seeds(row: Row) -> str:
+    """How many seeds a row is of; `2 of 3` where its mean is of those alone that have a finite number."""
+    return str(row.n) if row.counted == row.n else f"{row.counted} of {row.n}"
 
 
 def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]]:
@@ -181,7 +195,12 @@ def overview(sections: Sequence[Section]) -> Table | None:
     if all(len(across) == 1 for across in places.values()):
         return None
     common, titles = apart([section.title for section in sections])
-    beside = across_sets(list(places.values()), many, len(sections))
+    beside: dict[str, list[str]] = {}
+    together = _tested_together(sections, many)
+    shared = [", ".join(apart([titles[index] for index in of_one])[0]) for of_one in together]
+    for number_of, (of_one, of) in enumerate(zip(together, shared, strict=True), 1):
+        of = (of if of and shared.count(of) == 1 else f"tests {number_of}") if len(together) > 1 else ""
+        beside |= across_sets(list(places.values()), of_one, len(sections), of)
     for family in families.values():
         of_these = apart([titles[index] for index in family])[0] if len(families) > 1 else []
         beside |= across_divisions(list(places.values()), family, ", ".join(of_these))
@@ -204,12 +223,26 @@ def overview(sections: Sequence[Section]) -> Table | None:
     return Table(title, [*left, *titles, *beside], rows, len(left), best)
 
 
+def _tested_together(sections: Sequence[Section], many: Sequence[int]) -> list[list[int]]:
+    """The sections of several data sets, those together that the same runs tested: at one shot, say, and at five apart."""
+    found: list[tuple[set[Path], list[int]]] = []
+    for index in many:
+        folders, members = {run.folder for row in sections[index].rows for run in row.group.runs}, [index]
+        for other in [other for other in found if other[0] & folders]:
+            found.remove(other)
+            folders, members = folders | other[0], other[1] + members
+        found.append((folders, members))
+    return [sorted(members) for _, members in found]
+
+
 def row_label(across: Mapping[int, Row]) -> str:
     """What the rows of one group are called where nothing was swept."""
     return next(iter(across.values())).label
 
 
-def across_sets(groups: Sequence[Mapping[int, Row]], many: Sequence[int], sections: int) -> dict[str, list[str]]:
+def across_sets(
+    groups: Sequence[Mapping[int, Row]], many: Sequence[int], sections: int, of: str
+) -> dict[str, list[str]]:
     """Columns over the data sets that the same weights were tested on: the mean accuracy, and where groups can be compared the mean rank.
 
     A group that lacks a data set has neither number.
@@ -218,12 +251,15 @@ def across_sets(groups: Sequence[Mapping[int, Row]], many: Sequence[int], sectio
         groups: The row of each group by the number of its section.
         many: The sections that are of such data sets.
         sections: The number of all sections.
+        of: What they have in common, where there are others.
     """
     complete, values = _whole(groups, many)
     if len(many) < 2 or not complete:
         return {}
-    title = "mean" if len(many) == sections else f"mean of the {len(many)} data sets"
-    columns = {title: [f"{value:.2%}" for value in values.mean(1)], **_ranked(values, "mean rank")}
+    before = f"{of}: " if of else ""
+    title = "mean" if of or len(many) == sections else f"mean of the {len(many)} data sets"
+    means = [f"{value:.2%}" for value in values.mean(1)]
+    columns = {f"{before}{title}": means, **_ranked(values, f"{before}mean rank")}
     return _spread(columns, complete, len(groups))
 
 
@@ -316,7 +352,13 @@ def show(tables: Sequence[Table]) -> None:
         long = table.ranked and len(table.rows) > LONGEST
         for row, cells in enumerate(table.rows[: LONGEST if long else None]):
             # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
-            texts = [re.sub(r" \([^()]*\)$", "", cell).replace(", p ", ",\np ") for cell in cells]
+            shortened = [
+                re.sub(r" \([^()]*\)$", "", cell) if heading == "published" else cell
+                for heading, cell in zip(table.headings, cells, strict=True)
+            ]
+            texts = [
+                cell.replace(", p ", ",\np ") if at >= table.numbers_from else cell for at, cell in enumerate(shortened)
+            ]
             rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
         console.show(rich, whole=whole)
         if left_out:
@@ -446,7 +488,8 @@ def _record(section: Section, row: Row) -> dict[str, Any]:
         **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
         "trained_on": row.group.runs[0].choices.get("data"),
         "seeds": " ".join(seeds), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
-        "half_over_episodes": row.episodes_half, "median": row.median, "diverged": row.diverged, "best": int(row.best),
+        "half_over_episodes": row.episodes_half, "seeds_in_mean": row.counted,
+        "median": row.median, "diverged": row.diverged, "best": int(row.best),
         "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
         "train_seconds": row.seconds, "peak_memory_bytes": row.memory,
     }  # fmt: skip

@@ -290,7 +290,7 @@ class RunLogger:
                     writer.add_scalar(name, value, 0)
 
     def tasks(self, episodes: Episodes) -> None:
-        """A picture of the first task: a row a class, its support images, a gap, its query images."""
+        """A picture of the first task, before anything else is recorded: a row a class, its support images, a gap, its query images."""
         if self.folder is None or episodes.support_x.ndim != 5:
             return
         sets = (episodes.support_x, episodes.support_sizes), (episodes.query_x, episodes.query_sizes)
@@ -299,7 +299,8 @@ class RunLogger:
         low, high = values.min(), values.max()
         gap = high.expand(*support.shape[:2], 4)  # white
         picture = torch.cat([support, gap, query], dim=2)
-        self._open().add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
+        writer = self._open(purge_step=0)  # that of a sitting which was killed before it saved, too
+        writer.add_image("task", (picture - low) / (high - low).clamp_min(1e-6), 0)
 
     @staticmethod
     def _rows(images: Tensor, sizes: Sequence[int], shown: int = 10) -> Tensor:

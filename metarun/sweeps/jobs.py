@@ -19,11 +19,11 @@ from metarun.config.overrides import canonical
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
 from metarun.runs import contents
-from metarun.runs.result import stored
+from metarun.runs.result import intact, stored
 from metarun.runs.trial import beside
 from metarun.text import printable
 
-MENDABLE = 2  # the exit status of what the user can mend: wrong words, or a training that diverged
+MENDABLE = 2  # the exit status of what the user can mend: wrong words, a training that diverged, a full disk
 PRUNED = 3  # the exit status of a trial of a search that was not worth going on with
 REQUEUED = 128 + number_of("SIGUSR1", 10)  # the exit status of a run that saved because its time on a cluster is over
 
@@ -34,6 +34,9 @@ class Outcome:
 
     status: int = 0
     message: str = ""
+    own_error: bool = (
+        False  # whether its words lead to the error wherever they are carried out, as to a loss that is not finite
+    )
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,48 @@ def check_stages(job: Job, config: DictConfig) -> None:
         UserError: The job cannot be carried out.
     """
     from metarun.runs.building import build_stages, target_data  # here: they have torch imported
-    from metarun.runs.continuation import complete
 
-    whole = complete(copy.deepcopy(config), canonical(list(job.overrides), config), dict(job.choices))
+    whole = completed(job, config)
     target_data(whole, build_stages(whole))
+
+
+def completed(job: Job, config: DictConfig) -> DictConfig:
+    """The config of a job on top of that of its checkpoint's run, if it has one; `config` stays as it is.
+
+    Raises:
+        UserError: Its recipe, its words and its checkpoint do not go together, or the checkpoint is missing.
+    """
+    from metarun.runs.continuation import complete  # here: it has torch imported
+
+    return complete(copy.deepcopy(config), canonical(list(job.overrides), config), dict(job.choices))
+
+
+def is_current(job: Job, config: DictConfig) -> bool:
+    """Whether the result of a finished job that uses a checkpoint is still that of its inputs.
+
+    Args:
+        job: The job.
+        config: Its whole config, on top of that of the checkpoint's run.
+
+    Raises:
+        UserError: The result is of other weights than the checkpoint has now.
+    """
+    from metarun.engine import checkpoint  # here: they have torch imported
+    from metarun.runs.building import build_stages
+    from metarun.runs.continuation import refuse_other_weights
+
+    stages = build_stages(config)
+    if any(stage.continues_config for stage in stages):
+        refuse_other_weights(job.folder, checkpoint.weights_file("checkpoint", config.checkpoint))
+    found = job.result
+    return intact(job.folder, found) and all(stage.is_current(job.folder, config, found) for stage in stages)
+
+
+def validates(config: DictConfig) -> bool:
+    """Whether a stage of the recipe trains, and so chooses its weights on validation."""
+    from metarun.runs.building import build_stages  # here: it has torch imported
+
+    return any(stage.gives_weights and not stage.needs_checkpoint for stage in build_stages(config))
 
 
 def check_data(job: Job, config: DictConfig, known: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from metarun.config import construct
 from metarun.config.checked import Checked
 from metarun.config.types import Given
 from metarun.config.validation import check_target
-from metarun.errors import UserError
+from metarun.errors import Diverged, UserError
 from metarun.sweeps.jobs import Job, Outcome
 from metarun.sweeps.plan import Ended
 
@@ -67,8 +67,8 @@ class OfHydra(Launcher):
     def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
         """Runs the jobs by their overrides, and yields all of them at the end."""
         for job, done in zip(jobs, self.launcher.launch([job.overrides for job in jobs], 0), strict=True):
-            failed = done.status is not JobStatus.COMPLETED
-            yield job, Outcome(2, str(done._return_value)) if failed else Outcome(), 0.0
+            failed, returned = done.status is not JobStatus.COMPLETED, done._return_value
+            yield job, Outcome(2, str(returned), isinstance(returned, Diverged)) if failed else Outcome(), 0.0
 
 
 def build(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:

@@ -22,7 +22,7 @@ from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
 from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
-from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, options_of
+from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
 from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
@@ -169,7 +169,7 @@ def state(job: Job) -> str:
 
 
 def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[Ended]:
-    """The jobs that need not run: finished before, or in whose folder lies a result of another config or of other data.
+    """The jobs that need not run: finished before, or in whose folder lies a result of another config, other data or weights.
 
     Args:
         jobs: All jobs, with their configs.
@@ -177,11 +177,17 @@ def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[E
     """
     ended, known = [], dict[str, Any]()
     for job, config in jobs:
-        if job.finished and not config.checkpoint:  # whose weights may be others by now
+        if job.finished:
             try:
-                refuse_other_config(job.folder, config)
+                whole = completed(job, config) if config.checkpoint else config
+            except UserError:  # which `check_jobs` tells
+                continue
+            try:
+                refuse_other_config(job.folder, whole)
+                if config.checkpoint and not is_current(job, whole):
+                    continue
                 if look_at_data:
-                    check_data(job, config, known)
+                    check_data(job, whole, known)
             except UserError as error:
                 ended.append((job, Outcome(2, str(error)), 0.0))
             else:

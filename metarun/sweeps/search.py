@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
 
 from metarun import files
 from metarun.config import Config
-from metarun.config.overrides import quoted, varies
-from metarun.errors import JobsFailed, UserError
+from metarun.config.overrides import hint_of, quoted, varies
+from metarun.config.ranges import parts
+from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.runs import trial
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
-from metarun.sweeps.jobs import MENDABLE, PRUNED, Job
+from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, validates
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.study import Study, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
 DATABASE = "search.db"  # in the sweep's folder, where no other storage is given
+# Keys that begin so, and not as one of the second, act after the weights were chosen, or on how the chosen ones are tested.
+UNSCORED, SCORED = ("transfer.", "test."), ("test.task.",)
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,39 @@ def lock(root: Path, words: Sequence[str]) -> Path:
     return root / f".search-{hashlib.sha256(' '.join(sorted(words)).encode()).hexdigest()[:12]}.lock"
 
 
-def score(job: Job) -> float:
-    """The validation score of a finished job; 0.0 of one that only tested."""
-    return float(job.result.get(SCORE, 0.0))
+def check_whole(item: Override, config: DictConfig) -> None:
+    """Raises `UserError` where a key that takes whole numbers alone is searched in an interval of all numbers."""
+    value = item.value()
+    if not isinstance(value, IntervalSweep) or (isinstance(value.start, int) and isinstance(value.end, int)):
+        return
+    base, _ = parts(hint_of(item.key_or_group, lambda path: OmegaConf.select(config, path)))
+    if {*(typing.get_args(base) or [base])} - {type(None)} == {int}:
+        low, high = math.ceil(value.start or 0), math.floor(value.end or 0)
+        raise UserError(
+            f"{item.key_or_group}: takes whole numbers; search it in int(interval({low},{high})) or range({low},{high + 1})"
+        )
+
+
+def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> None:
+    """Checks that trials have a validation score, and that it depends on what is searched.
+
+    Args:
+        possible: Jobs of draws, which between them have every choice, with their configs.
+        space: The keys that are searched.
+
+    Raises:
+        UserError: The search would choose by nothing.
+    """
+    if not all(validates(config) for _, config in possible):
+        raise UserError(
+            "hydra/sweeper=optuna: a search chooses by the validation score, and no stage of this recipe validates; "
+            "without hydra/sweeper=optuna the same words are a grid"
+        )
+    for key in space:
+        if f"{key}.".startswith(UNSCORED) and not f"{key}.".startswith(SCORED):
+            raise UserError(
+                f"{key}: is not searched, no validation score depends on it; sweep it over the best settings afterwards"
+            )
 
 
 def sweep(
@@ -73,6 +110,8 @@ def sweep(
     """
     overrides = plan.read_words(loader, config, arguments, settings.params)
     name = plan.sweep_name(overrides, config)
+    for item in overrides:
+        check_whole(item, config)
     space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
@@ -84,6 +123,7 @@ def sweep(
     fixed += [f"name={name}"] if name else []
     possible = plan.jobs_of(loader, config, [[*fixed, *drawn] for drawn in corners(space)])
     plan.check_jobs(possible)
+    check_scored(possible, space)
     root = possible[0][0].folder.parent
     # The lock below keeps two searches from one study, and lies in the folder: where others may use the storage too, it is a part.
     identity = [*said, *drawn_from, *([f"in {root.absolute()}"] if settings.storage else [])]
@@ -104,7 +144,7 @@ def sweep(
         if best := study.best():
             number, value, drawn = best
             plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
-            ended += _test(launcher, loader, config, [*fixed, *drawn], root)
+            ended += _test(launcher, loader, config, study, number, [*fixed, *drawn], root)
         more = "a trial that failed counts as done; a larger hydra.sweeper.trials tries others"
         plan.conclude(ended, more)
         if best is None:
@@ -124,17 +164,17 @@ def _carry_out(
     began, first = time.monotonic(), study.ended
     while study.ended < settings.trials:
         drawn = study.next(min(settings.at_once, settings.trials - study.ended))
-        before = study.ended
         for number in [number for number, words in drawn.items() if study.fails(words)]:
             plan.say(f"trial {number}: {' '.join(drawn.pop(number))} has failed before, and is not run again")
             study.tell(number, None, pruned=False, own_error=True)
         words_of = {number: [*fixed, *words] for number, words in drawn.items()}
+        ended_before = study.ended
         for job, outcome, seconds in _run_trials(launcher, loader, config, study, words_of, settings):
             if outcome.status != PRUNED:
                 ended.append((job, outcome, seconds))
             left = plan.time_left(time.monotonic() - began, study.ended - first, settings.trials - first)
             plan.say(plan.progress(job, outcome, seconds, study.ended, settings.trials) + left)
-        if study.ended == before:  # the launcher does not wait, and has said so
+        if study.ended < ended_before + len(drawn):  # the launcher does not wait, and has said so
             return None
     return ended
 
@@ -148,32 +188,55 @@ def _run_trials(
     settings: Settings,
 ) -> Iterator[plan.Ended]:
     """Runs trials, by number and words, together; each gets its end in the study before it is yielded."""
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, tuple[Job, Any]] = {}
     numbers_of: dict[Path, list[int]] = {}  # several where the same was drawn twice, which is one run
     for number, words in words_of.items():
-        ((job, _),) = plan.jobs_of(loader, config, [words])
+        ((job, whole),) = plan.jobs_of(loader, config, [words])
+        job = begun if (begun := _in_its_folder(study, number, job)).finished else job
+        study.begin(number, job.folder.name)
         drawn = [word for word in words if word.partition("=")[0] in study.space]
         if job.folder not in jobs:
-            jobs[job.folder] = replace(job, label=" ".join(drawn))
-            trial.mark(job.folder, study.storage, study.name, number, settings.prune)
+            jobs[job.folder] = replace(job, label=" ".join(drawn)), whole
         numbers_of.setdefault(job.folder, []).append(number)
-    for job, outcome, seconds in launcher.launch(list(jobs.values()), config):
+    ended = [*plan.already_ended(jobs.values(), look_at_data=True)]
+    for job, whole in [one for one in jobs.values() if one[0] not in [job for job, _, _ in ended]]:
+        try:
+            plan.check_jobs([(job, whole)])
+        except JobRefused as error:
+            ended.append((job, Outcome(MENDABLE, str(error), own_error=True), 0.0))
+    left = [job for job, _ in jobs.values() if job not in [job for job, _, _ in ended]]
+    for job in left:
+        trial.mark(job.folder, study.storage, study.name, numbers_of[job.folder][0], settings.prune)
+    for job, outcome, seconds in chain(ended, launcher.launch(left, config) if left else ()):
         trial.unmark(job.folder)
-        done = outcome.status == 0 and job.finished
+        score = job.result.get(SCORE) if outcome.status == 0 and job.finished else None
+        if outcome.status == 0 and job.finished and score is None:
+            outcome = Outcome(
+                MENDABLE, "it has no finite validation score, so that it has failed as a trial", own_error=True
+            )
         for number in numbers_of[job.folder]:
-            study.tell(number, score(job) if done else None, outcome.status == PRUNED, outcome.status == MENDABLE)
+            study.tell(number, score, outcome.status == PRUNED, outcome.own_error)
         yield job, outcome, seconds
 
 
+def _in_its_folder(study: Study, number: int, job: Job) -> Job:
+    """A trial's job, in the folder that the trial has had."""
+    name = study.folder(number)
+    return job if name is None else replace(job, folder=job.folder.parent / name)
+
+
 def _test(
-    launcher: Launcher, loader: Any, config: DictConfig, words: Sequence[str], root: Path
-) -> Iterator[plan.Ended]:
-    """Tests the weights of the trial with these words, in a run of its own below `root`."""
+    launcher: Launcher, loader: Any, config: DictConfig, study: Study, number: int, words: Sequence[str], root: Path
+) -> Iterable[plan.Ended]:
+    """Tests the weights of the trial with this number and these words, in a run of its own below `root`."""
     ((job, chosen),) = plan.jobs_of(loader, config, [words])
+    job = _in_its_folder(study, number, job)
     allow(chosen)  # the trial is the user's own run, so whatever it names may be built again
     where = {"checkpoint": job.folder, "name": root.name}
     where |= {"outputs": root.parent} if chosen.outputs != Config.outputs else {}
-    ((job, _),) = plan.jobs_of(
+    tests = plan.jobs_of(
         loader, config, [["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]]
     )
-    return launcher.launch([replace(job, label="the best trial, tested")], config)
+    ((job, whole),) = tests
+    job = replace(job, label="the best trial, tested")
+    return plan.already_ended([(job, whole)], look_at_data=True) or launcher.launch([job], config)

@@ -298,7 +298,7 @@ def _outcome_of(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
     try:
         left = files.parsed(_left(job).read_text(encoding="utf-8"))
-        return Outcome(int(left["status"]), str(left["message"]))
+        return Outcome(int(left["status"]), str(left["message"]), left.get("own_error") is True)
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome() if job.finished else None
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 
 from metarun.errors import UserError
 from metarun.runs.trial import database, readable
 
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
+FOLDER = "folder"  # of a trial's run, by its name in the sweep's folder
+TRIES, WAIT = 5, 0.2  # to make the tables of a storage that another search is making, with so many seconds in between
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
 
@@ -52,15 +55,22 @@ def _distribution(value: Any, override: Override) -> Any:
     if isinstance(value, RangeSweep) and all(isinstance(part, int) for part in (value.start, value.stop, value.step)):
         values = range(int(value.start or 0), int(value.stop or 0), int(value.step))
         return distributions.IntDistribution(values[0], values[-1], step=values.step)
-    assert isinstance(value, ChoiceSweep | RangeSweep)
+    assert isinstance(value, ChoiceSweep | RangeSweep | Glob)
     return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
 def corners(space: dict[str, Any]) -> list[list[str]]:
-    """Words of a few draws that between them have every choice of a list, and both ends of every range."""
-    ends = {key: list(getattr(drawn, "choices", None) or (drawn.low, drawn.high)) for key, drawn in space.items()}
+    """Words of a few draws that between them have every choice of a list, and both ends and a point inside of every range."""
+    ends = {key: list(getattr(drawn, "choices", None) or _points(drawn)) for key, drawn in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     return [words_of(first), *(words_of({**first, key: value}) for key, values in ends.items() for value in values[1:])]
+
+
+def _points(drawn: Any) -> tuple[float, ...]:
+    """Both ends of a range; of an interval, whose ends may be whole numbers where all else in it is none, a point inside too."""
+    if isinstance(drawn.low, int):
+        return drawn.low, drawn.high
+    return drawn.low, drawn.high, drawn.low + (drawn.high - drawn.low) / math.pi
 
 
 class Study:
@@ -88,11 +98,23 @@ class Study:
         self.make_sampler = getattr(optuna.samplers, SAMPLERS[sampler])
         url = storage if isinstance(storage, str) else database(storage)
         with readable(url):
-            self.study = optuna.create_study(
-                storage=url, study_name=self.name, direction="maximize", load_if_exists=True
-            )
+            self.study = self._made(url)
             self.study.get_trials(deepcopy=False)
         self.states = optuna.trial.TrialState
+
+    def _made(self, url: str) -> Any:
+        """The study; made anew where another search makes the tables of the same storage at this moment, and one of them fails."""
+        import optuna
+        from sqlalchemy import exc
+
+        for left in reversed(range(TRIES)):
+            try:
+                return optuna.create_study(storage=url, study_name=self.name, direction="maximize", load_if_exists=True)
+            except (exc.IntegrityError, exc.OperationalError, exc.ProgrammingError):  # what it made is there by now
+                if not left:
+                    raise
+                time.sleep(WAIT)
+        raise AssertionError
 
     @property
     def ended(self) -> int:
@@ -147,12 +169,26 @@ class Study:
             own_error: Whether it failed by what its words lead to, and not by what happened to its process.
         """
         if own_error:
-            import optuna
-
-            frozen = next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
-            optuna.trial.Trial(self.study, frozen._trial_id).set_user_attr(OWN_ERROR, True)
+            self._mark(number, OWN_ERROR, True)
         state = self.states.PRUNED if pruned else self.states.COMPLETE if score is not None else self.states.FAIL
         self.study.tell(number, None if state is not self.states.COMPLETE else score, state=state)
+
+    def _numbered(self, number: int) -> Any:
+        return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
+
+    def _mark(self, number: int, name: str, value: Any) -> None:
+        import optuna
+
+        optuna.trial.Trial(self.study, self._numbered(number)._trial_id).set_user_attr(name, value)
+
+    def begin(self, number: int, folder: str) -> None:
+        """Keeps the name of the folder of a trial's run, which `resume=false` would name otherwise the next time."""
+        self._mark(number, FOLDER, folder)
+
+    def folder(self, number: int) -> str | None:
+        """The name of the folder of a trial's run; None before it has begun, and of trials of earlier versions."""
+        found = self._numbered(number).user_attrs.get(FOLDER)
+        return found if isinstance(found, str) else None
 
     def best(self) -> tuple[int, float, list[str]] | None:
         """The number, the validation score and the words of the best trial, if any has succeeded."""

@@ -19,7 +19,7 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, Split
 from metarun.data.splits import SPLITS
 from metarun.encoders import EncodedSource
-from metarun.errors import UserError
+from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
 from metarun.runs import contents, result
 from metarun.target import predictions
@@ -184,7 +184,7 @@ class Target:
             Numbers for `result.json`.
 
         Raises:
-            UserError: Scores are not finite.
+            Diverged: Scores are not finite.
         """
         settings, world = self.settings, hardware.world
         jobs = [(size, repeat) for size in self.sizes for repeat in range(settings.repeats)]
@@ -275,7 +275,7 @@ class Target:
             classifier = method.fit(known, len(self.names))
         scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch
         if not scores.isfinite().any(1).all():
-            raise UserError(
+            raise Diverged(
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
                 "transfer.optimizer.lr"
             )

@@ -392,9 +392,10 @@ def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:
     (problem,) = found.problems
     assert problem.startswith(f"{tmp_path / 'default~2'}: left out, ")
     assert "has the same settings and seed" in problem
-    stored = tmp_path / "default" / "result.json"
-    stored.write_text(json.dumps({**json.loads(stored.read_text()), "checkpoint/sha256": "other"}))
-    (problem,) = collect([tmp_path], tmp_path / "report").problems
+    trained = tmp_path / "default"
+    for name in ("one", "other"):
+        make_test(tmp_path / "tests" / name, trained, scores=[0.5, 1], result={"checkpoint/sha256": name})
+    (problem,) = collect([tmp_path / "tests"], tmp_path / "report").problems
     assert "tests other weights by the same settings and seed" in problem
 
 
@@ -559,7 +560,86 @@ def test_a_run_without_a_finite_error_is_last(tmp_path: Path) -> None:
     assert tables.section_table(section).rows[0][2:5] == ["–", "one seed", "–"]
 
 
+def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
+    """Of errors where a test diverged, and of validation scores where a validation has no finite one."""
+    lost = {"test/mse": math.inf, "test/mse_ci95": None, "test/mse_median": math.inf, "test/diverged": 5}
+    for seed in range(3):
+        made = {"seed": seed, "measure": "mse", "scores": 1 + GENERATOR.random(5)}
+        make_run(tmp_path / "tested" / str(seed), "algo=maml", result=lost if seed == 2 else None, **made)
+        trained = make_run(tmp_path / "trained" / str(seed), "algo=maml", seed=seed)
+        if seed == 2:
+            told = json.loads((trained / "result.json").read_text())
+            del told["val/score"]
+            (trained / "result.json").write_text(json.dumps(told))
+    for name in ("tested", "trained"):
+        (section,) = sections(tmp_path / name)
+        table = tables.section_table(section)
+        assert table.rows[0][table.headings.index("seeds")] == "2 of 3"
+        assert any("2 of 3" in term for term in tables.explained([table]))
+        (line,) = csv.DictReader(io.StringIO(tables.as_csv([section])))
+        assert line["seeds_in_mean"] == "2"
+
+
+def test_scores_of_another_shape_are_none(tmp_path: Path) -> None:
+    pair(tmp_path, GENERATOR.random(5), GENERATOR.random(5))
+    np.savez(tmp_path / "maml0" / "test_scores.npz", values=np.zeros(5))
+    (section,) = sections(tmp_path)
+    assert all(row.on_episodes is None for row in section.rows)
+
+
+def test_a_test_of_the_weights_that_were_trained_beside_it_tests_no_others(tmp_path: Path) -> None:
+    trained = make_run(tmp_path / "trained", "algo=maml", scores=GENERATOR.random(5), choices={"algo": "maml"})
+    make_test(tmp_path / "again", trained, scores=GENERATOR.random(5))
+    (problem,) = collect([tmp_path], tmp_path / "report").problems
+    assert "has the same settings and seed" in problem
+
+
+def test_a_key_that_an_older_version_lacks_and_that_is_off_tells_no_groups_apart(tmp_path: Path) -> None:
+    for seed in range(4):
+        config = {"algo": {"new_switch": False}} if seed > 1 else None
+        make_run(tmp_path / f"maml{seed}", "algo=maml", scores=GENERATOR.random(5), seed=seed, config=config)
+    (section,) = sections(tmp_path)
+    assert [row.n for row in section.rows] == [4]
+    make_run(tmp_path / "on", "algo=maml", scores=GENERATOR.random(5), seed=4, config={"algo": {"new_switch": True}})
+    assert len(sections(tmp_path)[0].rows) == 2
+
+
 # The tables.
+
+
+def test_what_stands_in_brackets_is_shown_except_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["net (1)", "50.00%", "60.00% (Snell 2017)"], ["net (2)", "40.00%", "none"]]
+    tables.show([tables.Table("a", ["backbone.weights", "accuracy", "published"], rows, 1)])
+    shown = capsys.readouterr().out
+    assert "net (1)" in shown
+    assert "net (2)" in shown
+    assert "Snell" not in shown
+
+
+def test_several_data_sets_at_several_shots_have_a_mean_each(tmp_path: Path) -> None:
+    for algo, better in (("maml", 0.1), ("protonet", 0.0)):
+        for shots, accuracy in ((1, 0.3), (5, 0.8)):
+            task = {"ways": 5, "shots": shots, "queries": 15}
+            protocol = {"norm": "batch", "transductive": False, "test": task, "split": None}
+            protocol["sets"] = {one: {"task": task, "classes": "all"} for one in ("cub", "fungi")}
+            found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol}
+            found["test/sets"] = {one: {"fingerprint": one, "classes": {"test": 2}} for one in ("cub", "fungi")}
+            for one in ("cub", "fungi"):
+                found |= {f"test/{one}/acc": accuracy + better, f"test/{one}/acc_ci95": 0.1}
+            config = {"task": task}
+            words = [f"algo={algo}", f"task.shots={shots}"]
+            make_run(tmp_path / f"{algo}{shots}", *words, choices={"algo": algo}, result=found, config=config)
+    table = tables.overview(sections(tmp_path))
+    assert table is not None
+    across = {
+        heading: [row[at] for row in table.rows] for at, heading in enumerate(table.headings) if "mean" in heading
+    }
+    assert across == {
+        "5-way 1-shot: mean": ["40.00%", "30.00%"],
+        "5-way 1-shot: mean rank": ["1.00", "2.00"],
+        "5-way 5-shot: mean": ["90.00%", "80.00%"],
+        "5-way 5-shot: mean rank": ["1.00", "2.00"],
+    }
 
 
 def grid(root: Path, seeds: int = 2) -> Path:
@@ -1346,6 +1426,14 @@ def test_brackets_begin_no_length_in_latex() -> None:
 
 def test_a_bar_is_a_bar_in_latex() -> None:
     assert latex(Table("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
+
+
+def test_a_pair_of_dollars_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
+    for name in ("a_$x^{2$", "b_$x^{2$"):
+        weights = {"backbone": {"weights": name}}
+        words = [f"backbone.weights={name}"]
+        make_run(tmp_path / name[0], *words, scores=GENERATOR.random(5), curve=[0.1, 0.2], config=weights)
+    assert figures.draw(sections(tmp_path))
 
 
 def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning() -> None:

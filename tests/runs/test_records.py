@@ -207,6 +207,17 @@ def test_tensorboard_has_a_picture_of_a_task(shown: EventAccumulator) -> None:
     assert within < 15 < between
 
 
+def test_a_run_that_is_killed_before_it_saves_has_one_picture(tmp_path: Path) -> None:
+    images = torch.rand(1, 2, 1, 3, 3)
+    labels = torch.arange(2)[None]
+    for _ in ("killed", "given again"):
+        logger = RunLogger(tmp_path)
+        logger.tasks(Episodes(images, labels, images, labels, ways=2))
+        logger.rewind(0)
+        logger.close()
+    assert len(events(tmp_path).Images("task")) == 1
+
+
 def test_picture_is_class_major_with_support_before_query(tmp_path: Path) -> None:
     """Way n, image k of a made-up task has the grey value 10 n + k; queries begin at 5."""
     values = torch.tensor([[10.0 * way + image for image in range(7)] for way in range(2)])

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from shell import SINUSOID, metarun, result, start
+from omegaconf import DictConfig
+from shell import SINUSOID, done, metarun, result, start
+from sqlalchemy.exc import IntegrityError
 from test_sweeps import kill_group, runs
 
 from metarun.errors import UserError
 from metarun.runs import trial
 from metarun.sweeps import study
+from metarun.sweeps.jobs import Job, Outcome
+from metarun.sweeps.launcher import Launcher
+from metarun.sweeps.plan import Ended
 
 SPACE = ["train.optimizer.lr=tag(log,interval(1e-4,1e-2))", "algo.inner_steps=1,2"]
 WORDS = ["-m", "hydra/sweeper=optuna", *SINUSOID, *SPACE]
@@ -115,6 +121,10 @@ def test_killed_search_goes_on_with_the_same_trials(tmp_path: Path) -> None:
         ),
         (["hydra.sweeper.trials=0", *SPACE], "hydra.sweeper.trials=0: must be at least 1"),
         (["seed=0,1"], "seed: is not searched, every trial has the same; sweep it over the best settings afterwards"),
+        (
+            ["algo.inner_steps=interval(1,5)"],
+            "algo.inner_steps: takes whole numbers; search it in int(interval(1,5)) or range(1,6)",
+        ),
         ([], "hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)"),
     ],
 )
@@ -203,6 +213,129 @@ def test_only_an_own_error_marks_what_was_drawn(tmp_path: Path) -> None:
     ((number, words),) = made.next(1).items()
     made.tell(number, None, pruned=False, own_error=True)
     assert made.fails(words)
+
+
+def test_a_trial_without_a_finite_validation_score_has_failed(tmp_path: Path) -> None:
+    """Scores of regression are below 0, so that a missing one taken for 0 would be the best."""
+    steps = [word.replace("train.steps=6", "train.steps=2") for word in SINUSOID]
+    fixed = [*steps, "train.optimizer.lr=1e-9", "train.validate_episodes=8", f"outputs={tmp_path}"]
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=3", "hydra.sweeper.sampler=random"]
+    searched = metarun(*words, "hydra/launcher=basic", *fixed, "algo.inner_lr=0.001,1000")
+    found = {trial.params["algo.inner_lr"]: trial.state.name for trial in trials(tmp_path)}
+    assert found == {"1000": "FAIL", "0.001": "COMPLETE"}
+    assert searched.status == 1
+    assert "no finite validation score" in searched.err
+    assert ", algo.inner_lr=0.001; testing it" in searched.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["recipe=target_only", "target=digits", "transfer.optimizer.lr=0.1,0.001"],
+            "metarun: hydra/sweeper=optuna: a search chooses by the validation score, and no stage of this recipe validates; "
+            "without hydra/sweeper=optuna the same words are a grid",
+        ),
+        (
+            ["recipe=transfer", "target=digits", "transfer.optimizer.lr=0.1,0.001"],
+            "metarun: transfer.optimizer.lr: is not searched, no validation score depends on it; "
+            "sweep it over the best settings afterwards",
+        ),
+        (
+            ["data=sinusoid", "algo=maml", "backbone=mlp", "train.steps=1", "test.episodes=10,20"],
+            "metarun: test.episodes: is not searched, no validation score depends on it; sweep it over the best settings afterwards",
+        ),
+    ],
+)
+def test_what_no_validation_score_depends_on_is_not_searched(words: list[str], said: str, tmp_path: Path) -> None:
+    done = metarun("-m", "hydra/sweeper=optuna", *words, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert done.said == [said]
+    assert not (tmp_path / "none").exists()
+
+
+def test_choices_of_a_group_are_searched_by_a_pattern(tmp_path: Path) -> None:
+    searched = done("-m", "hydra/sweeper=optuna", *SINUSOID, "optimizer=glob(a*)", f"outputs={tmp_path}", "--dry-run")
+    assert "trials of optimizer" in searched.out
+
+
+def test_an_interval_is_tried_at_a_point_between_its_ends() -> None:
+    """Whose ends may be whole numbers, as a setting needs them, where what is drawn is none."""
+    low, high, inside = study.corners({"a": space("a=interval(1,5)")})
+    assert (low, high) == (["a=1"], ["a=5"])
+    assert "." in inside[0]
+
+
+class Later(Launcher):
+    """Does not wait: the test runs what was submitted."""
+
+    submitted: ClassVar[list[Job]] = []
+
+    def __init__(self, *, at_once: int | None = None) -> None:
+        pass
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        self.submitted.extend(jobs)
+        yield from ()
+
+
+class Busy(Later):
+    """Whose jobs find their folder locked."""
+
+    def launch(self, jobs: Sequence[Job], config: DictConfig) -> Iterator[Ended]:
+        for job in jobs:
+            self.submitted.append(job)
+            yield job, Outcome(2, "another process is running this"), 0.0
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    jobs: list[Job] = []
+    monkeypatch.setattr(Later, "submitted", jobs)
+    return jobs
+
+
+def test_a_search_comes_to_its_end_by_a_launcher_that_does_not_wait(tmp_path: Path, submitted: list[Job]) -> None:
+    """With `resume=false` too, under which the words of a trial lead to another folder each time."""
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=1", "hydra.launcher._target_=test_search.Later"]
+    words = [*search, *SINUSOID, "train.optimizer.lr=0.01,0.02", "resume=false", f"outputs={tmp_path}"]
+    for _ in ("the trial", "its test"):
+        done(*words)
+        (job,) = submitted
+        done(*job.arguments)
+        submitted.clear()
+    done(*words)
+    assert not submitted
+    (trained,) = (folder for folder in runs(tmp_path).values() if "val/score" in result(folder))
+    (tested,) = (folder for folder in runs(tmp_path).values() if folder != trained)
+    assert f"checkpoint={trained}" in result(tested)["overrides"]
+    grid = ["recipe=test", f"checkpoint={trained}", "name=tests", f"outputs={tmp_path}", "test.episodes=8", "seed=0,1"]
+    done("-m", "hydra.launcher._target_=test_search.Later", *grid)
+    done(*submitted[0].arguments)
+    assert "2 jobs: 1 finished before, 1 to run" in done("-m", *grid, "--dry-run").out
+
+
+def test_what_was_no_fault_of_a_trial_is_run_again(tmp_path: Path, submitted: list[Job]) -> None:
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=2", "hydra.launcher._target_=test_search.Busy"]
+    searched = metarun(*search, *SINUSOID, "algo.inner_steps=range(1,2)", f"outputs={tmp_path}")
+    assert searched.status == 1
+    assert len(submitted) == 2
+    assert "has failed before" not in searched.err
+
+
+def test_two_searches_may_make_the_tables_of_a_storage_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, failed = optuna.create_study, list[Exception]()
+
+    def late(**options: Any) -> optuna.Study:
+        if not failed:
+            failed.append(IntegrityError("INSERT INTO alembic_version", None, Exception("UNIQUE constraint failed")))
+            raise failed[0]
+        return make(**options)
+
+    monkeypatch.setattr(optuna, "create_study", late)
+    made = study.Study(tmp_path / "search.db", ["a"], {"lr": space("lr=1,2")}, "random", 0)
+    assert failed
+    assert made.ended == 0
 
 
 def marked(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:

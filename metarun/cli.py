@@ -22,7 +22,7 @@ from metarun.errors import Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
-from metarun.shell.recipe import carried_out
+from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, outlasting, printable
 
@@ -36,7 +36,7 @@ def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
     words = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as Hydra was given them, `${...}` too
     try:
-        params = job.sweeper.get("params") or {} if job.mode == RunMode.RUN else {}
+        params = swept(job.sweeper) if job.mode == RunMode.RUN else {}
         found = carried_out(config, words, job.runtime.choices, params, options_of(job))
         return float(found.get(SCORE, 0.0))
     except BrokenPipeError as error:

@@ -14,6 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.folder import CONF
+from metarun.config.yaml_files import below
 from metarun.errors import UserError, reason
 from metarun.text import printable
 
@@ -151,7 +152,5 @@ def _own_folders() -> list[Path]:
 def _named_in(folder: Path) -> Iterable[str]:
     """The classes that the YAML files of a folder name."""
     return (
-        name
-        for path in folder.rglob("*.yaml")
-        for name in TARGET.findall(path.read_text(errors="replace", encoding="utf-8"))
+        name for path in below(folder) for name in TARGET.findall(path.read_text(errors="replace", encoding="utf-8"))
     )

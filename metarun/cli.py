@@ -180,8 +180,9 @@ def _outcome_of(words: list[str]) -> Outcome:
         return Outcome(1, str(failed))
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))
-    except (Refused, *MENDABLE, ValueError, AssertionError) as error:
-        # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg.
+    except (Refused, *MENDABLE, ValueError, AssertionError, RuntimeError) as error:
+        # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg, a
+        # sweeper that is none.
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise

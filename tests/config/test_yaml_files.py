@@ -13,7 +13,7 @@ DAMAGED = {
     "another encoding": (HEADER + "# café\n".encode("latin-1"), "is no text in UTF-8"),
     "two bytes a letter": ("# @package _global_\n".encode("utf-16"), "is no text in UTF-8"),
     "a circle": (HEADER + b"name: &a [*a]\n", "has an alias (*) inside of what it stands for"),
-    "depth": (HEADER + b"name: " + 1200 * b"[", "has brackets inside of brackets"),
+    "depth": (HEADER + b"name: " + 600 * b"[", "has brackets inside of brackets"),
     "digits": (HEADER + b"seed: " + 5000 * b"9", "a number has more digits than any setting takes"),
     "syntax": (HEADER + b"seed: [1\n", "mine.yaml, line 3: expected"),
     "characters": (HEADER + b"name: \x07\n", "special characters are not allowed"),

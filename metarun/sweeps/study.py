@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from metarun.errors import UserError
 from metarun.runs.trial import database, readable
 
+SEEDS = 2**32  # the seeds that Optuna's samplers take
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 
@@ -125,7 +126,9 @@ class Study:
         import optuna
 
         known = self.study.get_trials(deepcopy=False)
-        copy = optuna.create_study(direction="maximize", sampler=self.make_sampler(seed=self.seed + len(known)))
+        copy = optuna.create_study(
+            direction="maximize", sampler=self.make_sampler(seed=(self.seed + len(known)) % SEEDS)
+        )
         copy.add_trials(known)
         params = copy.ask(self.space).params
         drawn = optuna.trial.create_trial(state=self.states.RUNNING, params=params, distributions=self.space)

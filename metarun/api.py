@@ -46,7 +46,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         raise UserError(
             f"metarun.run: {type(wrong[0]).__name__} is no word; give words such as 'algo=maml' one by one, of a list run(*words)"
         )
-    given = [*words, *([f"outputs={os.fspath(outputs)}"] if outputs is not None else [])]
+    given = [*words, *([f"outputs={os.fsdecode(outputs)}"] if outputs is not None else [])]
     try:
         arguments, options = parsed(given)
         if options:
@@ -67,7 +67,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         # Hydra meets some mistakes with a bare ValueError, or an assertion.
         if not isinstance(error, MENDABLE) and not raised_by_hydra(error):
             raise
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, given)) from error
 
 
 @contextlib.contextmanager

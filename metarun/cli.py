@@ -78,11 +78,22 @@ def main() -> None:
             print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        _write_nowhere(sys.stdout, sys.stderr)
         sys.exit(128 + number_of("SIGPIPE", 13))
+    except OSError as error:  # of what was written last, onto a full disk
+        if os.environ.get("METARUN_TRACEBACK"):
+            raise
+        print(f"metarun: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        _write_nowhere(sys.stdout)
+        sys.exit(2)
     sys.exit(0 if outcome.status == 2 and follows() else outcome.status)
+
+
+def _write_nowhere(*streams: Any) -> None:
+    """Has what an output could not take written nowhere, which the interpreter would try again as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
 
 
 def follows() -> bool:

@@ -18,7 +18,7 @@ from metarun.config.folder import CONF
 from metarun.errors import Incomplete, UserError
 from metarun.shell.arguments import for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
-from metarun.shell.recipe import carried_out
+from metarun.shell.recipe import carried_out, swept
 
 _ONE_RUN = threading.RLock()  # one thread may start a run inside a run
 
@@ -46,7 +46,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         raise UserError(
             f"metarun.run: {type(wrong[0]).__name__} is no word; give words such as 'algo=maml' one by one, of a list run(*words)"
         )
-    given = [*words, *([f"outputs={os.fspath(outputs)}"] if outputs is not None else [])]
+    given = [*words, *([f"outputs={os.fsdecode(outputs)}"] if outputs is not None else [])]
     try:
         arguments, options = parsed(given)
         if options:
@@ -57,8 +57,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
             HydraConfig.instance().set_config(config)
             OmegaConf.set_readonly(config, False)
             own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])
-            params = config.hydra.sweeper.get("params") or {}
-            return carried_out(own, typed, config.hydra.runtime.choices, params)
+            return carried_out(own, typed, config.hydra.runtime.choices, swept(config.hydra.sweeper))
     except Incomplete as left_out:
         log.warning("%s", left_out)
         return left_out.result
@@ -68,7 +67,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         # Hydra meets some mistakes with a bare ValueError, or an assertion.
         if not isinstance(error, MENDABLE) and not raised_by_hydra(error):
             raise
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, given)) from error
 
 
 @contextlib.contextmanager

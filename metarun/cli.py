@@ -23,7 +23,7 @@ from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
-from metarun.shell.recipe import carried_out
+from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.text import has_control, outlasting, printable
 
@@ -37,7 +37,7 @@ def _run(config: DictConfig) -> float:
     job = HydraConfig.get()
     words = cast(list[str], OmegaConf.to_container(job.overrides.task))  # as Hydra was given them, `${...}` too
     try:
-        params = job.sweeper.get("params") or {} if job.mode == RunMode.RUN else {}
+        params = swept(job.sweeper) if job.mode == RunMode.RUN else {}
         found = carried_out(config, words, job.runtime.choices, params, options_of(job))
         return float(found.get(SCORE, math.nan))  # for a sweeper of Hydra's, to which 0.0 would be a score
     except BrokenPipeError as error:
@@ -79,11 +79,22 @@ def main() -> None:
             print(f"metarun: {printable(outcome.message)}", file=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        _write_nowhere(sys.stdout, sys.stderr)
         sys.exit(128 + number_of("SIGPIPE", 13))
+    except OSError as error:  # of what was written last, onto a full disk
+        if os.environ.get("METARUN_TRACEBACK"):
+            raise
+        print(f"metarun: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        _write_nowhere(sys.stdout)
+        sys.exit(2)
     sys.exit(0 if outcome.status == 2 and follows() else outcome.status)
+
+
+def _write_nowhere(*streams: Any) -> None:
+    """Has what an output could not take written nowhere, which the interpreter would try again as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
 
 
 def follows() -> bool:
@@ -181,8 +192,9 @@ def _outcome_of(words: list[str]) -> Outcome:
         return Outcome(1, str(failed))
     except Pruned as pruned:
         return Outcome(PRUNED, str(pruned))
-    except (Refused, *MENDABLE, ValueError, AssertionError) as error:
-        # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg.
+    except (Refused, *MENDABLE, ValueError, AssertionError, RuntimeError) as error:
+        # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg, a
+        # sweeper that is none.
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
         if os.environ.get("METARUN_TRACEBACK") or foreign:
             raise

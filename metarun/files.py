@@ -47,6 +47,11 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
+def typed_path(text: str | os.PathLike[str]) -> Path:
+    """A path with `~` expanded; one that begins with `~` and with no user's name is the name of a file."""
+    return Path(os.path.expanduser(text))
+
+
 def walk(top: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[Path, list[str]]]:
     """A folder and all folders below it, those behind symbolic links too, each once, so that no circle of links has no end.
 

@@ -56,6 +56,7 @@ class Outlasting(io.TextIOWrapper):
             yield
         except OSError as error:
             if error.errno != errno.EIO:
+                error.filename = "standard output" if self.fileno() == 1 else "standard error"
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

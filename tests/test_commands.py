@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shell import ROOT, SINUSOID, environment, make_images, metarun, result, run_folder
+from shell import ROOT, SINUSOID, environment, make_images, metarun, one_line, result, run_folder
 
 from metarun.config.overrides import canonical
 from metarun.runs.folder import folder_name
@@ -369,3 +369,21 @@ def test_a_run_is_not_called_as_the_folder_of_reports(tmp_path: Path) -> None:
     done = metarun(*SINUSOID, "name=report", f"outputs={tmp_path}")
     assert done.status == 2
     assert "name=report: is the folder that reports go to" in done.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("schedule=null", "schedule=null: a run has one"),
+        ("~schedule", "train.schedule: has no _target_"),
+        ("-m hydra.launcher=null", "hydra.launcher=None: a sweep has one"),
+        ("-m hydra.sweeper=null", "Hydra sweeper is not configured"),
+        ("-m hydra.sweeper._target_=os.system", "Invalid plugin 'os.system'"),
+        ("+train.optimizer.betas=[0.9]", "train.optimizer: list index out of range"),
+        ("+train.optimizer.foreach=true", "train.optimizer: `fused` and `foreach` cannot be `True` together"),
+        ("+train.optimizer.differentiable=true", "train.optimizer: `fused` does not support `differentiable`"),
+    ],
+)
+def test_a_part_that_is_missing_or_refuses_its_settings_is_one_line(words: str, told: str, tmp_path: Path) -> None:
+    one_line(metarun(*words.split(), *SINUSOID, f"outputs={tmp_path / 'o'}"), told)
+    assert not (tmp_path / "o").exists()

@@ -16,7 +16,10 @@ from shell import SINUSOID, metarun, one_line, result, run_folder
 from metarun.config.building import construct
 from metarun.config.types import Given
 from metarun.config.validation import asks_for_object, check_target
+from metarun.encoders.trained import Trained
 from metarun.errors import UserError
+from metarun.inference.blueprint import Blueprint
+from metarun.inference.encoding import EncoderStep
 from metarun.trust import check_classes
 
 MARK = "from pathlib import Path\nPath('{mark}').touch()\nfrom metarun.algos.maml import MAML\nclass Evil(MAML): pass\n"
@@ -186,3 +189,74 @@ def test_what_the_user_allows_or_names_is_built(
     done = metarun("recipe=test", "checkpoint=run", "outputs=two")
     assert done.status == 0, done.err
     assert result(run_folder(tmp_path / "two"))["test/mse"] == result(run_folder(tmp_path / "one"))["test/mse"]
+
+
+# What torch's modules import is reached through them: files are emptied, commands run.
+THROUGH_TORCH = [
+    "torch.optim.adam.torch.hub.zipfile.ZipFile",
+    "torch.optim.adam.torch._strobelight.cli_function_profiler.subprocess.Popen",
+    "torch.optim.adam.Tensor",
+    "torch.optim.swa_utils.AveragedModel",
+    "torch.optim.Adam.step",
+    "torch.optim.adam",
+    "torch.optim.nothing.Nothing",
+    "torch.optim",
+    "torch.optimum.Adam",
+]
+
+
+@pytest.mark.parametrize("target", THROUGH_TORCH)
+def test_no_more_of_torch_than_what_optimises(
+    target: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("victim.txt").write_text("precious")
+    optimizer = {"_target_": target, "_partial_": True, "file": "victim.txt", "mode": "w"}
+    tuned = {"_target_": "metarun.target.finetuning.FineTuning", "optimizer": optimizer}
+    spec = {"kind": "classification", "input_shape": [1, 8, 8], "outputs": 5}
+    told = f"names {target}, which is no class of metarun's"
+    with pytest.raises(UserError, match=told):
+        Blueprint.stored({"algo": {}, "backbone": {}, "transfer": tuned, "spec": spec}, Path("classifier.pt"))
+    with pytest.raises(UserError, match=told):
+        EncoderStep.stored({"settings": tuned}, Path("result.json"), None)
+    with pytest.raises(UserError, match=told):
+        EncoderStep.stored({"blueprint": tuned}, Path("classifier.pt"), {})
+    with pytest.raises(UserError, match=told):
+        Trained(stored={"input_shape": [1, 8, 8], "backbone": tuned})
+    if target == THROUGH_TORCH[0]:
+        shutil.copytree(finished, "theirs")
+        stored = OmegaConf.load("theirs/config.yaml")
+        stored.train.optimizer = {"_target_": target, "file": "victim.txt", "mode": "w"}
+        OmegaConf.save(stored, "theirs/config.yaml")
+        one_line(metarun("recipe=test", "checkpoint=theirs", "outputs=o"), f"theirs/config.yaml: {told}")
+    assert Path("victim.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["RMSprop", "adam.Adam", "lr_scheduler.StepLR", "lr_scheduler.ReduceLROnPlateau"])
+def test_what_torch_optimises_with_is_trusted(target: str) -> None:
+    check_classes(OmegaConf.create({"a": {"_target_": f"torch.optim.{target}"}}), Path("x"), OmegaConf.create({}))
+
+
+def test_a_module_that_is_allowed_allows_what_it_defines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "allowed_ones"
+    package.mkdir()
+    (package / "__init__.py").write_text("import subprocess\nfrom allowed_ones.inner import Mine\n")
+    (package / "inner.py").write_text("class Mine:\n    class Part: pass\ndef make(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def check(target: str, allowed: str) -> None:
+        monkeypatch.setenv("METARUN_ALLOW", allowed)
+        check_classes(OmegaConf.create({"a": {"_target_": target}}), Path("config.yaml"), OmegaConf.create({}))
+
+    for target in ("allowed_ones.Mine", "allowed_ones.inner.Mine", "allowed_ones.Mine.Part", "allowed_ones.inner.make"):
+        check(target, "allowed_ones")
+        check(target, f"other,{target}")
+    command = "allowed_ones.subprocess.Popen"
+    for target in (command, "allowed_ones.inner.Mine.__class__", "allowed_ones.inner.Mine.__init__"):
+        with pytest.raises(UserError, match=f"is not defined in allowed_ones, .* METARUN_ALLOW={target}"):
+            check(target, "allowed_ones")
+    check(command, command)
+    with pytest.raises(UserError, match=r"names allowed_ones.other.X, which cannot be imported \("):
+        check("allowed_ones.other.X", "allowed_ones")
+    with pytest.raises(UserError, match="is no class of metarun's"):
+        check("allowed_ones_too.Mine", "allowed_ones")

@@ -21,6 +21,7 @@ from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError, first_line, nearest
+from metarun.files import typed_path
 from metarun.text import listed
 
 # The mean and the standard deviation of the channels of ImageNet in [0, 1].
@@ -253,7 +254,7 @@ def _found_file(wanted: Wanted, known: list[str]) -> Path:
         file = PurePosixPath(urlparse(weights).path).name or "weights"
         path = download(weights, data_root() / "weights" / checksum[:16].lower() / file, checksum=checksum.lower())
     else:
-        path = Path(weights).expanduser()
+        path = typed_path(weights)
     if not path.is_file():
         hint = nearest(weights, known) or (f"; {wanted.name} has {listed(known)}" if known else "")
         raise UserError(f"{key}: there is no such file, nor weights of that name{hint}")

@@ -53,6 +53,11 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
     Raises:
         UserError: A value is of another type, is out of range, or is refused by the constructor.
     """
+    if not node or "_target_" not in node:
+        raise UserError(
+            f"{path}: has no _target_ (the class that it configures); {path.rpartition('.')[2]}=NAME chooses one"
+        )
+    build: Any = None
     try:
         build = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
         hints = hints_of(build.func)
@@ -64,8 +69,16 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
                 given[name] = check_value(f"{path}.{name}", value, hint)
         with keyed(path, hints):
             return build(**given)
-    except (HydraException, ValueError) as error:
+    except Exception as error:
+        # torch's optimisers index and compare what they are given before they look at it.
+        if not isinstance(error, HydraException | ValueError) and not _of_torch(getattr(build, "func", None)):
+            raise
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+def _of_torch(kind: Any) -> bool:
+    """Whether this is an optimiser or a schedule of torch's."""
+    return isinstance(kind, type) and f"{kind.__module__}.".startswith("torch.optim.")
 
 
 @contextmanager
@@ -145,6 +158,8 @@ def _tried(build: Any, path: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
         try:
             build([torch.nn.Parameter(torch.zeros(()))])
-        except (ValueError, TypeError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError | TypeError) and not _of_torch(kind):
+                raise
             raise UserError(f"{path}: {reason(error)}") from error
     return build

@@ -29,6 +29,7 @@ from metarun.config.schema import Config
 from metarun.config.shorthand import folded
 from metarun.config.types import Given, PathLike
 from metarun.config.values import flat
+from metarun.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
 UNESCAPED = re.compile(r"[\w./+%@~-]*")  # what Hydra writes without a backslash
@@ -215,9 +216,17 @@ def _atom(value: str, how: Reading) -> str:
 
 
 def located(text: str, how: Reading) -> str:
-    """A path with `~` expanded and made absolute; text that is none, or an address, as it is."""
-    if not how.path or not text or "://" in text:
+    """A path with `~` expanded and made absolute; text that is none, or an address, as it is.
+
+    Raises:
+        UserError: An address stands where only a path can.
+    """
+    if not how.path or not text:
         return text
+    if "://" in text and not os.path.lexists(text):
+        if how.name:
+            return text
+        raise UserError(f"{text}: is an address, where a file or a folder of this machine is meant")
     path = os.path.expanduser(text)
     if how.name and path == text and os.sep not in text and not os.path.exists(path):
         return text

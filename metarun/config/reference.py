@@ -14,7 +14,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml  # type: ignore[import-untyped]
 from annotated_types import MinLen, Unit
 
 from metarun.config.hints import fields_of
@@ -24,6 +23,7 @@ from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, Signature, read
 from metarun.config.types import Doc, Example, PathLike
 from metarun.config.validation import given_to, settings
+from metarun.config.yaml_files import below, text_of, values_of
 from metarun.errors import UserError
 
 # The groups that are no key of the schema.
@@ -123,12 +123,12 @@ class Choice:
     @cached_property
     def text(self) -> str:
         """The text of the file."""
-        return self.path.read_text(encoding="utf-8")
+        return text_of(self.path)
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """What it sets, below the key of its group where it has no other package."""
-        values = yaml.safe_load(self.text) or {}
+        values = values_of(self.path)
         values = {key: value for key, value in values.items() if key != "defaults"}
         header = re.search(r"^#\s*@package\s+(\S+)", self.text, re.M)
         package = header[1] if header else self.group.replace("/", ".")
@@ -166,7 +166,7 @@ class Choice:
     def brings(self) -> list[str]:
         """The choices of other groups that come with it."""
         found = []
-        for item in (yaml.safe_load(self.text) or {}).get("defaults", []):
+        for item in values_of(self.path).get("defaults", []):
             for key, value in item.items() if isinstance(item, dict) else [(str(item), None)]:
                 word = key.removeprefix("override ").lstrip("/")
                 group, _, place = word.partition("@")
@@ -223,7 +223,7 @@ class Reference:
         """The choices of each group by name."""
         found: dict[str, dict[str, Choice]] = {}
         for folder in self.folders:
-            for path in sorted(folder.rglob("*.yaml")):
+            for path in below(folder):
                 group, *rest = path.relative_to(folder).with_suffix("").parts
                 if group == "hydra" and len(rest) > 1:
                     group, rest = f"hydra/{rest[0]}", rest[1:]

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.config import completion
+from metarun.config import completion, yaml_files
 from metarun.config.schema import ENCODING_DEFAULTS, Config
 from metarun.config.task_schema import PROTOCOLS
 
@@ -27,5 +27,6 @@ def _of_protocol(name: str, *, _root_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("of_protocol", _of_protocol, replace=True)
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
+yaml_files.install()
 completion.install({"encoder": ENCODING_DEFAULTS})
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # of a failed import one line is enough: ours

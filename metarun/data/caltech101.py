@@ -21,6 +21,7 @@ from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 ADDRESS = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
 CHECKSUM = "3138e1922a9193bfa496528edbbc45d0"  # MD5
@@ -73,7 +74,7 @@ class Caltech101(ImageSource):
         rotations: bool = False,
         normalize: bool = True,
     ) -> None:
-        folder = Path(root).expanduser().absolute() if root else data_root() / "caltech101"
+        folder = typed_path(root).absolute() if root else data_root() / "caltech101"
         source = _find(folder, download)
         key = {"files": listing(inside(source)), "image_size": image_size, "channels": channels}
 

@@ -34,6 +34,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 
 
 class Release(NamedTuple):
@@ -158,7 +159,7 @@ class FewShot(ImageSource):
             hint = nearest(dataset, RELEASES) or f"; there are {', '.join(RELEASES)}"
             raise UserError(f"data.dataset={dataset}: is no few-shot benchmark that metarun knows{hint}")
         release = RELEASES[dataset]
-        folder = Path(root).expanduser().absolute() if root else data_root() / dataset
+        folder = typed_path(root).absolute() if root else data_root() / dataset
         layout, files = _find(dataset, folder)
         size, depth = image_size or release.side, channels or 3
         paths = [folder] if layout.lists else sorted({path for found in files.values() for path in found})

@@ -23,6 +23,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide_or_keep
 from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 log = logging.getLogger("metarun")
 
@@ -96,7 +97,7 @@ class Folder(ImageSource):
     ) -> None:
         shares = check_ratios(ratios)
         values = check_range(value_range)
-        folder = Path(root).expanduser().absolute()
+        folder = typed_path(root).absolute()
         classes = classes_of(root, labels, file_column, label_column)
         names = list(dict.fromkeys(entry.name for entry in classes))
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
@@ -171,7 +172,7 @@ def classes_of(
     Raises:
         UserError: The folder or a table does not fit.
     """
-    folder = Path(root).expanduser().absolute()
+    folder = typed_path(root).absolute()
     for name, column in {"file_column": file_column, "label_column": label_column}.items():
         if column and not labels:
             raise UserError(f"data.{name}={column}: is of a table of labels, and data.labels names none")

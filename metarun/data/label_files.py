@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from metarun import files
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 from metarun.text import composed, lines_of, listed
 
 FILE_COLUMNS = (
@@ -249,7 +250,7 @@ def _images_in(folder: str) -> frozenset[str]:
 
 
 def _find(root: Path, table: str, key: str) -> Path:
-    path = Path(table).expanduser()
+    path = typed_path(table)
     places = [path] if path.is_absolute() else [root / path, Path.cwd() / path]
     for place in places:
         if place.is_file():

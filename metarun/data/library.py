@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide
 from metarun.data.table import ClassImages, cache_root, cached, data_root
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 from metarun.text import listed
 
 LARGEST = 84  # pixels of a side where data.image_size is null
@@ -95,7 +95,7 @@ class Library(ImageSource):
                 f"data.ratios, train_classes, val_classes, test_classes: {library} itself divides {dataset}"
             )
         shares = check_ratios(ratios, release.shares)
-        folder = Path(root).expanduser().absolute() if root else data_root() / library
+        folder = typed_path(root).absolute() if root else data_root() / library
         files = Files(library, dataset, release, folder, options or {})
         if not files.found():
             if not download:

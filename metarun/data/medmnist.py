@@ -22,6 +22,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 
 ADDRESS = "https://zenodo.org/records/10519652/files/"
 RESOLUTIONS = (28, 64, 128, 224)  # pixels of a side, a file each
@@ -121,7 +122,7 @@ class MedMnist(ImageSource):
         release = _release(flag)
         name = f"{flag}.npz" if resolution == RESOLUTIONS[0] else f"{flag}_{resolution}.npz"
         checksum = release.checksums[RESOLUTIONS.index(resolution)]
-        path = (Path(root).expanduser().absolute() if root else data_root() / "medmnist") / name
+        path = (typed_path(root).absolute() if root else data_root() / "medmnist") / name
         if not path.is_file():
             if not download:
                 raise UserError(

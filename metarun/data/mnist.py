@@ -19,6 +19,7 @@ from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 CHECKSUMS = {  # MD5, as torchvision compares them
@@ -65,7 +66,7 @@ class Mnist(ImageSource):
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         normalize: bool = True,
     ) -> None:
-        folder = Path(root).expanduser().absolute() if root else data_root() / "mnist"
+        folder = typed_path(root).absolute() if root else data_root() / "mnist"
         paths = [_find(folder / name, checksum, download) for name, checksum in CHECKSUMS.items()]
         key = {"files": listing(inside(*paths)), "image_size": image_size, "channels": channels}
 

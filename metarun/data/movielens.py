@@ -36,6 +36,7 @@ from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
 from metarun.data.splits import SPLITS, check_ratios
 from metarun.data.table import data_root
 from metarun.errors import UserError
+from metarun.files import typed_path
 from metarun.ops.metrics import ndcg
 from metarun.text import shown_path
 
@@ -73,7 +74,7 @@ class MovieLens(DataSource):
         ratios: Annotated[list[PositiveFloat], Len(3, 3)] | None = None,
         split_seed: Seed = 0,
     ) -> None:
-        folder = Path(root).expanduser().absolute() if root else data_root() / "ml-100k"
+        folder = typed_path(root).absolute() if root else data_root() / "ml-100k"
         self.cold = cold
         digest = hashlib.sha256()
         lines = {name: _lines(folder, name, digest) for name in FILES}

@@ -23,6 +23,7 @@ from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.data.table import ClassImages, cached, data_root
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 CHECKSUMS = {"background": "68d2efa1b9178cc56df9314c21c6e718", "evaluation": "6b91aef0f799c5bb55b94e3f2daec811"}
@@ -94,7 +95,7 @@ class Omniglot(ImageSource):
         image_size: PositiveInt = 28,
         download: bool = True,
     ) -> None:
-        folder = Path(root).expanduser().absolute() if root else data_root() / "omniglot"
+        folder = typed_path(root).absolute() if root else data_root() / "omniglot"
         characters = _characters()
         # The release is frozen, so its table serves wherever the archives lie; a folder that is named stands for itself.
         key = {"image_size": image_size, **({"root": str(folder)} if root else {})}

@@ -24,6 +24,7 @@ from platformdirs import user_cache_path
 from metarun import files
 from metarun.engine import platform
 from metarun.errors import UserError
+from metarun.files import typed_path
 from metarun.text import has_control, printable
 
 FORMAT_VERSION = 3
@@ -109,7 +110,7 @@ def cache_root() -> Path:
 def _folder(variable: str, otherwise: str) -> Path:
     """The folder that an environment variable names, taken literally but for `~`, or one of the user's cache folder."""
     try:
-        folder = Path(os.environ.get(variable) or user_cache_path("metarun") / otherwise).expanduser()
+        folder = typed_path(os.environ.get(variable) or user_cache_path("metarun") / otherwise)
     except RuntimeError as error:
         raise UserError(f"{variable}: this user has no home folder; set HOME, or {variable} to a folder") from error
     if has_control(str(folder)):

@@ -20,6 +20,7 @@ from metarun.data.table_source import TableSource
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
+from metarun.files import typed_path
 from metarun.text import counted, lines_of, printable
 
 RANK = {"": 0, "train": 0, "val": 1, "test": 2}  # of two equal texts the one for the later purpose is kept
@@ -255,7 +256,7 @@ class Text(TextSource):
         test_classes: str | list[str] | None = None,
     ) -> None:
         shares = check_ratios(ratios)
-        path = Path(root).expanduser().absolute()
+        path = typed_path(root).absolute()
         found = labelled_texts(path, Columns(text_column, label_column, group_column), encoding)
         rows = found.rows
         lists: Lists = tuple(  # type: ignore[assignment]
@@ -315,7 +316,7 @@ def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | 
     """The names of classes of a list, or of a file that has one in each line."""
     if given is None or isinstance(given, list):
         return given
-    path = Path(given).expanduser()
+    path = typed_path(given)
     home = root if root.is_dir() else root.parent
     places = [path] if path.is_absolute() else [Path.cwd() / path, home / path]
     file = next((place for place in places if place.is_file()), None)

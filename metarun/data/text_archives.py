@@ -8,6 +8,7 @@ from pathlib import Path
 from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 
 def published_files(
@@ -26,7 +27,7 @@ def published_files(
         UserError: A file is missing and cannot be downloaded.
     """
     beside = data_root() / "text" / name
-    folder = Path(root).expanduser().absolute() if root else beside if beside.is_dir() else data_root() / name
+    folder = typed_path(root).absolute() if root else beside if beside.is_dir() else data_root() / name
     found = {}
     for file, checksum in checksums.items():
         path = folder / file

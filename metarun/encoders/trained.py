@@ -23,6 +23,7 @@ from metarun.encoders.base import Encoder
 from metarun.encoders.images import digest_of
 from metarun.engine import checkpoint, origins
 from metarun.errors import UserError, lacks
+from metarun.files import typed_path
 from metarun.ops import batch_norm
 from metarun.runs import contents, result
 from metarun.text import shown_path
@@ -125,7 +126,7 @@ def _of_run(origin: str) -> dict[str, Any]:
     """
     key = f"encoder.from={shown_path(origin)}"
     checkpoint.weights_file("encoder.from", origin)  # which may lie in the folder of a stage that runs share
-    folder = Path(origin).expanduser()
+    folder = typed_path(origin)
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / contents.RESULT).is_file():
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")

@@ -14,6 +14,7 @@ from torch import nn
 
 from metarun import files
 from metarun.errors import UserError, lacks, nearest
+from metarun.files import typed_path
 from metarun.runs import contents
 from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
@@ -133,7 +134,7 @@ def weights_file(key: str, origin: str) -> Path:
     Raises:
         UserError: There is no such file or folder, or no weights in it.
     """
-    path = Path(origin).expanduser()
+    path = typed_path(origin)
     if path.is_dir():
         result = path / contents.RESULT
         finished = files.read_json(result, "give the file with the weights, best.pt") if result.is_file() else {}
@@ -155,7 +156,7 @@ def weights_file(key: str, origin: str) -> Path:
         if (path.parent / contents.CONFIG).is_file() and not path.is_file():
             raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
     if not path.is_file():
-        raise UserError(f"{key}={shown_path(origin)}: {_instead(Path(origin).expanduser())}")
+        raise UserError(f"{key}={shown_path(origin)}: {_instead(typed_path(origin))}")
     if path.suffix != ".pt" and (path.parent / contents.CONFIG).is_file():
         raise UserError(
             f"{key}={shown_path(origin)}: holds no weights; give the run's folder, {shell_path(path.parent)}"

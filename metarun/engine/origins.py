@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from metarun.data.origin import Origin
 from metarun.engine import checkpoint
+from metarun.files import typed_path
 from metarun.runs import contents, result, seen
 
 
@@ -30,7 +30,7 @@ def stored_beside(origin: str) -> dict[str, Any]:
     Raises:
         UserError: It is damaged.
     """
-    path = Path(origin).expanduser()
+    path = typed_path(origin)
     folder = path if path.is_dir() else path.parent
     return result.stored(folder) if (folder / contents.RESULT).is_file() else {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 
 from metarun.data.decoding import square
 from metarun.errors import InputError, first_line
+from metarun.files import typed_path
 from metarun.inference.image_files import ImageFiles, find_images, of_paths
 from metarun.inference.preprocessing import Preprocessing
 
@@ -32,7 +32,7 @@ def as_files(images: Images) -> ImageFiles | None:
     if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim == 1:
         images = images.tolist()
     if isinstance(images, Sequence) and images and all(isinstance(one, str | os.PathLike) for one in images):
-        return of_paths([Path(one).expanduser() for one in images], "images")
+        return of_paths([typed_path(one) for one in images], "images")
     return None
 
 

@@ -22,6 +22,7 @@ from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
 from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 from metarun.text import composed, counted, printable, shown_path
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
         read_as = sys.getfilesystemencoding()
         every = (line if isinstance(line, str) else line.decode(read_as, "surrogateescape") for line in given)
         lines = [line.rstrip("\r\n") for line in every]
-        return of_paths([Path(line).expanduser() for line in lines if line.strip()], f"{key}=-", classes)
-    path = Path(text).expanduser()
+        return of_paths([typed_path(line) for line in lines if line.strip()], f"{key}=-", classes)
+    path = typed_path(text)
     if path.is_file():
         return of_paths([path], f"{key}={shown_path(path)}", classes)
     if path.is_dir():
@@ -127,9 +128,8 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
             raise UserError(f"{key}={shown_path(path)}: the folder holds no image{more}")
         return ImageFiles(found, [folder_label(file, path, set(classes)) for file in found], ignored)
     if any(character in text for character in "*?["):
-        matched = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        if files := [match for match in matched if match.is_file()]:
-            return of_paths(files, f"{key}={text}", classes)
+        if matched := _matching(str(path)):
+            return of_paths(matched, f"{key}={text}", classes)
         raise UserError(f"{key}={printable(text)}: no file matches this pattern")
     siblings = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(f"{key}={shown_path(path)}: there is no such file or folder{nearest(shown_path(path), siblings)}")
@@ -160,7 +160,7 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
     Raises:
         UserError: There is no such folder or table, a class has no image, or there is one class alone.
     """
-    path = Path(origin).expanduser().absolute()
+    path = typed_path(origin).absolute()
     try:
         table = path.suffix.lower() in TABLES and path.is_file()
         classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
@@ -183,6 +183,27 @@ def _below(folder: Path) -> tuple[list[Path], int]:
         found += images
         ignored += len(names) - len(images)
     return found, ignored
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a pattern matches, in order; those that links lead to in several ways are taken once."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in _matches(pattern):
+        if path.is_file():
+            found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    """What a pattern matches, as `glob` has it, but with each folder of a `**` once: in a circle of links there is no end of them."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))
+        return
+    place = parts.index("**")
+    for start in glob.glob(str(Path(*parts[:place]))):
+        for folder, _ in files.walk(Path(start), lambda name: not name.startswith(".")):
+            yield from _matches(os.path.join(glob.escape(str(folder)), *(parts[place + 1 :] or ("*",))))
 
 
 def folder_label(path: Path, root: Path, classes: set[str]) -> str | None:

@@ -16,6 +16,7 @@ import metarun
 from metarun import files
 from metarun.engine import checkpoint
 from metarun.errors import UserError, lacks
+from metarun.files import typed_path
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
@@ -130,7 +131,7 @@ def load(origin: Path, key: str = "checkpoint") -> Stored:
     Raises:
         UserError: There is no such file or folder, it is damaged or foreign, or it is of another version of metarun.
     """
-    origin = origin.expanduser()
+    origin = typed_path(origin)
     shown = f"{key}={shown_path(origin)}"
     if origin.is_dir() and (origin / contents.CLASSIFIER).is_file():
         return _from_file(origin / contents.CLASSIFIER, f"{key}={shown_path(origin / contents.CLASSIFIER)}")

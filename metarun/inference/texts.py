@@ -22,6 +22,7 @@ from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled_texts
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.image_files import folder_label
 from metarun.text import lines_of, printable, shown_path
@@ -108,7 +109,7 @@ def as_texts(texts: Any) -> TextItems:
     """
     if isinstance(texts, TextItems):
         return texts
-    if isinstance(texts, os.PathLike) or (isinstance(texts, str) and Path(texts).expanduser().exists()):
+    if isinstance(texts, os.PathLike) or (isinstance(texts, str) and typed_path(texts).exists()):
         return find_texts(texts)
     if isinstance(texts, str):
         raise UserError("texts: this is one text; give a list of them, [text]")
@@ -140,7 +141,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     name, known = os.fspath(origin), set(classes)
     if name == "-":
         return _lines(_standard_input(f"{key}=-"), f"{key}=-")
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if not path.exists():
         there = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
@@ -172,7 +173,7 @@ def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[
     Raises:
         UserError: There is no such file, or there is one class alone.
     """
-    path = Path(origin).expanduser().absolute()
+    path = typed_path(origin).absolute()
     with _named(key):
         rows = labelled_texts(path, key=key).rows
     chosen = [row for row in rows if row.part == ("train" if any(row.part == "train" for row in rows) else "")]

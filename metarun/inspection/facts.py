@@ -22,6 +22,7 @@ from metarun.data.table_source import TableSource
 from metarun.data.text import TextSource
 from metarun.data.text_files import shortened
 from metarun.errors import UserError
+from metarun.files import typed_path
 from metarun.inspection import duplicates
 from metarun.inspection.image_files import has_image_suffix, survey
 from metarun.text import counted, printable
@@ -47,12 +48,12 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
     found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": ""}
     root = node.node.get("root")
     kind = _class_of(node.node._target_)
-    if root and getattr(kind, "item", "") == "image" and Path(root).expanduser().is_dir():
+    if root and getattr(kind, "item", "") == "image" and typed_path(root).is_dir():
         # Of a folder the files of classes are read, whatever they are called; of other data sets nothing says which are.
         meant = may_be_image if issubclass(kind, Folder) else has_image_suffix
         told = progress(f"reading the files of {name}", 0)
         own = _files_of_classes(node) if issubclass(kind, Folder) else None
-        found["files"] = survey(Path(root).expanduser().absolute(), told, meant, own)
+        found["files"] = survey(typed_path(root).absolute(), told, meant, own)
     bad = (found.get("files") or {}).get("unreadable_count", 0)
     changes = {"skip_bad": True} if bad and node.knows("skip_bad") else {}
     try:

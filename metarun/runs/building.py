@@ -40,6 +40,8 @@ def build_stages(config: DictConfig) -> list[Stage]:
         target = node.get("_target_") if isinstance(node, DictConfig) else None
         if not target:
             raise UserError(f"recipe.stages[{place}]: has no _target_ (the class of the stage)")
+        if not isinstance(target, str):
+            raise UserError(f"recipe.stages[{place}]._target_={target}: is no dotted path of a class, as text")
         known = [f"metarun.stages.{name}" for name in stages.__all__ if name != "Stage"]
         hint = "" if target in known else nearest(target, known) or f"; there are {', '.join(known)}"
         try:

@@ -19,6 +19,7 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.config.shorthand import PAPER, expanded
 from metarun.errors import UserError, nearest
+from metarun.files import typed_path
 from metarun.shell.messages import meant, unknown_choice
 from metarun.text import has_control, printable
 
@@ -30,7 +31,14 @@ HYDRAS_FOLDERS = (
     "hydra.job.chdir",
 )
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-NEEDED = ("algo", "backbone", "data", "optimizer", "recipe")  # groups of which a run has a choice, whatever it does
+NEEDED = (
+    "algo",
+    "backbone",
+    "data",
+    "optimizer",
+    "recipe",
+    "schedule",
+)  # groups of which a run has a choice, whatever it does
 
 
 def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -175,7 +183,7 @@ def _composed(arguments: argparse.Namespace) -> DictConfig:
 
 def folder_of_configs(typed: str) -> Path:
     """The folder that `--config-dir` names; raises `UserError` where there is none."""
-    folder = Path(typed).expanduser()
+    folder = typed_path(typed)
     if not typed or not folder.is_dir():
         beside = folder.absolute().parent
         near = nearest(folder.name, [path.name for path in beside.iterdir()] if typed and beside.is_dir() else [])

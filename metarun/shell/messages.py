@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omnigl
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, and the nearest right name where a name is wrong."""
+def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
+    """What went wrong, and the nearest right name where a name is wrong.
+
+    Args:
+        error: What was raised.
+        typed: The words of the command; None for those of this process.
+    """
+    words = sys.argv[1:] if typed is None else typed
     if isinstance(error, JobRefused):
-        return error.message(one_line)
+        return error.message(lambda inner: one_line(inner, words))
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
@@ -48,7 +55,7 @@ def one_line(error: BaseException) -> str:
     for cause in (error, inner):
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-                return where + _unknown_key(cause.full_key, cause.parent_node)
+                return where + _unknown_key(cause.full_key, cause.parent_node, words)
             return where + _wrong_value(cause.full_key, first_line(cause))
     if found := re.search(r"Could not override '([^']+)'", text):
         old = renamed_key(found[1].partition("@")[0])
@@ -72,7 +79,7 @@ def one_line(error: BaseException) -> str:
         return "a number has more digits than any setting takes"
     if "Config group override" in text:
         no_name = re.compile(r".*=(null|true|false|[-+.\d].*|\{.*)", re.IGNORECASE)
-        given = next((word for word in sys.argv[1:] if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
+        given = next((word for word in words if key_of(word) in _groups() and no_name.fullmatch(word)), "algo")
         return f"{given}: was given no name of a choice; ~{key_of(given)} leaves the group out"
     return where + first_line(inner if where and inner else error)
 
@@ -157,8 +164,8 @@ def _of_other_choices(key: str) -> str:
     return f"; it is a key of {', '.join(found[:3])}{more} (metarun help {key})" if found else ""
 
 
-def _unknown_key(key: str, parent: Any) -> str:
-    """A key that the config does not have, wherever it was written; `parent` is the node that lacks it."""
+def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
+    """A key that the config does not have, wherever it was written; `parent` is the node that lacks it, `words` are the command's."""
     if key in ("experiment", "preset"):  # the file's keys went below its group
         return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
     if old := renamed_key(key):
@@ -178,7 +185,7 @@ def _unknown_key(key: str, parent: Any) -> str:
         near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:
         near = "; no encoder is chosen: add encoder=efficientnet_lite0, say"
-    if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in sys.argv):
+    if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in words):
         what, example = OF_CHECKPOINTS[above]
         near = f"; to override a setting of the checkpoint's {what}, name the {what} too ({example}, say)"
     return f"{key}: there is no such key{near}"

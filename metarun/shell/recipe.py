@@ -10,6 +10,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from metarun.config.overrides import canonical, key_of
+from metarun.config.ranges import check_value
 from metarun.config.shorthand import check_paper, folded_choices
 from metarun.errors import UserError, reason
 
@@ -43,6 +44,21 @@ def carried_out(
     function = _function(str(config.recipe.run))
     found: dict[str, Any] = function(config, overrides, folded_choices(choices, config), command)
     return found
+
+
+def swept(sweeper: Any) -> Mapping[str, str]:
+    """The keys that a sweep gives values, and these, of `hydra.sweeper`, which a file may have set.
+
+    Raises:
+        UserError: It is no mapping, or these are none.
+    """
+    if not isinstance(sweeper, DictConfig):
+        raise UserError(
+            f"hydra.sweeper={sweeper}: has settings of its own, and is no single value; metarun help hydra/sweeper"
+        )
+    params = sweeper.get("params")
+    check_value("hydra.sweeper.params", params, dict[str, Any] | None)
+    return params or {}
 
 
 def check_swept(words: Sequence[str], params: Mapping[str, str]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.export import Dim
 
 import metarun
 from metarun import files
 from metarun.config import task_of
+from metarun.config.overrides import canonical
 from metarun.core import count_text
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
@@ -90,7 +91,7 @@ class Export(Stage):
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
             inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
         try:
-            metadata = self._metadata(learner)
+            metadata = self._metadata(learner, config)
             self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature)
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
@@ -126,16 +127,18 @@ class Export(Stage):
         self.ways = ways
         return function, inputs, [support, np.arange(ways).repeat(SHOTS), images]
 
-    def _metadata(self, learner: Learner) -> dict[str, Any]:
+    def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
         """What the file says of itself."""
         shape = pixels_of(learner)
+        # Not `sys.argv`, which a program has that calls `metarun.run`.
+        words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         found = {
             "metarun": metarun.__version__,
             "method": type(learner.algorithm).__name__,
             "channels": shape[0],
             "image_size": shape[1],
             "temperature": self.temperature,
-            "command": shlex.join(["metarun", *sys.argv[1:]]),
+            "command": shlex.join(["metarun", *canonical(words, config)]),
         }
         return {**found, "classes": self.classes} if self.classes else {**found, "ways": self.ways}
 

@@ -83,6 +83,10 @@ def build(context: HydraContext, task: TaskFunction, config: DictConfig) -> Laun
         UserError: The class is no launcher, a setting is wrong, or what the launcher needs is missing.
     """
     node = config.hydra.launcher
+    if not isinstance(node, DictConfig) or not node:
+        raise UserError(
+            f"hydra.launcher={node}: a sweep has one; hydra/launcher=local, say, chooses it: metarun help hydra/launcher"
+        )
     target = str(node.get("_target_"))
     if target.startswith(HYDRAS):
         return OfHydra(Plugins.instance().instantiate_launcher(context, task, config))

@@ -65,11 +65,13 @@ def threads_asked(environment: Mapping[str, str]) -> int | None:
     return int(first) if first.isdecimal() and int(first) else None
 
 
-def places(at_once: int | None, cores_per_job: int, devices: Sequence[str]) -> list[tuple[list[int], str | None]]:
+def places(
+    at_once: int | None, cores_per_job: int, devices: Sequence[str], most: int | None = None
+) -> list[tuple[list[int], str | None]]:
     """The cores and the GPU of each place that a job can run in.
 
     `at_once` places; None: one a GPU, or as many as there are times `cores_per_job` cores. The cores are shared out, and
-    where there are more places than cores they are used by several.
+    where there are more places than cores they are used by several. No more than the first `most` places are listed.
     """
     cores = platform.cores()
     count = at_once or len(devices) or max(1, len(cores) // cores_per_job)
@@ -78,7 +80,7 @@ def places(at_once: int | None, cores_per_job: int, devices: Sequence[str]) -> l
             cores[len(cores) * place // count : len(cores) * (place + 1) // count] or [cores[place % len(cores)]],
             devices[place % len(devices)] if devices else None,
         )
-        for place in range(count)
+        for place in range(count if most is None else min(count, most))
     ]
 
 
@@ -179,7 +181,9 @@ def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_
     With one place the jobs print to the terminal, else each to a file of its own. An interruption is passed on to the
     jobs at work, which save and end, and then raised.
     """
-    free = places(at_once, cores_per_job, gpus() if use_gpus else [])
+    free = places(
+        at_once, cores_per_job, gpus() if use_gpus else [], max(2, len(jobs))
+    )  # two tell that they print aside
     quiet = len(free) > 1
     if quiet and not platform.can_bind():
         say("jobs share all cores: this system binds no process to some of them")

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from metarun.errors import UserError
 from metarun.runs.trial import database, readable
 
+SEEDS = 2**32  # the seeds that Optuna's samplers take
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
 FOLDER = "folder"  # of a trial's run, by its name in the sweep's folder
 TRIES, WAIT = 5, 0.2  # to make the tables of a storage that another search is making, with so many seconds in between
@@ -147,7 +148,9 @@ class Study:
         import optuna
 
         known = self.study.get_trials(deepcopy=False)
-        copy = optuna.create_study(direction="maximize", sampler=self.make_sampler(seed=self.seed + len(known)))
+        copy = optuna.create_study(
+            direction="maximize", sampler=self.make_sampler(seed=(self.seed + len(known)) % SEEDS)
+        )
         copy.add_trials(known)
         params = copy.ask(self.space).params
         drawn = optuna.trial.create_trial(state=self.states.RUNNING, params=params, distributions=self.space)

@@ -261,6 +261,13 @@ def test_help_works_in_a_pipe() -> None:
     )
 
 
+def test_help_onto_a_full_disk_is_one_line() -> None:
+    words = [sys.executable, "-m", "metarun", "help", "seed"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "metarun: standard output: No space left on device\n")
+
+
 def test_the_page_of_the_configs_is_current() -> None:
     """`python -m scripts.config_reference` writes it; every group and key stands in it."""
     from scripts.config_reference import PAGE, page

@@ -26,6 +26,7 @@ from metarun.config.overrides import (
     written,
 )
 from metarun.config.types import FilePath, NameOrPath
+from metarun.errors import UserError
 
 TEXT, PATH = Reading(text=True), Reading(text=True, path=True)
 NAMES = ["résultats", "run=1", "out#1", "my results (1)", "日本語", "it's", 'say "hi"', "a b", " x", "01", "1e3", "true", "null",
@@ -218,3 +219,13 @@ def test_a_fixed_word_is_a_sweep_over_one_value() -> None:
         assert fixed(word) == word
         assert varies(OverridesParser.create().parse_override(word))
     assert fixed("~a.b") == "~a.b"
+
+
+def test_an_address_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("outputs=s3://bucket/runs", "outputs=file:///tmp/x"):
+        with pytest.raises(UserError, match=r"://.*: is an address, where a file or a folder of this machine is meant"):
+            read(word, Reading(text=True, path=True))
+    assert read("weights=s3://bucket/x", Reading(text=True, path=True, name=True)) == "weights='s3://bucket/x'"
+    (tmp_path / "s3:" / "bucket").mkdir(parents=True)
+    assert str(tmp_path / "s3:" / "bucket") in read("outputs=s3://bucket", Reading(text=True, path=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import unicodedata
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
-from metarun.data.text_files import Columns, LabelledText, labelled_texts
+from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts
 from metarun.errors import UserError
 
 ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
@@ -561,3 +562,10 @@ def test_out_of_scope_queries_are_the_unknown_ones() -> None:
         UserError, match=r"unknown_ways=10: times test.task.queries=15 is above the 100 items of no class"
     ):
         source.with_unknown("val", TaskShape(5, 1, 15), 10, 0, CPU)
+
+
+def test_a_pipe_among_texts_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    os.mkfifo(tmp_path / "one" / "x.txt")
+    with pytest.raises(UserError, match=r"x.txt is a pipe, and no file"):
+        decoded(tmp_path / "one" / "x.txt", "data", None)

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,7 @@ def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path],
     model = onnx.load(stored.parent / "classifier.onnx")
     metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert metadata["classes"] == numbers["export/classes"]
+    assert shlex.split(metadata["command"]) == ["metarun", *command]
     assert metadata["image_size"] == 16
     assert metadata["channels"] == 3
     assert metadata["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 3, 16, 16]}]

@@ -22,6 +22,7 @@ from helpers import compose
 from PIL import Image
 from shell import done, killed_at_files, make_images, metarun, one_line, result
 
+import metarun as metarun_package
 from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
@@ -30,6 +31,7 @@ from metarun.inference import store
 from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
+from metarun.inference.texts import find_texts
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
 from metarun.runs import carry_out
@@ -750,3 +752,40 @@ def test_a_classifier_file_with_a_part_of_another_type(tmp_path: Path, divided: 
             torch.save({**content, key: value}, path)
             with pytest.raises(UserError, match=r"classifier\.pt: is damaged, it lacks a part of a classifier \("):
                 store.load(path)
+
+
+def test_a_circle_of_links_does_not_multiply_the_images_of_a_pattern(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "images" / f"class{number}").mkdir(parents=True)
+        for link in ("up", "around"):  # two of them double the ways at every level
+            (tmp_path / "images" / f"class{number}" / link).symlink_to(tmp_path / "images", target_is_directory=True)
+        for name in ("0.png", "1.png", ".hidden.png"):
+            (tmp_path / "images" / f"class{number}" / name).touch()
+    expected = sorted((tmp_path / "images").glob("class?/[01].png"))
+    for pattern in ("images/**/*.png", "images/**", "**/*.png", "**/class?/*.png", "im*/**/class?/**/*.png"):
+        assert find_images(tmp_path / pattern).paths == expected, pattern
+    one = tmp_path / "images" / "class1"
+    assert find_images(one / "**" / "[0]*.png").paths[:1] == [one / "0.png"]
+
+
+def test_a_name_with_a_tilde_is_a_name_where_there_is_no_such_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~nobodyx.png", "~$photo.png"):
+        Path(name).touch()
+    assert find_images("~nobodyx.png").paths == [Path("~nobodyx.png")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("~$photo.png\n~nobodyx.png\n"))
+    assert len(find_images("-").paths) == 2
+    assert len(find_images("~*.png").paths) == 2
+    for refuse in (find_images, lambda name: store.load(Path(name)), find_texts):
+        with pytest.raises(UserError, match="~nobodyx"):
+            refuse("~nobodyx")
+    for words in (["--config-dir", "~nobodyx", "--help"], ["help", "--config-dir=~nobodyx"]):
+        one_line(metarun(*words), "--config-dir ~nobodyx: there is no such folder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_images("~/~$photo.png").paths == [tmp_path / "~$photo.png"]
+    homes = [
+        path for path in Path(metarun_package.__file__).parent.rglob("*.py") if ".expanduser()" in path.read_text()
+    ]
+    assert homes == []  # files.typed_path takes such a name literally

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import shutil
@@ -528,3 +529,11 @@ def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
 def test_odd_calls_get_one_sentence(learner: metarun.Learner, call: Any, told: str) -> None:
     with pytest.raises(metarun.UserError, match=told):
         call(learner, *greys())
+
+
+def test_the_words_of_the_program_are_none_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prog.py", "-f", "kernel.json", "algo=5", "checkpoint=x"])
+    with pytest.raises(metarun.UserError, match=r"^data=5: was given no name of a choice"):
+        metarun.run("data=5")
+    folder = metarun.run(*SINUSOID, "train.steps=1", outputs=os.fsencode(tmp_path / "o"))["folder"]
+    assert str(folder).startswith(f"{tmp_path / 'o'}{os.sep}")

@@ -399,3 +399,9 @@ def test_a_mark_or_a_database_that_is_damaged_is_one_line(note: dict[str, Any], 
     trial.beside(folder, "trial").write_text(json.dumps(note))
     with pytest.raises(UserError, match=said):
         trial.watcher(folder)
+
+
+def test_the_largest_seed_draws(tmp_path: Path) -> None:
+    drawn_from = {"train.steps": space("train.steps=int(interval(1,9))")}
+    found = study.Study(tmp_path / "search.db", ["a"], drawn_from, "random", seed=2**63 - 1)
+    assert len(found.next(2)) == 2

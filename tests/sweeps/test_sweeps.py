@@ -562,3 +562,9 @@ def test_a_finished_job_of_other_data_is_no_finished_job(tmp_path: Path) -> None
     changed = metarun("-m", *words)
     assert changed.status == 1
     assert "was made with other data" in changed.out + changed.err
+
+
+def test_no_more_places_are_listed_than_jobs_can_use() -> None:
+    many = local.places(10**12, 1, [], 3)
+    assert len(many) == 3
+    assert local.places(8, 1, ["0", "1"], 3) == local.places(8, 1, ["0", "1"])[:3]

@@ -24,6 +24,7 @@ from metarun.data.origin import Origin
 from metarun.data.sampler import uniforms
 from metarun.data.shared import ClassIndex
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
+from metarun.data.table import Table
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 from metarun.text import counted, printable, shape_text
@@ -231,12 +232,26 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     for name, node in nodes.items():
         if encoded:
             built = _table(node, name, "test.data")
+            again = functools.partial(_read_as, node, name, built)
         else:
             depth, height, width = source.input_shape
             images = _built(node, name, height if height == width else None, depth, "test.data")
             built = images.fitted(source.input_shape, source.statistics_of(None))
-        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built))
+            again = None
+        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built, again))
     return found
+
+
+def _read_as(node: Node, name: str, built: TableSource, member: TableSource) -> TableSource:
+    """A data set at the size and with the channels of another one, by whose pixels its classes are known; as it is where it cannot."""
+    if not (isinstance(built.table, Table) and isinstance(member.table, Table)):
+        return built
+    depth, height, width = member.table.images.shape[1:]
+    if height != width or built.table.images.shape[1:] == (depth, height, width):
+        return built
+    wanted = {"image_size": height, "channels": depth}
+    changes = {setting: value for setting, value in wanted.items() if node.knows(setting)}
+    return _table(node, name, "test.data", **changes) if changes else built
 
 
 def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split, np.ndarray] | None:
@@ -251,10 +266,26 @@ def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split,
     return None
 
 
-def _as_shared(trained: Sequence[TableSource], built: TableSource) -> dict[Split, np.ndarray]:
-    """The division of another set: the classes whose images are trained or validated on, and for the test all others."""
+def _as_shared(
+    trained: Sequence[TableSource], built: TableSource, again: Callable[[TableSource], TableSource] | None = None
+) -> dict[Split, np.ndarray]:
+    """The division of another set: the classes whose images are trained or validated on, and for the test all others.
+
+    Args:
+        trained: What is trained on.
+        built: The other set.
+        again: Gives the same set as its images are with those of a set that is trained on; None where they are so already.
+    """
     splits: tuple[Split, ...] = ("train", "val")
-    shared = {split: _shared(((member, member.splits[split]) for member in trained), built) for split in splits}
+    alike = [built if again is None else again(member) for member in trained]
+    shared = {
+        split: {
+            number
+            for member, images in zip(trained, alike, strict=True)
+            for number in _shared([(member, member.splits[split])], images)
+        }
+        for split in splits
+    }
     every = range(len(built.table.names))
     rest = [number for number in every if not any(number in numbers for numbers in shared.values())]
     found = {split: np.array(sorted(numbers), dtype=int) for split, numbers in shared.items()}

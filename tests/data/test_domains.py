@@ -403,6 +403,23 @@ def test_a_run_leaves_out_shared_classes_and_tells_of_shared_names(folders: dict
     assert f"large: {namesakes['count']} test class" in outcome.err
 
 
+def test_classes_are_known_again_at_another_size_behind_an_encoder(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder takes images of any size, and the same images of two sizes have other pixels."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    root = tmp_path / "part"
+    for number in range(10):
+        shutil.copytree(folders["left"] / f"left{number}", root / f"other{number}")
+    encoder = ["++encoder._target_=tiny_encoder.Squares", "backbone=identity", "task.ways=2", "task.queries=2"]
+    words = ["data=folder", f"data.root={folders['left']}", "data.image_size=16", "test.episodes=6"]
+    sets = ["test.data=[small:folder]", f"test.data.small.root={root}", "test.data.small.image_size=8"]
+    outcome = metarun(*words, *encoder, *sets, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    told = result(only_run(tmp_path / "out"))["protocol"]["sets"]
+    assert "of its 10 classes, since the images of the others" in told["small"]["classes"]
+
+
 def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict[str, Path], tmp_path: Path) -> None:
     roots = [f"data.sets.{name}.root={root}" for name, root in folders.items()]
     words = ["data=[left:folder,right:folder]", *roots, "data.image_size=16", *SMALL]

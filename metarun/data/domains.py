@@ -81,7 +81,7 @@ class Domains(DataSource):
         own = {name: _built(node, name, size, channels) for name, node in sets.items()}
         _refuse_other_divisions(own)
         depth = channels or max(source.input_shape[0] for source in own.values())
-        self.input_shape = (depth, size, size)
+        self.input_shape = self.image_shape = (depth, size, size)
         self.statistics = (np.zeros(1), np.ones(1))
         if normalize:
             self.statistics = _pooled(
@@ -103,11 +103,16 @@ class Domains(DataSource):
     def members(self) -> Mapping[str, TableSource]:
         return self.sets
 
+    def share(self, name: str) -> float:
+        return self.shares[name]
+
     def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
         found = copy.copy(self)
         found.sets = {name: change(source) for name, source in self.own.items()}
         first = next(iter(found.sets.values()))
         found.item, found.input_shape = first.item, first.input_shape
+        if found.item == "vector":  # which no pixel's shape or normalisation says anything of
+            found.rule = f"all items are vectors of {first.input_shape[0]}"
         return found
 
     def make_ready(self, device: torch.device) -> None:
@@ -191,13 +196,19 @@ class Domains(DataSource):
 
     def describe(self) -> dict[str, Any]:
         described = {name: source.describe() for name, source in self.sets.items()}
-        decisive = [[name, each["fingerprint"], self.shares[name]] for name, each in described.items()]
+
+        def digest(key: str, shape: tuple[int, ...]) -> str:
+            decisive = [[name, each[key], self.shares[name]] for name, each in described.items()]
+            return hashlib.sha256(json.dumps([decisive, shape]).encode()).hexdigest()
+
+        encoded = all("before_encoding" in each for each in described.values())
         totals = {
             key: {split: sum(each[key][split] for each in described.values()) for split in ("train", "val", "test")}
             for key in ("classes", "images")
         }
         return {
-            "fingerprint": hashlib.sha256(json.dumps([decisive, self.input_shape]).encode()).hexdigest(),
+            "fingerprint": digest("fingerprint", self.input_shape),
+            **({"before_encoding": digest("before_encoding", self.image_shape)} if encoded else {}),
             **totals,
             "input_shape": list(self.input_shape),
             "shares": self.shares,

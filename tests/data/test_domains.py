@@ -442,7 +442,7 @@ def test_several_sets_behind_an_encoder_are_told_of_as_one_is(
     nodes: Any = {name: Folder(root=str(root), image_size=12) for name, root in folders.items()}
     same: Any = {name: Built(source) for name, source in nodes.items()}
     assert told["data"]["before_encoding"] == Domains(sets=same, image_size=12).describe()["fingerprint"]
-    preprocessing = package.load(folder).preprocessing
+    preprocessing = package.load(folder).held.preprocessing
     assert (preprocessing.channels, preprocessing.image_size, preprocessing.input_shape) == (3, 12, (4,))
     again = ["recipe=test", f"checkpoint={folder}", "data=folder", f"data.root={folders['left']}"]
     refused = metarun(*again, *encoder, "++encoder.side=2", "++encoder.scale=2", f"outputs={tmp_path / 'out'}")

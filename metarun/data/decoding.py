@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from metarun.errors import UserError
 from metarun.files import special
@@ -188,7 +189,9 @@ def file_bits(file: Image.Image) -> int | None:
     Returns:
         The bits; None for a file of 8 or fewer, or of more, and for one whose format does not tell.
     """
-    for decoder, _, _, how in getattr(file, "tile", []):
+    if not isinstance(file, ImageFile):
+        return None
+    for decoder, _, _, how in file.tile:
         if decoder == "SGI16" or ";16" in str(how):
             return 16
         if decoder.startswith("ppm") and isinstance(how, tuple) and how[1] > 255:  # the largest value
@@ -198,9 +201,10 @@ def file_bits(file: Image.Image) -> int | None:
     return None
 
 
-def _jpeg2000_bits(file: Image.Image) -> int:
+def _jpeg2000_bits(file: ImageFile) -> int:
     """The bits of the first channel, which stand 42 bytes after the mark that begins the pixels; 8 where there is no such mark."""
-    stream: Any = file.fp  # which only files have
+    stream = file.fp
+    assert stream is not None  # as long as the pixels are not read
     place = stream.tell()
     stream.seek(0)
     content = stream.read()

@@ -2,8 +2,9 @@
 
 https://arxiv.org/abs/1909.02729
 
-Trained as a plain classifier of the source's classes. On a test task a linear classifier of unit features x = relu(f) / |relu(f)| starts
-at the class means, w_c = mean x / |mean x|, b = 0 (support-based initialisation), and
+Trained as a plain classifier of the source's classes. On a test task a linear classifier of unit features x / |x|, x = relu(f), starts
+at the directions of the class means, w_c = mean x / |mean x|, b = 0 (support-based initialisation: the mean is of features of their own
+lengths), and
 
     min over all parameters  mean cross-entropy of the support set + mean entropy of the queries' predictions
 

@@ -155,16 +155,18 @@ def rounded(width: float, step: int = 8) -> int:
     return found if found >= 0.9 * width else found + step
 
 
+# A block has a _bn0 and a _bn1 as the network itself has, which is what remains once those of blocks are renamed.
 NAMES: Sequence[tuple[str, str]] = (
-    (r"^_conv_stem\.", "stem.conv."), (r"^_bn0\.", "stem.norm."), (r"^_conv_head\.", "head.conv."), (r"^_bn1\.", "head.norm."),
-    (r"\._expand_conv\.", ".expand.conv."), (r"\._bn0\.", ".expand.norm."), (r"\._depthwise_conv\.", ".depthwise.conv."),
-    (r"\._bn1\.", ".depthwise.norm."), (r"\._project_conv\.", ".project.conv."), (r"\._bn2\.", ".project.norm."),
-    (r"^_blocks\.", "blocks."), (r"^_fc\.", "classifier."),
+    (r"(\b_blocks\.\d+)\._bn0\.", r"\1.expand.norm."), (r"(\b_blocks\.\d+)\._bn1\.", r"\1.depthwise.norm."),
+    (r"\b_conv_stem\.", "stem.conv."), (r"\b_bn0\.", "stem.norm."), (r"\b_conv_head\.", "head.conv."), (r"\b_bn1\.", "head.norm."),
+    (r"\._expand_conv\.", ".expand.conv."), (r"\._depthwise_conv\.", ".depthwise.conv."),
+    (r"\._project_conv\.", ".project.conv."), (r"\._bn2\.", ".project.norm."), (r"\b_blocks\.", "blocks."),
+    (r"\b_fc\.", "classifier."),
 )  # fmt: skip
 
 
 def own_name(name: str) -> str:
-    """The name that a tensor of the package's files has here."""
+    """The name that a tensor of the package's files has here, whatever stands before it."""
     for pattern, found in NAMES:
         name = re.sub(pattern, found, name)
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ from torch import nn
 
 from metarun import optional
 from metarun.backbones import efficientnet_lite
-from metarun.backbones.weights import load_tensors, network_tensors, read_tensors
+from metarun.backbones.weights import load_tensors, network_tensors, read_tensors, with_positions
 from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
@@ -47,6 +48,8 @@ class Wanted:
         checksum: The SHA-256 of the file; an address needs one.
         image_size: The side of images in pixels; None is what the weights expect.
         prefix: What stands before the network's own names in a file; None finds it.
+        images_of: The library's weights, by name, whose images are expected where a file's are loaded, or none; None is the
+            default ones.
     """
 
     key: str
@@ -55,6 +58,7 @@ class Wanted:
     checksum: str | None = None
     image_size: int | None = None
     prefix: str | None = None
+    images_of: str | None = None
 
     @property
     def model(self) -> str:
@@ -88,12 +92,21 @@ OF_IMAGENET = re.compile(r"in\d+k|imagenet|^(fb_)?dino$|^(fc)?mae$")
 
 @dataclass(frozen=True)
 class Built:
-    """A network `[B, 3, S, S]` to features, the images it expects, where its weights come from, and what they were trained on, if known."""
+    """A network `[B, 3, S, S]` to features, and what is known of its weights.
+
+    Attributes:
+        network: The network.
+        recipe: The images that it expects.
+        origin: Where its weights come from.
+        saw: What they were trained on, if known.
+        images_of: The name of the library's weights that say what images are expected; None for the default ones.
+    """
 
     network: nn.Module
     recipe: Recipe
     origin: str | None
     saw: str | None
+    images_of: str | None = None
 
 
 def build(wanted: Wanted) -> Built:
@@ -137,6 +150,7 @@ def _own(wanted: Wanted) -> Built:
         path = efficientnet_lite.weights_file(wanted.model, f"{wanted.key}.name={wanted.name}")
     elif wanted.weights is not None:
         path = _found_file(wanted, ["pretrained"])
+    _check_images_of(wanted, [])
     if path is not None:
         key = f"{wanted.key}.weights={wanted.weights}"
         tensors = {efficientnet_lite.own_name(name): value for name, value in read_tensors(path, key).items()}
@@ -162,16 +176,20 @@ def _torchvision(wanted: Wanted) -> Built:
     if model not in (known := models.list_models(module=models)):
         raise UserError(f"{wanted.key}.name={name}: torchvision has no such image classifier{nearest(model, known)}")
     choices = models.get_model_weights(model)
-    size = choices.DEFAULT.transforms.keywords["crop_size"]
     named = "DEFAULT" if weights == "pretrained" else weights
     own = choices[named] if named in choices.__members__ else None
+    _check_images_of(wanted, [choice.name for choice in choices], published=own is not None)
+    expects = own or choices[wanted.images_of or "DEFAULT"]
+    size = expects.transforms.keywords["crop_size"]
     settings: dict[str, Any] = {}
     if model in ("inception_v3", "googlenet") and own is None:  # as they are where torchvision loads weights
         settings = {"transform_input": True, "init_weights": weights is None}
-    if image_size is not None and model.startswith("vit_"):
-        settings["image_size"] = image_size
+    if model.startswith("vit_"):
+        settings["image_size"] = image_size or size
     try:
         network = models.get_model(model, weights=own, progress=False, **settings)
+    except (ValueError, AssertionError) as error:  # of its constructor; what cannot be fetched raises others
+        raise _other_size(wanted, error) from error
     except Exception as error:
         raise _unfetched(wanted, str(own), error) from error
     for auxiliary in filter(partial(hasattr, network), AUXILIARY):
@@ -186,24 +204,26 @@ def _torchvision(wanted: Wanted) -> Built:
         log.info("%s.weights=%s: torchvision loaded its %s; left out %s", wanted.key, weights, own, head)
     elif weights is not None:
         _load_file(network, wanted, [choice.name for choice in choices], (head, *AUXILIARY))
-    chosen = (own or choices.DEFAULT).transforms.keywords
+    chosen = expects.transforms.keywords
     kind = getattr(chosen.get("interpolation"), "value", "bilinear")
     crop = size / chosen.get("resize_size", 256)
     mean, deviation = (tuple(chosen.get(part, usual)) for part, usual in zip(("mean", "std"), IMAGENET, strict=True))
     origin = str(own or weights) if weights else None
-    return Built(network, Recipe(size, mean, deviation, kind, crop), origin, "imagenet" if own else None)
+    recipe = Recipe(size, mean, deviation, kind, crop)
+    return Built(network, recipe, origin, "imagenet" if own else None, expects.name)
 
 
 def _timm(wanted: Wanted) -> Built:
-    name, model, weights, image_size = wanted.name, wanted.model, wanted.weights, wanted.image_size
+    name, model, weights = wanted.name, wanted.model, wanted.weights
     timm = _library(name, "timm", wanted.key)
     bare = model.split(".")[0]
     if bare not in (known := timm.list_models()):
         raise UserError(f"{wanted.key}.name={name}: timm has no such network{nearest(bare, known)}")
     tags = [name.partition(".")[2] for name in timm.list_models(f"{bare}.*", pretrained=True)]
     published = weights == "pretrained" or weights in tags
+    _check_images_of(wanted, tags, published=published)
+    chosen = f"{bare}.{weights}" if published and weights != "pretrained" else model
     if published:
-        chosen = model if weights == "pretrained" else f"{bare}.{weights}"
         try:
             network = timm.create_model(chosen, pretrained=True, num_classes=0)
         except Exception as error:
@@ -211,15 +231,16 @@ def _timm(wanted: Wanted) -> Built:
         log.info("%s.weights=%s: timm loaded its %s; left out the classifier", wanted.key, weights, chosen)
     else:
         try:
-            network = timm.create_model(model, num_classes=0)
+            network = timm.create_model(f"{bare}.{wanted.images_of}" if wanted.images_of else model, num_classes=0)
         except Exception as error:
             raise UserError(f"{wanted.key}.name={name}: {first_line(error)}{nearest(model, tags)}") from error
-        if weights is not None:
-            head = network.pretrained_cfg.get("classifier") or "head"
-            _load_file(network, wanted, tags, (head,) if isinstance(head, str) else tuple(head))
     settings = network.pretrained_cfg
-    if image_size is not None and hasattr(network, "set_input_size"):
-        network.set_input_size((image_size, image_size))  # positions are interpolated
+    resize = partial(_set_size, network, wanted)
+    if weights is not None and not published:
+        head = settings.get("classifier") or "head"
+        _load_file(network, wanted, tags, (head,) if isinstance(head, str) else tuple(head), resize)
+    else:
+        resize()
     recipe = Recipe(
         settings["input_size"][-1],
         tuple(settings["mean"]),
@@ -227,8 +248,33 @@ def _timm(wanted: Wanted) -> Built:
         settings["interpolation"],
         1.0 if settings.get("crop_mode") == "squash" else settings["crop_pct"],
     )
-    saw = "imagenet" if published and OF_IMAGENET.search(settings.get("tag") or "") else None
-    return Built(network, recipe, settings.get("hf_hub_id") if published else weights, saw)
+    tag = settings.get("tag") or ""
+    saw = "imagenet" if published and OF_IMAGENET.search(tag) else None
+    origin = settings.get("hf_hub_id") if published else weights
+    return Built(network, recipe, origin, saw, tag if tag in tags else None)
+
+
+def _set_size(network: nn.Module, wanted: Wanted) -> None:
+    """Has a network of timm take images of the size that is wanted, if it is made for one size: positions are interpolated."""
+    change: Any = getattr(network, "set_input_size", None)
+    if wanted.image_size is not None and change is not None:
+        try:
+            change((wanted.image_size, wanted.image_size))
+        except Exception as error:
+            raise _other_size(wanted, error) from error
+
+
+def _check_images_of(wanted: Wanted, known: list[str], *, published: bool = False) -> None:
+    if wanted.images_of is None:
+        return
+    key = f"{wanted.key}.images_of={wanted.images_of}"
+    if published:
+        raise UserError(
+            f"{key}: {wanted.key}.weights={wanted.weights} say themselves what images they expect; leave it out"
+        )
+    if wanted.images_of not in known:
+        hint = nearest(wanted.images_of, known) or (f"; {wanted.name} has {listed(known)}" if known else "")
+        raise UserError(f"{key}: the library has no weights of that name{hint}")
 
 
 LIBRARIES = {"torchvision": _torchvision, "timm": _timm, OWN: _own}
@@ -240,6 +286,15 @@ def _unfetched(wanted: Wanted, origin: str, error: Exception) -> UserError:
         f"{wanted.key}.weights: the weights {origin} of {wanted.name} cannot be had ({reason}); without a network give a file, "
         f"{wanted.key}.weights=PATH"
     )
+
+
+def _other_size(wanted: Wanted, error: Exception) -> UserError:
+    key = (
+        f"{wanted.key}.name={wanted.name}"
+        if wanted.image_size is None
+        else f"{wanted.key}.image_size={wanted.image_size}"
+    )
+    return UserError(f"{key}: {wanted.name} does not take such images ({first_line(error).rstrip('.')})")
 
 
 def _found_file(wanted: Wanted, known: list[str]) -> Path:
@@ -265,8 +320,29 @@ def _found_file(wanted: Wanted, known: list[str]) -> Path:
     return path
 
 
-def _load_file(network: nn.Module, wanted: Wanted, known: list[str], spare: tuple[str, ...]) -> None:
-    """The weights of an address or a file into `network`; `known` are the library's own that they are none of."""
+def _load_file(
+    network: nn.Module,
+    wanted: Wanted,
+    known: list[str],
+    spare: tuple[str, ...],
+    resize: Callable[[], None] = lambda: None,
+) -> None:
+    """The weights of an address or a file into `network`.
+
+    Args:
+        network: The network, for images of the library's size.
+        wanted: Where its weights are.
+        known: The library's own weights that they are none of.
+        spare: The names of tensors of the file that may be left out.
+        resize: Has the network take images of the size that is wanted. It comes first for a file of another size than the
+            library's, so that positions are resampled once at most: from the file's size to the one that is wanted.
+    """
     key = f"{wanted.key}.weights={wanted.weights}"
-    tensors = read_tensors(_found_file(wanted, known), key)
-    load_tensors(network, network_tensors(network, tensors, key, wanted.prefix), key, spare)
+    found = network_tensors(network, read_tensors(_found_file(wanted, known), key), key, wanted.prefix)
+    own = network.state_dict()
+    first = any(name in own and own[name].shape != value.shape for name, value in found.items())
+    if first:
+        resize()
+    load_tensors(network, with_positions(network, found, key), key, spare)
+    if not first:
+        resize()

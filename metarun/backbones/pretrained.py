@@ -47,6 +47,8 @@ class Pretrained(Backbone):
             or a file.
         checksum: The SHA-256 of the file of weights; an address needs it.
         weights_prefix: What stands before the network's own names in the file, such as teacher.backbone; null finds it.
+        images_of: The name of the library's weights whose images are expected, where weights are a file's or drawn; null is
+            the default ones.
         image_size: The side in pixels that images are resized to; null is what the library's weights expect.
         standardized: Whether pixels come with mean 0 and deviation 1; otherwise the network's own normalisation
             is applied.
@@ -61,6 +63,7 @@ class Pretrained(Backbone):
         weights: NameOrPath | None = None,
         checksum: str | None = None,
         weights_prefix: str | None = None,
+        images_of: str | None = None,
         image_size: PositiveInt | None = None,
         standardized: bool = False,
         norm: NormKind = "running",
@@ -69,9 +72,10 @@ class Pretrained(Backbone):
         channels = image_shape("pretrained", input_shape)[0]
         if channels not in (1, 3):
             raise UserError(f"backbone: {name} takes images of 1 or 3 channels, but the data have {channels}")
-        built = build(Wanted("backbone", name, weights, checksum, image_size, weights_prefix))
+        built = build(Wanted("backbone", name, weights, checksum, image_size, weights_prefix, images_of))
         mean, deviation = built.recipe.mean, built.recipe.deviation
         self.name, self.standardized, self.network = name, standardized, built.network
+        self.images_of = built.images_of  # what its blueprint names, in which its weights are not named
         self.image_size = image_size or built.recipe.image_size
         batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         self.norm = "running" if batch_norm else "none"

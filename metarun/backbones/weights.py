@@ -96,8 +96,7 @@ def network_tensors(
             after: whatever wrappers the file has. Where several fit alike, averaged weights (`ema`, `teacher`) go first.
 
     Returns:
-        The tensors below the prefix, without it. Position embeddings of a vision transformer for another size of images are
-        resampled.
+        The tensors below the prefix, without it.
 
     Raises:
         UserError: No tensor stands below `prefix`.
@@ -130,6 +129,18 @@ def network_tensors(
     found = {name.removeprefix(chosen): value for name, value in tensors.items() if name.startswith(chosen)}
     if left := [name for name in tensors if not name.startswith(chosen)]:
         log.info("%s: the network stands below %s; left out %s", origin, chosen.rstrip("."), _listed(left))
+    return found
+
+
+def with_positions(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """The tensors with position embeddings for the size of images that a vision transformer has, resampled from another one's.
+
+    Args:
+        module: The network.
+        tensors: What `network_tensors` found.
+        origin: What messages begin with.
+    """
+    own, found = module.state_dict(), dict(tensors)
     for name in found:
         if not name.endswith(POSITIONS) or name not in own or own[name].shape == found[name].shape:
             continue

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from metarun.errors import UserError
 from metarun.files import special
@@ -99,10 +100,10 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
     """
     try:
         with opened(path) as file:
-            halved = _deep_colour(file)
+            halved = not _deep(file) and file_bits(file) is not None
             if halved and values:
                 raise ValueError(
-                    "16 bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
+                    f"{file_bits(file)} bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
                 )
             image = ImageOps.exif_transpose(file)
             used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
@@ -179,9 +180,37 @@ def _deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def _deep_colour(file: Image.Image) -> bool:
-    """Whether a file not yet read has 16 bits a colour, which Pillow reads as 8."""
-    return not _deep(file) and any(";16" in str(tile[3]) for tile in getattr(file, "tile", []))
+def file_bits(file: Image.Image) -> int | None:
+    """The bits of a channel in a file not yet read, where they are from 9 to 16: of colours Pillow reads the upper 8.
+
+    Args:
+        file: What `opened` opened.
+
+    Returns:
+        The bits; None for a file of 8 or fewer, or of more, and for one whose format does not tell.
+    """
+    if not isinstance(file, ImageFile):
+        return None
+    for decoder, _, _, how in file.tile:
+        if decoder == "SGI16" or ";16" in str(how):
+            return 16
+        if decoder.startswith("ppm") and isinstance(how, tuple) and how[1] > 255:  # the largest value
+            return int(how[1]).bit_length()
+        if decoder == "jpeg2k" and (bits := _jpeg2000_bits(file)) > 8:
+            return bits
+    return None
+
+
+def _jpeg2000_bits(file: ImageFile) -> int:
+    """The bits of the first channel, which stand 42 bytes after the mark that begins the pixels; 8 where there is no such mark."""
+    stream = file.fp
+    assert stream is not None  # as long as the pixels are not read
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    found = content.find(b"\xff\x4f\xff\x51") + 42
+    return (content[found] & 0x7F) + 1 if 42 <= found < len(content) else 8
 
 
 def _used(image: Image.Image, scale: int) -> Range:

@@ -24,6 +24,7 @@ from metarun.data.origin import Origin
 from metarun.data.sampler import uniforms
 from metarun.data.shared import ClassIndex
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
+from metarun.data.table import Table
 from metarun.data.table_source import TableSource
 from metarun.errors import UserError
 from metarun.text import counted, printable, shape_text
@@ -80,7 +81,7 @@ class Domains(DataSource):
         own = {name: _built(node, name, size, channels) for name, node in sets.items()}
         _refuse_other_divisions(own)
         depth = channels or max(source.input_shape[0] for source in own.values())
-        self.input_shape = (depth, size, size)
+        self.input_shape = self.image_shape = (depth, size, size)
         self.statistics = (np.zeros(1), np.ones(1))
         if normalize:
             self.statistics = _pooled(
@@ -102,11 +103,16 @@ class Domains(DataSource):
     def members(self) -> Mapping[str, TableSource]:
         return self.sets
 
+    def share(self, name: str) -> float:
+        return self.shares[name]
+
     def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
         found = copy.copy(self)
         found.sets = {name: change(source) for name, source in self.own.items()}
         first = next(iter(found.sets.values()))
         found.item, found.input_shape = first.item, first.input_shape
+        if found.item == "vector":  # which no pixel's shape or normalisation says anything of
+            found.rule = f"all items are vectors of {first.input_shape[0]}"
         return found
 
     def make_ready(self, device: torch.device) -> None:
@@ -190,13 +196,19 @@ class Domains(DataSource):
 
     def describe(self) -> dict[str, Any]:
         described = {name: source.describe() for name, source in self.sets.items()}
-        decisive = [[name, each["fingerprint"], self.shares[name]] for name, each in described.items()]
+
+        def digest(key: str, shape: tuple[int, ...]) -> str:
+            decisive = [[name, each[key], self.shares[name]] for name, each in described.items()]
+            return hashlib.sha256(json.dumps([decisive, shape]).encode()).hexdigest()
+
+        encoded = all("before_encoding" in each for each in described.values())
         totals = {
             key: {split: sum(each[key][split] for each in described.values()) for split in ("train", "val", "test")}
             for key in ("classes", "images")
         }
         return {
-            "fingerprint": hashlib.sha256(json.dumps([decisive, self.input_shape]).encode()).hexdigest(),
+            "fingerprint": digest("fingerprint", self.input_shape),
+            **({"before_encoding": digest("before_encoding", self.image_shape)} if encoded else {}),
             **totals,
             "input_shape": list(self.input_shape),
             "shares": self.shares,
@@ -231,12 +243,26 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     for name, node in nodes.items():
         if encoded:
             built = _table(node, name, "test.data")
+            again = functools.partial(_read_as, node, name, built)
         else:
             depth, height, width = source.input_shape
             images = _built(node, name, height if height == width else None, depth, "test.data")
             built = images.fitted(source.input_shape, source.statistics_of(None))
-        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built))
+            again = None
+        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built, again))
     return found
+
+
+def _read_as(node: Node, name: str, built: TableSource, member: TableSource) -> TableSource:
+    """A data set at the size and with the channels of another one, by whose pixels its classes are known; as it is where it cannot."""
+    if not (isinstance(built.table, Table) and isinstance(member.table, Table)):
+        return built
+    depth, height, width = member.table.images.shape[1:]
+    if height != width or built.table.images.shape[1:] == (depth, height, width):
+        return built
+    wanted = {"image_size": height, "channels": depth}
+    changes = {setting: value for setting, value in wanted.items() if node.knows(setting)}
+    return _table(node, name, "test.data", **changes) if changes else built
 
 
 def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split, np.ndarray] | None:
@@ -251,10 +277,26 @@ def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split,
     return None
 
 
-def _as_shared(trained: Sequence[TableSource], built: TableSource) -> dict[Split, np.ndarray]:
-    """The division of another set: the classes whose images are trained or validated on, and for the test all others."""
+def _as_shared(
+    trained: Sequence[TableSource], built: TableSource, again: Callable[[TableSource], TableSource] | None = None
+) -> dict[Split, np.ndarray]:
+    """The division of another set: the classes whose images are trained or validated on, and for the test all others.
+
+    Args:
+        trained: What is trained on.
+        built: The other set.
+        again: Gives the same set as its images are with those of a set that is trained on; None where they are so already.
+    """
     splits: tuple[Split, ...] = ("train", "val")
-    shared = {split: _shared(((member, member.splits[split]) for member in trained), built) for split in splits}
+    alike = [built if again is None else again(member) for member in trained]
+    shared = {
+        split: {
+            number
+            for member, images in zip(trained, alike, strict=True)
+            for number in _shared([(member, member.splits[split])], images)
+        }
+        for split in splits
+    }
     every = range(len(built.table.names))
     rest = [number for number in every if not any(number in numbers for numbers in shared.values())]
     found = {split: np.array(sorted(numbers), dtype=int) for split, numbers in shared.items()}

@@ -139,13 +139,15 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         list is a text, all images of the folders that are called like the class, wherever they lie.
 
     Raises:
-        UserError: The list cannot be read, or an image or the folder of a class is missing.
+        UserError: The list cannot be read, names an image twice, or an image or the folder of a class is missing.
     """
     path, key = paths[0], f"data {name}"
     members: dict[str, list[str]] = {}
+    lines: dict[tuple[str, str], list[int]] = {}
     if path.suffix == ".csv":
-        for _, (file, kind, _) in rows_of(path, key):
+        for number, (file, kind, _) in rows_of(path, key):
             members.setdefault(kind, []).append(file)
+            lines.setdefault((file, kind), []).append(number)
     else:
         members = {composed(line.strip()): [] for line in lines_of(text_of(path, key)) if line.strip()}
     root = path.parent
@@ -154,8 +156,16 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         root = root.parents[above[root.name] - 1]
     index = ImageIndex(root)
     if any(composed(PurePosixPath(file).name) in index.names for found in members.values() for file in found[:1]):
+        homes_of: dict[Path, int] = {}
         for kind, found in sorted(members.items()):
-            yield kind, [index.find(file, path, f"{key}: {path}: {kind}") for file in found]
+            images = [index.find(file, path, f"{key}: {path}: {kind}") for file in found]
+            for file, image in zip(found, images, strict=True):
+                number = lines[file, kind].pop(0)
+                if image in homes_of:
+                    first, last = sorted((homes_of[image], number))
+                    raise UserError(f"{key}: {path}, line {last}: {file} has a label already, in line {first}")
+                homes_of[image] = number
+            yield kind, images
         return
     homes: dict[str, list[Path]] = {}
     for folder, _ in files.walk(root, visible):
@@ -191,10 +201,11 @@ def numbered_folders(paths: list[Path], split: Split, name: str) -> Classes:
 
 
 def _images(folder: Path, name: str) -> list[Path]:
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    seen = (path for path in folder.glob("*") if not path.name.startswith("."))
+    found = sorted(path for path in seen if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not found:
         raise UserError(f"data {name}: there are no images in {folder}; the data set may be incomplete")
-    return [path for path in found if not path.name.startswith(".")]
+    return found
 
 
 def hdf5(paths: list[Path], split: Split, name: str) -> Classes:

@@ -121,6 +121,10 @@ class DataSource(Checked, ABC):
         """The sets of items that its tasks are drawn from, by name: one without a name, or several; none of regression tasks."""
         return {}
 
+    def share(self, name: str) -> float:
+        """The share of the tasks that are of a member, by its name."""
+        return 1 / len(self.members)
+
     def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
         """This data set with another in the place of each of its members: one that encodes its items, say.
 

@@ -13,7 +13,7 @@ from metarun.config.values import without
 from metarun.data.source import DataSource
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder, Encoding
-from metarun.encoders.encoded import EncodedSource, training_items
+from metarun.encoders.encoded import EncodedSource, encoded_members, training_items
 from metarun.errors import UserError
 
 log = logging.getLogger("metarun")
@@ -65,8 +65,8 @@ def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = Fa
 
 def encoded_as(items: TableSource, source: DataSource) -> TableSource:
     """A data set that is tested on, its items encoded as those of the source are; as it is where these are not encoded."""
-    first = next(iter(source.members.values()))
-    if not isinstance(first, EncodedSource):
+    first = next(iter(encoded_members(source).values()), None)
+    if first is None:
         return items
     first.encoder.check(items)
-    return EncodedSource(items, first.encoder, first.encoding).centred_as(first)
+    return EncodedSource(items, first.encoder, first.encoding).centred_as(source)

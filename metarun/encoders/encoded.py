@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import DEVICE_TABLE_BYTES, gathered
 from metarun.data.origin import Origin
-from metarun.data.source import EpisodeSampler, Reader, Split
+from metarun.data.source import DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
@@ -55,7 +55,7 @@ class EncodedSource(TableSource):
         self.source, self.encoder, self.encoding = source, encoder, encoding
         self.as_target, self.unknown = source.as_target, source.unknown
         self.input_shape = (encoder.features,)
-        self._centre: EncodedSource | None = None  # the source whose mean is taken off instead of the own
+        self._centre: DataSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -84,7 +84,7 @@ class EncodedSource(TableSource):
         if self.encoding.transform != "cl2n":
             return np.zeros(self.encoder.features, np.float32)
         if self._centre is not None:
-            return self._centre.mean()
+            return mean_of(self._centre)
         rows = self.training_rows if reference is None else reference
         rows = rows[:: -(-len(rows) // MEASURED)]
         key = rows.tobytes()
@@ -92,8 +92,12 @@ class EncodedSource(TableSource):
             self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
 
-    def centred_as(self, other: EncodedSource) -> EncodedSource:
-        """The same vectors, less the mean of the training items of another source: of a data set that is tested on."""
+    def centred_as(self, other: DataSource) -> EncodedSource:
+        """The same vectors, less the mean of the training items of another source: of a data set that is tested on.
+
+        Args:
+            other: One data set of encoded items, or several, see `mean_of`.
+        """
         found = copy.copy(self)
         found._centre = other
         return found
@@ -142,7 +146,7 @@ class EncodedSource(TableSource):
         return replace(self.source.labelled(part, split), reader=self.reader, views=self.encoding.views)
 
     def saw(self, split: Split | None) -> dict[str, Any]:
-        """What `result.json` says of the encoder's pretraining, under `protocol`.
+        """What `result.json` says of the encoder's pretraining, under `protocol`, see `saw_of`.
 
         Args:
             split: The split whose classes are tested on; None for all classes.
@@ -197,6 +201,42 @@ class EncodedSource(TableSource):
             "items": self.source.item,
             "encoder": told,
         }
+
+
+def encoded_members(data: DataSource) -> dict[str, EncodedSource]:
+    """The sets of vectors that a data set's tasks are drawn from, by name; none where its items are not encoded."""
+    members = data.underlying.members
+    return {name: member for name, member in members.items() if isinstance(member, EncodedSource)}
+
+
+def saw_of(tested: Iterable[DataSource], split: Split | None) -> dict[str, Any] | None:
+    """What `result.json` says of an encoder's pretraining, under `protocol`; None where no items are encoded.
+
+    Args:
+        tested: What is tested on. The encoder saw these classes if it saw those of one of them.
+        split: The split whose classes are tested on; None for all classes.
+    """
+    told = [member.saw(split) for data in tested for member in encoded_members(data).values()]
+    if not told:
+        return None
+    answers = [each["saw_these_classes"] for each in told]
+    return {**told[0], "saw_these_classes": next((one for one in ("yes", "not known") if one in answers), "no")}
+
+
+def mean_of(data: DataSource, reference: np.ndarray | None = None) -> np.ndarray:
+    """What is taken off the vectors of items that are of none of a data set's own, float32 `[D]`.
+
+    Args:
+        data: One data set of encoded items, whose mean it is; or several, the means of which count by their shares of the tasks.
+        reference: The rows that the mean is taken over; None for the training items.
+    """
+    members = encoded_members(data)
+    means = [member.mean(reference) for member in members.values()]
+    if len(means) == 1:
+        return means[0]
+    shares = [data.underlying.share(name) for name in members]
+    pooled: np.ndarray = np.average(means, axis=0, weights=shares).astype(np.float32)
+    return pooled
 
 
 def transformed(x: torch.Tensor, mean: torch.Tensor, transform: str) -> torch.Tensor:

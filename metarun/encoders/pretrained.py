@@ -23,6 +23,8 @@ class Pretrained(ImageEncoder):
         weights: Its weights: pretrained or a name has the library fetch them, else an address or a file; null draws them.
         checksum: The SHA-256 of the file of weights; an address needs it.
         weights_prefix: What stands before the network's own names in the file, such as teacher.backbone; null finds it.
+        images_of: The name of the library's weights whose images are expected, where weights are a file's or drawn; null is
+            the default ones.
         image_size: The side in pixels that images are brought to; null is what the weights expect.
         crop: The part of an image's side that is kept in the middle; null is what the weights expect.
     """
@@ -34,13 +36,15 @@ class Pretrained(ImageEncoder):
         weights: NameOrPath | None = "pretrained",
         checksum: str | None = None,
         weights_prefix: str | None = None,
+        images_of: str | None = None,
         image_size: PositiveInt | None = None,
         crop: Share | None = None,
     ) -> None:
         self._name = name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that are drawn: the same at every start, as the table is
-            built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix))
+            built = build(Wanted("encoder", name, weights, checksum, image_size, weights_prefix, images_of))
+        self._images_of = built.images_of
         self.saw = NOTHING if weights is None else built.saw
         recipe = replace(built.recipe, image_size=image_size or built.recipe.image_size, crop=crop or built.recipe.crop)
         self.settle(built.network, recipe)
@@ -54,4 +58,10 @@ class Pretrained(ImageEncoder):
         return f"{self.name}, {self.features} features; images: {told}"
 
     def blueprint(self) -> dict[str, object]:
-        return {**self.settings, "weights": None, "checksum": None, "weights_prefix": None}
+        return {
+            **self.settings,
+            "weights": None,
+            "checksum": None,
+            "weights_prefix": None,
+            "images_of": self._images_of,
+        }

@@ -48,10 +48,13 @@ class Blueprint:
         backbone: Any = OmegaConf.to_container(config.backbone, resolve=True)
         transfer: Any = OmegaConf.to_container(config.transfer, resolve=True) if config.transfer else OWN
         backbone.pop("from", None)
-        if "weights" in backbone:  # a library's network, whose size its weights may decide on
+        if "weights" in backbone:  # a library's network, whose weights decide what images it expects
             backbone |= {name: None for name in ("weights", "checksum") if name in backbone}
-            if "image_size" in backbone:
-                backbone["image_size"] = getattr(algorithm.backbone, "image_size", backbone["image_size"])
+            backbone |= {
+                name: getattr(algorithm.backbone, name, backbone[name])
+                for name in ("image_size", "images_of")
+                if name in backbone
+            }
         return cls(algo, backbone, transfer, algorithm.spec)
 
     @classmethod

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from metarun.config import construct
-from metarun.encoders import EncodedSource, Encoder
-from metarun.encoders.encoded import transformed
+from metarun.data.source import DataSource
+from metarun.encoders import Encoder
+from metarun.encoders.encoded import encoded_members, mean_of, transformed
 from metarun.errors import UserError
 from metarun.text import shown_path
 from metarun.trust import check_classes
@@ -34,9 +35,15 @@ class EncoderStep:
     mean: Tensor
 
     @classmethod
-    def of(cls, data: EncodedSource, reference: np.ndarray | None) -> EncoderStep:
-        """That of an encoded data set; `reference` are the rows that the mean is taken over, None for its training items."""
-        return cls(data.encoder, data.encoding.transform, torch.from_numpy(data.mean(reference)))
+    def of(cls, data: DataSource, reference: np.ndarray | None) -> EncoderStep:
+        """That of a data set of encoded items, or of several that share an encoder.
+
+        Args:
+            data: The data set.
+            reference: The rows that the mean is taken over; None for its training items.
+        """
+        first = next(iter(encoded_members(data).values()))
+        return cls(first.encoder, first.encoding.transform, torch.from_numpy(mean_of(data, reference)))
 
     @classmethod
     def stored(cls, values: dict[str, Any], origin: Path, tensors: dict[str, Tensor] | None) -> EncoderStep:

@@ -14,7 +14,7 @@ from metarun.data.decoding import Range
 from metarun.data.image_batches import to_shape
 from metarun.data.image_source import ImageSource, standardiser
 from metarun.data.source import DataSource
-from metarun.encoders import EncodedSource
+from metarun.encoders import encoded_members
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.texts import TextPreprocessing
 from metarun.runs import result
@@ -62,13 +62,15 @@ class Preprocessing:
         data = data.underlying
         if texts := TextPreprocessing.of(data, reference):
             return texts
-        if isinstance(data, EncodedSource):
-            images = data.source
-            if not isinstance(images, ImageSource) or len(set(images.input_shape[1:])) != 1:
+        if encoded := encoded_members(data):
+            sets = [member.source for member in encoded.values()]
+            if not all(isinstance(images, ImageSource) and len(set(images.input_shape[1:])) == 1 for images in sets):
                 return None
-            channels, size = images.input_shape[:2]
+            # Of several sets these are what `Domains` brings images without an encoder to.
+            channels, size = (max(images.input_shape[axis] for images in sets) for axis in (0, 1))
+            read = sets[0] if len(sets) == 1 else data
             step = EncoderStep.of(data, reference)
-            return cls(size, channels, images.mapped, images.inverted, (0.0,), (1.0,), data.input_shape, step)
+            return cls(size, channels, read.mapped, read.inverted, (0.0,), (1.0,), data.input_shape, step)
         seen = [isinstance(member, ImageSource) for member in data.members.values()]
         if not seen or not all(seen) or len(set(data.input_shape[1:])) != 1 or len(input_shape) != 3:
             return None

@@ -218,9 +218,12 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     found = result.stored(folder)
     if result.LEARNER not in found:
         regression = "mse" in str(result.tested(found))
+        own = found.get("versions", {}).get("metarun") == metarun.__version__
         reason = (
             "learned regression tasks, and classifies nothing"
             if regression
+            else "learned from items that are neither texts nor square images, and no file can be read as one of them"
+            if own
             else "does not say how its images are read: an earlier version of metarun made it; run its command again with "
             "resume=false"
         )

@@ -110,7 +110,7 @@ def find(
         apart = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
         note(a[apart <= LEVELS], b[apart <= LEVELS], False)
     found.exact, found.exact_across = (len(rows) for rows in sets[True])
-    found.near, found.near_across = (len(rows - exact) for rows, exact in zip(sets[False], sets[True], strict=True))
+    found.near, found.near_across = (len(rows - sets[True][0]) for rows in sets[False])
     found.other_class = len(other)
     found.pairs = list(dict.fromkeys([*examples[True], *examples[False]]))[:SHOWN]
     return found

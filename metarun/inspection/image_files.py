@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import StubImageFile
 
 from metarun import files
-from metarun.data.decoding import THREADS, opened, unknown_format
+from metarun.data.decoding import GREY, THREADS, file_bits, opened, unknown_format
 from metarun.data.label_files import may_be_image, visible
 from metarun.errors import first_line
 
@@ -103,13 +103,23 @@ def _others(root: Path, meant: Callable[[str], bool], own: Sequence[Path]) -> in
     return sum(os.path.realpath(path) not in real for path in left)
 
 
+def depth(file: Image.Image) -> str:
+    """What a file not yet read has in a pixel, in words: the bits of a channel are those of the file, of which Pillow may read less."""
+    if file.mode.startswith("I;16"):
+        return f"16 bits ({file.mode})"
+    if (bits := file_bits(file)) is None:
+        return DEPTHS.get(file.mode, f"8 bits ({file.mode})")
+    kind = "grey" if file.mode in GREY else "colour"
+    return f"{bits} bits, {kind}" + (", transparent" if file.mode.endswith("A") else "")
+
+
 def _read(path: Path) -> tuple[tuple[int, int], str, str, str, int]:
     """The size, depth and format of a file, the reason why it cannot be read (else empty), and its bytes."""
     length = 0
     try:
         length = path.stat().st_size
         with opened(path) as file:
-            found = file.size, DEPTHS.get(file.mode, f"16 bits ({file.mode})"), str(file.format)
+            found = file.size, depth(file), str(file.format)
             file.load()
         return (*found, "", length)
     except UnidentifiedImageError:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config import flat, to_container
 from metarun.data.origin import NO_LABELS, Origin
-from metarun.encoders import EncodedSource
+from metarun.encoders.encoded import saw_of
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
 from metarun.runs import contents, provenance, result
@@ -60,16 +60,16 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     }
     if run.target:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
-    source = run.target.source if run.target else run.data.underlying
-    if isinstance(source, EncodedSource):
-        found["encoder"] = source.saw(None if run.target else "test")
+    tested = [run.target.source] if run.target else list(run.tests.values()) or [run.data]
+    if told := saw_of(tested, None if run.target else "test"):
+        found["encoder"] = told
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,
             "split": data.get("split", run.config.data.get("split")),
         }
-    if told := run.trained_on_tests:
-        found["trained_on_tests"] = told
+    if overlap := run.trained_on_tests:
+        found["trained_on_tests"] = overlap
     if run.data.labels_read:
         found["labels_read"] = labels_read(run.data.labels_read, run.learner.origins)
     found[result.SELECTED_BY] = run.learner.selected_by

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from metarun.data.source import DataSource
-from metarun.encoders import EncodedSource
+from metarun.encoders import encoded_members
 from metarun.engine import checkpoint, origins
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
@@ -78,12 +78,12 @@ def refuse_other_encoder(stored: dict[str, Any], data: DataSource, origin: str) 
         UserError: The encoder has other weights, or was fitted to other items.
     """
     told = (stored.get(result.LEARNER) or {}).get("preprocessing", {}).get("encoder")
-    data = data.underlying
-    if not told or not isinstance(data, EncodedSource):
+    encoder = next((member.encoder for member in encoded_members(data).values()), None)  # of all of them
+    if not told or encoder is None:
         return
-    if json.loads(json.dumps(data.encoder.identity())) != told["identity"]:
-        reason = "is fitted to each data set anew" if data.encoder.fitted else "has other weights or settings now"
+    if json.loads(json.dumps(encoder.identity())) != told["identity"]:
+        reason = "is fitted to each data set anew" if encoder.fitted else "has other weights or settings now"
         raise UserError(
-            f"{origin}: was trained on the vectors of an encoder, {type(data.encoder).__name__}, which {reason}, so that its vectors mean "
+            f"{origin}: was trained on the vectors of an encoder, {type(encoder).__name__}, which {reason}, so that its vectors mean "
             "something else; take the data, and the encoder, that the run had"
         )

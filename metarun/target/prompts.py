@@ -148,7 +148,10 @@ class Training:
         rising = round(self.warm_up * self.steps)
         if step < rising:
             return (step + 1) / (rising + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / (self.steps - rising)))
+        falling = max(
+            self.steps - rising, 1
+        )  # a share of a few steps may be all of them; the rate after the last one is asked for too
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / falling))
 
     def __call__(
         self,
@@ -251,7 +254,7 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
         targets: Words, of which a weight's name must hold one; None for all weights.
 
     Raises:
-        UserError: No weight has such a name.
+        UserError: There are no weights, or none has such a name.
     """
     found = [
         (path, module, name)
@@ -264,6 +267,10 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
         for path, module, name in found
         if targets is None or any(word in f"{path}.{name}" for word in targets)
     ]
+    if not found:
+        raise UserError(
+            f"transfer: {type(backbone).__name__} has no weight matrices to change; take a backbone that has, or transfer=linear_probe"
+        )
     if not chosen:
         names = ", ".join(f"{path}.{name}" for path, _, name in found[:6])
         raise UserError(

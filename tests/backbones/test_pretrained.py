@@ -31,6 +31,7 @@ from metarun.config import check, task_of
 from metarun.config.folder import CONF
 from metarun.engine import checkpoint
 from metarun.errors import UserError
+from metarun.inference.blueprint import Blueprint
 from metarun.ops.tasks import over_tasks
 
 GREY, COLOUR = (1, 28, 28), (3, 20, 24)
@@ -364,6 +365,18 @@ def test_timm_s_weights_by_tag(timm: Any, monkeypatch: pytest.MonkeyPatch) -> No
         Pretrained(input_shape=GREY, name="timm:resnet18", weights="pretrained")
 
 
+def test_a_blueprint_names_the_weights_whose_images_are_expected(monkeypatch: pytest.MonkeyPatch, timm: Any) -> None:
+    """Mean and deviation are no weights, so that a file of these does not bring them."""
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **settings: make(name, **settings))
+    words = ["backbone=pretrained", "backbone.name=timm:vit_small_patch16_224", "backbone.image_size=32"]
+    config = compose("algo=protonet", *words, "backbone.weights=dino")
+    algorithm = build(config, toy_images())
+    kept = Blueprint.stored(Blueprint.of(config, "algo", algorithm).describe(), Path("result.json")).learner()
+    for backbone in (algorithm.backbone, kept.backbone):
+        assert backbone.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])  # the default weights' is 0.5
+
+
 # Mistakes
 
 
@@ -384,6 +397,14 @@ def test_timm_s_weights_by_tag(timm: Any, monkeypatch: pytest.MonkeyPatch) -> No
         (
             {"name": "torchvision:maxvit_t", "image_size": 100},
             "backbone.image_size=100: torchvision:maxvit_t does not take such",
+        ),
+        (
+            {"name": "torchvision:vit_b_16", "image_size": 100},
+            r"^backbone.image_size=100: torchvision:vit_b_16 does not take such images \(Input shape indivisible by patch size!\)$",
+        ),
+        (
+            {"name": "timm:test_vit", "image_size": 100},
+            r"^backbone.image_size=100: timm:test_vit does not take such images ",
         ),
         ({"norm": "batch"}, f"backbone.norm=batch: {SMALL} has the normalisation .*; use backbone.norm=running"),
         ({"norm": "bach"}, r"did you mean batch\?"),

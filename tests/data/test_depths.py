@@ -196,6 +196,28 @@ def test_sixteen_bits_a_colour(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         Folder(root=str(tmp_path / "images"), image_size=8, value_range=[0, 4000])
 
 
+@pytest.mark.parametrize("form", ["P6", "P3", "sgi", "grey sgi"])
+def test_sixteen_bits_of_other_formats_of_which_pillow_reads_eight(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        path = tmp_path / "images" / f"c{number}" / f"1.{form[-3:] if 'sgi' in form else 'ppm'}"
+        path.parent.mkdir(parents=True)
+        if "sgi" in form:
+            pixels = np.full((8, 8) if form == "grey sgi" else (8, 8, 3), 10 + number, np.uint8)
+            Image.fromarray(pixels).save(path, bpc=2)
+        else:
+            values = np.full((8, 8, 3), 257 * (10 + number), ">u2")
+            content = values.tobytes() if form == "P6" else " ".join(map(str, values.flatten())).encode()
+            path.write_bytes(f"{form}\n8 8\n65535\n".encode() + content)
+    source = Folder(root=str(tmp_path / "images"), image_size=8)
+    assert source.table.images[:, 0, 0, 0].tolist() == [10, 11, 12, 13]
+    assert source.describe()["values"]["used"] == [2570, 257 * 13]
+    assert [message for message in caplog.messages if "data.value_range" in message]
+    with pytest.raises(UserError, match=r"16 bits a colour, of which Pillow reads the upper 8"):
+        Folder(root=str(tmp_path / "images"), image_size=8, value_range=[0, 4000])
+
+
 def test_a_run_says_how_its_values_were_mapped(tmp_path: Path) -> None:
     """What was chance from deep images is the accuracy of the same pictures in eight bits."""
     found = {}

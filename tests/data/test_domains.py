@@ -19,15 +19,19 @@ from shell import metarun, result
 from shell import run_folder as only_run
 from tiny_encoder import Squares
 
+import metarun as package
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data.domains import Domains, fit_to_network, rule
+from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
 from metarun.data.shared import says_what_it_is
 from metarun.data.source import Split
 from metarun.data.table_source import TableSource
 from metarun.data.varied import VariedSampler
 from metarun.encoders import EncodedSource, Encoding
+from metarun.encoders.building import encoded_as
+from metarun.encoders.encoded import saw_of
 from metarun.errors import UserError
 from metarun.ops import metrics
 from metarun.report.collect import collect
@@ -401,6 +405,78 @@ def test_a_run_leaves_out_shared_classes_and_tells_of_shared_names(folders: dict
     namesakes = told["large"]["named_as_trained_on"]
     assert namesakes["count"] == len(namesakes["names"]) > 0
     assert f"large: {namesakes['count']} test class" in outcome.err
+
+
+def test_classes_are_known_again_at_another_size_behind_an_encoder(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder takes images of any size, and the same images of two sizes have other pixels."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    root = tmp_path / "part"
+    for number in range(10):
+        shutil.copytree(folders["left"] / f"left{number}", root / f"other{number}")
+    encoder = ["++encoder._target_=tiny_encoder.Squares", "backbone=identity", "task.ways=2", "task.queries=2"]
+    words = ["data=folder", f"data.root={folders['left']}", "data.image_size=16", "test.episodes=6"]
+    sets = ["test.data=[small:folder]", f"test.data.small.root={root}", "test.data.small.image_size=8"]
+    outcome = metarun(*words, *encoder, *sets, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    told = result(only_run(tmp_path / "out"))["protocol"]["sets"]
+    assert "of its 10 classes, since the images of the others" in told["small"]["classes"]
+
+
+def test_several_sets_behind_an_encoder_are_told_of_as_one_is(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the encoder saw, whose vectors weights are for, and how files are read."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    encoder = ["++encoder._target_=tiny_encoder.Squares", "++encoder.transform=cl2n", "backbone=mlp"]
+    small = [word for word in SMALL if not word.startswith("backbone")]
+    sets = ["data=[left:folder,right:folder]", *(f"data.sets.{name}.root={root}" for name, root in folders.items())]
+    sizes = [f"data.sets.{name}.image_size=12" for name in folders]
+    outcome = metarun(*sets, *sizes, *encoder, *small, f"outputs={tmp_path / 'out'}")
+    assert outcome.status == 0, outcome.err
+    folder = only_run(tmp_path / "out")
+    told = result(folder)
+    assert told["protocol"]["encoder"] == {"name": "Squares", "saw": None, "saw_these_classes": "not known"}
+    assert told["data"]["rule"] == "all items are vectors of 4"
+    nodes: Any = {name: Folder(root=str(root), image_size=12) for name, root in folders.items()}
+    same: Any = {name: Built(source) for name, source in nodes.items()}
+    assert told["data"]["before_encoding"] == Domains(sets=same, image_size=12).describe()["fingerprint"]
+    preprocessing = package.load(folder).held.preprocessing
+    assert (preprocessing.channels, preprocessing.image_size, preprocessing.input_shape) == (3, 12, (4,))
+    again = ["recipe=test", f"checkpoint={folder}", "data=folder", f"data.root={folders['left']}"]
+    refused = metarun(*again, *encoder, "++encoder.side=2", "++encoder.scale=2", f"outputs={tmp_path / 'out'}")
+    assert refused.status == 2
+    assert "was trained on the vectors of an encoder, Squares, which has other weights or settings now" in refused.err
+
+
+def test_a_set_that_is_tested_on_is_centred_by_all_sets_in_their_shares() -> None:
+    """And not by the first of them."""
+    encoder, how = Squares(side=1), Encoding("float32", 1, 8, "cl2n", None)
+    tested = three(normalize=False).own["light"]
+    means = []
+    for order in (("dark", "grey"), ("grey", "dark")):
+        shares = {"dark": 3, "grey": 1}
+        built = {name: Toy({"dark": 10, "grey": 110}[name], 1, 8).build() for name in order}
+        for name, images in built.items():
+            images.table = replace(images.table, fingerprint=name)
+        sets: Any = {name: Built(images) for name, images in built.items()}
+        source = Domains(sets=sets, shares=[shares[name] for name in order], normalize=False)
+        trained = source.each(lambda member: EncodedSource(member, encoder, how))
+        found = encoded_as(tested, trained)
+        assert isinstance(found, EncodedSource)
+        means.append(found.mean().item() * 255)
+    assert means == pytest.approx([35, 35], rel=1e-3)
+
+
+def test_an_encoder_saw_what_is_tested_on_if_it_saw_one_of_the_sets() -> None:
+    sources = [
+        EncodedSource(of_classes(range(6)), Squares(), Encoding("float32", 1, 8, "un", "imagenet")) for _ in "abc"
+    ]
+    for source, known in zip(sources, (("imagenet",), None, ()), strict=True):
+        source.source.classes_in = known
+    told = [saw_of(part, "test") for part in (sources, sources[1:], sources[2:], [])]
+    assert [each and each["saw_these_classes"] for each in told] == ["yes", "not known", "no", None]
 
 
 def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -522,6 +522,29 @@ def test_an_official_archive_may_have_any_folder_on_top(tmp_path: Path, top: str
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(("kind", "line"), [("test01", 8), ("test00", 8)])
+def test_a_list_that_names_an_image_twice(tmp_path: Path, kind: str, line: int) -> None:
+    """In its class, or in two: as a test image that is counted twice, or has two labels."""
+    images_and_tables(tmp_path / "mini", True)
+    path = tmp_path / "mini" / "test.csv"
+    files.write(path, path.read_text() + f"test0100000001.jpg,{kind}\n")
+    message = error(lambda: FewShot(dataset="mini_imagenet", root=str(tmp_path / "mini")))
+    expected = f"{path}, line {line}: test0100000001.jpg has a label already, in line 5"
+    assert message == f"data mini_imagenet: {expected}"
+
+
+@pytest.mark.usefixtures("few")
+def test_a_class_folder_of_hidden_files_alone(tmp_path: Path) -> None:
+    """As a Mac leaves them beside images that are gone."""
+    files.cifar_fs(tmp_path / "cifar_fs", FEW)
+    folder = tmp_path / "cifar_fs" / "data" / "test000"
+    for path in folder.iterdir():
+        path.rename(folder / f"._{path.name}")
+    message = error(lambda: FewShot(dataset="cifar_fs", image_size=files.SIDE))
+    assert message == f"data cifar_fs: there are no images in {folder}; the data set may be incomplete"
+
+
+@pytest.mark.usefixtures("few")
 def test_lists_that_do_not_fit(tmp_path: Path) -> None:
     images_and_tables(tmp_path / "mini", True)
     (tmp_path / "mini" / "images" / "val0100000001.jpg").unlink()

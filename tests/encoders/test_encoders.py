@@ -27,7 +27,7 @@ from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
 from metarun.backbones.libraries import OF_IMAGENET, Recipe, Wanted, build
-from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions
+from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions, with_positions
 from metarun.config import check
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
@@ -582,6 +582,16 @@ def test_a_prefix_names_other_weights_of_a_file(
         Pretrained(name="timm:test_resnet", weights=str(path), weights_prefix="models", image_size=32)
 
 
+@pytest.mark.parametrize("form", ["state_dict", "lightning", "net", "teacher", "ema"])
+def test_efficientnet_lite_is_found_in_whatever_wraps_it(form: str, tmp_path: Path) -> None:
+    """By the names that its package gives to tensors, of which those of blocks and those outside of them are alike."""
+    name, state = "efficientnet_lite0", read_tensors(efficientnet_lite.weights_file("efficientnet_lite0", "key"), "key")
+    torch.save(wrapped(state, form), tmp_path / "wrapped.pth")
+    found = build(Wanted("encoder", f"metarun:{name}", str(tmp_path / "wrapped.pth"))).network.state_dict()
+    for (own, value), original in zip(found.items(), state.values(), strict=False):
+        assert torch.equal(value, original), own
+
+
 def test_positions_are_resampled_as_timm_does(timm: Any) -> None:
     torch.manual_seed(0)
     resample = importlib.import_module("timm.layers").resample_abs_pos_embed
@@ -591,8 +601,20 @@ def test_positions_are_resampled_as_timm_does(timm: Any) -> None:
         torch.testing.assert_close(resampled_positions(positions, (1, before + 16, 12)), expected)
     assert resampled_positions(torch.randn(1, 50, 12), (1, 18, 12)) is None
     small, large = (timm.create_model("test_vit", num_classes=0, img_size=side) for side in (64, 96))
-    found = network_tensors(small, large.state_dict(), "weights")
+    found = with_positions(small, network_tensors(small, large.state_dict(), "weights"), "weights")
     small.load_state_dict(found)
+
+
+@pytest.mark.parametrize(("side", "size"), [(96, 96), (160, 96), (96, 128), (160, None)])
+def test_positions_of_a_file_are_resampled_once_at_most(side: int, size: int | None, timm: Any, tmp_path: Path) -> None:
+    """A file of another size than the library's is not brought to the library's on the way to the one that is wanted."""
+    file = timm.create_model("test_vit", num_classes=0, img_size=side)
+    torch.nn.init.normal_(file.pos_embed)
+    torch.save(file.state_dict(), tmp_path / "weights.pth")
+    found = build(Wanted("encoder", "timm:test_vit", str(tmp_path / "weights.pth"), image_size=size)).network.pos_embed
+    grid = (size or 160) // 16
+    expected = resampled_positions(file.pos_embed, (1, 1 + grid**2, 64)) if size not in (side, None) else file.pos_embed
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("shape", "crop"), [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0)])
@@ -614,6 +636,40 @@ def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop:
         assert np.abs(found[0].numpy().astype(int) - expected).max() <= 2  # of 256
     grey = resized(pixels[:, :1], recipe)
     assert torch.equal(grey[:, 0], grey[:, 2])
+
+
+def published(model: str, weights: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Drawn weights in the place where torchvision keeps those of a name; returns the name's member of its enum."""
+    optional.torchvision()
+    models = importlib.import_module("torchvision.models")
+    chosen = models.get_model_weights(model)[weights]
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    kept = folder / "hub" / "checkpoints"
+    kept.mkdir(parents=True)
+    torch.manual_seed(1)
+    torch.save(models.get_model(model).state_dict(), kept / chosen.url.rsplit("/", 1)[1])
+    return chosen
+
+
+def test_weights_by_name_get_the_images_that_they_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not those of the library's default ones, with the weights as well as where they are to be brought later."""
+    chosen = published("mobilenet_v2", "IMAGENET1K_V1", tmp_path, monkeypatch)
+    monkeypatch.setitem(chosen.transforms.keywords, "crop_size", 64)
+    monkeypatch.setitem(chosen.transforms.keywords, "resize_size", 80)
+    named = Pretrained(name="torchvision:mobilenet_v2", weights="IMAGENET1K_V1")
+    assert (named.recipe.image_size, named.recipe.crop) == (64, 0.8)
+    named.settings = {"name": "torchvision:mobilenet_v2", "weights": "IMAGENET1K_V1"}
+    again = Pretrained(**named.blueprint())
+    assert again.recipe == named.recipe
+    assert again.digest != named.digest
+    again.restore({}, named.tensors())
+    assert again.identity() == named.identity()
+    with pytest.raises(UserError, match=r"images_of=IMAGENET1K_V1: encoder.weights=IMAGENET1K_V1 say themselves"):
+        Pretrained(name="torchvision:mobilenet_v2", weights="IMAGENET1K_V1", images_of="IMAGENET1K_V1")
+    with pytest.raises(
+        UserError, match=r"images_of=IMAGENET1K_V9: the library has no .*; did you mean .*IMAGENET1K_V1"
+    ):
+        Pretrained(name="torchvision:mobilenet_v2", weights=None, images_of="IMAGENET1K_V9")
 
 
 # From the shell
@@ -718,6 +774,18 @@ def test_what_a_target_s_run_kept_classifies_files_as_the_run_did(
     assert [str(name) for name in told] == [row["prediction"] for row in rows]
     outcome = done("recipe=predict", f"checkpoint={folder}", f"images={root}", f"outputs={outputs}")
     assert "class5" in outcome.out
+
+
+def test_what_a_target_s_run_kept_has_the_images_of_weights_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published("mobilenet_v2", "IMAGENET1K_V1", tmp_path, monkeypatch)
+    root = shaded(tmp_path / "images", classes=2)
+    words = ["encoder=pretrained", "encoder.name=torchvision:mobilenet_v2", "encoder.weights=IMAGENET1K_V1"]
+    target = ["target=folder", f"target.data.root={root}", "target.data.image_size=16", "target.repeats=1"]
+    settings = ["recipe=target_only", "transfer=nearest_centroid", "encoder.image_size=32", f"outputs={tmp_path}/out"]
+    done(*settings, *words, *target)
+    assert (only(tmp_path / "out") / "classifier.pt").is_file()  # which is read back before the run ends
 
 
 @pytest.mark.parametrize("named", [".", "best.pt"])

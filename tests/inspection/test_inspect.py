@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from metarun.data.fewshot import RELEASES
 from metarun.data.image_source import ImageSource
 from metarun.inspection import duplicates
 from metarun.inspection.facts import fits
-from metarun.inspection.image_files import survey
+from metarun.inspection.image_files import depth, survey
 from metarun.text import bytes_text
 
 
@@ -28,6 +30,19 @@ def photographs(count: int, side: int = 24, seed: int = 0) -> np.ndarray:
     """Images uint8 `[n, 3, side, side]` with coarse structure, each of its own."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 3, 6, 6))
     return np.kron(coarse, np.ones((1, 1, side // 6, side // 6))).astype(np.uint8)
+
+
+def pnm(kind: str, largest: int, dtype: str, channels: int) -> bytes:
+    return f"{kind}\n8 8\n{largest}\n".encode() + np.zeros((8, 8, channels), dtype).tobytes()
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+SIZE = struct.pack(">8I", 8, 8, 0, 0, 8, 8, 0, 0) + b"\0\3"  # what stands before the depth in a JPEG 2000 file
 
 
 def looked(images: np.ndarray, groups: list[int], classes: list[int] | None = None) -> duplicates.Duplicates:
@@ -87,6 +102,41 @@ def test_a_thumbnail_is_the_mean_of_parts() -> None:
     rising = duplicates.perceptual(np.rint(np.linspace(0, 200, 9))[None, None].repeat(9, 1).astype(np.uint8))
     assert np.unpackbits(rising.view(np.uint8)).tolist() == [1] * 64 + [0] * 64
     assert duplicates.thumbnails(np.zeros((2, 1, 4, 4), np.uint8)).shape == (2, 9, 9)  # smaller than the thumbnail
+
+
+def test_the_twins_that_are_elsewhere_are_among_the_twins() -> None:
+    """An image that has an exact twin at home and a near one elsewhere counts as exact alone."""
+    images = photographs(6)
+    images[1] = images[0]
+    images[4] = images[0]
+    images[4, :, 0, 0] ^= 3  # nearly the same
+    found = looked(images, [0, 0, 0, 2, 2, 2])
+    assert (found.exact, found.exact_across, found.near, found.near_across) == (2, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (pnm("P6", 65535, ">u2", 3), "16 bits, colour"),
+        (pnm("P6", 255, "u1", 3), "8 bits, colour"),
+        (pnm("P5", 65535, ">u2", 1), "16 bits, grey"),
+        (pnm("P5", 4095, ">u2", 1), "12 bits, grey"),
+        (saved(Image.new("I;16", (8, 8)), "TIFF"), "16 bits (I;16)"),
+        (saved(Image.new("I", (8, 8)), "TIFF"), "32 bits, grey"),
+        (saved(Image.new("LAB", (8, 8)), "TIFF"), "8 bits (LAB)"),
+        (saved(Image.new("1", (8, 8)), "PPM"), "1 bit"),
+        (b"P1 8 1 0 1 0 1 0 1 0 1", "1 bit"),
+        (saved(Image.new("RGBA", (8, 8)), "SGI", bpc=2), "16 bits, colour, transparent"),
+        (saved(Image.new("L", (8, 8)), "SGI", bpc=2), "16 bits, grey"),
+        (saved(Image.new("L", (8, 8)), "SGI"), "8 bits, grey"),
+        (saved(Image.new("RGB", (8, 8)), "JPEG2000"), "8 bits, colour"),
+        (saved(Image.new("RGB", (8, 8)), "JPEG2000").replace(SIZE + b"\7", SIZE + b"\17"), "16 bits, colour"),
+    ],
+)  # fmt: skip
+def test_the_depth_is_the_file_s(content: bytes, told: str) -> None:
+    """Of which Pillow may read less."""
+    with Image.open(io.BytesIO(content)) as file:
+        assert depth(file) == told
 
 
 @pytest.fixture(scope="module")

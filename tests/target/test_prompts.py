@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metarun.algos.mtl import MTL
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
+from metarun.backbones.pixels import Pixels
 from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.scaled import ScaledBackbone
 from metarun.backbones.vit import ViT
@@ -343,6 +344,13 @@ def test_targets_choose_matrices() -> None:
     assert tuned.predict(target(), target(4).x, 3).shape == (4, 3)
 
 
+@pytest.mark.parametrize(("steps", "warm_up"), [(10, 0.95), (1, 0.6), (1, 0.0)])
+def test_a_warm_up_may_be_all_of_few_steps(steps: int, warm_up: float) -> None:
+    rates = Training(torch.optim.SGD, steps, 4, warm_up)
+    assert all(0 < rates.rate(step) <= 1 for step in range(steps))
+    assert 0 <= rates.rate(steps) <= 1  # which the schedule asks for after the last step
+
+
 # Configs and mistakes
 
 
@@ -369,6 +377,10 @@ def test_the_yamls_say_what_they_are() -> None:
         (lambda: method("prompts", vit(), steps=0), "transfer.steps=0: must be at least 1"),
         (lambda: method("lora", vit(), warm_up=1.0), "transfer.warm_up=1: must be at least 0 and below 1"),
         (lambda: method("lora", vit(), rank=0), "transfer.rank=0: must be at least 1"),
+        (
+            lambda: matrices(Pixels((4,)), None),
+            r"^transfer: Pixels has no weight matrices to change; take a backbone that has, or transfer=linear_probe$",
+        ),
         (
             lambda: method("lora", vit(), targets="[query]"),
             r"transfer.targets=\['query'\]: are in no .* begin embed.weight, blocks.0",

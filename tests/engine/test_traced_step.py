@@ -133,7 +133,7 @@ def test_small_networks_are_recorded_at_once_and_others_after_some_steps() -> No
 
 
 def test_where_it_cannot_be_it_is_refused() -> None:
-    with pytest.raises(UserError, match=r"hardware\.record=true: .*its backbone draws random numbers"):
+    with pytest.raises(UserError, match=r"hardware\.record=true: .*its network draws random numbers"):
         chosen("hardware.record=true", "backbone=resnet12", "backbone.drop_rate=0.1", name="protonet")
     with pytest.raises(UserError, match="its operations change"):
         chosen("hardware.record=true", name="reptile")

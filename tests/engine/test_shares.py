@@ -101,6 +101,28 @@ def test_running_averages_within_wrappers(words: list[str]) -> None:
     alone = step_by(make, batch_of, 1)
     for processes in (2, 3):
         assert_same(step_by(make, batch_of, processes), alone)
+    assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+def test_a_parameter_without_a_gradient_has_none_in_any_process() -> None:
+    """An optimiser moves one of gradient 0, by its momentum or a weight decay, and leaves alone one without a gradient."""
+
+    class Partly(nn.Module):
+        whole_batch = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.of_one_task = (nn.Parameter(torch.ones(())) for _ in range(3))
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            first = draws.part()[0] == 0
+            return self.used * episodes.query_x.mean() + (self.of_one_task if first else 0), {}
+
+    _, batch_of = made("protonet")
+    alone = step_by(Partly, batch_of, 1)
+    assert [name for name, value in alone[1].items() if value is None] == ["unused"]
+    for processes in (2, 8):
+        assert_same(step_by(Partly, batch_of, processes), alone)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.003])

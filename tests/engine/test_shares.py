@@ -95,7 +95,10 @@ def test_running_averages_are_those_of_one_process(algo: str) -> None:
     assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
 
 
-@pytest.mark.parametrize("words", [["wrapper=ats", "wrapper.chosen=3"], ["wrapper=metamix", "wrapper.layers=[0]"]])
+@pytest.mark.parametrize("words", [
+    ["wrapper=ats", "wrapper.chosen=3"], ["wrapper=metamix", "wrapper.layers=[0]"],
+    ["wrapper=self_training", "wrapper.in_training=true", "task.unlabelled=4"],
+])  # fmt: skip
 def test_running_averages_within_wrappers(words: list[str]) -> None:
     make, batch_of = made("protonet", *words, "backbone.norm=running")
     alone = step_by(make, batch_of, 1)

@@ -468,6 +468,13 @@ def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.Monk
     assert certain.grad.isfinite().all()
 
 
+def test_ats_leaves_it_to_the_loop_to_say_that_a_training_diverges() -> None:
+    wrapper = wrap(config_of("wrapper=ats"))
+    for value in wrapper.method.parameters():
+        value.data.fill_(torch.nan)
+    assert gradient_step(wrapper.train(), batch_of(4), 0, 1.0, 0, hardware())["loss"].isnan()
+
+
 def test_ats_says_what_it_needs() -> None:
     with pytest.raises(UserError, match=r"^wrapper=ats: .* TIM on this backbone has none; leave the wrapper out$"):
         wrap(compose("wrapper=ats", "algo=tim", "backbone=identity", "task.ways=5", "task.queries=4"))

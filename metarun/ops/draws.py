@@ -277,7 +277,7 @@ def drawing(module: nn.Module) -> list[nn.Module]:
 
     def rate(part: nn.Module) -> float:
         name = "p" if isinstance(part, _DropoutNd) else RATES.get(type(part).__name__)
-        return getattr(part, name) if name else 0.0
+        return float(getattr(part, name)) if name else 0.0
 
     return [part for part in module.modules() if rate(part)]
 

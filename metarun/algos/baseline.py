@@ -129,11 +129,11 @@ class Baseline(Algorithm):
         """Features of several tasks' sets at once, unless the norm's statistics are a set's."""
         if self.backbone.norm in ("batch", "support") or self.backbone.identity:
             return super().embed(episodes)
-        # Of a single task, which may be traced, the sizes are left alone.
         images = episodes.support_x.shape[1] + episodes.query_x.shape[1]
-        together = max(1, IMAGES // images) if episodes.n_tasks > 1 else 1
+        # A single task may be traced, with sizes that are left open.
+        chunks = episodes.split(max(1, IMAGES // images)) if episodes.n_tasks > 1 else iter([episodes])
         found = []
-        for tasks in episodes.split(together):
+        for tasks in chunks:
             sets = [tasks.support_x, tasks.query_x]
             support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))
             found.append((support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])))

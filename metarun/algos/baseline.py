@@ -34,6 +34,8 @@ from metarun.ops import batch_norm
 from metarun.ops.numerics import full_precision, precise
 from metarun.ops.support import of_support
 
+IMAGES = 256  # of test tasks that go through the network at once, at most, unless one task has more
+
 
 class Head(nn.Module):
     """Features `[..., B, D]` to logits `[..., B, classes]`. Its parameters are one set, or one for each of the leading axes.
@@ -124,12 +126,19 @@ class Baseline(Algorithm):
         return self.classification_loss(self.classify(batch.x), batch)
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Features of all tasks' sets at once, unless the norm's statistics are a set's."""
+        """Features of several tasks' sets at once, unless the norm's statistics are a set's."""
         if self.backbone.norm in ("batch", "support") or self.backbone.identity:
             return super().embed(episodes)
-        sets = [episodes.support_x, episodes.query_x]
-        support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))
-        return support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])
+        images = episodes.support_x.shape[1] + episodes.query_x.shape[1]
+        # A single task may be traced, with sizes that are left open.
+        chunks = episodes.split(max(1, IMAGES // images)) if episodes.n_tasks > 1 else iter([episodes])
+        found = []
+        for tasks in chunks:
+            sets = [tasks.support_x, tasks.query_x]
+            support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))
+            found.append((support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])))
+        support, queries = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return support, queries
 
     def fit_head(self, features: Tensor, labels: Tensor, classes: int) -> Head:
         """Heads trained on the features `[T, S, D]` and labels `[T, S]` of T tasks, with parameters `[T, ...]`."""

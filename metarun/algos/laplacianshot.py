@@ -64,6 +64,7 @@ class LaplacianShot(TransformedFeatures):
         )
         self.smoothness, self.neighbors, self.updates, self.rectify = smoothness, neighbors, updates, rectify
         self.assumes_balanced_queries = rectify
+        self.couples_queries = rectify or (smoothness > 0 and updates > 0)
 
     @torch.no_grad()
     def solve(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:

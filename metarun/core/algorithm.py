@@ -140,9 +140,9 @@ class Algorithm(Checked, nn.Module, ABC):
         if episodes.unlabelled_x is None:
             support, queries = self.embed(episodes)
             return support, queries, queries[:, :0]
-        size = episodes.query_x.shape[1]
         rest = torch.cat([episodes.query_x, episodes.unlabelled_x], 1)
         support, found = self.embed(replace(episodes, query_x=rest))
+        size = found.shape[1] - episodes.unlabelled_x.shape[1]  # the queries: a wrapper may have mixed them with others
         return support, found[:, :size], found[:, size:]
 
     def __init_subclass__(cls, **options: Any) -> None:

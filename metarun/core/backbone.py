@@ -67,8 +67,8 @@ class Backbone(Checked, nn.Module):
 
     @property
     def couples_rows(self) -> bool:
-        """Whether, in training, the features of an image depend on the other images of the batch."""
-        return self.norm in ("batch", "running")
+        """Whether, in training, the features of an image depend on the other images of a batch that is no task."""
+        return batch_norm.couples_rows(self.norm)
 
     def embed_sets(self, support_x: Tensor, query_x: Tensor, *, shared_batch: bool = True) -> tuple[Tensor, Tensor]:
         """Features of one task's two sets: the one place that decides which of them share the statistics of a norm.

@@ -30,7 +30,10 @@ from metarun.errors import UserError
 
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
 START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
-PEER_TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others, who may be reading data or testing
+# How long a rank waits for the others, of whom one may learn a target or wait for another run while the rest have nothing to do.
+# That one of them has ended is seen at once, since its connections close.
+PEER_TIMEOUT = timedelta(days=14)
+DEVICE_TIMEOUT = timedelta(minutes=30)  # of a message on a device, before which all ranks have said that they are there
 BLAME_SECONDS = 3.0  # seconds in which the rank that ended a run early is looked for
 
 T = TypeVar("T")
@@ -136,7 +139,7 @@ class World:
             )
         if device.type != "cuda":
             return self
-        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=PEER_TIMEOUT))
+        return replace(self, device=device, group=torch.distributed.new_group(backend="nccl", timeout=DEVICE_TIMEOUT))
 
     def report_failure(self, message: str) -> None:
         """Tells rank 0, which does not meet the same error, why this rank ends.
@@ -154,7 +157,7 @@ class World:
             yield
         except RuntimeError as error:
             which = self.blame() or (
-                f"one of the {self.size} processes ended early or did not answer within {PEER_TIMEOUT}"
+                f"one of the {self.size} processes ended early"
                 if not self.launched
                 else f"another of the {self.size} processes ended early; its launcher names it"
             )
@@ -275,7 +278,8 @@ def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> st
         last = time.monotonic() >= deadline
         for rank, code in codes.items():
             if code or last:
-                how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}; its message stands above"
+                how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
+                how += "; its message stands above" if code > 0 else ""  # one that lost the others says nothing
                 return f"rank {rank} of {size} ended early ({how})"
         if last:
             return ""

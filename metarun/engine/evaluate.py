@@ -73,7 +73,7 @@ def evaluate(
         progress: A function of the episodes that are done.
         measure: Whether the method's own `measures` are computed too.
         observe: A function of the numbers of the episodes of each chunk, int64 `[T]`, the predictions for its queries after
-            the last step, and their labels.
+            the last step, which may be no numbers, and their labels.
         curves: Whether measures of several points are kept: tasks of several shapes may have other points.
         views: The copies of a task that predictions are averaged over; None for the task alone.
 
@@ -106,12 +106,11 @@ def evaluate(
                 whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
                 whole[rows] = value.double().cpu()
             last = predictions[-1]
-            if not regression:
-                without = metrics.undefined(last)
-                undefined += without.any(-1).sum().cpu()
-                last = torch.where(without.unsqueeze(-1), 0.0, last)
             if observe is not None:
                 observe(rows, last, tasks.query_y)
+            if not regression:
+                undefined += metrics.undefined(last).any(-1).sum().cpu()
+                last = metrics.or_guess(last)
             share = len(rows) / episodes
             loss += algorithm.task_loss(last, tasks.query_y).cpu() * share
             if regression:

@@ -87,7 +87,7 @@ def share_gradients(
 
     Args:
         algorithm: The method, whose buffers are averaged in place; running averages of norms are the same in all ranks.
-        parameters: The trained parameters, whose gradients are summed in place.
+        parameters: The trained parameters, whose gradients are replaced by their sums.
         sums: What to log, summed in place.
         order: What rank 0 says; that of other ranks is ignored.
         weight: This rank's share of the tasks.
@@ -98,15 +98,16 @@ def share_gradients(
     """
     if world.size == 1:
         return order
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    # A parameter without a gradient in any rank has none afterwards: an optimiser leaves it alone, as in one process.
+    found = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float64)
+    gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in parameters]
     buffers = [buffer for buffer in algorithm.buffers() if buffer.is_floating_point()]
     for buffer in buffers:
         buffer.mul_(weight)
     said = torch.tensor([order.seconds, order.signal], dtype=torch.float64) * world.main
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    world.all_reduce([*gradients, *buffers, *sums.values(), said])
+    world.all_reduce([*gradients, found, *buffers, *sums.values(), said])
+    for parameter, gradient, ranks in zip(parameters, gradients, found.tolist(), strict=True):
+        parameter.grad = gradient if ranks else None
     return Order(said[0].item(), int(said[1].item()))
 
 

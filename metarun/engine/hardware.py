@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.core import Algorithm, Episodes, largest
 from metarun.engine import platform
@@ -19,6 +18,7 @@ from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
+from metarun.ops.draws import drawing
 from metarun.text import counted
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def _choose_vectorize(wanted: bool | None, algorithm: Algorithm, device: torch.d
                 f"hardware.vectorize=true: {type(module).__module__}.{type(module).__name__} takes its tasks one by one; "
                 "leave it at null, or set it false"
             )
-    drops = [module for module in algorithm.modules() if isinstance(module, _DropoutNd) and module.p]
+    drops = drawing(algorithm)
     if wanted and drops:
         raise UserError(
             f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
@@ -314,12 +314,12 @@ def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device,
     A step is recorded when a run has taken so many that a recording is worth its seconds (the table is in this room's README);
     at once where it is asked for.
     """
-    draws = any(getattr(module, "draws", False) for module in algorithm.modules())
+    draws = any(getattr(module, "draws", False) for module in algorithm.modules()) or drawing(algorithm)
     reason = None
     if not algorithm.recordable:
         reason = "its operations change from step to step"
     elif draws:
-        reason = "its backbone draws random numbers"
+        reason = "its network draws random numbers"
     if settings.record and reason:
         raise UserError(
             f"hardware.record=true: {type(algorithm).__name__} cannot be recorded, since {reason}; leave it at null"

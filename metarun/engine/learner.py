@@ -12,7 +12,7 @@ from metarun.config import construct
 from metarun.core import Algorithm, TaskShape
 from metarun.data.origin import Origin
 from metarun.engine.hardware import Hardware
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from metarun.wrappers.base import Wrapper
@@ -31,7 +31,7 @@ def build_optimizer(
         key: Where they lie in the config, for messages.
 
     Raises:
-        UserError: There are steps but nothing to train, or a setting is wrong.
+        UserError: There are steps but nothing to train, a setting is wrong, or the training loop could not take its steps.
     """
     parameters = [value for value in algorithm.parameters() if value.requires_grad]
     if not parameters:
@@ -42,7 +42,31 @@ def build_optimizer(
             )
         parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
     optimizer = construct(settings.optimizer, f"{key}.optimizer", params=parameters)
-    return optimizer, construct(settings.schedule, f"{key}.schedule", optimizer=optimizer)
+    schedule = construct(settings.schedule, f"{key}.schedule", optimizer=optimizer)
+    if settings.steps:
+        _try_out(settings, key, parameters[0])
+    if (total := getattr(schedule, "total_steps", settings.steps)) < settings.steps:
+        raise UserError(
+            f"{key}.schedule.total_steps={total}: {type(schedule).__name__} takes no further step than that, and "
+            f"{key}.steps={settings.steps}; give it as many"
+        )
+    return optimizer, schedule
+
+
+def _try_out(settings: Any, key: str, like: torch.Tensor) -> None:
+    """Takes one step, as the training loop does, on a parameter of its own that is of the kind of `like`."""
+    parameter = torch.nn.Parameter(like.new_zeros(2, 2))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = construct(settings.optimizer, f"{key}.optimizer", params=[parameter])
+    schedule = construct(settings.schedule, f"{key}.schedule", optimizer=optimizer)
+    for name, part, known in (("optimizer", optimizer, "Adam"), ("schedule", schedule, "CosineAnnealingLR")):
+        try:
+            part.step()
+        except Exception as error:
+            raise UserError(
+                f"{key}.{name}: the training loop cannot drive {type(part).__name__}, which it asks for a step() by the gradients alone "
+                f"({first_line(error)}); take another, such as {known}"
+            ) from error
 
 
 @dataclass

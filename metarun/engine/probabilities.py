@@ -16,7 +16,7 @@ from metarun.data.source import EpisodeSampler
 from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import Hardware
 from metarun.engine.views import Views
-from metarun.ops import draws
+from metarun.ops import draws, metrics
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
 from metarun.ops.certainty import ENERGY, NAMES, auroc, certainties, tells, threshold
 from metarun.ops.prototypes import nearness
@@ -40,12 +40,12 @@ class Observed:
     def __call__(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Counts the episodes of the numbers `rows`: logits `[T, N*Q, N]`, labels `[T, N*Q]`."""
         ways = logits.shape[-1]
-        right = (logits.argmax(-1) == labels).double()
+        right = metrics.right(logits, labels)
         classes = torch.nn.functional.one_hot(labels, ways).double()
         shares = (right[..., None] * classes).sum(1) / classes.sum(1)  # NaN of a class without queries
         self.worst[rows] = shares.nan_to_num(nan=torch.inf).min(-1).values.cpu()
         self.chance[rows] = 1 / ways
-        logs = log_softmax(logits.double().cpu().numpy().reshape(-1, ways), axis=1)
+        logs = log_softmax(metrics.or_guess(logits).double().cpu().numpy().reshape(-1, ways), axis=1)
         truth = labels.cpu().numpy().reshape(-1)
         self.before.add(logs, truth)
         self.after.add(tempered(logs, self.temperature or 1.0), truth)
@@ -96,7 +96,9 @@ def validation_temperature(
     def collect(rows: Tensor, found: Tensor, labels: Tensor) -> None:
         queries, own = found.shape[1:]
         truth[rows, :queries] = labels.double().cpu() + 1
-        logits[rows, :queries] = torch.nn.functional.pad(found.double().cpu(), (0, ways - own), value=-torch.inf)
+        logits[rows, :queries] = torch.nn.functional.pad(
+            metrics.or_guess(found).double().cpu(), (0, ways - own), value=-torch.inf
+        )
 
     with draws.untouched(hardware.device):
         evaluate(algorithm, sampler, episodes, hardware, observe=collect, views=views)

@@ -261,7 +261,8 @@ def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: A
     own (every 2,000 steps, say) keeps to the steps.
     """
     due = step
-    length = getattr(schedule, "T_max", getattr(schedule, "total_iters", None))  # torch's cosine, and its other ramps
+    spans = ("T_max", "total_iters", "total_steps")  # of torch's cosine, its ramps, and its single cycle
+    length = next((getattr(schedule, name) for name in spans if hasattr(schedule, name)), None)
     if settings.max_seconds and length == settings.steps:
         due = max(step, min(settings.steps, int(settings.steps * seconds / settings.max_seconds)))
     while schedule.last_epoch < due:

@@ -57,6 +57,15 @@ def transductive(kind: str) -> bool:
     return check_kind(kind) == "batch"
 
 
+def couples_rows(kind: str) -> bool:
+    """Whether, in training, rows of one batch, none of them a support set's, are normalised by statistics of each other.
+
+    Args:
+        kind: A key of `KINDS`.
+    """
+    return check_kind(kind) == "running" or needs_reference(kind)
+
+
 def needs_reference(kind: str) -> bool:
     """Whether features depend on the set of images that goes through together, at test too."""
     return check_kind(kind) in OF_A_SET

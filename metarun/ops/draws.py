@@ -17,13 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.errors import UserError
 
 AllReduce = Callable[[Sequence[Tensor]], None]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Kind = Callable[[np.random.Generator, tuple[int, ...]], Array]
+
+# By the class of a module that draws from torch's global generator, besides torch's dropouts: its rate.
+RATES = {
+    "MultiheadAttention": "dropout", "StochasticDepth": "p", "DropPath": "drop_prob", "DropBlock2d": "drop_prob",
+    "PatchDropout": "prob", "PatchDropoutWithIndices": "prob",
+}  # fmt: skip
 
 _share: ContextVar[StepShare | None] = ContextVar("share", default=None)
 _task: ContextVar[int | Tensor | None] = ContextVar("task", default=None)  # within the share; a tensor under vmap
@@ -263,6 +270,16 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         # The loop weighs the loss of each process by its share of the tasks; here all have the gradient of the same loss.
         return gradient[ctx.own] / ctx.weight, None
+
+
+def drawing(module: nn.Module) -> list[nn.Module]:
+    """The parts of a module that in training draw from torch's global generator: dropouts of torch, torchvision and timm."""
+
+    def rate(part: nn.Module) -> float:
+        name = "p" if isinstance(part, _DropoutNd) else RATES.get(type(part).__name__)
+        return float(getattr(part, name)) if name else 0.0
+
+    return [part for part in module.modules() if rate(part)]
 
 
 def snapshot(device: torch.device) -> Callable[[], Any]:

@@ -111,12 +111,22 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
     Logits that are no numbers are no answer, and so not right.
     """
-    return ((logits.argmax(-1) == target) & ~undefined(logits)).double().mean(-1)
+    return right(logits, target).mean(-1)
+
+
+def right(logits: Tensor, target: Tensor) -> Tensor:
+    """Of each query whether it is answered rightly, 1 or 0, float64 `[..., T, M]`; the arguments are those of `accuracy`."""
+    return ((logits.argmax(-1) == target) & ~undefined(logits)).double()
 
 
 def undefined(logits: Tensor) -> Tensor:
     """Of each query, `[...]`, whether its logits `[..., N]` say nothing: one is no number or without bound, or no class is possible."""
     return ~((logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1))
+
+
+def or_guess(logits: Tensor) -> Tensor:
+    """The same logits, with 0 for all classes, a guess, of the queries of which they say nothing (`undefined`)."""
+    return torch.where(undefined(logits).unsqueeze(-1), 0.0, logits)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarun.ops.batch_norm import MOMENTUM, Norm
+from metarun.ops.draws import current
 
 AllReduce = Callable[[Sequence[Tensor]], None]
 
@@ -61,6 +63,44 @@ class RunningAverages:
                 average.copy_((1 - _momentum(norm)) ** n * start.double() + next(found))
             _batches(norm).fill_(count + round(n))
         self._start()
+
+
+class AveragesBefore:
+    """The running averages of a network as they were when a step began, whatever tasks of it have moved them since.
+
+    What a task of the step is made of then depends neither on the tasks before it nor on the process that computes it. Outside of
+    a step they are those of now.
+
+    Args:
+        module: What holds the norms.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [part for part in module.modules() if _momentum(part)]
+        self.step: int | None = None
+        self.before: list[Tensor] = []
+
+    def _now(self) -> list[Tensor]:
+        return [average.clone() for norm in self.norms for average in _averages(norm)]
+
+    def _put(self, values: list[Tensor]) -> None:
+        averages = [average for norm in self.norms for average in _averages(norm)]
+        for average, value in zip(averages, values, strict=True):
+            average.copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the network has these averages, and does not move them. The first call of a step comes before any of its losses."""
+        share = current()
+        step = share.step if share else None
+        now = self._now()
+        if step is None or step != self.step:
+            self.step, self.before = step, now
+        self._put(self.before)
+        try:
+            yield
+        finally:
+            self._put(now)
 
 
 def keeps_averages(module: nn.Module) -> bool:

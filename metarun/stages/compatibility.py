@@ -10,6 +10,7 @@ from metarun.core import Algorithm, TaskShape, count_text, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
+from metarun.ops.draws import drawing
 
 
 def check_training(algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None) -> None:
@@ -39,7 +40,14 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
     if algorithm.trains_on == "sequences":
         return
-    if world.size > 1 and algorithm.backbone.couples_rows:
+    if world.size == 1:
+        return
+    if drops := drawing(algorithm):
+        raise UserError(
+            f"hardware.processes={world.size}: {type(drops[0]).__name__} in the network draws for the whole batch of {name} at once, "
+            "which no process would have; use hardware.threads instead"
+        )
+    if algorithm.backbone.couples_rows:
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
             "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"

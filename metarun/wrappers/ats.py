@@ -183,6 +183,10 @@ class ATS(Wrapper):
         losses = torch.stack([loss for loss, _, _ in found])
         query = [gradients for _, _, gradients in found]
         probabilities = self.probabilities(losses, query, support, step)
+        if (
+            not probabilities.isfinite().all()
+        ):  # nothing can be drawn; the loop says of a loss that is no number what to do
+            return probabilities.sum(), {}
         with of_the_step():
             chosen = torch.multinomial(probabilities.detach().cpu(), self.chosen).tolist()
         own = [i - first for i in chosen if 0 <= i - first < len(query)]

@@ -91,7 +91,10 @@ class MetaMix(Wrapper):
                 "choose another train.task.queries, or wrapper.layers=[0]"
             )
         query_x = torch.cat([episodes.query_x, support_x], dim=1)
-        with self._mixing(layer, n_query, {2 * n_query, n_support + 2 * n_query}, share):
+        unlabelled = episodes.unlabelled_x if self.method.uses_unlabelled else None
+        after = 0 if unlabelled is None else unlabelled.shape[1]  # they go through the backbone with the queries
+        sizes = {2 * n_query + after, n_support + 2 * n_query + after}
+        with self._mixing(layer, n_query, after, sizes, share):
             return self.method.loss(replace(episodes, query_x=query_x, query_y=query_y), step)
 
     def soft(self, y: Tensor, ways: int) -> Tensor:
@@ -99,15 +102,18 @@ class MetaMix(Wrapper):
         return y if self.method.spec.kind == "regression" else one_hot(y, ways)
 
     @contextmanager
-    def _mixing(self, layer: int, queries: int, sizes: set[int], share: float) -> Iterator[None]:
-        """Mixes, before block `layer`, the last `queries` rows into as many before them, in batches of one of the `sizes`."""
+    def _mixing(self, layer: int, queries: int, after: int, sizes: set[int], share: float) -> Iterator[None]:
+        """Mixes, before block `layer`, `queries` rows into as many before them, in batches of one of the `sizes`.
+
+        The last `after` rows stay as they are.
+        """
 
         def mix(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x, *more = inputs
             if len(x) not in sizes:
                 return None
-            other, query, support = x.split([len(x) - 2 * queries, queries, queries])
-            return torch.cat([other, share * query + (1 - share) * support]), *more
+            other, query, support, rest = x.split([len(x) - 2 * queries - after, queries, queries, after])
+            return torch.cat([other, share * query + (1 - share) * support, rest]), *more
 
         handle = self.method.backbone.blocks[layer].register_forward_pre_hook(mix)
         try:

@@ -8,7 +8,7 @@ http://deeplearning.net/wp-content/uploads/2013/03/pseudo_label_final.pdf
     3. The method learns the larger support set and predicts the queries. (Or steps 1 and 2 come again: `rounds`.)
 
 That is what validation and tests do, with a method that was trained as always, also in `recipe=test`; with `in_training` the
-training tasks are made so too.
+training tasks are made so too, with `norm=running` by the averages that the steps before have left.
 
 Differences from the paper:
 - There one classifier is trained on all labelled and unlabelled images, with a weight of the pseudo-labels' loss that rises;
@@ -31,6 +31,7 @@ from metarun.core import Algorithm, Episodes, MixedEpisodes, together
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import at_task
+from metarun.ops.running_averages import AveragesBefore
 from metarun.wrappers.base import Wrapper
 
 
@@ -71,6 +72,7 @@ class SelfTraining(Wrapper):
             )
         self.rounds, self.threshold, self.per_class, self.in_training = rounds, threshold, per_class, in_training
         self.trains = in_training
+        self.averages = AveragesBefore(method)
         self.recordable = method.recordable and not in_training
 
     def preparation(self) -> Callable[[Algorithm, Episodes], Episodes | MixedEpisodes]:
@@ -79,7 +81,8 @@ class SelfTraining(Wrapper):
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.in_training or episodes.unlabelled_x is None:
             return self.method.loss(episodes, step)
-        tasks = self.preparation()(self.method, episodes)
+        with self.averages.in_place():
+            tasks = self.preparation()(self.method, episodes)
         losses, shown = [], []
         for number, task in enumerate(tasks.split(1)):
             with at_task(number):

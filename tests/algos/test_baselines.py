@@ -54,6 +54,18 @@ def images(count: int = 12, target: int = 0) -> Batch:
     return Batch(torch.rand(count, *SHAPE, dtype=torch.float64), y, domain)
 
 
+def test_test_tasks_go_through_the_network_some_at_a_time() -> None:
+    """A batch of all tasks would be bounded by nothing."""
+    algorithm, batch = built(SimpleShot), tasks(count=30)  # of 18 images each
+    sizes: list[int] = []
+    algorithm.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    support, queries = algorithm.embed(batch)
+    assert sizes == [252, 252, 36]
+    alone = [algorithm.embed(task) for task in batch.split(1)]
+    close(support, torch.cat([one for one, _ in alone]))
+    close(queries, torch.cat([one for _, one in alone]))
+
+
 def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 

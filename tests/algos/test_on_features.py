@@ -406,6 +406,12 @@ def test_a_method_says_whether_it_supposes_balanced_queries(
 # Inductive methods
 
 
+@pytest.mark.parametrize("settings", [{"smoothness": 0.0}, {"updates": 0}])
+def test_laplacianshot_without_what_queries_share_is_inductive(settings: dict[str, object]) -> None:
+    assert not on_vectors(LaplacianShot, rectify=False, **settings).transductive
+    assert on_vectors(LaplacianShot, **settings).transductive
+
+
 @pytest.mark.parametrize("steps", [0, 4])
 def test_tip_adapter_by_hand(steps: int) -> None:
     def logits(x: Tensor, keys: Tensor, y: Tensor, classes: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from metarun.config.folder import CONF
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference.blueprint import Blueprint
+from metarun.ops.draws import drawing
 from metarun.ops.tasks import over_tasks
 
 GREY, COLOUR = (1, 28, 28), (3, 20, 24)
@@ -168,6 +169,31 @@ def test_methods_train_on_it(algo: str, name: str) -> None:
     loss.backward()
     assert all(value.grad is not None for value in algorithm.backbone.parameters())
     assert not algorithm.transductive
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_what_libraries_draw_in_training_is_known(rate: float, timm: Any) -> None:
+    from timm.layers import DropBlock2d, DropPath, PatchDropout
+    from torchvision.ops import StochasticDepth
+
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x, x)[0]
+
+    Attention.__name__ = "MultiheadAttention"
+    parts = [
+        nn.Dropout(rate),
+        nn.AlphaDropout(rate),
+        DropPath(rate),
+        StochasticDepth(rate, "row"),
+        Attention(4, 1, rate),
+    ]
+    for part in [*parts, PatchDropout(rate), DropBlock2d(rate)]:
+        x = torch.randn(2, 4, 4, 4) if isinstance(part, DropBlock2d) else torch.randn(2, 4, 4)
+        before = torch.get_rng_state()
+        part.train()(x)
+        moved = not torch.equal(torch.get_rng_state(), before)
+        assert bool(drawing(nn.Sequential(part))) is moved is bool(rate), part
 
 
 def test_a_library_is_imported_where_it_is_asked_for() -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from shell import SINUSOID, environment, lines, metarun, result, run_folder
 from metarun import run as metarun_in_python
 from metarun.config import task_of
 from metarun.data.regression import Linear
+from metarun.engine import distributed
 from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose, worthwhile_processes
 from metarun.engine.launched import VARIABLES as LAUNCHED
@@ -324,6 +327,18 @@ def test_rank_that_dies_before_they_meet_is_named(fault: str, how: str, tmp_path
     printed = said(process)
     assert printed == [f"metarun: hardware.processes: rank 1 of 2 ended early ({how}); the same command goes on"]
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize(("code", "how"), [(0, "exit status 0"), (3, "exit status 3; its message stands above")])
+def test_a_message_is_pointed_at_only_where_there_is_one(code: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BLAME_SECONDS", 0.0)
+    store, child = SimpleNamespace(check=lambda names: False), SimpleNamespace(poll=lambda: code)
+    assert distributed._blame(store, 2, [child]) == f"rank 1 of 2 ended early ({how})"
+
+
+def test_ranks_wait_for_one_that_works_for_days() -> None:
+    """It learns a target, say; torch takes the milliseconds in 32 bits at places."""
+    assert 7 < distributed.PEER_TIMEOUT / timedelta(days=1) < 2**31 / 86_400_000
 
 
 @pytest.mark.parametrize("launch", ["own", "torchrun"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from metarun.core import Algorithm, Batch, Episodes
 from metarun.engine.distributed import World
 from metarun.engine.hardware import choose
 from metarun.errors import UserError
-from metarun.ops import draws
+from metarun.ops import batch_norm, draws
 from metarun.ops.tasks import over_tasks
+from metarun.stages.compatibility import check_training
 
 IMAGES = toy_images()
 
@@ -29,7 +31,7 @@ def made(algo: str, *words: str) -> tuple[Callable[[], nn.Module], Callable[[int
     task = ["task.ways=4", "task.shots=2", "task.queries=3", "train.task.ways=null", "train.task.queries=null"]
     config = compose(f"algo={algo}", *small, *task, *words)
     if class_of(algo).trains_on == "batches":
-        config.backbone.norm = "group"
+        config.backbone.norm = "group"  # the others are refused
     template = build(config, IMAGES)
     if getattr(template, "teacher", None) is not None:
         template.teach(template.state_dict())  # type: ignore[operator]
@@ -93,12 +95,37 @@ def test_running_averages_are_those_of_one_process(algo: str) -> None:
     assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
 
 
-@pytest.mark.parametrize("words", [["wrapper=ats", "wrapper.chosen=3"], ["wrapper=metamix", "wrapper.layers=[0]"]])
+@pytest.mark.parametrize("words", [
+    ["wrapper=ats", "wrapper.chosen=3"], ["wrapper=metamix", "wrapper.layers=[0]"],
+    ["wrapper=self_training", "wrapper.in_training=true", "task.unlabelled=4"],
+])  # fmt: skip
 def test_running_averages_within_wrappers(words: list[str]) -> None:
     make, batch_of = made("protonet", *words, "backbone.norm=running")
     alone = step_by(make, batch_of, 1)
     for processes in (2, 3):
         assert_same(step_by(make, batch_of, processes), alone)
+    assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
+
+
+def test_a_parameter_without_a_gradient_has_none_in_any_process() -> None:
+    """An optimiser moves one of gradient 0, by its momentum or a weight decay, and leaves alone one without a gradient."""
+
+    class Partly(nn.Module):
+        whole_batch = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.of_one_task = (nn.Parameter(torch.ones(())) for _ in range(3))
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            first = draws.part()[0] == 0
+            return self.used * episodes.query_x.mean() + (self.of_one_task if first else 0), {}
+
+    _, batch_of = made("protonet")
+    alone = step_by(Partly, batch_of, 1)
+    assert [name for name, value in alone[1].items() if value is None] == ["unused"]
+    for processes in (2, 8):
+        assert_same(step_by(Partly, batch_of, processes), alone)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.003])
@@ -214,6 +241,30 @@ def test_modules_that_draw_are_not_vectorised() -> None:
         choose(config.hardware, foreign, World())
     config.hardware.vectorize = None
     assert not choose(config.hardware, foreign, World()).vectorize
+
+
+@pytest.mark.parametrize("norm", sorted(batch_norm.KINDS))
+def test_processes_share_no_batch_whose_rows_are_normalised_together(norm: str) -> None:
+    """Nor one that a network drops from; a batch has no support set, so that the norm `support` takes all rows."""
+    config = compose("algo=baseline", "backbone=conv4", "backbone.channels=4", f"backbone.norm={norm}")
+    method = build(config, IMAGES)
+
+    def check(processes: int) -> None:
+        check_training(method, config.train, World(size=processes), "train", None)
+
+    check(1)
+    alone = norm in ("group", "none")
+    with nullcontext() if alone else pytest.raises(UserError, match="normalises by the statistics of its whole batch"):
+        check(2)
+    method.backbone.drop = nn.Dropout(0.1)
+    check(1)
+    with pytest.raises(
+        UserError, match=r"^hardware\.processes=2: Dropout in the network draws for the whole batch of Base"
+    ):
+        check(2)
+    method.backbone.drop.p = 0.0
+    if alone:
+        check(2)
 
 
 def test_draws_are_of_seed_step_and_task() -> None:

@@ -136,7 +136,7 @@ def test_small_networks_are_recorded_after_few_steps_and_others_after_more() -> 
 
 
 def test_where_it_cannot_be_it_is_refused() -> None:
-    with pytest.raises(UserError, match=r"hardware\.record=true: .*its backbone draws random numbers"):
+    with pytest.raises(UserError, match=r"hardware\.record=true: .*its network draws random numbers"):
         chosen("hardware.record=true", "backbone=resnet12", "backbone.drop_rate=0.1", name="protonet")
     with pytest.raises(UserError, match="its operations change"):
         chosen("hardware.record=true", name="reptile")

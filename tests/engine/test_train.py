@@ -16,6 +16,7 @@ import torch
 from helpers import CPU, choices, compose, episodes, hardware
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
@@ -636,14 +637,33 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
     ("schedule", "taken"),
     [
         (torch.optim.lr_scheduler.CosineAnnealingLR, 50),  # spans all steps: half of the time is half of the cosine
+        (OneCycleLR, 50),
         (torch.optim.lr_scheduler.StepLR, 10),  # of a length of its own: one step a step
     ],
 )
 def test_only_a_schedule_that_spans_all_steps_follows_the_budget_of_seconds(schedule: Any, taken: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    built = schedule(optimizer, 100)
+    built = schedule(optimizer, 100) if schedule is not OneCycleLR else schedule(optimizer, 1.0, total_steps=100)
     settings = OmegaConf.create({"steps": 100, "max_seconds": 60.0})
     optimizer.step()
     for step in range(1, 11):
         advance_schedule(built, settings, step, seconds=3.0 * step)
     assert built.last_epoch == taken
+
+
+@pytest.mark.parametrize(
+    ("part", "node", "line"),
+    [
+        ("optimizer", {"_target_": "torch.optim.LBFGS"}, r"optimizer: the training loop cannot drive LBFGS, .* 'closure'\); "),
+        ("optimizer", {"_target_": "torch.optim.SparseAdam"}, "optimizer: the training loop cannot drive SparseAdam, "),
+        ("schedule", {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, "drive ReduceLROnPlateau, .* 'metrics'"),
+        ("schedule", {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 1.0, "total_steps": 3},
+         r"schedule\.total_steps=3: OneCycleLR takes no further step than that, and train\.steps=8; give it as many$"),
+    ],
+)  # fmt: skip
+def test_what_the_loop_cannot_drive_is_refused_before_it_begins(part: str, node: dict[str, Any], line: str) -> None:
+    config = compose("data=linear", "backbone=mlp", "optimizer=sgd", "train.steps=8")
+    OmegaConf.set_struct(config, False)
+    config.train[part] = OmegaConf.create(node)
+    with pytest.raises(UserError, match=rf"^train\..*{line}"):
+        build_optimizer(Ramp(), config.train)

@@ -16,6 +16,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine.evaluate import evaluate
+from metarun.engine.probabilities import Observed
 from metarun.ops.metrics import accuracy, interval, median, regression_summary, squared_error, undefined
 
 
@@ -148,17 +149,25 @@ def test_evaluation_counts_tasks_without_an_answer() -> None:
             found[:, 0, :2] = math.nan  # two queries of the first task of a chunk
             return found
 
-    source, seen = toy_images(), []
+    source, observed = toy_images(), Observed(40, None)
     sampler = source.sampler("test", TaskShape(5, 1, 4), 0, CPU)
-    scores = evaluate(Diverging(source, 5), sampler, 40, hardware(), [0], observe=lambda *each: seen.append(each[1]))
+    scores = evaluate(Diverging(source, 5), sampler, 40, hardware(), [0], observe=observed)
     plain = evaluate(Blind(source, 5), sampler, 40, hardware(), [0])
     assert scores.undefined == 2
     assert plain.undefined == 0
     assert math.isfinite(scores.loss)
     lost = (plain.values - scores.values)[0]
     assert lost[1:32].count_nonzero() == 0
-    assert all(predictions.isfinite().all() for predictions in seen)
-    assert all((predictions[0, :2] == 0).all() for predictions in seen)
+    assert math.isfinite(observed.describe(0)["without"]["ece"])  # where it counts as a guess
+
+
+def test_the_worst_class_may_be_one_without_an_answer() -> None:
+    """Also the first, which a guess by the largest of equal numbers would name."""
+    observed = Observed(2, None)
+    logits = torch.eye(2)[[0, 0, 1, 1]].repeat(2, 1, 1) * 10
+    logits[0, :2] = math.nan
+    observed(torch.arange(2), logits, torch.tensor([[0, 0, 1, 1]] * 2))
+    assert observed.worst.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])

@@ -338,6 +338,22 @@ def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
         wrapper.loss(episodes(IMAGES, TaskShape(5, 4, 2), 1), 0)
 
 
+def test_unlabelled_items_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]", "backbone.norm=none", algo="semi_protonet"))
+    given: list[tuple[Any, ...]] = []
+    logits = wrapper.method.logits
+    monkeypatch.setattr(wrapper.method, "logits", lambda *each: given.append(each) or logits(*each))
+    batch = episodes(IMAGES, TaskShape(5, 1, 4, unlabelled=3), 2)
+    wrapper.method.loss(batch, 0)
+    assert wrapper.loss(batch, 0)[0].isfinite()
+    (support, _, queries, unlabelled, _), mixed = given
+    assert unlabelled.shape[1] == 15
+    for plain, found in ((support, mixed[0]), (unlabelled, mixed[3])):
+        torch.testing.assert_close(found, plain)
+    assert queries.shape == mixed[2].shape
+    assert not torch.isclose(queries, mixed[2]).all(-1).any()
+
+
 def test_sinusoids_are_mixed_too() -> None:
     config = config_of("wrapper=metamix", "data=sinusoid", "task.ways=1", "task.shots=5", algo="maml")
     wrapper = wrap(config, Sinusoid())
@@ -450,6 +466,13 @@ def test_a_task_that_was_all_but_ruled_out_may_be_drawn(monkeypatch: pytest.Monk
     assert loss.isfinite()
     assert certain.grad is not None
     assert certain.grad.isfinite().all()
+
+
+def test_ats_leaves_it_to_the_loop_to_say_that_a_training_diverges() -> None:
+    wrapper = wrap(config_of("wrapper=ats"))
+    for value in wrapper.method.parameters():
+        value.data.fill_(torch.nan)
+    assert gradient_step(wrapper.train(), batch_of(4), 0, 1.0, 0, hardware())["loss"].isnan()
 
 
 def test_ats_says_what_it_needs() -> None:

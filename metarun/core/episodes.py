@@ -35,6 +35,7 @@ class Episodes:
         queries: The queries of each way, the same in all tasks; None: equally many.
         unlabelled_x: Items without labels, in no order, of the task's classes and perhaps of others, `[T, U, C, H, W]`; None
             where the tasks have none.
+        spare: How many of the queries of each way, its last ones, `TaskShape.spare` added; None where it asks for none.
     """
 
     support_x: Tensor
@@ -45,6 +46,7 @@ class Episodes:
     shots: tuple[int, ...] | None = None
     queries: tuple[int, ...] | None = None
     unlabelled_x: Tensor | None = None
+    spare: tuple[int, ...] | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,7 +126,7 @@ class Episodes:
     def shape(self) -> tuple[Any, ...]:
         """What two tasks must share to stand in one meta-batch."""
         unlabelled = None if self.unlabelled_x is None else self.unlabelled_x.shape[1]
-        return self.ways, tuple(self.support_sizes), tuple(self.query_sizes), unlabelled
+        return self.ways, tuple(self.support_sizes), tuple(self.query_sizes), unlabelled, self.spare
 
     def classes_in_turn(self) -> Tensor:
         """The places of the support images `[N*K]`, the first of each way, then the second of each that has one, and so on."""
@@ -256,6 +258,8 @@ class TaskShape:
         query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
             gives each class Q.
         min_items: The fewest items of a class that tasks are drawn from; smaller classes are left out.
+        spare: The further queries of each class of tasks that are not `plain`: drawn after all else, of what its class has left,
+            so that they change no other number.
 
     Raises:
         UserError: A number is out of the range that the schema has for it.
@@ -271,6 +275,7 @@ class TaskShape:
     labelled_share: float = 1.0
     query_dirichlet: float | None = None
     min_items: int = 0
+    spare: int = 0
 
     def __post_init__(self) -> None:
         for name, hint in RANGES.items():

@@ -116,7 +116,6 @@ class ImbalancedSampler:
             support_x = read(rows[..., : self.shots], turns).flatten(1, 2)
             query_x = read(where, np.take_along_axis(turns, ways, axis=1)).flatten(1, 2)
             query_y = torch.from_numpy(np.ascontiguousarray(ways)).to(device)
-            sizes = tuple(counts[0].tolist()) if count == 1 else None  # tasks together have no sizes in common
-            return Episodes(support_x, labels.expand(count, -1), query_x, query_y, self.ways, queries=sizes)
+            return Episodes(support_x, labels.expand(count, -1), query_x, query_y, self.ways, divided=True)
 
         return tasks

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import double, episodes, table, toy_images
-from shell import metarun
+from shell import done, metarun, result, run_folder
 from torch import Tensor
 
 from metarun.algos.bdcspn import BDCSPN
@@ -31,7 +31,7 @@ from metarun.algos.transformed import TransformedFeatures
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
-from metarun.core import Algorithm, Episodes, Spec, TaskShape
+from metarun.core import Algorithm, Episodes, Spec, TaskShape, together
 from metarun.data.image_source import ImageSource
 from metarun.data.imbalanced import dirichlet, divided
 from metarun.errors import UserError
@@ -683,6 +683,28 @@ def test_counts_add_up_and_keep_to_what_classes_have() -> None:
     assert capped.max() == 18
     assert divided(np.array([[0.9, 0.05, 0.05]]), 10, 4).tolist() == [[4, 3, 3]]
     assert divided(np.array([[0.9, 0.1, 1e-12]]), 12, 4).tolist() == [[4, 4, 4]]
+
+
+def test_tasks_that_divide_their_queries_say_so_however_many_they_are() -> None:
+    draw = toy_images(per_class=40).sampler("test", TASK, 0, torch.device("cpu"))
+    one, several = draw(0, 1), draw(0, 6)
+    assert isinstance(one, Episodes)
+    assert isinstance(several, Episodes)
+    assert one.divided
+    assert several.divided
+    assert one.query_sizes == torch.bincount(one.query_y[0], minlength=5).tolist()
+    with pytest.raises(ValueError, match="no sizes in common"):
+        several.query_sizes  # noqa: B018
+    assert isinstance(together([one, several]), Episodes)
+
+
+def test_no_image_of_a_class_is_counted_where_classes_have_unequally_many(tmp_path: Path) -> None:
+    """`acc_by_instance` of MANN, in chunks of several tasks and in a last one of a single task."""
+    words = ["algo=mann", "data=glyphs", "backbone=pixels", "task.queries=3", "train.steps=0", "test.episodes=3"]
+    words += ["test.baseline_episodes=0", "train.validate_episodes=2", "hardware.task_chunk=2"]
+    for value, there in (("1", False), ("null", True)):
+        done(*words, f"test.task.query_dirichlet={value}", f"outputs={tmp_path / value}")
+        assert ("acc_by_instance" in result(run_folder(tmp_path / value)).get("test/curves", {})) == there
 
 
 def test_a_run_says_how_queries_were_divided(tmp_path: Path) -> None:

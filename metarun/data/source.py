@@ -71,6 +71,15 @@ class DataSource(Checked, ABC):
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`: at least `fingerprint`, and the classes and images of each split."""
 
+    def describe_tasks(self, split: Split, task: TaskShape) -> dict[str, Any]:
+        """JSON values of a split's tasks for `result.json`: their shape, and what the split makes of it.
+
+        Args:
+            split: The split, which can serve such tasks.
+            task: Their shape.
+        """
+        return task.describe()
+
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """Images with the labels of ordinary classification.
 

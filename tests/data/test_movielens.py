@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from shell import ARCHIVE_HARMS, harm_archive, make_ratings, metarun, result, ru
 
 from metarun.core import TaskShape
 from metarun.data.movielens import MovieLens
+from metarun.data.regression import Sinusoid
 from metarun.errors import UserError
 from metarun.ops.metrics import ndcg
 
@@ -156,6 +158,26 @@ def test_what_is_not_there_is_one_line(root: Path, tmp_path: Path) -> None:
         data.sampler("test", TaskShape(1, 30, 10), 0, CPU)
     with pytest.raises(UserError, match=r"set task\.ways=1"):
         data.sampler("train", TaskShape(5, 1, 1), 0, CPU)
+    with pytest.raises(
+        UserError, match=r"^train\.task\.queries=\[1,3\]: a task of ratings has a fixed number of queries"
+    ):
+        data.sampler("train", TaskShape(1, 1, (1, 3)), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"min_items": 45}, "task.min_items=45: is of classes"),
+        ({"protocol": "meta_dataset"}, "task.protocol=meta_dataset: is of classes"),
+        ({"balanced": False}, "task.balanced=false: is of classes"),
+        ({"unlabelled": 2}, "task.unlabelled=2: is of classes"),
+        ({"query_dirichlet": 2.0}, "task.query_dirichlet=2: is of classes"),
+    ],
+)
+def test_what_is_of_classes_is_refused_of_values(root: Path, more: dict[str, Any], message: str) -> None:
+    for source in (MovieLens(root=str(root)), Sinusoid()):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}, but a .* has none; leave it out$"):
+            source.sampler("test", TaskShape(1, (1, 3), 3, **more), 0, CPU)
 
 
 def test_ndcg_by_hand() -> None:

@@ -422,13 +422,18 @@ def half_over_sets(scores: Sequence[Tensor]) -> float | None:
 
 
 def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:
-    """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
+    """The method's own measures, and the data's, with their intervals: `test/NAME`, and curves under `test/curves`.
+
+    They are means over the tasks that have a finite value; how many have none, `test/NAME_not_finite` says.
+    """
     found: dict[str, Any] = {}
     for name, values in scores.measures.items():
         key = result.key(kind, name)
-        pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
+        pairs = [metrics.finite_interval(column) for column in values.reshape(len(values), -1).T]
         if values.ndim == 1:
             found[key], found[result.half_of(key)] = pairs[0]
+            if lost := int((~torch.isfinite(values)).sum()):
+                found[result.lost_of(key)] = lost
         else:
             means, widths = zip(*pairs, strict=True)
             curves = found.setdefault(result.key(kind, result.CURVES), {})

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -240,9 +241,27 @@ def save_bytes(path: Path, content: bytes) -> None:
     replace(path, lambda file: file.write(content))
 
 
+def json_text(values: Any, indent: int | None = None) -> str:
+    """Values as JSON, which has no NaN and nothing infinite: such a number becomes null, as readers of any language expect.
+
+    Args:
+        values: What JSON can hold.
+        indent: The spaces of a level; None is all in one line.
+    """
+
+    def held(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {name: held(one) for name, one in value.items()}
+        return [held(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(held(values), indent=indent, allow_nan=False)
+
+
 def save_json(path: Path, values: dict[str, Any]) -> None:
     """A JSON file for people: indented, in the order given."""
-    save_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+    save_bytes(path, (json_text(values, indent=2) + "\n").encode())
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:

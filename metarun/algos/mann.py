@@ -160,7 +160,7 @@ class MANN(Algorithm):
 
         Nothing where classes have other numbers of images.
         """
-        if episodes.shots or episodes.queries:
+        if episodes.shots or episodes.queries or episodes.divided:
             return {}
         sizes, ways = [y.shape[1] for y in (episodes.support_y, episodes.query_y)], episodes.ways
         images = torch.cat([part.view(ways, -1) for part in torch.arange(sum(sizes)).split(sizes)], 1)[:, :10].flatten()

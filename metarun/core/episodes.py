@@ -32,9 +32,11 @@ class Episodes:
         query_y: Their labels `[T, N*Q]`, or in training probabilities `[T, N*Q, N]`; in regression `[T, Q, outputs]`.
         ways: N, the classes of a task; 1 in regression.
         shots: The support items of each way, the same in all tasks; None: equally many.
-        queries: The queries of each way, the same in all tasks; None: equally many.
+        queries: The queries of each way, the same in all tasks; None: equally many, unless they are `divided`.
         unlabelled_x: Items without labels, in no order, of the task's classes and perhaps of others, `[T, U, C, H, W]`; None
             where the tasks have none.
+        spare: How many of the queries of each way, its last ones, `TaskShape.spare` added; None where it asks for none.
+        divided: Whether each task divides its queries among the ways in its own way, so that no sizes hold for all tasks.
     """
 
     support_x: Tensor
@@ -45,6 +47,8 @@ class Episodes:
     shots: tuple[int, ...] | None = None
     queries: tuple[int, ...] | None = None
     unlabelled_x: Tensor | None = None
+    spare: tuple[int, ...] | None = None
+    divided: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,7 +74,7 @@ class Episodes:
 
     def with_queries(self, x: Tensor, y: Tensor) -> Episodes:
         """The same tasks with other queries, in any order."""
-        return replace(self, query_x=x, query_y=y, queries=None)
+        return replace(self, query_x=x, query_y=y, queries=None, divided=False)
 
     def with_support(self, x: Tensor, y: Tensor) -> Episodes:
         """The same tasks with other support sets, class-major and with the same number of items of a class in each task."""
@@ -117,14 +121,23 @@ class Episodes:
 
     @property
     def query_sizes(self) -> list[int]:
-        """The number of queries of each way; they are class-major."""
+        """The number of queries of each way; they are class-major.
+
+        Raises:
+            ValueError: They are `divided`, and these are several tasks.
+        """
+        if self.divided:
+            if self.n_tasks > 1:
+                raise ValueError("tasks that each divide their queries in their own way have no sizes in common")
+            return list(self.query_y[0].bincount(minlength=self.ways).tolist())
         return list(self.queries or [self.query_y.shape[1] // self.ways] * self.ways)
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """What two tasks must share to stand in one meta-batch."""
         unlabelled = None if self.unlabelled_x is None else self.unlabelled_x.shape[1]
-        return self.ways, tuple(self.support_sizes), tuple(self.query_sizes), unlabelled
+        queries = self.query_y.shape[1] if self.divided else tuple(self.query_sizes)
+        return self.ways, tuple(self.support_sizes), queries, unlabelled, self.spare
 
     def classes_in_turn(self) -> Tensor:
         """The places of the support images `[N*K]`, the first of each way, then the second of each that has one, and so on."""
@@ -256,6 +269,8 @@ class TaskShape:
         query_dirichlet: The concentration of the Dirichlet distribution that divides N * Q queries among the classes; None
             gives each class Q.
         min_items: The fewest items of a class that tasks are drawn from; smaller classes are left out.
+        spare: The further queries of each class of tasks that are not `plain`: drawn after all else, of what its class has left,
+            so that they change no other number.
 
     Raises:
         UserError: A number is out of the range that the schema has for it.
@@ -271,6 +286,7 @@ class TaskShape:
     labelled_share: float = 1.0
     query_dirichlet: float | None = None
     min_items: int = 0
+    spare: int = 0
 
     def __post_init__(self) -> None:
         for name, hint in RANGES.items():

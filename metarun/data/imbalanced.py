@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv
+from scipy.special import betainc, gammaincinv
 
 from metarun.core import Episodes, TaskShape
 from metarun.data.sampler import ClassSampler, uniforms
@@ -57,6 +57,32 @@ def divided(shares: np.ndarray, total: int, most: int) -> np.ndarray:
     return found
 
 
+def most_queries(task: TaskShape, sizes: np.ndarray) -> int:
+    """The most queries that a class of such a task has: all of the task, or what the smallest class has beside its shots.
+
+    Args:
+        task: The shape, of numbers alone.
+        sizes: The items of each class of the split.
+    """
+    ways, shots, queries = task.numbers
+    return min(ways * queries, int(sizes.min()) - shots)
+
+
+def cut_short(task: TaskShape, most: int) -> float:
+    """The probability that a class of a task gets fewer queries than its share, since a class has at most `most`.
+
+    A share of Dirichlet's distribution of N equal parameters a has the distribution Beta(a, (N - 1) a).
+
+    Args:
+        task: The shape, with a `query_dirichlet`.
+        most: The most queries of a class.
+    """
+    assert task.query_dirichlet is not None
+    ways, _, queries = task.numbers
+    a = task.query_dirichlet
+    return float(betainc((ways - 1) * a, a, 1 - most / (ways * queries)))
+
+
 class ImbalancedSampler:
     """Draws tasks of equal shots whose queries, `ways * queries` together, are divided among the classes by Dirichlet shares.
 
@@ -87,7 +113,7 @@ class ImbalancedSampler:
         assert isinstance(task.queries, int)
         assert task.query_dirichlet is not None
         self.ways, self.shots, self.total = task.ways, task.shots, task.ways * task.queries
-        self.most = min(self.total, int(np.diff(offsets)[classes].min()) - task.shots)
+        self.most = most_queries(task, np.diff(offsets)[classes])
         self.seed, self.split, self.concentration = seed, split, task.query_dirichlet
         plain = replace(task, queries=self.most, query_dirichlet=None)
         self.draw = ClassSampler(offsets, classes, plain, seed, split, rotations, groups).in_blocks()
@@ -116,7 +142,6 @@ class ImbalancedSampler:
             support_x = read(rows[..., : self.shots], turns).flatten(1, 2)
             query_x = read(where, np.take_along_axis(turns, ways, axis=1)).flatten(1, 2)
             query_y = torch.from_numpy(np.ascontiguousarray(ways)).to(device)
-            sizes = tuple(counts[0].tolist()) if count == 1 else None  # tasks together have no sizes in common
-            return Episodes(support_x, labels.expand(count, -1), query_x, query_y, self.ways, queries=sizes)
+            return Episodes(support_x, labels.expand(count, -1), query_x, query_y, self.ways, divided=True)
 
         return tasks

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
-from metarun.core import Episodes, TaskShape, largest, least, together
+from metarun.core import Episodes, TaskShape, count_text, largest, least, together
 from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.image_batches import allot, generator
 from metarun.data.sampler import distinct, uniforms
-from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split, refuse_classes
 from metarun.data.splits import SPLITS, check_ratios
 from metarun.data.table import data_root
 from metarun.errors import UserError
@@ -107,10 +107,11 @@ class MovieLens(DataSource):
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         key = "train.task" if split == "train" else "test.task"
-        if task.ways != 1:
-            raise UserError(f"task: ways = {task.ways}, but a task of ratings has one way; set task.ways=1")
-        if isinstance(task.queries, tuple) or task.unlabelled or task.labelled_share < 1:
-            raise UserError(f"{key}: a task of ratings has a fixed number of queries, and nothing without labels")
+        refuse_classes(task, "a task of ratings")
+        if isinstance(task.queries, tuple):
+            raise UserError(
+                f"{key}.queries={count_text(task.queries)}: a task of ratings has a fixed number of queries; give one number"
+            )
         needed = least(task.shots) + task.queries
         able = [(user, rated) for user, rated in self.tasks[split] if len(rated) >= needed]
         if not able:

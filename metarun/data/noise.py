@@ -13,7 +13,7 @@ import torch
 from metarun.config.hints import fields_of
 from metarun.config.ranges import check_range
 from metarun.config.task_schema import Noise
-from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, together
 from metarun.data.image_batches import generator
 from metarun.data.sampler import uniforms
 from metarun.data.source import EpisodeSampler
@@ -44,7 +44,7 @@ def with_noise(
     an image of another class, each as likely as the next (the symmetric noise of Yao et al. 2021, ATS, section 5.1). As in
     the authors' code labels are fixed and images are chosen for them, so that each class keeps its number of examples: a
     class without support would have no prototype. An image with a wrong label is one that the task does not use otherwise; only
-    where a class has no more of them is one used twice.
+    where a class has no more of them is one used twice. A task that draws its numbers draws them as without noise.
 
     Args:
         sampler_of: Tasks of a shape without noise. Those with noise in them are drawn with further images.
@@ -68,58 +68,63 @@ def with_noise(
     def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
         found, noisy = sampler(start, stop), noisy_tasks(seed, start, stop, tasks)
         if isinstance(found, Episodes):
-            return with_wrong_labels(found, range(start, stop), noisy)
-        groups = (
-            with_wrong_labels(group, [start + place for place in places], noisy[list(places)])
-            for places, group in found.chunks()
-        )
-        return MixedEpisodes(tuple(groups), found.places)
+            return with_wrong_labels(found, start, noisy)
+        # One by one: tasks with different spare queries may be of one shape without them.
+        numbered = enumerate(found.split(1))
+        return together([with_wrong_labels(one, start + place, noisy[place : place + 1]) for place, one in numbered])
 
-    def with_wrong_labels(found: Episodes, numbers: Sequence[int], noisy: np.ndarray) -> Episodes:
-        """The tasks of these numbers, without the spare queries; the noisy ones with other support images."""
+    def with_wrong_labels(found: Episodes, first: int, noisy: np.ndarray) -> Episodes:
+        """The tasks from the number `first` on, without their spare queries; the noisy ones with other support images."""
         shots, given = found.support_sizes, found.query_sizes
-        # The images of a class: its support set, and its last `spare` queries.
+        more = found.spare or (spare,) * found.ways
+        asked = [size - last for size, last in zip(given, more, strict=True)]
+        # The images of a class: its support set, and its last queries, which are spare.
         support, queries = (
-            np.split(np.arange(sum(sizes)) + first, np.cumsum(sizes)[:-1])
-            for sizes, first in ((shots, 0), (given, sum(shots)))
+            np.split(np.arange(sum(sizes)) + begin, np.cumsum(sizes)[:-1])
+            for sizes, begin in ((shots, 0), (given, sum(shots)))
         )
-        images = np.concatenate(
-            [np.concatenate([own, more[len(more) - spare :]]) for own, more in zip(support, queries, strict=True)]
-        )
-        chosen = np.tile(np.arange(sum(shots)), (len(numbers), 1))
+        parts = [[rest[:size], rest[size:]] for rest, size in zip(queries, asked, strict=True)]
+        images = np.concatenate([part for own, (_, last) in zip(support, parts, strict=True) for part in (own, last)])
+        chosen = np.tile(np.arange(sum(shots)), (len(noisy), 1))
         for row in np.flatnonzero(noisy).tolist():
-            chosen[row] = images[mislabelled(generator("train/noise", seed, numbers[row]), shots, spare, labels)]
+            chosen[row] = images[mislabelled(generator("train/noise", seed, first + row), shots, more, labels)]
         device = found.support_x.device
-        rows = torch.arange(len(numbers), device=device)[:, None]
-        x = torch.cat([found.support_x, found.query_x], 1)[rows, torch.from_numpy(chosen).to(device)]
-        kept = np.concatenate([more[: len(more) - spare] for more in queries]) - sum(shots)
-        asked = torch.from_numpy(kept).to(device)
-        sizes = None if found.queries is None else tuple(size - spare for size in given)
+        rows = torch.arange(len(noisy), device=device)[:, None]
+        places = torch.from_numpy(np.concatenate([kept for kept, _ in parts]) - sum(shots)).to(device)
         return replace(
-            found, support_x=x, query_x=found.query_x[:, asked], query_y=found.query_y[:, asked], queries=sizes
+            found,
+            support_x=torch.cat([found.support_x, found.query_x], 1)[rows, torch.from_numpy(chosen).to(device)],
+            query_x=found.query_x[:, places],
+            query_y=found.query_y[:, places],
+            queries=None if len(set(asked)) == 1 else tuple(asked),
+            spare=None,
         )
 
     return episodes
 
 
 def _with_spare(sampler_of: Callable[[TaskShape], EpisodeSampler], task: TaskShape) -> tuple[EpisodeSampler, int]:
-    """Tasks with further queries, and how many: as many as hardly any task needs more of, or as the classes have."""
+    """Tasks with further queries, as many as hardly any task needs more of, or as the classes have; and how many a class has.
+
+    The number is that of tasks of one shape; others say it themselves, since each class may have another one.
+    """
     shots, queries = largest(task.shots), task.queries
     wanted = min((largest(task.ways) - 1) * shots, math.ceil(shots + 4 * shots**0.5))
+    if not task.plain:
+        return sampler_of(replace(task, spare=wanted)), 0
     for spare in range(wanted, 0, -1):
-        more = (queries[0] + spare, queries[1] + spare) if isinstance(queries, tuple) else queries + spare
         with contextlib.suppress(UserError):
-            return sampler_of(replace(task, queries=more)), spare
+            return sampler_of(replace(task, queries=largest(queries) + spare)), spare
     return sampler_of(task), 0
 
 
-def mislabelled(random: np.random.Generator, shots: Sequence[int], spare: int, share: float) -> np.ndarray:
+def mislabelled(random: np.random.Generator, shots: Sequence[int], spare: Sequence[int], share: float) -> np.ndarray:
     """Chooses the images of a support set with wrong labels.
 
     Args:
         random: What the draws are made with.
         shots: The images that each class would have without noise; they come first in their class. At least 2 classes.
-        spare: The further images of a class.
+        spare: The further images of each class.
         share: The probability that a label is wrong, in [0, 1].
 
     Returns:
@@ -131,13 +136,14 @@ def mislabelled(random: np.random.Generator, shots: Sequence[int], spare: int, s
     wrong = random.random(len(own)) < share
     truth = (own + np.where(wrong, random.integers(1, ways, len(own)), 0)) % ways
     chosen = np.concatenate([np.arange(size) for size in shots])
-    kept = np.zeros((ways, max(shots) + spare), dtype=bool)
+    sizes = [own + more for own, more in zip(shots, spare, strict=True)]
+    kept = np.zeros((ways, max(sizes)), dtype=bool)
     kept[own[~wrong], chosen[~wrong]] = True
     for one in np.unique(truth[wrong]):
         asking = np.flatnonzero(wrong & (truth == one))
-        size = shots[one] + spare
+        size = sizes[one]
         free = np.flatnonzero(~kept[one, :size])
         chosen[asking] = np.resize(random.permutation(free if len(free) else size), len(asking))
-    firsts = np.cumsum([0, *(size + spare for size in shots)])
+    firsts = np.cumsum([0, *sizes])
     found: np.ndarray = firsts[truth] + chosen
     return found

@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from metarun.config.task_schema import SIZES
 from metarun.config.types import Len
 from metarun.core import Episodes, MixedEpisodes, TaskShape, largest, together
 from metarun.data.sampler import uniforms
-from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.source import DataSource, EpisodeSampler, Split, refuse_classes
 from metarun.data.varied import pick
-from metarun.errors import UserError
 
 Range = tuple[float, float]
 
@@ -34,14 +32,7 @@ class RegressionSource(DataSource):
         """Targets `[T, n]` for inputs `[T, n]` of functions with parameters `[P, T, 1]`."""
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        if task.ways != 1:
-            raise UserError(f"task: ways = {task.ways}, but a regression task has one way; set task.ways=1")
-        of_classes = {name: value for name, value in task.describe().items() if name not in (*SIZES, "balanced")}
-        if of_classes:
-            name = next(iter(of_classes))
-            raise UserError(
-                f"task.{name}={of_classes[name]}: is of classes, but the data are regression tasks; leave it out"
-            )
+        refuse_classes(task, "a regression task")
         count, most = len(self.parameters), (largest(task.shots), largest(task.queries))
         low, high = np.array(self.parameters).T[..., None, None]
 

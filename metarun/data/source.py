@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from metarun.config.checked import Checked
-from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
+from metarun.config.ranges import shown
+from metarun.config.task_schema import SIZES
+from metarun.core import Episodes, MixedEpisodes, TaskShape, count_text, largest
 from metarun.data.image_batches import Labelled
 from metarun.data.origin import Origin
 from metarun.errors import UserError
@@ -70,6 +72,15 @@ class DataSource(Checked, ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`: at least `fingerprint`, and the classes and images of each split."""
+
+    def describe_tasks(self, split: Split, task: TaskShape) -> dict[str, Any]:
+        """JSON values of a split's tasks for `result.json`: their shape, and what the split makes of it.
+
+        Args:
+            split: The split, which can serve such tasks.
+            task: Their shape.
+        """
+        return task.describe()
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         """Images with the labels of ordinary classification.
@@ -192,3 +203,21 @@ class NoData(DataSource):
 
     def describe(self) -> dict[str, Any]:
         return {}
+
+
+def refuse_classes(task: TaskShape, kind: str) -> None:
+    """Checks that tasks of one way ask for nothing that is of classes.
+
+    Args:
+        task: The shape.
+        kind: What such a task is called.
+
+    Raises:
+        UserError: They have another number of ways, or ask for something else of classes.
+    """
+    if task.ways != 1:
+        raise UserError(f"task: ways = {count_text(task.ways)}, but {kind} has one way; set task.ways=1")
+    # Further items of classes are for wrong labels, which say themselves that they need classes.
+    for name, value in replace(task, spare=0).describe().items():
+        if name not in SIZES:
+            raise UserError(f"task.{name}={shown(value)}: is of classes, but {kind} has none; leave it out")

@@ -13,13 +13,15 @@ import torch
 
 from metarun.core import Episodes, TaskShape, count_text, largest, least
 from metarun.data.image_batches import Labelled, divide_images
-from metarun.data.imbalanced import ImbalancedSampler
+from metarun.data.imbalanced import ImbalancedSampler, cut_short, most_queries
 from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table import ItemTable
 from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
 from metarun.text import counted, printable
+
+RARELY = 1e-3  # a probability below which a class that is cut short is not worth a word
 
 
 class TableSource(DataSource):
@@ -142,6 +144,18 @@ class TableSource(DataSource):
         sizes = self.table.sizes[classes]
         found = shortage(task, sizes)
         if found is None:
+            if task.query_dirichlet is not None and (most := most_queries(task, sizes)) <= least(task.queries):
+                smallest = printable(self.table.names[classes[sizes.argmin()]])
+                larger = (
+                    ""
+                    if sizes.min() == sizes.max()
+                    else f", or leave small classes out: task.min_items={sizes.min() + 1}"
+                )
+                raise UserError(
+                    f"{key}.query_dirichlet={task.query_dirichlet:g}: leaves no shares to draw: the smallest class of the {split} split, "
+                    f"{smallest}, has {most} images beside its shots, so that all classes get queries = {task.queries}; lower "
+                    f"{key}.queries or {key}.shots{larger}"
+                )
             return
         smallest = printable(self.table.names[classes[found[0]]])
         given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
@@ -162,6 +176,14 @@ class TableSource(DataSource):
         """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
         classes = self.splits[split]
         return classes[self.table.sizes[classes] >= task.min_items]
+
+    def describe_tasks(self, split: Split, task: TaskShape) -> dict[str, Any]:
+        found = task.describe()
+        if task.query_dirichlet is not None:
+            most = most_queries(task, self.table.sizes[self.classes_of(split, task)])
+            if (cut := cut_short(task, most)) >= RARELY:
+                found |= {"queries_at_most": most, "classes_cut_short": cut}
+        return found
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.classes_of(split, task)

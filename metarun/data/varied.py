@@ -140,6 +140,7 @@ class Drawn:
         ways: The classes of the task.
         shots: The support items of each class.
         queries: The queries of each class.
+        spare: The further queries of each class, after its queries.
         unlabelled: The number of unlabelled items.
         rows: Of the table, int64 `[M]`: the support set and the queries, class-major, and the unlabelled items in no order.
         turns: Their quarter turns, int64 `[M]`.
@@ -149,6 +150,7 @@ class Drawn:
     ways: int
     shots: tuple[int, ...]
     queries: tuple[int, ...]
+    spare: tuple[int, ...]
     unlabelled: int
     rows: Array
     turns: Array
@@ -157,7 +159,7 @@ class Drawn:
     @property
     def shape(self) -> tuple[object, ...]:
         """What the tasks of one meta-batch share."""
-        return self.ways, self.shots, self.queries, self.unlabelled
+        return self.ways, self.shots, self.queries, self.spare, self.unlabelled
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,15 @@ class VariedSampler:
         biggest = int(sizes[self.classes].max())
         # Meta-Dataset's 100 is of what a class adds to the size of the support set, of which a large class may get more.
         capped = LARGEST_SUPPORT if task.protocol == "meta_dataset" else 0
-        items = min(max(largest(task.shots), capped) + largest(task.queries) + extra, biggest)
+        items = min(max(largest(task.shots), capped) + largest(task.queries) + extra + task.spare, biggest)
         others = task.unlabelled - extra
         blocks = [3, 2 * width, 3 * width, task.unlabelled * width, 2 * width * items, 2 * width * others]
         draws = uniforms(self.seed, f"{self.split}/varied", start, stop, sum(blocks))
         first, classes, shapes, places, own, further = np.split(draws, np.cumsum(blocks)[:-1], axis=1)
         ways, numbers, turns = self._draw_classes(first, classes, width)
-        shots, queries = self._draw_sizes(first, shapes.reshape(-1, 3, width), ways, labelled[numbers] - extra)
+        available = labelled[numbers] - extra
+        shots, queries = self._draw_sizes(first, shapes.reshape(-1, 3, width), ways, available)
+        spare = np.where(np.arange(width) < ways[:, None], np.clip(available - shots - queries, 0, task.spare), 0)
         used = np.arange(width) < (ways + task.distractors)[:, None]
 
         def rows_of(draws: Array, number: int, first_place: Array, sizes: Array, counts: Array) -> Array:
@@ -235,11 +239,11 @@ class VariedSampler:
             chosen = np.where(np.arange(number) < counts[..., None], chosen, 0)
             return order[np.minimum(first_place[..., None] + chosen, len(order) - 1)]
 
-        wanted = np.where(used, shots + queries + extra, 0)
+        wanted = np.where(used, shots + queries + extra + spare, 0)
         rows = rows_of(own, items, self.offsets[numbers], labelled[numbers], wanted)
         begin, free = (self.offsets[:-1] + labelled)[numbers], (sizes - labelled)[numbers]
         rest = rows_of(further, others, begin, free, np.where(used, others, 0))
-        each = zip(ways, numbers, turns, shots, queries, rows, rest, places, strict=True)
+        each = zip(ways, numbers, turns, shots, queries, spare, rows, rest, places, strict=True)
         return [self._put_together(*one) for one in each]
 
     def _draw_classes(self, first: Array, draws: Array, width: int) -> tuple[Array, Array, Array]:
@@ -274,6 +278,7 @@ class VariedSampler:
         turns: Array,
         shots: Array,
         queries: Array,
+        spare: Array,
         rows: Array,
         rest: Array,
         places: Array,
@@ -286,25 +291,28 @@ class VariedSampler:
             turns: Their quarter turns `[W]`.
             shots: Their shots `[W]`.
             queries: Their queries `[W]`.
-            rows: Their items `[W, items]`: the support set first, then the queries, then unlabelled items.
+            spare: Their further queries `[W]`.
+            rows: Their items `[W, items]`: the support set first, then the queries, unlabelled items, and further queries.
             rest: Their unlabelled items `[W, others]`, where these are kept apart.
             places: What the unlabelled items are shuffled by.
         """
         total, column = ways + self.task.distractors, np.arange(rows.shape[1])
-        s, q = shots[:total, None], queries[:total, None]
+        s, q, more = shots[:total, None], queries[:total, None], spare[:total, None]
+        end = s + q + self._extra
         given = [rows[:total], np.broadcast_to(turns[:total, None], (total, len(column)))]
-        support, asked = column < s, (s <= column) & (column < s + q)
+        support = column < s
+        asked = ((s <= column) & (column < s + q)) | ((end <= column) & (column < end + more))
         if self.task.labelled_share < 1:
             unlabelled = [rest[:total].ravel(), np.repeat(turns[:total], rest.shape[1])]
         else:
-            unlabelled = [part[(s + q <= column) & (column < s + q + self._extra)] for part in given]
+            unlabelled = [part[(s + q <= column) & (column < end)] for part in given]
         mixed = places[: len(unlabelled[0])].argsort()
         own_rows, own_turns = (
             np.concatenate([whole[support], whole[asked], some[mixed]])
             for whole, some in zip(given, unlabelled, strict=True)
         )
-        of_shots, of_queries = (tuple(part[:ways].tolist()) for part in (shots, queries))
-        return Drawn(int(ways), of_shots, of_queries, len(mixed), own_rows, own_turns, numbers[:ways])
+        of_shots, of_queries, of_spare = (tuple(part[:ways].tolist()) for part in (shots, queries, spare))
+        return Drawn(int(ways), of_shots, of_queries, of_spare, len(mixed), own_rows, own_turns, numbers[:ways])
 
     def episodes(self, read: Reader, device: torch.device) -> Callable[[int, int], Episodes | MixedEpisodes]:
         """A function of (start, stop) that yields these tasks.
@@ -329,12 +337,13 @@ def of_one_shape(tasks: list[Drawn], read: Reader, device: torch.device) -> Epis
     """The meta-batch of tasks that have one shape."""
     one = tasks[0]
     x = read(np.stack([task.rows for task in tasks])[..., None], np.stack([task.turns for task in tasks])).squeeze(2)
-    support_x, query_x, unlabelled_x = x.split([sum(one.shots), sum(one.queries), one.unlabelled], dim=1)
+    asked = tuple(queries + more for queries, more in zip(one.queries, one.spare, strict=True))
+    support_x, query_x, unlabelled_x = x.split([sum(one.shots), sum(asked), one.unlabelled], dim=1)
     classes = torch.arange(one.ways, device=device)
     support_y, query_y = (
         classes.repeat_interleave(torch.tensor(each, device=device)).expand(len(tasks), -1)
-        for each in (one.shots, one.queries)
+        for each in (one.shots, asked)
     )
-    shots, queries = (None if len(set(each)) == 1 else each for each in (one.shots, one.queries))
-    unlabelled = unlabelled_x if one.unlabelled else None
-    return Episodes(support_x, support_y, query_x, query_y, one.ways, shots, queries, unlabelled)
+    shots, queries = (None if len(set(each)) == 1 else each for each in (one.shots, asked))
+    unlabelled, spare = unlabelled_x if one.unlabelled else None, one.spare if any(one.spare) else None
+    return Episodes(support_x, support_y, query_x, query_y, one.ways, shots, queries, unlabelled, spare)

@@ -40,7 +40,7 @@ class ClassSequence:
 
 def online(
     sequence: ClassSequence, points: Sequence[int], learning_rate: float, optimizer: str, seed: int
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """Learns a linear head by one step on each item, class after class; nothing is seen twice.
 
     Args:
@@ -51,8 +51,8 @@ def online(
         seed: Of the head's start, whose rows are normal with variance 2 / D.
 
     Returns:
-        At each point the accuracy on other items of the classes so far, and on the items that were learned. An answer may be any
-        class of the sequence, also one that has yet to come.
+        At each point the accuracy on other items of the classes so far, and on the items that were learned, where an answer may be
+        any class of the sequence, also one that has yet to come; and that on other items where it is one of the classes so far.
 
     Raises:
         Diverged: The head is not finite any more.
@@ -65,6 +65,7 @@ def online(
     descent = kind([weight, bias], lr=learning_rate)
     unseen: list[float] = []
     seen: list[float] = []
+    so_far: list[float] = []
     labels = torch.arange(count, device=weight.device)
     for number in range(max(points)):
         for place in range(images):
@@ -81,11 +82,16 @@ def online(
                     if not logits.isfinite().all():
                         raise Diverged(f"continual.rates: the head is not finite at {learning_rate:g}; try lower ones")
                     found.append(sequence.correct(logits, number + 1))
-    return unseen, seen
+                    if found is unseen:
+                        so_far.append(sequence.correct(logits[:, : number + 1], number + 1))
+    return unseen, seen, so_far
 
 
 def prototypes(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
-    """The accuracy of the nearest class mean at each point: what arrives later does not change the mean of a class."""
+    """The accuracy of the nearest class mean at each point: what arrives later does not change the mean of a class.
+
+    An answer is one of the classes so far.
+    """
     found = []
     for count in points:
         known = sequence.learned[:count]
@@ -100,7 +106,7 @@ def linear_probe(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
     """The accuracy at each point of a linear head that may look at all items so far at once, again and again.
 
     It is trained anew at each point, as `transfer=linear_probe` does, on standardised features. It is no learner of sequences but
-    what such could reach on these features.
+    what such could reach on these features. An answer is one of the classes so far.
     """
     found = []
     for count in points:

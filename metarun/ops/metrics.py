@@ -143,7 +143,8 @@ def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
         k: How many count; of fewer items all.
 
     Returns:
-        From 0 to 1, `[...]`; 1 where nothing is worth anything.
+        From 0 to 1, `[...]`; 1 where nothing is worth anything. Predictions of which one is no finite number rank nothing, and
+        count as the worst ranking.
 
     Source:
         Jarvelin and Kekalainen (2002); Lee et al. (2019), MeLU, section 4.2.
@@ -152,8 +153,16 @@ def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
     k = min(k, gains.shape[-1])
     discounts = 1 / torch.log2(torch.arange(k, dtype=gains.dtype, device=gains.device) + 2)
     ranked = gains.gather(-1, prediction.argsort(dim=-1, descending=True, stable=True))[..., :k] @ discounts
+    worst = gains.sort(dim=-1).values[..., :k] @ discounts
+    ranked = torch.where(prediction.isfinite().all(-1), ranked, worst)
     best = gains.sort(dim=-1, descending=True).values[..., :k] @ discounts
     return torch.where(best > 0, ranked / best.clamp_min(1e-12), torch.ones_like(best))
+
+
+def finite_interval(values: Tensor) -> tuple[float, float | None]:
+    """`interval` of the finite ones of `[n]` values; NaN and None where there are none."""
+    finite = torch.isfinite(values)
+    return interval(values[finite]) if finite.any() else (math.nan, None)
 
 
 def median(errors: Tensor) -> float:

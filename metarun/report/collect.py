@@ -44,6 +44,7 @@ from metarun.runs.result import (
     TRAIN_STEPS,
     half_of,
     of_one,
+    restored,
     scores_file,
 )
 from metarun.runs.result import key as key_of_result
@@ -350,7 +351,7 @@ def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / contents.RESULT
     try:
-        result = files.parsed(path.read_text(encoding="utf-8"))
+        result = restored(files.parsed(path.read_text(encoding="utf-8")))
         needed = (PROTOCOL, COMMAND, CONTENT if TARGET_ACCURACY in result else DATA)
         missing = [key for key in needed if key not in result]
         used = missing == [DATA] and not any(result[CHOICES].get(group) for group in ("data", "target"))

@@ -15,9 +15,11 @@ from metarun.runs.result import ACCURACY, CONTINUAL, PROTOCOL, half_of
 LABELS = {
     "online": "online head, each image once",
     "online_learned": "the same on the images it learned",
+    "online_so_far": "online head",
     "prototypes": "nearest class mean",
     "linear_probe": "linear probe on all images so far",
 }
+AMONG_ALL = ("online", "online_learned")  # choose among all classes of the sequence, before the last one has come too
 
 
 def table(result: dict[str, Any], what: str) -> Table:
@@ -26,17 +28,20 @@ def table(result: dict[str, Any], what: str) -> Table:
     task = protocol["test"]
     title = (
         f"{what}{task['ways']} classes one after the other, {task['shots']} images each, {task['queries']} to test; "
+        "after the last one, an answer is any of them; "
         f"norm {protocol['norm']}; {result['interval']}"
     )
     shown = Table("", "accuracy", "95% interval", title=title, title_justify="left", min_width=60)
     for name, label in LABELS.items():
+        if name == "online_so_far":  # after the last class it is `online`
+            continue
         shown.add_row(label, f"{found[name]['acc']:.2%}", half(found[name][half_of(ACCURACY)], ".2%"))
     shown.add_row("chance", f"{1 / found['classes']:.2%}", "")
     return shown
 
 
 def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) -> bytes:
-    """A PNG of the accuracy on all classes so far against their number.
+    """A PNG of the accuracy on all classes so far against their number, dashed where an answer may be one that has yet to come.
 
     Args:
         curves: By name the `mean` and half of the 95% interval, `ci95`, at each point.
@@ -56,7 +61,8 @@ def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) 
                 points,
                 curve["mean"],
                 [math.nan if value is None else value for value in curve["ci95"]],
-                label=LABELS.get(name, name),
+                label=f"{LABELS.get(name, name)}, among {'all classes' if name in AMONG_ALL else 'those so far'}",
+                linestyle="--" if name in AMONG_ALL else "-",
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],
                 capsize=2,

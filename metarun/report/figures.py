@@ -304,7 +304,7 @@ def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]
         seeds = [curves[name] for curves in kept if name in curves]
         draws = [run.seed for run in group.runs if name in run.result.get(TEST_CURVES, {})]
         length = min(len(curve["mean"]) for curve in seeds)
-        mean = np.mean([curve["mean"][:length] for curve in seeds], axis=0)
+        mean = np.array([curve["mean"][:length] for curve in seeds], dtype=float).mean(0)  # null is no number
         halves = zip(*(curve["ci95"][:length] for curve in seeds), strict=True)
         half = np.array([over_episodes(each, draws) for each in halves], dtype=float)  # NaN where there is none
         quantity, _, rest = name.partition("_")

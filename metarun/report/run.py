@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from metarun.runs.result import (
     WORST_CLASS,
     half_of,
     key,
+    lost_of,
     of_set,
     stored,
 )
@@ -128,9 +130,15 @@ def _own_measures(result: dict[str, Any]) -> str:
         for name in result
         if name.startswith(f"{TEST}/") and half_of(name) in result and name not in known and not name.startswith(sets)
     ]
-    return ", ".join(
-        f"{name.removeprefix(f'{TEST}/')} {result[name]:.4f} {half(result[half_of(name)], '.4f')}" for name in names
-    )
+
+    def words(name: str) -> str:
+        lost = f" ({counted(result[lost_of(name)], 'task')} of no number left out)" if lost_of(name) in result else ""
+        number = result[name]
+        if number is None or math.isnan(number):
+            return f"no number{lost}"
+        return f"{number:.4f} {half(result[half_of(name)], '.4f')}{lost}"
+
+    return ", ".join(f"{name.removeprefix(f'{TEST}/')} {words(name)}" for name in names)
 
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:

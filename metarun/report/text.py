@@ -62,7 +62,8 @@ def more_of_task(task: Mapping[str, Any]) -> str:
     if (share := task.get("labelled_share", 1)) < 1:
         found.append(f"{share:.3g} of the images with labels")
     if (concentration := task.get("query_dirichlet")) is not None:
-        found.append(f"divided by Dirichlet({concentration:g}) shares")
+        most = f" of at most {task['queries_at_most']}" if "queries_at_most" in task else ""
+        found.append(f"divided by Dirichlet({concentration:g}) shares{most}")
     if least := task.get("min_items"):
         found.append(f"classes of at least {least}")
     return "".join(f", {text}" for text in found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import sys
 import threading
@@ -165,7 +164,7 @@ class RunLogger:
                 forgotten |= again and values["step"] == step
                 if values["step"] <= step and not again:
                     kept.append(values)
-            files.save_bytes(metrics, "".join(json.dumps(values) + "\n" for values in kept).encode())
+            files.save_bytes(metrics, "".join(files.json_text(values) + "\n" for values in kept).encode())
         if damaged:
             log.warning(
                 "%s: %s left out, after a power failure perhaps; the weights do not depend on them",
@@ -238,7 +237,7 @@ class RunLogger:
             return
         with self._writing():
             with open(self.folder / contents.METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(files.json_text({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self._open().add_scalar(name, value, step)
             self._open().flush()  # what a checkpoint has behind it must be on the curves, even after a kill

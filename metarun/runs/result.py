@@ -34,6 +34,7 @@ BASELINES = {UNTRAINED: "untrained", BEFORE_TRAINING: "before meta-training"}  #
 
 # Measures.
 ACCURACY, ERROR = "acc", "mse"
+ERRORS = (ERROR, f"{ERROR}_median")  # infinite where predictions are no numbers
 MEASURES = (ACCURACY, ERROR)
 CI95 = "_ci95"  # ends the key of half of a 95% interval
 EPISODES = "episodes"
@@ -106,7 +107,19 @@ def stored(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: Its file is damaged.
     """
-    return files.read_json(folder / contents.RESULT, DAMAGED)
+    return restored(files.read_json(folder / contents.RESULT, DAMAGED))
+
+
+def restored(values: dict[str, Any]) -> dict[str, Any]:
+    """A result as it was before JSON, which has null for an infinite error, with the results of all steps in it."""
+    return {
+        name: restored(value)
+        if isinstance(value, dict)
+        else math.inf
+        if value is None and name.rpartition("/")[2] in ERRORS
+        else value
+        for name, value in values.items()
+    }
 
 
 def intact(folder: Path, found: dict[str, Any]) -> bool:
@@ -165,6 +178,11 @@ def key(kind: str, measure: str) -> str:
 def half_of(number: str) -> str:
     """The key of half of a number's 95% interval, such as `test/acc_ci95`."""
     return f"{number}{CI95}"
+
+
+def lost_of(number: str) -> str:
+    """The key of how many tasks have no finite value of a measure, such as `test/mae_not_finite`."""
+    return f"{number}_not_finite"
 
 
 def scores_file(name: str) -> str:

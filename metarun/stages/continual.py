@@ -170,12 +170,13 @@ class Continual(Stage):
             return
         sequence = self._sequence(run, "test", number, self.classes)
         seed = int(generator("head", run.config.seed, number).integers(2**62))
-        unseen, learned = online(sequence, self.points, rate, run.config.continual.optimizer, seed)
+        unseen, learned, so_far = online(sequence, self.points, rate, run.config.continual.optimizer, seed)
         files.save_json(
             file,
             {
                 "online": unseen,
                 "online_learned": learned,
+                "online_so_far": so_far,
                 "prototypes": prototypes(sequence, self.points),
                 "linear_probe": linear_probe(sequence, self.points),
             },
@@ -230,6 +231,7 @@ class Continual(Stage):
                 **({"min_items": fewest} if (fewest := run.test_task.min_items) else {}),
             },
             **self.namesakes,
-            result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far, an answer is any class of "
-            "the sequence",
+            result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far. An answer of online and of "
+            "online_learned is any class of the sequence, also one that has yet to come; of the others it is one of the classes so far. "
+            "So online compares with prototypes and linear_probe at the last point alone, online_so_far at each",
         }

@@ -43,12 +43,14 @@ class Test:
     Attributes:
         name: That of the data set; empty for the only one.
         task: The shape of its tasks.
+        described: The tasks as `protocol` of `result.json` has them.
         episodes: Its episodes.
         with_unknown: Episodes with more classes than a support set has, where `test.unknown_ways` asks for them.
     """
 
     name: str
     task: TaskShape
+    described: dict[str, Any]
     episodes: EpisodeSampler
     with_unknown: dict[Split, EpisodeSampler] = field(default_factory=dict)
 
@@ -99,7 +101,9 @@ class MetaTest(Stage):
                     f"{listed}test.data=[...] leaves it out"
                 )
             check_test_task(run.learner, task)
-            found = Test(name, task, run.episodes("test", task, run.hardware.device, name))
+            episodes = run.episodes("test", task, run.hardware.device, name)
+            found = Test(name, task, run.tests[name].describe_tasks("test", task), episodes)
+            tell_cut_short(found)
             found.with_unknown = self._with_unknown(run, found)
             return found
 
@@ -303,7 +307,7 @@ class MetaTest(Stage):
         return summary(scores, result.of_set(kind, test.name))
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        found: dict[str, Any] = {"test": run.test_task.describe()}
+        found: dict[str, Any] = {"test": run.test_task.describe() if self.of_many else self.tests[0].described}
         found |= self.namesakes.get("", {})
         if self.views is not None:
             found["test_views"] = self.views.count
@@ -324,7 +328,7 @@ class MetaTest(Stage):
             )
             found[result.SETS] = {
                 test.name: {
-                    "task": test.task.describe(),
+                    "task": test.described,
                     **rule(run.tests[test.name].members[""], not run.config.encoder, run.data),
                     **self.namesakes[test.name],
                 }
@@ -338,6 +342,19 @@ def own_task(run: Run, name: str) -> TaskShape:
     node = run.config.test.data.get(name) or {}
     own = {part: node.get(part) for part in SIZES}
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
+
+
+def tell_cut_short(test: Test) -> None:
+    """Warns where classes of the test's tasks get fewer queries than Dirichlet's shares."""
+    if (most := test.described.get("queries_at_most")) is not None:
+        log.warning(
+            "%stest.task.query_dirichlet=%g: the smallest class has %d images beside its shots; the %.1f%% of shares that are larger "
+            "are cut to that, and the others get the rest: classes are less unequal than by Dirichlet's distribution",
+            f"{test.name}: " if test.name else "",
+            test.task.query_dirichlet,
+            most,
+            100 * test.described["classes_cut_short"],
+        )
 
 
 class Measured:
@@ -405,13 +422,18 @@ def half_over_sets(scores: Sequence[Tensor]) -> float | None:
 
 
 def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:
-    """The method's own measures with their intervals: `test/NAME`, and curves under `test/curves`."""
+    """The method's own measures, and the data's, with their intervals: `test/NAME`, and curves under `test/curves`.
+
+    They are means over the tasks that have a finite value; how many have none, `test/NAME_not_finite` says.
+    """
     found: dict[str, Any] = {}
     for name, values in scores.measures.items():
         key = result.key(kind, name)
-        pairs = [metrics.interval(column) for column in values.reshape(len(values), -1).T]
+        pairs = [metrics.finite_interval(column) for column in values.reshape(len(values), -1).T]
         if values.ndim == 1:
             found[key], found[result.half_of(key)] = pairs[0]
+            if lost := int((~torch.isfinite(values)).sum()):
+                found[result.lost_of(key)] = lost
         else:
             means, widths = zip(*pairs, strict=True)
             curves = found.setdefault(result.key(kind, result.CURVES), {})

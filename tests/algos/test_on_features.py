@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import double, episodes, table, toy_images
-from shell import metarun
+from shell import done, metarun, result, run_folder
 from torch import Tensor
 
 from metarun.algos.bdcspn import BDCSPN
@@ -31,9 +32,9 @@ from metarun.algos.transformed import TransformedFeatures
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.backbones.pixels import Pixels
-from metarun.core import Algorithm, Episodes, Spec, TaskShape
+from metarun.core import Algorithm, Episodes, Spec, TaskShape, together
 from metarun.data.image_source import ImageSource
-from metarun.data.imbalanced import dirichlet, divided
+from metarun.data.imbalanced import cut_short, dirichlet, divided
 from metarun.errors import UserError
 from metarun.ops.transport import sinkhorn
 
@@ -691,6 +692,37 @@ def test_counts_add_up_and_keep_to_what_classes_have() -> None:
     assert divided(np.array([[0.9, 0.1, 1e-12]]), 12, 4).tolist() == [[4, 4, 4]]
 
 
+def test_it_is_said_how_often_classes_are_cut_short() -> None:
+    """Where it happens in more than one of a thousand classes; the probability is that of the shares that are drawn."""
+    task = TaskShape(5, 1, 15, query_dirichlet=2.0)
+    shares = dirichlet(np.random.default_rng(0).random((40_000, 5)), 2.0)
+    assert cut_short(task, 19) == pytest.approx((75 * shares > 19).mean(), abs=0.005)
+    assert toy_images(per_class=20).describe_tasks("test", task)["queries_at_most"] == 19
+    assert toy_images(per_class=70).describe_tasks("test", task) == task.describe()
+
+
+def test_tasks_that_divide_their_queries_say_so_however_many_they_are() -> None:
+    draw = toy_images(per_class=40).sampler("test", TASK, 0, torch.device("cpu"))
+    one, several = draw(0, 1), draw(0, 6)
+    assert isinstance(one, Episodes)
+    assert isinstance(several, Episodes)
+    assert one.divided
+    assert several.divided
+    assert one.query_sizes == torch.bincount(one.query_y[0], minlength=5).tolist()
+    with pytest.raises(ValueError, match="no sizes in common"):
+        several.query_sizes  # noqa: B018
+    assert isinstance(together([one, several]), Episodes)
+
+
+def test_no_image_of_a_class_is_counted_where_classes_have_unequally_many(tmp_path: Path) -> None:
+    """`acc_by_instance` of MANN, in chunks of several tasks and in a last one of a single task."""
+    words = ["algo=mann", "data=glyphs", "backbone=pixels", "task.queries=3", "train.steps=0", "test.episodes=3"]
+    words += ["test.baseline_episodes=0", "train.validate_episodes=2", "hardware.task_chunk=2"]
+    for value, there in (("1", False), ("null", True)):
+        done(*words, f"test.task.query_dirichlet={value}", f"outputs={tmp_path / value}")
+        assert ("acc_by_instance" in result(run_folder(tmp_path / value)).get("test/curves", {})) == there
+
+
 def test_a_run_says_how_queries_were_divided(tmp_path: Path) -> None:
     words = [
         "algo=tim",
@@ -705,10 +737,13 @@ def test_a_run_says_how_queries_were_divided(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     found = json.loads(next(tmp_path.rglob("result.json")).read_text(encoding="utf-8"))
     assert found["protocol"]["test"]["query_dirichlet"] == 2
+    assert found["protocol"]["test"]["queries_at_most"] == 19
+    told = r"test\.task\.query_dirichlet=2: the smallest class has 19 images beside its shots; the 29\.2% of shares that are larger are cut"
+    assert re.search(told, " ".join((done.out + done.err).split()))
     assert found["protocol"]["transductive"]
     assert found["protocol"]["assumes_balanced_queries"]
     shown = " ".join(done.out.split())
-    assert "15 queries a class, divided by Dirichlet(2) shares" in shown
+    assert "15 queries a class, divided by Dirichlet(2) shares of at most 19" in shown
     assert "transductive, supposes balanced queries" in shown
 
 
@@ -717,6 +752,10 @@ def test_a_run_says_how_queries_were_divided(tmp_path: Path) -> None:
     [
         (["test.task.query_dirichlet=0"], "test.task.query_dirichlet=0: must be above 0"),
         (["test.task.query_dirichlet=2", "task.shots=[1,3]"], "divides the queries of tasks of one shape"),
+        (
+            ["test.task.query_dirichlet=2", "task.shots=5", "task.queries=15"],
+            "leaves no shares to draw: the smallest class",
+        ),
         (["test.task.query_dirichlet=2", "data=sinusoid", "algo=maml", "backbone=mlp", "task.ways=1"], "is of classes"),
     ],
 )

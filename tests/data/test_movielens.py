@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, episodes
-from shell import ARCHIVE_HARMS, harm_archive, make_ratings, metarun, result, run_folder
+from shell import ARCHIVE_HARMS, done, harm_archive, make_ratings, metarun, result, run_folder
 
 from metarun.core import TaskShape
 from metarun.data.movielens import MovieLens
+from metarun.data.regression import Sinusoid
 from metarun.errors import UserError
 from metarun.ops.metrics import ndcg
 
@@ -156,6 +159,26 @@ def test_what_is_not_there_is_one_line(root: Path, tmp_path: Path) -> None:
         data.sampler("test", TaskShape(1, 30, 10), 0, CPU)
     with pytest.raises(UserError, match=r"set task\.ways=1"):
         data.sampler("train", TaskShape(5, 1, 1), 0, CPU)
+    with pytest.raises(
+        UserError, match=r"^train\.task\.queries=\[1,3\]: a task of ratings has a fixed number of queries"
+    ):
+        data.sampler("train", TaskShape(1, 1, (1, 3)), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"min_items": 45}, "task.min_items=45: is of classes"),
+        ({"protocol": "meta_dataset"}, "task.protocol=meta_dataset: is of classes"),
+        ({"balanced": False}, "task.balanced=false: is of classes"),
+        ({"unlabelled": 2}, "task.unlabelled=2: is of classes"),
+        ({"query_dirichlet": 2.0}, "task.query_dirichlet=2: is of classes"),
+    ],
+)
+def test_what_is_of_classes_is_refused_of_values(root: Path, more: dict[str, Any], message: str) -> None:
+    for source in (MovieLens(root=str(root)), Sinusoid()):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}, but a .* has none; leave it out$"):
+            source.sampler("test", TaskShape(1, (1, 3), 3, **more), 0, CPU)
 
 
 def test_ndcg_by_hand() -> None:
@@ -166,6 +189,9 @@ def test_ndcg_by_hand() -> None:
     assert ndcg(prediction, relevance, 5).tolist() == pytest.approx([gained / best, 1, 1])
     assert ndcg(prediction, relevance, 1)[0].item() == pytest.approx(1 / 31)
     assert ndcg(relevance, relevance, 2).tolist() == [1, 1, 1]
+    nothing = torch.tensor([[2.0, math.nan, 3.0], [math.inf, 2.0, 3.0], [math.nan] * 3])
+    worst = ndcg(-relevance, relevance, 2).tolist()
+    assert ndcg(nothing, relevance, 2).tolist() == pytest.approx(worst)
 
 
 def test_measures_are_on_the_scale_of_ratings(root: Path) -> None:
@@ -216,6 +242,26 @@ def test_a_run_reports_what_the_data_measure(algo: str, root: Path, tmp_path: Pa
     assert 0 < found["test/ndcg5"] <= 1
     assert "mae " in done.out
     assert found["protocol"]["seen"]["train"].startswith("ratings by users of training of films of training")
+
+
+def test_predictions_that_are_no_numbers_are_no_good_ranking(root: Path, tmp_path: Path) -> None:
+    """The means are of the tasks that have a value, their number is said, and `result.json` is JSON that any reader takes."""
+    words = ["algo=maml", "data=movielens", f"data.root={root}", "backbone=mlp", f"outputs={tmp_path}", "train.steps=0"]
+    words += [
+        "algo.inner_lr=1e6",
+        "algo.inner_steps=10",
+        "test.episodes=6",
+        "test.baseline_episodes=0",
+    ]
+    outcome = done(*words, "task.shots=3", "task.queries=5", "train.validate_episodes=2")
+    text = (run_folder(tmp_path) / "result.json").read_text(encoding="utf-8")
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"result.json has {name}"))
+    assert found["test/not_finite"] == found["test/mae_not_finite"] == 6
+    assert found["test/mse"] is found["test/mae"] is None
+    assert 0 < found["test/ndcg5"] < 0.9
+    assert "mae no number (6 tasks of no number left out)" in " ".join(outcome.out.split())
+    again = done(*words, "task.shots=3", "task.queries=5", "train.validate_episodes=2")
+    assert " inf " in again.out
 
 
 def test_with_a_range_a_user_learns_from_all_ratings_but_the_queries(root: Path) -> None:

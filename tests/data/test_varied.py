@@ -302,6 +302,48 @@ def test_noise_keeps_the_sizes_of_classes() -> None:
     torch.testing.assert_close(single.support_x, list(draw(0, 300).split(1))[11].support_x)
 
 
+NOISY = {
+    "shots": TaskShape(5, (1, 10), 5),
+    "queries": TaskShape(3, 2, (1, 10), protocol="meta_dataset"),
+    "each": TaskShape(3, (1, 6), (1, 6), balanced=False),
+    "unlabelled": TaskShape(2, (1, 4), (1, 4), unlabelled=3),
+    "shared": TaskShape(2, (1, 4), (1, 4), unlabelled=3, labelled_share=0.5),
+}
+
+
+@pytest.mark.parametrize("case", NOISY)
+def test_noise_changes_no_number_that_is_drawn(case: str) -> None:
+    """Of classes that have hardly more than the largest task: their sizes are spread as those of tasks without noise."""
+    shape, source = NOISY[case], as_images([20] * 6)
+
+    def draw(task: TaskShape) -> Any:
+        return source.sampler("train", task, 0, CPU)
+
+    def sizes(whole: Episodes | MixedEpisodes) -> list[list[int]]:
+        return [one.support_sizes + one.query_sizes for one in whole.split(1)]
+
+    clean, noisy = draw(shape)(0, 400), with_noise(draw, shape, 0, tasks=1.0, labels=0.5)(0, 400)
+    seen, found = np.array(sizes(clean)), np.array(sizes(noisy))
+    for number in range(seen.shape[1]):
+        both = [np.bincount(part[:, number], minlength=12) for part in (seen, found)]
+        assert both[0].astype(bool).tolist() == both[1].astype(bool).tolist()
+        assert abs(seen[:, number].mean() - found[:, number].mean()) <= 4 * seen[:, number].std() * (2 / 400) ** 0.5
+    wrong = total = reused = 0
+    for one in noisy.split(1):
+        assert one.spare is None
+        support, asked = ((part.flatten() * 255).round().int() for part in (one.support_x, one.query_x))
+        assert not {*support.tolist()} & {*asked.tolist()}
+        (queried,) = one.query_y
+        own = {int(label): int(image) // 20 for image, label in zip(asked, queried, strict=True)}
+        assert all(int(image) // 20 == own[int(label)] for image, label in zip(asked, queried, strict=True))
+        right = [int(image) // 20 == own[int(label)] for image, label in zip(support, one.support_y[0], strict=True)]
+        wrong += right.count(False)
+        total += len(support)
+        reused += len(support) - len({*support.tolist()})
+    assert abs(wrong / total - 0.5) < 5 * 0.5 / math.sqrt(total)
+    assert reused / total < 0.1  # a class that has hardly more than its task gives some of its images twice
+
+
 BAD = {
     "task.shots=[10,1]": r"^task\.shots=\[10, 1\]: the range holds no number; its least comes first: \[1,10\]$",
     "task.ways=[0,5]": r"^task\.ways=\[0, 5\]: must be at least 1$",

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -32,7 +33,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from metarun import report
+from metarun import files, report
 from metarun.report import figures, listing, published, statistics, tables
 from metarun.report.collect import collect, read
 from metarun.report.run import subject as run_subject
@@ -548,13 +549,13 @@ def test_regression_lower_is_better_and_tasks_that_diverged_are_told(tmp_path: P
     assert dict(zip(table.headings, table.rows[1], strict=True))["diverged tasks"] == "1"
 
 
-def test_a_run_without_a_finite_error_is_last(tmp_path: Path) -> None:
-    """`result.json` then has Infinity and NaN."""
+@pytest.mark.parametrize("written", [json.dumps, files.json_text])
+def test_a_run_without_a_finite_error_is_last(tmp_path: Path, written: Callable[[Any], str]) -> None:
+    """`result.json` then has null for them; earlier versions wrote Infinity and NaN."""
     pair(tmp_path, np.ones(5), np.full(5, 2.0), measure="mse")
     path = tmp_path / "maml0" / "result.json"
     lost = {"test/mse": math.inf, "test/mse_ci95": math.nan, "test/mse_median": math.inf, "test/diverged": 5}
-    path.write_text(json.dumps(json.loads(path.read_text()) | lost))
-    assert "Infinity" in path.read_text()
+    path.write_text(written(json.loads(path.read_text()) | lost))
     (section,) = sections(tmp_path)
     assert [row.best for row in section.rows] == [False, True]
     assert tables.section_table(section).rows[0][2:5] == ["–", "one seed", "–"]

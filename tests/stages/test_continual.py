@@ -198,12 +198,13 @@ def classes(count: int = 6, apart: float = 4.0) -> ClassSequence:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_online_head_takes_one_step_on_each_item(optimizer: str) -> None:
     sequence, points = classes(apart=1.0), [2, 4, 6]
-    unseen, learned = online(sequence, points, 0.05, optimizer, 3)
+    unseen, learned, so_far = online(sequence, points, 0.05, optimizer, 3)
     head = nn.Linear(8, 6)
     head.weight.data = torch.randn(6, 8, generator=torch.Generator().manual_seed(3)) * 0.5  # sqrt(2 / 8)
     head.bias.data.zero_()
     descent = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer](head.parameters(), lr=0.05)
     expected: tuple[list[float], list[float]] = ([], [])
+    among: list[float] = []
     for number in range(6):
         for z in sequence.learned[number]:
             descent.zero_grad()
@@ -213,7 +214,15 @@ def test_the_online_head_takes_one_step_on_each_item(optimizer: str) -> None:
             for items, found in zip((sequence.asked, sequence.learned), expected, strict=True):
                 right = head(items[: number + 1]).argmax(-1) == torch.arange(number + 1)[:, None]
                 found.append(right.double().mean().item())
+            guesses = head(sequence.asked[: number + 1])[..., : number + 1].argmax(-1)
+            among.append((guesses == torch.arange(number + 1)[:, None]).double().mean().item())
     assert (unseen, learned) == expected
+    assert so_far == among
+    assert so_far[-1] == unseen[-1]
+    starts = [online(sequence, points, 1e-6, optimizer, seed) for seed in range(4)]
+    assert sum(sum(one[2]) for one in starts) > sum(
+        sum(one[0]) for one in starts
+    )  # no answer is one that has yet to come
     assert len(set(unseen)) > 1
 
 
@@ -251,6 +260,8 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
     assert first["protocol"]["test"] == {"ways": 6, "shots": 4, "queries": 2}
     assert told["prototypes"]["acc"] > told["online"]["acc"]
     assert told["linear_probe"]["acc"] > 1 / 6
+    assert told["online_so_far"] == told["online"]  # after the last class all choose among the same
+    assert "of the others it is one of the classes so far" in first["protocol"]["continual"]
     with Image.open(folder / "continual.png") as picture:
         assert picture.size[0] > 300
     assert events(folder).Images("test/continual")

@@ -35,6 +35,7 @@ from metarun.runs.result import (
     SETS,
     TARGET,
     TARGET_ACCURACY,
+    TARGET_AGREE,
     TARGET_CLASSES,
     TARGET_CURVE,
     TARGET_DIVISION,
@@ -105,6 +106,16 @@ class Setting(NamedTuple):
 def as_count(value: Any) -> Any:
     """A range that JSON or YAML gave as a list, as a tuple; any other value as it is."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def basis(point: Mapping[str, Any], without: str) -> str:
+    """What the interval of a point of a target's learning curve is over.
+
+    Args:
+        point: The point.
+        without: What it is over where the point does not say.
+    """
+    return "test images" if point.get("agree") else str(point.get("over") or without)
 
 
 def _repeats(number: int | None) -> str:
@@ -215,6 +226,11 @@ class Run:
             more_of_task(task),
             self.one_of_many,
         )
+
+    @property
+    def interval_over(self) -> str:
+        """What the interval of its test is over, which of repeats that all agree is not what the setting says."""
+        return basis({"agree": self.result.get(TARGET_AGREE)}, self.setting.over)
 
     @property
     def tested(self) -> str:

@@ -74,6 +74,7 @@ TARGET_CURVE = (
 TARGET_CONFUSION = f"{TARGET}/confusion"
 TARGET_TEST_IMAGES = f"{TARGET}/test_images"
 TARGET_OVER = f"{TARGET}/over"  # what the interval is over
+TARGET_AGREE = f"{TARGET}/agree"  # whether the repeats all agree: then it is over the test images of one
 TARGET_INTERVAL = f"{TARGET}/interval"  # the same in words
 TARGET_CLASSES = f"{TARGET}/classes"
 TARGET_CHANCE = f"{TARGET}/chance"  # the share of the commonest class

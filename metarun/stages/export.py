@@ -38,7 +38,10 @@ from metarun.target.base import Own
 from metarun.text import bytes_text, shell_path, shown_path
 
 EXPORT = "export"  # the kind of its numbers in `result.json`
-SHOTS = 2  # support images of a class, of a graph that takes any number, when it is traced and compared
+# Support images of a class, of a graph that takes any number: it is traced with the first, and compared with all. Methods do otherwise
+# with one than with several.
+SHOTS = (2, 1, 3)
+LEARNED = "examples that it learned from"
 
 
 class Export(Stage):
@@ -78,7 +81,7 @@ class Export(Stage):
                 raise UserError(
                     "images: compare the files of a classifier of fixed classes; add support=FOLDER, or leave them out"
                 )
-            function, inputs, asked = self._of_learner(learner, config)
+            function, inputs, (asked, *others) = self._of_learner(learner, config)
             self.name, self.classes = "learner", None
         else:
             classifier = fitted(learner, config)
@@ -88,10 +91,10 @@ class Export(Stage):
             self.given = given_images(learner, classifier, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
-            inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
+            inputs, asked, others = [images], [filled(self.given.pixels, learner, config.seed)], []
         try:
             metadata = self._metadata(learner)
-            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature)
+            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature, others)
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
         self.inputs = inputs
@@ -106,8 +109,8 @@ class Export(Stage):
             f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
         )
 
-    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
-        """The function, inputs and values to compare on, of a method whose support set is given along."""
+    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[list[np.ndarray]]]:
+        """The function, inputs and values to compare on, those of each of `SHOTS`, of a method whose support set is given along."""
         ways, method = ways_of(learner, config), Own(learner.algorithm)
         if method.inductive.transductive:
             raise UserError(self._transductive(learner, config))
@@ -122,9 +125,12 @@ class Export(Stage):
             Input("images", "batch", Dim("batch", min=1), shape),
         ]
         draw = np.random.default_rng(config.seed)
-        support, images = (draw.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (ways * SHOTS, IMAGES))
+        *supports, images = (
+            draw.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (*(ways * shots for shots in SHOTS), IMAGES)
+        )
         self.ways = ways
-        return function, inputs, [support, np.arange(ways).repeat(SHOTS), images]
+        labels = [np.arange(ways).repeat(shots) for shots in SHOTS]
+        return function, inputs, [[support, y, images] for support, y in zip(supports, labels, strict=True)]
 
     def _metadata(self, learner: Learner) -> dict[str, Any]:
         """What the file says of itself."""

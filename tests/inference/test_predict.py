@@ -670,6 +670,32 @@ def test_a_run_without_a_result_cannot_be_used(tmp_path: Path, episodic: Path) -
     outcome = metarun("recipe=predict", f"checkpoint={tmp_path / 'run'}", f"support={images}", f"images={images}")
     assert outcome.status == 2
     assert "has not finished" in outcome.said[0]
+@pytest.mark.parametrize("words", [["algo=semi_protonet"], ["algo=protonet", "wrapper=self_training"]])
+def test_the_temperature_of_single_images_is_not_that_of_tasks_with_unlabelled_items(
+    tmp_path: Path, words: list[str]
+) -> None:
+    images = make_images(tmp_path / "source", per_class=10)
+    words = [
+        *words,
+        *EPISODIC[:7],
+        "train.validate_episodes=30",
+        *EPISODIC[8:],
+        "task.unlabelled=4",
+        "backbone.norm=group",
+    ]
+    done(*words, f"data.root={images}", f"outputs={tmp_path}", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    held = store.load(made.parent)
+    algorithm = Learner(held, "cpu").algorithm
+    source: Any = construct(compose("data=folder", "data.image_size=16", f"data.root={images}").data, "data")
+    tasks = source.sampler("val", TaskShape(3, 1, 2), 0, torch.device("cpu"))(0, 30)
+    with torch.no_grad():
+        logits = algorithm.predict(tasks)
+    expected = fit_temperature(logits.flatten(0, 1).numpy(), tasks.query_y.flatten().numpy())
+    assert held.calibration.temperature == pytest.approx(expected, rel=1e-3)
+    assert result(made.parent)["test/calibration"]["temperature"] != pytest.approx(expected, rel=1e-2)
+
+
 
 
 def test_a_classifier_file_that_names_a_foreign_class_is_not_built(tmp_path: Path, episodic: Path) -> None:

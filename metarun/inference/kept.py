@@ -119,7 +119,7 @@ def keep_trained(run: Run, algorithm: Algorithm, path: Path) -> bool:
 
 
 def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, seed: int) -> float | None:
-    """The temperature of a classifier of 80% of the training images, fitted on the others, of each class its share.
+    """The temperature of a classifier of most of the training images, fitted on the others: a fifth of each class, but two at least.
 
     Args:
         method: What learns the classifier.

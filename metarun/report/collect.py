@@ -196,7 +196,8 @@ class Run:
         """What another run must share for its test results to be compared with those of this one."""
         if self.tested == TARGET:
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [_items(self.result[CONTENT]), self.result.get(TARGET_DIVISION), *draws]
+            division = str(self.result.get(TARGET_DIVISION)).partition(":")[0]  # behind it stands how, in words
+            content = [_items(self.result[CONTENT]), division, *draws]
             shots, queries = (
                 int(self.result.get(key_of_result(TARGET, f"{part}_images"), 0)) for part in ("train", "test")
             )

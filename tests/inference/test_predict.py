@@ -131,6 +131,8 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
     scores = {name: result(found)[f"predict/{name}"] for name in ("nll", "brier", "ece")}
     assert not far or calibration["temperature"] > 1000
     assert calibration["with"] == pytest.approx(scores, rel=1e-3, abs=1e-6)
+    # A class of 8 gives two, which is more than a fifth.
+    assert calibration["fitted_on"] == ("6 of the 24 training images, held out" if calibration["temperature"] else None)
     for part in ("backbone", "data", "algo", "train", "target", "transfer"):  # of the run, and not of this command
         assert part not in result(found)["choices"]
         assert part not in yaml.safe_load((found / "config.yaml").read_text())

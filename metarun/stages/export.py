@@ -33,7 +33,7 @@ from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.predict import inputs_digest
+from metarun.stages.predict import inputs_digest, left_out
 from metarun.target.base import Own
 from metarun.text import bytes_text, shell_path, shown_path
 
@@ -88,6 +88,7 @@ class Export(Stage):
             if classifier.network_.transductive:
                 raise UserError(self._transductive(learner, config))
             self.name, self.classes = "classifier", classifier.names
+            self.temperature = classifier.calibration_.temperature or 1.0
             self.given = given_images(learner, classifier, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
@@ -175,6 +176,8 @@ class Export(Stage):
         else:
             found["ways"] = self.ways
         found["compared_on"] = IMAGES
+        found["given"], found["learned_from"] = len(self.given.pixels), self.given.learned
+        found["unreadable"] = {str(path): reason for path, reason in self.given.unreadable.items()}
         found["takes"] = [one.describe() for one in self.inputs]
         found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
         run.result |= {
@@ -211,13 +214,16 @@ class Export(Stage):
             if "acc" in one:
                 line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
             print(line)
+        if learned := stored.get(result.key(EXPORT, "learned_from")):
+            print(f"{learned} of the images: {LEARNED}, left out of the accuracy")
         if (ways := stored.get(result.key(EXPORT, "ways"))) is not None:
             print(
                 f"ways     {ways}, of which the support images are examples; test.task.ways=N makes a file for N classes"
             )
         for name in found["files"]:
             print(f"try it   {command(folder / name, found['takes'])}")
-        return ""
+        unreadable, given = (stored.get(result.key(EXPORT, name)) for name in ("unreadable", "given"))
+        return left_out(unreadable or {}, "files were compared on the others", given or 0)
 
 
 class ImageSet:
@@ -225,12 +231,16 @@ class ImageSet:
 
     Attributes:
         pixels: uint8 `[n, channels, size, size]`.
-        labels: int64 `[n]`, -1 where not known.
+        labels: int64 `[n]`, -1 where not known, and where an accuracy is not to be told.
         of: What they are, for messages.
+        learned: How many of them are examples that were learned from, beside those that are `of` them.
+        unreadable: The reason of each file that could not be read.
     """
 
     def __init__(self, learner: Learner, labels: Iterable[int], pixels: np.ndarray | None = None, of: str = "") -> None:
         self.of = of
+        self.learned = 0
+        self.unreadable: dict[Path, str] = {}
         self.labels = np.array(list(labels), dtype=np.int64)
         self.pixels = np.zeros((0, *pixels_of(learner)), np.uint8) if pixels is None else pixels
 
@@ -306,8 +316,13 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     rows = [row for part, _ in parts for row in part]
     places = {name: place for place, name in enumerate(names)}
     labels = [places.get(images.labels[row] or "", -1) for row in rows]
-    of = "labelled images" if config.images else "examples that it learned from"
-    return ImageSet(learner, labels, np.concatenate([pixels for _, pixels in parts]), of)
+    whole = np.concatenate([pixels for _, pixels in parts])
+    if not config.images:
+        return ImageSet(learner, labels, whole, LEARNED)
+    learned = classifier.learned_from(whole)
+    given = ImageSet(learner, np.where(learned, -1, labels), whole, "labelled images")
+    given.learned, given.unreadable = int(learned.sum()), images.unreadable
+    return given
 
 
 def compared(config: DictConfig) -> ImageFiles | None:

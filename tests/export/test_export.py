@@ -363,6 +363,27 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(
     assert not list(stored.parent.glob(".*.writing"))
 
 
+def test_images_that_were_learned_from_and_those_that_cannot_be_read_are_told(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = run
+    made = Exported(b"a network", lambda x: np.eye(3)[np.zeros(len(x), int)], 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    others = Path(shutil.copytree(images / "train", tmp_path / "others"))
+    shutil.copy(images / "test" / "test0" / "0.png", others / "train0" / "new.png")
+    (others / "train0" / "torn.png").write_bytes(b"no image")
+    command = ["recipe=export", f"checkpoint={folder}", f"support={images}", f"outputs={tmp_path}"]
+    outcome = done(*command, f"images={images / 'train'}")
+    assert "24 of the images: examples that it learned from, left out of the accuracy" in outcome.out
+    assert "; accuracy" not in outcome.out
+    outcome = metarun(*command, f"images={others}")
+    assert outcome.status == 1
+    assert "; accuracy 100.00% of 1 labelled images\n24 of the images: examples" in outcome.out
+    assert "torn.png: " in outcome.out
+    told = "images: 1 of 26 cannot be read, each with its reason in result.json; files were compared on the others"
+    assert told in outcome.said[-1]
+
+
 def test_what_is_compared_without_images_is_what_was_learned_from(run: tuple[Path, Path], tmp_path: Path) -> None:
     """Of a divided folder the training images; of a table the images that it names, and not the table."""
     folder, images = run

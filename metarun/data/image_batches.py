@@ -51,7 +51,10 @@ def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | 
 
 
 def part_sizes(images: int) -> list[int]:
-    """The images of a class in each part of `SHARES`; every part gets one at least where there are three."""
+    """The images of a class in each part of `SHARES`; every part gets one at least where there are three.
+
+    So of few images more than a tenth go to validation and to the test: of 3 to 13 images one each.
+    """
     sizes: list[int] = allot(images, np.array(list(SHARES.values())), least=min(1, images // len(SHARES))).tolist()
     return sizes
 

@@ -24,6 +24,16 @@ from metarun.text import counted, printable
 RARELY = 1e-3  # a probability below which a class that is cut short is not worth a word
 
 
+def item_digest(item: Any) -> str | None:
+    """A digest of a text, or of the values of an image; None of a blank image, which says of no other that it is the same."""
+    if isinstance(item, str):
+        return hashlib.blake2b(item.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    values = np.ascontiguousarray(item)
+    if values.min() == values.max():
+        return None
+    return hashlib.blake2b(str(values.shape).encode() + values.tobytes(), digest_size=8).hexdigest()
+
+
 class TableSource(DataSource):
     """A table of items with its classes divided among the splits; the source of labelled items of any kind.
 
@@ -268,12 +278,7 @@ class TableSource(DataSource):
             row: The row of the item.
         """
         (item,) = self.items(row, row + 1)
-        if isinstance(item, str):
-            return hashlib.blake2b(item.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-        values = np.ascontiguousarray(item)
-        if values.min() == values.max():
-            return None
-        return hashlib.blake2b(str(values.shape).encode() + values.tobytes(), digest_size=8).hexdigest()
+        return item_digest(item)
 
     def digests(self, number: int) -> list[str]:
         """Digests of the first and the last item of a class, by which it is known again in another table.

@@ -14,6 +14,11 @@ from metarun.target.base import Classifier
 Prepare = Callable[[Tensor], Tensor]  # uint8 [B, channels, size, size] -> what the network takes
 
 
+def in_order(images: Tensor) -> Tensor:
+    """Images in the order of their axes in memory: a graph's views are of such, and with channels last they would be refused."""
+    return images.clone(memory_format=torch.contiguous_format)
+
+
 def of_classifier(classifier: Classifier, prepare: Prepare, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
     """A function of images uint8 `[B, C, H, W]` to the probability of each class, float32 `[B, classes]`.
 
@@ -24,7 +29,7 @@ def of_classifier(classifier: Classifier, prepare: Prepare, temperature: float =
     """
 
     def probabilities(images: Tensor) -> Tensor:
-        logs = classifier.log_probabilities(classifier(prepare(images)))
+        logs = classifier.log_probabilities(classifier(prepare(in_order(images))))
         return (logs / temperature).softmax(1).float()
 
     return probabilities
@@ -46,7 +51,8 @@ def of_learner(
 
     def probabilities(support_images: Tensor, support_labels: Tensor, images: Tensor) -> Tensor:
         blank = torch.zeros(1, images.shape[0], dtype=torch.int64)
-        sets = prepare(support_images)[None], support_labels[None], prepare(images)[None], blank
+        support, queries = (prepare(in_order(each)) for each in (support_images, images))
+        sets = support[None], support_labels[None], queries[None], blank
         scores = learner.predict(Episodes(*sets, ways))[0]
         return F.softmax(scores.double() / temperature, dim=1).float()
 

@@ -21,6 +21,7 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_range
 from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
+from metarun.data.table_source import item_digest
 from metarun.errors import InputError, UserError, first_line
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
@@ -42,10 +43,12 @@ class Scored(NamedTuple):
     Attributes:
         scores: The largest is that of the predicted class, float64 `[n, classes]`.
         nearness: Minus the squared distance to the nearest class mean of the examples, `[n]`; None where it is not asked for.
+        learned: Which of them are examples that the classifier learned from, by their content, bool `[n]`.
     """
 
     scores: np.ndarray
     nearness: np.ndarray | None
+    learned: np.ndarray
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -59,6 +62,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         network_: The fitted function of network inputs to scores.
         examples_: The files that it learned from, if it learned from files.
         labels_: The class of each example, as a place in `classes_`.
+        calibration_: How far its probabilities can be trusted.
+        digests_: Those of the examples' content, by which they are known again wherever they lie.
 
     Args:
         learner: What learns, from `metarun.load`.
@@ -97,7 +102,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if len(self.classes_) < 2:
             raise InputError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
         self.learner.method.check(len(self.classes_))
-        x = torch.cat(list(self._inputs(files or images)))
+        parts = [(content, x) for _, content, x in self._placed(files, images)]
+        x = torch.cat([x for _, x in parts])
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
             raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
@@ -109,6 +115,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             self.network_ = self.learner.method.fit(batch, len(self.classes_))
         self.labels_ = places[order]
         self.examples_ = [str(files.paths[place]) for place in order] if files else []
+        held = self.learner.held.calibration
+        self.calibration_ = store.Calibration() if held.of_classes else held
+        self.digests_ = {digest for content, _ in parts for item in content if (digest := item_digest(item))}
         return self
 
     def restored(self) -> Classifier:
@@ -119,7 +128,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         state = {name: value.to(self.learner.device) for name, value in held.state.items()}
         blank = self.learner.method.restore(state, len(held.classes))
         self.network_ = blank.to(self.learner.device).eval()
-        self.examples_ = list(held.examples)
+        self.examples_, self.digests_, self.calibration_ = list(held.examples), set(held.digests), held.calibration
         return self
 
     def scored(self, images: Images, progress: Progress | None = None) -> Scored:
@@ -137,10 +146,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
+        learned = np.zeros(total, dtype=bool)
         near = np.full(total, np.nan) if threshold(self.unknown, self.learner)[0] == PROTOTYPE else None
         shown = contextlib.nullcontext(progress) if progress else progress_bar("classifying", total)
         with shown as advance:
-            for rows, x in self._placed(files, images, whole=network.transductive):
+            for rows, content, x in self._placed(files, images, whole=network.transductive):
+                learned[rows] = self.learned_from(content)
                 with turn, torch.no_grad():
                     scores = network(x).double().cpu()
                     if undefined(scores).any():
@@ -154,12 +165,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
                         assert distances is not None  # a threshold was chosen for them
                         near[rows] = distances.cpu().numpy()
                 advance(int(rows[-1]) + 1)
-        return Scored(found, near)
+        return Scored(found, near, learned)
+
+    def learned_from(self, content: Iterable[Any]) -> np.ndarray:
+        """Which texts, or images as pixels, are examples that it learned from, bool `[n]`."""
+        return np.array([item_digest(item) in self.digests_ for item in content], dtype=bool)
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
         logs = self._fitted().log_probabilities(torch.from_numpy(scores)).numpy()
-        return calibration.tempered(logs, self.learner.held.calibration.temperature or 1.0)
+        return calibration.tempered(logs, self.calibration_.temperature or 1.0)
 
     def predict(self, images: Images) -> np.ndarray:
         """The most probable class of each image, `[n]`."""
@@ -231,11 +246,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             held.preprocessing,
             store.tensors(self.learner.algorithm),
             held.autocast,
-            held.calibration,
+            self.calibration_,
             held.origin,
             self.names,
             {name: value.detach().cpu() for name, value in self._fitted().state_dict().items()},
             self.examples_,
+            sorted(self.digests_),
         )
         store.save(Path(path), kept)
 
@@ -289,10 +305,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return torch.cat(parts)
 
     def _inputs(self, images: Images) -> Iterator[Tensor]:
-        return (x for _, x in self._placed(self._listed(images), images))
+        return (x for _, _, x in self._placed(self._listed(images), images))
 
-    def _placed(self, files: Listed | None, images: Images, whole: bool = False) -> Iterator[tuple[Any, Tensor]]:
-        """Network inputs of at most `batch_size` images and their places; of all images at once if `whole`."""
+    def _placed(
+        self, files: Listed | None, images: Images, whole: bool = False
+    ) -> Iterator[tuple[Any, np.ndarray, Tensor]]:
+        """The places of at most `batch_size` images, their pixels and network inputs; of all images at once if `whole`."""
         how, device = self.learner.held.preprocessing, self.learner.device
 
         def parts() -> Iterator[tuple[list[int], np.ndarray]]:
@@ -312,7 +330,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         for rows, pixels in found:
             with turn:
                 x = how.inputs(pixels, device)
-            yield rows, x
+            yield rows, pixels, x
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         name = self.learner.held.autocast

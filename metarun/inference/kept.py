@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
+from metarun.data.table_source import TableSource
 from metarun.engine import checkpoint
 from metarun.inference import store
 from metarun.inference.blueprint import OWN, Blueprint
@@ -79,11 +80,12 @@ def keep_classifier(
         preprocessing,
         store.tensors(run.algorithm),
         autocast(run),
-        Calibration(held_out_temperature(method, train, known, run.config.seed)),
+        Calibration(held_out_temperature(method, train, known, run.config.seed), of_classes=True),
         path,
         list(train.names),
         {name: value.detach().cpu() for name, value in classifier.state_dict().items()},
         train.identities,
+        digests_of(run, train),
     )
     store.save(path, held)
 
@@ -113,13 +115,22 @@ def keep_trained(run: Run, algorithm: Algorithm, path: Path) -> bool:
         path,
         list(run.target.names),
         {name: value.detach().cpu() for name, value in TrainedClassifier(algorithm).state_dict().items()},
+        digests=[] if algorithm.uses_target == "no" else digests_of(run, run.target.train),
     )
     store.save(path, held)
     return True
 
 
+def digests_of(run: Run, images: Labelled) -> list[str]:
+    """Digests of images of the target, by which they are known again wherever they lie."""
+    assert run.target is not None
+    source = run.target.source
+    assert isinstance(source, TableSource)
+    return sorted({digest for row in images.rows.tolist() if (digest := source.digest_of(row))})
+
+
 def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, seed: int) -> float | None:
-    """The temperature of a classifier of 80% of the training images, fitted on the others, of each class its share.
+    """The temperature of a classifier of most of the training images, fitted on the others: a fifth of each class, but two at least.
 
     Args:
         method: What learns the classifier.

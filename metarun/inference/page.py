@@ -11,7 +11,7 @@ from PIL import Image
 import metarun
 from metarun.data.decoding import UnreadableImage, read
 from metarun.inference.items import How
-from metarun.inference.predictions import Predictions
+from metarun.inference.predictions import Predictions, of_examples
 from metarun.inference.texts import TextPreprocessing
 from metarun.templates import embedded, template
 from metarun.text import counted, printable
@@ -30,6 +30,7 @@ def page(found: Predictions, folder: Path) -> str:
     numbers = found.describe()
     return template(Path(__file__).parent, "predictions.html").render(
         numbers=numbers,
+        of_examples=of_examples(numbers),
         kind=found.kind,
         counted=counted,
         names=[printable(name) for name in found.names],

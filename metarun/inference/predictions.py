@@ -41,7 +41,11 @@ class Predictions:
         self.readable = ~np.isnan(scored.scores).all(1)
         self.paths: list[Any] = [path for path, is_read in zip(images.paths, self.readable, strict=True) if is_read]
         near = scored.nearness
-        self.scored = Scored(scored.scores[self.readable], None if near is None else near[self.readable])
+        self.scored = Scored(
+            scored.scores[self.readable],
+            None if near is None else near[self.readable],
+            scored.learned[self.readable],
+        )
         places = {name: place for place, name in enumerate(classifier.names)}
         told = [label for label, is_read in zip(images.labels, self.readable, strict=True) if is_read]
         self.truth = np.array([-1 if label is None else places[label] for label in told], dtype=np.int64)
@@ -96,11 +100,23 @@ class Predictions:
         found: np.ndarray = self.truth >= 0
         return found
 
+    @property
+    def assumes_balanced(self) -> bool:
+        """Whether the method supposes that equally many of what it classifies are of each class."""
+        classifier = self.classifier
+        return classifier.network_.transductive and classifier.learner.algorithm.assumes_balanced_queries
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Of which the class is known and which it did not learn from, bool `[m]`: those that an accuracy can be told of."""
+        found: np.ndarray = self.labelled & ~self.scored.learned
+        return found
+
     @cached_property
     def reliability(self) -> Reliability:
-        """The calibration on the labelled images."""
+        """The calibration on the images that were not learned from."""
         found = Reliability()
-        found.add(self.log_probabilities[self.labelled], self.truth[self.labelled])
+        found.add(self.log_probabilities[self.tested], self.truth[self.tested])
         return found
 
     def table(self) -> str:
@@ -108,16 +124,17 @@ class Predictions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names, truth = self.names, ["truth", "right"] if self.labelled.any() else []
+        learned = ["learned_from"] if self.scored.learned.any() else []
         writer.writerow(
-            [self.column, *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown"]
+            [self.column, *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown", *learned]
         )
         for place, path in enumerate(self.paths):
             own, chosen = self.truth[place], self.predicted[place]
             told = [names[own] if own >= 0 else "", int(own == chosen) if own >= 0 else ""] if truth else []
             shares = [f"{share:.6g}" for share in self.probabilities[place]]
-            writer.writerow(
-                [path, *told, names[chosen], *shares, f"{self.margin[place]:.6g}", int(self.unknown[place])]
-            )
+            own_learned = [int(self.scored.learned[place])] if learned else []
+            last = [f"{self.margin[place]:.6g}", int(self.unknown[place]), *own_learned]
+            writer.writerow([path, *told, names[chosen], *shares, *last])
         return text.getvalue()
 
     def describe(self) -> dict[str, Any]:
@@ -135,9 +152,11 @@ class Predictions:
                 for place in range(len(self.names))
             ],
             "unknown": int(self.unknown.sum()),
-            "temperature": self.classifier.learner.held.calibration.temperature,
+            "temperature": self.classifier.calibration_.temperature,
             "transductive": self.classifier.network_.transductive,
+            "assumes_balanced": self.assumes_balanced,
             "ignored": self.images.ignored,
+            "learned_from": int(self.scored.learned.sum()),
             "least_certain": [
                 {
                     "path": str(self.paths[place]),
@@ -148,14 +167,28 @@ class Predictions:
                 for place in order
             ],
         }
-        if self.labelled.any():
-            known = self.labelled
+        known = self.tested
+        if known.any():
             found |= {
                 "labelled": int(known.sum()),
                 **metrics.classification(self.scored.scores[known], self.truth[known]),
             }
             found |= {**self.reliability.describe(), "bins": self.reliability.bins()}
         return found
+
+
+def of_examples(found: dict[str, Any]) -> str:
+    """How many of what was classified are examples that were learned from; empty where none is.
+
+    Args:
+        found: What `Predictions.describe` describes.
+    """
+    number = found.get("learned_from", 0)
+    if not number:
+        return ""
+    of_all = f"{number} of {counted(found['images'], found['kind'].removesuffix('s'))}"
+    told = f"{of_all} {'is an example' if number == 1 else 'are examples'} that it learned from"
+    return f"{told}, left out of the accuracy" if "acc" in found else f"{told}; of no other is the class known"
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
@@ -169,13 +202,18 @@ def show(found: dict[str, Any], folder: Path) -> None:
     for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
         shown.add_row(escape(printable(name)), str(count), "" if share is None else f"{share:.1%}")
     console.print(shown)
+    if sentence := of_examples(found):
+        print(sentence)
     if "acc" in found:
+        others = f"other labelled {one_kind}" if found.get("learned_from") else f"labelled {one_kind}"
         print(
-            f"accuracy {found['acc']:.2%} of {counted(found['labelled'], f'labelled {one_kind}')}, "
+            f"accuracy {found['acc']:.2%} of {counted(found['labelled'], others)}, "
             f"expected calibration error {found['ece']:.2%}"
         )
     if found.get("transductive"):
         print(f"the method is transductive: other {kind} beside them may change these predictions")
+    if found.get("assumes_balanced"):
+        print(f"the method supposes equally many {kind} of each class: of others it predicts some classes too often")
     if found["unknown"]:
         print(f"of no known class: {found['unknown']} of {found['images']}, marked in the column unknown")
     print("least certain, and how far each is ahead of its second class:")

@@ -44,11 +44,14 @@ class Calibration:
         temperature: Divides the logits; None where there was nothing to fit it on.
         thresholds: Of each certainty the value below which an image counts as of no known class.
         certainty: The certainty that told known classes from unknown ones best; None where none was tried.
+        of_classes: Whether it was fitted for the one classifier that it is stored with, and says nothing of another that is learned from
+            other examples; else it is of all that the method learns.
     """
 
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     certainty: str | None = None
+    of_classes: bool = False
 
     def __post_init__(self) -> None:
         numbers = [*([] if self.temperature is None else [self.temperature]), *self.thresholds.values()]
@@ -72,6 +75,7 @@ class Stored:
         classes: The names of the classes that were learned; None for a learner alone.
         state: What the classifier of these classes depends on.
         examples: The files that it learned from, below the root of their data set where one is known.
+        digests: Those of their content; none in a file of an earlier version.
     """
 
     blueprint: Blueprint
@@ -83,6 +87,7 @@ class Stored:
     classes: list[str] | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -113,6 +118,7 @@ def save(path: Path, held: Stored) -> None:
         "autocast": held.autocast,
         "classes": held.classes,
         "examples": held.examples,
+        "digests": held.digests,
         "weights": held.weights,
         "state": held.state,
     }
@@ -156,8 +162,8 @@ def _check_parts(content: dict[str, Any]) -> None:
             isinstance(value, Tensor) for value in content[name].values()
         ):
             raise TypeError(f"{name} are no tensors with names")
-    classes, examples = content["classes"], content["examples"]
-    for name, found in (("classes", [] if classes is None else classes), ("examples", examples)):
+    classes, examples, digests = content["classes"], content["examples"], content.get("digests", [])
+    for name, found in (("classes", [] if classes is None else classes), ("examples", examples), ("digests", digests)):
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise TypeError(f"{name} are no list of texts")
 
@@ -189,6 +195,7 @@ def _from_file(path: Path, shown: str) -> Stored:
             content["classes"],
             content["state"],
             content["examples"],
+            content.get("digests", []),
         )
     except MALFORMED as error:
         raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({lacks(error)})") from error

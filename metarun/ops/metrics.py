@@ -219,9 +219,9 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
 
     Returns:
         For each number its mean and, as `NAME_ci95`, half the interval: by Student's t over the repeats, or, where all have the
-        same images or there is one alone, over its test images (`over_images`), as `over` says. Repeats with other images that
-        all agree say nothing of how they vary: there too it is over the test images of one, and `agree` is true. It is None
-        where there is too little for an interval.
+        same images or there is one alone, over its test images (`over_images`), as `over` says of all of them. Repeats with other
+        images whose accuracies all agree say nothing of how they vary: there too all intervals are over the test images of one,
+        and `agree` is true. An interval is None where there is too little for it: of numbers that are all alike over repeats, say.
     """
     result: dict[str, Any] = {name: repeats[0][name] for name in ("train_images", "test_images")}
     n = len(repeats)
@@ -229,14 +229,15 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
     names = [name for name in ("acc", "balanced_acc", "macro_f1", "auroc") if all(name in repeat for repeat in repeats)]
     confusion = np.sum([repeat["confusion"] for repeat in repeats], axis=0)
     means = {name: float(np.mean([repeat[name] for repeat in repeats])) for name in names}
+    deviations = {name: float(np.std([repeat[name] for repeat in repeats], ddof=1)) if n > 1 else 0.0 for name in names}
+    varied = {name: deviations[name] > ALIKE * abs(means[name]) for name in names}
     halves = over_images(confusion / n, means.get("auroc"))
+    if not fixed and varied["acc"]:
+        # One basis for all numbers: by chance the repeats may (all but) agree in another one alone.
+        t = float(stdtrit(n - 1, 0.975))
+        halves = {name: t * deviations[name] / math.sqrt(n) if varied[name] else None for name in names}
+    result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and not varied["acc"]}
     for name in names:
-        deviation = float(np.std([repeat[name] for repeat in repeats], ddof=1)) if n > 1 else 0.0
-        alike = deviation <= ALIKE * abs(means[name])
-        if not fixed and not alike:
-            halves[name] = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
-        if name == "acc":
-            result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and alike}
         result |= {name: means[name], f"{name}_ci95": halves[name]}
     result["confusion"] = confusion.tolist()
     result["repeats"] = n

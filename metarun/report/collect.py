@@ -35,6 +35,7 @@ from metarun.runs.result import (
     SETS,
     TARGET,
     TARGET_ACCURACY,
+    TARGET_AGREE,
     TARGET_CLASSES,
     TARGET_CURVE,
     TARGET_DIVISION,
@@ -106,6 +107,16 @@ class Setting(NamedTuple):
 def as_count(value: Any) -> Any:
     """A range that JSON or YAML gave as a list, as a tuple; any other value as it is."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def basis(point: Mapping[str, Any], without: str) -> str:
+    """What the interval of a point of a target's learning curve is over.
+
+    Args:
+        point: The point.
+        without: What it is over where the point does not say.
+    """
+    return "test images" if point.get("agree") else str(point.get("over") or without)
 
 
 def _repeats(number: int | None) -> str:
@@ -186,7 +197,8 @@ class Run:
         """What another run must share for its test results to be compared with those of this one."""
         if self.tested == TARGET:
             draws = [self.config.get(f"target.{key}") for key in ("repeats", "subset_seed")]
-            content = [_items(self.result[CONTENT]), self.result.get(TARGET_DIVISION), *draws]
+            division = str(self.result.get(TARGET_DIVISION)).partition(":")[0]  # behind it stands how, in words
+            content = [_items(self.result[CONTENT]), division, *draws]
             shots, queries = (
                 int(self.result.get(key_of_result(TARGET, f"{part}_images"), 0)) for part in ("train", "test")
             )
@@ -216,6 +228,11 @@ class Run:
             more_of_task(task),
             self.one_of_many,
         )
+
+    @property
+    def interval_over(self) -> str:
+        """What the interval of its test is over, which of repeats that all agree is not what the setting says."""
+        return basis({"agree": self.result.get(TARGET_AGREE)}, self.setting.over)
 
     @property
     def tested(self) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -94,8 +94,8 @@ def _target_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | Non
         found = target_points(group)
         if len(found) < 2:
             return None
-        means = np.array([mean for mean, _ in found.values()])
-        halves = np.array([math.nan if half is None else half for _, half in found.values()])
+        means = np.array([point.mean for point in found.values()])
+        halves = np.array([math.nan if point.half is None else point.half for point in found.values()])
         return np.array(list(found)), means, means - halves, means + halves
 
     def dress(axes: Axes, drawn: dict[str, Band]) -> None:
@@ -110,7 +110,11 @@ def _target_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | Non
         "test images"
     )
     across = "training images of the target"
-    return _lines("target_curves", caption, sections, band, across, "test accuracy", "test error", dress)
+    # A setting is named after its largest training subsets, and the curve has the others too.
+    named = [
+        replace(one, title=re.sub(r", (\d+ training images)", r", up to \1", one.title, count=1)) for one in sections
+    ]
+    return _lines("target_curves", caption, named, band, across, "test accuracy", "test error", dress)
 
 
 def _merged(sums: dict[int, np.ndarray]) -> np.ndarray:

@@ -219,15 +219,16 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
     if section.setting.tested:
         tested = key(run.tested, measure)
         value, half = result[tested], result.get(half_of(tested))
+        spread = TOO_FEW if half is None else f"{tables.number(half, measure)} over {run.interval_over}"
     else:
-        value, half = result.get(SCORE), None
+        value, spread = result.get(SCORE), ""
         value = -value if value is not None and measure == "mse" else value
     seconds = result.get(TRAIN_SECONDS)
     return {
         "label": label,
         "seed": run.seed,
         "result": tables.number(value, measure) + ("" if section.setting.tested else " (validation)"),
-        "half": "" if not section.setting.tested else TOO_FEW if half is None else tables.number(half, measure),
+        "half": spread,
         "episodes": result.get(TEST_EPISODES, ""),
         "seconds": "" if seconds is None else f"{seconds:,.0f} s",
         "folder": run.folder.name,

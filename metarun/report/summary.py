@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarun.report import published, statistics
-from metarun.report.collect import Collection, Group, Run, Setting, natural
+from metarun.report.collect import Collection, Group, Run, Setting, basis, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (
@@ -38,6 +38,7 @@ class Row:
     mean: float | None = None
     seeds_half: float | None = None  # of the 95% interval over seeds; None for one seed, and for seeds that all agree
     episodes_half: float | None = None  # of the 95% interval over the test episodes of these weights; None of too few
+    over: str = ""  # what that interval is over
     median: float | None = None  # of the errors of regression, the mean over seeds
     counted: int = 0  # the trainings that the mean is of, or the mean validation score where nothing was tested
     diverged: int | None = None  # test tasks of regression, of all seeds
@@ -198,6 +199,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
         if values:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
+            row.over = _bases(run.interval_over for together in finite for run in together)
         if measure == "mse":
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
@@ -224,13 +226,27 @@ def _over_draws(trainings: Sequence[Sequence[Run]], tested: str, target: bool) -
     return statistics.over_episodes(halves, draws, [share / len(trainings) for _, share in runs])
 
 
-def target_points(group: Group) -> dict[int, tuple[float, float | None]]:
-    """For each number of training images that all runs have the mean accuracy, and half its 95% interval for these weights."""
+def _bases(found: Iterable[str]) -> str:
+    """What the intervals of several runs are over: of some over one thing and of others over another, both."""
+    return " and ".join(sorted({*found}))
+
+
+class Point(NamedTuple):
+    """The mean accuracy with a number of training images of a target, half its 95% interval, and what this is over."""
+
+    mean: float
+    half: float | None
+    over: str
+
+
+def target_points(group: Group) -> dict[int, Point]:
+    """The points of each number of training images that all runs have, their intervals for these weights."""
     curves = [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in group.runs]
     return {
-        size: (
+        size: Point(
             fmean(curve[size]["acc"] for curve in curves),
             statistics.over_same_draws([curve[size].get(half_of(ACCURACY)) for curve in curves]),
+            _bases(basis(curve[size], group.setting.over) for curve in curves),
         )
         for size in sorted(set.intersection(*map(set, curves)))
     }

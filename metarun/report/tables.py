@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from metarun.report.collect import Setting
 from metarun.report.statistics import Paired, over_seeds
-from metarun.report.summary import Row, Section, apart, shown, target_points
+from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
 from metarun.runs.result import PROTOCOL
 from metarun.terminal import Terminal
@@ -31,7 +31,8 @@ MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
 DRAWN = {
     "episodes": "the drawn test episodes (Student's t)",
-    "repeats": "the repeats, each with other images of the target (Student's t)",
+    "repeats": "the repeats, each with other images of the target (Student's t), or, where a cell says so since all repeats agree, "
+    "over the test images of one (Wilson's interval)",
     "test images": "the test images (Wilson's interval)",
 }
 EXPLAINED = {
@@ -134,7 +135,9 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     cells = {
         "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
         "± over seeds": ["one seed" if row.n == 1 else _half(row.mean, row.seeds_half, measure) for row in rows],
-        f"± over {over}": [_half(row.mean, row.episodes_half, measure) for row in rows],
+        f"± over {over}": [
+            _half(row.mean, row.episodes_half, measure) + _unlike(row.episodes_half, row.over, over) for row in rows
+        ],
     }
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
@@ -156,6 +159,11 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
 
 def _half(mean: float | None, half: float | None, measure: str) -> str:
     return TOO_FEW if half is None and mean is not None else number(half, measure)
+
+
+def _unlike(half: float | None, own: str, over: str) -> str:
+    """What an interval is over, to follow it, where that is not what the heading says."""
+    return "" if half is None or own == over else f" over {own}"
 
 
 def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str:
@@ -318,9 +326,10 @@ def target_curve(section: Section) -> Table | None:
         return None
     swept = {name(column): [shown(row.group.values[column]) for row in section.rows] for column in section.columns}
     swept = swept or {"runs": [row.label for row in section.rows]}
-    means = [[points[size][0] if size in points else -math.inf for size in sizes] for points in found]
+    over = section.setting.over
+    means = [[points[size].mean if size in points else -math.inf for size in sizes] for points in found]
     rows = [
-        [*own, *(_point(points[size]) if size in points else "" for size in sizes)]
+        [*own, *(_point(points[size], over) if size in points else "" for size in sizes)]
         for own, points in zip(zip(*swept.values(), strict=True), found, strict=True)
     ]
     best = {
@@ -329,14 +338,13 @@ def target_curve(section: Section) -> Table | None:
         for column, value in enumerate(values)
         if len(rows) > 1 and value == max(other[column] for other in means)
     }
-    over = section.setting.over
     title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
     return Table(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
 
 
-def _point(point: tuple[float, float | None]) -> str:
-    mean, half = point
-    return number(mean, "acc") + ("" if half is None else f" ± {number(half, 'acc')}")
+def _point(point: Point, over: str) -> str:
+    half = "" if point.half is None else f" ± {number(point.half, 'acc')}"
+    return number(point.mean, "acc") + half + _unlike(point.half, point.over, over)
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -488,7 +496,7 @@ def _record(section: Section, row: Row) -> dict[str, Any]:
         **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
         "trained_on": row.group.runs[0].choices.get("data"),
         "seeds": " ".join(seeds), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
-        "half_over_episodes": row.episodes_half, "seeds_in_mean": row.counted,
+        "half_over_episodes": row.episodes_half, "interval_over": row.over, "seeds_in_mean": row.counted,
         "median": row.median, "diverged": row.diverged, "best": int(row.best),
         "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
         "train_seconds": row.seconds, "peak_memory_bytes": row.memory,

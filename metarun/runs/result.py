@@ -65,7 +65,7 @@ FIFTH_PERCENTILE = "acc_p05"  # of the episodes
 UNKNOWN = "unknown"  # of a test with queries of unknown classes
 SETS = "sets"  # under `test/`: the data sets that were tested on, each described; in the protocol how each was
 CALIBRATION = "calibration"  # of a test: the temperature, and scores of the probabilities with and without it
-OF_SINGLE_IMAGES = "of_single_images"  # a temperature and thresholds for them, where episodes are normalised otherwise
+OF_SINGLE_IMAGES = "of_single_images"  # a temperature and thresholds for them, where episodes are predicted otherwise
 
 # Numbers of a target, of the largest training subsets unless it is the curve.
 TARGET_ACCURACY = f"{TARGET}/{ACCURACY}"
@@ -75,6 +75,7 @@ TARGET_CURVE = (
 TARGET_CONFUSION = f"{TARGET}/confusion"
 TARGET_TEST_IMAGES = f"{TARGET}/test_images"
 TARGET_OVER = f"{TARGET}/over"  # what the interval is over
+TARGET_AGREE = f"{TARGET}/agree"  # whether the repeats all agree: then it is over the test images of one
 TARGET_INTERVAL = f"{TARGET}/interval"  # the same in words
 TARGET_CLASSES = f"{TARGET}/classes"
 TARGET_CHANCE = f"{TARGET}/chance"  # the share of the commonest class

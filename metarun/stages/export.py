@@ -34,12 +34,15 @@ from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.predict import inputs_digest
+from metarun.stages.predict import inputs_digest, left_out
 from metarun.target.base import Own
 from metarun.text import bytes_text, shell_path, shown_path
 
 EXPORT = "export"  # the kind of its numbers in `result.json`
-SHOTS = 2  # support images of a class, of a graph that takes any number, when it is traced and compared
+# Support images of a class, of a graph that takes any number: it is traced with the first, and compared with all. Methods do otherwise
+# with one than with several.
+SHOTS = (2, 1, 3)
+LEARNED = "examples that it learned from"
 
 
 class Export(Stage):
@@ -79,20 +82,21 @@ class Export(Stage):
                 raise UserError(
                     "images: compare the files of a classifier of fixed classes; add support=FOLDER, or leave them out"
                 )
-            function, inputs, asked = self._of_learner(learner, config)
+            function, inputs, (asked, *others) = self._of_learner(learner, config)
             self.name, self.classes = "learner", None
         else:
             classifier = fitted(learner, config)
             if classifier.network_.transductive:
                 raise UserError(self._transductive(learner, config))
             self.name, self.classes = "classifier", classifier.names
+            self.temperature = classifier.calibration_.temperature or 1.0
             self.given = given_images(learner, classifier, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
-            inputs, asked = [images], [filled(self.given.pixels, learner, config.seed)]
+            inputs, asked, others = [images], [filled(self.given.pixels, learner, config.seed)], []
         try:
             metadata = self._metadata(learner, config)
-            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature)
+            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature, others)
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
         self.inputs = inputs
@@ -107,8 +111,8 @@ class Export(Stage):
             f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
         )
 
-    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[np.ndarray]]:
-        """The function, inputs and values to compare on, of a method whose support set is given along."""
+    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[list[np.ndarray]]]:
+        """The function, inputs and values to compare on, those of each of `SHOTS`, of a method whose support set is given along."""
         ways, method = ways_of(learner, config), Own(learner.algorithm)
         if method.inductive.transductive:
             raise UserError(self._transductive(learner, config))
@@ -123,9 +127,12 @@ class Export(Stage):
             Input("images", "batch", Dim("batch", min=1), shape),
         ]
         draw = np.random.default_rng(config.seed)
-        support, images = (draw.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (ways * SHOTS, IMAGES))
+        *supports, images = (
+            draw.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (*(ways * shots for shots in SHOTS), IMAGES)
+        )
         self.ways = ways
-        return function, inputs, [support, np.arange(ways).repeat(SHOTS), images]
+        labels = [np.arange(ways).repeat(shots) for shots in SHOTS]
+        return function, inputs, [[support, y, images] for support, y in zip(supports, labels, strict=True)]
 
     def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
         """What the file says of itself."""
@@ -172,6 +179,8 @@ class Export(Stage):
         else:
             found["ways"] = self.ways
         found["compared_on"] = IMAGES
+        found["given"], found["learned_from"] = len(self.given.pixels), self.given.learned
+        found["unreadable"] = {str(path): reason for path, reason in self.given.unreadable.items()}
         found["takes"] = [one.describe() for one in self.inputs]
         found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
         run.result |= {
@@ -208,13 +217,16 @@ class Export(Stage):
             if "acc" in one:
                 line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
             print(line)
+        if learned := stored.get(result.key(EXPORT, "learned_from")):
+            print(f"{learned} of the images: {LEARNED}, left out of the accuracy")
         if (ways := stored.get(result.key(EXPORT, "ways"))) is not None:
             print(
                 f"ways     {ways}, of which the support images are examples; test.task.ways=N makes a file for N classes"
             )
         for name in found["files"]:
             print(f"try it   {command(folder / name, found['takes'])}")
-        return ""
+        unreadable, given = (stored.get(result.key(EXPORT, name)) for name in ("unreadable", "given"))
+        return left_out(unreadable or {}, "files were compared on the others", given or 0)
 
 
 class ImageSet:
@@ -222,12 +234,16 @@ class ImageSet:
 
     Attributes:
         pixels: uint8 `[n, channels, size, size]`.
-        labels: int64 `[n]`, -1 where not known.
+        labels: int64 `[n]`, -1 where not known, and where an accuracy is not to be told.
         of: What they are, for messages.
+        learned: How many of them are examples that were learned from, beside those that are `of` them.
+        unreadable: The reason of each file that could not be read.
     """
 
     def __init__(self, learner: Learner, labels: Iterable[int], pixels: np.ndarray | None = None, of: str = "") -> None:
         self.of = of
+        self.learned = 0
+        self.unreadable: dict[Path, str] = {}
         self.labels = np.array(list(labels), dtype=np.int64)
         self.pixels = np.zeros((0, *pixels_of(learner)), np.uint8) if pixels is None else pixels
 
@@ -303,8 +319,13 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     rows = [row for part, _ in parts for row in part]
     places = {name: place for place, name in enumerate(names)}
     labels = [places.get(images.labels[row] or "", -1) for row in rows]
-    of = "labelled images" if config.images else "examples that it learned from"
-    return ImageSet(learner, labels, np.concatenate([pixels for _, pixels in parts]), of)
+    whole = np.concatenate([pixels for _, pixels in parts])
+    if not config.images:
+        return ImageSet(learner, labels, whole, LEARNED)
+    learned = classifier.learned_from(whole)
+    given = ImageSet(learner, np.where(learned, -1, labels), whole, "labelled images")
+    given.learned, given.unreadable = int(learned.sum()), images.unreadable
+    return given
 
 
 def compared(config: DictConfig) -> ImageFiles | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -251,15 +252,19 @@ class MetaTest(Stage):
     def _of_single_images(self, run: Run, validated: int) -> dict[str, Any]:
         """What a classifier of single images goes by, where it does not predict as the test does; nothing where it does.
 
-        With the norm `batch` episodes are normalised by their queries too, and single images by the support set alone; and no
-        single image is averaged over the copies of `test.views`. The scores are others, and so are the temperature and the
-        thresholds that suit them.
+        With the norm `batch` episodes are normalised by their queries too, and single images by the support set alone; no single
+        image is averaged over the copies of `test.views`; and beside its examples there are no unlabelled items to learn from. The
+        scores are others, and so are the temperature and the thresholds that suit them.
         """
-        alone, hardware = Own(run.algorithm).inductive, run.hardware
-        if (alone is run.algorithm and self.views is None) or self.validation is None:
+        inductive, hardware, task = Own(run.algorithm).inductive, run.hardware, run.test_task
+        learns_more = task.unlabelled and (inductive.uses_unlabelled or inductive.prepare is not None)
+        if (inductive is run.algorithm and self.views is None and not learns_more) or self.validation is None:
             return {}
-        alone.vectorize = hardware.vectorize
-        temperature = validation_temperature(alone, self.validation, validated, run.test_task, hardware)
+        alone = copy.copy(inductive)  # with the same weights
+        alone.prepare, alone.vectorize = None, hardware.vectorize
+        labelled = replace(task, unlabelled=0, distractors=0)
+        episodes = run.episodes("val", labelled, hardware.device) if learns_more else self.validation
+        temperature = validation_temperature(alone, episodes, validated, labelled, hardware)
         found: dict[str, Any] = {"temperature": temperature}
         for test in self.tests[:1] if self.tests[0].with_unknown else []:
             with draws.untouched(hardware.device):

@@ -119,16 +119,7 @@ class Predict(Stage):
         own = f"{PREDICT}/"
         found = {key.removeprefix(own): value for key, value in stored.items() if key.startswith(own)}
         show(found, folder)
-        unreadable = found["unreadable"]
-        for path, reason in list(unreadable.items())[:NAMED]:
-            print(f"not read  {printable(path)}: {printable(reason)}")
-        if not unreadable:
-            return ""
-        total = found["images"] + len(unreadable)
-        return (
-            f"images: {len(unreadable)} of {total} cannot be read, each with its reason in result.json; the others are "
-            "classified"
-        )
+        return left_out(found["unreadable"], "the others are classified", found["images"])
 
     def next_steps(self, stored: dict[str, Any]) -> list[str]:
         """The export of the classifier, where it can be, and telling unknown classes, where the run chose a threshold for them."""
@@ -142,6 +133,25 @@ class Predict(Stage):
         if stored.get(result.key(PREDICT, "certainty")) and off and again:
             steps.append(f"{stored[result.COMMAND]} unknown=auto")
         return steps
+
+
+def left_out(unreadable: dict[str, str], rest: str, read: int) -> str:
+    """Names files that could not be read.
+
+    Args:
+        unreadable: The reason of each.
+        rest: What became of the others.
+        read: How many these are.
+
+    Returns:
+        What `conclude` is to say of them; empty where there are none.
+    """
+    for path, reason in list(unreadable.items())[:NAMED]:
+        print(f"not read  {printable(path)}: {printable(reason)}")
+    if not unreadable:
+        return ""
+    total = read + len(unreadable)
+    return f"images: {len(unreadable)} of {total} cannot be read, each with its reason in result.json; {rest}"
 
 
 def given(config: DictConfig) -> tuple[str, str]:

@@ -108,12 +108,19 @@ class Transfer(Stage):
         }
         found[result.key(result.TARGET, result.CALIBRATION)] = {
             "temperature": temperature,
-            "fitted_on": "a fifth of the training images, held out" if temperature else None,
+            "fitted_on": self._held_out(run) if temperature else None,
             "without": before.describe(),
             "with": after.describe(),
             "bins": after.bins(),
         }
         return found
+
+    def _held_out(self, run: Run) -> str:
+        """How many images the temperature of the kept classifier was fitted on."""
+        assert run.target is not None
+        train, _ = run.target.subset(run.target.sizes[-1], 0)
+        _, rest = train.divide_places(run.config.seed, 0)
+        return f"{len(rest)} of the {len(train)} training {run.target.kind}, held out"
 
     def protocol(self, run: Run) -> dict[str, Any]:
         fixed = "the last weights of a fixed number of steps"

@@ -36,7 +36,7 @@ log = logging.getLogger("metarun")
 Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
 PREDICTIONS = "predictions"  # the folder of what each repeat predicted
-DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20% to test on"
+DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20%, but 2 images at least, to test on"
 
 
 class Target:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import metarun.export as metarun_export
+from metarun.algos.deepbdc import DeepBDC
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.vit import ViT
@@ -173,6 +174,21 @@ def test_a_classifier_of_a_target_is_exported(way: str, form: str, tmp_path: Pat
     torch.testing.assert_close(loaded(images), function(images), atol=1e-4, rtol=0)
 
 
+def test_a_program_takes_images_with_channels_last_in_memory() -> None:
+    """As a library reads them from a file: the views of what DeepBDC does with feature maps need the other order."""
+    shape = (3, 16, 16)
+    torch.manual_seed(0)
+    method = Own(DeepBDC(Conv4(shape, channels=8, norm="running"), Spec(shape, "classification", WAYS, None, 2)).eval())
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8))
+    known = Batch(prepare(images[:6]), torch.arange(WAYS).repeat_interleave(2), torch.zeros(6, dtype=torch.int64))
+    function = graphs.of_classifier(method.fit(known, WAYS).eval(), prepare)
+    made = exported.export(
+        function, [Input("images", "batch", Dim("batch", min=1), shape)], [images.numpy()], "torch", {}
+    )
+    last = images.numpy().transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(made.run(last), function(images).numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize("way", ["own", "all", "lora", "prompts"])
 def test_a_transformer_is_exported(way: str, tmp_path: Path) -> None:
     """Its class token, and prompts, are joined to the tokens of any number of images."""
@@ -215,6 +231,34 @@ def test_a_method_without_a_support_set_takes_one_along(name: str, norm: str, tm
         with torch.no_grad():
             wanted = function(*map(torch.from_numpy, sets.values())).numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_method_that_does_otherwise_with_one_shot_is_refused_without_a_support_set(
+    run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A graph has what the method did with the number of rows with which it was traced, and nobody would see it of another."""
+    _, images = run
+    words = ["algo=deepbdc", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2",
+             "train.steps=0", "test.episodes=4", "test.baseline_episodes=0", f"data.root={images}", f"outputs={tmp_path}"]  # fmt: skip
+    done(*words, "name=made")
+    (found,) = tmp_path.glob("made/*/result.json")
+    command = ["recipe=export", f"checkpoint={found.parent}", f"outputs={tmp_path}", "format=torch"]
+    told = "(3 support_images; it was traced with 6): what the method does depends on this number; support=FOLDER"
+    one_line(metarun(*command), "DeepBDC cannot be exported", told)
+
+
+def test_a_graph_of_one_number_of_images_is_refused() -> None:
+    def of_many(images: Tensor) -> Tensor:
+        shares = images.flatten(1).float().mean(1, keepdim=True) / 255
+        both = torch.cat([shares, 1 - shares], 1)
+        return both if images.shape[0] > 1 else both.flip(1)
+
+    images = Input("images", "batch", Dim("batch", min=1), SHAPE)
+    told = (
+        r"differ from metarun's .* \(1 images; it was traced with 100\): what the method does depends on this number$"
+    )
+    with pytest.raises(UserError, match=told):
+        exported.export(of_many, [images], [pixels(100)], "onnx", {})
 
 
 def test_a_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +382,27 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(
     assert (stored.parent / "classifier.onnx").read_bytes() == made.content
     assert json.loads(stored.read_text())["export/files"]["classifier.onnx"]["bytes"] == len(made.content)
     assert not list(stored.parent.glob(".*.writing"))
+
+
+def test_images_that_were_learned_from_and_those_that_cannot_be_read_are_told(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = run
+    made = Exported(b"a network", lambda x: np.eye(3)[np.zeros(len(x), int)], 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    others = Path(shutil.copytree(images / "train", tmp_path / "others"))
+    shutil.copy(images / "test" / "test0" / "0.png", others / "train0" / "new.png")
+    (others / "train0" / "torn.png").write_bytes(b"no image")
+    command = ["recipe=export", f"checkpoint={folder}", f"support={images}", f"outputs={tmp_path}"]
+    outcome = done(*command, f"images={images / 'train'}")
+    assert "24 of the images: examples that it learned from, left out of the accuracy" in outcome.out
+    assert "; accuracy" not in outcome.out
+    outcome = metarun(*command, f"images={others}")
+    assert outcome.status == 1
+    assert "; accuracy 100.00% of 1 labelled images\n24 of the images: examples" in outcome.out
+    assert "torn.png: " in outcome.out
+    told = "images: 1 of 26 cannot be read, each with its reason in result.json; files were compared on the others"
+    assert told in outcome.said[-1]
 
 
 def test_what_is_compared_without_images_is_what_was_learned_from(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 from shell import done, killed_at_files, make_images, metarun, one_line, result
 
 import metarun as metarun_package
+from metarun.algos.protonet import ProtoNet
 from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
@@ -132,6 +133,8 @@ def test_predictions_of_the_test_images_have_the_accuracy_that_the_run_reported(
     calibration = told["target/calibration"]
     scores = {name: result(found)[f"predict/{name}"] for name in ("nll", "brier", "ece")}
     assert not far or calibration["temperature"] > 1000
+    # A class of 8 gives two, which is more than a fifth.
+    assert calibration["fitted_on"] == ("6 of the 24 training images, held out" if calibration["temperature"] else None)
     assert calibration["with"] == pytest.approx(scores, rel=1e-3, abs=1e-6)
     for part in ("backbone", "data", "algo", "train", "target", "transfer"):  # of the run, and not of this command
         assert part not in result(found)["choices"]
@@ -274,7 +277,7 @@ def test_images_may_be_named_in_many_ways(tmp_path: Path, episodic: Path, form: 
 
 def test_a_folder_called_like_a_class_labels_its_images_however_they_are_named(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
-    images = kinds(tmp_path / "images", {"ash": 1})
+    images = kinds(tmp_path / "images", {"ash": 1}, seed=1)
     for number, given in enumerate((images, images / "ash", images / "*" / "*.png", images / "ash" / "0.png")):
         outputs = tmp_path / str(number)
         said = done(
@@ -332,6 +335,78 @@ def test_tables_and_pages_are_utf8_whatever_a_file_is_called(tmp_path: Path, epi
     )
     predictions.write(tmp_path / "run.csv", [predictions.Predicted(0, 4, one, np.zeros(1, int), np.ones((1, 1)))])
     assert "0,4,\\udce9,ash,ash,1,1" in (tmp_path / "run.csv").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_accuracy_is_of_images_that_were_not_learned_from(
+    tmp_path: Path, divided: Path, episodic: Path, kept: bool
+) -> None:
+    """Wherever they lie: a copy of an example is one."""
+    if kept:
+        done("recipe=target_only", *TARGET, f"target.data.root={divided}", "transfer=nearest_centroid",
+             f"outputs={tmp_path}", "name=made")  # fmt: skip
+        (made,) = tmp_path.glob("made/*/result.json")
+        words = [f"checkpoint={made.parent}"]
+    else:
+        words = [f"checkpoint={episodic}", f"support={divided / 'train'}"]
+    words += ["recipe=predict", f"outputs={tmp_path}"]
+    images = Path(shutil.copytree(divided / "train", tmp_path / "images"))
+    said = done(*words, f"images={images}", "name=learned")
+    assert "24 of 24 images are examples that it learned from; of no other is the class known" in said.out
+    assert "\naccuracy " not in said.out
+    found = result(folder_of(tmp_path, "learned"))
+    assert (found["predict/learned_from"], "predict/acc" in found) == (24, False)
+    for path in (divided / "test").glob("*/*.png"):
+        shutil.copy(path, images / path.parent.name / f"new{path.name}")
+    said = done(*words, f"images={images}", "name=both")
+    assert "24 of 45 images are examples that it learned from, left out of the accuracy" in said.out
+    folder = folder_of(tmp_path, "both")
+    others = [row for row in rows(folder) if row["learned_from"] == "0"]
+    assert len(others) == 21
+    assert result(folder)["predict/acc"] == np.mean([int(row["right"]) for row in others])
+    assert f"accuracy {result(folder)['predict/acc']:.2%} of 21 other labelled images" in said.out
+    page = (folder / "index.html").read_text()
+    assert "of 21 other labelled images. 24 of 45 images are examples that it learned from" in page
+    assert sum(map(sum, result(folder)["predict/confusion"])) == 21
+
+
+def test_other_classes_than_those_of_a_run_have_not_its_temperature(tmp_path: Path, divided: Path) -> None:
+    """It was fitted for the one classifier that the run kept, and another has other scores."""
+    done("recipe=target_only", *TARGET, f"target.data.root={divided}", "transfer=nearest_centroid",
+         f"outputs={tmp_path}", "name=made")  # fmt: skip
+    (made,) = tmp_path.glob("made/*/result.json")
+    kept, file = 6.6, tmp_path / "classifier.pt"
+    held = store.load(made.parent)
+    assert held.calibration.of_classes
+    store.save(file, replace(held, calibration=replace(held.calibration, temperature=kept)))
+    learner = Learner(store.load(file), "cpu")
+    images = sorted((divided / "test").glob("*/*.png"))
+    anew = learner.fit(images, [path.parent.name for path in images])
+    scores = anew.scored(images).scores
+    np.testing.assert_allclose(anew.predict_proba(images), torch.from_numpy(scores).softmax(1).numpy(), rtol=1e-6)
+    for name, classifier, temperature in (("anew", anew, None), ("kept", learner.classifier, kept)):
+        classifier.save(tmp_path / f"{name}.pt")
+        again = Learner(store.load(tmp_path / f"{name}.pt"), "cpu")
+        assert again.held.calibration.temperature == temperature
+        assert again.fit(images, [path.parent.name for path in images]).calibration_.temperature is None
+    words = ["recipe=predict", f"checkpoint={file}", f"images={divided / 'test'}", f"outputs={tmp_path}"]
+    for support, temperature in ((["support=null"], kept), ([f"support={divided / 'train'}"], None)):
+        done(*words, *support)
+        newest = max(tmp_path.glob("predictions/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+        assert result(newest.parent)["predict/temperature"] == temperature
+
+
+def test_a_method_that_supposes_equal_classes_says_so(
+    tmp_path: Path, divided: Path, episodic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PT-MAP does, with which one image alone is of the first class."""
+    words = ["recipe=predict", f"checkpoint={episodic}", f"support={divided / 'train'}", f"images={divided / 'test'}"]
+    monkeypatch.setattr(ProtoNet, "assumes_balanced_queries", True)
+    assert "equally many" not in done(*words, f"outputs={tmp_path}", "name=inductive").out
+    monkeypatch.setattr(ProtoNet, "couples_queries", True)
+    said = done(*words, f"outputs={tmp_path}")
+    assert "the method supposes equally many images of each class" in said.out
+    assert "It supposes equally many images of each class" in (folder_of(tmp_path) / "index.html").read_text()
 
 
 def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, episodic: Path) -> None:
@@ -595,6 +670,32 @@ def test_the_temperature_of_single_images_is_not_that_of_averaged_copies(tmp_pat
     assert told[3]["test/calibration"]["temperature"] != told[1]["test/calibration"]["temperature"]
     assert told[3]["learner"]["calibration"] == told[1]["learner"]["calibration"]
     assert told[3]["test/unknown"] == told[1]["test/unknown"]
+
+
+@pytest.mark.parametrize("words", [["algo=semi_protonet"], ["algo=protonet", "wrapper=self_training"]])
+def test_the_temperature_of_single_images_is_not_that_of_tasks_with_unlabelled_items(
+    tmp_path: Path, words: list[str]
+) -> None:
+    images = make_images(tmp_path / "source", per_class=10)
+    words = [
+        *words,
+        *EPISODIC[:7],
+        "train.validate_episodes=30",
+        *EPISODIC[8:],
+        "task.unlabelled=4",
+        "backbone.norm=group",
+    ]
+    done(*words, f"data.root={images}", f"outputs={tmp_path}", "name=made")
+    (made,) = tmp_path.glob("made/*/result.json")
+    held = store.load(made.parent)
+    algorithm = Learner(held, "cpu").algorithm
+    source: Any = construct(compose("data=folder", "data.image_size=16", f"data.root={images}").data, "data")
+    tasks = source.sampler("val", TaskShape(3, 1, 2), 0, torch.device("cpu"))(0, 30)
+    with torch.no_grad():
+        logits = algorithm.predict(tasks)
+    expected = fit_temperature(logits.flatten(0, 1).numpy(), tasks.query_y.flatten().numpy())
+    assert held.calibration.temperature == pytest.approx(expected, rel=1e-3)
+    assert result(made.parent)["test/calibration"]["temperature"] != pytest.approx(expected, rel=1e-2)
 
 
 def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None:

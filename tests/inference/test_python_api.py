@@ -261,7 +261,7 @@ def test_scores_far_apart_have_the_probabilities_of_their_temperature_in_predict
     warm = copy.copy(learner)
     warm.held = replace(learner.held, calibration=replace(learner.held.calibration, temperature=800.0))
     classifier = Classifier(warm)
-    classifier.network_ = Far()
+    classifier.network_, classifier.calibration_ = Far(), warm.held.calibration
     np.testing.assert_allclose(np.exp(classifier.log_probabilities(scores.numpy())), expected[None], rtol=1e-6)
     exported = of_classifier(Far(), lambda x: x, 800.0)(scores)
     np.testing.assert_allclose(exported.numpy(), expected[None], rtol=1e-6)

@@ -768,6 +768,32 @@ def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> N
     assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
 
 
+def test_an_interval_over_other_things_than_its_heading_says_so(tmp_path: Path) -> None:
+    """Of repeats that all agree it is over the test images of one."""
+    for algo, agree in (("maml", True), ("protonet", False)):
+        same = {"acc": 0.5, "acc_ci95": 0.1, "test_images": 40, "over": "repeats"}
+        curve = [{**same, "train_images": n, "agree": n == 10 and agree} for n in (5, 10)]
+        last = {f"target/{name}": value for name, value in curve[-1].items()}
+        with_target(tmp_path, algo, 0.5, **last, **{"target/curve": curve})
+    (section,) = sections(tmp_path)
+    table = tables.section_table(section)
+    place = table.headings.index("± over repeats")
+    assert [cells[place] for cells in table.rows] == ["10.00% over test images", "10.00%"]
+    assert "agree, over the test images of one" in tables.explained([table])["± over repeats"]
+    points = tables.target_curve(section)
+    assert points is not None
+    assert [cells[1:] for cells in points.rows] == [
+        ["50.00% ± 10.00%", "50.00% ± 10.00% over test images"],
+        ["50.00% ± 10.00%", "50.00% ± 10.00%"],
+    ]
+    (drawing,) = (each for each in figures.draw([section]) if each.name == "target_curves")
+    assert ", up to 10 training images" in drawing.caption
+    report.write([tmp_path], tmp_path / "report", "agree")
+    page = (tmp_path / "report" / "index.html").read_text()
+    for over in ("repeats", "test images"):  # in the list of runs
+        assert page.count(f'<td class="number">10.00% over {over}</td>') == 1
+
+
 def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_path: Path) -> None:
     """Test images and repeats are the same; the encoder is a part of the method."""
     with_target(tmp_path / "target", "maml", 0.4, 0.6)

@@ -7,6 +7,7 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,24 @@ def test_interval_over_repeats_is_student_s() -> None:
     assert found["confusion"] == [[4, 8], [12, 16]]
     assert "auroc" not in found
     assert found["over"] == "repeats"
+
+
+def numbers(confusion: list[list[int]], auroc: float) -> dict[str, Any]:
+    """`metrics.classification`'s numbers of a confusion."""
+    counts = np.array(confusion)
+    sizes = {"train_images": 10, "test_images": int(counts.sum())}
+    shares = {"acc": counts.trace() / counts.sum(), "balanced_acc": (counts.diagonal() / counts.sum(1)).mean()}
+    return {**sizes, **shares, "macro_f1": metrics.macro_f1(counts)[0], "auroc": auroc, "confusion": confusion}
+
+
+def test_all_intervals_of_repeats_have_the_basis_that_is_named() -> None:
+    alike = metrics.over_repeats([numbers([[40, 10], [0, 50]], 0.95), numbers([[41, 9], [1, 49]], 0.951)])
+    assert (alike["over"], alike["agree"]) == ("repeats", True)
+    of_one = metrics.over_images(np.array(alike["confusion"]) / 2, alike["auroc"])
+    assert {name: alike[f"{name}_ci95"] for name in of_one} == of_one
+    assert alike["macro_f1_ci95"] > 0.05  # one of them alone has as much; the repeats' own, 0.002, is by chance
+    apart = metrics.over_repeats([numbers([[40, 10], [0, 50]], 0.95), numbers([[45, 5], [1, 49]], 0.95)])
+    assert (apart["over"], apart["agree"], apart["auroc_ci95"]) == ("repeats", False, None)
 
 
 # Frozen features

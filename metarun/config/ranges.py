@@ -46,7 +46,8 @@ def parts(hint: Any) -> tuple[Any, list[Any]]:
         base = instead
     base, inner = parts(base)
     for mark in found:
-        inner.extend(mark if isinstance(mark, marks.GroupedMetadata) else [mark])
+        # By its attribute, since `isinstance` of a protocol takes a fifth of the check of a config.
+        inner.extend(mark if getattr(mark, "__is_annotated_types_grouped_metadata__", False) else [mark])
     return base, inner
 
 

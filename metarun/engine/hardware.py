@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 MOST_PROCESSES = 8  # that are started unasked
 LONG = 20_000  # tasks of a training, for which further processes are worth the seconds that they take to start
 SMALL = 160  # images of a task, up to which one thread computes it better than several do together
-RECORD_AFTER = 500  # chunks of tasks; a recording of convolutions takes the time of 40 to 90
+# Chunks of tasks that are computed plainly first: a recording of convolutions takes the time of 40 to 90, one of a small network of 50.
+RECORD_AFTER = 500
+RECORD_SMALL_AFTER = 50
 
 
 @dataclass(frozen=True)
@@ -309,8 +311,8 @@ def _choose_vectorize(wanted: bool | None, algorithm: Algorithm, device: torch.d
 def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:
     """A traced step where `hardware.record` asks for one; if it is null, on a CPU wherever that changes no number.
 
-    A small network is recorded at once, and a convolutional one when it has taken steps enough that a recording is worth its
-    seconds (the table is in this room's README).
+    A step is recorded when a run has taken so many that a recording is worth its seconds (the table is in this room's README);
+    at once where it is asked for.
     """
     draws = any(getattr(module, "draws", False) for module in algorithm.modules())
     reason = None
@@ -324,6 +326,6 @@ def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device,
         )
     if reason or not (device.type == "cpu" if settings.record is None else settings.record):
         return None
-    at_once = settings.record or not (convolves or next(algorithm.buffers(), None) is not None)
-    patience = 0 if at_once else RECORD_AFTER
+    small = not convolves and next(algorithm.buffers(), None) is None
+    patience = 0 if settings.record else RECORD_SMALL_AFTER if small else RECORD_AFTER
     return TracedStep(cuda_graph if device.type == "cuda" else None, patience)

@@ -17,6 +17,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import config as schema
+from metarun.cli import PLUGINS
 from metarun.config.folder import CONF
 from metarun.config.ranges import check_value, limits
 from metarun.config.schema import Config
@@ -208,6 +209,7 @@ def test_a_choice_of_the_users_is_completed_by_its_signature(own: str, tmp_path:
 
 @pytest.mark.parametrize("name", YAMLS)
 def test_yaml_repeats_no_default(name: str) -> None:
+    assert PLUGINS in sys.path  # where Hydra, and the reader of signatures, find the sweeper
     for path, node in nodes(yaml.safe_load((CONF / name).read_text())):
         signature = read(node["_target_"])
         assert signature is not None, node["_target_"]

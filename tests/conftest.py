@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import remembered
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,6 +15,7 @@ if hasattr(
     signal, "SIGHUP"
 ):  # what `nohup pytest` has it ignore, runs would go on ignoring, and tests could not see them heed it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+remembered.install()
 os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
 
 

@@ -184,16 +184,24 @@ def composer():
         yield
 
 
+def speaks_of_the_backbone(preset: str) -> bool:
+    """Whether a preset, or one that it goes on from, has the word anywhere."""
+    text = (CONF / "preset" / f"{preset}.yaml").read_text()
+    return "backbone" in text or any(map(speaks_of_the_backbone, re.findall(r"^  - /preset/(\S+)$", text, re.M)))
+
+
 @functools.cache
 def compositions() -> dict[str, set[tuple[str, str]]]:
     """The pairs of data set and backbone that each method is composed with, so that every two choices go together once.
 
-    All three where a preset of two might speak of the third. A data set that sets keys of `data` alone meets no key of a method,
-    so that these take turns.
+    All three where a preset of two speaks of the third, by its name or by keys of `usual`, which some backbones read. A data set
+    that sets keys of `data` alone meets no key of a method, so that these take turns.
     """
     presets, data_sets, backbones = choices("preset"), choices("data"), choices("backbone")
     of_tasks = [data for data in data_sets if "# @package _global_" in (CONF / "data" / f"{data}.yaml").read_text()]
     others = [data for data in data_sets if data not in of_tasks]
+    of_usual = [name for name in backbones if "${usual." in (CONF / "backbone" / f"{name}.yaml").read_text()]
+    assert of_usual
     found, missing = {}, set(itertools.product(others, backbones))
     for turn, algo in enumerate(choices("algo")):
         shift = turn % len(backbones)
@@ -202,8 +210,10 @@ def compositions() -> dict[str, set[tuple[str, str]]]:
             data = of_tasks[place] if place < len(of_tasks) else new[(turn + place) % len(new)]
             found.setdefault(algo, set()).add((data, backbone))
             missing.discard((data, backbone))
-        of_presets = [data for data in data_sets if f"{algo}_{data}" in presets]
-        found[algo] |= set(itertools.product(of_presets, backbones))
+        for data in data_sets:
+            if f"{algo}_{data}" in presets:
+                spoken = backbones if speaks_of_the_backbone(f"{algo}_{data}") else {backbones[shift], *of_usual}
+                found[algo] |= set(itertools.product([data], spoken))
     assert not missing
     return found
 

@@ -92,46 +92,54 @@ def test_a_damaged_result_is_not_a_finished_run(spoil: Spoil, outputs: Path) -> 
     assert alone(outputs, 1).status == 0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"test/mse": "high"},
-        {"test/mse_ci95": [1]},
-        {"protocol": 5},
-        {"data": "glyphs"},
-        {"train/seconds": None, "train/steps": "6"},
-    ],
-)
-def test_a_result_of_other_values_ends_no_report(change: dict[str, Any], outputs: Path) -> None:
-    path = of_seed(outputs, 2) / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+def changed(outputs: Path, changes: list[dict[str, Any]]) -> list[Path]:
+    """In place of the run with the seed 2 a run for each of the changes of its result, with a seed of its own."""
+    run = of_seed(outputs, 2)
+    whole, config = result(run), (run / "config.yaml").read_text()
+    copies = [Path(shutil.copytree(run, run.with_name(f"changed-{number}"))) for number in range(len(changes))]
+    shutil.rmtree(run)
+    for seed, (copy, change) in enumerate(zip(copies, changes, strict=True), 2):
+        (copy / "config.yaml").write_text(config.replace("\nseed: 2", f"\nseed: {seed}"))
+        (copy / "result.json").write_text(json.dumps({**whole, **change}))
+    return copies
+
+
+def test_results_of_other_values_end_no_report(outputs: Path) -> None:
+    copies = changed(
+        outputs,
+        [
+            {"test/mse": "high"},
+            {"test/mse_ci95": [1]},
+            {"protocol": 5},
+            {"data": "glyphs"},
+            {"train/seconds": None, "train/steps": "6"},
+        ],
+    )
     report = metarun("recipe=report", f"runs={outputs}")
     assert report.status == 0, report.err
-    assert report.err.count("result.json: cannot be used") == 1
-    assert report.err.count("\n") == 1
+    for copy in copies:
+        assert report.err.count(f"{copy / 'result.json'}: cannot be used") == 1
+    assert report.err.count("\n") == len(copies)
     assert [run.seed for run in collect([outputs], outputs / "report").runs] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"versions": 5},
-        {"hardware": "cpu"},
-        {"choices": {"algo": {"a": 1}}},
-        {"test/curves": 5},
-        {"peak_memory": 3},
-        {"versions": {"torch": {"a": 1}}},
-        {"protocol": {"transductive": False}},
-    ],
-    ids=str,
-)
-def test_values_that_only_the_page_shows_end_no_report(change: dict[str, Any], outputs: Path) -> None:
-    path = of_seed(outputs, 2) / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+def test_values_that_only_the_page_shows_end_no_report(outputs: Path) -> None:
+    copies = changed(
+        outputs,
+        [
+            {"versions": 5},
+            {"hardware": "cpu"},
+            {"choices": {"algo": {"a": 1}}},
+            {"test/curves": 5},
+            {"peak_memory": 3},
+            {"versions": {"torch": {"a": 1}}},
+            {"protocol": {"transductive": False}},
+        ],
+    )
     report = metarun("recipe=report", f"runs={outputs}")
     assert report.status == 0, report.err
-    assert report.err.count(f"{path.name}: cannot be used (") == 1
-    assert "seed-2" in report.err
+    for copy in copies:
+        assert report.err.count(f"{copy / 'result.json'}: cannot be used (") == 1
     assert "seed-1" in (outputs / "report" / "index.html").read_text()
 
 

@@ -109,7 +109,8 @@ def test_every_promised_line_is_there() -> None:
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[tuple[Worker, Worker]]:
-    with Worker("ours", IMAGES, 1) as ours, Worker("peer", IMAGES, 1) as peer:
+    line = command.on(["cpu", "record=false", "vectorize=true"], IMAGES)
+    with Worker("ours", line, 1) as ours, Worker("peer", line, 1) as peer:
         yield ours, peer
 
 
@@ -258,12 +259,11 @@ def test_hardware_that_is_not_there_is_refused_before_anything_is_made(
     assert not (tmp_path / "new").exists()
 
 
-def test_keys_of_the_hardware_reach_our_side() -> None:
-    line = command.on(["cpu", "record=false", "vectorize=false"], CURVES)
-    assert command.on(["cuda", "record=true"], line).config().hardware.device == "cuda"
-    with Worker("ours", line, 1) as ours:
-        described = ours.ask("check", path="/dev/null")
-    assert (described["record"], described["vectorize"]) == (False, False)
+def test_keys_of_the_hardware_reach_our_side(sides: tuple[Worker, Worker], tmp_path: Path) -> None:
+    """Those that `sides` has are others than a run of its line has by itself."""
+    assert command.on(["cuda", "record=true"], CURVES).config().hardware.device == "cuda"
+    described = sides[0].ask("check", path=str(tmp_path / "check.pt"))
+    assert (described["record"], described["vectorize"]) == (False, True)
 
 
 def test_tf32_has_a_limit_of_its_own() -> None:

@@ -93,19 +93,17 @@ def test_bad_trials_are_pruned(tmp_path: Path) -> None:
 
 def test_killed_search_goes_on_with_the_same_trials(tmp_path: Path) -> None:
     words = [*(word.replace("train.steps=6", "train.steps=150") for word in WORDS), "hydra.sweeper.trials=4"]
-    whole = start(*words, f"outputs={tmp_path / 'whole'}")
-    _, err = whole.communicate(timeout=200)
-    assert whole.returncode == 0, err
+    whole = metarun(*words, f"outputs={tmp_path / 'whole'}")
+    assert whole.status == 0, whole.err
     process = start(*words, f"outputs={tmp_path / 'killed'}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not runs(tmp_path / "killed"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
     kill_group(process)
-    again = start(*words, f"outputs={tmp_path / 'killed'}")
-    _, err = again.communicate(timeout=200)
-    assert again.returncode == 0, err
+    again = metarun(*words, f"outputs={tmp_path / 'killed'}")
+    assert again.status == 0, again.err
     one, two = trials(tmp_path / "whole"), trials(tmp_path / "killed")
     assert [trial.params for trial in one] == [trial.params for trial in two]
     assert [trial.state for trial in one] == [trial.state for trial in two]

@@ -215,11 +215,14 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
         ),
     ],
 )
-def test_sweeps_that_make_no_sense(words: list[str], variables: dict[str, str], expected: str, tmp_path: Path) -> None:
-    process = start("-m", *words, *SINUSOID, f"outputs={tmp_path / 'none'}", env=environment(**variables))
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert err.startswith(f"metarun: {expected}")
+def test_sweeps_that_make_no_sense(
+    words: list[str], variables: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = metarun("-m", *words, *SINUSOID, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    assert done.err.startswith(f"metarun: {expected}")
     assert not (tmp_path / "none").exists()
 
 
@@ -272,12 +275,23 @@ LONGER = [
 ]
 
 
+KILLED = ["-m", "algo=maml,fomaml", "seed=0,1", *LONGER, "hardware.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The runs of the sweep that others are killed in."""
+    outputs = tmp_path_factory.mktemp("whole")
+    done = metarun(*KILLED, f"outputs={outputs}")
+    assert done.status == 0, done.err
+    return runs(outputs)
+
+
 @pytest.mark.parametrize("launcher", ["serial", "local"])
-def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_path: Path) -> None:
-    words = ["-m", f"hydra/launcher={launcher}", "algo=maml,fomaml", "seed=0,1", *LONGER, "hardware.threads=1"]
-    whole = start(*words, f"outputs={tmp_path / 'whole'}")
-    _, err = whole.communicate(timeout=200)
-    assert whole.returncode == 0, err
+def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(
+    launcher: str, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    words = [*KILLED, f"hydra/launcher={launcher}"]
     moments = random.Random(launcher)
     finished: set[str] = set()
     for _ in range(2):
@@ -289,14 +303,13 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(launcher: str, tmp_
         kill_group(process)
         finished = set(runs(tmp_path / "killed"))
     logs = {name: (runs(tmp_path / "killed")[name] / "metarun.log").read_text() for name in finished}
-    process = start(*words, f"outputs={tmp_path / 'killed'}")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert f"4 jobs: {len(finished)} finished before, {4 - len(finished)} to run" in err
-    expected, made = runs(tmp_path / "whole"), runs(tmp_path / "killed")
-    assert expected.keys() == made.keys()
+    done = metarun(*words, f"outputs={tmp_path / 'killed'}")
+    assert done.status == 0, done.err
+    assert f"4 jobs: {len(finished)} finished before, {4 - len(finished)} to run" in done.err
+    made = runs(tmp_path / "killed")
+    assert undisturbed.keys() == made.keys()
     for name, folder in made.items():
-        assert same(folder, expected[name])
+        assert same(folder, undisturbed[name])
         # What was finished trains no step more. (A kill may have come after a last step and before its state was
         # saved, so that a job which was not finished may well log that step twice.)
         trained = (folder / "metarun.log").read_text().count("step 150/150")

@@ -1,0 +1,124 @@
+"""A process of tests composes the same files thousands of times: what Hydra makes of files that stay as they are, it makes once.
+
+To read and merge the files is most of what a command costs that is refused, and a third of what one costs that trains for a few
+steps. The functions of Hydra's that do so give the same for the same arguments: each is carried out a first time, and what it gave is
+copied later. What metarun adds to a config, the values of a command line and every check come after them, and are carried out each
+time. A config with files besides those of `conf/`, as those of `--config-dir`, is never remembered.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import omegaconf._utils
+import omegaconf.base
+from hydra._internal import config_loader_impl, defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+OURS = {("file", str(CONF)), ("pkg", "hydra.conf"), ("structured", "")}
+
+
+class Recent:
+    """What was made for the last few keys; the oldest goes first, so that a long session needs no more memory than a short one."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.values: dict[Hashable, Any] = {}
+        self.lock = threading.RLock()  # runs may be started by several threads
+
+    def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            value = self.values.pop(key) if key in self.values else make()
+            self.values[key] = value
+            if len(self.values) > self.size:
+                del self.values[next(iter(self.values))]
+            return value
+
+
+def _ours(repo: IConfigRepository) -> bool:
+    return {(source.scheme(), source.path) for source in repo.get_sources()} <= OURS
+
+
+def install() -> None:
+    """Has this process remember; beneath what `metarun.config.completion` adds, which has to be imported later."""
+    parse = functools.lru_cache(1024)(omegaconf.base.parse)
+    omegaconf.base.parse = omegaconf._utils.parse = parse
+    _overrides()
+    _interpolations()
+    _files()
+    _defaults()
+    _merged()
+
+
+def _overrides() -> None:
+    read, recent = OverridesParser.parse_rule, Recent(1024)
+
+    def parse_rule(self: OverridesParser, word: str, rule: str) -> Any:
+        found = recent((word, rule), lambda: read(self, word, rule))
+        return copy.deepcopy(found)
+
+    OverridesParser.parse_rule = parse_rule
+
+
+def _interpolations() -> None:
+    """What Hydra collects for every file, in case that one of its defaults is interpolated, is collected where one is."""
+    collect = defaults_list._create_interpolation_map
+
+    def create(overrides: Overrides, defaults: list[Any], self_added: bool) -> DictConfig:
+        if any(default.is_interpolation() for default in defaults):
+            return collect(overrides, defaults, self_added)
+        return OmegaConf.create()
+
+    defaults_list._create_interpolation_map = create
+
+
+def _files() -> None:
+    read, recent = ConfigRepository.load_config, Recent(512)
+
+    def load_config(self: ConfigRepository, config_path: str) -> Any:
+        if not _ours(self):
+            return read(self, config_path)
+        return copy.deepcopy(recent(config_path, lambda: read(self, config_path)))
+
+    ConfigRepository.load_config = load_config
+
+
+def _defaults() -> None:
+    find, recent = config_loader_impl.create_defaults_list, Recent(512)
+
+    def create_defaults_list(
+        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **options: bool
+    ) -> DefaultsList:
+        if not _ours(repo):
+            return find(repo=repo, config_name=config_name, overrides_list=overrides_list, **options)
+        values = Overrides(repo, overrides_list).config_overrides
+        choices = [word for word in overrides_list if not any(word is value for value in values)]
+        key = config_name, *(word.input_line for word in choices), *options.items()
+        found = recent(key, lambda: find(repo=repo, config_name=config_name, overrides_list=choices, **options))
+        return dataclasses.replace(found, config_overrides=values)
+
+    config_loader_impl.create_defaults_list = create_defaults_list
+
+
+def _merged() -> None:
+    merge, recent = ConfigLoaderImpl._compose_config_from_defaults_list, Recent(32)
+
+    def compose(self: ConfigLoaderImpl, defaults: list[Any], repo: IConfigRepository) -> Any:
+        if not _ours(repo):
+            return merge(self, defaults, repo)
+        key = tuple(dataclasses.astuple(default) for default in defaults)
+        return copy.deepcopy(recent(key, lambda: merge(self, defaults, repo)))
+
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose

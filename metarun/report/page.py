@@ -43,15 +43,17 @@ class Composed(NamedTuple):
 
 def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     """Prints the table and writes all files to the folder `to`; returns the page, or None if no run is finished yet."""
-    collection = collect(roots, besides=to)
-    try:
-        composed = _composed(collection, to, title)
-    except MALFORMED:
-        bad = _malformed(collection, to, title)
-        if not bad:
-            raise
+    bad: dict[Path, str] = {}
+    while True:  # without a run that is left out, another one of its seed may be shown
         collection = collect(roots, besides=to, without=bad)
-        composed = _composed(collection, to, title)
+        try:
+            composed = _composed(collection, to, title)
+            break
+        except MALFORMED:
+            found = _malformed(collection, to, title)
+            if not found.keys() - bad:
+                raise
+            bad |= found
     for problem in collection.problems:
         print(f"metarun: {printable(problem)}", file=sys.stderr)
     if composed is None:

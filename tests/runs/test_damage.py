@@ -143,6 +143,15 @@ def test_values_that_only_the_page_shows_end_no_report(outputs: Path) -> None:
     assert "seed-1" in (outputs / "report" / "index.html").read_text()
 
 
+def test_results_of_one_seed_that_cannot_be_shown_end_no_report(outputs: Path) -> None:
+    copies = changed(outputs, [{"protocol": {"transductive": False}}, {"peak_memory": 3}])
+    (copies[1] / "config.yaml").write_text((copies[0] / "config.yaml").read_text())
+    report = metarun("recipe=report", f"runs={outputs}")
+    assert report.status == 0, report.err
+    for copy in copies:
+        assert f"{copy / 'result.json'}: cannot be used (" in report.err
+
+
 @pytest.mark.parametrize("spoil", EACH.values(), ids=EACH)
 def test_a_damaged_config_is_named(spoil: Spoil, outputs: Path) -> None:
     spoil(of_seed(outputs, 0) / "config.yaml")

@@ -24,10 +24,12 @@ START, END = "<!-- made by scripts/benchmark/readme.py -->", "<!-- end of what s
 def table(result: dict[str, Any]) -> str:
     """All that was measured, medians with their ranges, and on what machine."""
     machine, versions, lines = result["machine"], result["versions"], result["lines"]
-    rows = [
-        "| work | metarun, tasks/s | peer, tasks/s | ratio | of the machine |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows: list[str] = []
+    if any(line.get("unit") == "tasks/s" for line in lines.values()):
+        rows = [
+            "| work | metarun, tasks/s | peer, tasks/s | ratio | of the machine |",
+            "| --- | --- | --- | --- | --- |",
+        ]
     for line in lines.values():
         if line.get("unit") == "tasks/s":
             share = f"{line['machine']['fraction_ours']:.0%}" if "machine" in line else ""
@@ -72,7 +74,7 @@ def table(result: dict[str, Any]) -> str:
         f"{gpu}{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "
         f"{result['rounds']} rounds."
     )
-    return "\n".join([*rows, "", where])
+    return "\n".join([*rows, "", where]).lstrip()
 
 
 def rewritten(readme: str) -> str:

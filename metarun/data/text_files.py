@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
+from metarun.files import parsed
 from metarun.text import composed, counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
@@ -133,6 +134,8 @@ def labelled_texts(
     bare = next((row for row in found.rows if not row.part), None)
     if bare and any(row.part for row in found.rows):
         raise UserError(f"{key}: {bare.where}: is in no part, but other texts are; fill the column or leave it out")
+    if len({row.part for row in found.rows}) == 1:  # one part alone divides nothing
+        found.rows = [row._replace(part="") for row in found.rows]
     return found
 
 
@@ -478,7 +481,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
     """The objects of JSON lines, or of one JSON list of objects."""
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         try:
-            entries = list(enumerate(json.loads(text), 1))
+            entries = list(enumerate(parsed(text), 1))
         except ValueError as error:
             raise UserError(f"{key}: {path}: is no JSON ({error})") from error
         unit = "entry"
@@ -487,7 +490,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other breaks than that
             if line.strip():
                 try:
-                    entries.append((number, json.loads(line)))
+                    entries.append((number, parsed(line)))
                 except ValueError as error:
                     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                     raise UserError(

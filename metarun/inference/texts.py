@@ -170,12 +170,16 @@ def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[
     Files that are divided into train and test give the former.
 
     Raises:
-        UserError: There is no such file, or there is one class alone.
+        UserError: There is no such file, none of its texts is for training, or there is one class alone.
     """
     path = Path(origin).expanduser().absolute()
     with _named(key):
         rows = labelled_texts(path, key=key).rows
-    chosen = [row for row in rows if row.part == ("train" if any(row.part == "train" for row in rows) else "")]
+    parts = {row.part for row in rows}
+    if parts.isdisjoint({"train", ""}):
+        told = " and ".join(sorted(parts))
+        raise UserError(f"{key}={shown_path(path)}: no text is for training, but for {told}")
+    chosen = [row for row in rows if row.part in ("train", "")]
     names = sorted({row.label for row in chosen})
     if len(names) < 2:
         raise UserError(f"{key}={shown_path(path)}: has one class alone ({names[0]}); there is nothing to tell apart")

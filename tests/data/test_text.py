@@ -20,6 +20,7 @@ from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
 from metarun.data.text_files import Columns, LabelledText, labelled_texts
 from metarun.errors import UserError
+from metarun.inference.texts import text_examples
 
 ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
 CPU = torch.device("cpu")
@@ -192,6 +193,7 @@ def test_bad_tables_are_one_line(tmp_path: Path, content: bytes, columns: dict[s
         (['{"text": "a", "label": "b"}', "", '{"text": "c"}'], ["line 3", "has no label", "it has text"]),
         (['{"text": "a", "label": "b"}', "[1]"], ["line 2", "no object"]),
         (['{"text": "a", "label": null}'], ["line 1", "no label"]),
+        (['{"text": "a", "label": "b"}', "[" * 200_000], ["line 2", "no JSON (it is nested too deeply)"]),
     ],
 )
 def test_a_broken_line_of_json_lines_is_named(tmp_path: Path, lines: list[str], told: list[str]) -> None:
@@ -225,6 +227,25 @@ def test_parts_without_training_texts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match="no text is for training, but for test and val"):
         Text(root=str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_one_part_alone_divides_nothing(tmp_path: Path, part: str) -> None:
+    rows = many(list("abcdef"))
+    divided = Text(root=str(table(tmp_path / "a.csv", [(*row, part) for row in rows], "text,label,split")))
+    plain = Text(root=str(table(tmp_path / "b.csv", rows)))
+    for split in plain.splits:
+        assert list(divided.splits[split]) == list(plain.splits[split])
+    assert not divided.has_test_part
+    assert divided.table.metadata.get("parts") == plain.table.metadata.get("parts")
+    assert len(text_examples(tmp_path / "a.csv")) == len(rows)
+
+
+def test_examples_for_validation_and_the_test_are_none_to_learn_from(tmp_path: Path) -> None:
+    rows = [(*row, part) for part in ("val", "test") for row in many(["a", "b"], mark=part)]
+    path = table(tmp_path / "a.csv", rows, "text,label,split")
+    with pytest.raises(UserError, match=r"^support=.*a.csv: no text is for training, but for test and val$"):
+        text_examples(path)
 
 
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:

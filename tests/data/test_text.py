@@ -157,6 +157,45 @@ def test_columns_are_found_by_usual_names_or_named(
 
 
 @pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("text,label,topic,sentiment", {}),  # of what is called so nobody need ask
+        ("text,label,topic", {"group": "topic"}),
+        ("text,sentiment,topic", {"group": "topic", "label": "sentiment"}),
+        ("text,sentiment,topic", {"group": "topic"}),  # the groups are no labels
+    ],
+)
+def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
+    tmp_path: Path, header: str, columns: dict[str, str]
+) -> None:
+    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), Columns(**columns)).rows
+    assert (row.text, row.label) == tuple(header.split(",")[:2])
+
+
+@pytest.mark.parametrize("what", ["text", "label", "group"])
+def test_folders_of_texts_have_no_columns(tmp_path: Path, what: str) -> None:
+    texts_in(tmp_path, many(["a", "b"], 2))
+    with pytest.raises(UserError, match=rf"^data.{what}_column=some: .* folders of texts, which have no columns"):
+        labelled_texts(tmp_path, Columns(**{what: "some"}))
+
+
+@pytest.mark.parametrize("form", ["folders", "files"])
+def test_what_is_beside_the_parts_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    for part in ("train", "test", "extra"):
+        if form == "folders" or part == "extra":
+            texts_in(tmp_path / part, many([part + "a", part + "b"], 2))
+        else:
+            table(tmp_path / f"{part}.csv", many([part + "a", part + "b"], 2))
+    (tmp_path / "pictures").mkdir()  # holds no texts
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert len(read(tmp_path)) == 8
+    read_ones = "train, test" if form == "folders" else "train.csv, test.csv"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data: of {tmp_path} only {read_ones} are read, not extra"
+    ]
+
+
+@pytest.mark.parametrize(
     ("content", "columns", "told"),
     [
         (b"text,label\nfine,pay\n\xe9t\xe9,pay\n", {}, ["line 3", "UTF-8", "data.encoding=cp1252"]),
@@ -173,6 +212,9 @@ def test_columns_are_found_by_usual_names_or_named(
         (b"question,answer,label\na,b,c\n", {}, ["question and answer", "data.text_column=question"]),
         (b"one,two,three\na,b,c\n", {}, ["one, two, three", "data.text_column"]),
         (b"text,other,more\na,b,c\n", {}, ["text, other, more", "data.label_column"]),
+        (b"text,topic,sentiment\na,b,c\n", {}, ["topic and sentiment may be the label", "data.label_column=topic"]),
+        (b"text,category,intent\na,b,c\n", {}, ["category and intent", "data.label_column=category"]),
+        (b"text,label,language\na,b,en\nc,d,\n", {"group": "language"}, ["line 3", "no language", "c"]),
         (b"text,text,label\na,b,c\n", {}, ["several columns"]),
         (b"text,label,split\na,b,somewhere\n", {}, ["line 2", "somewhere", "train, val or test"]),
         (b"text,label,split\na,b,train\nc,d,\n", {}, ["line 3", "no part"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import re
 import sys
@@ -24,9 +25,11 @@ from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.image_files import folder_label
-from metarun.text import lines_of, printable, shown_path
+from metarun.text import lines_of, listed, printable, shown_path
 
 ITEM = "text"
+
+log = logging.getLogger("metarun")
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     if path.is_file() and path.suffix.lower() not in READ:
         return _lines(decoded(path, key, None), f"{key}={shown_path(path)}")
     if path.is_dir() and (files := sorted(_plain(path))):
+        _beside(path, files, key)
         texts = [(decoded(file, key, None).strip(), file) for file in files]
         kept = [(text, file) for text, file in texts if text]
         if not kept:
@@ -226,6 +230,23 @@ def _lines(text: str, where: str) -> TextItems:
     if not kept:
         raise UserError(f"{printable(where)}: holds no text")
     return TextItems(kept, [None] * len(kept), len(lines) - len(kept))
+
+
+def _beside(folder: Path, texts: Sequence[Path], key: str) -> None:
+    """Tells of tables beside folders of texts; raises `UserError` where texts themselves lie beside one, and it may be meant."""
+    tables = sorted(path for path in folder.iterdir() if visible(path.name) and path.suffix.lower() in READ)
+    if not tables:
+        return
+    table = tables[0]
+    if direct := next((path for path in texts if path.parent == folder), None):
+        raise UserError(
+            f"{key}={shown_path(folder)}: holds both {printable(table.name)} and {printable(direct.name)}, and nothing says which to "
+            f"read; give the file itself, {key}={shown_path(table)}, or move it elsewhere"
+        )
+    log.warning(
+        "%s: of %s only the .txt files are read, not %s; %s=%s reads that file",
+        key, shown_path(folder), listed(path.name for path in tables), key, shown_path(table),
+    )  # fmt: skip
 
 
 def _plain(folder: Path) -> Iterator[Path]:

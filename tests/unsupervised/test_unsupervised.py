@@ -406,11 +406,12 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
 
 def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
     root = make_images(tmp_path / "images", classes=5)
-    (root / "train" / "all").mkdir()
-    for place, path in enumerate(sorted(root.glob("train/train*/*.png"))):
-        path.rename(root / "train" / "all" / f"{place}.png")
-    for empty in root.glob("train/train*"):
-        empty.rmdir()
+    for part in ("train", "val"):
+        (root / part / f"{part}_all").mkdir()
+        for place, path in enumerate(sorted(root.glob(f"{part}/{part}[0-9]*/*.png"))):
+            path.rename(root / part / f"{part}_all" / f"{place}.png")
+        for empty in root.glob(f"{part}/{part}[0-9]*"):
+            empty.rmdir()
     words = ["data=folder", f"data.root={root}", "data.image_size=16", "unsupervised=prototransfer_photos"]
     done = metarun(*words, "algo=prototransfer", f"outputs={tmp_path / 'out'}", *SMALL)
     assert done.status == 0, done.err

@@ -62,6 +62,8 @@ def map_size(backbone: Backbone, input_shape: tuple[int, ...], *, unpooled: int)
     backbone.eval()  # no running averages of this, no dropout
     with torch.no_grad():
         blank = next(backbone.parameters(), torch.zeros(())).new_zeros(2, *input_shape)
+        if backbone.reads_texts:  # numbers of word pieces
+            blank = blank.long()
         channels, height, width = feature_maps(backbone, blank, unpooled=unpooled).shape[1:]
     backbone.train(training)
     return channels, height, width

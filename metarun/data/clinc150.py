@@ -5,7 +5,6 @@ Larson et al., "An Evaluation Dataset for Intent Classification and Out-of-Scope
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from metarun.data.text import TextSource
 from metarun.data.text_archives import check_counts, published_files
 from metarun.data.text_files import LabelledText, decoded
 from metarun.errors import UserError
+from metarun.files import parsed
 
 FILE = "data_full.json"
 CHECKSUM = "36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0"
@@ -123,7 +123,7 @@ def read_clinc150(root: str | None, may_download: bool) -> tuple[list[LabelledTe
     """
     (path,) = published_files("clinc150", root, {FILE: CHECKSUM}, ADDRESS, may_download=may_download).values()
     try:
-        content: Any = json.loads(decoded(path, "data clinc150", None))
+        content: Any = parsed(decoded(path, "data clinc150", None))
         parts = {name: [(str(text), str(label)) for text, label in content[name]] for name in COUNTS}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"data clinc150: {path} is not the published file ({error})") from error

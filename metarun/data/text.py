@@ -272,7 +272,7 @@ class Text(TextSource):
                 f"data.root: {path} has one label alone ({printable(labels[0])}); there is nothing to tell apart"
             )
         parts = _units_by_part(rows, grouped)
-        if len(parts) > 1 and "train" not in parts:
+        if parts and "train" not in parts:
             raise UserError(
                 f"data.root: {path}: no text is for training, but for {' and '.join(sorted(parts))}; a split needs train"
             )

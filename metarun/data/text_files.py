@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
-from metarun.files import special
+from metarun.files import parsed, special
 from metarun.text import composed, counted, lines_of, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
@@ -40,6 +40,8 @@ TEXT_COLUMNS = (
     ),
 )
 INTENT_COLUMNS = (*LABEL_COLUMNS, "intent", "sentiment", "topic", "emotion", "y")
+# What a text may be labelled by: each is a labelling of its own, so that of two nothing says which is meant.
+KINDS = ("category", "intent", "sentiment", "topic", "emotion")
 TABLES, LINES, PLAIN = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
 READ = (*TABLES, *LINES)
 SHOWN = 60  # characters of a text in a message
@@ -134,6 +136,8 @@ def labelled_texts(
     bare = next((row for row in found.rows if not row.part), None)
     if bare and any(row.part for row in found.rows):
         raise UserError(f"{key}: {bare.where}: is in no part, but other texts are; fill the column or leave it out")
+    if len({row.part for row in found.rows}) == 1:  # one part alone divides nothing
+        found.rows = [row._replace(part="") for row in found.rows]
     return found
 
 
@@ -150,12 +154,7 @@ class _Reader:
         folders = [name for name in names if (root / name).is_dir()]
         named = _by_part([name for name in files if part_of(Path(name).stem)], root, self.key)
         if len(named) > 1:
-            others = [name for name in files if name not in named.values()]
-            if others:
-                log.warning(
-                    "%s: of %s only %s are read, not %s",
-                    self.key, root, ", ".join(named.values()), ", ".join(others),
-                )  # fmt: skip
+            self._tell(root, named, [*(name for name in files if name not in named.values()), *folders])
             self._need(named, root)
             for part, name in named.items():
                 self.file(root / name, part)
@@ -173,8 +172,21 @@ class _Reader:
         if not divided:
             return self._classes(root, "")
         self._need(divided, root)
+        self._tell(root, divided, [name for name in folders if name not in divided.values()])
         for part, name in divided.items():
             self._part(root / name, part)
+
+    def _tell(self, root: Path, parts: Mapping[str, str], others: Sequence[str]) -> None:
+        """Says which files, and which folders that hold texts, lie beside the parts and are not read."""
+        holding = [
+            name
+            for name in others
+            if (root / name).is_file() or self._is_class(root / name) or self._is_part(root / name)
+        ]
+        if holding:
+            log.warning(
+                "%s: of %s only %s are read, not %s", self.key, root, _listed(list(parts.values())), _listed(holding)
+            )
 
     def _left(self, root: Path, files: Sequence[str], folders: Sequence[str], *, parts: bool) -> bool:
         """Whether files that may be a data set lie beside folders that are one: then they are told of and left.
@@ -239,6 +251,12 @@ class _Reader:
                 + (f"{_listed(held)}, " if held else "nothing, ")
                 + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
             )
+        for what, column in self.columns._asdict().items():
+            if column:
+                raise UserError(
+                    f"{self.key}.{what}_column={column}: {root} holds folders of texts, which have no columns; leave it out, or "
+                    f"give a table, {self.key}.root=FILE"
+                )
         if twin := twins(folders):
             raise UserError(f"{self.key}.root: {root}: {twin}")
         for name in folders:
@@ -264,8 +282,8 @@ class _Reader:
         text_column = self._column("text", names, path)
         usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
         optional = usual[0] if len(usual) == 1 else None
-        label_column = self._column("label", names, path, text_column) if self.labels else optional
         group_column = self._chosen("group", names, path) if self.columns.group else None
+        label_column = self._column("label", names, path, text_column, group_column) if self.labels else optional
         part_column = next((name for name in names if name.lower() in PART_COLUMNS), None) if not part else None
         for where, row in rows:
             for column in filter(None, (text_column, label_column, group_column)):
@@ -282,8 +300,9 @@ class _Reader:
         if not text:
             self.found.empty.append(where)
             return
-        if self.labels and not label:
-            raise UserError(f"{self.key}: {where}: has no label, the text is {shortened(text)!r}")
+        lacking = "label" if self.labels and not label else self.columns.group if not group else None
+        if lacking:
+            raise UserError(f"{self.key}: {where}: has no {lacking}, the text is {shortened(text)!r}")
         self.found.rows.append(LabelledText(text, composed(label), part, composed(group), where))
 
     def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
@@ -300,13 +319,17 @@ class _Reader:
             f"{self.key}.{what}_column={wanted}: {path} has no such column{nearest(wanted, names)}; it has {_listed(names)}"
         )
 
-    def _column(self, what: str, names: Sequence[str], path: Path, taken: str | None = None) -> str:
-        """The column of the texts or of the labels."""
+    def _column(
+        self, what: str, names: Sequence[str], path: Path, taken: str | None = None, group: str | None = None
+    ) -> str:
+        """The column of the texts or of the labels, which is neither the one that is taken nor that of the groups."""
         if getattr(self.columns, what):
             return self._chosen(what, names, path)
         lower = Counter(name.lower() for name in names)
-        for usual in TEXT_COLUMNS if what == "text" else tuple((name,) for name in INTENT_COLUMNS):
-            fit = [name for name in names if name.lower() in usual and name != taken]
+        free = [name for name in names if name not in (taken, group)]
+        first = next((usual for usual in INTENT_COLUMNS if usual in map(str.lower, free)), "")
+        for usual in TEXT_COLUMNS if what == "text" else (KINDS if first in KINDS else (first,),):
+            fit = [name for name in free if name.lower() in usual]
             if len(fit) > 1 or any(lower[name.lower()] > 1 for name in fit):
                 raise UserError(
                     f"{self.key}: {path} has the columns {_listed(names)}, of which {' and '.join(fit)} may be the {what}; "
@@ -481,7 +504,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
     """The objects of JSON lines, or of one JSON list of objects."""
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         try:
-            entries = list(enumerate(json.loads(text), 1))
+            entries = list(enumerate(parsed(text), 1))
         except ValueError as error:
             raise UserError(f"{key}: {path}: is no JSON ({error})") from error
         unit = "entry"
@@ -490,7 +513,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other breaks than that
             if line.strip():
                 try:
-                    entries.append((number, json.loads(line)))
+                    entries.append((number, parsed(line)))
                 except ValueError as error:
                     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                     raise UserError(

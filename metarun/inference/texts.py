@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import re
 import sys
@@ -25,9 +26,11 @@ from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.image_files import folder_label
-from metarun.text import lines_of, printable, shown_path
+from metarun.text import lines_of, listed, printable, shown_path
 
 ITEM = "text"
+
+log = logging.getLogger("metarun")
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     if path.is_file() and path.suffix.lower() not in READ:
         return _lines(decoded(path, key, None), f"{key}={shown_path(path)}")
     if path.is_dir() and (files := sorted(_plain(path))):
+        _beside(path, files, key)
         texts = [(decoded(file, key, None).strip(), file) for file in files]
         kept = [(text, file) for text, file in texts if text]
         if not kept:
@@ -171,12 +175,16 @@ def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[
     Files that are divided into train and test give the former.
 
     Raises:
-        UserError: There is no such file, or there is one class alone.
+        UserError: There is no such file, none of its texts is for training, or there is one class alone.
     """
     path = typed_path(origin).absolute()
     with _named(key):
         rows = labelled_texts(path, key=key).rows
-    chosen = [row for row in rows if row.part == ("train" if any(row.part == "train" for row in rows) else "")]
+    parts = {row.part for row in rows}
+    if parts.isdisjoint({"train", ""}):
+        told = " and ".join(sorted(parts))
+        raise UserError(f"{key}={shown_path(path)}: no text is for training, but for {told}")
+    chosen = [row for row in rows if row.part in ("train", "")]
     names = sorted({row.label for row in chosen})
     if len(names) < 2:
         raise UserError(f"{key}={shown_path(path)}: has one class alone ({names[0]}); there is nothing to tell apart")
@@ -223,6 +231,23 @@ def _lines(text: str, where: str) -> TextItems:
     if not kept:
         raise UserError(f"{printable(where)}: holds no text")
     return TextItems(kept, [None] * len(kept), len(lines) - len(kept))
+
+
+def _beside(folder: Path, texts: Sequence[Path], key: str) -> None:
+    """Tells of tables beside folders of texts; raises `UserError` where texts themselves lie beside one, and it may be meant."""
+    tables = sorted(path for path in folder.iterdir() if visible(path.name) and path.suffix.lower() in READ)
+    if not tables:
+        return
+    table = tables[0]
+    if direct := next((path for path in texts if path.parent == folder), None):
+        raise UserError(
+            f"{key}={shown_path(folder)}: holds both {printable(table.name)} and {printable(direct.name)}, and nothing says which to "
+            f"read; give the file itself, {key}={shown_path(table)}, or move it elsewhere"
+        )
+    log.warning(
+        "%s: of %s only the .txt files are read, not %s; %s=%s reads that file",
+        key, shown_path(folder), listed(path.name for path in tables), key, shown_path(table),
+    )  # fmt: skip
 
 
 def _plain(folder: Path) -> Iterator[Path]:

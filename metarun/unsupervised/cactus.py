@@ -41,7 +41,7 @@ from metarun.data.image_batches import generator, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.origin import Origin
 from metarun.data.sampler import ClassSampler, uniforms
-from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
 from metarun.data.table import cache_root
 from metarun.engine import checkpoint, origins
 from metarun.errors import UserError
@@ -49,7 +49,7 @@ from metarun.inference import store
 from metarun.inference.learner import Learner
 from metarun.runs import seen
 from metarun.target.base import features, with_statistics
-from metarun.text import shown_path
+from metarun.text import counted, shown_path
 from metarun.unsupervised.base import PseudoTasks
 
 CLUSTER = 40  # images of a cluster on average, where their number is not given; the paper's Omniglot has 48
@@ -97,6 +97,11 @@ class Cactus(PseudoTasks):
         super().__init__(source, validation)
         if embedding is not None and network is not None:
             raise UserError("unsupervised: has both embedding= and network=; take one of them")
+        if self.item == "text":
+            raise UserError(
+                "unsupervised: clusters points, but the items are texts, whose word pieces have numbers that mean no place; add "
+                "encoder=minilm or encoder=tfidf"
+            )
         if self.item != "image" and (embedding is not None or network is not None):
             raise UserError(
                 f"unsupervised: embeds images, but the items are {self.item}s, which are clustered as they are"
@@ -149,7 +154,7 @@ class Cactus(PseudoTasks):
         return {
             "classes": "clusters",
             **self.origin,
-            "clusters": self.clusters or self._count("train"),
+            "clusters": self._count("train"),
             "partitions": self.partitions,
             "scaled": self.scaled,
             "components": self.components,
@@ -261,10 +266,22 @@ class Cactus(PseudoTasks):
         return np.stack(found)
 
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        pool, labels = self.pool(split), self.partitions_of(split)
+        pool = self.pool(split)
         turned = 4 if self.rotations else 1
         ways, shots, queries = task.numbers
         needed = shots + queries
+        key = "train.task" if split == "train" else "test.task"
+        if len(pool) < (fewest := -(-ways // turned) * needed):  # too few however they are clustered
+            raise UserError(
+                f"unsupervised: there {'is' if len(pool) == 1 else 'are'} {counted(len(pool), f'{PURPOSE[split]} image')}, and a task of "
+                f"{key}.ways={ways} needs {fewest}; set {key}.ways, shots or queries lower"
+                + (
+                    ", or take the data set's own for validation: unsupervised.validation=labels"
+                    if split == "val"
+                    else ""
+                )
+            )
+        labels = self.partitions_of(split)
         orders, samplers = [], []
         for partition in labels:
             sizes = np.bincount(partition)
@@ -275,7 +292,6 @@ class Cactus(PseudoTasks):
                 samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
         if not samplers:
             most = max(int((np.bincount(partition) >= needed).sum()) for partition in labels) * turned
-            key = "train.task" if split == "train" else "test.task"
             raise UserError(
                 f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
                 f"images, and a task needs {ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"

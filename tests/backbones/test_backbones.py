@@ -18,6 +18,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.minilm import MiniLM
 from metarun.backbones.mlp import MLP
 from metarun.backbones.resnet12 import ResNet12, drop_block
+from metarun.backbones.spatial import map_size
 from metarun.backbones.vit import ViT
 from metarun.config.values import without
 from metarun.core import Backbone
@@ -524,3 +525,8 @@ def test_batch_norm_of_a_large_batch_is_exact_in_both_memory_orders() -> None:
         torch.testing.assert_close(y.double(), exact, rtol=0, atol=3e-6)
         torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
         torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), correction=0), rtol=3e-6, atol=0)
+
+
+def test_the_map_of_word_pieces_is_one_place() -> None:
+    backbone = MiniLM((256,), weights=None)
+    assert map_size(backbone, (256,), unpooled=0) == (384, 1, 1)

@@ -21,6 +21,7 @@ from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts
 from metarun.errors import UserError
+from metarun.inference.texts import text_examples
 
 ROWS = [("pay my bill", "pay"), ("say: hi, now", "greet"), ('a "quoted"\nsecond line', "greet"), ("grüße", "pay")]
 CPU = torch.device("cpu")
@@ -157,6 +158,45 @@ def test_columns_are_found_by_usual_names_or_named(
 
 
 @pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("text,label,topic,sentiment", {}),  # of what is called so nobody need ask
+        ("text,label,topic", {"group": "topic"}),
+        ("text,sentiment,topic", {"group": "topic", "label": "sentiment"}),
+        ("text,sentiment,topic", {"group": "topic"}),  # the groups are no labels
+    ],
+)
+def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
+    tmp_path: Path, header: str, columns: dict[str, str]
+) -> None:
+    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), Columns(**columns)).rows
+    assert (row.text, row.label) == tuple(header.split(",")[:2])
+
+
+@pytest.mark.parametrize("what", ["text", "label", "group"])
+def test_folders_of_texts_have_no_columns(tmp_path: Path, what: str) -> None:
+    texts_in(tmp_path, many(["a", "b"], 2))
+    with pytest.raises(UserError, match=rf"^data.{what}_column=some: .* folders of texts, which have no columns"):
+        labelled_texts(tmp_path, Columns(**{what: "some"}))
+
+
+@pytest.mark.parametrize("form", ["folders", "files"])
+def test_what_is_beside_the_parts_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    for part in ("train", "test", "extra"):
+        if form == "folders" or part == "extra":
+            texts_in(tmp_path / part, many([part + "a", part + "b"], 2))
+        else:
+            table(tmp_path / f"{part}.csv", many([part + "a", part + "b"], 2))
+    (tmp_path / "pictures").mkdir()  # holds no texts
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert len(read(tmp_path)) == 8
+    read_ones = "train, test" if form == "folders" else "train.csv, test.csv"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data: of {tmp_path} only {read_ones} are read, not extra"
+    ]
+
+
+@pytest.mark.parametrize(
     ("content", "columns", "told"),
     [
         (b"text,label\nfine,pay\n\xe9t\xe9,pay\n", {}, ["line 3", "UTF-8", "data.encoding=cp1252"]),
@@ -173,6 +213,9 @@ def test_columns_are_found_by_usual_names_or_named(
         (b"question,answer,label\na,b,c\n", {}, ["question and answer", "data.text_column=question"]),
         (b"one,two,three\na,b,c\n", {}, ["one, two, three", "data.text_column"]),
         (b"text,other,more\na,b,c\n", {}, ["text, other, more", "data.label_column"]),
+        (b"text,topic,sentiment\na,b,c\n", {}, ["topic and sentiment may be the label", "data.label_column=topic"]),
+        (b"text,category,intent\na,b,c\n", {}, ["category and intent", "data.label_column=category"]),
+        (b"text,label,language\na,b,en\nc,d,\n", {"group": "language"}, ["line 3", "no language", "c"]),
         (b"text,text,label\na,b,c\n", {}, ["several columns"]),
         (b"text,label,split\na,b,somewhere\n", {}, ["line 2", "somewhere", "train, val or test"]),
         (b"text,label,split\na,b,train\nc,d,\n", {}, ["line 3", "no part"]),
@@ -193,6 +236,7 @@ def test_bad_tables_are_one_line(tmp_path: Path, content: bytes, columns: dict[s
         (['{"text": "a", "label": "b"}', "", '{"text": "c"}'], ["line 3", "has no label", "it has text"]),
         (['{"text": "a", "label": "b"}', "[1]"], ["line 2", "no object"]),
         (['{"text": "a", "label": null}'], ["line 1", "no label"]),
+        (['{"text": "a", "label": "b"}', "[" * 200_000], ["line 2", "no JSON (it is nested too deeply)"]),
     ],
 )
 def test_a_broken_line_of_json_lines_is_named(tmp_path: Path, lines: list[str], told: list[str]) -> None:
@@ -226,6 +270,25 @@ def test_parts_without_training_texts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match="no text is for training, but for test and val"):
         Text(root=str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_one_part_alone_divides_nothing(tmp_path: Path, part: str) -> None:
+    rows = many(list("abcdef"))
+    divided = Text(root=str(table(tmp_path / "a.csv", [(*row, part) for row in rows], "text,label,split")))
+    plain = Text(root=str(table(tmp_path / "b.csv", rows)))
+    for split in plain.splits:
+        assert list(divided.splits[split]) == list(plain.splits[split])
+    assert not divided.has_test_part
+    assert divided.table.metadata.get("parts") == plain.table.metadata.get("parts")
+    assert len(text_examples(tmp_path / "a.csv")) == len(rows)
+
+
+def test_examples_for_validation_and_the_test_are_none_to_learn_from(tmp_path: Path) -> None:
+    rows = [(*row, part) for part in ("val", "test") for row in many(["a", "b"], mark=part)]
+    path = table(tmp_path / "a.csv", rows, "text,label,split")
+    with pytest.raises(UserError, match=r"^support=.*a.csv: no text is for training, but for test and val$"):
+        text_examples(path)
 
 
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from pathlib import Path
 from unittest import mock
 
@@ -92,6 +93,23 @@ def test_the_nearest_folder_that_is_called_like_a_class_labels_a_text(tmp_path: 
     (tmp_path / "river" / "2019").mkdir(parents=True)
     (tmp_path / "river" / "2019" / "0.txt").write_text("a river")
     assert find_texts(tmp_path, classes=["river", "tower"]).labels == ["river"]
+
+
+def test_a_table_beside_texts_is_asked_about_or_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As at `data.root`: beside class folders it is left, and a text beside it may be its licence."""
+    table(tmp_path / "data.csv", worded(["river"], 2))
+    (tmp_path / "river").mkdir()
+    (tmp_path / "river" / "0.txt").write_text("a river")
+    with caplog.at_level(logging.WARNING, "metarun"):
+        assert find_texts(tmp_path).paths == ["a river"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"items: of {tmp_path} only the .txt files are read, not data.csv; items={tmp_path / 'data.csv'} reads that file"
+    ]
+    (tmp_path / "LICENSE.txt").write_text("Permission is granted.")
+    with pytest.raises(
+        UserError, match=r"holds both data.csv and LICENSE.txt, .*; give the file itself, items=.*data.csv, or move"
+    ):
+        find_texts(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "stdin"])

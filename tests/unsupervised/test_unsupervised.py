@@ -18,6 +18,8 @@ from shell import make_images, metarun, result, run_folder
 from metarun.config.schema import ENCODING_DEFAULTS
 from metarun.core import Episodes, TaskShape
 from metarun.data.image_source import ImageSource
+from metarun.data.text import TextSource
+from metarun.data.text_files import LabelledText
 from metarun.encoders.base import Encoder, Encoding
 from metarun.encoders.encoded import EncodedSource
 from metarun.errors import UserError
@@ -301,6 +303,10 @@ class TestDistortions:
          r"^train.task.min_items=3: .* test.task.min_items=3 is of test tasks alone$"),
         (lambda: Cactus(source(), components=None), "unsupervised.components=null"),
         (lambda: Cactus(source(), embedding="nowhere"), "unsupervised.embedding=nowhere"),
+        (lambda: cactus(source([1])).sampler("train", TaskShape(2, 1, 1), 0, CPU),
+         r"^unsupervised: there is 1 training image, and a task of train.task.ways=2 needs 4"),
+        (lambda: cactus(source([12])).sampler("train", TaskShape(5, 1, 2), 0, CPU),
+         r"^unsupervised: there are 12 training images, and a task of train.task.ways=5 needs 15"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(build: Any, message: str) -> None:
@@ -400,11 +406,12 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
 
 def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
     root = make_images(tmp_path / "images", classes=5)
-    (root / "train" / "all").mkdir()
-    for place, path in enumerate(sorted(root.glob("train/train*/*.png"))):
-        path.rename(root / "train" / "all" / f"{place}.png")
-    for empty in root.glob("train/train*"):
-        empty.rmdir()
+    for part in ("train", "val"):
+        (root / part / f"{part}_all").mkdir()
+        for place, path in enumerate(sorted(root.glob(f"{part}/{part}[0-9]*/*.png"))):
+            path.rename(root / part / f"{part}_all" / f"{place}.png")
+        for empty in root.glob(f"{part}/{part}[0-9]*"):
+            empty.rmdir()
     words = ["data=folder", f"data.root={root}", "data.image_size=16", "unsupervised=prototransfer_photos"]
     done = metarun(*words, "algo=prototransfer", f"outputs={tmp_path / 'out'}", *SMALL)
     assert done.status == 0, done.err
@@ -469,6 +476,17 @@ def test_a_librarys_network_embeds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(set(map(tuple, data.partitions_of("train").T))) == 12
     with pytest.raises(UserError, match="both embedding= and network="):
         cactus(source(), network="timm:some", embedding=str(tmp_path))
+
+
+def test_the_number_of_clusters_is_told_as_it_is() -> None:
+    data = cactus(source([12, 8]), clusters=500)
+    assert data.how()["clusters"] == data.partitions_of("train").max() + 1 == 20
+
+
+def test_word_pieces_are_no_points_to_cluster() -> None:
+    rows = [LabelledText(f"{name} {number}", name, "", "", "") for name in "abc" for number in range(2)]
+    with pytest.raises(UserError, match=r"the items are texts.*; add encoder=minilm or encoder=tfidf$"):
+        Cactus(TextSource(rows, {"train": ["a"], "val": ["b"], "test": ["c"]}))
 
 
 def test_vectors_of_an_encoder_are_clustered_and_not_distorted() -> None:

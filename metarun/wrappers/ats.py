@@ -183,9 +183,7 @@ class ATS(Wrapper):
         losses = torch.stack([loss for loss, _, _ in found])
         query = [gradients for _, _, gradients in found]
         probabilities = self.probabilities(losses, query, support, step)
-        if (
-            not probabilities.isfinite().all()
-        ):  # nothing can be drawn; the loop says of a loss that is no number what to do
+        if not probabilities.isfinite().all():  # nothing can be drawn; the loop says what to do about such a loss
             return probabilities.sum(), {}
         with of_the_step():
             chosen = torch.multinomial(probabilities.detach().cpu(), self.chosen).tolist()

@@ -34,9 +34,7 @@ class Outcome:
 
     status: int = 0
     message: str = ""
-    own_error: bool = (
-        False  # whether its words lead to the error wherever they are carried out, as to a loss that is not finite
-    )
+    own_error: bool = False  # whether its words lead to it wherever they are carried out, as to a diverged training
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,8 @@ def carry_out(jobs: Sequence[Job], at_once: int | None, cores_per_job: int, use_
     With one place the jobs print to the terminal, else each to a file of its own. An interruption is passed on to the
     jobs at work, which save and end, and then raised.
     """
-    free = places(
-        at_once, cores_per_job, gpus() if use_gpus else [], max(2, len(jobs))
-    )  # two tell that they print aside
+    most = max(2, len(jobs))  # two of them say that jobs print aside, whatever their number
+    free = places(at_once, cores_per_job, gpus() if use_gpus else [], most)
     quiet = len(free) > 1
     if quiet and not platform.can_bind():
         say("jobs share all cores: this system binds no process to some of them")

@@ -272,17 +272,33 @@ def check_key(stored: Any, key: dict[str, Any]) -> None:
         raise ValueError("it was made of other items or settings than those that its name stands for")
 
 
+def described(folder: Path) -> Any:
+    """What the `table.json` of a folder of the cache says. Raises `ValueError` where it is none."""
+    return files.parsed(_whole(folder / "table.json").read_text(encoding="utf-8"))
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The bytes of a file of the cache, uint8 `[n]`, mapped. Raises `ValueError` where it is none."""
+    # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
+    return np.memmap(_whole(path), dtype=np.uint8, mode="c")
+
+
+def _whole(path: Path) -> Path:
+    if kind := files.special(path):
+        raise ValueError(f"{path.name} is {kind}, and no file")
+    return path
+
+
 def _open(folder: Path, key: dict[str, Any]) -> Table:
     try:
-        description = files.parsed((folder / "table.json").read_text(encoding="utf-8"))
+        description = described(folder)
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was built")
         check_key(description["key"], key)
         offsets = np.array(description["offsets"], dtype=np.int64)
         shape = (int(offsets[-1]), *description["shape"])
         path = folder / "images.u8"
-        # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
-        raw = np.memmap(path, dtype=np.uint8, mode="c")
+        raw = mapped(path)
         whole = raw.size == np.prod(shape) and sample_digest(raw) == description["sample"]
         if whole and raw.size > SAMPLED_BYTES and path.stat().st_mtime_ns != description["modified"]:
             digest = hashlib.sha256(raw.data)

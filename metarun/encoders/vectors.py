@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from metarun import files
-from metarun.data.table import build_once, cache_root, check_key, checksum, sample_digest
+from metarun.data.table import build_once, cache_root, check_key, checksum, described, mapped, sample_digest
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
 from metarun.engine import platform
@@ -199,13 +199,12 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
 
 def _open(folder: Path, key: dict[str, Any], shape: tuple[int, int, int], dtype: str) -> np.ndarray:
     try:
-        description = files.parsed((folder / "table.json").read_text(encoding="utf-8"))
+        description = described(folder)
         if description.pop("checksum") != checksum(description):
             raise ValueError("what table.json says has changed since it was made")
         check_key(description["key"], key)
         path = _file(folder, dtype)
-        # "c" (copy on write) rather than "r": torch refuses to wrap read-only arrays without a warning.
-        raw = np.memmap(path, dtype=np.uint8, mode="c")
+        raw = mapped(path)
         if sample_digest(raw) != description["sample"] or raw.size != np.prod(shape) * np.dtype(dtype).itemsize:
             raise ValueError(f"the bytes of {path.name} have changed since it was made")
         if path.stat().st_mtime_ns != description["modified"]:

@@ -245,6 +245,11 @@ def flip(folder: Path, at: int, *, keep_time: bool = False) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -261,6 +266,8 @@ def flip(folder: Path, at: int, *, keep_time: bool = False) -> None:
         lambda folder: edit_json(folder, lambda description: description["names"].reverse()),
         lambda folder: edit_json(folder, lambda description: description.update(offsets=[0, 2, 5])),
         lambda folder: edit_json(folder, lambda description: description["metadata"].update(parts=None)),
+        lambda folder: as_pipe(folder / "images.u8"),
+        lambda folder: as_pipe(folder / "table.json"),
     ],
 )
 def test_damaged_table_is_named(root: Path, damage: Callable[[Path], object]) -> None:

@@ -31,14 +31,8 @@ HYDRAS_FOLDERS = (
     "hydra.job.chdir",
 )
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
-NEEDED = (
-    "algo",
-    "backbone",
-    "data",
-    "optimizer",
-    "recipe",
-    "schedule",
-)  # groups of which a run has a choice, whatever it does
+# Groups of which a run has a choice, whatever it does.
+NEEDED = ("algo", "backbone", "data", "optimizer", "recipe", "schedule")
 
 
 def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

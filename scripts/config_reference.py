@@ -29,7 +29,7 @@ What is given later counts: the schema, then the groups in the order of `config.
 Three groups hold files that set keys of all kinds. They differ in what they are for:
 
 - A **preset** is what one method wants on one data set. It applies by itself: `algo=maml data=omniglot` takes
-  `preset/maml_omniglot.yaml`, with which it ends in about 25 minutes on two CPU cores. `preset=paper` takes the
+  `preset/maml_omniglot.yaml`, with which it ends in about 15 minutes on two CPU cores. `preset=paper` takes the
   settings of the method's paper instead, which may need a GPU or a day; `~preset` takes none.
 - An **approach** is a recipe, a method and a way of transfer under one name, so that one key can be swept over whole
   approaches: `metarun -m approach=scratch,fine_tuning,maml data=caltech101 target=pneumoniamnist`.

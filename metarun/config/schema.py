@@ -23,6 +23,8 @@ from metarun.config.types import (
     Unit,
 )
 
+MOST_EPISODES = 10_000_000  # days of work; a score of each is held in memory
+
 
 @dataclass
 class Train:
@@ -49,7 +51,9 @@ class Train:
     ) = None
     clip_value: Annotated[float, Ge(0), Doc("The largest size of each gradient; null clips no value.")] | None = None
     validate_every: Annotated[int, Ge(1), Unit("steps"), Doc("The steps from one validation to the next.")] = 200
-    validate_episodes: Annotated[int, Ge(1), Unit("episodes"), Doc("The episodes of a validation.")] = 100
+    validate_episodes: Annotated[
+        int, Interval(ge=1, le=MOST_EPISODES), Unit("episodes"), Doc("The episodes of a validation.")
+    ] = 100
     validate_on: Annotated[
         str,
         Literal["episodes", "images"],
@@ -98,9 +102,17 @@ class Usual:
 class Test:
     """Meta-testing, once, of the weights that were best on validation."""
 
-    episodes: Annotated[int, Ge(2), Unit("episodes"), Doc("The test episodes that the result is a mean over.")] = 1000
+    episodes: Annotated[
+        int,
+        Interval(ge=2, le=MOST_EPISODES),
+        Unit("episodes"),
+        Doc("The test episodes that the result is a mean over."),
+    ] = 1000
     baseline_episodes: Annotated[
-        int, Ge(0), Unit("episodes"), Doc("The test episodes of the same method untrained; 0 leaves it out.")
+        int,
+        Interval(ge=0, le=MOST_EPISODES),
+        Unit("episodes"),
+        Doc("The test episodes of the same method untrained; 0 leaves it out."),
     ] = 200
     unknown_ways: Annotated[
         int,

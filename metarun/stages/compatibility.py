@@ -99,16 +99,14 @@ def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> Non
         raise UserError(
             f"{train}.task.queries={count_text(train_task.queries)}: {name} learns from the queries; it needs at least 1"
         )
-    if not train_task.varies:
-        return
     for part, key in ((algorithm, "algo"), (learner.wrapper, "wrapper")):
-        if part is not None and part.couples_tasks:
+        if train_task.varies and part is not None and part.couples_tasks:
             raise UserError(
                 f"{train}.task: its ranges make tasks of several shapes, and {type(part).__name__} ({key}) learns from all tasks "
                 f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
             )
     if learner.wrapper is not None:
-        learner.wrapper.check_varied()
+        learner.wrapper.check_tasks(train_task)
 
 
 def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metarun.config.checked import Checked
-from metarun.core import Algorithm, Episodes, MixedEpisodes
+from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape
 
 METHOD = "method."  # what the names of the method's weights begin with among the wrapper's
 
@@ -52,8 +52,11 @@ class Wrapper(Checked, nn.Module, ABC):
         """
         return None
 
-    def check_varied(self) -> None:
-        """Checks that it can train on tasks of several shapes.
+    def check_tasks(self, task: TaskShape) -> None:
+        """Checks that it can train on tasks of such shapes, before anything is trained.
+
+        Args:
+            task: The shapes of the training tasks.
 
         Raises:
             UserError: It cannot.

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.types import Len, NonNegativeInt, PositiveFloat
-from metarun.core import Algorithm, Episodes
+from metarun.core import Algorithm, Episodes, TaskShape, largest
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import of_the_step
@@ -65,11 +65,20 @@ class MetaMix(Wrapper):
             raise UserError(f"wrapper.layers={layers}: the backbone has {listed(known)}; null is all of them")
         self.alpha = alpha
 
-    def check_varied(self) -> None:
-        if self.layers != [0]:
+    def check_tasks(self, task: TaskShape) -> None:
+        if self.layers == [0]:
+            return
+        if task.varies:
             raise UserError(
                 f"wrapper.layers={self.layers}: above the input MetaMix tells the queries of a task by the size of its sets, and "
                 "tasks differ in it; add wrapper.layers=[0]"
+            )
+        support, queries = largest(task.ways) * largest(task.shots), largest(task.ways) * largest(task.queries)
+        unlabelled = (largest(task.ways) + task.distractors) * task.unlabelled if self.method.uses_unlabelled else 0
+        if support == 2 * queries + unlabelled:
+            raise UserError(
+                f"train.task.queries={largest(task.queries)}: MetaMix tells the queries of a task, with their partners, by the size of "
+                f"their set, and the support set is as large ({support} items); choose another number, or add wrapper.layers=[0]"
             )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,11 +94,6 @@ class MetaMix(Wrapper):
         if layer == 0:
             query_x = share * episodes.query_x + (1 - share) * support_x
             return self.method.loss(replace(episodes, query_x=query_x, query_y=query_y), step)
-        if n_support == 2 * n_query:
-            raise UserError(
-                "wrapper=metamix: cannot tell a support set from a query set with its partners, which is as large here; "
-                "choose another train.task.queries, or wrapper.layers=[0]"
-            )
         query_x = torch.cat([episodes.query_x, support_x], dim=1)
         unlabelled = episodes.unlabelled_x if self.method.uses_unlabelled else None
         after = 0 if unlabelled is None else unlabelled.shape[1]  # they go through the backbone with the queries

@@ -334,8 +334,14 @@ def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
         with pytest.raises(UserError, match=line):
             wrap(config_of("wrapper=metamix", *words))
     wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]"))
-    with pytest.raises(UserError, match="cannot tell a support set"):
-        wrapper.loss(episodes(IMAGES, TaskShape(5, 4, 2), 1), 0)
+    wrapper.check_tasks(TaskShape(5, 4, 3))
+    for task in (TaskShape(5, 4, 2), TaskShape(5, (1, 4), 3)):
+        with pytest.raises(UserError, match=r"add wrapper\.layers=\[0\]"):
+            wrapper.check_tasks(task)
+    few = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]", algo="semi_protonet"))
+    few.check_tasks(TaskShape(5, 4, 1))
+    with pytest.raises(UserError, match=r"the support set is as large \(20 items\)"):
+        few.check_tasks(TaskShape(5, 4, 1, unlabelled=2))
 
 
 def test_unlabelled_items_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,28 +14,19 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
-from metarun.config.task_schema import PROTOCOLS, SIZES
 from metarun.config.validation import asks_for_object, names_class
-from metarun.config.values import without
+from metarun.config.values import values_of_task, without
 from metarun.errors import UserError, reason
 
 
 def task_of(config: DictConfig, split: str) -> Any:
     """The `TaskShape` of `train`, `pretrain.train` or `test`: `task`, with what that part of the config changes.
 
-    A protocol that `task` does not have brings its own ranges. A range of one number is that number, and where no number is
-    drawn, how it would be drawn makes no difference.
+    Where no number is drawn, how it would be drawn makes no difference.
     """
     from metarun.core import TaskShape
 
-    change, found = OmegaConf.select(config, split).task, dict(config.task)
-    if change.protocol not in (None, found["protocol"] or "uniform"):
-        found |= PROTOCOLS[change.protocol]
-    found |= {name: value for name, value in change.items() if value is not None}
-    for name in SIZES:
-        if not isinstance(found[name], int):
-            low, high = found[name]
-            found[name] = low if low == high else (low, high)
+    found = values_of_task(config, split)
     if not isinstance(found["shots"], tuple) and not isinstance(found["queries"], tuple):
         found["balanced"] = None
         found["protocol"] = found["protocol"] if isinstance(found["ways"], tuple) else None

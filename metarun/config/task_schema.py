@@ -26,7 +26,8 @@ class Task:
         Count(1),
         Unit("items a class"),
         Doc(
-            "The support examples of each class. [1, 10] has each task draw them from 1 to 10, if its classes have so many."
+            "The support examples of each class. [1, 10] has each task draw them from 1 to 10, if its classes have so many; how "
+            "Meta-Dataset draws them, task.protocol says."
         ),
     ] = 1
     queries: Annotated[
@@ -41,7 +42,8 @@ class Task:
         Annotated[
             bool,
             Doc(
-                "Whether the classes of a task share what it draws; false draws shots and queries for each class. Null is true."
+                "Whether the classes of a task share the shots and queries that it draws from ranges; false draws them for each "
+                "class. Null is true. Meta-Dataset's sampler goes its own way."
             ),
         ]
         | None
@@ -52,7 +54,9 @@ class Task:
             Literal["uniform", "meta_dataset"],
             Doc(
                 "How a task's numbers are drawn: uniformly from their ranges, or as Meta-Dataset's sampler does, from ways "
-                "[5, 50], shots [1, 100] and queries [1, 10] where these are not given. Null is uniform."
+                "[5, 50], shots [1, 100] and queries [1, 10] where these are not given: it draws the size of a support set, to which each "
+                "class adds at most 100, and gives large classes more of it, perhaps above 100; all classes have as many queries, up "
+                "to 10. Null is uniform."
             ),
         ]
         | None

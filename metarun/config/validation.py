@@ -19,7 +19,7 @@ from metarun.config.ranges import check_value, parts
 from metarun.config.schema import Config
 from metarun.config.task_schema import LARGEST_SUPPORT
 from metarun.config.types import Given
-from metarun.config.values import to_container
+from metarun.config.values import to_container, values_of_task
 from metarun.errors import UserError, nearest, reason
 from metarun.renamed import renamed_key
 from metarun.text import has_control, listed, printable
@@ -100,9 +100,22 @@ def check_sizes(value: Any) -> None:
 
 def check_tasks(config: DictConfig) -> None:
     """Checks that what is said of tasks goes together, of those of training and those of tests."""
-    for part in ("train", "pretrain.train", "test"):
-        change = OmegaConf.select(config, part).task
-        found = {name: config.task[name] if change[name] is None else change[name] for name in map(str, config.task)}
+    tasks = {part: values_of_task(config, part) for part in ("train", "pretrain.train", "test")}
+    changes = {part: OmegaConf.select(config, part).task for part in tasks}
+    balancing = {part: "task" if change.balanced is None else f"{part}.task" for part, change in changes.items()}
+    drawing = {balancing[part] for part, task in tasks.items() if draws_items(task)}
+    for part, found in tasks.items():
+        change, key = changes[part], balancing[part]
+        if found["balanced"] and found["protocol"] == "meta_dataset" and isinstance(found["shots"], tuple):
+            raise UserError(
+                f"{key}.balanced=true: Meta-Dataset's sampler draws the shots of each class; leave it null, or set "
+                f"{part}.task.balanced=false"
+            )
+        if found["balanced"] is False and key not in drawing:
+            raise UserError(
+                f"{key}.balanced=false: has each class draw its shots and queries from ranges, and both are numbers; give a range "
+                f"({key}.shots=[1,5], say), or leave it null"
+            )
         if found["distractors"] and not found["unlabelled"]:
             key = "task" if change.distractors is None else f"{part}.task"
             raise UserError(
@@ -115,6 +128,11 @@ def check_tasks(config: DictConfig) -> None:
                 f"{part}.task.ways={ways}: Meta-Dataset's support sets have at most {LARGEST_SUPPORT} items; take fewer ways, "
                 "or task.protocol=uniform"
             )
+
+
+def draws_items(task: Mapping[str, Any]) -> bool:
+    """Whether tasks of such values draw their shots, or their queries."""
+    return isinstance(task["shots"], tuple) or isinstance(task["queries"], tuple)
 
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:

@@ -90,8 +90,18 @@ def check_test_task(learner: Learner, test_task: TaskShape) -> None:
         )
 
 
-def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> None:
-    """Checks that a learner can be trained on such tasks; `train` is the key of its training's settings."""
+def check_train_task(learner: Learner, train_task: TaskShape, train: str, test_task: TaskShape) -> None:
+    """Checks that a learner can be trained on such tasks.
+
+    Args:
+        learner: The learner.
+        train_task: The shapes of its training tasks.
+        train: The key of its training's settings.
+        test_task: The shapes of validation and test tasks.
+
+    Raises:
+        UserError: It cannot.
+    """
     algorithm = learner.algorithm
     name = type(algorithm).__name__
     check_shape(algorithm, train_task, train)
@@ -106,7 +116,7 @@ def check_train_task(learner: Learner, train_task: TaskShape, train: str) -> Non
                 f"of a step at once, as tasks of one shape; give numbers for {train}.task.ways, shots and queries"
             )
     if learner.wrapper is not None:
-        learner.wrapper.check_tasks(train_task)
+        learner.wrapper.check_tasks(train_task, test_task)
 
 
 def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
@@ -124,8 +134,8 @@ def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
             f"ways; give one number, or take a method for any ways (algo=protonet or protomaml, say)"
         )
     if algorithm.equal_classes and not task.equal_classes:
-        how = "task.protocol=uniform" if task.protocol == "meta_dataset" else "task.balanced=true"
+        how, value = ("protocol", "uniform") if task.protocol == "meta_dataset" else ("balanced", "true")
         raise UserError(
-            f"{part}.task: its classes differ in their numbers of items, and {name} needs equal classes; add {how}, or take "
-            "another method (algo=protonet, say)"
+            f"{part}.task: its classes differ in their numbers of items, and {name} needs equal classes; add task.{how}={value} "
+            f"({part}.task.{how}, where that is given), or take another method (algo=protonet, say)"
         )

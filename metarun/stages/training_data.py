@@ -222,7 +222,7 @@ def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
 def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
     """Episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
-    check_train_task(learner, learner.task, train)
+    check_train_task(learner, learner.task, train, run.test_task)
     noise = learner.settings.noise
 
     def sampler(task: TaskShape) -> Sampler:

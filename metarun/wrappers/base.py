@@ -52,11 +52,12 @@ class Wrapper(Checked, nn.Module, ABC):
         """
         return None
 
-    def check_tasks(self, task: TaskShape) -> None:
-        """Checks that it can train on tasks of such shapes, before anything is trained.
+    def check_tasks(self, task: TaskShape, test_task: TaskShape) -> None:
+        """Checks that it can train on tasks of such shapes, and has something to do, before anything is trained.
 
         Args:
             task: The shapes of the training tasks.
+            test_task: Those of validation and test tasks.
 
         Raises:
             UserError: It cannot.

@@ -65,7 +65,7 @@ class MetaMix(Wrapper):
             raise UserError(f"wrapper.layers={layers}: the backbone has {listed(known)}; null is all of them")
         self.alpha = alpha
 
-    def check_tasks(self, task: TaskShape) -> None:
+    def check_tasks(self, task: TaskShape, test_task: TaskShape) -> None:
         if self.layers == [0]:
             return
         if task.varies:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.types import PositiveInt, Share
-from metarun.core import Algorithm, Episodes, MixedEpisodes, together
+from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import at_task
@@ -77,6 +77,18 @@ class SelfTraining(Wrapper):
 
     def preparation(self) -> Callable[[Algorithm, Episodes], Episodes | MixedEpisodes]:
         return functools.partial(self_trained, rounds=self.rounds, threshold=self.threshold, per_class=self.per_class)
+
+    def check_tasks(self, task: TaskShape, test_task: TaskShape) -> None:
+        if self.in_training and not task.unlabelled:
+            raise UserError(
+                "wrapper.in_training=true: learns from the unlabelled items of training tasks, and they have none; add "
+                "train.task.unlabelled=5, or leave it at false"
+            )
+        if not self.in_training and not test_task.unlabelled:
+            raise UserError(
+                "wrapper=self_training: learns from the unlabelled items of validation and test tasks, and they have none; add "
+                "task.unlabelled=5, or leave the wrapper out"
+            )
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.in_training or episodes.unlabelled_x is None:

@@ -337,23 +337,35 @@ REFUSED = {
 def test_what_a_method_cannot_do_is_refused_in_one_line(name: str) -> None:
     task, words = REFUSED[name]
     with pytest.raises(UserError, match=words):
-        check_train_task(learner(name, task), task, "train")
+        check_train_task(learner(name, task), task, "train", task)
 
 
 def test_tests_and_wrappers_are_refused_too() -> None:
     varied = TaskShape(4, (1, 3), (1, 2))
     with pytest.raises(
-        UserError, match=r"^test\.task: its classes differ.* MTL needs equal classes; add task\.protocol=uniform"
+        UserError,
+        match=r"^test\.task: its classes differ.* MTL needs equal classes; add task\.protocol=uniform \(test\.task\.protocol, where",
     ):
         check_test_task(learner("mtl", TaskShape(4, 2, 1)), TaskShape(4, (1, 9), 1, protocol="meta_dataset"))
     with pytest.raises(UserError, match=r"^test\.task\.ways=\[2,5\]: MAML has one output for each way"):
         check_test_task(learner("maml", TaskShape(4, 2, 1)), TaskShape((2, 5), 2, 1))
+    idle = r"^wrapper=self_training: learns from the unlabelled items of validation and test tasks, and they have none; add task\."
+    with pytest.raises(UserError, match=idle):
+        check_train_task(learner("protonet", varied, wrapper="self_training"), varied, "train", varied)
+    some = replace(varied, unlabelled=2)
+    check_train_task(learner("protonet", varied, wrapper="self_training"), varied, "train", some)
+    within = learner("protonet", varied, "in_training=true", wrapper="self_training")
+    check_train_task(within, some, "train", varied)
+    with pytest.raises(
+        UserError, match=r"^wrapper\.in_training=true: .* of training tasks, and they have none; add train\.task\."
+    ):
+        check_train_task(within, varied, "train", some)
     with pytest.raises(UserError, match=r"and ATS \(wrapper\) learns from all tasks of a step at once"):
-        check_train_task(learner("protonet", varied, wrapper="ats"), varied, "train")
+        check_train_task(learner("protonet", varied, wrapper="ats"), varied, "train", varied)
     with pytest.raises(UserError, match=r"^wrapper\.layers=\[0, 1, 2, 3\]: .*add wrapper\.layers=\[0\]$"):
-        check_train_task(learner("protonet", varied, wrapper="metamix"), varied, "train")
-    check_train_task(learner("protonet", varied, "layers=[0]", wrapper="metamix"), varied, "train")
-    check_train_task(learner("protonet", replace(varied, ways=(2, 5), balanced=False)), varied, "train")
+        check_train_task(learner("protonet", varied, wrapper="metamix"), varied, "train", varied)
+    check_train_task(learner("protonet", varied, "layers=[0]", wrapper="metamix"), varied, "train", varied)
+    check_train_task(learner("protonet", replace(varied, ways=(2, 5), balanced=False)), varied, "train", varied)
 
 
 def test_metamix_mixes_tasks_of_several_shapes() -> None:

@@ -360,6 +360,12 @@ BAD = {
     "task.protocol=metadataset": r"^task\.protocol=metadataset: is not one of uniform, meta_dataset; did you mean meta_dataset",
     "task.distractors=5": r"^task\.distractors=5: are further classes of unlabelled items, and tasks have none",
     "test.task.distractors=5": r"^test\.task\.distractors=5: are further classes .* add test\.task\.unlabelled=5$",
+    "task.protocol=meta_dataset task.balanced=true": r"^task\.balanced=true: Meta-Dataset's sampler draws the shots of each class; leave",
+    "test.task.protocol=meta_dataset task.balanced=true": r"^task\.balanced=true: .* or set test\.task\.balanced=false$",
+    "task.protocol=meta_dataset test.task.balanced=true": r"^test\.task\.balanced=true: Meta-Dataset's sampler",
+    "task.balanced=false": r"^task\.balanced=false: .* both are numbers; give a range \(task\.shots=\[1,5\], say\), or leave it null$",
+    "task.balanced=false task.shots=[2,2]": r"^task\.balanced=false: has each class draw",
+    "task.shots=[1,5] test.task.shots=1 test.task.balanced=false": r"^test\.task\.balanced=false: .* \(test\.task\.shots=\[1,5\], say\)",
     "task.labelled_share=0": r"^task\.labelled_share=0: must be above 0 and at most 1",
 }
 
@@ -367,7 +373,7 @@ BAD = {
 @pytest.mark.parametrize("word", BAD)
 def test_a_bad_size_is_one_line(word: str) -> None:
     with pytest.raises(UserError, match=BAD[word]):
-        check(compose(word))
+        check(compose(*word.split()))
 
 
 def test_ranges_are_good_wherever_a_number_is() -> None:
@@ -392,6 +398,13 @@ def test_a_protocol_brings_its_own_ranges() -> None:
     config = compose("test.task.protocol=meta_dataset", "test.task.ways=[5,9]")
     assert task_of(config, "test") == replace(PAPER, ways=(5, 9))
     assert task_of(config, "train") == TaskShape(5, 1, 15)
+    for word in (
+        "task.balanced=false",
+        "task.balanced=true task.shots=3",
+        "train.task.balanced=true train.task.protocol=uniform",
+    ):
+        check(compose("task.protocol=meta_dataset", *word.split()))
+    check(compose("task.balanced=false", "train.task.shots=[1,5]"))  # the tests draw nothing
     with pytest.raises(UserError, match=r"ways=600: Meta-Dataset's support sets have at most 500 items"):
         check(compose("task.protocol=meta_dataset", "task.ways=600"))
 

@@ -88,6 +88,11 @@ SMALL = ["data=folder", "data.image_size=16", "backbone=conv4", "backbone.channe
          "test.episodes=4", "test.baseline_episodes=0", "hardware=cpu"]  # fmt: skip
 
 
+def chosen(wrapper: str) -> list[str]:
+    """Its choice, with tasks that it has something to do with."""
+    return [f"wrapper={wrapper}", *(["task.unlabelled=1"] if wrapper == "self_training" else [])]
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("pictures"))
@@ -121,7 +126,7 @@ def test_no_wrapper_is_a_choice_too(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrapper", choices("wrapper"))
 def test_the_method_stays_the_algorithm_of_the_run(wrapper: str, pictures: Path, tmp_path: Path) -> None:
     """`best.pt` is the method's alone: it is tested as such, and as a run without a wrapper would be."""
-    words = [*SMALL, f"data.root={pictures}", "algo=maml", f"wrapper={wrapper}", "train.save_every=1"]
+    words = [*SMALL, f"data.root={pictures}", "algo=maml", *chosen(wrapper), "train.save_every=1"]
     run = done(*words, outputs=tmp_path / "run")
     alone = build(OmegaConf.load(run / "config.yaml"), toy_images(classes=4))  # type: ignore[arg-type]
     for name in ("best.pt", "last.pt"):
@@ -141,7 +146,7 @@ def test_the_method_stays_the_algorithm_of_the_run(wrapper: str, pictures: Path,
 def test_a_resumed_run_has_what_the_wrapper_learned(
     wrapper: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*SMALL, f"data.root={pictures}", "algo=protonet", f"wrapper={wrapper}", "train.save_every=1"]
+    words = [*SMALL, f"data.root={pictures}", "algo=protonet", *chosen(wrapper), "train.save_every=1"]
     whole = done(*words, "train.optimizer.lr=0.01", outputs=tmp_path / "whole")
     saved, count = checkpoint.save, itertools.count()
 
@@ -181,7 +186,7 @@ def test_the_method_inherits_as_it_does_without_a_wrapper(
              "pretrain.train.steps=8", "pretrain.train.optimizer.lr=0.05", "pretrain.train.tasks_per_step=8", "train.steps=0",
              "pretrain.train.validate_every=8", "pretrain.train.validate_episodes=4"]  # fmt: skip
     alone = done(*words, outputs=tmp_path / "alone")
-    wrapped = done(*words, f"wrapper={wrapper}", outputs=tmp_path / "wrapped")
+    wrapped = done(*words, *chosen(wrapper), outputs=tmp_path / "wrapped")
     one, other = (checkpoint.load(checkpoint.weights_file("checkpoint", str(run)))["model"] for run in (alone, wrapped))
     for name in one:
         assert torch.equal(one[name], other[name]), name
@@ -334,14 +339,14 @@ def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
         with pytest.raises(UserError, match=line):
             wrap(config_of("wrapper=metamix", *words))
     wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]"))
-    wrapper.check_tasks(TaskShape(5, 4, 3))
+    wrapper.check_tasks(TaskShape(5, 4, 3), TaskShape(5, 1, 1))
     for task in (TaskShape(5, 4, 2), TaskShape(5, (1, 4), 3)):
         with pytest.raises(UserError, match=r"add wrapper\.layers=\[0\]"):
-            wrapper.check_tasks(task)
+            wrapper.check_tasks(task, TaskShape(5, 1, 1))
     few = wrap(config_of("wrapper=metamix", "wrapper.layers=[1]", algo="semi_protonet"))
-    few.check_tasks(TaskShape(5, 4, 1))
+    few.check_tasks(TaskShape(5, 4, 1), TaskShape(5, 1, 1))
     with pytest.raises(UserError, match=r"the support set is as large \(20 items\)"):
-        few.check_tasks(TaskShape(5, 4, 1, unlabelled=2))
+        few.check_tasks(TaskShape(5, 4, 1, unlabelled=2), TaskShape(5, 1, 1))
 
 
 def test_unlabelled_items_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,17 @@ class TaskShape:
     @property
     def plain(self) -> bool:
         """Whether all tasks have one shape, and nothing but labelled items."""
-        return not (self.varies or self.unlabelled or self.labelled_share < 1)
+        return self.beyond_plain is None
+
+    @property
+    def beyond_plain(self) -> tuple[str, str, str] | None:
+        """The first key of tasks that are not `plain`, its value as it is typed, and which value would be; None of those that are."""
+        for name in SIZES:
+            if isinstance(count := getattr(self, name), tuple):
+                return name, count_text(count), "one number"
+        if self.unlabelled:
+            return "unlabelled", str(self.unlabelled), "0"
+        return None if self.labelled_share == 1 else ("labelled_share", f"{self.labelled_share:g}", "1")
 
     @property
     def numbers(self) -> tuple[int, int, int]:
@@ -324,13 +334,12 @@ class TaskShape:
         Raises:
             UserError: Tasks are not, and the source that asks knows no others.
         """
-        found = self.ways, self.shots, self.queries
-        if self.plain and all(isinstance(count, int) for count in found):
-            return least(found[0]), least(found[1]), least(found[2])
-        what = "draw their numbers from ranges" if self.varies else "have unlabelled items, or a labelled_share"
-        raise UserError(
-            f"task: these tasks {what}, but here all are of one shape and of labelled items alone; leave that out"
-        )
+        if found := self.beyond_plain:
+            name, value, right = found
+            raise UserError(
+                f"task.{name}={value}: here all tasks are of one shape and of labelled items alone; set it to {right}"
+            )
+        return least(self.ways), least(self.shots), least(self.queries)
 
     def describe(self) -> dict[str, Any]:
         """JSON values for `result.json`: the sizes, ranges as lists of two, and what else is not as usual."""

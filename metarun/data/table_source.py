@@ -6,12 +6,13 @@ import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from metarun.core import Episodes, TaskShape, count_text, largest, least
+from metarun.core import Episodes, MixedEpisodes, TaskShape, count_text, largest, least
 from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.imbalanced import ImbalancedSampler, cut_short, most_queries
 from metarun.data.sampler import ClassSampler, distinct, uniforms
@@ -225,7 +226,7 @@ class TableSource(DataSource):
         if split not in self.unknown:
             return super().with_unknown(split, task, more, seed, device)
         known, read = self.sampler(split, task, seed, device), self.reader(device)
-        ways, shots, queries = task.numbers
+        queries = largest(task.queries)  # as many in all tasks
         number, count = self.unknown[split], more * queries
         first, last = self.table.offsets[number : number + 2]
         if count > last - first:
@@ -234,22 +235,15 @@ class TableSource(DataSource):
                 f"for {PURPOSE[split]}"
             )
 
-        def episodes(start: int, stop: int) -> Episodes:
-            tasks = stop - start
+        def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
             draws = uniforms(seed, f"{split}/unknown", start, stop, 2 * count)
-            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(tasks, last - first))
-            asked = read(rows, np.zeros(tasks, np.int64))  # [T, more * Q, ...]
-            labels = torch.arange(ways, ways + more, device=device)
-            own = known(start, stop)
-            assert isinstance(own, Episodes)  # of one shape
-            blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])  # is left out again
-            return Episodes(
-                torch.cat([own.support_x, blank], 1),
-                torch.cat([own.support_y, labels.repeat_interleave(shots).expand(tasks, -1)], 1),
-                torch.cat([own.query_x, asked], 1),
-                torch.cat([own.query_y, labels.repeat_interleave(queries).expand(tasks, -1)], 1),
-                ways=ways + more,
-            )
+            rows = first + distinct(draws[:, :count], draws[:, count:], np.full(stop - start, last - first))
+            groups, places = [], []
+            for numbers, own in known(start, stop).chunks():
+                asked = read(rows[list(numbers)], np.zeros(len(numbers), np.int64))  # [T, more * Q, ...]
+                groups.append(with_further(own, asked, more))
+                places.append(tuple(numbers))
+            return groups[0] if len(groups) == 1 else MixedEpisodes(tuple(groups), tuple(places))
 
         return episodes
 
@@ -320,6 +314,30 @@ class TableSource(DataSource):
             **{name: value for name, value in self.table.metadata.items() if name != "parts"},
             **({"split": f"all {len(same)} classes in every split, too few to divide"} if same else {}),
         }
+
+
+def with_further(own: Episodes, asked: torch.Tensor, more: int) -> Episodes:
+    """Tasks with further classes, whose support items are blank copies of a query: they will be left out again.
+
+    Args:
+        own: The tasks.
+        asked: The queries of all further classes, equally many of each, `[T, more * Q, ...]`.
+        more: The number of further classes.
+    """
+    shots, queries = own.support_sizes[-1], asked.shape[1] // more
+    blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])
+    labels = torch.arange(own.ways, own.ways + more, device=own.support_y.device)
+    sizes = (*own.query_sizes, *(queries,) * more)
+    return replace(
+        own,
+        support_x=torch.cat([own.support_x, blank], 1),
+        support_y=torch.cat([own.support_y, labels.repeat_interleave(shots).expand(len(asked), -1)], 1),
+        query_x=torch.cat([own.query_x, asked], 1),
+        query_y=torch.cat([own.query_y, labels.repeat_interleave(queries).expand(len(asked), -1)], 1),
+        ways=own.ways + more,
+        shots=None if own.shots is None else (*own.shots, *(shots,) * more),
+        queries=None if len(set(sizes)) == 1 else sizes,
+    )
 
 
 def refuse_one_way(split: Split, task: TaskShape) -> None:

@@ -44,6 +44,7 @@ INTENT_COLUMNS = (*LABEL_COLUMNS, "intent", "sentiment", "topic", "emotion", "y"
 KINDS = ("category", "intent", "sentiment", "topic", "emotion")
 TABLES, LINES, PLAIN = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
 READ = (*TABLES, *LINES)
+ROW = '{"text": "...", "label": "..."}'  # as an object of JSON has it
 SHOWN = 60  # characters of a text in a message
 _field_limit = threading.Lock()
 
@@ -279,6 +280,11 @@ class _Reader:
         if not rows:
             raise UserError(f"{self.key}: {path} has no rows")
         names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
+        if not names:
+            raise UserError(
+                f"{self.key}: {path}: its objects hold no text or number of their own, but lists, objects or nothing; each must be "
+                f"like {ROW}"
+            )
         text_column = self._column("text", names, path)
         usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
         optional = usual[0] if len(usual) == 1 else None
@@ -500,8 +506,25 @@ def _cell(value: str | float | None) -> str:
     return str(int(value) if whole else value).strip()
 
 
+def _refuse_one_object(text: str, path: Path, key: str) -> None:
+    """Raises `UserError` for a file that is one object and no row: over several lines, or of lists and objects alone."""
+    if not text.lstrip().startswith("{"):
+        return
+    try:
+        whole = parsed(text)
+    except ValueError:  # several objects, say, a line each
+        return
+    if all(isinstance(value, dict | list) for value in whole.values()) or "\n" in text.strip():
+        raise UserError(f"{key}: {path}: is one object; give a list of objects, [{ROW}, ...], or such an object a line")
+
+
 def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
-    """The objects of JSON lines, or of one JSON list of objects."""
+    """The objects of JSON lines, or of one JSON list of objects.
+
+    Raises:
+        UserError: The file is neither, or an object holds half a character.
+    """
+    _refuse_one_object(text, path, key)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         try:
             entries = list(enumerate(parsed(text), 1))
@@ -522,7 +545,7 @@ def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
     for number, entry in entries:
         where = f"{path}, {unit} {number}"
         if not isinstance(entry, dict):
-            raise UserError(f'{key}: {where}: is no object such as {{"text": "...", "label": "..."}}')
+            raise UserError(f"{key}: {where}: is no object such as {ROW}")
         row: dict[str, str] = {}
         for name, value in entry.items():
             if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label

@@ -103,10 +103,11 @@ class PseudoTasks(TableSource):
         key, other = "train.task", ""
         if split == "val":
             key, other = "test.task", ", or take the data set's own for validation: unsupervised.validation=labels"
-        if not task.plain:
+        if found := task.beyond_plain:
+            name, value, right = found
             raise UserError(
-                f"unsupervised: makes {PURPOSE[split]} tasks of one shape, of pseudo-labelled items alone; give numbers for {key}.ways, "
-                f"shots and queries, and leave out unlabelled items{other}"
+                f"{key}.{name}={value}: unsupervised makes {PURPOSE[split]} tasks of one shape, of pseudo-labelled items alone; set it "
+                f"to {right}{other}"
             )
         if task.query_dirichlet is not None:
             raise UserError(

@@ -14,12 +14,13 @@ import torch
 from shell import make_images, metarun, result
 from text_tables import many, table
 
-from metarun.core import TaskShape
+from metarun.core import TaskShape, largest
 from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
 from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts
+from metarun.engine.probabilities import UNKNOWN, with_unknown
 from metarun.errors import UserError
 from metarun.inference.texts import text_examples
 
@@ -244,6 +245,29 @@ def test_a_broken_line_of_json_lines_is_named(tmp_path: Path, lines: list[str], 
     with pytest.raises(UserError) as error:
         read(tmp_path / "a.jsonl")
     assert all(word in one_line(error) for word in told), str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_is_one_object_is_told_from_rows(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
+    columns = {"text": {"0": "a", "1": "c"}, "label": {"0": "b", "1": "d"}}
+    path = tmp_path / name
+    for content in ({"data": rows}, columns, {"text": ["a"], "label": ["b"]}, {}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(
+            UserError, match=r"is one object; give a list of objects, \[\{\"text\": .* or such an object a line$"
+        ):
+            read(path)
+    path.write_text(json.dumps({"version": 1, "data": rows}, indent=2))
+    with pytest.raises(UserError, match=r"is one object; give a list"):
+        read(path)
+    path.write_text('{"a": ["b"]}\n{"a": ["c"]}\n')
+    with pytest.raises(
+        UserError, match=r"its objects hold no text or number of their own, but lists, objects or nothing"
+    ):
+        read(path)
+    path.write_text('{"text": "a", "label": "b", "tokens": ["a"]}')
+    assert read(path) == [("a", "b")]
 
 
 def test_half_a_character_is_named(tmp_path: Path) -> None:
@@ -619,6 +643,27 @@ def test_out_of_scope_queries_are_the_unknown_ones() -> None:
         torch.testing.assert_close(drawn.query_x[:, :15], usual.query_x)
         again = source.with_unknown(split, TaskShape(5, 2, 3), 4, 0, CPU)(3, 4)  # type: ignore[arg-type]
         torch.testing.assert_close(again.query_x[0], drawn.query_x[3])
+    for task in (
+        TaskShape((2, 4), (1, 3), (1, 3), balanced=False),
+        TaskShape(3, 2, (1, 4)),
+        TaskShape(3, 2, 2, labelled_share=0.5),
+    ):
+        first, last = source.table.offsets[source.unknown["test"] : source.unknown["test"] + 2]
+        queries, known = largest(task.queries), source.sampler("test", task, 0, CPU)
+        drawn = source.with_unknown("test", task, 2, 0, CPU)
+        for number, one in enumerate(drawn(0, 6).split(1)):
+            (own,), (alone,) = known(number, number + 1).split(1), drawn(number, number + 1).split(1)
+            assert torch.equal(one.query_x, alone.query_x)
+            asked, kinds = with_unknown(one, 2)
+            assert torch.equal(asked.support_x, own.support_x)
+            assert torch.equal(asked.support_y, own.support_y)
+            assert asked.support_sizes == own.support_sizes
+            assert one.query_y[0].bincount().tolist() == [*own.query_sizes, queries, queries] == one.query_sizes
+            assert one.support_y[0].bincount().tolist() == one.support_sizes
+            assert torch.equal(one.query_x[:, : own.query_x.shape[1]], own.query_x)
+            rows = one.query_x[kinds == UNKNOWN][:, 0].numpy()
+            assert ((first <= rows) & (rows < last)).all()
+            assert len({*rows}) == 2 * queries
     assert len(source.labelled(None)) == len(plain.labelled(None))
     assert source.labelled("test").names == plain.labelled("test").names
     with pytest.raises(

@@ -138,8 +138,8 @@ class Train(Stage):
         algorithm, hardware = learner.algorithm, learner.hardware
 
         def on_images(images: Labelled) -> tuple[float, dict[str, float]]:
-            predicted = classified(algorithm, images, hardware, learner.sampler).argmax(1)
-            right = (predicted == torch.from_numpy(images.labels)).double()
+            scores = classified(algorithm, images, hardware, learner.sampler)
+            right = metrics.right(scores, torch.from_numpy(images.labels))
             mean = right.mean().item()
             name = result.VALIDATION_ACCURACY
             return mean, {name: mean, result.half_of(name): metrics.reach(mean, metrics.wilson(mean, len(right)))}

@@ -273,6 +273,19 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     assert found["protocol"]["seen"] == {"train": expected}
 
 
+def test_predictions_that_are_no_numbers_are_wrong_and_told(target: Path, tmp_path: Path) -> None:
+    """Weights that diverged would have each image taken for the first class, a third of them rightly."""
+    outcome = metarun("recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16",
+                      *SMALL[2:3], "train.steps=1", "train.tasks_per_step=8", "train.optimizer.lr=1e38", "target=folder",
+                      f"target.data.root={target}", "target.data.image_size=16", f"outputs={tmp_path}")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    found = result(runs(tmp_path))
+    assert (found["target/acc"], found["val/score"], found["target/undefined"]) == (0, 0, 9)
+    assert "target: the predictions of 9 of 9 test images are no numbers, which count as wrong" in outcome.err
+    rows = (runs(tmp_path) / "predictions.csv").read_text().splitlines()[1:]
+    assert {tuple(row.split(",")[4:6]) for row in rows} == {("", "0")}
+
+
 @pytest.mark.parametrize(
     ("recipe", "key", "target"),
     [

@@ -257,13 +257,15 @@ def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
 
 
 def training_protocol(learner: Learner) -> dict[str, Any]:
-    """What `protocol` of `result.json` says of a learner's training."""
+    """What `protocol` of `result.json` says of a learner's training; nothing where there was none."""
     settings, task = learner.settings, learner.task
+    if not settings.steps:
+        return {}
     batches = {"classes": learner.algorithm.spec.outputs, "images_per_step": settings.tasks_per_step}
     found: dict[str, Any] = {"train": task.describe() if task is not None else batches}
     if settings.noise.tasks:
         found["train_noise"] = OmegaConf.to_container(settings.noise)
-    if settings.max_seconds is not None and settings.steps:
+    if settings.max_seconds is not None:
         found["budget"] = (
             f"{learner.key}.max_seconds: the clock ends the training, and a learning rate that falls over all steps follows the clock; "
             "two runs of one command may differ, but a run that goes on replays the recorded clock"

@@ -235,6 +235,9 @@ class Train(Stage):
             settings["test.task"] = run.test_task.describe()
         if learner.algorithm.uses_target != "no" and run.target:
             settings["target"] = run.target.source.describe()["fingerprint"]
+            # Those that the stage reads: settings of the target that are not of its data leave some out.
+            read = (run.target.train, run.target.validation)
+            settings["target.images"] = files.digest([images.rows.tolist() for images in read])
             settings |= {f"target.{key}": value for key, value in read_as(config.target.data).items()}
         if origin := config.backbone.get("from"):
             settings["backbone.from"] = checkpoint.digest(checkpoint.weights_file("backbone.from", origin))
@@ -277,9 +280,10 @@ class Train(Stage):
         found: dict[str, Any] = {result.SEEN: {**told_of(learner.origins), self.name: text}}
         if self.held_out is not None:
             found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)
+        trained = training_protocol(learner)
         if not self.last:
-            return found
-        found |= training_protocol(learner)
+            return found | {result.key(self.name, key): value for key, value in trained.items()}
+        found |= trained
         if self.held_out is None:
             found["test"] = run.test_task.describe()
         return found

@@ -205,7 +205,9 @@ def test_weights_that_are_kept_apart_are_found_wherever_all_was_moved(
 
 def test_each_training_says_what_it_was_and_one_without_steps_nothing(images: Path, tmp_path: Path) -> None:
     noise = ["train.noise.tasks=0.5", "pretrain.train.max_seconds=60", "train.max_seconds=60"]
-    done("recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, *noise, f"data.root={images}", f"outputs={tmp_path}")
+    done(
+        "recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, *noise, f"data.root={images}", f"outputs={tmp_path}"
+    )
     told = result(only_run(tmp_path))["protocol"]
     assert told["train"] == {"ways": 3, "shots": 1, "queries": 2}
     assert told["pretrain/train"]["images_per_step"] == 8

@@ -80,9 +80,9 @@ def tell_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> d
     if not (count := trained_on(run, tested, reads_source)):
         return {}
     log.warning(
-        "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen before",
-        count,
-    )
+        "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen "
+        "before", count,
+    )  # fmt: skip
     return {"test_images_trained_on": count}
 
 

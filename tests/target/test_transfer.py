@@ -346,7 +346,8 @@ def test_source_and_target_of_the_same_images_are_told(
     """Their training and their test images are divided by one draw where the target is not divided anew."""
     done = metarun("algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
                    f"target.data.root={images}", "target.data.image_size=16", "backbone.channels=4", "train.steps=1",
-                   "train.tasks_per_step=4", "target.repeats=1", "task.ways=2", "task.queries=2", f"outputs={tmp_path}", *words)  # fmt: skip
+                   "train.tasks_per_step=4", "target.repeats=1", "task.ways=2", "task.queries=2", f"outputs={tmp_path}",
+                   *words)  # fmt: skip
     assert done.status == 0, done.err
     found = result(run_folder(tmp_path))
     assert ("the training on the source's images sees" in done.err) == bool(seen)

@@ -30,12 +30,23 @@ def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | No
     Returns:
         The mean and the half width; None for one value, and for others that are all alike: too few to tell how they vary.
     """
-    values = values.double()
-    mean, n = values.mean().item(), len(values)
-    spread = values.std(unbiased=True).item() if n > 1 else 0.0
-    if spread > ALIKE * abs(mean) or math.isnan(spread):
+    mean, n, spread = values.double().mean().item(), len(values), _spread(values)
+    if spread:
         return mean, float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return mean, reach(mean, wilson(mean, n)) if shares and n > 1 else None
+
+
+def _spread(values: Tensor) -> float:
+    """The sample deviation of `[n]` values; 0 of those that are all alike but for rounding, and of one."""
+    spread = values.double().std(unbiased=True).item() if len(values) > 1 else 0.0
+    return 0.0 if spread <= ALIKE * abs(values.double().mean().item()) else spread
+
+
+def interval_told(values: Tensor, over: str, *, shares: bool = False) -> str:
+    """By which formula `interval` has its interval of the same values, in words, and `over` what it is."""
+    if _spread(values):
+        return f"95%, over {over}, Student's t"
+    return f"95%, over {over}, which agree, Wilson" if shares and len(values) > 1 else "too few for an interval"
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:

@@ -301,9 +301,16 @@ class MetaTest(Stage):
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
     def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
-        """The numbers of the same method with the weights that it had before any training; none where it still has them."""
+        """The numbers of the same method with the weights that it had before any training.
+
+        There are none where it still has them, and where the weights that a loaded run began with are there no more.
+        """
         assert run.learner.fresh is not None
-        algorithm, hardware = run.learner.fresh(), run.hardware
+        try:
+            algorithm, hardware = run.learner.fresh(), run.hardware
+        except UserError as error:
+            log.warning("test: no numbers of the method before its training stand beside these (%s)", error)
+            return {}
         algorithm.to(hardware.device)
         before = algorithm.state_dict()
         if all(torch.equal(value, before[name]) for name, value in run.algorithm.state_dict().items()):

@@ -20,10 +20,9 @@ from metarun.engine.evaluate import classified, evaluate
 from metarun.engine.learner import Learner
 from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
-from metarun.files import typed_path
 from metarun.ops import batch_norm, metrics
 from metarun.runs import contents, result, seen
-from metarun.runs.fingerprints import descriptions
+from metarun.runs.fingerprints import descriptions, weights
 from metarun.runs.folder import FREE, create, identity
 from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
@@ -239,10 +238,7 @@ class Train(Stage):
             read = (run.target.train, run.target.validation)
             settings["target.images"] = files.digest([images.rows.tolist() for images in read])
             settings |= {f"target.{key}": value for key, value in read_as(config.target.data).items()}
-        if origin := config.backbone.get("from"):
-            settings["backbone.from"] = checkpoint.digest(checkpoint.weights_file("backbone.from", origin))
-        if (weights := config.backbone.get("weights")) and (file := typed_path(weights)).is_file():
-            settings["backbone.weights"] = checkpoint.digest(file)
+        settings |= {key: told["fingerprint"] for key, told in weights(config).items()}
         before = None if self.start_from is None else run.learners[self.start_from]
         earlier = next((stage for stage in run.stages if before and stage.learner is before), None)
         return {

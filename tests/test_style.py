@@ -53,7 +53,7 @@ metarun.core
 metarun.data
 metarun.wrappers
 metarun.runs.contents metarun.runs.result
-metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.fingerprints metarun.runs.seen metarun.runs.trial
+metarun.runs.folder metarun.runs.provenance metarun.runs.logger metarun.runs.seen metarun.runs.trial
 metarun.engine
 metarun.backbones
 metarun.encoders
@@ -63,7 +63,7 @@ metarun.inference
 metarun.unsupervised
 metarun.algos
 metarun.report
-metarun.runs.run
+metarun.runs.run metarun.runs.fingerprints
 metarun.stages
 metarun.runs.building metarun.runs.continuation metarun.runs.recording metarun.runs.carry_out
 metarun.sweeps

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import Columns, labelled_files, may_be_image, part_of, tables_in, twins, visible
+from metarun.data.label_files import (
+    Columns,
+    kind_of,
+    labelled_files,
+    may_be_image,
+    part_of,
+    parts_alone,
+    tables_in,
+    twins,
+    visible,
+)
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, same_in_all
 from metarun.errors import UserError, nearest
@@ -85,7 +95,7 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     inside = {name: _folders(root / name) for found in parts.values() for name in found}
     if any(inside.values()):
         return _divided(root, parts, inside, [name for name in names if tell and not part_of(name)])
-    refuse_unlabelled(root, names, list(inside))
+    refuse_unlabelled(root, names)
     if not names:
         if _visible(root):
             raise UserError(
@@ -95,29 +105,29 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     return _classes(root, names, "")
 
 
-def refuse_unlabelled(root: Path, names: list[str], parts: list[str]) -> None:
+def refuse_unlabelled(root: Path, names: list[str]) -> None:
     """Refuses images that lie in `train` and `test` without class folders, as competitions publish them.
 
     Args:
         root: The folder.
         names: Its folders.
-        parts: Those of them that are called as parts of a data set.
 
     Raises:
         UserError: The folders are no classes.
     """
     tables = tables_in(root)
-    flat = len(parts) > 1 and (len(parts) == len(names) or bool(tables))
-    if flat or (len(names) == 1 and (parts or tables)):
-        held = parts or names
+    parts = [name for name in names if kind_of(name)]
+    called_so = parts_alone(parts if tables else names) or (len(names) == 1 and (parts or tables))
+    if called_so and not any(_folders(root / name) for name in parts):
+        held = (parts or names)[0]
+        labels = [table for table in tables if "submission" not in table.lower()]  # a form to fill in holds none
         advice = (
-            f"name the table that does with data.labels={tables[0]}"
-            if tables
+            f"name the table that does with data.labels={labels[0]}"
+            if labels
             else "put the images of each class into a folder of its own, or name a table of file and label with data.labels"
         )
         raise UserError(
-            f"data.root: {root / held[0]} holds images but no class folders, so that nothing says which class they are of; "
-            f"{advice}"
+            f"data.root: {root / held} holds images but no class folders, so that nothing says which class they are of; {advice}"
         )
 
 

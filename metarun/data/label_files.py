@@ -31,6 +31,12 @@ PARTS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 BESIDE_PARTS = {"data", "dataset", "images", "image", "img", "imgs", "labels", "set", "split"}  # in names of parts
+KINDS = {**PARTS, "labeled": "labelled", "labelled": "labelled", "unlabeled": "unlabelled", "unlabelled": "unlabelled"}
+# In names of folders that competitions publish: stage1_train, test_stg2, train-jpg, test-jpg-v2.
+BESIDE_KINDS = {
+    *BESIDE_PARTS, "all", "final", "full", "jpeg", "jpg", "phase", "png", "private", "public", "raw", "stage", "stg", "tif", "v",
+}  # fmt: skip
+KIND = re.compile(f"({'|'.join(KINDS)})({'|'.join(BESIDE_PARTS)})?")
 TABLES = (".csv", ".tsv")
 NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".txt", ".xml", ".yaml", ".yml", ".zip"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
@@ -63,6 +69,23 @@ def part_of(name: str) -> str:
     """
     words = [word for word in re.split(r"[\W_]+", name.lower()) if word and word not in BESIDE_PARTS]
     return PARTS.get(words[0], "") if len(words) == 1 else ""
+
+
+def kind_of(name: str) -> str:
+    """Which part of a data set the name of a folder may mean, more generously than `part_of`; an empty string for none.
+
+    Numbers and words of the trade are left away: `test1`, `train2017`, `testset`, `stage1_train`. Beside `PARTS` there are labelled
+    and unlabelled.
+    """
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    found = [KIND.fullmatch(word) for word in map(str.lower, words) if word not in BESIDE_KINDS]
+    return KINDS[found[0][1]] if len(found) == 1 and found[0] else ""
+
+
+def parts_alone(names: Sequence[str]) -> bool:
+    """Whether folders are called as parts of a data set, and of two at least: a class alone may be called `train`."""
+    kinds = [kind_of(name) for name in names]
+    return all(kinds) and len({*kinds}) > 1
 
 
 def tables_in(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, twins, visible
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, parts_alone, twins, visible
 from metarun.data.splits import SPLITS
 from metarun.errors import UserError, nearest
 from metarun.files import parsed, special
@@ -251,6 +251,11 @@ class _Reader:
                 f"{self.key}.root: {root} holds "
                 + (f"{_listed(held)}, " if held else "nothing, ")
                 + "but neither a table (.csv, .tsv), nor JSON lines (.jsonl), nor a folder of .txt files for each class"
+            )
+        if parts_alone(folders) and not any(path.is_dir() for name in folders for path in (root / name).iterdir()):
+            raise UserError(
+                f"{self.key}.root: {root / folders[0]} holds texts but no class folders, so that nothing says which class they are of; "
+                "put the texts of each class into a folder of its own, or give a table"
             )
         for what, column in self.columns._asdict().items():
             if column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Iterator
@@ -90,11 +91,17 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits.
+    """The SHA-256 of a file, 64 hexadecimal digits; one that is as it was is read once in a process.
 
     Args:
         path: The file.
     """
+    now = path.stat()
+    return _digest(path, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, *_: int) -> str:
     return files.sha256(path)
 
 
@@ -162,6 +169,12 @@ def weights_file(key: str, origin: str) -> Path:
             f"{key}={shown_path(origin)}: holds no weights; give the run's folder, {shell_path(path.parent)}"
         )
     return path
+
+
+def folder_of(key: str, origin: str) -> Path:
+    """The folder of the run that a setting means, whose weights may lie in that of a stage; the arguments are `weights_file`'s."""
+    path = typed_path(origin)
+    return path if path.is_dir() else weights_file(key, origin).parent
 
 
 def _instead(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.errors import Diverged
+from metarun.ops import metrics
 from metarun.ops.linear_head import Scaling, trained_head
 from metarun.ops.online import kaiming
 from metarun.ops.prototypes import class_means, negative_squared_distances
@@ -35,7 +36,7 @@ class ClassSequence:
             classes: How many there are.
         """
         labels = torch.arange(classes, device=logits.device).repeat_interleave(len(logits) // classes)
-        return (logits.argmax(-1) == labels).double().mean().item()
+        return metrics.right(logits, labels).mean().item()
 
 
 def online(

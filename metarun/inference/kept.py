@@ -17,6 +17,7 @@ from metarun.inference import store
 from metarun.inference.blueprint import OWN, Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.store import Calibration, Stored
+from metarun.ops import metrics
 from metarun.ops.calibration import fit_temperature
 from metarun.ops.numerics import full_precision
 from metarun.runs import result
@@ -151,6 +152,6 @@ def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, se
     fitted = method.fit(learned, len(train.names))
     with full_precision(asked.x):  # as it will be used
         scores: Tensor = fitted(asked.x)
-    if not scores.isfinite().any(1).all():
+    if metrics.undefined(scores).any():
         return None
     return fit_temperature(fitted.log_probabilities(scores).cpu().numpy(), asked.y.cpu().numpy())

@@ -30,12 +30,23 @@ def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | No
     Returns:
         The mean and the half width; None for one value, and for others that are all alike: too few to tell how they vary.
     """
-    values = values.double()
-    mean, n = values.mean().item(), len(values)
-    spread = values.std(unbiased=True).item() if n > 1 else 0.0
-    if spread > ALIKE * abs(mean) or math.isnan(spread):
+    mean, n, spread = values.double().mean().item(), len(values), _spread(values)
+    if spread:
         return mean, float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return mean, reach(mean, wilson(mean, n)) if shares and n > 1 else None
+
+
+def _spread(values: Tensor) -> float:
+    """The sample deviation of `[n]` values; 0 of those that are all alike but for rounding, and of one."""
+    spread = values.double().std(unbiased=True).item() if len(values) > 1 else 0.0
+    return 0.0 if spread <= ALIKE * abs(values.double().mean().item()) else spread
+
+
+def interval_told(values: Tensor, over: str, *, shares: bool = False) -> str:
+    """By which formula `interval` has its interval of the same values, in words, and `over` what it is."""
+    if _spread(values):
+        return f"95%, over {over}, Student's t"
+    return f"95%, over {over}, which agree, Wilson" if shares and len(values) > 1 else "too few for an interval"
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
@@ -192,9 +203,13 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     `scores` is `[n, classes]`, `labels` int64 `[n]`. `confusion[i][j]` counts images of class i that were taken for j.
     Balanced accuracy is the mean over the classes that have images; macro F1 is the mean of the F1 scores of the classes that have
     images or are predicted. AUROC ranks by the second class's score less the first's.
+
+    An image whose scores say nothing (`undefined`) is wrong, and ranked worst: `confusion` has it as taken for the class after its own.
+    How many there are, `undefined` says, where there are any.
     """
     classes = scores.shape[1]
-    predicted = scores.argmax(1)
+    silent = undefined(torch.from_numpy(scores)).numpy()
+    predicted = np.where(silent, (labels + 1) % classes, scores.argmax(1))
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     sizes = confusion.sum(1)
     scored: dict[str, Any] = {
@@ -203,11 +218,12 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "macro_f1": macro_f1(confusion)[0],
     }
     if classes == 2 and sizes.all():
-        margin = np.nan_to_num(scores[:, 1] - scores[:, 0])
+        worst = np.where(labels == 0, np.inf, -np.inf)
+        margin = np.where(silent, worst, np.nan_to_num(np.where(silent, 0.0, scores[:, 1]) - scores[:, 0]))
         negative, positive = np.sort(margin[labels == 0]), margin[labels == 1]
         below = [np.searchsorted(negative, positive, side) for side in ("left", "right")]  # a tie counts half
         scored["auroc"] = float(np.mean(below) / sizes[0])
-    return {**scored, "confusion": confusion.tolist()}
+    return {**scored, "confusion": confusion.tolist(), **({"undefined": int(silent.sum())} if silent.any() else {})}
 
 
 def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) -> dict[str, Any]:

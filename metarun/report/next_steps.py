@@ -17,24 +17,24 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
         found: What its `result.json` holds.
     """
     learner = found.get(result.LEARNER)
-    run = f"checkpoint={shell_path(folder)}"
+    metarun, run = result.begun(found), f"checkpoint={shell_path(folder)}"
     if learner is None:  # regression, or predictions
-        return [f"metarun recipe=report runs={shell_path(folder.parent)}"] if result.tested(found) else []
+        return [f"{metarun} recipe=report runs={shell_path(folder.parent)}"] if result.tested(found) else []
     classified, support = (
         ("items=FILE", "support=FILE") if "item" in learner["preprocessing"] else ("images=FOLDER", "support=FOLDER")
     )
     if (folder / contents.CLASSIFIER).is_file():
         return [
-            f"metarun recipe=predict {run} {classified}",
-            f"metarun recipe=report runs={shell_path(folder.parent)}",
+            f"{metarun} recipe=predict {run} {classified}",
+            f"{metarun} recipe=report runs={shell_path(folder.parent)}",
         ]
-    steps = [f"metarun recipe=predict {run} {support} {classified}"]
+    steps = [f"{metarun} recipe=predict {run} {support} {classified}"]
     task = found.get(result.PROTOCOL, {}).get("test")
     plain = task and isinstance(task["shots"], int)
     if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:
         shots = _other_shots(task, found.get(result.DATA, {}))
-        return [*steps, f"metarun recipe=test {run} test.task.shots={shots}"] if shots else steps
-    return steps if result.tested(found) else [f"metarun recipe=test {run}", *steps]
+        return [*steps, f"{metarun} recipe=test {run} test.task.shots={shots}"] if shots else steps
+    return steps if result.tested(found) else [f"{metarun} recipe=test {run}", *steps]
 
 
 def _other_shots(task: dict[str, Any], data: dict[str, Any]) -> int | None:

@@ -28,7 +28,7 @@ from metarun.report.run import show, show_stored
 from metarun.runs import contents, result
 from metarun.runs.building import build_data, build_stages, build_tests, prepare
 from metarun.runs.continuation import complete, refuse_other_weights
-from metarun.runs.fingerprints import Descriptions, descriptions, keep, refuse_other_data, tested_on_others
+from metarun.runs.fingerprints import Descriptions, descriptions, keep, refuse_other_data, tested_on_others, weights
 from metarun.runs.folder import choose_folder, create, refuse_other_config
 from metarun.runs.logger import logging_to, start_logging
 from metarun.runs.recording import finish, recorded
@@ -84,10 +84,10 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                 return conclude(built, folder)
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare_for_processes(config, folder, world)
-        described = descriptions(*data_of(shared))
+        described = descriptions(*data_of(shared)) | brought(config, built)
         refuse_other_data(folder, described)
         if continues:
-            origin = checkpoint.weights_file("checkpoint", config.checkpoint).parent
+            origin = checkpoint.folder_of("checkpoint", config.checkpoint)
             shared.result |= tested_on_others(origin, described, overrides)
         shared.watch = watcher(folder)
         create(folder)
@@ -202,15 +202,20 @@ def unchecked_data(config: DictConfig, folder: Path, known: dict[str, Descriptio
 
 
 def _data_now(config: DictConfig) -> Descriptions | str:
-    """What the data that are there say of themselves, or why they cannot be looked at."""
+    """What the data, and the weights, that are there say of themselves, or why they cannot be looked at."""
     try:
         with without_downloads():
             built = build_stages(config)
             data, target = build_data(config, built)
             tests = build_tests(config, built, data) if config.test.data else {}
+            return descriptions(data, target.source if target else None, tests) | brought(config, built)
     except (UserError, OSError) as error:
         return str(error)
-    return descriptions(data, target.source if target else None, tests)
+
+
+def brought(config: DictConfig, built: Sequence[Stage]) -> Descriptions:
+    """Describes the weights that a run begins with; none where those of a checkpoint take their place."""
+    return {} if any(stage.needs_checkpoint for stage in built) else weights(config)
 
 
 def carry_out(run: Run, world: World) -> None:

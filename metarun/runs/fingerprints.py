@@ -1,16 +1,23 @@
-"""Whether a run's data are those that it was made with: descriptions are kept in `data.json` and compared at each sitting."""
+"""Whether a run's data, and the weights that it begins with, are those that it was made with.
+
+Descriptions are kept in `data.json` and compared at each sitting.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from metarun import files
 from metarun.config import flat
 from metarun.data.source import DataSource
+from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
@@ -18,11 +25,17 @@ from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 FILE = "data.json"
 COUNTS = re.compile(r"(sets\.[^.]+\.)?(classes|images|parts)\.|input_shape")
 PARTS = re.compile(r"(sets\.[^.]+\.)?parts\.")
-Descriptions = dict[str, dict[str, Any]]  # of `data`, of `target` where there is one, of `test.data.NAME`
-
+# Of `data`, of `target` where there is one, of `test.data.NAME`, and of what a setting names weights by.
+Descriptions = dict[str, dict[str, Any]]
 
 NOT_NOTED = "an earlier version of metarun, which made it, did not note how many items are for training and for testing"
-OTHERS = {"data": "data=folder data.root=...", "target": "target=folder target.data.root=..."}  # how they are named
+OTHER_WEIGHTS = "the file has changed"
+EMBEDDING = "unsupervised.embedding"  # by which tasks are made up; the description of the data tells of it
+OTHERS = {  # how they are named
+    "data": "data=folder data.root=...",
+    "target": "target=folder target.data.root=...",
+    EMBEDDING: "unsupervised=null",
+}
 
 
 def descriptions(
@@ -42,6 +55,24 @@ def descriptions(
     found |= {f"test.data.{name}": each.describe() for name, each in (tests or {}).items()}
     plain: Descriptions = json.loads(json.dumps(found))
     return plain
+
+
+def weights(config: DictConfig) -> Descriptions:
+    """Describes the files that the backbone begins with, by the settings that name them.
+
+    Weights that a library fetches have a name and no file, and of those that are not there nothing is told.
+
+    Args:
+        config: The whole config of a run that loads no checkpoint, whose weights would take the place of these.
+    """
+    found: dict[str, Path] = {}
+    if origin := config.backbone.get("from"):
+        with contextlib.suppress(UserError):
+            found["backbone.from"] = checkpoint.weights_file("backbone.from", origin)
+    if named := config.backbone.get("weights"):
+        path = files.typed_path(named)
+        found["backbone.weights"] = path / "model.safetensors" if path.is_dir() else path
+    return {key: {"fingerprint": checkpoint.digest(path)} for key, path in found.items() if path.is_file()}
 
 
 def keep(folder: Path, found: Descriptions) -> None:
@@ -78,29 +109,41 @@ def kept(folder: Path) -> Descriptions:
 
 
 def differences(before: Descriptions, now: Descriptions) -> dict[str, str]:
-    """Compares the data of two sittings by their fingerprints.
+    """Compares the data of two sittings, and the weights that they begin with, by their fingerprints.
 
     Args:
         before: The descriptions of the earlier sitting.
-        now: Those of the data that are there.
+        now: Those of what is there.
 
     Returns:
-        For each of `data`, `target` and `test.data.NAME` that is described in both and differs, what differs: the numbers of classes and
-        images before and now, as far as these tell the two apart; `NOT_NOTED` where the earlier description knows less than is compared.
+        For each of `data`, `target`, `test.data.NAME` and the settings of weights that is described in both and differs, what differs:
+        the numbers of classes and images before and now, as far as these tell the two apart; `NOT_NOTED` where the earlier description
+        knows less than is compared.
     """
-    found = {}
-    for role in before.keys() & now.keys():
-        if before[role]["fingerprint"] != now[role].get("fingerprint"):
-            old, new = flat(before[role]), flat(now[role])
-            changed = [
-                f"{key} {old[key]} -> {new[key]}"
-                for key in old
-                if key in new and old[key] != new[key] and COUNTS.match(key)
-            ]
-            noted = all(key in old for key in new if PARTS.match(key))
-            unclear = "as many classes and images as before, but other ones" if noted else NOT_NOTED
-            found[role] = ", ".join(changed) or unclear
-    return dict(sorted(found.items()))
+    old, new = _fingerprints(before), _fingerprints(now)
+    changed = [role for role in old.keys() & new.keys() if old[role] != new[role]]
+    return {role: _difference(before.get(role, {}), now.get(role, {})) for role in sorted(changed)}
+
+
+def _fingerprints(described: Descriptions) -> dict[str, Any]:
+    """The fingerprint of each description, and that of the weights that the tasks of the data are made up by."""
+    found = {role: each.get("fingerprint") for role, each in described.items()}
+    made_by = described.get("data", {}).get("unsupervised", {}).get("sha256")
+    return found | ({EMBEDDING: made_by} if made_by else {})
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two descriptions, see `differences`."""
+    if not before.keys() - {"fingerprint"}:
+        return OTHER_WEIGHTS
+    if (encoded := before.get("before_encoding")) and encoded == now.get("before_encoding"):
+        return "the same items, but vectors of an encoder with other weights or settings"
+    old, new = flat(before), flat(now)
+    changed = [
+        f"{key} {old[key]} -> {new[key]}" for key in old if key in new and old[key] != new[key] and COUNTS.match(key)
+    ]
+    noted = all(key in old for key in new if PARTS.match(key))
+    return ", ".join(changed) or ("as many classes and images as before, but other ones" if noted else NOT_NOTED)
 
 
 def refuse_other_data(folder: Path, now: Descriptions) -> None:
@@ -119,8 +162,9 @@ def refuse_other_data(folder: Path, now: Descriptions) -> None:
                 f"{folder}: whether its {' and its '.join(found)} are those that are there cannot be told, for {NOT_NOTED}; "
                 "start over beside it with resume=false"
             )
+        kinds = " and ".join(sorted({"weights" if told == OTHER_WEIGHTS else "data" for told in found.values()}))
         raise UserError(
-            f"{folder} was made with other data ({'; '.join(f'{role}: {changed}' for role, changed in found.items())}); "
+            f"{folder} was made with other {kinds} ({'; '.join(f'{role}: {changed}' for role, changed in found.items())}); "
             "bring these back, or start over beside it with resume=false"
         )
 
@@ -149,10 +193,11 @@ def tested_on_others(origin: Path, now: Descriptions, overrides: list[str]) -> d
             told = (
                 f"whether its {role} has changed since it was trained cannot be told, for {NOT_NOTED}; "
                 if changed == NOT_NOTED
-                else f"its {role} has changed since it was trained ({changed}); bring the data back, or "
+                else f"its {role} has changed since it was trained ({changed}); bring that back, or "
             )
             raise UserError(
                 f"checkpoint={origin}: {told}name "
                 f"those to test on ({OTHERS.get(role, 'test.data=[folder] test.data.folder.root=...')}, say)"
             )
-    return {CHECKPOINT_DATA: {role: before[role] for role in found}} if found else {}
+    others = {role: before[role] for role in found if role in before}
+    return {CHECKPOINT_DATA: others} if others else {}

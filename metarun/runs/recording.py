@@ -26,8 +26,6 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))
     data, left_out = run.data.describe(), unused(config)
-    if (main or "").startswith(f"{result.TEST}/"):
-        run.result.setdefault("interval", "95%, over episodes, Student's t")
     run.result |= {
         result.PROTOCOL: protocol(run, data),
         **({result.DATA: data} if config.recipe.source else {}),

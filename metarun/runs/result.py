@@ -7,6 +7,7 @@ the sets, and the number of one has the key `KIND/SET/MEASURE`: `test/omniglot/a
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
 TEST_ACCURACY, TEST_ERROR = f"{TEST}/{ACCURACY}", f"{TEST}/{ERROR}"
 TEST_EPISODES = f"{TEST}/{EPISODES}"
 TEST_MEDIAN = f"{TEST}/mse_median"
-UNDEFINED = "undefined"  # the test tasks of classification with a prediction that is no number
+UNDEFINED = "undefined"  # the test tasks with a prediction that is no number, or a target's test images
 TEST_DIVERGED = f"{TEST}/diverged"  # the episodes whose error is not finite
 TEST_CURVES, TEST_POINTS = f"{TEST}/{CURVES}", f"{TEST}/{POINTS}"
 TEST_AFTER_INNER_STEPS = f"{TEST}/{AFTER_INNER_STEPS}"
@@ -121,6 +122,18 @@ def restored(values: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
+
+
+def begun(found: dict[str, Any]) -> str:
+    """What a further command on a run begins with: `metarun`, and the options that its own command had, as `--config-dir`.
+
+    Args:
+        found: Its result; one of an earlier version may not say which words are overrides, and then no options are known.
+    """
+    if not {COMMAND, OVERRIDES} <= found.keys():
+        return "metarun"
+    words = shlex.split(found[COMMAND])
+    return shlex.join(words[: len(words) - len(found[OVERRIDES])])
 
 
 def intact(folder: Path, found: dict[str, Any]) -> bool:

@@ -218,7 +218,9 @@ class Continual(Stage):
                     for name, curve in curves.items()
                 },
             },
-            "interval": f"95%, over {len(orders)} orders of the classes, Student's t",
+            "interval": "too few for an interval"
+            if half is None
+            else f"95%, over {len(orders)} orders of the classes, Student's t",
         }
 
     def protocol(self, run: Run) -> dict[str, Any]:

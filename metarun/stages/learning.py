@@ -36,7 +36,14 @@ log = logging.getLogger("metarun")
 
 
 def build_learner(
-    run: Run, name: str, algo: str, train: str, wrapper: str | None = None, *, trains: bool = False
+    run: Run,
+    name: str,
+    algo: str,
+    train: str,
+    wrapper: str | None = None,
+    *,
+    trains: bool = False,
+    network: DictConfig | None = None,
 ) -> Learner:
     """A learner, built from the config.
 
@@ -47,6 +54,7 @@ def build_learner(
         train: The key of its training's settings, such as `train`.
         wrapper: The key of what goes around the method while it is trained; None for nothing.
         trains: Whether the stage trains it.
+        network: What builds its backbone, where the weights that the config's brings are not wanted; None for the config's.
 
     Raises:
         UserError: The parts do not go together.
@@ -55,14 +63,18 @@ def build_learner(
     settings, task = OmegaConf.select(config, train), task_of(config, train)
     split = run.training_split
 
-    def fresh() -> Algorithm:
+    def fresh(config: DictConfig = config) -> Algorithm:
         found = build_algorithm(config, data, task, target, algo, train, split)
         found.prepare = None if around is None else around.preparation()
         return found
 
     around: Wrapper | None = None
-    brought = origins_of(run)
-    algorithm = fresh()
+    if network is None:
+        brought, algorithm = origins_of(run), fresh()
+    else:
+        brought, bare = list(run.data.origins), config.copy()
+        OmegaConf.update(bare, "backbone", network, merge=False)
+        algorithm = fresh(bare)
     node = OmegaConf.select(config, wrapper) if wrapper else None
     if node and not (trains or getattr(get_class(node._target_), "prepares", False)):
         node = None
@@ -257,13 +269,15 @@ def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
 
 
 def training_protocol(learner: Learner) -> dict[str, Any]:
-    """What `protocol` of `result.json` says of a learner's training."""
+    """What `protocol` of `result.json` says of a learner's training; nothing where there was none."""
     settings, task = learner.settings, learner.task
+    if not settings.steps:
+        return {}
     batches = {"classes": learner.algorithm.spec.outputs, "images_per_step": settings.tasks_per_step}
     found: dict[str, Any] = {"train": task.describe() if task is not None else batches}
     if settings.noise.tasks:
         found["train_noise"] = OmegaConf.to_container(settings.noise)
-    if settings.max_seconds is not None and settings.steps:
+    if settings.max_seconds is not None:
         found["budget"] = (
             f"{learner.key}.max_seconds: the clock ends the training, and a learning rate that falls over all steps follows the clock; "
             "two runs of one command may differ, but a run that goes on replays the recorded clock"

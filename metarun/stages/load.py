@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
+from omegaconf import DictConfig
+
+from metarun.config.values import without
+from metarun.core import Algorithm
 from metarun.data.source import DataSource
 from metarun.encoders import encoded_members
 from metarun.engine import checkpoint, origins
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.runs import result, seen
+from metarun.runs.fingerprints import differences, kept, weights
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, training_protocol
@@ -25,8 +32,8 @@ class Load(Stage):
 
     def prepare(self, run: Run) -> None:
         origin = run.config.checkpoint
-        weights = checkpoint.weights_file("checkpoint", origin)
-        state = checkpoint.load(weights)
+        file = checkpoint.weights_file("checkpoint", origin)
+        state = checkpoint.load(file)
         known = state.get(seen.KEY)
         if known is None:
             known = self._assumed(run)
@@ -35,17 +42,20 @@ class Load(Stage):
         stored = origins.stored_beside(origin)
         if state["model"]:
             refuse_other_encoder(stored, run.data, f"checkpoint={origin}")
-        learner = build_learner(run, "load", "algo", "train", "wrapper")
-        checkpoint.load_weights(learner.algorithm, state["model"], weights)
+        network = without_weights(run.config.backbone, stored)
+        learner = build_learner(run, "load", "algo", "train", "wrapper", network=network)
+        assert learner.fresh is not None
+        learner.fresh = functools.partial(before_training, run.config, learner.fresh)
+        checkpoint.load_weights(learner.algorithm, state["model"], file)
         learner.seen = seen.merged(learner.seen, known)
         # The weights of the file took the place of those that `backbone` brings.
         learner.origins = [*run.data.origins, origins.described(f"checkpoint={origin}", known, stored)]
         learner.selected_by = "the checkpoint that was given"
         run.add(learner.name, learner)
         self.learner = learner
-        with checkpoint.fitting(weights):
+        with checkpoint.fitting(file):
             self.step = state["step"] if "step" in state else state["state"]["step"]
-        self.digest = checkpoint.digest(weights)
+        self.digest = checkpoint.digest(file)
         self.text = stored.get(result.PROTOCOL, {}).get(result.SEEN, {})
 
     def _assumed(self, run: Run) -> dict[str, Any]:
@@ -64,6 +74,39 @@ class Load(Stage):
 
     def protocol(self, run: Run) -> dict[str, Any]:
         return {result.SEEN: self.text, **training_protocol(self.learner)}
+
+
+def without_weights(backbone: DictConfig, stored: dict[str, Any]) -> DictConfig:
+    """What builds the backbone of a run whose own weights take the place of those that it began with: no file of these is read.
+
+    Args:
+        backbone: The backbone of its config.
+        stored: Its result, which tells what images a library's network expects; without it such weights are read after all.
+    """
+    told = ((stored.get(result.LEARNER) or {}).get("blueprint") or {}).get("backbone", {})
+    found = without(backbone, ["from"])
+    if "weights" in told and told["_target_"] == found._target_:
+        for name in {"weights", "checksum"} & found.keys():
+            found[name] = None
+        for name in {"image_size", "images_of"} & found.keys():
+            found[name] = told.get(name) if found[name] is None else found[name]
+    return found
+
+
+def before_training(config: DictConfig, fresh: Callable[[], Algorithm]) -> Algorithm:
+    """The method of a loaded run as it was before any training.
+
+    Args:
+        config: The config.
+        fresh: Builds it, with the weights that `config.backbone` names.
+
+    Raises:
+        UserError: Other weights are there by now than those that the run began with, or none.
+    """
+    began = kept(checkpoint.folder_of("checkpoint", config.checkpoint))
+    if other := next((key for key, changed in differences(began, weights(config)).items()), None):
+        raise UserError(f"{other}: the file has other weights now than those that the run began with")
+    return fresh()
 
 
 def refuse_other_encoder(stored: dict[str, Any], data: DataSource, origin: str) -> None:

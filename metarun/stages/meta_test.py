@@ -127,6 +127,10 @@ class MetaTest(Stage):
             self._carry_out(run, test, steps, temperature, number)
         if self.validation is not None:
             run.result |= self._of_single_images(run, number)
+        finals = over_sets(self.finals[result.TEST])
+        run.result["interval"] = metrics.interval_told(
+            finals[torch.isfinite(finals)], "episodes", shares=self.classifies
+        )
         if self.of_many:
             self._conclude(run, temperature)
 
@@ -179,7 +183,7 @@ class MetaTest(Stage):
                 continue
             run.result[key] = math.fsum(values) / len(values)
             if kind != result.CHANCE:
-                run.result[result.half_of(key)] = half_over_sets(self.finals[kind])
+                run.result[result.half_of(key)] = metrics.interval(over_sets(self.finals[kind]), shares=True)[1]
                 counts = [run.result[test.key(kind, result.EPISODES)] for test in self.tests]
                 run.result[result.key(kind, result.EPISODES)] = sum(counts)
         run.result[result.key(result.TEST, result.SETS)] = {name: data.describe() for name, data in run.tests.items()}
@@ -297,9 +301,16 @@ class MetaTest(Stage):
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
     def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
-        """The numbers of the same method with the weights that it had before any training; none where it still has them."""
+        """The numbers of the same method with the weights that it had before any training.
+
+        There are none where it still has them, and where the weights that a loaded run began with are there no more.
+        """
         assert run.learner.fresh is not None
-        algorithm, hardware = run.learner.fresh(), run.hardware
+        try:
+            algorithm, hardware = run.learner.fresh(), run.hardware
+        except UserError as error:
+            log.warning("test: no numbers of the method before its training stand beside these (%s)", error)
+            return {}
         algorithm.to(hardware.device)
         before = algorithm.state_dict()
         if all(torch.equal(value, before[name]) for name, value in run.algorithm.state_dict().items()):
@@ -410,20 +421,17 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
     return found
 
 
-def half_over_sets(scores: Sequence[Tensor]) -> float | None:
-    """Half the 95% interval of the mean over data sets of their mean accuracies.
+def over_sets(scores: Sequence[Tensor]) -> Tensor:
+    """The means over data sets of the score of episode i of each, `[episodes]`, by which the mean over the sets has its interval.
 
     Episode i of every data set is drawn from (seed, split, i): where shapes are ranges all have its ways and shots, and sets of the
     same classes have the same of them. So the luck of a draw is shared, and the interval is over the means of each i over the sets,
     which is right whatever they share.
 
     Args:
-        scores: Of each data set the accuracy of every episode, `[episodes]`, as many for all.
-
-    Returns:
-        Half the interval; None where there is too little for one.
+        scores: Of each data set the score of every episode, `[episodes]`, as many for all.
     """
-    return metrics.interval(torch.stack(list(scores)).mean(0), shares=True)[1]
+    return torch.stack(list(scores)).mean(0)
 
 
 def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Predict(Stage):
         steps = []
         if stored[result.key(PREDICT, "kind")] == "images" and not stored[result.key(PREDICT, "transductive")]:
             kept = [words[key] for key in ("checkpoint", "support") if key in words]
-            steps.append(shlex.join(["metarun", "recipe=export", *kept]))
+            steps.append(f"{result.begun(stored)} {shlex.join(['recipe=export', *kept])}")
         off = words.get("unknown", "unknown=off") in ("unknown=off", "unknown=null")
         again = not {"images=-", "items=-"} & set(words.values())  # what came by standard input is gone
         if stored.get(result.key(PREDICT, "certainty")) and off and again:

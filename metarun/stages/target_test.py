@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from metarun import files
 from metarun.engine.evaluate import classified, with_training_statistics
@@ -19,6 +21,8 @@ from metarun.stages.training_data import tell_brought, tell_trained_on, training
 from metarun.target import predictions
 from metarun.target.base import refuse_other_places
 from metarun.target.predictions import Predicted
+
+log = logging.getLogger("metarun")
 
 
 class TargetTest(Stage):
@@ -54,6 +58,11 @@ class TargetTest(Stage):
         ready = with_training_statistics(run.algorithm, run.hardware, run.learner.sampler)
         scores = classified(ready, images, plain)
         found = metrics.classification(scores.numpy(), images.labels)
+        if result.UNDEFINED in found:
+            log.warning(
+                "target: the predictions of %d of %d test images are no numbers, which count as wrong; a lower train.optimizer.lr "
+                "may keep the training from diverging", found[result.UNDEFINED], len(images),
+            )  # fmt: skip
         halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
         found |= {result.half_of(name): half for name, half in halves.items()}
         found |= {
@@ -63,7 +72,7 @@ class TargetTest(Stage):
             "classes": images.names,
         }
         if run.hardware.world.main:
-            predicted = scores.argmax(1).numpy()
+            predicted = torch.where(metrics.undefined(scores), -1, scores.argmax(1)).numpy()
             right = (predicted == images.labels).astype(float)
             files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())

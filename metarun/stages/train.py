@@ -20,10 +20,9 @@ from metarun.engine.evaluate import classified, evaluate
 from metarun.engine.learner import Learner
 from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
-from metarun.files import typed_path
 from metarun.ops import batch_norm, metrics
 from metarun.runs import contents, result, seen
-from metarun.runs.fingerprints import descriptions
+from metarun.runs.fingerprints import descriptions, weights
 from metarun.runs.folder import FREE, create, identity
 from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
@@ -138,8 +137,8 @@ class Train(Stage):
         algorithm, hardware = learner.algorithm, learner.hardware
 
         def on_images(images: Labelled) -> tuple[float, dict[str, float]]:
-            predicted = classified(algorithm, images, hardware, learner.sampler).argmax(1)
-            right = (predicted == torch.from_numpy(images.labels)).double()
+            scores = classified(algorithm, images, hardware, learner.sampler)
+            right = metrics.right(scores, torch.from_numpy(images.labels))
             mean = right.mean().item()
             name = result.VALIDATION_ACCURACY
             return mean, {name: mean, result.half_of(name): metrics.reach(mean, metrics.wilson(mean, len(right)))}
@@ -235,11 +234,11 @@ class Train(Stage):
             settings["test.task"] = run.test_task.describe()
         if learner.algorithm.uses_target != "no" and run.target:
             settings["target"] = run.target.source.describe()["fingerprint"]
+            # Those that the stage reads: settings of the target that are not of its data leave some out.
+            read = (run.target.train, run.target.validation)
+            settings["target.images"] = files.digest([images.rows.tolist() for images in read])
             settings |= {f"target.{key}": value for key, value in read_as(config.target.data).items()}
-        if origin := config.backbone.get("from"):
-            settings["backbone.from"] = checkpoint.digest(checkpoint.weights_file("backbone.from", origin))
-        if (weights := config.backbone.get("weights")) and (file := typed_path(weights)).is_file():
-            settings["backbone.weights"] = checkpoint.digest(file)
+        settings |= {key: told["fingerprint"] for key, told in weights(config).items()}
         before = None if self.start_from is None else run.learners[self.start_from]
         earlier = next((stage for stage in run.stages if before and stage.learner is before), None)
         return {
@@ -277,9 +276,10 @@ class Train(Stage):
         found: dict[str, Any] = {result.SEEN: {**told_of(learner.origins), self.name: text}}
         if self.held_out is not None:
             found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)
+        trained = training_protocol(learner)
         if not self.last:
-            return found
-        found |= training_protocol(learner)
+            return found | {result.key(self.name, key): value for key, value in trained.items()}
+        found |= trained
         if self.held_out is None:
             found["test"] = run.test_task.describe()
         return found

@@ -25,22 +25,31 @@ from metarun.text import counted
 log = logging.getLogger("metarun")
 
 
-def trained_on(run: Run, tested: Labelled) -> int:
-    """How many of the target's images `tested` the source's training has among its own.
+def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> int:
+    """How many of the target's images `tested` are among those of the source that are trained on.
 
     Where both are one data set these are known by their rows, and else, of classes that are the same, by the images themselves.
+
+    Args:
+        run: The run.
+        tested: Images of its target.
+        reads_source: Whether the way with the target trains on the source's images as well, beside the stages so far.
     """
     target = run.target.source.underlying if run.target else None
     if not isinstance(target, TableSource):
         return 0
     asked = {*tested.rows.tolist()}
-    return len(asked & set[int]().union(*(_rows_of(target, asked, *part) for part in _training_parts(run))))
+    return len(
+        asked & set[int]().union(*(_rows_of(target, asked, *part) for part in _training_parts(run, reads_source)))
+    )
 
 
-def _training_parts(run: Run) -> Iterator[tuple[TableSource, set[int]]]:
-    """The source's data sets, each with the rows that the stages so far train on."""
+def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource, set[int]]]:
+    """The source's data sets, each with the rows that are trained on, see `trained_on`."""
     for member in run.data.members.values():
         items, rows = member.underlying, set[int]()
+        if reads_source:  # `SourceImages`
+            rows |= {*training_images(items, "images", None).rows.tolist()}
         for learner in _trained(run):
             on_images = learner.task is None and learner.settings.validate_on == "images"
             split = run.training_split if on_images else "train"
@@ -66,14 +75,14 @@ def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[i
     return found
 
 
-def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
-    """Warns of such images; the fact for the protocol, empty where there are none."""
-    if not (count := trained_on(run, tested)):
+def tell_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:
+    """Warns of such images; the fact for the protocol, empty where there are none. The arguments are those of `trained_on`."""
+    if not (count := trained_on(run, tested, reads_source)):
         return {}
     log.warning(
-        "target: the source's training sees %d of its test images, so that the accuracy says nothing of images not seen before",
-        count,
-    )
+        "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen "
+        "before", count,
+    )  # fmt: skip
     return {"test_images_trained_on": count}
 
 

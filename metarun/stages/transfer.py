@@ -60,7 +60,7 @@ class Transfer(Stage):
         self.method.check(len(target.names))
         self.method.check_names(target.names)
         tested = target.images or target.test  # divided anew, all are test images
-        self.trained_on = {**tell_trained_on(run, tested), **tell_brought(run)}
+        self.trained_on = {**tell_trained_on(run, tested, self.method.needs_source), **tell_brought(run)}
         self.unlabelled = tell_seen_unlabelled(run, tested)
 
     def execute(self, run: Run) -> None:
@@ -126,8 +126,9 @@ class Transfer(Stage):
         fixed = "the last weights of a fixed number of steps"
         before = run.learner.selected_by
         chosen = f"{before}; on the target no selection, but {fixed}" if before else f"no selection: {fixed}"
+        reads = {"transfer": "the training images of all classes of the source with their labels"}
         return {
-            result.SEEN: self.begins_with,
+            result.SEEN: {**self.begins_with, **(reads if self.method.needs_source else {})},
             "transductive": self.method.transductive or bool(self.unlabelled),
             result.SELECTED_BY: chosen,
             **self.trained_on,

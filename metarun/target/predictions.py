@@ -22,7 +22,7 @@ class Predicted(NamedTuple):
     repeat: int
     train_images: int
     images: Labelled  # n
-    classes: np.ndarray  # int64 [n], the predicted ones
+    classes: np.ndarray  # int64 [n], the predicted ones; -1 where the scores say nothing
     probabilities: np.ndarray  # [n, classes]
 
 
@@ -30,7 +30,7 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
     """Writes a line for each image of each of the `every`, in this order, all or nothing.
 
     Columns are the repeat, the number of training images, the file (or the class and the place in it, where no files are known),
-    the truth, the prediction, whether it is right, and the probability of each class.
+    the truth, the prediction (empty where the scores say nothing), whether it is right, and the probability of each class.
 
     Returns:
         How many repeats were written: all, or as many as have `LIMIT` lines together, but one at least.
@@ -48,9 +48,8 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
             one.images.identities, one.images.labels, one.classes, one.probabilities, strict=True
         ):
             shown = [f"{share:.6g}" for share in shares]
-            writer.writerow(
-                [one.repeat, one.train_images, file, names[truth], names[found], int(truth == found), *shown]
-            )
+            taken_for = names[found] if found >= 0 else ""
+            writer.writerow([one.repeat, one.train_images, file, names[truth], taken_for, int(truth == found), *shown])
         rows, repeats = rows + len(one.images), repeats + 1
     files.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
     return repeats

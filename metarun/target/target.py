@@ -274,7 +274,7 @@ class Target:
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
         scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch
-        if not scores.isfinite().any(1).all():
+        if metrics.undefined(scores).any():
             raise Diverged(
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
                 "transfer.optimizer.lr"

@@ -284,3 +284,78 @@ def test_a_run_of_a_version_that_noted_no_parts_is_one_line(tmp_path: Path) -> N
 
 def run_folder_of(outputs: Path) -> Path:
     return next(path.parent for path in outputs.glob("*/*/result.json"))
+
+
+# Weights that a run begins with
+
+
+def other_weights(run: Path) -> None:
+    """The same network, with other numbers, in the file of a finished run."""
+    state = torch.load(run / "best.pt", weights_only=True)
+    state["model"] = {name: value + 0.1 * torch.randn(value.shape) if value.is_floating_point() else value
+                      for name, value in state["model"].items()}  # fmt: skip
+    torch.save(state, run / "best.pt")
+
+
+@pytest.fixture
+def begun(images: Path, tmp_path: Path) -> Path:
+    """A run whose backbone others begin with."""
+    assert metarun(*command(images, tmp_path / "before", "backbone.norm=group")).status == 0
+    return run_folder(tmp_path / "before")
+
+
+def test_repeats_of_other_weights_are_not_taken_over(images: Path, tmp_path: Path, begun: Path) -> None:
+    words = ["recipe=target_only", "target=folder", f"target.data.root={images}", "target.data.image_size=16", "backbone.channels=4",
+             "backbone.norm=group", "transfer=nearest_centroid", "target.repeats=2", f"backbone.from={begun}",
+             f"outputs={tmp_path / 'runs'}"]  # fmt: skip
+    assert metarun(*words).status == 0
+    folder = run_folder(tmp_path / "runs")
+    before = (begun / "best.pt").read_bytes()
+    other_weights(begun)
+    expected = f"metarun: {folder} was made with other weights (backbone.from: the file has changed); bring these back, or start over"
+    assert metarun(*words).said[-1].startswith(expected)  # not shown
+    (folder / "result.json").unlink()
+    (folder / "target" / "all-1.json").unlink()
+    assert metarun(*words).said[-1].startswith(expected)  # does not go on
+    (begun / "best.pt").write_bytes(before)
+    assert metarun(*words).status == 0
+    begun.rename(begun.with_name("elsewhere"))
+    assert "nothing was computed" in metarun(*words).out
+
+
+def test_a_stored_run_is_tested_without_the_weights_that_it_began_with(
+    images: Path, tmp_path: Path, begun: Path
+) -> None:
+    words = command(
+        images, tmp_path / "runs", f"backbone.from={begun}", "backbone.norm=group", "test.baseline_episodes=6"
+    )
+    assert metarun(*words).status == 0
+    made = run_folder(tmp_path / "runs")
+    numbers = {key: value for key, value in result(made).items() if key.startswith(("test/", "before_training/"))}
+    assert "before_training/acc" in numbers
+
+    def tested(name: str) -> tuple[dict[str, Any], list[str]]:
+        outcome = metarun("recipe=test", f"checkpoint={made}", f"outputs={tmp_path / name}")
+        assert outcome.status == 0, outcome.err
+        return result(run_folder(tmp_path / name)), outcome.said
+
+    found, _ = tested("same")
+    assert {key: found[key] for key in numbers} == numbers
+    other_weights(begun)
+    for name, reason in {"other": "has other weights now", "none": "there is no such run folder"}.items():
+        if name == "none":
+            shutil.rmtree(begun)
+        found, said = tested(name)
+        assert found["test/acc"] == numbers["test/acc"]
+        assert "before_training/acc" not in found
+        (line,) = [line for line in said if "before its training" in line]
+        assert reason in line
+
+
+def test_tasks_that_other_weights_make_up_are_other_data() -> None:
+    data = {"fingerprint": "a", "classes": {"train": 1}, "unsupervised": {"classes": "clusters", "sha256": "1"}}
+    made_up = {**data, "unsupervised": {"classes": "clusters", "sha256": "2"}}
+    assert differences({"data": data}, {"data": made_up}) == {"unsupervised.embedding": "the file has changed"}
+    encoded = {"fingerprint": "a", "before_encoding": "items", "classes": {"train": 1}}
+    (told,) = differences({"data": encoded}, {"data": {**encoded, "fingerprint": "b"}}).values()
+    assert told == "the same items, but vectors of an encoder with other weights or settings"

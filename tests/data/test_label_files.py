@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from shell import metarun, result, run_folder
 
+from metarun.data.class_folders import by_folders
 from metarun.data.folder import Folder
 from metarun.errors import UserError
 
@@ -370,6 +371,15 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         ("train_images", "test_images"),
         ("Images Train", "images-val"),
         ("Training Set", "Test Set"),
+        ("train", "test1"),
+        ("train2017", "val2017"),
+        ("trainset", "testset"),
+        ("TrainImages", "TestImages"),
+        ("stage1_train", "stage1_test"),
+        ("train-jpg", "test-jpg-v2"),
+        ("train", "test_stg1", "test_stg2"),
+        ("train", "unlabeled"),
+        ("labelled", "unlabelled"),
     ],
 )
 @pytest.mark.parametrize("table", [True, False])
@@ -382,6 +392,26 @@ def test_parts_are_no_classes(tmp_path: Path, parts: tuple[str, ...], table: boo
     advice = r"data.labels=train.csv$" if table else r"into a folder of its own, or name a table .* with data.labels$"
     with pytest.raises(UserError, match=r"^data.root: .*/images/[^/]+ holds images but no class folders, .*" + advice):
         Folder(root=str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "bus"), ("trains", "tests of blood"), ("train 1", "train 2"), ("retest", "latest")]
+)
+def test_classes_that_are_called_much_as_parts_are_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        for shade in range(3):
+            Image.new("L", (8, 8), 40 * shade).save(tmp_path / name / f"{shade}.png")
+    assert [entry.name for entry in by_folders(tmp_path)] == sorted(names)
+
+
+def test_a_form_for_predictions_is_no_table_of_labels(tmp_path: Path) -> None:
+    for part in ("train", "test1"):
+        (tmp_path / part).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / part / "cat.0.png")
+    (tmp_path / "sampleSubmission.csv").write_text("id,label\n1,0\n")
+    with pytest.raises(UserError, match=r"name a table of file and label with data.labels$"):
+        by_folders(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["images", "train"])

@@ -286,6 +286,14 @@ def test_of_a_text_of_a_test_class_and_of_a_test_part_one_is_kept() -> None:
     assert [row.label for row in kept] == ["tested", "trained"]
 
 
+def test_folders_of_parts_that_hold_texts_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "test1"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "1.txt").write_text("a text")
+    with pytest.raises(UserError, match=r"^data.root: .*/test1 holds texts but no class folders, .*, or give a table$"):
+        labelled_texts(tmp_path)
+
+
 def test_parts_without_training_texts_are_refused(tmp_path: Path) -> None:
     lines = [
         "text,label,split",

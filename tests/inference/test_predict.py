@@ -710,6 +710,10 @@ def test_every_run_ends_with_commands_that_can_be_pasted(tmp_path: Path) -> None
     assert next_steps(folder, {"test/mse": 1.0}) == [f"metarun recipe=report runs={tmp_path}"]
     assert "recipe=test" in next_steps(folder, {"learner": learner})[0]
     assert next_steps(folder, {"predict/images": 3}) == []
+    # A class of one's own is found by the options that the run had.
+    typed = {"command": "metarun --config-dir '/my conf' algo=mine seed=1", "overrides": ["algo=mine", "seed=1"]}
+    own = next_steps(folder, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"shots": 1}}, **typed})
+    assert [shlex.split(step)[:3] for step in own] == [["metarun", "--config-dir", "/my conf"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -731,9 +735,11 @@ def test_predictions_end_with_what_can_be_done_with_the_same_classifier(
 ) -> None:
     words = ["recipe=predict", "checkpoint=run", *words]
     told = {"kind": "images", "transductive": False, "certainty": "energy", **found}
-    stored = {"overrides": words, "command": shlex.join(["metarun", *words])}
+    options = ["--config-dir", "/my conf"]
+    stored = {"overrides": words, "command": shlex.join(["metarun", *options, *words])}
     steps = Predict().next_steps({**stored, **{f"predict/{key}": value for key, value in told.items()}})
-    split = [shlex.split(step)[1:] for step in steps]
+    assert all(shlex.split(step)[:3] == ["metarun", *options] for step in steps)
+    split = [shlex.split(step)[3:] for step in steps]
     assert split == [[*words, *end] if end == ["unknown=auto"] else end for end in ends]
 
 

@@ -17,7 +17,16 @@ from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
 from metarun.engine.evaluate import evaluate
 from metarun.engine.probabilities import Observed
-from metarun.ops.metrics import accuracy, interval, median, regression_summary, squared_error, undefined
+from metarun.ops.metrics import (
+    accuracy,
+    classification,
+    interval,
+    interval_told,
+    median,
+    regression_summary,
+    squared_error,
+    undefined,
+)
 
 
 @pytest.mark.parametrize("n", [2, 3, 1000])
@@ -35,6 +44,15 @@ def test_interval_covers_the_truth_19_times_in_20(n: int) -> None:
     found = [interval(torch.from_numpy(values)) for values in draws]
     covered = np.mean([abs(mean - 3) <= ci95 for mean, ci95 in found])
     assert covered == pytest.approx(0.95, abs=0.01)
+
+
+def test_the_formula_of_an_interval_is_told() -> None:
+    varied, alike = torch.tensor([0.5, 1.0, 0.75]), torch.ones(20)
+    assert interval_told(varied, "episodes", shares=True) == "95%, over episodes, Student's t"
+    assert interval_told(alike, "episodes", shares=True) == "95%, over episodes, which agree, Wilson"
+    assert interval(alike, shares=True)[1] == pytest.approx(0.1611, abs=1e-4)
+    for one, shares in ((alike, False), (alike[:1], True), (alike[:0], True)):
+        assert interval_told(one, "episodes", shares=shares) == "too few for an interval"
 
 
 def test_interval_of_single_and_single_precision_values() -> None:
@@ -122,6 +140,18 @@ class Blind(Algorithm):
             return torch.stack([torch.full_like(episodes.query_y, float(step)) for step in steps])
         ways = torch.eye(episodes.ways)
         return torch.stack([ways[step].expand(*episodes.query_y.shape, -1) for step in steps])
+
+
+@pytest.mark.parametrize("nothing", [[math.nan, 1.0], [math.inf, 0.0], [-math.inf, -math.inf]], ids=str)
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_image_whose_scores_say_nothing_is_wrong_whatever_its_class_is(nothing: list[float], label: int) -> None:
+    scores = np.array([nothing, [0.0, 1.0], [1.0, 0.0]], np.float32)
+    found = classification(scores, np.array([label, 1, 0]))
+    assert found["acc"] == pytest.approx(2 / 3)
+    assert found["undefined"] == 1
+    assert np.sum(found["confusion"]) == 3
+    assert found["auroc"] == 0.5  # behind the one image of the other class
+    assert "undefined" not in classification(scores[1:], np.array([1, 0]))
 
 
 def test_evaluation_of_classification() -> None:

@@ -200,6 +200,27 @@ def test_weights_that_are_kept_apart_are_found_wherever_all_was_moved(
         checkpoint.weights_file("checkpoint", str(now))
 
 
+# What the protocol says of a training
+
+
+def test_each_training_says_what_it_was_and_one_without_steps_nothing(images: Path, tmp_path: Path) -> None:
+    noise = ["train.noise.tasks=0.5", "pretrain.train.max_seconds=60", "train.max_seconds=60"]
+    done(
+        "recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, *noise, f"data.root={images}", f"outputs={tmp_path}"
+    )
+    told = result(only_run(tmp_path))["protocol"]
+    assert told["train"] == {"ways": 3, "shots": 1, "queries": 2}
+    assert told["pretrain/train"]["images_per_step"] == 8
+    assert told["train_noise"]["tasks"] == 0.5
+    assert "pretrain/train_noise" not in told
+    assert told["budget"].startswith("train.max_seconds: the clock ends the training")
+    assert told["pretrain/budget"].startswith("pretrain.train.max_seconds: the clock ends the training")
+    done("algo=protonet", *SMALL, *noise[::2], f"data.root={images}", f"outputs={tmp_path / 'none'}", "train.steps=0")
+    told = result(only_run(tmp_path / "none"))["protocol"]
+    assert told["seen"] == {"train": "none: nothing was trained"}
+    assert not {"train", "train_noise", "budget"} & told.keys()
+
+
 # What a digest is made of
 
 
@@ -261,7 +282,8 @@ def test_where_images_lie_makes_no_other_stage(images: Path, tmp_path: Path) -> 
     assert len(list((tmp_path / "runs" / "stages").iterdir())) == 1
 
 
-def test_how_the_targets_images_are_read_makes_another_stage(target: Path, images: Path, tmp_path: Path) -> None:
+def test_how_the_targets_images_are_read_makes_another_stage(target: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(target, tmp_path / "target"))
     words = ["recipe=domain_adaptation", "algo=coral", *SMALL[:3], "train.steps=2", "train.tasks_per_step=8",
              "backbone.norm=group", "target=folder", "target.data.image_size=16", f"target.data.root={target}",
              f"data.root={target}", f"outputs={tmp_path}", "recipe.stages=[metarun.stages.Train,metarun.stages.Transfer]",
@@ -269,6 +291,12 @@ def test_how_the_targets_images_are_read_makes_another_stage(target: Path, image
     done(*words)
     done(*words, "target.data.normalize=false")
     assert len(list((tmp_path / "stages").iterdir())) == 2
+    for number in range(4):
+        (target / "kind3").mkdir(exist_ok=True)
+        Image.new("L", (12, 12), 60 * number).save(target / "kind3" / f"{number}.png")
+    done(*words, "target.min_images=3", "name=more")
+    done(*words, "target.min_images=5", "name=less")  # leaves a class out, of the same images
+    assert len(list((tmp_path / "stages").iterdir())) == 4
 
 
 def test_a_stage_that_other_rules_selected_is_not_reused(

@@ -273,6 +273,19 @@ def test_adaptation(algo: str, target: Path, tmp_path: Path) -> None:
     assert found["protocol"]["seen"] == {"train": expected}
 
 
+def test_predictions_that_are_no_numbers_are_wrong_and_told(target: Path, tmp_path: Path) -> None:
+    """Weights that diverged would have each image taken for the first class, a third of them rightly."""
+    outcome = metarun("recipe=domain_adaptation", "algo=baseline", "data=folder", f"data.root={target}", "data.image_size=16",
+                      *SMALL[2:3], "train.steps=1", "train.tasks_per_step=8", "train.optimizer.lr=1e38", "target=folder",
+                      f"target.data.root={target}", "target.data.image_size=16", f"outputs={tmp_path}")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    found = result(runs(tmp_path))
+    assert (found["target/acc"], found["val/score"], found["target/undefined"]) == (0, 0, 9)
+    assert "target: the predictions of 9 of 9 test images are no numbers, which count as wrong" in outcome.err
+    rows = (runs(tmp_path) / "predictions.csv").read_text().splitlines()[1:]
+    assert {tuple(row.split(",")[4:6]) for row in rows} == {("", "0")}
+
+
 @pytest.mark.parametrize(
     ("recipe", "key", "target"),
     [
@@ -315,18 +328,32 @@ def test_a_training_on_the_targets_images_says_that_it_saw_test_images_unlabelle
             "24 of its test images",
         ),
         (["recipe=domain_adaptation", "train.validate_on=images"], None),
+        (
+            [
+                "recipe=transfer",
+                "train.validate_on=images",
+                "transfer=tradaboost",
+                "train.steps=0",
+                "transfer.rounds=2",
+            ],
+            "48 of its test images",
+        ),
     ],
 )
 def test_source_and_target_of_the_same_images_are_told(
     words: list[str], seen: str | None, images: Path, tmp_path: Path
 ) -> None:
     """Their training and their test images are divided by one draw where the target is not divided anew."""
-    done = metarun(*words, "algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
+    done = metarun("algo=baseline", "data=folder", f"data.root={images}", "data.image_size=16", "target=folder",
                    f"target.data.root={images}", "target.data.image_size=16", "backbone.channels=4", "train.steps=1",
-                   "train.tasks_per_step=4", "target.repeats=1", "task.ways=2", "task.queries=2", f"outputs={tmp_path}")  # fmt: skip
+                   "train.tasks_per_step=4", "target.repeats=1", "task.ways=2", "task.queries=2", f"outputs={tmp_path}",
+                   *words)  # fmt: skip
     assert done.status == 0, done.err
     found = result(run_folder(tmp_path))
-    assert ("the source's training sees" in done.err) == bool(seen)
+    assert ("the training on the source's images sees" in done.err) == bool(seen)
+    of_transfer = "the training images of all classes of the source with their labels"
+    told = of_transfer if "transfer=tradaboost" in words else None
+    assert found["protocol"]["seen"].get("transfer") == told
     assert found["protocol"].get("test_images_trained_on") == (seen and int(seen.split()[0]))
     assert "interval" not in found  # of episodes, of which there were none
 

@@ -245,6 +245,12 @@ def test_runs_that_only_use_what_was_learned_can_be_swept(tmp_path: Path, episod
         ("unknown=0.2", "done"),
         ("unknown=0.5", "done"),
     ]
+    refused = metarun(
+        "-m", "recipe=predict", "unknown=0.2,0.5", *words[:2], "images=-", f"outputs={tmp_path / 'refused'}"
+    )
+    assert refused.status == 2
+    assert "metarun: images=-: the jobs of a sweep have no standard input; name a folder" in refused.err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_examples_from_a_table(tmp_path: Path, episodic: Path) -> None:

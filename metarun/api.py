@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from metarun.config.folder import CONF
 from metarun.errors import Incomplete, UserError
+from metarun.files import given_path
 from metarun.shell.arguments import for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out, swept
@@ -46,6 +47,8 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         raise UserError(
             f"metarun.run: {type(wrong[0]).__name__} is no word; give words such as 'algo=maml' one by one, of a list run(*words)"
         )
+    if outputs is not None:
+        given_path(outputs, "outputs")
     given = [*words, *([f"outputs={os.fsdecode(outputs)}"] if outputs is not None else [])]
     try:
         arguments, options = parsed(given)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from metarun.engine.platform import lives, process_space, sync_folder
-from metarun.errors import UserError
+from metarun.errors import InputError, UserError
 from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
@@ -51,6 +51,23 @@ def make_folder(folder: Path) -> None:
 def typed_path(text: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded; one that begins with `~` and with no user's name is the name of a file."""
     return Path(os.path.expanduser(text))
+
+
+def given_path(value: Any, key: str) -> Path:
+    """The path that somebody gave; an empty one, which would be the working folder, names nothing.
+
+    Args:
+        value: The path, as text, bytes or a `Path`.
+        key: What errors are about.
+
+    Raises:
+        InputError: It is empty, or no path.
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise InputError(f"{key}: {type(value).__name__} is no path")
+    if not (path := os.fsdecode(value)):
+        raise InputError(f"{key}: is empty, and names neither a file nor a folder; the working folder is .")
+    return typed_path(path)
 
 
 def walk(top: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[Path, list[str]]]:

@@ -73,6 +73,13 @@ class UnreadableImage(ValueError):
     """A file that is no whole image; the message is the reason."""
 
 
+class UnknownRange(UnreadableImage):
+    """An image of floating-point pixels, of which nobody said which values are black and white."""
+
+    def __init__(self) -> None:
+        super().__init__("floating-point pixels, whose range is unknown")
+
+
 def unknown_format(path: Path) -> str:
     """Why Pillow does not know what a file holds."""
     return "no image that Pillow knows" if path.stat().st_size else "the file is empty"
@@ -95,7 +102,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
         values: The values that become 0 and 255; None for those of the depth.
 
     Raises:
-        UnreadableImage: The file is no whole image, or is of floating-point pixels and no `values` are given.
+        UnreadableImage: The file is no whole image; `UnknownRange` for one of floating-point pixels where no `values` are given.
         OSError: The disk cannot be read.
     """
     try:
@@ -108,6 +115,8 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
             image = ImageOps.exif_transpose(file)
             used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
             return Decoded(square(image, size, channels, values), used)
+    except UnknownRange:
+        raise
     except Exception as error:  # the decoders raise whatever a broken file provokes
         if isinstance(error, OSError) and error.errno is not None and path.exists():
             raise  # of the disk, not of the image
@@ -141,6 +150,10 @@ def decode(
     except UnreadableImage as error:
         if skip_bad:
             return None
+        if isinstance(error, UnknownRange):
+            raise UserError(
+                f"data.root: {path} has {error}; data.value_range=[low,high] names the values of black and white"
+            ) from error
         raise UserError(
             f"data.root: {path} is not a whole image ({error}); remove it, or leave such files out with data.skip_bad=true"
         ) from error
@@ -170,6 +183,9 @@ def square(image: Image.Image, size: int, channels: int, values: Range | None = 
 
     Returns:
         uint8 `[channels, size, size]`.
+
+    Raises:
+        UnknownRange: Its pixels are floating-point numbers, and no `values` are given.
     """
     image = _eight_bits(image, values).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
@@ -236,9 +252,7 @@ def _numbers(image: Image.Image) -> np.ndarray:
 def _eight_bits(image: Image.Image, values: Range | None) -> Image.Image:
     """Eight bits a channel, on white where transparent; grey stays grey."""
     if image.mode == "F" and values is None:
-        raise ValueError(
-            "floating-point pixels, whose range is unknown; data.value_range=[low,high] names the values of black and white"
-        )
+        raise UnknownRange
     plain = _plain(image)
     if values is not None or _deep(image):
         low, high = values or SIXTEEN_BITS

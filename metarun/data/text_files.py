@@ -211,8 +211,8 @@ class _Reader:
                 f"{_listed(others)}; give the file itself, {self.key}.root={root / files[0]}, or move it or these folders elsewhere"
             )
         log.warning(
-            "%s: of %s only the folders %s are read, not %s; %s.root=%s reads that file",
-            self.key, root, _listed(holding), _listed(files), self.key, root / files[0],
+            "%s: of %s only the folders %s are read, not %s; give the file itself, %s, to have it read",
+            self.key, root, _listed(holding), _listed(files), root / files[0],
         )  # fmt: skip
         return True
 

@@ -163,15 +163,28 @@ def resized(images: Tensor, recipe: Recipe) -> Tensor:
 
 
 def resized_by_products(images: Tensor, recipe: Recipe) -> Tensor:
-    """`resized` of floating-point images, by two matrix products, which every format of exported graphs has."""
+    """`resized` of floating-point images, by two matrix products, which every format of exported graphs has.
+
+    As of bytes, rows are resized first, and values are whole ones after each product.
+    """
     shape = shape_before_crop(images.shape[2], images.shape[3], recipe)
     if shape != list(images.shape[2:]):
         down, across = (
-            F.interpolate(torch.eye(old)[None, None], (new, old), mode=recipe.interpolation, antialias=True)[0, 0]
+            fixed_point_weights(old, new, recipe.interpolation).to(images.device)
             for old, new in zip(images.shape[2:], shape, strict=True)
         )
-        images = (down.to(images.device) @ images @ across.to(images.device).mT).round().clamp(0, 255)
+        images = (images @ across.mT + 0.5).floor().clamp(0, 255)
+        images = (down @ images + 0.5).floor().clamp(0, 255)
     return cut(images, recipe.image_size)
+
+
+def fixed_point_weights(old: int, new: int, interpolation: str) -> Tensor:
+    """The weights `[new, old]` by which a side of an image of bytes is resized, rounded as those are: to 16 bits with the sign."""
+    one = torch.eye(old, dtype=torch.float64)[None, None]
+    weights = F.interpolate(one, (new, old), mode=interpolation, antialias=True)[0, 0]
+    digits = next(n for n in range(22) if n == 21 or int(0.5 + weights.max().item() * 2 ** (n + 1)) >= 2**15)
+    found: Tensor = (weights.abs() * 2**digits + 0.5).floor() * weights.sign() / 2**digits
+    return found.float()
 
 
 def standardised(images: Tensor, recipe: Recipe) -> Tensor:

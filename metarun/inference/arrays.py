@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from metarun.data.decoding import square
+from metarun.data.decoding import UnknownRange, square
 from metarun.errors import InputError, first_line
 from metarun.files import typed_path
-from metarun.inference.image_files import ImageFiles, find_images, of_paths
+from metarun.inference.image_files import TRAINED_WITH_RANGE, ImageFiles, find_images, of_paths
 from metarun.inference.preprocessing import Preprocessing
 
 Images = Any  # a path, a sequence of paths or of PIL images, an array or a tensor
@@ -110,6 +110,10 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
         raise InputError(f"images: is {image.width} by {image.height} pixels; leave it out")
     try:
         return square(ImageOps.exif_transpose(image), how.image_size, how.channels, how.values)
+    except UnknownRange as error:
+        raise InputError(
+            f"images: {error}; give an array of values in 0 to 1, or use a run {TRAINED_WITH_RANGE}"
+        ) from error
     except (
         Exception
     ) as error:  # a file that was opened is read here, and the decoders raise whatever a broken one provokes

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
 from metarun.data.table_source import item_digest
 from metarun.errors import InputError, UserError, first_line
+from metarun.files import given_path
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
 from metarun.inference.items import How, Listed, examples, listed, word
@@ -91,29 +91,29 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             labels: The class of each image.
 
         Raises:
-            UserError: The images are none, a class is alone, the method cannot serve so many classes, or a setting is wrong.
+            UserError: The images are none, a class is alone, the method cannot serve so many classes, or a setting is wrong. The
+                classifier is then what it was before.
         """
-        threshold(self.unknown, self.learner)
-        self._check_ranges()
+        self._check_settings()
         images, labels = self._labelled(images, labels)
         files = self._listed(images)
         number = len(files.paths) if files else arrays.count(images)
-        self.classes_, places = np.unique(checked_labels(labels, number, word(self._how)), return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(f"labels: have one class alone ({self.classes_[0]}); there is nothing to tell apart")
-        self.learner.method.check(len(self.classes_))
+        classes, places = np.unique(checked_labels(labels, number, word(self._how)), return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(f"labels: have one class alone ({classes[0]}); there is nothing to tell apart")
+        self.learner.method.check(len(classes))
         parts = [(content, x) for _, content, x in self._placed(files, images)]
         x = torch.cat([x for _, x in parts])
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
-            raise UserError(f"{path} is not a whole image ({reason}); an example must be one")
+            raise UserError(f"{path} cannot be read ({reason}), and an example must be")
         order = places.argsort(kind="stable")  # examples are class-major
         y = torch.from_numpy(places[order]).to(x.device)
         with turn, draws.untouched(x.device), self._autocast():
             torch.manual_seed(self.seed)
             batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
-            self.network_ = self.learner.method.fit(batch, len(self.classes_))
-        self.labels_ = places[order]
+            network = self.learner.method.fit(batch, len(classes))
+        self.classes_, self.network_, self.labels_ = classes, network, places[order]
         self.examples_ = [str(files.paths[place]) for place in order] if files else []
         held = self.learner.held.calibration
         self.calibration_ = store.Calibration() if held.of_classes else held
@@ -142,7 +142,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             UserError: Nothing was learned yet, an image cannot be read, or scores are not finite.
         """
         network = self._fitted()
-        self._check_ranges()
+        self._check_settings()
         files = self._listed(images)
         total = len(files.paths) if files else arrays.count(images)
         found = np.full((total, len(self.classes_)), np.nan)
@@ -168,7 +168,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return Scored(found, near, learned)
 
     def learned_from(self, content: Iterable[Any]) -> np.ndarray:
-        """Which texts, or images as pixels, are examples that it learned from, bool `[n]`."""
+        """Which texts, or images as pixels, are examples that it learned from or the same as one, bool `[n]`."""
+        self._fitted()
         return np.array([item_digest(item) in self.digests_ for item in content], dtype=bool)
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -196,7 +197,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             sample_weight: How much each image counts; None for all alike.
 
         Raises:
-            UserError: The images cannot be read, or there is not one label for each.
+            UserError: The images cannot be read, there is not one label for each, or the weights are none.
         """
         images, labels = self._labelled(images, labels)
         predicted = self.predict(images)
@@ -205,11 +206,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             predicted, known = (
                 np.array([_number_text(label_text(label)) for label in values]) for values in (predicted, known)
             )
-        if sample_weight is not None and np.shape(sample_weight) != known.shape:
-            raise InputError(
-                f"sample_weight: has the shape {list(np.shape(sample_weight))}, but there are {len(known)} labels"
-            )
-        return float(np.average(predicted == known, weights=sample_weight))
+        weights = None if sample_weight is None else checked_weights(sample_weight, len(known))
+        return float(np.average(predicted == known, weights=weights))
 
     def is_unknown(self, images: Images) -> np.ndarray:
         """Whether each image is of none of the classes, bool `[n]`, by the setting `unknown`."""
@@ -230,6 +228,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Returns:
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
         """
+        self._fitted()
         known = self._embedded(self.examples_) if len(self.labels_) else None
         asked = self._embedded(images) if known is not None else None
         if known is None or asked is None:
@@ -240,7 +239,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a classifier file, which `metarun.load` and `recipe=predict` read."""
-        held = self.learner.held
+        held, network = self.learner.held, self._fitted()
         kept = store.Stored(
             held.blueprint,
             held.preprocessing,
@@ -249,25 +248,33 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             self.calibration_,
             held.origin,
             self.names,
-            {name: value.detach().cpu() for name, value in self._fitted().state_dict().items()},
+            {name: value.detach().cpu() for name, value in network.state_dict().items()},
             self.examples_,
             sorted(self.digests_),
         )
-        store.save(Path(path), kept)
+        store.save(given_path(path, "path"), kept)
 
     @property
     def names(self) -> list[str]:
         """The classes as texts, as a classifier's file has them."""
+        self._fitted()
         return [label_text(label) for label in self.classes_]
 
-    def _check_ranges(self) -> None:
-        """Checks the settings against their ranges; by scikit-learn's conventions not where they are set."""
+    def _check_settings(self) -> None:
+        """Checks the settings; by scikit-learn's conventions not where they are set."""
+        _ = self._how  # which needs a learner
+        threshold(self.unknown, self.learner)
         hints = hints_of(Classifier)
         for name in ("batch_size", "seed"):
-            check_range(name, getattr(self, name), hints[name])
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise InputError(f"{name}={value!r}: must be a whole number")
+            check_range(name, int(value), hints[name])
 
     @property
     def _how(self) -> How:
+        if not isinstance(self.learner, Learner):
+            raise InputError(f"learner: {type(self.learner).__name__} is none; give what metarun.load returns")
         return self.learner.held.preprocessing
 
     def _labelled(self, images: Images, labels: Any) -> tuple[Images, Any]:
@@ -276,7 +283,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             return images, labels
         if not isinstance(images, str | os.PathLike):
             raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
-        return examples(images, self._how)
+        return examples(images, self._how, "images")
 
     def _listed(self, images: Images) -> Listed | None:
         return listed(images, self._how)
@@ -291,7 +298,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         scored = self.scored(files or images)
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
-            raise UserError(f"images: {path} is not a whole image ({reason})")
+            raise UserError(f"images: {path} cannot be read ({reason})")
         return scored
 
     def _embedded(self, images: Images) -> Tensor | None:
@@ -371,6 +378,23 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
     return given
 
 
+def checked_weights(weights: Any, number: int) -> np.ndarray:
+    """How much each of so many items counts, float64 `[number]`.
+
+    Raises:
+        InputError: They are not so many, or no mean can be taken by them.
+    """
+    try:
+        given = np.asarray(weights, dtype=np.float64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"sample_weight: is no list of numbers ({first_line(error)})") from error
+    if given.shape != (number,):
+        raise InputError(f"sample_weight: has the shape {list(given.shape)}, but there are {number} labels")
+    if not np.isfinite(given.sum()) or given.min() < 0 or not given.any():
+        raise InputError("sample_weight: must be finite numbers of at least 0, and not all of them 0")
+    return given
+
+
 def _is_text(labels: np.ndarray) -> bool:
     return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels))
 
@@ -401,11 +425,11 @@ def threshold(unknown: str | float, learner: Learner) -> tuple[str | None, float
     if isinstance(unknown, str) and unknown not in ("off", "auto", *NAMES):
         with contextlib.suppress(ValueError):
             unknown = float(unknown)
-    if unknown == "off":
+    if isinstance(unknown, str) and unknown == "off":  # an array is compared with a text number by number
         return None, 0.0
-    if unknown == "auto" or unknown in NAMES:
+    if isinstance(unknown, str) and unknown in ("auto", *NAMES):
         held = learner.held.calibration
-        name = held.certainty if unknown == "auto" else str(unknown)
+        name = held.certainty if unknown == "auto" else unknown
         if name is None or name not in held.thresholds:
             raise UserError(
                 f"unknown={unknown}: the run chose no threshold; train it with test.unknown_ways=5, say, and so that its predictions "

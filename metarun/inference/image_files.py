@@ -19,10 +19,10 @@ import numpy as np
 
 from metarun import files
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
-from metarun.data.decoding import THREADS, Range, UnreadableImage, read, too_small_a_part
+from metarun.data.decoding import THREADS, Range, UnknownRange, UnreadableImage, read, too_small_a_part
 from metarun.data.label_files import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
-from metarun.files import typed_path
+from metarun.files import given_path, typed_path
 from metarun.text import composed, counted, printable, shown_path
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 AHEAD = 2  # batches that are read while the network is at another
+TRAINED_WITH_RANGE = "that is trained with data.value_range (or target.data.value_range)"
 
 
 @dataclass
@@ -62,6 +63,8 @@ class ImageFiles:
                 if found.used:
                     deep.append(found.used)
                 return found.pixels
+            except UnknownRange as error:
+                return f"{error}; a run {TRAINED_WITH_RANGE} reads them"
             except UnreadableImage as error:
                 return str(error)
             except OSError as error:
@@ -93,8 +96,8 @@ class ImageFiles:
         if used and how.values is None and too_small_a_part(used):
             log.warning(
                 "images: %d of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels of grey; "
-                "a run that is trained with data.value_range (or target.data.value_range) makes more of them",
-                len(deep), *used,
+                "a run %s makes more of them",
+                len(deep), *used, TRAINED_WITH_RANGE,
             )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
         every = (line if isinstance(line, str) else line.decode(read_as, "surrogateescape") for line in given)
         lines = [line.rstrip("\r\n") for line in every]
         return of_paths([typed_path(line) for line in lines if line.strip()], f"{key}=-", classes)
-    path = typed_path(text)
+    path = given_path(origin, key)
     if path.is_file():
         return of_paths([path], f"{key}={shown_path(path)}", classes)
     if path.is_dir():
@@ -160,12 +163,12 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
     Raises:
         UserError: There is no such folder or table, a class has no image, or there is one class alone.
     """
-    path = typed_path(origin).absolute()
+    path = given_path(origin, key).absolute()
     try:
         table = path.suffix.lower() in TABLES and path.is_file()
         classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
-    except UserError as error:  # of a data set, by whose keys it names what is wrong
-        raise UserError(re.sub(r"^data\.(labels|root)\b", key, str(error))) from error
+    except UserError as error:  # of a data set, by whose keys it names what is wrong and what is right
+        raise UserError(_by_key(str(error), key, path)) from error
     parts = {entry.part for entry in classes}
     chosen = [entry for entry in classes if entry.part in (("train",) if "train" in parts else ("",))]
     if len(chosen) < 2:
@@ -173,6 +176,14 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
             f"{key}={shown_path(path)}: has one class alone ({chosen[0].name}); there is nothing to tell apart"
         )
     return chosen
+
+
+def _by_key(message: str, key: str, folder: Path) -> str:
+    """An error of a folder of a data set, whose settings `data.root` and `data.labels` are one key here, as its value is one path."""
+    told = re.sub(
+        r"\bdata\.labels=", lambda _: f"{key}={folder}{os.sep}", message
+    )  # a table has its name in the folder
+    return re.sub(r"\bdata\.(labels|root)(?=[:=]|$)", key, told)
 
 
 def _below(folder: Path) -> tuple[list[Path], int]:

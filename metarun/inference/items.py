@@ -45,6 +45,11 @@ def found(origin: str | os.PathLike[str], how: How, key: str, classes: Iterable[
     return named
 
 
+def support(origin: str | None, how: How) -> Examples:
+    """The labelled examples that a command names by `support=`; none where it names nothing."""
+    return examples(origin, how) if origin else Examples([], [])
+
+
 def examples(origin: str | os.PathLike[str], how: How, key: str = "support") -> Examples:
     """The labelled examples of a folder or a table; see `image_files.examples` and `text_examples`."""
     if isinstance(how, TextPreprocessing):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from metarun.core import Algorithm
 from metarun.engine.hardware import keep_freed_memory
 from metarun.errors import UserError, first_line
+from metarun.files import given_path
 from metarun.inference import store
 from metarun.inference.store import Stored
 from metarun.target.base import SourceImages, TargetMethod
@@ -97,7 +97,7 @@ def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto")
         UserError: There is no such file or folder, or it cannot be used.
     """
     keep_freed_memory()
-    return Learner(store.load(Path(origin)), device)
+    return Learner(store.load(given_path(origin, "checkpoint")), device)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -105,6 +105,8 @@ def _device(name: torch.device | str) -> torch.device:
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
+    except TypeError as error:
+        raise UserError(f"device={name!r}: names no device; give auto, cpu or cuda") from error
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name}: there is no such device here ({first_line(error)}); try cpu") from error
     return found

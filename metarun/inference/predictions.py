@@ -178,7 +178,7 @@ class Predictions:
 
 
 def of_examples(found: dict[str, Any]) -> str:
-    """How many of what was classified are examples that were learned from; empty where none is.
+    """How many of what was classified are examples that were learned from, or the same as one; empty where none is.
 
     Args:
         found: What `Predictions.describe` describes.
@@ -187,7 +187,8 @@ def of_examples(found: dict[str, Any]) -> str:
     if not number:
         return ""
     of_all = f"{number} of {counted(found['images'], found['kind'].removesuffix('s'))}"
-    told = f"{of_all} {'is an example' if number == 1 else 'are examples'} that it learned from"
+    what = "is an example that it learned from, or a copy of one"
+    told = f"{of_all} {what if number == 1 else 'are examples that it learned from, or copies of these'}"
     return f"{told}, left out of the accuracy" if "acc" in found else f"{told}; of no other is the class known"
 
 

@@ -23,7 +23,7 @@ from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled_texts
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
-from metarun.files import typed_path
+from metarun.files import given_path, typed_path
 from metarun.inference.encoding import EncoderStep
 from metarun.inference.image_files import folder_label
 from metarun.text import lines_of, listed, printable, shown_path
@@ -144,7 +144,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     name, known = os.fspath(origin), set(classes)
     if name == "-":
         return _lines(_standard_input(f"{key}=-"), f"{key}=-")
-    path = typed_path(name)
+    path = given_path(origin, key)
     if not path.exists():
         there = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
@@ -177,7 +177,7 @@ def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[
     Raises:
         UserError: There is no such file, none of its texts is for training, or there is one class alone.
     """
-    path = typed_path(origin).absolute()
+    path = given_path(origin, key).absolute()
     with _named(key):
         rows = labelled_texts(path, key=key).rows
     parts = {row.part for row in rows}
@@ -202,7 +202,7 @@ class _named:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, UserError):
-            told = re.sub(rf"^{self.key}\.root\b", self.key, str(error))
+            told = re.sub(rf"\b{self.key}\.root(?=[:=])", self.key, str(error))
             told = re.sub(rf"; name it with {self.key}\.\w+_column=\S+", "; rename the other one", told)
             told = re.sub(rf", or be named by {self.key}\.\w+_column", "", told)
             told = re.sub(rf"; name its encoding, {self.key}\.encoding=.*", "; write it in UTF-8", told)

@@ -81,6 +81,9 @@ TARGET_INTERVAL = f"{TARGET}/interval"  # the same in words
 TARGET_CLASSES = f"{TARGET}/classes"
 TARGET_CHANCE = f"{TARGET}/chance"  # the share of the commonest class
 TARGET_DIVISION = f"{TARGET}/division"  # where the test images come from
+TARGET_COPIES = (
+    f"{TARGET}/copied_test_images"  # of each repeat: the test images with the same pixels as a training image
+)
 TARGET_PREDICTIONS = f"{TARGET}/predictions"
 TARGET_CLASSIFIER = f"{TARGET}/classifier"
 TARGET_VALUES = f"{TARGET}/values"  # of a kept result: the accuracies [sizes][repeats]

@@ -23,10 +23,9 @@ from metarun.engine.learner import Learner as Trained
 from metarun.errors import UserError
 from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input
-from metarun.inference import store
+from metarun.inference import items, store
 from metarun.inference.classifier import Classifier
 from metarun.inference.image_files import ImageFiles, find_images
-from metarun.inference.items import examples
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
@@ -83,14 +82,18 @@ class Export(Stage):
                     "images: compare the files of a classifier of fixed classes; add support=FOLDER, or leave them out"
                 )
             function, inputs, (asked, *others) = self._of_learner(learner, config)
+            self.digest = inputs_digest(held, items.Examples([], []), None)
             self.name, self.classes = "learner", None
         else:
-            classifier = fitted(learner, config)
+            known = items.support(config.support, held.preprocessing)
+            listed = compared(config, known, held)
+            self.digest = inputs_digest(held, known, listed)  # before any is read: one may change meanwhile
+            classifier = fitted(learner, known, config)
             if classifier.network_.transductive:
                 raise UserError(self._transductive(learner, config))
             self.name, self.classes = "classifier", classifier.names
             self.temperature = classifier.calibration_.temperature or 1.0
-            self.given = given_images(learner, classifier, config)
+            self.given = given_images(classifier, known, listed, config)
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
             inputs, asked, others = [images], [filled(self.given.pixels, learner, config.seed)], []
@@ -182,7 +185,7 @@ class Export(Stage):
         found["given"], found["learned_from"] = len(self.given.pixels), self.given.learned
         found["unreadable"] = {str(path): reason for path, reason in self.given.unreadable.items()}
         found["takes"] = [one.describe() for one in self.inputs]
-        found["inputs"] = inputs_digest(run.config, self.held, compared(run.config))
+        found["inputs"] = self.digest
         run.result |= {
             result.CHECKPOINT_DIGEST: checkpoint.digest(self.held.origin),
             **{result.key(EXPORT, name): value for name, value in found.items()},
@@ -197,8 +200,12 @@ class Export(Stage):
             return False
         if not {result.key(EXPORT, name) for name in ("classes", "ways")} & set(stored):
             return False  # an earlier version made it, perhaps for other ways than are asked for
+        if config.images == "-":  # which can be read once
+            return False
         held = store.load(Path(config.checkpoint))
-        return inputs_digest(config, held, compared(config)) == stored.get(result.key(EXPORT, "inputs"))
+        known = items.support(config.support, held.preprocessing)
+        images = compared(config, known, held)
+        return inputs_digest(held, known, images) == stored.get(result.key(EXPORT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         found = {name: stored[result.key(EXPORT, name)] for name in ("files", "takes", "compared_on")}
@@ -218,7 +225,7 @@ class Export(Stage):
                 line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
             print(line)
         if learned := stored.get(result.key(EXPORT, "learned_from")):
-            print(f"{learned} of the images: {LEARNED}, left out of the accuracy")
+            print(f"{learned} of the images: {LEARNED}, or copies of these, left out of the accuracy")
         if (ways := stored.get(result.key(EXPORT, "ways"))) is not None:
             print(
                 f"ways     {ways}, of which the support images are examples; test.task.ways=N makes a file for N classes"
@@ -287,40 +294,42 @@ def ways_of(learner: Learner, config: DictConfig) -> int:
     return ways
 
 
-def fitted(learner: Learner, config: DictConfig) -> Classifier:
+def fitted(learner: Learner, known: items.Examples, config: DictConfig) -> Classifier:
     """The classifier of the examples of `support=`, or the one that the run kept."""
     if not config.support:
         return Classifier(learner).restored()
-    found = examples(config.support, learner.held.preprocessing)
-    learner.method.check(len(set(found.labels)))
-    return Classifier(learner, seed=config.seed).fit(found.items, found.labels)
+    learner.method.check(len(set(known.labels)))
+    return Classifier(learner, seed=config.seed).fit(*known)
 
 
-def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -> ImageSet:
+def given_images(
+    classifier: Classifier, known: items.Examples, images: ImageFiles | None, config: DictConfig
+) -> ImageSet:
     """The images of `images=`, or without them the examples of `support=`.
 
+    Args:
+        classifier: Whose classes they are of.
+        known: The examples.
+        images: The images that `images=` names; None where it names none.
+        config: The run's.
+
     Raises:
-        UserError: There are none, or none of them can be read.
+        UserError: None of them can be read.
     """
-    origin = config.images or config.support
-    if not origin:
+    learner = classifier.learner
+    if images is None and not known.items:
         return ImageSet(learner, [])
-    names = classifier.names
-    if config.images:
-        images = find_images(config.images, "images", names)
-    else:
-        found = examples(config.support, learner.held.preprocessing)
-        images = ImageFiles(found.items, list(found.labels))
+    asked = images or ImageFiles(known.items, list(known.labels))
     how = learner.held.preprocessing
     assert isinstance(how, Preprocessing)
-    parts = list(images.batches(how, IMAGES))
+    parts = list(asked.batches(how, IMAGES))
     if not parts:
-        raise UserError(f"images={shown_path(origin)}: none of them can be read")
+        raise UserError(f"images={shown_path(config.images or config.support)}: none of them can be read")
     rows = [row for part, _ in parts for row in part]
-    places = {name: place for place, name in enumerate(names)}
-    labels = [places.get(images.labels[row] or "", -1) for row in rows]
+    places = {name: place for place, name in enumerate(classifier.names)}
+    labels = [places.get(asked.labels[row] or "", -1) for row in rows]
     whole = np.concatenate([pixels for _, pixels in parts])
-    if not config.images:
+    if images is None:
         return ImageSet(learner, labels, whole, LEARNED)
     learned = classifier.learned_from(whole)
     given = ImageSet(learner, np.where(learned, -1, labels), whole, "labelled images")
@@ -328,9 +337,9 @@ def given_images(learner: Learner, classifier: Classifier, config: DictConfig) -
     return given
 
 
-def compared(config: DictConfig) -> ImageFiles | None:
-    """The files of `images=`."""
-    return find_images(config.images) if config.images else None
+def compared(config: DictConfig, known: items.Examples, held: store.Stored) -> ImageFiles | None:
+    """The files of `images=`, those in folders that are called like the classes with their labels."""
+    return find_images(config.images, "images", known.labels or held.classes or ()) if config.images else None
 
 
 def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:

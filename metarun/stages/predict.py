@@ -60,21 +60,20 @@ class Predict(Stage):
         hardware = hardware_module.choose(config.hardware, held.blueprint.learner(), run.world)
         learner = Learner(held, hardware.device)
         threshold(unknown, learner)
+        known = items.support(config.support, how)
         if config.support:
-            found = items.examples(config.support, how)
-            names = list(dict.fromkeys(found.labels))
-            learner.method.check(len(names))
-            self.images = items.found(origin, how, key, names)
-            self.classifier = Classifier(learner, unknown=unknown, seed=config.seed).fit(*found)
+            learner.method.check(len(set(known.labels)))
+        self.images = items.found(origin, how, key, known.labels or held.classes or ())
+        self.digest = inputs_digest(held, known, self.images)  # before any is read: one may change meanwhile
+        if config.support:
+            self.classifier = Classifier(learner, unknown=unknown, seed=config.seed).fit(*known)
         else:
             self.classifier = Classifier(learner, unknown=unknown).restored()
-            self.images = items.found(origin, how, key, self.classifier.classes_.tolist())
         self.origin = held.origin
         run.add(PREDICT, Trained(PREDICT, learner.algorithm, config.train, config.seed, hardware))
 
     def execute(self, run: Run) -> None:
         classifier, images = self.classifier, self.images
-        digest = inputs_digest(run.config, classifier.learner.held, images)
         with run.logger.progress("classifying", len(images.paths)) as advance:
             scored = classifier.scored(images, advance)
         found = Predictions(classifier, images, scored)
@@ -89,7 +88,7 @@ class Predict(Stage):
         numbers = {
             **found.describe(),
             "certainty": classifier.learner.held.calibration.certainty,
-            "inputs": digest,
+            "inputs": self.digest,
             "unreadable": {str(path): reason for path, reason in images.unreadable.items()},
         }
         run.result |= {
@@ -111,9 +110,9 @@ class Predict(Stage):
         if not all((folder / name).is_file() for name in (TABLE, PAGE)):
             return False
         held = store.load(Path(config.checkpoint))
-        names = items.examples(config.support, held.preprocessing).labels if config.support else held.classes or ()
-        images = items.found(origin, held.preprocessing, key, names)
-        return inputs_digest(config, held, images) == stored.get(result.key(PREDICT, "inputs"))
+        known = items.support(config.support, held.preprocessing)
+        images = items.found(origin, held.preprocessing, key, known.labels or held.classes or ())
+        return inputs_digest(held, known, images) == stored.get(result.key(PREDICT, "inputs"))
 
     def conclude(self, folder: Path, stored: dict[str, Any]) -> str:
         own = f"{PREDICT}/"
@@ -170,17 +169,16 @@ def given(config: DictConfig) -> tuple[str, str]:
     return (config["items"], "items") if config["items"] else (config.images, "images")
 
 
-def inputs_digest(config: DictConfig, held: Stored, found: items.Listed | None) -> str:
+def inputs_digest(held: Stored, known: items.Examples, found: items.Listed | None) -> str:
     """A digest of everything that a result depends on.
 
     That is the weights; the names, sizes and times of all files, and all texts; and the labels that are known of them.
 
     Args:
-        config: The run's, whose `support` names the examples.
         held: What the run uses.
+        known: The examples.
         found: What is classified, or compared on; None if nothing is.
     """
-    known = items.examples(config.support, held.preprocessing) if config.support else items.Examples([], [])
     digest = hashlib.sha256(checkpoint.digest(held.origin).encode())
     for inputs, labels in ((known.items, known.labels), (found.paths, found.labels) if found else ([], [])):
         for line in _states(inputs, labels):

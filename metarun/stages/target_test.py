@@ -21,6 +21,7 @@ from metarun.stages.training_data import tell_brought, tell_trained_on, training
 from metarun.target import predictions
 from metarun.target.base import refuse_other_places
 from metarun.target.predictions import Predicted
+from metarun.target.target import accuracy_of_others
 
 log = logging.getLogger("metarun")
 
@@ -74,13 +75,20 @@ class TargetTest(Stage):
         if run.hardware.world.main:
             predicted = torch.where(metrics.undefined(scores), -1, scores.argmax(1)).numpy()
             right = (predicted == images.labels).astype(float)
+            known = run.target.train if run.algorithm.uses_target != "no" else run.target.train.take(np.arange(0))
+            copied = run.target.copies(known, images)
+            run.result |= run.target.tell_copies([int(copied.sum())], len(images))
             files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
             run.wrote(contents.PREDICTIONS)
             found["predictions"] = {"file": contents.PREDICTIONS}
             if keep_trained(run, ready, run.folder / contents.CLASSIFIER):
-                found["classifier"] = {"file": contents.CLASSIFIER, "acc": found["acc"]}
+                found["classifier"] = {
+                    "file": contents.CLASSIFIER,
+                    "acc": found["acc"],
+                    **accuracy_of_others(right, copied),
+                }
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:

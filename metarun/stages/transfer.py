@@ -27,6 +27,7 @@ from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner, origins_of, seen_by, told_of, with_library
 from metarun.stages.training_data import refuse_target_labels, tell_brought, tell_seen_unlabelled, tell_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
+from metarun.target.target import accuracy_of_others
 
 
 class Transfer(Stage):
@@ -95,16 +96,19 @@ class Transfer(Stage):
             return found
         held = store.load(run.folder)
         images, logs = run.target.tested(run.folder)
+        copied = run.target.copies(*run.target.subset(run.target.sizes[-1], 0))
         temperature, before, after = held.calibration.temperature, Reliability(), Reliability()
         before.add(logs, images.labels)
         after.add(tempered(logs, temperature or 1.0), images.labels)
         run.logger.picture("target/reliability", reliability_diagram(after.bins()))
+        right = logs.argmax(1) == images.labels
         found[result.TARGET_CLASSIFIER] = {
             "file": contents.CLASSIFIER,
             "repeat": 0,
             "train_images": len(held.examples),
             "examples": held.examples,
-            "acc": float((logs.argmax(1) == images.labels).mean()),
+            "acc": float(right.mean()),
+            **accuracy_of_others(right, copied),
         }
         found[result.key(result.TARGET, result.CALIBRATION)] = {
             "temperature": temperature,

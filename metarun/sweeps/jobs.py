@@ -116,6 +116,10 @@ def check_stages(job: Job, config: DictConfig) -> None:
     """
     from metarun.runs.building import build_stages, target_data  # here: they have torch imported
 
+    if named := [key for key in ("items", "images") if config[key] == "-"]:
+        raise UserError(
+            f"{named[0]}=-: the jobs of a sweep have no standard input; name a folder or a pattern, or run them one by one"
+        )
     whole = completed(job, config)
     target_data(whole, build_stages(whole))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from metarun.data.image_batches import Labelled, generator, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, Split
 from metarun.data.splits import SPLITS
+from metarun.data.table_source import TableSource
 from metarun.encoders import EncodedSource
 from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
@@ -71,6 +72,7 @@ class Target:
         parts: tuple[Split, ...] = ("train", "test")
         for part in parts:
             _refuse_missing(own[part], everything.counts[kept], part)
+        self._digests: dict[int, str | None] = {}
         self.images = None
         if not source.has_test_part:
             self.images = everything.of_classes(kept)
@@ -144,6 +146,33 @@ class Target:
             test.subset(self.settings.test_images, "target.test_images", seed, repeat),
         )
 
+    def copies(self, train: Labelled, test: Labelled) -> np.ndarray:
+        """Which test images are copies of training images, with the same pixels or the same text, bool `[n]`."""
+        source = self.source
+        if not isinstance(source, TableSource):
+            return np.zeros(len(test), dtype=bool)
+        for row in {*train.rows.tolist(), *test.rows.tolist()} - self._digests.keys():
+            self._digests[row] = source.digest_of(row)
+        known = {self._digests[row] for row in train.rows.tolist()} - {None}  # a blank image is no copy
+        return np.array([self._digests[row] in known for row in test.rows.tolist()], dtype=bool)
+
+    def tell_copies(self, counts: Sequence[int], tested: int) -> dict[str, list[int]]:
+        """Warns of test images that are copies of training images; the fact for `result.json`.
+
+        Args:
+            counts: How many there are in each repeat.
+            tested: The test images of each.
+        """
+        least, most = min(counts), max(counts)
+        if most:
+            told = f"{least} to {most}" if least < most else str(most)
+            log.warning(
+                "target: %s of its %d test %s %s of training %s, with the same %s, so that the accuracy says less of others",
+                told, tested, self.kind, "is a copy" if told == "1" else "are copies", self.kind,
+                "words" if self.kind == "texts" else "pixels",
+            )  # fmt: skip
+        return {result.TARGET_COPIES: list(counts)}
+
     def varied(self, size: int | None) -> list[str]:
         """What differs between the images of the repeats, in words; nothing where all have the same.
 
@@ -201,10 +230,12 @@ class Target:
                 advance(number + 1)
         world.barrier()
         curve, values = self._curve(folder, logger)
-        test = self.subset(self.sizes[-1], 0)[1]
+        subsets = [self.subset(self.sizes[-1], repeat) for repeat in range(settings.repeats)]
+        test = subsets[0][1]
         return {
             **{result.key(result.TARGET, name): value for name, value in curve[-1].items()},
             **(self._keep_predictions(folder.parent, curve[-1], values) if world.main else {}),
+            **(self.tell_copies([int(self.copies(*one).sum()) for one in subsets], len(test)) if world.main else {}),
             result.TARGET_CURVE: curve,
             result.TARGET_CLASSES: self.names,
             result.TARGET_CHANCE: float(np.max(test.counts) / len(test)),
@@ -332,6 +363,16 @@ class Target:
         if self.images is None:
             return {**self.source.describe(), "images": {"train": len(self.train), "test": len(self.test)}}
         return {**self.source.describe(), "images": {"all": len(self.images)}}
+
+
+def accuracy_of_others(right: np.ndarray, copied: np.ndarray) -> dict[str, float]:
+    """The accuracy on the test images that are copies of no training image, which `recipe=predict` tells; empty where none or all are.
+
+    Args:
+        right: Which test images were predicted rightly, bool `[n]`.
+        copied: Which are copies, bool `[n]`.
+    """
+    return {"acc_without_copies": float(right[~copied].mean())} if 0 < copied.sum() < len(copied) else {}
 
 
 def _stem(size: int | None, repeat: int) -> str:

@@ -142,7 +142,8 @@ def test_no_test_class_decides_the_range(tmp_path: Path) -> None:
 def test_floats_need_a_range(tmp_path: Path) -> None:
     pictures(tmp_path / "images", "floats")
     with pytest.raises(
-        UserError, match=r"floating-point pixels, whose range is unknown; data.value_range=\[low,high\]"
+        UserError,
+        match=r"^data.root: \S+ has floating-point pixels, whose range is unknown; data.value_range=\[low,high\]",
     ):
         Folder(root=str(tmp_path / "images"))
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "images" / "c0" / "3.tiff")

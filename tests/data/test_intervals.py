@@ -69,6 +69,37 @@ def measured(source: ImageSource, folder: Path, rule: TargetMethod | None = None
 # Division
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_copies_of_training_images_among_the_test_images_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    """Of each repeat, by a comparison of all pixels; a blank image is no copy."""
+    source = with_parts(10, 5) if own else toy_images(classes=3, per_class=20)
+    images = source.table.images
+    images[[15, 16, 35]] = images[[0, 1, 2]]  # of another class too
+    images[[3, 17]] = 7
+    with caplog.at_level("WARNING", "metarun"):
+        told = measured(source, tmp_path, repeats=4)["target/copied_test_images"]
+    expected = []
+    for repeat in range(4):
+        known, asked = (images[part.rows] for part in Target(source, Settings()).subset(None, repeat))
+        same = (known[None] == asked[:, None]).all((2, 3, 4)).any(1)
+        expected.append(int((same & (asked != 7).any((1, 2, 3))).sum()))
+    assert told == expected
+    assert max(told) > 0
+    (said,) = [record.getMessage() for record in caplog.records]
+    counts = "3" if own else f"{min(told)} to {max(told)}"
+    assert said.startswith(
+        f"target: {counts} of its {15 if own else 12} test images are copies of training images, with"
+    )
+
+
+def test_nothing_is_said_where_no_test_image_is_a_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "metarun"):
+        assert measured(SOURCE, tmp_path, repeats=2)["target/copied_test_images"] == [0, 0]
+    assert not caplog.records
+
+
 def test_images_without_a_test_part_are_divided_anew_in_each_repeat() -> None:
     target = Target(SOURCE, Settings())
     tests = []

@@ -437,7 +437,7 @@ def test_a_file_beside_folders_of_texts_is_told_of_and_left(
         assert sorted(read(tmp_path)) == sorted(rows if form == "classes" else [*rows, *rows])
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"data: of {home} only the folders ")
-    assert told.endswith(f" are read, not {stray}; data.root={home / stray} reads that file")
+    assert told.endswith(f" are read, not {stray}; give the file itself, {home / stray}, to have it read")
 
 
 def test_a_file_beside_folders_that_are_no_data_set_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -395,7 +395,9 @@ def test_images_that_were_learned_from_and_those_that_cannot_be_read_are_told(
     (others / "train0" / "torn.png").write_bytes(b"no image")
     command = ["recipe=export", f"checkpoint={folder}", f"support={images}", f"outputs={tmp_path}"]
     outcome = done(*command, f"images={images / 'train'}")
-    assert "24 of the images: examples that it learned from, left out of the accuracy" in outcome.out
+    assert (
+        "24 of the images: examples that it learned from, or copies of these, left out of the accuracy" in outcome.out
+    )
     assert "; accuracy" not in outcome.out
     outcome = metarun(*command, f"images={others}")
     assert outcome.status == 1
@@ -403,6 +405,33 @@ def test_images_that_were_learned_from_and_those_that_cannot_be_read_are_told(
     assert "torn.png: " in outcome.out
     told = "images: 1 of 26 cannot be read, each with its reason in result.json; files were compared on the others"
     assert told in outcome.said[-1]
+
+
+def test_files_may_be_named_on_standard_input(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for predictions; and what is read once is not there for another time."""
+    folder, images = run
+    made = Exported(b"a network", lambda x: np.eye(3)[np.zeros(len(x), int)], 7, 0.0, 0.001)
+    monkeypatch.setattr(exported, "export", lambda *_: made)
+    command = [
+        "recipe=export",
+        f"checkpoint={folder}",
+        f"support={images}",
+        "images=-",
+        f"outputs={tmp_path}",
+        "name=made",
+    ]
+    (tmp_path / "images").mkdir()
+    others = shutil.copytree(images / "test" / "test0", tmp_path / "images" / "train0")
+    asked = sorted(map(str, others.iterdir()))
+    for names in (asked, asked[:3]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names)))
+        assert f" of {len(names)} labelled images\n" in done(*command).out
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    outcome = metarun(*command[:-1], "name=empty")
+    assert (outcome.status, outcome.said) == (2, ["metarun: images=-: names no file"])
+    assert not (tmp_path / "empty").exists()
 
 
 def test_what_is_compared_without_images_is_what_was_learned_from(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -245,6 +245,12 @@ def test_runs_that_only_use_what_was_learned_can_be_swept(tmp_path: Path, episod
         ("unknown=0.2", "done"),
         ("unknown=0.5", "done"),
     ]
+    refused = metarun(
+        "-m", "recipe=predict", "unknown=0.2,0.5", *words[:2], "images=-", f"outputs={tmp_path / 'refused'}"
+    )
+    assert refused.status == 2
+    assert "metarun: images=-: the jobs of a sweep have no standard input; name a folder" in refused.err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_examples_from_a_table(tmp_path: Path, episodic: Path) -> None:
@@ -352,14 +358,17 @@ def test_the_accuracy_is_of_images_that_were_not_learned_from(
     words += ["recipe=predict", f"outputs={tmp_path}"]
     images = Path(shutil.copytree(divided / "train", tmp_path / "images"))
     said = done(*words, f"images={images}", "name=learned")
-    assert "24 of 24 images are examples that it learned from; of no other is the class known" in said.out
+    assert (
+        "24 of 24 images are examples that it learned from, or copies of these; of no other is the class known"
+        in said.out
+    )
     assert "\naccuracy " not in said.out
     found = result(folder_of(tmp_path, "learned"))
     assert (found["predict/learned_from"], "predict/acc" in found) == (24, False)
     for path in (divided / "test").glob("*/*.png"):
         shutil.copy(path, images / path.parent.name / f"new{path.name}")
     said = done(*words, f"images={images}", "name=both")
-    assert "24 of 45 images are examples that it learned from, left out of the accuracy" in said.out
+    assert "24 of 45 images are examples that it learned from, or copies of these, left out of the accuracy" in said.out
     folder = folder_of(tmp_path, "both")
     others = [row for row in rows(folder) if row["learned_from"] == "0"]
     assert len(others) == 21
@@ -368,6 +377,24 @@ def test_the_accuracy_is_of_images_that_were_not_learned_from(
     page = (folder / "index.html").read_text()
     assert "of 21 other labelled images. 24 of 45 images are examples that it learned from" in page
     assert sum(map(sum, result(folder)["predict/confusion"])) == 21
+
+
+def test_a_run_tells_of_test_images_that_are_copies_of_training_images(tmp_path: Path, divided: Path) -> None:
+    """And of the accuracy on the others, which is what predictions have."""
+    root = Path(shutil.copytree(divided, tmp_path / "images"))
+    for name in ("ash", "cedar"):
+        shutil.copy(root / "train" / name / "0.png", root / "test" / name / "copy.png")
+    said = done("recipe=target_only", *TARGET, f"target.data.root={root}", "transfer=nearest_centroid",
+                f"outputs={tmp_path}", "name=made")  # fmt: skip
+    assert "target: 2 of its 23 test images are copies of training images, with the same pixels" in said.err
+    (made,) = tmp_path.glob("made/*/result.json")
+    told = result(made.parent)
+    assert told["target/copied_test_images"] == [2, 2]
+    said = done("recipe=predict", f"checkpoint={made.parent}", f"images={root / 'test'}", f"outputs={tmp_path}")
+    assert "2 of 23 images are examples that it learned from, or copies of these, left out of the accuracy" in said.out
+    others = [row for row in rows(made.parent) if row["repeat"] == "0" and not row["file"].endswith("copy.png")]
+    right = np.mean([int(row["right"]) for row in others])
+    assert told["target/classifier"]["acc_without_copies"] == result(folder_of(tmp_path))["predict/acc"] == right
 
 
 def test_other_classes_than_those_of_a_run_have_not_its_temperature(tmp_path: Path, divided: Path) -> None:
@@ -565,6 +592,9 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
         ({"support": "missing"}, "support: there is no folder"),
         ({"support": "one"}, "has one class alone (ash)"),
         ({"support": "hollow"}, "the class folder"),
+        ({"support": "flat"}, "name the table that does with support={root}/flat/labels.csv"),
+        ({"support": "bare"}, "or name a table of file and label with support"),
+        ({"support": "half"}, "whose images have no labels; support={root}/half/train takes the others alone"),
         ({"unknown": "auto"}, "unknown=auto: the run chose no threshold"),
         ({"unknown": "energy"}, "unknown=energy: the run chose no threshold"),
         (
@@ -583,6 +613,11 @@ def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str,
     kinds(tmp_path / "hollow", {"ash": 2, "elm": 0})
     kinds(tmp_path / "images", {"a": 1})
     (tmp_path / "empty").mkdir()
+    for name in ("flat", "bare"):
+        kinds(tmp_path / name, {"train": 2, "test": 2})
+    (tmp_path / "flat" / "labels.csv").write_text("file,label\ntrain/0.png,ash\ntrain/1.png,elm\n")
+    kinds(tmp_path / "half" / "train", {"ash": 2, "elm": 2})
+    kinds(tmp_path / "half", {"test": 2})
     torch.save({"format": 99}, tmp_path / "foreign.pt")
     torch.save({"kind": store.KIND, "format": 99, "metarun": "9.9"}, tmp_path / "newer.pt")
     (tmp_path / "damaged.pt").write_bytes(b"PK no file")
@@ -594,7 +629,7 @@ def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str,
     outcome = metarun("recipe=predict", *words, f"outputs={tmp_path / 'outputs'}")
     assert outcome.status == 2
     (line,) = outcome.said
-    assert told in line
+    assert told.format(root=tmp_path) in line
     assert not (tmp_path / "outputs").exists()
 
 

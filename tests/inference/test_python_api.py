@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -301,6 +302,11 @@ def test_what_is_unknown(learner: metarun.Learner) -> None:
         ({"batch_size": 0}, r"^batch_size=0: must be at least 1$"),
         ({"batch_size": -1}, r"^batch_size=-1: must be at least 1$"),
         ({"seed": -1}, r"^seed=-1: must be at least 0 and below 2\*\*63$"),
+        ({"seed": None}, r"^seed=None: must be a whole number$"),
+        ({"batch_size": "3"}, r"^batch_size='3': must be a whole number$"),
+        ({"batch_size": 2.0}, r"^batch_size=2.0: must be a whole number$"),
+        ({"batch_size": True}, r"^batch_size=True: must be a whole number$"),
+        ({"unknown": np.array([0.5, 0.6])}, r"^unknown=\[0.5 0.6\]: must be auto, off"),
     ],
 )
 def test_settings_out_of_range_get_one_sentence(learner: metarun.Learner, settings: dict[str, Any], told: str) -> None:
@@ -309,6 +315,79 @@ def test_settings_out_of_range_get_one_sentence(learner: metarun.Learner, settin
         learner.fit(images, labels, **settings)
     with pytest.raises(metarun.UserError, match=told):
         learner.fit(images, labels).set_params(**settings).predict(images)
+
+
+def test_integers_of_numpy_are_settings(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels, batch_size=np.int64(5), seed=np.int32(1))
+    assert classifier.score(images, labels) == 1
+
+
+@pytest.mark.parametrize("word", ["learner", None, 5])
+def test_what_is_no_learner_is_named(word: Any) -> None:
+    with pytest.raises(metarun.UserError, match=r"^learner: .* is none; give what metarun.load returns$"):
+        metarun.Classifier(word).fit(*greys())
+
+
+def test_what_has_learned_nothing_says_so(learner: metarun.Learner, tmp_path: Path) -> None:
+    blank, (images, _) = metarun.Classifier(learner), greys()
+    calls: list[Callable[[], Any]] = [
+        lambda: blank.save(tmp_path / "u.pt"),
+        lambda: blank.names,
+        lambda: blank.learned_from(images),
+        lambda: blank.nearest_examples(images, images),
+        lambda: blank.predict(images),
+        lambda: blank.is_unknown(images),
+    ]
+    for call in calls:
+        with pytest.raises(NotFittedError, match="has learned no classes yet; call fit"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_that_fails_leaves_the_classifier_as_it_was(learner: metarun.Learner, tmp_path: Path) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    (tmp_path / "cut.png").write_bytes(b"no image")
+    Image.fromarray(images[0]).save(tmp_path / "whole.png")
+    with pytest.raises(metarun.UserError, match=r"cut.png cannot be read \(no image that Pillow knows\), and"):
+        classifier.fit([tmp_path / "cut.png", tmp_path / "whole.png"], ["a", "b"])
+    assert classifier.score(images, labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (np.zeros(12), "must be finite numbers of at least 0, and not all of them 0"),
+        ([1.0, np.nan] * 6, "must be finite numbers"),
+        ([1, -1] * 6, "must be finite numbers"),
+        (["a"] * 12, "is no list of numbers"),
+        ([1, 2], r"has the shape \[2\], but there are 12 labels"),
+    ],
+)
+def test_weights_that_no_mean_can_be_taken_by(learner: metarun.Learner, weights: Any, told: str) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    assert classifier.score(images, labels, sample_weight=[1] * 12) == 1
+    with pytest.raises(ValueError, match=f"^sample_weight: {told}"):
+        classifier.score(images, labels, sample_weight=weights)
+
+
+def test_floats_say_what_to_give_instead(learner: metarun.Learner, tmp_path: Path) -> None:
+    classifier = learner.fit(*greys())
+    picture = Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
+    picture.save(tmp_path / "f.tiff")
+    advice = r"a run that is trained with data.value_range \(or target.data.value_range\)"
+    with pytest.raises(metarun.UserError) as of_file:
+        classifier.predict(tmp_path / "f.tiff")
+    assert re.search(
+        rf"f.tiff cannot be read \(floating-point pixels, .* unknown; {advice} reads them\)$", str(of_file.value)
+    )
+    with pytest.raises(metarun.UserError) as of_picture:
+        classifier.predict([picture])
+    assert re.match(
+        rf"images: item 0: floating-point pixels, .* values in 0 to 1, or use {advice}$", str(of_picture.value)
+    )
 
 
 GOOD = greys()[0]
@@ -330,6 +409,7 @@ GOOD = greys()[0]
         (Image.fromarray(GOOD[0]), "this is one image"),
         (7, "int is none of paths"),
         ("missing_folder", "there is no such file or folder"),
+        ("", "^images: is empty, and names neither a file nor a folder"),
         ([np.zeros(5)], r"^images: item 0: has the shape \[5\]"),
         (np.array(5), r"^images: the shape \[\] is that of a single number"),
         (torch.tensor(5), r"^images: the shape \[\] is that of a single number"),
@@ -524,6 +604,14 @@ def test_a_photo_that_says_it_is_turned_is_turned_in_memory_as_from_its_file(
         (lambda learner, x, y: learner.fit(x, {"a": 1}), r"^labels: have the shape \[\]"),
         (lambda learner, x, y: learner.fit(x, y, unknown=None), "unknown=None: must be auto, off"),
         (lambda learner, x, y: metarun.Learner(learner.held, "foo"), "device=foo: there is no such device here"),
+        (lambda learner, x, y: metarun.Learner(learner.held, None), "^device=None: names no device; give auto, cpu or cuda$"),
+        (lambda learner, x, y: learner.fit(""), "^images: is empty, and names neither a file nor a folder"),
+        (lambda learner, x, y: learner.fit(x, y).save(""), "^path: is empty"),
+        (lambda learner, x, y: learner.fit(x, y).save(None), "^path: NoneType is no path$"),
+        (lambda learner, x, y: metarun.load(None), "^checkpoint: NoneType is no path$"),
+        (lambda learner, x, y: metarun.load(5), "^checkpoint: int is no path$"),
+        (lambda learner, x, y: metarun.load(""), "^checkpoint: is empty"),
+        (lambda learner, x, y: metarun.run("data=glyphs", outputs=5), "^outputs: int is no path$"),
     ],
 )  # fmt: skip
 def test_odd_calls_get_one_sentence(learner: metarun.Learner, call: Any, told: str) -> None:

@@ -16,7 +16,7 @@ from text_tables import table
 
 from metarun.errors import UserError
 from metarun.inference.learner import load
-from metarun.inference.texts import find_texts
+from metarun.inference.texts import find_texts, text_examples
 
 WORDS = ["apple", "brick", "cloud", "dream", "eagle", "flame", "grass", "house", "ivory", "jewel"]
 TASK = [
@@ -110,6 +110,13 @@ def test_a_table_beside_texts_is_asked_about_or_told_of(tmp_path: Path, caplog: 
         UserError, match=r"holds both data.csv and LICENSE.txt, .*; give the file itself, items=.*data.csv, or move"
     ):
         find_texts(tmp_path)
+
+
+def test_advice_names_the_key_that_was_given(tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        table(tmp_path / name, worded(["river", "tower"], 2))
+    with pytest.raises(UserError, match=r"^support: .* give the file itself, support=\S+one.csv, or call"):
+        text_examples(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "stdin"])

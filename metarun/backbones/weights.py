@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,26 +42,32 @@ log = logging.getLogger("metarun")
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of what `torch.save` wrote of a `state_dict`, by name, on the CPU.
+    """The tensors of a file of safetensors, or of what `torch.save` wrote of a `state_dict`, by name, on the CPU.
 
-    What dicts within dicts hold gets the names of these before its own: `state_dict.module.conv1.weight`. Runs no code from
-    the file.
+    Which of both a file is its content says, not its name. What dicts within dicts hold gets the names of these before its own:
+    `state_dict.module.conv1.weight`. Runs no code from the file.
 
     Args:
         path: The file.
         key: What errors are about.
 
     Raises:
-        UserError: The file cannot be read, or holds no tensor by name.
+        UserError: The file cannot be read, is a TorchScript program, or holds no tensor by name.
     """
+    if _is_program(path):
+        raise UserError(
+            f"{key}: {path} is a TorchScript program, whose weights are not read; save the network's state_dict, "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        )
     try:
         state: Any
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             state = importlib.import_module("safetensors.torch").load_file(path)
         else:
-            with torch.serialization.safe_globals(PLAIN):
-                files.check_archive(path)
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            files.check_archive(path)
+            # Of an open file torch does not go by the name.
+            with torch.serialization.safe_globals(PLAIN), open(path, "rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: safetensors is not installed: pip install 'metarun[timm]'") from error
     except Exception as error:
@@ -73,6 +81,20 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{key}: {path} holds no weights by name (a state_dict)")
     return tensors
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as those of safetensors do: the length of its header in 8 bytes, and the header, a JSON object."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is an archive of `torch.jit.save`, which has constants beside the tensors."""
+    with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return False
 
 
 def _flat(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:

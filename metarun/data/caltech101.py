@@ -19,6 +19,7 @@ from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
+from metarun.data.label_files import visible
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
@@ -152,4 +153,4 @@ def _unpacked(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _wanted(path: PurePath) -> bool:
-    return path.suffix.lower() in (".jpg", ".jpeg") and not path.name.startswith(".")  # macOS leaves "._" files
+    return path.suffix.lower() in (".jpg", ".jpeg") and all(map(visible, path.parts[-2:]))

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from metarun.data.image_batches import Labelled, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.origin import Origin
 from metarun.data.sampler import uniforms
-from metarun.data.shared import ClassIndex
+from metarun.data.shared import key, ranks, same_names, shared_classes, told
 from metarun.data.source import DataSource, EpisodeSampler, Item, Split
 from metarun.data.table import Table
 from metarun.data.table_source import TableSource
@@ -79,7 +79,7 @@ class Domains(DataSource):
         self.shares = dict(zip(sets, (given / given.sum()).tolist(), strict=True))
         size = image_size or _largest(sets)
         own = {name: _built(node, name, size, channels) for name, node in sets.items()}
-        _refuse_other_divisions(own)
+        _refuse_other_divisions(sets, own)
         depth = channels or max(source.input_shape[0] for source in own.values())
         self.input_shape = self.image_shape = (depth, size, size)
         self.statistics = (np.zeros(1), np.ones(1))
@@ -223,7 +223,8 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
     repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
     test image has a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of
-    that training, and of one that shares classes with it, all but those that are trained or validated on.
+    that training, and of one that shares classes with it, all but those that are trained or validated on. Images decide
+    which classes are the same; names do where the images cannot be compared, which a line says.
 
     Args:
         nodes: The data sets.
@@ -243,17 +244,20 @@ def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bo
     for name, node in nodes.items():
         if encoded:
             built = _table(node, name, "test.data")
-            again = functools.partial(_read_as, node, name, built)
         else:
             depth, height, width = source.input_shape
             images = _built(node, name, height if height == width else None, depth, "test.data")
             built = images.fitted(source.input_shape, source.statistics_of(None))
-            again = None
-        found[name] = built.divided(_as_trained(trained, built.table.names) or _as_shared(trained, built, again))
+        # An encoder takes images of any size, so that of any set the same images may have other pixels here.
+        alike = [
+            _read_as(node, name, built, member, "test.data") if encoded or same_names(member, built) else built
+            for member in trained
+        ]
+        found[name] = _divided(trained, built, alike, f"test.data: {printable(name)}")
     return found
 
 
-def _read_as(node: Node, name: str, built: TableSource, member: TableSource) -> TableSource:
+def _read_as(node: Node, name: str, built: TableSource, member: TableSource, where: str) -> TableSource:
     """A data set at the size and with the channels of another one, by whose pixels its classes are known; as it is where it cannot."""
     if not (isinstance(built.table, Table) and isinstance(member.table, Table)):
         return built
@@ -262,57 +266,62 @@ def _read_as(node: Node, name: str, built: TableSource, member: TableSource) -> 
         return built
     wanted = {"image_size": height, "channels": depth}
     changes = {setting: value for setting, value in wanted.items() if node.knows(setting)}
-    return _table(node, name, "test.data", **changes) if changes else built
+    return _table(node, name, where, **changes) if changes else built
 
 
-def _as_trained(trained: Sequence[TableSource], names: list[str]) -> dict[Split, np.ndarray] | None:
-    """The division of a set that is trained on, for another set of the same classes in any order: FC100 has CIFAR-FS's images."""
-    for member in trained:
-        own = member.table.names
-        if sorted(own) == sorted(names):
-            place = {name: number for number, name in enumerate(names)}
-            return {
-                split: np.array([place[own[c]] for c in numbers], dtype=int) for split, numbers in member.splits.items()
-            }
-    return None
-
-
-def _as_shared(
-    trained: Sequence[TableSource], built: TableSource, again: Callable[[TableSource], TableSource] | None = None
-) -> dict[Split, np.ndarray]:
-    """The division of another set: the classes whose images are trained or validated on, and for the test all others.
+def _divided(
+    trained: Sequence[TableSource], built: TableSource, alike: Sequence[TableSource], where: str
+) -> TableSource:
+    """A data set with the classes for its test: of a set that is trained on those of its test, and else all that are new.
 
     Args:
         trained: What is trained on.
-        built: The other set.
-        again: Gives the same set as its images are with those of a set that is trained on; None where they are so already.
+        built: The data set.
+        alike: For each of `trained` the data set read as that one is, where it can be.
+        where: What a line about it begins with.
+    """
+    apart = set[str]()
+    for member, images in zip(trained, alike, strict=True):
+        if not same_names(member, built):
+            continue
+        by_images, by_names = shared_classes(told(member), images)
+        if len(by_images | by_names) < len(ranks(built)):
+            apart.add(key(member))
+            continue
+        if by_names:
+            log.warning(
+                "%s: is taken for a data set that is trained on: both have the same names of classes, and images that cannot be compared",
+                where,
+            )
+        return built.divided(_division_of(member, built.table.names))
+    found = built.divided(_division_by_images(trained, alike))
+    found.told_apart |= apart
+    return found
+
+
+def _division_of(member: TableSource, names: Sequence[str]) -> dict[Split, list[int]]:
+    """The division of a set for another one of the same classes in any order: FC100 has CIFAR-FS's images."""
+    place = {name: number for number, name in enumerate(names)}
+    return {split: [place[member.table.names[c]] for c in numbers] for split, numbers in member.splits.items()}
+
+
+def _division_by_images(trained: Sequence[TableSource], alike: Sequence[TableSource]) -> dict[Split, list[int]]:
+    """The classes of a data set whose images are trained or validated on, and for the test all others.
+
+    Args:
+        trained: What is trained on.
+        alike: For each of `trained` the data set read as that one is, where it can be.
     """
     splits: tuple[Split, ...] = ("train", "val")
-    alike = [built if again is None else again(member) for member in trained]
-    shared = {
-        split: {
-            number
+    found: dict[Split, list[int]] = {}
+    for split in splits:
+        known = (
+            shared_classes(told(member, member.splits[split]), images).by_images
             for member, images in zip(trained, alike, strict=True)
-            for number in _shared([(member, member.splits[split])], images)
-        }
-        for split in splits
-    }
-    every = range(len(built.table.names))
-    rest = [number for number in every if not any(number in numbers for numbers in shared.values())]
-    found = {split: np.array(sorted(numbers), dtype=int) for split, numbers in shared.items()}
-    return {**found, "test": np.array(rest, dtype=int)}
-
-
-def _shared(given: Iterable[tuple[TableSource, Iterable[int]]], built: TableSource) -> set[int]:
-    """The classes of a data set that are among the given ones of others, by their images."""
-    index = ClassIndex(
-        (0, member.table.names[number], member.digests(number)) for member, numbers in given for number in numbers
-    )
-    return {
-        number
-        for number, name in enumerate(built.table.names)
-        if number not in built.unknown.values() and index.find(name, built.digests(number)) is not None
-    }
+        )
+        found[split] = sorted(set[int]().union(*known))
+    rest = ranks(alike[0]).keys() - {number for numbers in found.values() for number in numbers}
+    return {**found, "test": sorted(rest)}
 
 
 def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> dict[str, Any]:
@@ -323,9 +332,9 @@ def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> d
         whole: Whether the network takes them as they are, without an encoder between.
         source: What is trained on.
     """
-    count, every = len(items.splits["test"]), len(items.table.names)
+    count, every = len(items.splits["test"]), len(ranks(items))
     members = source.members.values() if source else ()
-    if any(sorted(member.table.names) == sorted(items.table.names) for member in members):
+    if any(_names_by_split(member) == _names_by_split(items) for member in members):
         classes = f"its {count} test classes, since it is trained on too"
     elif count < every:
         classes = f"{count} of its {every} classes, since the images of the others are trained or validated on too"
@@ -338,6 +347,11 @@ def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> d
         own, shape = tuple(items.table.images.shape[1:]), items.input_shape
         told["images"] = shape_text(shape) if own == shape else f"{shape_text(own)} brought to {shape_text(shape)}"
     return told
+
+
+def _names_by_split(data: TableSource) -> dict[Split, set[str]]:
+    """The names of the classes of each split, which a set that is taken for one that is trained on has from that one."""
+    return {split: {data.table.names[number] for number in numbers} for split, numbers in data.splits.items()}
 
 
 def named(where: str, build: Callable[[], Any]) -> Any:
@@ -381,29 +395,31 @@ def _built(node: Node, name: str, size: int | None, channels: int | None, key: s
     return built
 
 
-def _refuse_other_divisions(sets: Mapping[str, ImageSource]) -> None:
+def _refuse_other_divisions(nodes: Mapping[str, Node], sets: Mapping[str, ImageSource]) -> None:
     """Checks that no set has a class for validation or testing that another trains on: FC100 and CIFAR-FS divide the same images.
 
-    Sets of other classes too may share some of them, which are known by their images.
+    Sets of other classes too may share some of them. Classes are known by their images, and by their names alone where all of a set
+    have the names of another's and the images cannot be compared.
     """
     for (name, one), (other, two) in itertools.permutations(sets.items(), 2):
-        again = one.table.names != two.table.names and sorted(one.table.names) == sorted(two.table.names)
-        whole = again or one.table.fingerprint == two.table.fingerprint
-        held = {two.table.names[number] for number in [*two.splits["val"], *two.splits["test"]]}
-        trained = (
-            {one.table.names[number] for number in one.splits["train"]}
-            if whole
-            else {two.table.names[number] for number in _shared([(one, one.splits["train"])], two)}
-        )
-        apart = not set(map(int, one.splits["train"])) & set(
-            map(int, one.splits["test"])
-        )  # else there are too few to divide
-        if apart and (shared := sorted(trained & held)):
-            count = counted(len(shared), "class", "classes")
+        again = same_names(one, two)
+        alike = _read_as(nodes[other], other, two, one, "data") if again else two
+        by_images, by_names = shared_classes(told(one), alike)
+        whole = again and len(by_images | by_names) == len(ranks(two))
+        if again and not whole:
+            two.told_apart |= {key(one)}
+        trained = shared_classes(told(one, one.splits["train"]), alike)
+        held = {*map(int, two.splits["val"]), *map(int, two.splits["test"])}
+        found = held & (trained.by_images | trained.by_names if whole else trained.by_images)
+        shared = sorted(two.table.names[number] for number in found)
+        if shared and not one.undivided:  # else there are too few to divide
             same = "are the same images" if whole else "share images"
+            if whole and by_names:
+                same = "have the same names of classes, and images that cannot be compared"
             raise UserError(
-                f"data: {printable(name)} and {printable(other)} {same}, divided otherwise: {count} "
-                f"({printable(shared[0])}, say) of {printable(name)}'s training would be tested on in {printable(other)}; take one of them"
+                f"data: {printable(name)} and {printable(other)} {same}, divided otherwise: {counted(len(shared), 'class', 'classes')} "
+                f"({printable(shared[0])}, say) of {printable(name)}'s training would be tested on in "
+                f"{printable(other)}; take one of them"
             )
 
 

@@ -61,6 +61,7 @@ LISTS = (
     Layout((".", "images", "data"), ("{}",), divided_folders, lists=True),
 )
 BY_NAME = (divided_folders, listed, listed_folders)  # of whose classes those of one name are one, in whatever split
+OF_FOLDERS = (*BY_NAME, numbered_folders)
 RELEASES = {
     "cifar_fs": Release(
         (64, 16, 20),
@@ -164,6 +165,8 @@ class FewShot(ImageSource):
         size, depth = image_size or release.side, channels or 3
         paths = [folder] if layout.lists else sorted({path for found in files.values() for path in found})
         key = {"files": listing(inside(*paths)), "image_size": size, "channels": depth}
+        if layout.read in OF_FOLDERS:
+            key["formats"] = "all"  # earlier tables of such folders have JPEG and PNG files alone
 
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             metadata["split"] = f"classes as published ({release.split})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from metarun import files
 from metarun.data import pickles
-from metarun.data.label_files import ImageIndex, rows_of, text_of, visible
+from metarun.data.label_files import ImageIndex, may_be_image, rows_of, text_of, visible
 from metarun.data.source import Split
 from metarun.errors import UserError
 from metarun.text import composed, lines_of
@@ -37,7 +37,7 @@ def tops(root: Path) -> Iterator[Path]:
     """A folder, and as long as it holds one folder and no more, that one: `mini-imagenet-master/`, say."""
     for _ in range(TOPS + 1):
         yield root
-        inside = [path for path in root.iterdir() if path.is_dir() and visible(path.name)] if root.is_dir() else []
+        inside = _folders(root) if root.is_dir() else []
         if len(inside) != 1:
             return
         root = inside[0]
@@ -182,27 +182,33 @@ def _holds(root: Path, members: dict[str, list[str]]) -> bool:
     wanted = {composed(PurePosixPath(file).stem) for found in members.values() for file in found[:1]}
     return any(
         composed(folder.name) in kinds or any(composed(PurePosixPath(name).stem) in wanted for name in names)
-        for folder, names in files.walk(root)
+        for folder, names in files.walk(root, visible)
     )
 
 
 def divided_folders(paths: list[Path], split: Split, name: str) -> Classes:
     """A folder of class folders for each split."""
-    for folder in sorted(path for path in paths[0].iterdir() if path.is_dir() and visible(path.name)):
+    for folder in _folders(paths[0]):
         yield folder.name, _images(folder, name)
 
 
 def numbered_folders(paths: list[Path], split: Split, name: str) -> Classes:
     """A folder of class folders: in their order every other is for training, the rest in turns for validation and testing."""
-    folders = sorted(path for path in paths[0].iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = _folders(paths[0])
     start, step = {"train": (0, 2), "val": (1, 4), "test": (3, 4)}[split]
     for folder in folders[start::step]:
         yield folder.name, _images(folder, name)
 
 
+def _folders(root: Path) -> list[Path]:
+    """The class folders of a folder, in order."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and visible(path.name))
+
+
 def _images(folder: Path, name: str) -> list[Path]:
-    seen = (path for path in folder.glob("*") if not path.name.startswith("."))
-    found = sorted(path for path in seen if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    """The images of a class folder, in order, of any format; lists and texts beside them are left."""
+    seen = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path for path in seen if visible(path.name) and may_be_image(path.name) and not path.is_dir())
     if not found:
         raise UserError(f"data {name}: there are no images in {folder}; the data set may be incomplete")
     return found

@@ -15,6 +15,7 @@ from metarun.data.image_batches import to_shape
 from metarun.data.source import Reader, Split
 from metarun.data.table import Table
 from metarun.data.table_source import TableSource
+from metarun.text import shape_text
 
 log = logging.getLogger("metarun")
 
@@ -75,6 +76,7 @@ class ImageSource(TableSource):
     ) -> None:
         super().__init__(table, splits, within_group=within_group, rotations=rotations)
         self.input_shape = tuple(table.images.shape[1:])
+        self.form = shape_text(self.input_shape)
         self.normalize = normalize
         self._on_device: dict[torch.device, torch.Tensor] = {}
         self._statistics: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}

@@ -19,6 +19,7 @@ from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download
 from metarun.data.image_source import ImageSource
+from metarun.data.label_files import visible
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.data.table import ClassImages, cached, data_root
@@ -156,7 +157,9 @@ def _find(folder: Path, name: str, checksum: str, may_download: bool) -> Path:
 def _read(source: Path, characters: list[Character], size: int) -> Iterator[ClassImages]:
     """The characters of an archive or an unpacked folder, in the given order."""
     if source.is_dir():
-        drawings = [folder / name for folder, names in files.walk(source) for name in names if name.endswith(".png")]
+        drawings = [
+            folder / name for folder, names in files.walk(source, visible) for name in names if name.endswith(".png")
+        ]
         yield from _decode(source, drawings, Path.read_bytes, characters, size)
         return
     try:
@@ -174,7 +177,7 @@ def _decode(
 ) -> Iterator[ClassImages]:
     drawings: dict[str, list[Member]] = {}
     for member in sorted(members):
-        if not member.name.startswith("."):  # macOS leaves "._" files
+        if visible(member.name):
             drawings.setdefault("/".join(member.parts[-3:-1]), []).append(member)
     _check(source, {name: len(found) for name, found in drawings.items()}, characters)
     for character in characters:

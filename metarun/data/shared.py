@@ -1,11 +1,18 @@
-"""Classes of one data set that another has too."""
+"""Classes of one data set that another has too: their images decide, and names where no images can be compared."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from metarun import files
+from metarun.data.table_source import TableSource
 
 GENERIC = {"category", "char", "character", "class", "cluster", "group", "label", "letter", "set", "type"}
+# For each data set, by `key`, some of its classes: of each, by its rank among the names, its name and the digests of some items.
+# Checkpoints of older versions have a list of the ranks alone, or keys that say nothing of the images.
+Classes = dict[str, dict[int, list[str]]]
 
 
 class ClassIndex:
@@ -31,6 +38,111 @@ class ClassIndex:
             if (name, digest) in self._named:
                 return self._named[name, digest]
         return self._items.get(frozenset(digests)) if digests else None
+
+
+class Shared(NamedTuple):
+    """The numbers of the classes of a data set that are among those of others.
+
+    Attributes:
+        by_images: Those that have the same items.
+        by_names: Those of which that is not known: a data set with the same names of all classes has them, and no items of theirs can
+            be compared, since they have another form or are not noted.
+    """
+
+    by_images: set[int]
+    by_names: set[int]
+
+
+def key(data: TableSource) -> str:
+    """What a data set is known by: a digest of the names of its classes, the form of its items, and a digest of these.
+
+    The first is the same for a data set at another size, with another split or in another order.
+    """
+    return f"{_digest_of_names(data)}/{data.form}/{data.table.fingerprint[:16]}"
+
+
+def same_names(one: TableSource, two: TableSource) -> bool:
+    """Whether two data sets have the same names of classes, in any order: CIFAR-FS and FC100 have, as two sets of digits have."""
+    return _names(one) == _names(two)
+
+
+def _names(data: TableSource) -> list[str]:
+    """The names of all classes, in the order of the alphabet: CIFAR-FS and FC100 have the same ones, each in its own order."""
+    return sorted(name for number, name in enumerate(data.table.names) if number not in data.unknown.values())
+
+
+def _digest_of_names(data: TableSource) -> str:
+    return files.digest(_names(data))
+
+
+def ranks(data: TableSource, numbers: Iterable[int] | None = None) -> dict[int, int]:
+    """The place of classes among the sorted names, by their numbers; a class of unknown items has none.
+
+    Args:
+        data: The data set.
+        numbers: Those of the classes; None for all.
+    """
+    place = {name: rank for rank, name in enumerate(_names(data))}
+    names, every = data.table.names, range(len(data.table.names))
+    return {
+        int(number): place[names[number]]
+        for number in (every if numbers is None else numbers)
+        if names[number] in place
+    }
+
+
+def told(data: TableSource, numbers: Iterable[int] | None = None) -> Classes:
+    """What is noted of classes, by which `shared_classes` knows them again.
+
+    Args:
+        data: The data set.
+        numbers: Those of the classes; None for all.
+    """
+    found = ranks(data, numbers)
+    return {key(data): {rank: [str(data.table.names[number]), *data.digests(number)] for number, rank in found.items()}}
+
+
+def by_rank(known: Any) -> dict[int, list[str]]:
+    """What `told` noted of the classes of one data set, of which an older checkpoint has the ranks alone."""
+    return dict(known) if isinstance(known, Mapping) else {rank: [] for rank in known}
+
+
+def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterable[int] | None = None) -> Shared:
+    """Which classes of a data set are among the noted ones of this or of other data sets.
+
+    A class is known again by the items that it begins and ends with, see `ClassIndex`. Those of a data set with the same names are
+    looked for among all items of the class: another division into parts gives it other ends.
+
+    Args:
+        known: What `told` noted.
+        data: The data set.
+        numbers: Those of the classes that are asked for; None for all.
+    """
+    asked, names, own = ranks(data, numbers), data.table.names, key(data)
+    others = [classes for other, classes in known.items() if other != own]
+    noted = [told for classes in others for told in by_rank(classes).values() if told]
+    index = ClassIndex((0, name, digests) for name, *digests in noted)
+    ends = {number: data.digests(number) for number in asked} if noted else {}
+    by_images = {number for number, digests in ends.items() if index.find(names[number], digests) is not None}
+    by_names = set[int]()
+    for other, classes in known.items():
+        if not named_as(other, data):
+            continue
+        form, noted_of = other.split("/")[1:2], by_rank(classes)
+        for number, rank in asked.items():
+            if number in by_images or rank not in noted_of:
+                continue
+            digests = noted_of[rank][1:]
+            if other == own or (form in ([], [data.form]) and not data.every_digest(number).isdisjoint(digests)):
+                by_images.add(number)
+            elif other not in data.told_apart and (form != [data.form] or not digests or not ends.get(number)):
+                by_names.add(number)
+    return Shared(by_images, by_names - by_images)
+
+
+def named_as(other: str, data: TableSource) -> bool:
+    """Whether the data set that a `key` stands for has the same names of all classes as another one."""
+    return other.partition("/")[0] == _digest_of_names(data)
 
 
 def says_what_it_is(name: str) -> bool:

@@ -22,6 +22,7 @@ from metarun.data.varied import VariedSampler, shortage
 from metarun.errors import UserError
 from metarun.text import counted, printable
 
+TOGETHER = 256  # items that are read at once where all of a class are compared
 RARELY = 1e-3  # a probability below which a class that is cut short is not worth a word
 
 
@@ -51,6 +52,9 @@ class TableSource(DataSource):
     kind = "classification"
     as_target: str = "target=folder target.data.root=FOLDER"
     unknown: Mapping[Split, int] = {}  # the number of what is no class, but items of none, for a split
+    form: str = ""  # items of one form alone can be compared: the size and the channels of images
+    # Data sets with the same names of classes that are known to have other items, each by its `metarun.data.shared.key`.
+    told_apart: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class TableSource(DataSource):
         self.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
         self.rotations = rotations
         self.within_group = within_group
+        self._every_digest: dict[int, frozenset[str]] = {}
 
     @property
     def members(self) -> Mapping[str, TableSource]:
@@ -283,6 +288,19 @@ class TableSource(DataSource):
         first, stop = map(int, self.table.offsets[number : number + 2])
         rows = {first, stop - 1} if first < stop else set[int]()
         return sorted({digest for row in rows if (digest := self.digest_of(row)) is not None})
+
+    def every_digest(self, number: int) -> frozenset[str]:
+        """Digests of all items of a class.
+
+        Args:
+            number: The number of the class.
+        """
+        if number not in self._every_digest:
+            first, stop = map(int, self.table.offsets[number : number + 2])
+            blocks = (self.items(row, min(row + TOGETHER, stop)) for row in range(first, stop, TOGETHER))
+            found = (item_digest(item) for block in blocks for item in block)
+            self._every_digest[number] = frozenset(digest for digest in found if digest is not None)
+        return self._every_digest[number]
 
     @property
     def has_test_part(self) -> bool:

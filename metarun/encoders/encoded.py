@@ -19,12 +19,12 @@ from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import DEVICE_TABLE_BYTES, gathered
 from metarun.data.origin import Origin
+from metarun.data.shared import shared_classes
 from metarun.data.source import DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource
 from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
 from metarun.errors import UserError
-from metarun.runs import seen
 from metarun.runs.result import NOTHING
 
 MEASURED = 10_000  # training vectors, at most, that the mean is taken over
@@ -54,6 +54,7 @@ class EncodedSource(TableSource):
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
         self.as_target, self.unknown = source.as_target, source.unknown
+        self.form, self.told_apart = source.form, source.told_apart
         self.input_shape = (encoder.features,)
         self._centre: DataSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
@@ -158,7 +159,10 @@ class EncodedSource(TableSource):
         if saw is None and not self.encoder.pretrained and self.encoder.seen:
             tested = range(len(self.table.names)) if split is None else self.splits[split]
             saw = "the training images of an earlier run"
-            told = "yes" if seen.trained_on(self.encoder.seen, self.source, tested) else "no"
+            shared = shared_classes(self.encoder.seen, self.source, tested)
+            told = "yes" if any(shared) else "no"
+            if shared.by_names and not shared.by_images:
+                saw += " (compared by the names of classes alone)"
         return {
             "name": str(self.encoder.identity().get("name", type(self.encoder).__name__)),
             "saw": saw,
@@ -176,6 +180,9 @@ class EncodedSource(TableSource):
 
     def digest_of(self, row: int) -> str | None:
         return self.source.digest_of(row)
+
+    def every_digest(self, number: int) -> frozenset[str]:
+        return self.source.every_digest(number)
 
     @property
     def has_test_part(self) -> bool:

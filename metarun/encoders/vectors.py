@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -84,11 +85,32 @@ def _build(
     encoding: Encoding,
     device: torch.device,
 ) -> None:
-    rows, copies, features = shape
+    """Makes a table of vectors; goes on with what an interrupted build left, and leaves nothing where no row of it is whole."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     if not unfinished.is_dir():
         unfinished.mkdir()
         platform.sync_folder(unfinished.parent)
+    try:
+        _fill(unfinished, key, shape, source, encoder, encoding, device)
+    except BaseException:
+        if not (unfinished / PROGRESS).exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    os.rename(unfinished, folder)
+    platform.sync_folder(folder.parent)
+
+
+def _fill(
+    unfinished: Path,
+    key: dict[str, Any],
+    shape: tuple[int, int, int],
+    source: TableSource,
+    encoder: Encoder,
+    encoding: Encoding,
+    device: torch.device,
+) -> None:
+    """Writes the vectors, in the folder of an unfinished table, up to the last, and what describes them."""
+    rows, copies, features = shape
     path, width = _file(unfinished, encoding.dtype), copies * features * np.dtype(encoding.dtype).itemsize
     done, digest = _done(unfinished, key, path, width)
     kinds = PLURAL[source.item]
@@ -97,7 +119,7 @@ def _build(
         "going on with the vectors" if done else "making the vectors",
         rows,
         kinds,
-        f", {done} of which are done" if done else f" in {folder}",
+        f", {done} of which are done" if done else f" in {unfinished.with_suffix('')}",
     )
     encoder.to(device)
     size = encoding.batch_size or BATCH.get(device.type, BATCH["cpu"])
@@ -125,8 +147,6 @@ def _build(
     files.save_json(unfinished / "table.json", description)
     (unfinished / PROGRESS).unlink()
     platform.sync_folder(unfinished)
-    os.rename(unfinished, folder)
-    platform.sync_folder(folder.parent)
     seconds = time.monotonic() - began
     log.info("encoder: encoded %d %s in %.1f s, %.0f/s", rows - first, kinds, seconds, (rows - first) / seconds)
 

@@ -213,7 +213,7 @@ def _matches(pattern: str) -> Iterator[Path]:
         return
     place = parts.index("**")
     for start in glob.glob(str(Path(*parts[:place]))):
-        for folder, _ in files.walk(Path(start), lambda name: not name.startswith(".")):
+        for folder, _ in files.walk(Path(start), visible):
             yield from _matches(os.path.join(glob.escape(str(folder)), *(parts[place + 1 :] or ("*",))))
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -25,6 +25,8 @@ from metarun.progress import progress_bar
 from metarun.runs.folder import create
 from metarun.runs.logger import start_logging
 from metarun.text import shell_path
+
+Role = Literal["source", "target", "test"]
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
@@ -50,8 +52,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             return stack.enter_context(progress_bar(what, total)) if total else lambda done: None
 
         source = _source_is_meant(config, overrides)
-        for name, node, asked in _nodes(config, choices, source):
-            found.append(facts.inspect(name, node, tasks if asked else {}, progress))
+        for name, node, role in _nodes(config, choices, source):
+            asked = tasks if role == "source" else {}
+            found.append(facts.inspect(name, node, asked, progress, as_target=role == "target"))
     time = _time(config, found) if source else {"problem": "no data= is named beside the target"}
     folder = Path(config.outputs) / "inspect" / _folder_name(config, choices, source)
     create(folder)
@@ -73,17 +76,17 @@ def _source_is_meant(config: DictConfig, overrides: list[str]) -> bool:
     return not config.target.data or not named.isdisjoint(("data", "experiment"))
 
 
-def _nodes(config: DictConfig, choices: dict[str, str], source: bool) -> list[tuple[str, Node, bool]]:
-    """The data sets that the config names: what each is called, its node, and whether the config's tasks are drawn from it."""
-    found: list[tuple[str, Node, bool]] = []
+def _nodes(config: DictConfig, choices: dict[str, str], source: bool) -> list[tuple[str, Node, Role]]:
+    """The data sets that the config names: what each is called, its node, and what it is for; of the source tasks are drawn."""
+    found: list[tuple[str, Node, Role]] = []
     if source:
         sets = config.data.get("sets")
         inside = nodes_of(sets, "data.sets") if sets else {choices.get("data", "data"): Node(config.data, "data")}
-        found += [(name, node, True) for name, node in inside.items()]
+        found += [(name, node, "source") for name, node in inside.items()]
     if config.target.data:
-        found.append((f"{choices.get('target', 'target')} (target)", Node(config.target.data, "target.data"), False))
+        found.append((f"{choices.get('target', 'target')} (target)", Node(config.target.data, "target.data"), "target"))
     tests = nodes_of(config.test.data, "test.data", SIZES) if config.test.data else {}
-    return [*found, *((f"{name} (test)", node, False) for name, node in tests.items())]
+    return [*found, *((f"{name} (test)", node, "test") for name, node in tests.items())]
 
 
 def _time(config: DictConfig, found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,17 +33,17 @@ class Duplicates:
     Attributes:
         exact: The images that another has every pixel of.
         near: The images that another is nearly alike, without the exact ones.
-        exact_across: Of `exact` those whose twin is in another split.
+        exact_across: Of `exact` those whose twin is on another side, for each way in which the images are divided.
         near_across: Of `near` likewise.
         other_class: The images of both whose twin is of another class.
-        pairs: Some pairs `(row, row, exact)`, those across splits first.
+        pairs: Some pairs `(row, row, exact)`, those on different sides first.
         crowded: Whether so many images are alike in a part of their hash that not all pairs were compared.
     """
 
     exact: int = 0
     near: int = 0
-    exact_across: int = 0
-    near_across: int = 0
+    exact_across: dict[str, int] = field(default_factory=dict)
+    near_across: dict[str, int] = field(default_factory=dict)
     other_class: int = 0
     pairs: list[tuple[int, int, bool]] = field(default_factory=list)
     crowded: bool = False
@@ -51,7 +51,7 @@ class Duplicates:
 
 def find(
     read: Callable[[int, int], np.ndarray],
-    groups: np.ndarray,
+    sides: Mapping[str, np.ndarray],
     classes: np.ndarray,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Duplicates:
@@ -59,11 +59,11 @@ def find(
 
     Args:
         read: The images uint8 `[n, C, H, W]` of the rows from a start to a stop.
-        groups: The split of each row, int64 `[M]`; those of no split are -1.
+        sides: For each way in which the images are divided the side of each row, int64 `[M]`; those on none are -1.
         classes: The class of each row, int64 `[M]`.
         progress: Is told how many images were read.
     """
-    total = len(groups)
+    total = len(classes)
     digests = np.empty(total, dtype="S16")
     hashes = np.empty((total, 2), dtype=np.uint64)
     small = np.empty((total, SIDE, SIDE), dtype=np.uint8)
@@ -76,17 +76,21 @@ def find(
         progress(stop)
     found = Duplicates()
     flat = small.reshape(total, -1).std(1) < MARGIN  # blank images are all alike, and say nothing
-    sets: dict[bool, list[set[int]]] = {True: [set(), set()], False: [set(), set()]}
+    rows = {True: set[int](), False: set[int]()}
+    across = {exact: {way: set[int]() for way in sides} for exact in rows}
     other, examples = set[int](), {True: list[tuple[int, int, bool]](), False: list[tuple[int, int, bool]]()}
 
     def note(a: np.ndarray, b: np.ndarray, exact: bool) -> None:
-        across = (groups[a] != groups[b]) & (groups[a] >= 0) & (groups[b] >= 0)
-        for which, mask in ((0, np.ones(len(a), bool)), (1, across)):
-            sets[exact][which].update(a[mask].tolist(), b[mask].tolist())
+        rows[exact].update(a.tolist(), b.tolist())
+        apart = np.zeros(len(a), bool)
+        for way, side in sides.items():
+            mask = (side[a] != side[b]) & (side[a] >= 0) & (side[b] >= 0)
+            across[exact][way].update(a[mask].tolist(), b[mask].tolist())
+            apart |= mask
         differ = classes[a] != classes[b]
         other.update(a[differ].tolist(), b[differ].tolist())
         for over in (True, False):
-            for one, two in zip(a[across == over][:SHOWN], b[across == over][:SHOWN], strict=True):
+            for one, two in zip(a[apart == over][:SHOWN], b[apart == over][:SHOWN], strict=True):
                 if len(examples[over]) < SHOWN:
                     examples[over].append((int(one), int(two), exact))
 
@@ -94,23 +98,24 @@ def find(
     same = digests[order][1:] == digests[order][:-1]
     note(order[:-1][same], order[1:][same], True)
     runs = np.concatenate([[0], np.cumsum(~same)])  # of equal images, all of which are there twice if two of them are
-    for which, kinds in ((1, groups), (None, classes)):
+    for way, kinds in (*sides.items(), ("", classes)):
         known = kinds[order] >= 0
         first, last = np.full(runs[-1] + 1, np.iinfo(np.int64).max), np.full(runs[-1] + 1, -1)
         np.minimum.at(first, runs[known], kinds[order][known])
         np.maximum.at(last, runs[known], kinds[order][known])
         several = order[known & (first < last)[runs]].tolist()
-        (other if which is None else sets[True][which]).update(several)
+        (across[True][way] if way else other).update(several)
     for a, b, crowded in candidates(hashes):
         found.crowded |= crowded
         keep = ~(flat[a] | flat[b]) & (digests[a] != digests[b])
         a, b = a[keep], b[keep]
         bits = ONES[(hashes[a] ^ hashes[b]).view(np.uint16)].sum(1)
         a, b = a[bits <= BITS], b[bits <= BITS]
-        apart = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
-        note(a[apart <= LEVELS], b[apart <= LEVELS], False)
-    found.exact, found.exact_across = (len(rows) for rows in sets[True])
-    found.near, found.near_across = (len(rows - sets[True][0]) for rows in sets[False])
+        levels = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
+        note(a[levels <= LEVELS], b[levels <= LEVELS], False)
+    found.exact, found.near = len(rows[True]), len(rows[False] - rows[True])
+    found.exact_across = {way: len(across[True][way]) for way in sides}
+    found.near_across = {way: len(across[False][way] - rows[True]) for way in sides}
     found.other_class = len(other)
     found.pairs = list(dict.fromkeys([*examples[True], *examples[False]]))[:SHOWN]
     return found

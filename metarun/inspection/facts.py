@@ -31,9 +31,15 @@ Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and h
 SHEET = 6  # classes of a split on the sheet of samples
 SAMPLES = 6  # items of such a class
 LISTED = 2000  # classes that are listed one by one
+CLASSES, IMAGES = (
+    "splits of classes",
+    "parts of images",
+)  # the ways in which images are divided for training and testing
 
 
-def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Progress) -> dict[str, Any]:
+def inspect(
+    name: str, node: Node, tasks: dict[Split, TaskShape], progress: Progress, *, as_target: bool = False
+) -> dict[str, Any]:
     """Looks at a data set.
 
     Args:
@@ -41,11 +47,12 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
         node: Its settings.
         tasks: The tasks that are asked for, by split.
         progress: Makes a function that is told how far it is.
+        as_target: Whether it is a target, which has all classes in each part and no splits of them.
 
     Returns:
         JSON values, and under `source` the data set itself; what is wrong with it, if it cannot be used, under `problem`.
     """
-    found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": ""}
+    found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": "", "as_target": as_target}
     root = node.node.get("root")
     kind = _class_of(node.node._target_)
     if root and getattr(kind, "item", "") == "image" and typed_path(root).is_dir():
@@ -69,13 +76,17 @@ def inspect(name: str, node: Node, tasks: dict[Split, TaskShape], progress: Prog
         "fingerprint": source.describe()["fingerprint"],
         "input_shape": list(source.input_shape),
     }
-    found |= counts(source, tasks)
+    found |= counts(source, tasks, as_target)
     if isinstance(source, ImageSource):
-        mean, deviation = source.measured(source.training_rows)
+        # Of a target the training images are those of its training part, of all classes.
+        rows = np.unique(source.labelled("train").rows) if as_target and found["parts"] else source.training_rows
+        mean, deviation = source.measured(rows)
         found |= {"mean": mean.round(4).tolist(), "deviation": deviation.round(4).tolist()}
-        found["duplicates"] = twins(source, progress(f"comparing the images of {name}", len(source.table.images)))
+        found["duplicates"] = twins(
+            source, progress(f"comparing the images of {name}", len(source.table.images)), as_target
+        )
     if isinstance(source, TextSource):
-        found["texts"] = texts(source)
+        found["texts"] = texts(source, as_target)
     return found
 
 
@@ -98,7 +109,7 @@ def _class_of(target: str) -> type:
     return object
 
 
-def texts(source: TextSource) -> dict[str, Any]:
+def texts(source: TextSource, as_target: bool) -> dict[str, Any]:
     """How long texts are, in words between blanks, how many were left out since they occur again, and a few of some classes."""
     told = source.describe()
     lengths = np.array([len(text.split()) for text in source.texts.texts])
@@ -107,16 +118,23 @@ def texts(source: TextSource) -> dict[str, Any]:
         "most_words": int(lengths.max()),
         **{key: told.get(key, 0) for key in ("repeated", "repeated_in_a_later_split")},
         "samples": [
-            {**row, "texts": [shortened(source.texts.texts[number]) for number in row["rows"]]} for row in sheet(source)
+            {**row, "texts": [shortened(source.texts.texts[number]) for number in row["rows"]]}
+            for row in sheet(source, as_target)
         ],
     }
 
 
-def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]:
-    """Classes and items of each split, of each class, and the tasks that each split can serve."""
+def counts(source: TableSource, tasks: dict[Split, TaskShape], as_target: bool) -> dict[str, Any]:
+    """Classes and items of each split, of each class, and the tasks that each split can serve.
+
+    Args:
+        source: The data set.
+        tasks: The tasks that are asked for, by split.
+        as_target: Whether it is a target: then there are no splits of classes to tell of.
+    """
     sizes, names, turned = source.table.sizes, source.table.names, 4 if source.rotations else 1
     splits = {}
-    for split in SPLITS:
+    for split in () if as_target else SPLITS:
         classes = source.splits[split]
         own = sizes[classes] if len(classes) else np.zeros(1, np.int64)
         groups = np.array(source.table.groups)[classes]
@@ -133,7 +151,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
         told["asked"] = fits(source, split, tasks[split]) if split in tasks else None
         splits[split] = told
     home = {int(number): split for split in SPLITS for number in source.splits[split]}
-    same = len({tuple(source.splits[split].tolist()) for split in SPLITS}) == 1
+    same = as_target or len({tuple(source.splits[split].tolist()) for split in SPLITS}) == 1
     listed = [
         {
             "name": printable(str(names[number])),
@@ -143,8 +161,11 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape]) -> dict[str, Any]
         for number in range(len(names))
     ]
     parts = source.table.metadata.get("parts")
+    every = [source.table.sizes[number] for number in _known(source)]
+    told = {"classes": len(every), "items": sum(every), "smallest": min(every), "largest": max(every)}
     return {
         "splits": splits,
+        "sizes": {name: int(number) for name, number in told.items()},
         "same_classes": same,
         "parts": {part: int(sum(numbers)) for part, numbers in parts.items()} if parts else None,
         "classes": listed[:LISTED],
@@ -173,52 +194,53 @@ def fits(source: TableSource, split: Split, task: TaskShape) -> str:
     return ""
 
 
-def twins(source: ImageSource, progress: Callable[[int], None]) -> dict[str, Any]:
+def twins(source: ImageSource, progress: Callable[[int], None], as_target: bool) -> dict[str, Any]:
     """Images that are there twice."""
     table = source.table
     classes = np.searchsorted(table.offsets, np.arange(len(table.images)), side="right") - 1
-    groups, what = _sides(source, classes)
-    found = duplicates.find(table.read, groups, classes, progress)
+    sides = _sides(source, classes, as_target)
+    found = duplicates.find(table.read, sides, classes, progress)
     pairs = [
         {
             "rows": [a, b],
             "names": [printable(each) for each in source.identities(np.array([a, b]))],
-            "sides": [_side(groups, row, what) for row in (a, b)],
+            "sides": [_side(sides, row) for row in (a, b)],
             "exact": exact,
         }
         for a, b, exact in found.pairs
     ]
     numbers = {key: value for key, value in vars(found).items() if key != "pairs"}
-    return {**numbers, "sides": what, "rule": duplicates.RULE, "pairs": pairs}
+    return {**numbers, "sides": list(sides), "rule": duplicates.RULE, "pairs": pairs}
 
 
-def _sides(source: ImageSource, classes: np.ndarray) -> tuple[np.ndarray, str]:
-    """The split of each image, and whether that is of its class or the data set's own; -1 where nothing divides the images."""
-    groups = np.full(len(classes), -1)
-    distinct = not ({*source.splits["train"]} & {*source.splits["test"]})
-    if distinct:
+def _sides(source: ImageSource, classes: np.ndarray, as_target: bool) -> dict[str, np.ndarray]:
+    """In which ways the images are divided for training and testing, and the side of each image, -1 on none: see `duplicates.find`.
+
+    Of a source the classes are; its own parts of images divide every data set that has some, and a target by nothing else.
+    """
+    found: dict[str, np.ndarray] = {}
+    if not as_target and not source.undivided:
+        found[CLASSES] = np.full(len(classes), -1)
         for number, split in enumerate(SPLITS):
-            groups[np.isin(classes, source.splits[split])] = number
-        return groups, "splits of classes"
-    parts = source.table.metadata.get("parts")
-    if not parts:
-        return groups, ""
-    order = [
-        number for c in range(len(source.table.names)) for number in np.repeat(range(3), [parts[s][c] for s in SPLITS])
-    ]
-    return np.array(order), "parts of images"
+            found[CLASSES][np.isin(classes, source.splits[split])] = number
+    if parts := source.table.metadata.get("parts"):
+        each = (np.repeat(range(3), [parts[split][c] for split in SPLITS]) for c in range(len(source.table.names)))
+        found[IMAGES] = np.concatenate(list(each))
+    return found
 
 
-def _side(groups: np.ndarray, row: int, what: str) -> str:
-    return SPLITS[groups[row]] if what and groups[row] >= 0 else ""
+def _side(sides: dict[str, np.ndarray], row: int) -> str:
+    """On which side an image is, in words; where it is divided in several ways, of what."""
+    told = {way: SPLITS[side[row]] for way, side in sides.items() if side[row] >= 0}
+    return ", ".join(split if len(sides) == 1 else f"{split} {way.rpartition(' ')[2]}" for way, split in told.items())
 
 
-def sheet(source: TableSource) -> list[dict[str, Any]]:
+def sheet(source: TableSource, as_target: bool) -> list[dict[str, Any]]:
     """Some items of some classes of each split: the rows of a sheet of samples, evenly spread, the same each time."""
     found = []
     offsets, seen = source.table.offsets, set[int]()
-    for split in SPLITS:
-        classes = [int(number) for number in source.splits[split] if int(number) not in seen]
+    for split, numbers in {"all": _known(source)}.items() if as_target else source.splits.items():
+        classes = [int(number) for number in numbers if int(number) not in seen]
         seen.update(classes)
         for number in _spread(classes, SHEET):
             rows = range(int(offsets[number]), int(offsets[number + 1]))
@@ -226,6 +248,11 @@ def sheet(source: TableSource) -> list[dict[str, Any]]:
                 {"split": split, "name": printable(str(source.table.names[number])), "rows": _spread(rows, SAMPLES)}
             )
     return found
+
+
+def _known(source: TableSource) -> list[int]:
+    """The numbers of the classes, without that of items of none."""
+    return [number for number in range(len(source.table.names)) if number not in source.unknown.values()]
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

@@ -12,9 +12,8 @@ import metarun
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
 from metarun.data.source import Split
-from metarun.data.splits import SPLITS
 from metarun.inspection import facts
-from metarun.inspection.words import asked, duplicate_lines, text_lines, time_lines
+from metarun.inspection.words import asked, class_line, duplicate_lines, text_lines, time_lines
 from metarun.templates import embedded, template
 from metarun.text import bytes_text, shape_text
 
@@ -44,10 +43,11 @@ def _one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> dict[str, Any]:
     told.setdefault("files", None)
     files = told["files"]
     told |= {"bytes": bytes_text(files["bytes"]) if files else "", "bad": files["unreadable"][:BAD] if files else []}
-    told |= {"note": one.get("note", ""), "order": SPLITS, "sheet": [], "pairs": [], "rule": "", "pixels": []}
+    told |= {"note": one.get("note", ""), "sheet": [], "pairs": [], "rule": "", "pixels": []}
     if one["problem"] or source is None:
         return {**told, "usable": False}
     told |= {"usable": True, "asked": asked(one, tasks), "twice": duplicate_lines(one.get("duplicates"))}
+    told["class_line"] = class_line(one)
     told["items"] = text_lines(one.get("texts")) or ["An item is " + shape_text(one["input_shape"])]
     told["samples"] = one.get("texts", {}).get("samples", [])
     told["listed"] = one["classes"][:CLASSES]
@@ -55,7 +55,8 @@ def _one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> dict[str, Any]:
     if isinstance(source, ImageSource):
         told["pixels"] = [f"{m:.4f} ± {d:.4f}" for m, d in zip(one["mean"], one["deviation"], strict=True)]
         told["sheet"] = [
-            {**row, "images": [_picture(source, number) for number in row["rows"]]} for row in facts.sheet(source)
+            {**row, "images": [_picture(source, number) for number in row["rows"]]}
+            for row in facts.sheet(source, one["as_target"])
         ]
         told["rule"] = one["duplicates"]["rule"]
         told["pairs"] = [

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from metarun.core import TaskShape
 from metarun.data.source import Split
-from metarun.data.splits import SPLITS
-from metarun.inspection.words import asked, duplicate_lines, text_lines, time_lines
+from metarun.inspection.words import asked, class_line, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
 from metarun.text import bytes_text, counted, printable, shape_text
 
@@ -54,16 +53,22 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
     if "mean" in one:
         pairs = zip(one["mean"], one["deviation"], strict=True)
         _say("pixels   mean ± deviation of training images: " + ", ".join(f"{m:.3f} ± {d:.3f}" for m, d in pairs))
-    table = Table("split", title_justify="left")
-    for column in ("classes", "items", "smallest", "median", "largest", "ways", "shots+queries"):
-        table.add_column(column, justify="right")
-    for split in SPLITS:
-        told = one["splits"][split]
-        cells = (f"{told[key]:,.0f}" for key in ("classes", "items", "smallest", "median", "largest", "largest_ways"))
-        table.add_row(split, *cells, f"{told['largest_shots_and_queries']:,}")
-    Terminal().show(table)
-    _say("ways and shots+queries: the largest tasks that a split can serve; smallest, median, largest: items a class")
-    if one["same_classes"]:
+    if one["splits"]:
+        table = Table("split", title_justify="left")
+        for column in ("classes", "items", "smallest", "median", "largest", "ways", "shots+queries"):
+            table.add_column(column, justify="right")
+        for split, told in one["splits"].items():
+            cells = (
+                f"{told[key]:,.0f}" for key in ("classes", "items", "smallest", "median", "largest", "largest_ways")
+            )
+            table.add_row(split, *cells, f"{told['largest_shots_and_queries']:,}")
+        Terminal().show(table)
+        _say(
+            "ways and shots+queries: the largest tasks that a split can serve; smallest, median, largest: items a class"
+        )
+    else:
+        _say(f"classes  {class_line(one)}")
+    if one["same_classes"] and one["splits"]:
         _say("All classes are in every split: these data can be a target, and cannot be meta-tested on new classes.")
     if one["parts"]:
         _say(

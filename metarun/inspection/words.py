@@ -13,12 +13,21 @@ from metarun.text import counted, duration
 def asked(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> list[str]:
     """Whether the tasks of the config fit each split; nothing of a data set that they are not drawn from, as a target."""
     found = []
-    for split, task in tasks.items():
-        reason = one["splits"][split]["asked"]
-        if reason is None:
+    for split, told in one["splits"].items():
+        if (reason := told["asked"]) is None:
             continue
+        task = tasks[split]
         found.append(f"{split}: {task_text(task.describe())} {'does not fit: ' + reason if reason else 'fits'}")
     return found
+
+
+def class_line(one: dict[str, Any]) -> str:
+    """The classes of a target, and how many items they have."""
+    sizes = one["sizes"]
+    least, most = f"{sizes['smallest']:,}", f"{sizes['largest']:,}"
+    return (
+        f"{sizes['classes']:,}, of {least if least == most else f'{least} to {most}'} items, {sizes['items']:,} in all"
+    )
 
 
 def text_lines(told: dict[str, Any] | None) -> list[str]:
@@ -39,11 +48,11 @@ def duplicate_lines(told: dict[str, Any] | None) -> list[str]:
     """What was found of images that are there twice."""
     if told is None:
         return []
-    across = {"": "nothing divides them"}
     found = []
     for kind, what in (("exact", "the same in every pixel"), ("near", "nearly the same")):
         count = told[kind]
-        beyond = across.get(told["sides"]) or f"{told[f'{kind}_across']:,} of them in another of the {told['sides']}"
+        across = told[f"{kind}_across"].items()
+        beyond = ", ".join(f"{n:,} of them in another of the {way}" for way, n in across) or "nothing divides them"
         found.append(
             f"{counted(count, 'image')} {'has' if count == 1 else 'have'} a twin that is {what}"
             + (f"; {beyond}" if count else "")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, TaskShape
+from metarun.data.shared import shared_classes
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware, worthwhile_processes
@@ -120,19 +121,21 @@ class Run:
         Where nothing is meta-tested, validation tasks are what is meant.
         """
         validated = any(split == "val" for split, _, _ in self._samplers)
-        same = [
-            name
+        found = [
+            (name, shared)
             for name, data in (self.tests or (self.data.tested if validated else {})).items()
             for images in data.members.values()
-            if any(seen.trained_on(learner.seen, images, images.undivided) for learner in self.learners.values())
+            for learner in self.learners.values()
+            if any(shared := shared_classes(learner.seen, images, images.undivided))
         ]
-        of = f"{', '.join(same)}: " if any(same) else ""
+        if not found:
+            return ""
+        names = dict.fromkeys(name for name, _ in found)
+        of = f"{', '.join(names)}: " if any(names) else ""
         tested = "tests" if self.tests else "validation tasks"
-        return (
-            f"{of}too few classes to divide; training and {tested} have the same ones, and the same images"
-            if same
-            else ""
-        )
+        if any(shared.by_images for _, shared in found):
+            return f"{of}too few classes to divide; training and {tested} have the same ones, and the same images"
+        return f"{of}too few classes to divide; training and {tested} have classes of the same names, and perhaps the same images"
 
     def wrote(self, *names: str) -> None:
         """Notes what files of the run's folder hold, which are whole by now, so that numbers are never shown beside others."""

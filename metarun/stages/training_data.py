@@ -12,7 +12,7 @@ import numpy as np
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
-from metarun.data.shared import ClassIndex
+from metarun.data.shared import ClassIndex, key, same_names, shared_classes
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
 from metarun.engine.learner import Learner, Sampler
@@ -25,10 +25,11 @@ from metarun.text import counted
 log = logging.getLogger("metarun")
 
 
-def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> int:
-    """How many of the target's images `tested` are among those of the source that are trained on.
+def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> tuple[int, int]:
+    """How many of the target's images `tested` the source's training has among its own, and how many it may have besides.
 
-    Where both are one data set these are known by their rows, and else, of classes that are the same, by the images themselves.
+    Where both are one data set these are known by their rows, and else, of classes that are the same, by the images themselves. Where
+    these cannot be compared, being of another size, all classes of the same names with as many images may be the same.
 
     Args:
         run: The run.
@@ -37,11 +38,20 @@ def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> int:
     """
     target = run.target.source.underlying if run.target else None
     if not isinstance(target, TableSource):
-        return 0
+        return 0, 0
     asked = {*tested.rows.tolist()}
-    return len(
-        asked & set[int]().union(*(_rows_of(target, asked, *part) for part in _training_parts(run, reads_source)))
-    )
+    found, perhaps = set[int](), set[int]()
+    for own, rows in _training_parts(run, reads_source):
+        known = asked & (rows if key(own) == key(target) else _rows_of(target, asked, own, rows))
+        found |= known
+        if not known and own.form != target.form and _same_classes(own, target):
+            perhaps |= asked & rows
+    return len(found), len(perhaps - found)
+
+
+def _same_classes(one: TableSource, two: TableSource) -> bool:
+    """Whether two data sets have the same names of classes in the same order, and as many items of each."""
+    return list(one.table.names) == list(two.table.names) and np.array_equal(one.table.offsets, two.table.offsets)
 
 
 def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource, set[int]]]:
@@ -60,13 +70,13 @@ def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource,
 
 def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[int]) -> set[int]:
     """The rows of the target, of those that are `asked` for, whose items are those of the `rows` of another data set."""
-    if list(own.table.names) == list(target.table.names) and np.array_equal(own.table.offsets, target.table.offsets):
-        return rows
     classes = enumerate(target.table.names)
     index = ClassIndex((number, name, target.digests(number)) for number, name in classes)
+    # Another division of the same images into parts gives their classes other ends.
+    place = {name: number for number, name in enumerate(target.table.names)} if same_names(own, target) else {}
     found = set[int]()
     for number, name in enumerate(own.table.names):
-        if (same := index.find(name, own.digests(number))) is not None:
+        if (same := index.find(name, own.digests(number))) is not None or (same := place.get(name)) is not None:
             of_own, of_target = (
                 range(*table.offsets[n : n + 2]) for table, n in ((own.table, number), (target.table, same))
             )
@@ -77,33 +87,51 @@ def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[i
 
 def tell_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:
     """Warns of such images; the fact for the protocol, empty where there are none. The arguments are those of `trained_on`."""
-    if not (count := trained_on(run, tested, reads_source)):
-        return {}
-    log.warning(
-        "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen "
-        "before", count,
-    )  # fmt: skip
-    return {"test_images_trained_on": count}
+    count, perhaps = trained_on(run, tested, reads_source)
+    told: dict[str, int] = {}
+    if count:
+        log.warning(
+            "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen "
+            "before", count,
+        )  # fmt: skip
+        told["test_images_trained_on"] = count
+    if perhaps:
+        log.warning(
+            "target: the training on the source's images may see %d of its test images: both have the same names of classes and as many "
+            "images of each, which cannot be compared at different sizes", perhaps,
+        )  # fmt: skip
+        told["test_images_perhaps_trained_on"] = perhaps
+    return told
 
 
 def tell_brought(run: Run) -> dict[str, int]:
     """Warns where the learner begins with weights that were trained on images of the target's classes; the fact for the protocol."""
     assert run.target is not None
     members = list(run.target.source.members.values())
-    found = {
-        one.where: sum(len(seen.trained_on(one.seen, images, range(len(images.table.names)))) for images in members)
-        for one in run.learner.origins
-    }
-    if not (count := max(found.values(), default=0)):
-        return {}
-    log.warning(
-        "target: %s brings weights that were trained on images of %d of its %d classes, test images perhaps among them, so that the "
-        "accuracy may say nothing of images not seen before",
-        max(found, key=lambda where: found[where]),
-        count,
-        sum(len(images.table.names) for images in members),
-    )
-    return {"target_classes_trained_on": count}
+    every = sum(len(images.table.names) for images in members)
+    told: dict[str, int] = {}
+    for name, fact, how in (
+        ("by_images", "target_classes_trained_on", "images of %d of its %d classes"),
+        (
+            "by_names",
+            "target_classes_named_as_trained_on",
+            "classes with the names of %d of its %d, whose images cannot be compared with its own",
+        ),
+    ):
+        found = {
+            one.where: sum(len(getattr(shared_classes(one.seen, images), name)) for images in members)
+            for one in run.learner.origins
+        }
+        if count := max(found.values(), default=0):
+            log.warning(
+                f"target: %s brings weights that were trained on {how}, test images perhaps among them, so that the accuracy may say "
+                "nothing of images not seen before",
+                max(found, key=lambda where: found[where]),
+                count,
+                every,
+            )
+            told[fact] = count
+    return told
 
 
 def refuse_target_labels(run: Run) -> None:

@@ -44,7 +44,7 @@ class PseudoTasks(TableSource):
             )
         self.source, self.validation = source, validation
         self.item, self.input_shape, self.unknown = source.item, source.input_shape, source.unknown
-        self.as_target = source.as_target
+        self.as_target, self.form, self.told_apart = source.as_target, source.form, source.told_apart
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
 
     @property
@@ -57,6 +57,9 @@ class PseudoTasks(TableSource):
 
     def digest_of(self, row: int) -> str | None:
         return self.source.digest_of(row)
+
+    def every_digest(self, number: int) -> frozenset[str]:
+        return self.source.every_digest(number)
 
     @property
     def has_test_part(self) -> bool:

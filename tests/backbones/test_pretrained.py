@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.vit import ViT
-from metarun.backbones.weights import load_backbone
+from metarun.backbones.weights import load_backbone, read_tensors
 from metarun.config import check, task_of
 from metarun.config.folder import CONF
 from metarun.engine import checkpoint
@@ -294,6 +295,32 @@ def test_a_file_that_does_not_fit(kind: str, timm: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^backbone.weights={path}: {message}") as error:
         Pretrained(input_shape=GREY, name=name, weights=str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weights.SAFETENSORS", "weights.bin", "weights"])
+def test_a_file_of_safetensors_is_known_by_its_content(name: str, tmp_path: Path) -> None:
+    save_file = importlib.import_module("safetensors.torch").save_file
+    save_file({"a.weight": torch.ones(2)}, tmp_path / name)
+    assert list(read_tensors(tmp_path / name, "x")) == ["a.weight"]
+    torch.save({"b": torch.ones(1)}, tmp_path / "other.safetensors")
+    assert list(read_tensors(tmp_path / "other.safetensors", "x")) == ["b"]
+    whole = (tmp_path / name).read_bytes()
+    for part in (whole[:-4], whole[:9], whole[:3], b""):
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(UserError, match=f"^x: {tmp_path / name} cannot be read; it is truncated"):
+            read_tensors(tmp_path / name, "x")
+
+
+def test_a_program_of_torchscript_is_called_one(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # that it is deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "net.pt")
+    with pytest.raises(
+        UserError, match=r"net.pt is a TorchScript program, .* torch.save\(torch.jit.load\(FILE\).state_dict"
+    ):
+        read_tensors(tmp_path / "net.pt", "x")
+    with warnings.catch_warnings(action="ignore"):
+        torch.save(torch.jit.load(tmp_path / "net.pt").state_dict(), tmp_path / "own.pt")
+    assert set(read_tensors(tmp_path / "own.pt", "x")) == {"weight", "bias"}
 
 
 # Weights by address and by name

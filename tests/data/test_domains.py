@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from tiny_encoder import Squares
 import metarun as package
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
+from metarun.data import shared
 from metarun.data.domains import Domains, fit_to_network, rule
 from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
+from metarun.data.origin import Origin
 from metarun.data.shared import says_what_it_is
 from metarun.data.source import Split
 from metarun.data.table_source import TableSource
@@ -33,12 +36,14 @@ from metarun.encoders import EncodedSource, Encoding
 from metarun.encoders.building import encoded_as
 from metarun.encoders.encoded import saw_of
 from metarun.errors import UserError
+from metarun.files import digest
 from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import result as keys
 from metarun.runs import seen
+from metarun.stages import training_data
 from metarun.stages.meta_test import over_sets
 
 TASK = TaskShape(ways=2, shots=1, queries=2)
@@ -205,10 +210,15 @@ def test_sets_that_divide_the_same_images_otherwise_are_refused() -> None:
     assert len(Domains(sets={"grey": Toy(110, 1, 6), "again": Toy(110, 1, 6)}).sets) == 2  # type: ignore[dict-item]
 
 
-def of_classes(numbers: range, side: int = 6, order: int = 1, names: str = "bird") -> ImageSource:
-    """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round."""
-    draw = np.random.default_rng(0)
-    every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)
+def of_classes(
+    numbers: range, side: int = 6, order: int = 1, names: str = "bird", seed: int = 0, places: Sequence[int] = range(5)
+) -> ImageSource:
+    """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round.
+
+    The images are drawn by `seed`, and lie in a class in the order of `places`.
+    """
+    draw = np.random.default_rng(seed)
+    every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)[:, list(places)]
     chosen = list(numbers)[::order]
     held = table(every[chosen].reshape(-1, 1, side, side), [5] * len(chosen))
     held.names[:] = [f"{names} {number}" for number in chosen]
@@ -218,7 +228,7 @@ def of_classes(numbers: range, side: int = 6, order: int = 1, names: str = "bird
         "val": range(third, 2 * third),
         "test": range(2 * third, len(chosen)),
     }
-    return ImageSource(replace(held, fingerprint=f"{numbers} {side} {order}"), splits)
+    return ImageSource(replace(held, fingerprint=digest([*chosen, side, seed, *places])), splits)
 
 
 def test_classes_that_two_sets_share_are_known_one_by_one() -> None:
@@ -243,12 +253,13 @@ def test_classes_that_two_sets_share_are_known_one_by_one() -> None:
 def test_what_older_checkpoints_say_of_seen_classes_is_read() -> None:
     source = of_classes(range(12))
     new = seen.classes(source, "train")
-    old = {seen.key(source): [0, 1]}
     names = sorted(source.table.names)
-    assert {source.table.names[number] for number in seen.trained_on(old, source, range(12))} == set(names[:2])
+    for key in (shared.key(source), shared.key(source).partition("/")[0]):
+        old = {key: [0, 1]}
+        assert {source.table.names[number] for number in seen.trained_on(old, source, range(12))} == set(names[:2])
     assert seen.trained_on(old, of_classes(range(9)), range(9)) == set()
-    both = seen.merged(old, new)
-    assert both == seen.merged(new, old)
+    both = seen.merged({shared.key(source): [0, 1]}, new)
+    assert both == seen.merged(new, {shared.key(source): [0, 1]})
     assert seen.trained_on(both, of_classes(range(9)), range(9)) == {0, 1, 2, 3}
 
 
@@ -273,6 +284,120 @@ def test_sets_that_share_a_class_on_both_sides_of_a_test_are_refused() -> None:
         Domains(sets=sets)
     apart: Any = {"one": Built(of_classes(range(6))), "two": Built(of_classes(range(6, 12)))}
     assert len(Domains(sets=apart).sets) == 2
+
+
+def test_other_images_under_the_same_names_are_other_classes() -> None:
+    """As MNIST and the digits of scikit-learn, or photos and sketches of the same things: their names warn, and no more."""
+    source, other = of_classes(range(12)), of_classes(range(12), order=-1, seed=1)
+    (found,) = fit_to_network({"other": Built(other)}, source).values()  # type: ignore[dict-item]
+    assert len(found.splits["test"]) == 12
+    assert rule(found, True, source)["classes"] == "all 12 classes"
+    known = seen.classes(source, "train")
+    seen.refuse_test_classes(known, found, "checkpoint=x")
+    assert shared.shared_classes(known, other) == (set(), set())
+    assert seen.namesakes(known, other, range(12)) == [f"bird {number}" for number in range(4)]
+    generic = of_classes(range(12), names=""), of_classes(range(12), names="", seed=1)
+    assert len(seen.namesakes(seen.classes(generic[0], "train"), generic[1], range(12))) == 4
+    both = Domains(sets={"photo": Built(source), "sketch": Built(other)})  # type: ignore[dict-item]
+    known = seen.classes(both, "train")
+    assert len(known) == 2  # though all names are the same
+    for images in both.tested.values():
+        seen.refuse_test_classes(known, images, "stage train")
+
+
+def test_the_same_images_are_known_again_in_another_order() -> None:
+    """Another division of the images into parts gives their classes other ends."""
+    known = seen.classes(of_classes(range(12)), "train")
+    again = of_classes(range(12), places=[2, 0, 3, 4, 1])
+    assert shared.shared_classes(known, again) == ({0, 1, 2, 3}, set())
+    with pytest.raises(UserError, match="are the same images, divided otherwise: 4 classes"):
+        Domains(sets={"one": Built(of_classes(range(12))), "two": Built(of_classes(range(12), order=-1))})  # type: ignore[dict-item]
+
+
+def test_names_count_where_images_cannot_be_compared_and_a_line_says_so() -> None:
+    """Of another size, which a later run's images may have; or of a checkpoint that says nothing of them."""
+    source, larger = of_classes(range(12)), of_classes(range(12), side=8)
+    known = seen.classes(source, "train")
+    whole = larger.divided({"train": [], "val": [], "test": range(12)})
+    reasons = {
+        "they were 1x6x6 and are 1x8x8 here": known,
+        "they are not noted": {shared.key(source).partition("/")[0]: [0, 1]},
+    }
+    for reason, before in reasons.items():
+        with pytest.raises(
+            UserError, match=rf"with the names of \d of the 12 classes .*cannot be told, since {reason}"
+        ):
+            seen.refuse_test_classes(before, whole, "checkpoint=x")
+    assert seen.namesakes(known, larger, range(12)) == []  # they are refused instead
+    encoder = Squares()
+    encoder.seen, encoder.pretrained = known, False
+    told = EncodedSource(whole, encoder, Encoding("float32", 1, 8, "un", None)).saw("test")
+    assert told["saw_these_classes"] == "yes"
+    assert told["saw"] == "the training images of an earlier run (compared by the names of classes alone)"
+
+
+@pytest.mark.parametrize(
+    ("target", "trained", "brought"),
+    [
+        (of_classes(range(12), seed=1), {}, {}),  # other images, as many of each class
+        (of_classes(range(12)), {"test_images_trained_on": 2}, {"target_classes_trained_on": 4}),
+        (
+            of_classes(range(12), places=[4, 3, 2, 1, 0]),
+            {"test_images_trained_on": 2},
+            {"target_classes_trained_on": 4},
+        ),
+        (
+            of_classes(range(12), side=8),
+            {"test_images_perhaps_trained_on": 2},
+            {"target_classes_named_as_trained_on": 4},
+        ),
+    ],
+)
+def test_a_target_s_images_are_known_among_those_of_training(
+    target: ImageSource, trained: dict[str, int], brought: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_classes(range(12))
+    monkeypatch.setattr(training_data, "_training_parts", lambda run: [(source, {0, 1, 2, 3, 4, 5})])
+    run: Any = SimpleNamespace(
+        target=SimpleNamespace(source=target),
+        learner=SimpleNamespace(origins=[Origin("backbone.from=x", seen.classes(source, "train"))]),
+    )
+    tested: Any = SimpleNamespace(
+        rows=np.array([0, 4, 59])
+    )  # of these the first two are trained on, if they are the same images
+    assert training_data.tell_trained_on(run, tested) == trained
+    assert training_data.tell_brought(run) == brought
+
+
+class Sized(Toy):
+    """In place of a node of a config: classes of one name in any set, at the size and with the channels that are asked for."""
+
+    def __init__(self, seed: int, channels: int, split_seed: int) -> None:
+        super().__init__(seed, channels, 6)
+        self.split_seed = split_seed
+
+    def knows(self, name: str) -> bool:
+        return name in ("image_size", "channels")
+
+    def build(self, image_size: int | None = None, channels: int | None = None) -> ImageSource:
+        draw = np.random.default_rng(self.value)
+        images = draw.integers(0, 256, (9 * 4, 3, 6, 6), np.uint8)[:, : channels or self.channels]
+        order = np.random.default_rng(self.split_seed).permutation(9)
+        splits: dict[Split, Any] = {"train": order[:3], "val": order[3:6], "test": order[6:]}
+        held = replace(table(np.ascontiguousarray(images), [4] * 9), fingerprint=digest([self.value, images.shape]))
+        return ImageSource(held, splits)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sets_of_the_same_names_are_compared_at_one_size(channels: int) -> None:
+    """Photos in colour and drawings in grey are other images; the same ones in grey are not."""
+    sets: Any = {"photo": Sized(0, 3, 0), "drawing": Sized(1, channels, 1)}
+    both = Domains(sets=sets)
+    for images in both.tested.values():  # which a run's own check does not take for the same ones either
+        seen.refuse_test_classes(seen.classes(both, "train"), images, "stage train")
+    sets["drawing"] = Sized(0, channels, 1)
+    with pytest.raises(UserError, match="photo and drawing are the same images, divided otherwise"):
+        Domains(sets=sets)
 
 
 @pytest.mark.parametrize(

@@ -412,6 +412,29 @@ def class_folders(root: Path, kind: str, place: str = "") -> None:
         files.write(root / place / f"{split}.{kind}", text)
 
 
+@pytest.mark.parametrize("dataset", ["mini_imagenet", "cub"])
+def test_class_folders_hold_images_of_any_format_and_not_what_systems_put_there(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"train": 4, "val": 2, "test": 2}
+    monkeypatch.setitem(fewshot.RELEASES, dataset, RELEASES[dataset]._replace(classes=tuple(counts.values())))
+    divided = dataset == "mini_imagenet"  # CUB's classes lie in one folder
+    homes = [
+        tmp_path / part if divided else tmp_path / "images" for part, count in counts.items() for _ in range(count)
+    ]
+    folders = [home / f"n{number}" for number, home in enumerate(homes)]
+    for folder in folders:
+        for number, form in enumerate(("WEBP", "BMP", "TIFF", "PNG")):
+            files.write(folder / f"{number}.{form.lower()}", files.encoded(number, form=form))
+        for other in ("list.txt", "Thumbs.db", "@eaDir/a.jpg"):
+            files.write(folder / other, b"-")
+    for litter in ("@eaDir", "__MACOSX"):
+        files.write(homes[0] / litter / "a.jpg", files.encoded(1))
+    source = FewShot(dataset=dataset, root=str(tmp_path), image_size=files.SIDE)
+    assert source.table.sizes.tolist() == [4] * 8
+    assert {*source.table.names} == {folder.name for folder in folders}
+
+
 LISTED: dict[str, Callable[[Path], None]] = {
     "flat images and tables": lambda root: images_and_tables(root, True),
     "images in folders and tables": lambda root: images_and_tables(root, False),

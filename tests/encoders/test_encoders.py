@@ -294,6 +294,14 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
     assert list(own_cache.glob("*.unfinished")) == []
 
 
+def test_a_build_that_is_refused_at_once_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, encoder = divided(), Squares()
+    monkeypatch.setattr(encoder, "encode", lambda items: torch.full((len(items), encoder.features), torch.nan))
+    with pytest.raises(UserError, match="gives vectors that are not finite"):
+        made.table(source, encoder, PLAIN, CPU)
+    assert [path for path in own_cache.iterdir() if path.is_dir()] == []
+
+
 def killed_build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ImageSource, Squares, Path]:
     """A source, its encoder, and what a build of their table left that was killed after 80 rows."""
     monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from metarun.core import TaskShape
 from metarun.data import decoding
 from metarun.data.fewshot import RELEASES
 from metarun.data.image_source import ImageSource
-from metarun.inspection import duplicates
+from metarun.inspection import duplicates, facts, words
 from metarun.inspection.facts import fits
 from metarun.inspection.image_files import depth, survey
 from metarun.text import bytes_text
@@ -46,9 +47,12 @@ SIZE = struct.pack(">8I", 8, 8, 0, 0, 8, 8, 0, 0) + b"\0\3"  # what stands befor
 
 
 def looked(images: np.ndarray, groups: list[int], classes: list[int] | None = None) -> duplicates.Duplicates:
-    return duplicates.find(
-        lambda start, stop: images[start:stop], np.array(groups), np.array(classes or [0] * len(images))
-    )
+    sides = {"splits": np.array(groups)}
+    return duplicates.find(lambda start, stop: images[start:stop], sides, np.array(classes or [0] * len(images)))
+
+
+def across(found: duplicates.Duplicates) -> tuple[int, int, int, int]:
+    return found.exact, found.exact_across["splits"], found.near, found.near_across["splits"]
 
 
 def test_twins_are_found_whether_exact_or_nearly_so() -> None:
@@ -59,13 +63,13 @@ def test_twins_are_found_whether_exact_or_nearly_so() -> None:
     images[7] = 200  # blank images are all alike, and say nothing
     images[8] = 201
     found = looked(images, [0] * 30 + [2] * 10, [*range(40)])
-    assert (found.exact, found.exact_across, found.near, found.near_across) == (2, 2, 2, 2)
+    assert across(found) == (2, 2, 2, 2)
     assert found.other_class == 4
     assert {(a, b, exact) for a, b, exact in found.pairs} == {(3, 31, True), (5, 35, False)}
     same = looked(images, [0] * 40)
-    assert (same.exact, same.exact_across) == (2, 0)
+    assert across(same)[:2] == (2, 0)
     none = looked(images, [-1] * 40)
-    assert (none.near, none.near_across) == (2, 0)
+    assert across(none)[2:] == (2, 0)
 
 
 def test_every_pair_within_the_threshold_shares_a_band() -> None:
@@ -111,7 +115,7 @@ def test_the_twins_that_are_elsewhere_are_among_the_twins() -> None:
     images[4] = images[0]
     images[4, :, 0, 0] ^= 3  # nearly the same
     found = looked(images, [0, 0, 0, 2, 2, 2])
-    assert (found.exact, found.exact_across, found.near, found.near_across) == (2, 0, 1, 1)
+    assert across(found) == (2, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +351,28 @@ def test_every_copy_of_an_image_counts_that_another_split_or_class_has() -> None
     images = photographs(6)
     images[1:4] = images[0]
     found = looked(images, [0, 0, 0, 2, 0, 2], [0, 0, 0, 1, 2, 3])
-    assert (found.exact, found.exact_across, found.other_class) == (4, 4, 4)
+    assert (*across(found)[:2], found.other_class) == (4, 4, 4)
+
+
+def test_parts_of_images_are_compared_beside_splits_of_classes() -> None:
+    """A target is trained and tested on the parts, whatever its number of classes; of a source both may matter."""
+    images = photographs(24)
+    images[[7, 8]] = images[[0, 1]]  # of two classes that are in other splits, in one part
+    images[5] = images[2]  # of one class, in the training and in the test part
+    held = replace(table(images, [6] * 4), metadata={"parts": {"train": [3] * 4, "val": [0] * 4, "test": [3] * 4}})
+    source = ImageSource(held, {"train": [0, 2], "val": [3], "test": [1]})
+    told = facts.twins(source, lambda done: None, as_target=False)
+    assert told["exact_across"] == {"splits of classes": 4, "parts of images": 2}
+    assert {tuple(pair["sides"]) for pair in told["pairs"]} == {
+        ("train classes, train images", "train classes, test images"),
+        ("train classes, train images", "test classes, train images"),
+    }
+    of_target = facts.twins(source, lambda done: None, as_target=True)
+    assert of_target["exact_across"] == {"parts of images": 2}
+    assert words.duplicate_lines(of_target)[0].endswith("2 of them in another of the parts of images")
+    counted = facts.counts(source, {}, as_target=True)
+    assert counted["splits"] == {}
+    assert words.class_line(counted) == "4, of 6 items, 24 in all"
 
 
 def test_a_pipe_among_images_is_told_of_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -81,6 +82,36 @@ def test_signal_while_an_error_is_told_is_no_traceback() -> None:
         [sys.executable, "-c", TELLING, "train.stesp=6"], env=environment(), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (143, "metarun: interrupted by SIGTERM; the same command goes on\n")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from metarun.__main__ import main
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, CtrlC())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "word", "status", "told"),
+    [
+        ("hydra", "--version", -signal.SIGINT, ""),
+        ("metarun.config.help", "help", 130, "metarun: interrupted; the same command goes on\n"),
+        ("metarun.config.help", "--help", 130, "metarun: interrupted; the same command goes on\n"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str, word: str, status: int, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, word], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", told)
 
 
 GROUPS = ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment")

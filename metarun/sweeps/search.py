@@ -132,6 +132,7 @@ def sweep(
             f"search   {settings.trials} trials of {', '.join(space)}{plan.estimate(root, settings.trials)}\nfolder   {shell_path(root)}"
         )
         return
+    plan.check_folders(job for job, _ in possible)
     files.make_folder(root)
     waiting = (
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"

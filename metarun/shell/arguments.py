@@ -23,13 +23,6 @@ from metarun.files import typed_path
 from metarun.shell.messages import meant, unknown_choice
 from metarun.text import has_control, printable
 
-# Settings of Hydra's folders, which metarun's runs do not use.
-HYDRAS_FOLDERS = (
-    "hydra.run",
-    "hydra.sweep.",
-    "hydra.output_subdir",
-    "hydra.job.chdir",
-)
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 # Groups of which a run has a choice, whatever it does.
 NEEDED = ("algo", "backbone", "data", "optimizer", "recipe", "schedule")
@@ -92,10 +85,6 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
         if key_of(word) == "preset":
             refuse_unknown_preset(word, arguments)
         refuse_ending(word)
-        if key_of(word).startswith(HYDRAS_FOLDERS):
-            raise UserError(
-                f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
-            )
     runs = not (sweep or arguments.cfg or arguments.info or arguments.hydra_help or arguments.help)
     if runs and (alone := next((word for word in words if key_of(word).startswith(OF_A_SWEEP)), None)):
         raise UserError(

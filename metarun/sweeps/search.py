@@ -27,7 +27,7 @@ from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, validates
 from metarun.sweeps.launcher import Launcher
-from metarun.sweeps.study import Study, corners, distribution
+from metarun.sweeps.study import Study, check_storage, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
@@ -153,6 +153,8 @@ def sweep(
         )
         return
     plan.check_folders(job for job, _ in possible)
+    if settings.storage:
+        check_storage(settings.storage)
     files.make_folder(root)
     waiting = (
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"

@@ -162,6 +162,22 @@ def test_searches_of_two_folders_that_share_a_storage_are_two(tmp_path: Path) ->
     assert all(len(optuna.load_study(study_name=name, storage=storage).trials) == 1 for name in names)
 
 
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        ("foo", "hydra.sweeper.storage=foo: is no URL; a file is written sqlite:///foo"),
+        ("/nope/x.db", "hydra.sweeper.storage=/nope/x.db: is no URL; a file is written sqlite:////nope/x.db"),
+        ("sqlite:////nope/x.db", "hydra.sweeper.storage=sqlite:////nope/x.db: cannot be opened ("),
+        ("nothing://localhost/x", "hydra.sweeper.storage=nothing://localhost/x: cannot be opened ("),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_told_and_leaves_nothing(storage: str, told: str, tmp_path: Path) -> None:
+    refused = metarun(*WORDS, f"hydra.sweeper.storage={storage}", f"outputs={tmp_path / 'none'}")
+    one_line(refused, told)
+    assert "deleted" not in refused.err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("spoil", ["zeros", "cut"])
 def test_a_damaged_database_of_trials_is_one_line(spoil: str, tmp_path: Path) -> None:
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=1", *SINUSOID, *SPACE, f"outputs={tmp_path}"]

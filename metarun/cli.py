@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import math
 import os
 import signal
@@ -135,6 +138,17 @@ def listing(words: list[str]) -> list[str]:
     return ["recipe=runs", *filter(None, [asked]), *(word for word in words[1:] if word not in folders)]
 
 
+def show_part(arguments: argparse.Namespace) -> None:
+    """Has Hydra show the part of a config that `--package` names; raises `UserError` where there is none."""
+    with contextlib.redirect_stderr(io.StringIO()):  # Hydra's own words for that, and an exit status
+        try:
+            _run()
+        except SystemExit as ended:
+            raise UserError(
+                f"--package {arguments.package}: is no part of the config, or null; metarun --cfg {arguments.cfg} shows all of it"
+            ) from ended
+
+
 def _explain(words: list[str]) -> Outcome:
     """`metarun help words...`, with the choices of `--config-dir FOLDER` if that is among them."""
     from metarun.config.help import answer
@@ -188,7 +202,10 @@ def _outcome_of(words: list[str]) -> Outcome:
         from metarun.shell import one_composition  # here: `--help` needs nothing of what it imports
 
         one_composition.install()
-        _run()
+        if arguments.package is None:
+            _run()
+        else:
+            show_part(arguments)
     except BrokenPipeError:
         raise
     except Unread as unread:

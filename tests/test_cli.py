@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
-from shell import SINUSOID, environment, make_images, metarun, run_folder
+from shell import SINUSOID, environment, make_images, metarun, one_line, run_folder
 
 from metarun import config as schema
 from metarun.config.folder import CONF
@@ -137,6 +137,13 @@ def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COMP_LINE", f"metarun {typed}")
         monkeypatch.setenv("COMP_POINT", str(len(f"metarun {typed}")))
         assert metarun("-sc", "query=bash").out.split() == expected
+
+
+@pytest.mark.parametrize("word", ["install", "install=tcsh", "nothing=bash", "query=fish"])
+def test_shell_completion_is_asked_for_in_known_words(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    told = "for the shell to ask; -sc install=fish" if word == "query=fish" else "takes one word, install=bash"
+    one_line(metarun("-sc", word), told)
 
 
 def test_a_single_run_composes_its_config_once_and_as_hydra_does(

@@ -83,12 +83,17 @@ FOLDERS_OF_HYDRA = {
 }
 
 
+NO_SEARCHPATH = "hydra.searchpath: is not looked through here; --config-dir FOLDER has choices of your own"
+
+
 def check_hydra(hydra: DictConfig) -> None:
-    """Checks that Hydra's own part of a config has it make no folder and change to none, wherever that was asked for.
+    """Checks that Hydra's own part of a config has it make, change to and look through no folder, wherever that was asked for.
 
     Raises:
         UserError: A setting of a folder is not as `conf/config.yaml` has it.
     """
+    if hydra.get("searchpath"):
+        raise UserError(NO_SEARCHPATH)
     written = flat(OmegaConf.to_container(hydra))
     for key, value in FOLDERS_OF_HYDRA.items():
         if written.get(key) != value:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from metarun.config.folder import CONF
 from metarun.config.overrides import canonical
+from metarun.config.schema import Recipe
 from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
 from metarun.runs import contents
@@ -116,6 +117,9 @@ def check_stages(job: Job, config: DictConfig) -> None:
     """
     from metarun.runs.building import build_stages, target_data  # here: they have torch imported
 
+    if not config.recipe.stages and config.recipe.run != Recipe.run:
+        several = "; without -m, runs=[a,b] takes several folders" if config.runs else ""
+        raise UserError(f"recipe={dict(job.choices).get('recipe')}: makes no run, and is for no sweep{several}")
     whole = completed(job, config)
     target_data(whole, build_stages(whole))
 

@@ -251,6 +251,12 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
             "-m: a sweep starts its own processes; torchrun is for a single run",
         ),
+        (
+            ["recipe=report", "runs=a,b"],
+            {},
+            "recipe=report: makes no run, and is for no sweep; without -m, runs=[a,b] takes several folders",
+        ),
+        (["recipe=inspect", "seed=0,1"], {}, "recipe=inspect: makes no run, and is for no sweep (in the job seed=0)"),
     ],
 )
 def test_sweeps_that_make_no_sense(

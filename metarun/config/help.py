@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section
@@ -107,7 +107,7 @@ def _about(word: str, reference: Reference) -> list[str]:
             old = renamed_choice(group, name)
             raise UserError(old or f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
         choices = reference.groups[group]
-        if inside := {choice: found for choice, found in choices.items() if choice.startswith(f"{name}/") and name}:
+        if name and (inside := [choice for choice in choices.values() if choice.name.startswith(f"{name}/")]):
             return list(_folder(group, name, inside))
         if name not in choices:
             old = renamed_choice(group, name)
@@ -153,7 +153,7 @@ def _group(group: str, reference: Reference) -> Iterator[str]:
     yield from _wrapped(f"metarun help {group}={next(iter(reference.groups[group]))} says more of one.")
 
 
-def _folder(group: str, name: str, inside: Mapping[str, Choice]) -> Iterator[str]:
+def _folder(group: str, name: str, inside: Sequence[Choice]) -> Iterator[str]:
     """The choices in a folder of a group."""
     yield f"{group}={name}"
     yield from _wrapped(
@@ -162,8 +162,8 @@ def _folder(group: str, name: str, inside: Mapping[str, Choice]) -> Iterator[str
         else "A folder of choices, each of which is chosen by its whole name."
     )
     yield ""
-    for choice, found in inside.items():
-        yield from _item(f"{group}={choice}", found.meaning)
+    for choice in inside:
+        yield from _item(f"{group}={choice.name}", choice.meaning)
 
 
 def _choice(choice: Choice) -> Iterator[str]:

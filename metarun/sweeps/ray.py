@@ -76,7 +76,7 @@ def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any
             where = "hydra/launcher=ray" if address is None else f"hydra.launcher.address={address}"
             raise UserError(f"{where}: no Ray can be used there ({first_line(error)})") from error
         try:
-            tell_what_is_lacking(ray.nodes(), resources, address)
+            tell_what_is_lacking(ray.nodes(), resources, address)  # type: ignore[no-untyped-call]
             remote = ray.remote(max_calls=1, max_retries=0, **resources)(in_ray)
             waiting = {remote.remote(job.arguments, os.getcwd()): job for job in jobs}
             while waiting:

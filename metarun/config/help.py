@@ -107,8 +107,8 @@ def _about(word: str, reference: Reference) -> list[str]:
             old = renamed_choice(group, name)
             raise UserError(old or f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
         choices = reference.groups[group]
-        if name and (inside := [choice for choice in choices.values() if choice.name.startswith(f"{name}/")]):
-            return list(_folder(group, name, inside))
+        if name and (in_folder := [choice for choice in choices.values() if choice.name.startswith(f"{name}/")]):
+            return list(_folder(group, name, in_folder))
         if name not in choices:
             old = renamed_choice(group, name)
             raise UserError(old or f"help {word}: there is no such choice{nearest(name, choices) or _list(choices)}")

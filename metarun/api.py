@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from metarun.config.folder import CONF
+from metarun.config.validation import check_hydra
 from metarun.errors import Incomplete, UserError
 from metarun.files import given_path
 from metarun.shell.arguments import for_hydra, parsed
@@ -57,6 +58,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         typed = for_hydra(arguments)
         with _ONE_RUN, _own_hydra():
             config = hydra.compose("config", overrides=typed, return_hydra_config=True)
+            check_hydra(config.hydra)
             HydraConfig.instance().set_config(config)
             OmegaConf.set_readonly(config, False)
             own = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "hydra"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import math
 import os
 import signal
@@ -107,38 +110,43 @@ def follows() -> bool:
 
 def attempt(words: list[str]) -> Outcome:
     """Carries out `metarun words...`; how it ended. What the user cannot mend is raised."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that one line can be told, whatever a shell has set
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:
-        return Outcome(2, "the folder that this was started in has been removed; change to another")
-    if here not in sys.path:
-        sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
-    name_user()
-    sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
-    if words[:1] == ["runs"]:
-        folders = [word for word in words[1:] if ("=" not in word and not word.startswith("-")) or Path(word).is_dir()]
-        asked = (
-            f"runs=[{','.join(map(quoted, folders))}]"
-            if len(folders) > 1
-            else "".join(f"runs={one}" for one in folders)
-        )
-        words = ["recipe=runs", *filter(None, [asked]), *(word for word in words[1:] if word not in folders)]
-    if words[:1] == ["help"]:
-        return _explain(words[1:])
-    heeded = heeded_signals()
-    for number in heeded:
-        signal.signal(number, _stop)
+    heeded, ctrl_c = heeded_signals(), signal.getsignal(signal.SIGINT)
     afterwards = signal.SIG_DFL  # one that comes while the interpreter ends is no story to tell
     try:
+        if ctrl_c is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in heeded:
+            signal.signal(number, _stop)
         return _outcome_of(words)
     except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
         afterwards = signal.SIG_IGN  # what the first one ended has its exit status
         by = f" by {interrupt}" if str(interrupt) else ""
         return Outcome(128 + getattr(interrupt, "number", signal.SIGINT), f"interrupted{by}; the same command goes on")
     finally:
+        if ctrl_c is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         for number in heeded:
             signal.signal(number, afterwards)
+
+
+def listing(words: list[str]) -> list[str]:
+    """`metarun runs words...`, in which folders may stand alone, as the words of its recipe."""
+    folders = [word for word in words[1:] if ("=" not in word and not word.startswith("-")) or Path(word).is_dir()]
+    asked = (
+        f"runs=[{','.join(map(quoted, folders))}]" if len(folders) > 1 else "".join(f"runs={one}" for one in folders)
+    )
+    return ["recipe=runs", *filter(None, [asked]), *(word for word in words[1:] if word not in folders)]
+
+
+def show_part(arguments: argparse.Namespace) -> None:
+    """Has Hydra show the part of a config that `--package` names; raises `UserError` where there is none."""
+    with contextlib.redirect_stderr(io.StringIO()):  # Hydra's own words for that, and an exit status
+        try:
+            _run()
+        except SystemExit as ended:
+            raise UserError(
+                f"--package {arguments.package}: is no part of the config, or null; metarun --cfg {arguments.cfg} shows all of it"
+            ) from ended
 
 
 def _explain(words: list[str]) -> Outcome:
@@ -163,8 +171,19 @@ def _explain(words: list[str]) -> Outcome:
 
 def _outcome_of(words: list[str]) -> Outcome:
     """Runs; what the user can mend is an outcome."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that one line can be told, whatever a shell has set
     try:
-        arguments, options = parsed(words)
+        here = os.getcwd()
+    except FileNotFoundError:
+        return Outcome(2, "the folder that this was started in has been removed; change to another")
+    if here not in sys.path:
+        sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
+    name_user()
+    sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
+    if words[:1] == ["help"]:
+        return _explain(words[1:])
+    try:
+        arguments, options = parsed(listing(words) if words[:1] == ["runs"] else words)
         if arguments.version:
             print(f"metarun {__version__}")
             return Outcome()
@@ -175,15 +194,18 @@ def _outcome_of(words: list[str]) -> Outcome:
             own = [Path(arguments.config_dir)] if arguments.config_dir else []
             print(front_page(Reference([*own, Path(arguments.config_path or CONF)])))
             return Outcome()
-        if has_control(os.getcwd()):  # which neither the stored config nor the run's log could hold
+        if has_control(here):  # which neither the stored config nor the run's log could hold
             raise UserError(
-                f"{printable(os.getcwd())}: this folder's path has a control character, or bytes that are no UTF-8; work in another"
+                f"{printable(here)}: this folder's path has a control character, or bytes that are no UTF-8; work in another"
             )
         sys.argv[1:] = [*for_hydra(arguments), *options]
         from metarun.shell import one_composition  # here: `--help` needs nothing of what it imports
 
         one_composition.install()
-        _run()
+        if arguments.package is None:
+            _run()
+        else:
+            show_part(arguments)
     except BrokenPipeError:
         raise
     except Unread as unread:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
-from shell import SINUSOID, environment, make_images, metarun, run_folder
+from shell import SINUSOID, environment, make_images, metarun, one_line, run_folder
 
 from metarun import config as schema
 from metarun.config.folder import CONF
@@ -83,6 +84,36 @@ def test_signal_while_an_error_is_told_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (143, "metarun: interrupted by SIGTERM; the same command goes on\n")
 
 
+INTERRUPTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from metarun.__main__ import main
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, CtrlC())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "word", "status", "told"),
+    [
+        ("hydra", "--version", -signal.SIGINT, ""),
+        ("metarun.config.help", "help", 130, "metarun: interrupted; the same command goes on\n"),
+        ("metarun.config.help", "--help", 130, "metarun: interrupted; the same command goes on\n"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str, word: str, status: int, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, word], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", told)
+
+
 GROUPS = ("algo", "backbone", "data", "hardware", "optimizer", "recipe", "schedule", "experiment")
 
 
@@ -106,6 +137,13 @@ def test_shell_completion(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COMP_LINE", f"metarun {typed}")
         monkeypatch.setenv("COMP_POINT", str(len(f"metarun {typed}")))
         assert metarun("-sc", "query=bash").out.split() == expected
+
+
+@pytest.mark.parametrize("word", ["install", "install=tcsh", "nothing=bash", "query=fish"])
+def test_shell_completion_is_asked_for_in_known_words(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    told = "for the shell to ask; -sc install=fish" if word == "query=fish" else "takes one word, install=bash"
+    one_line(metarun("-sc", word), told)
 
 
 def test_a_single_run_composes_its_config_once_and_as_hydra_does(

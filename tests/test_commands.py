@@ -8,14 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
 import yaml
 from shell import ROOT, SINUSOID, environment, make_images, metarun, metarun_in, one_line, result, run_folder
 
+from metarun.config import validation
 from metarun.config.overrides import canonical
+from metarun.config.validation import check_name
+from metarun.errors import UserError
 from metarun.runs.folder import folder_name
 
 TINY = ["task.ways=3", "task.queries=2", "train.steps=1", "test.episodes=2", "train.validate_episodes=2",
@@ -268,13 +271,29 @@ def test_run_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["hydra.run.dir=x"], "hydra.run.dir: "),
-        (["hydra.sweep.dir=x", "-m", "seed=0,1"], "hydra.sweep.dir: "),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: decides on no folder here; outputs= says"),
+        (["hydra={run:{dir:x}}"], "hydra.run.dir=x: "),
+        (["hydra.output_subdir=.hydra"], "hydra.output_subdir=.hydra: "),
+        (["hydra.sweep.dir=x", "-m", "seed=0,1"], "hydra.sweep.dir=x: "),
+        (["hydra.sweep={dir:x}", "-m", "seed=0"], "hydra.sweep.dir=x: "),
         (["name=.."], "name=..: must be the name of a folder"),
         (["name=."], "name=.: must be the name of a folder"),
+        (
+            ["outputs=a${b}"],
+            "outputs: ${b} stands for the value of a key b, and there is none; no path or text can have ${",
+        ),
+        (["name=/"], "name=/: must be a name, and no path"),
         (["name="], "name=: must be the name of a folder"),
         (["name=a\x1b[31mb"], r"name=a\x1b[31mb: has a control character"),
         (["-m", "seed=0,1\x07"], r"seed=0,1\x07: has a control character"),
+        (["--package", "algo"], "--package: shows a part of the config; add --cfg job"),
+        (
+            ["--cfg", "job", "-p", "nope"],
+            "--package nope: is no part of the config, or null; metarun --cfg job shows all",
+        ),
+        (["--experimental-rerun", "x"], "--experimental-rerun: metarun keeps no such file"),
+        (["hydra.searchpath=[file:///x]", "preset=own"], "hydra.searchpath: is not looked through here; --config-dir"),
+        (["hydra={searchpath:['file:///x']}"], "hydra.searchpath: is not looked through here"),
         (["--dry-run"], "--dry-run: lists the jobs of a sweep (-m)"),
         (["--no-such-option"], "--no-such-option"),
         (["--config-dir"], "--config-dir"),
@@ -288,6 +307,32 @@ def test_refused_in_one_line(words: list[str], expected: str, tmp_path: Path, mo
     assert expected in done.said[0]
     assert "\x1b" not in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("run: {dir: x/y}", "hydra.run.dir=x/y: "),
+        ("job: {chdir: true}", "hydra.job.chdir=True: "),
+        ("mode: MULTIRUN\n  sweep: {subdir: x}", "hydra.sweep.subdir=x: "),
+    ],
+)
+def test_an_experiment_decides_on_no_folder_of_hydras(
+    setting: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c" / "experiment").mkdir(parents=True)
+    (tmp_path / "c" / "experiment" / "e.yaml").write_text(f"# @package _global_\nhydra:\n  {setting}\n")
+    monkeypatch.chdir(tmp_path)
+    one_line(metarun("--config-dir", "c", "experiment=e", *SINUSOID), told)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("name", [r"a\..\..\b", r"a\b", "C:b", "a/b"])
+def test_a_name_is_no_path_on_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_name("a-b.c")
+    monkeypatch.setattr(validation, "Path", PureWindowsPath)
+    with pytest.raises(UserError, match="must be a name, and no path"):
+        check_name(name)
 
 
 def test_options_may_stand_between_overrides(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_metadata(wheel: Path) -> None:
     assert about["Requires-Python"] == ">=3.11"
     assert about["License-Expression"] == "MIT"
     assert about.get_payload() == (ROOT / "README.md").read_text()
-    assert "metarun = metarun.cli:main" in metadata(wheel, "entry_points.txt")
+    assert "metarun = metarun.__main__:main" in metadata(wheel, "entry_points.txt")
     assert metadata(wheel, "licenses/LICENSE").startswith("MIT License")
 
 

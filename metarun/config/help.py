@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from metarun.config.ranges import shown
 from metarun.config.reference import Choice, Entry, Reference, section
+from metarun.config.shorthand import PAPER
 from metarun.config.signature import ABSENT
 from metarun.errors import UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
@@ -106,6 +107,8 @@ def _about(word: str, reference: Reference) -> list[str]:
             old = renamed_choice(group, name)
             raise UserError(old or f"help {word}: there is no group {group}{nearest(group, reference.groups)}")
         choices = reference.groups[group]
+        if name and (in_folder := [choice for choice in choices.values() if choice.name.startswith(f"{name}/")]):
+            return list(_folder(group, name, in_folder))
         if name not in choices:
             old = renamed_choice(group, name)
             raise UserError(old or f"help {word}: there is no such choice{nearest(name, choices) or _list(choices)}")
@@ -148,6 +151,19 @@ def _group(group: str, reference: Reference) -> Iterator[str]:
         yield from _item(f"{group}={name}", choice.meaning)
     yield ""
     yield from _wrapped(f"metarun help {group}={next(iter(reference.groups[group]))} says more of one.")
+
+
+def _folder(group: str, name: str, inside: Sequence[Choice]) -> Iterator[str]:
+    """The choices in a folder of a group."""
+    yield f"{group}={name}"
+    yield from _wrapped(
+        "Takes the one of these that is for the method and the data, where there is one."
+        if (group, name) == ("preset", PAPER)
+        else "A folder of choices, each of which is chosen by its whole name."
+    )
+    yield ""
+    for choice in inside:
+        yield from _item(f"{group}={choice.name}", choice.meaning)
 
 
 def _choice(choice: Choice) -> Iterator[str]:

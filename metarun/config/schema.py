@@ -349,7 +349,7 @@ class Config:
     hardware: Hardware = field(default_factory=Hardware)
     recipe: Recipe = field(default_factory=Recipe)
     name: (
-        Annotated[str, Doc("The folder below `outputs` that the run lies in, without /; null is <data>-<algo>.")] | None
+        Annotated[str, Doc("The folder below `outputs` that the run lies in, no path; null is <data>-<algo>.")] | None
     ) = None
     seed: Annotated[Seed, Doc("The seed of weights, tasks and every other draw.")] = 0
     resume: Annotated[

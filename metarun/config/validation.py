@@ -19,7 +19,7 @@ from metarun.config.ranges import check_value, parts
 from metarun.config.schema import Config
 from metarun.config.task_schema import LARGEST_SUPPORT
 from metarun.config.types import Given
-from metarun.config.values import to_container, values_of_task
+from metarun.config.values import flat, to_container, values_of_task
 from metarun.errors import UserError, nearest, reason
 from metarun.renamed import renamed_key
 from metarun.text import has_control, listed, printable
@@ -73,12 +73,41 @@ def given_to(hint: Any) -> Given | None:
     return next((mark for mark in parts(hint)[1] if isinstance(mark, Given)), None)
 
 
+# Hydra's settings of folders, with the values that have it make none; metarun's runs make their own.
+FOLDERS_OF_HYDRA = {
+    "run.dir": ".",
+    "sweep.dir": "${outputs}",
+    "sweep.subdir": ".",
+    "output_subdir": None,
+    "job.chdir": False,
+}
+
+
+NO_SEARCHPATH = "hydra.searchpath: is not looked through here; --config-dir FOLDER has choices of your own"
+
+
+def check_hydra(hydra: DictConfig) -> None:
+    """Checks that Hydra's own part of a config has it make, change to and look through no folder, wherever that was asked for.
+
+    Raises:
+        UserError: A setting of a folder is not as `conf/config.yaml` has it.
+    """
+    if hydra.get("searchpath"):
+        raise UserError(NO_SEARCHPATH)
+    written = flat(OmegaConf.to_container(hydra))
+    for key, value in FOLDERS_OF_HYDRA.items():
+        if written.get(key) != value:
+            raise UserError(
+                f"hydra.{key}={written.get(key)}: decides on no folder here; outputs= says where runs lie, and name= names one"
+            )
+
+
 def check_name(name: str | None) -> None:
     """Checks that `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey."""
     if name is None:
         return
-    if "/" in name:
-        raise UserError(f"name={printable(name)}: must be a name without /; outputs= is the folder that runs lie in")
+    if name != "." and Path(name).name != name:  # as the system reads it: a\b and C:b are paths on Windows
+        raise UserError(f"name={printable(name)}: must be a name, and no path; outputs= is the folder that runs lie in")
     if name == "report":
         raise UserError(
             "name=report: is the folder that reports go to, in which no run is looked for; take another name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -182,6 +183,21 @@ def create(folder: Path) -> None:
         files.make_folder(folder)
     except OSError as error:
         raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that a folder can be made, or written in where it is there; makes nothing.
+
+    Raises:
+        UserError: It, or the nearest above it that is there, is no folder, or lets this user make nothing in it.
+    """
+    there = next(above for above in (folder, *folder.absolute().parents) if os.path.lexists(above))
+    if not there.is_dir():
+        raise UserError(
+            f"{shown_path(folder)}: cannot be written, for {shown_path(there)} is no folder; choose another outputs="
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{shown_path(there)}: nothing can be written there by this user; choose another outputs=")
 
 
 def stored_config(path: Path, advice: str) -> DictConfig:

@@ -34,9 +34,10 @@ def readable(storage: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        of_file = "; a damaged file can be deleted: the search begins anew, and finished runs count at once"
         raise UserError(
-            f"the search's trials in {printable(storage)} cannot be read ({first_line(error)}); a damaged file can be deleted: "
-            "the search begins anew, and finished runs count at once"
+            f"the search's trials in {printable(storage)} cannot be read ({first_line(error)})"
+            f"{of_file if storage.startswith('sqlite') else ''}"
         ) from error
 
 

@@ -18,18 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.config.folder import CONF
 from metarun.config.overrides import fixed, hint_of, is_free, key_of, read, reading, settled, split
 from metarun.config.shorthand import PAPER, expanded
+from metarun.config.validation import NO_SEARCHPATH
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 from metarun.shell.messages import meant, unknown_choice
 from metarun.text import has_control, printable
 
-# Settings of Hydra's folders, which metarun's runs do not use.
-HYDRAS_FOLDERS = (
-    "hydra.run",
-    "hydra.sweep.",
-    "hydra.output_subdir",
-    "hydra.job.chdir",
-)
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 # Groups of which a run has a choice, whatever it does.
 NEEDED = ("algo", "backbone", "data", "optimizer", "recipe", "schedule")
@@ -60,6 +54,12 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         typed, arguments.config_dir = arguments.config_dir, os.path.expanduser(arguments.config_dir)
         words = [expanded_folder(word, typed) for word in words]
         folder_of_configs(typed)
+    if arguments.package is not None and not arguments.cfg:
+        raise UserError("--package: shows a part of the config; add --cfg job")
+    if arguments.experimental_rerun is not None:
+        raise UserError("--experimental-rerun: metarun keeps no such file; a run's own command goes on with it")
+    if arguments.shell_completion:
+        check_completion(arguments.overrides)
     if arguments.dry_run and not arguments.multirun:
         raise UserError("--dry-run: lists the jobs of a sweep (-m); metarun --cfg job shows the config of one run")
     options, overrides = list[str](), list(arguments.overrides)
@@ -71,6 +71,15 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if arguments.cfg == "job" and not arguments.resolve:
         options.append("--resolve")  # what a run would have: numbers, and no references to other keys
     return arguments, options
+
+
+def check_completion(words: list[str]) -> None:
+    """Checks the words beside `-sc`; raises `UserError`."""
+    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
+        raise UserError("-sc: takes one word, install=bash or uninstall=bash, or of zsh or fish")
+    if action == "query" and "COMP_LINE" not in os.environ:
+        raise UserError(f"-sc query={shell}: is for the shell to ask; -sc install={shell} has it do so")
 
 
 def for_hydra(arguments: argparse.Namespace) -> list[str]:
@@ -89,13 +98,11 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
             raise UserError(
                 f"{word or repr(word)}: cannot be read as key=value or group=choice; no space stands beside ="
             )
+        if key_of(word) == "hydra.searchpath":
+            raise UserError(NO_SEARCHPATH)
         if key_of(word) == "preset":
             refuse_unknown_preset(word, arguments)
         refuse_ending(word)
-        if key_of(word).startswith(HYDRAS_FOLDERS):
-            raise UserError(
-                f"{key_of(word)}: decides on no folder here; outputs= says where runs lie, and name= names one"
-            )
     runs = not (sweep or arguments.cfg or arguments.info or arguments.hydra_help or arguments.help)
     if runs and (alone := next((word for word in words if key_of(word).startswith(OF_A_SWEEP)), None)):
         raise UserError(

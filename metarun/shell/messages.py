@@ -108,6 +108,8 @@ def _wrong_value(key: str, message: str) -> str:
         return f"{key}={found[1]}: is no {KINDS[found[2]]}{written}"
     if found := re.match(r"Value '(.*)' is not a valid bool", message):
         return f"{key}={found[1]}: is no {KINDS['Boolean']}"
+    if found := re.match(r"Interpolation key '(.*)' not found", message):
+        return f"{key}: ${{{found[1]}}} stands for the value of a key {found[1]}, and there is none; no path or text can have ${{ in it"
     if (message.startswith("Cannot assign") and "Dict" in message) or "is not a subclass of" in message:
         group = key.rpartition(".")[2]
         advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"

@@ -13,6 +13,8 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from metarun.config.validation import check_hydra
+
 SINGLE = "hydra.mode=RUN"  # the word that Hydra adds
 
 
@@ -31,6 +33,8 @@ def install() -> None:
             mode = found.hydra.mode
         except Exception as error:  # which the run meets again, unless it is one of a single run alone
             found, mode = error, find_mode(self, config_name, words)
+        else:
+            check_hydra(found.hydra)
         _keep(self.config_loader, words, found)
         return mode
 

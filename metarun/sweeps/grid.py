@@ -60,6 +60,7 @@ def sweep(
             f"{counted(len(jobs), 'job')}: {len(before)} finished before, {len(to_run)} to run{left}; nothing was run"
         )
         return
+    plan.check_folders(to_run)
     plan.say(f"{counted(len(jobs), 'job')}: {len(before)} finished before, {len(to_run)} to run")
     began = time.monotonic()
     for number, (job, outcome, seconds) in enumerate(launcher.launch(to_run, config) if to_run else (), 1):

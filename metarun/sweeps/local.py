@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from metarun.config.types import PositiveInt
 from metarun.engine import platform
-from metarun.sweeps.jobs import Job, Outcome, exporting, how_it_ended, perform
+from metarun.sweeps.jobs import MENDABLE, Job, Outcome, exporting, how_it_ended, perform
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 
@@ -133,15 +133,24 @@ def _in_child(
     os.chdir(folder)
     platform.bind(cores)
     torch.set_num_threads(min(len(cores), threads_asked(environment) or len(cores)))
-    if output is not None:
-        os.makedirs(os.path.dirname(output), exist_ok=True)
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
     threading.Thread(target=_end_with_the_sweep, args=(pipe,), daemon=True).start()
-    outcome = perform(arguments)
+    try:
+        if output is not None:
+            _print_to(output)
+    except OSError as error:  # a full disk, say
+        outcome = Outcome(MENDABLE, f"{error.filename or output}: {error.strerror}")
+    else:
+        outcome = perform(arguments)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the sweep was killed, and nobody asks any more
         pipe.send(outcome)
+
+
+def _print_to(output: str) -> None:
+    """Has this process print to a file, which is begun anew."""
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 def _end_with_the_sweep(pipe: connection.Connection) -> None:

@@ -21,7 +21,14 @@ from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
-from metarun.runs.folder import choose_folder, default_name, name_parts, named_after, refuse_other_config
+from metarun.runs.folder import (
+    check_writable,
+    choose_folder,
+    default_name,
+    name_parts,
+    named_after,
+    refuse_other_config,
+)
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
 from metarun.text import counted, duration, printable, shell_path
 
@@ -152,6 +159,12 @@ def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
             check_stages(job, config)
 
 
+def check_folders(jobs: Iterable[Job]) -> None:
+    """Checks that jobs can write their runs, and what a sweep keeps beside these; raises `UserError` before any has run."""
+    for folder in dict.fromkeys(folder for job in jobs for folder in (job.folder, job.log.parent)):
+        check_writable(folder)
+
+
 @contextmanager
 def naming(label: str) -> Iterator[None]:
     """Errors that a user can mend become a `JobRefused` of the job with this label."""
@@ -241,10 +254,15 @@ def conclude(ended: Sequence[Ended], then: str = "the same command runs them aga
     """
     from metarun import report
 
-    for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
-        if root.is_dir():
-            report.write([root], root / "report", root.name)
     failed = failures(ended)
+    try:
+        for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
+            if root.is_dir():
+                report.write([root], root / "report", root.name)
+    except UserError as error:
+        if not failed:
+            raise
+        say(f"\n{error}")
     if failed:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)

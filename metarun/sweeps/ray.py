@@ -10,9 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metarun.config.types import NonNegativeFloat
+from metarun.errors import UserError, first_line
 from metarun.sweeps.jobs import Job, Outcome, exporting, perform
 from metarun.sweeps.launcher import Launcher, needs
-from metarun.sweeps.plan import Ended
+from metarun.sweeps.plan import Ended, say
+from metarun.text import printable
 
 
 class Ray(Launcher):
@@ -36,6 +38,26 @@ class Ray(Launcher):
         return carry_out(jobs, self.address, self.resources)
 
 
+def tell_what_is_lacking(nodes: Sequence[dict[str, Any]], resources: dict[str, Any], address: str | None) -> None:
+    """Tells what no node has of what a job needs, for which Ray would wait without a word.
+
+    Args:
+        nodes: As Ray lists them.
+        resources: What each job needs: num_cpus, num_gpus.
+        address: That of the cluster, to which a node that has it may still come; None: of this machine alone.
+
+    Raises:
+        UserError: This machine alone lacks something.
+    """
+    for name, key in {"CPU": "num_cpus", "GPU": "num_gpus"}.items():
+        most = max((node["Resources"].get(name, 0) for node in nodes if node["Alive"]), default=0)
+        if resources[key] > most:
+            setting = f"hydra.launcher.{key.removeprefix('num_')}={resources[key]:g}"
+            if address is None:
+                raise UserError(f"{setting}: this machine has {most:g} for a job")
+            say(f"{setting}: no node of {printable(address)} has more than {most:g}; jobs wait for one that has")
+
+
 def in_ray(arguments: Sequence[str], folder: str) -> Outcome:
     """A job, in a process of Ray's that does nothing else."""
     os.chdir(folder)
@@ -48,8 +70,13 @@ def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any
 
     started = time.monotonic()
     with exporting():
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
         try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        except Exception as error:  # whatever Ray and what it is made of raise, which depends on the address
+            where = "hydra/launcher=ray" if address is None else f"hydra.launcher.address={address}"
+            raise UserError(f"{where}: no Ray can be used there ({first_line(error)})") from error
+        try:
+            tell_what_is_lacking(ray.nodes(), resources, address)  # type: ignore[no-untyped-call]
             remote = ray.remote(max_calls=1, max_retries=0, **resources)(in_ray)
             waiting = {remote.remote(job.arguments, os.getcwd()): job for job in jobs}
             while waiting:

@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import files
-from metarun.config import Config
-from metarun.config.overrides import hint_of, quoted, varies
+from metarun.config import Config, flat, to_container
+from metarun.config.overrides import hint_of, key_of, quoted, varies
 from metarun.config.ranges import parts
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.runs import trial
+from metarun.runs.folder import FREE
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, validates
 from metarun.sweeps.launcher import Launcher
-from metarun.sweeps.study import Study, corners, distribution
+from metarun.sweeps.study import Study, check_storage, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
 DATABASE = "search.db"  # in the sweep's folder, where no other storage is given
-# Keys that begin so, and not as one of the second, act after the weights were chosen, or on how the chosen ones are tested.
-UNSCORED, SCORED = ("transfer.", "test."), ("test.task.",)
+# Parts of a config that act after the weights were chosen; of these a validation is of the second, and some methods train on `TARGET`.
+AFTERWARDS, VALIDATED, TARGET = ("transfer", "test", "continual", "usual"), "test.task.", "target"
+SHOWN = ("name", "train.log_every", "pretrain.train.log_every")  # what changes files and lines alone
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,23 @@ def check_whole(item: Override, config: DictConfig) -> None:
         )
 
 
+def scored(config: DictConfig) -> dict[str, Any]:
+    """The values by key that the validation score of a run can depend on: how it is trained and validated, on what."""
+    methods = [get_class(node._target_) for node in (config.algo, config.pretrain.algo) if node]
+    on_target = any(getattr(method, "uses_target", "no") != "no" for method in methods)
+    parts = AFTERWARDS if on_target else (*AFTERWARDS, TARGET)
+    return {
+        key: value
+        for key, value in flat(to_container(config)).items()
+        if key not in (*FREE, *SHOWN) and (key.partition(".")[0] not in parts or key.startswith(VALIDATED))
+    }
+
+
 def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> None:
-    """Checks that trials have a validation score, and that it depends on what is searched.
+    """Checks that trials have a validation score, and that it depends on each key that is searched.
 
     Args:
-        possible: Jobs of draws, which between them have every choice, with their configs.
+        possible: Jobs of draws with their configs; each but the first differs from it in one key.
         space: The keys that are searched.
 
     Raises:
@@ -81,8 +96,13 @@ def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> N
             "hydra/sweeper=optuna: a search chooses by the validation score, and no stage of this recipe validates; "
             "without hydra/sweeper=optuna the same words are a grid"
         )
+    (first, config), *others = possible
+    values_of: dict[str, list[dict[str, Any]]] = {}
+    for job, other in others:
+        for key in map(key_of, {*job.overrides} - {*first.overrides}):
+            values_of.setdefault(key, []).append(scored(other))
     for key in space:
-        if f"{key}.".startswith(UNSCORED) and not f"{key}.".startswith(SCORED):
+        if key in values_of and all(values == scored(config) for values in values_of[key]):
             raise UserError(
                 f"{key}: is not searched, no validation score depends on it; sweep it over the best settings afterwards"
             )
@@ -132,6 +152,9 @@ def sweep(
             f"search   {settings.trials} trials of {', '.join(space)}{plan.estimate(root, settings.trials)}\nfolder   {shell_path(root)}"
         )
         return
+    plan.check_folders(job for job, _ in possible)
+    if settings.storage:
+        check_storage(settings.storage)
     files.make_folder(root)
     waiting = (
         f"search: another process is at work on it in {shell_path(root)}, and this one goes on with what that leaves"

@@ -10,8 +10,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 from metarun.runs.trial import database, readable
+from metarun.text import printable
 
 SEEDS = 2**32  # the seeds that Optuna's samplers take
 OWN_ERROR = "own_error"  # marks a failed trial that would fail again
@@ -72,6 +73,23 @@ def _points(drawn: Any) -> tuple[float, ...]:
     if isinstance(drawn.low, int):
         return drawn.low, drawn.high
     return drawn.low, drawn.high, drawn.low + (drawn.high - drawn.low) / math.pi
+
+
+def check_storage(url: str) -> None:
+    """Checks that a storage is there, or can be made; makes no tables in it.
+
+    Raises:
+        UserError: It is no URL, its driver is not installed, or it cannot be opened.
+    """
+    import sqlalchemy
+
+    given = f"hydra.sweeper.storage={printable(url)}"
+    if "://" not in url:
+        raise UserError(f"{given}: is no URL; a file is written sqlite:///{printable(url)}")
+    try:
+        sqlalchemy.create_engine(url).connect().close()
+    except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
+        raise UserError(f"{given}: cannot be opened ({first_line(error)})") from error
 
 
 class Study:

@@ -49,6 +49,23 @@ def test_every_file_of_a_group_is_a_choice() -> None:
     assert {f"{choice.group}/{choice.name}" for choice in CHOICES} == files - {"config"}
 
 
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [
+        ("preset=paper", "Takes the one of these that is for the method and the data"),
+        ("algo=learn2learn", "A folder of choices"),
+    ],
+)
+def test_a_folder_of_choices_lists_them(word: str, meaning: str) -> None:
+    text = answer([word], REFERENCE)
+    fits(text)
+    assert text.startswith(f"{word}\n  {meaning}")
+    group, _, name = word.partition("=")
+    assert re.findall(rf"^  {group}=({name}/\S+)", text, re.M) == [
+        choice for choice in REFERENCE.groups[group] if choice.startswith(f"{name}/")
+    ]
+
+
 @pytest.mark.parametrize("key", [*REFERENCE.keys, *sections()])
 def test_every_key_of_the_schema_is_explained(key: str) -> None:
     text = answer([key], REFERENCE)

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from shell import SINUSOID, done, metarun, result, start
+from shell import SINUSOID, done, metarun, one_line, result, start
 from sqlalchemy.exc import IntegrityError
 from test_sweeps import kill_group, runs
 
@@ -162,6 +162,22 @@ def test_searches_of_two_folders_that_share_a_storage_are_two(tmp_path: Path) ->
     assert all(len(optuna.load_study(study_name=name, storage=storage).trials) == 1 for name in names)
 
 
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        ("foo", "hydra.sweeper.storage=foo: is no URL; a file is written sqlite:///foo"),
+        ("/nope/x.db", "hydra.sweeper.storage=/nope/x.db: is no URL; a file is written sqlite:////nope/x.db"),
+        ("sqlite:////nope/x.db", "hydra.sweeper.storage=sqlite:////nope/x.db: cannot be opened ("),
+        ("nothing://localhost/x", "hydra.sweeper.storage=nothing://localhost/x: cannot be opened ("),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_told_and_leaves_nothing(storage: str, told: str, tmp_path: Path) -> None:
+    refused = metarun(*WORDS, f"hydra.sweeper.storage={storage}", f"outputs={tmp_path / 'none'}")
+    one_line(refused, told)
+    assert "deleted" not in refused.err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("spoil", ["zeros", "cut"])
 def test_a_damaged_database_of_trials_is_one_line(spoil: str, tmp_path: Path) -> None:
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=1", *SINUSOID, *SPACE, f"outputs={tmp_path}"]
@@ -250,6 +266,34 @@ def test_what_no_validation_score_depends_on_is_not_searched(words: list[str], s
     assert done.status == 2
     assert done.said == [said]
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["name=a,b"], "name"),
+        (["outputs=a,b"], "outputs"),
+        (["train.log_every=1,2", "algo=maml", "algo.inner_lr=0.1,0.2"], "train.log_every"),
+        (["recipe=transfer", "target=digits", "target.train_images=20,50"], "target.train_images"),
+        (["recipe=transfer", "target=digits", "transfer=all,l2_sp"], "transfer"),
+        (["recipe=transfer", "target=digits,mnist"], "target"),
+        (["recipe=transfer", "target=digits", "algo=baseline,baseline_plus_plus"], ""),
+        (["recipe=domain_adaptation", "data=mnist", "target=digits", "target.min_images=1,2"], ""),
+        (["test.task.shots=1,5"], ""),
+        (["backbone=conv4,mlp", "task.shots=1,1"], ""),
+        (["data=glyphs,[glyphs,omniglot]"], ""),
+    ],
+    ids=str,
+)
+def test_a_search_is_over_what_a_validation_score_can_depend_on(
+    words: list[str], refused: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = metarun("-m", "hydra/sweeper=optuna", "--dry-run", *words)
+    if refused:
+        one_line(given, f"{refused}: is not searched, no validation score depends on it")
+    else:
+        assert given.status == 0, given.err
 
 
 def test_choices_of_a_group_are_searched_by_a_pattern(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, make_images, metarun, one_line, result, run_folder, start
 
+from metarun.errors import JobsFailed, UserError
 from metarun.runs.folder import choose_folder
-from metarun.sweeps import local
+from metarun.sweeps import local, ray
 from metarun.sweeps.jobs import Job, Outcome, how_it_ended
-from metarun.sweeps.plan import progress, sweep_name
+from metarun.sweeps.plan import conclude, progress, sweep_name
 
 GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
 
@@ -150,6 +151,43 @@ def test_failed_jobs_are_listed_and_the_others_run(launcher: str, tmp_path: Path
     assert len(runs(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("words", [["hydra/launcher=local"], ["hydra/sweeper=optuna"], []], ids=str)
+def test_a_folder_that_takes_no_jobs_is_told_before_the_first(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinusoid-maml").mkdir()
+    (tmp_path / "sinusoid-maml" / ".jobs").touch()
+    given = ["-m", *words, "algo.inner_lr=0.1,0.2", *SINUSOID, f"outputs={tmp_path}"]
+    one_line(
+        metarun(*given), "sinusoid-maml/.jobs: cannot be written, for ", ".jobs is no folder; choose another outputs="
+    )
+    (tmp_path / "sinusoid-maml" / ".jobs").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # another user's
+    one_line(metarun(*given), "sinusoid-maml: nothing can be written there by this user; choose another outputs=")
+    assert not list((tmp_path / "sinusoid-maml").iterdir())
+
+
+def test_a_job_whose_output_cannot_be_written_has_failed(tmp_path: Path) -> None:
+    (tmp_path / ".jobs").touch()
+    running = local.Running(Job(("--version",), (), tmp_path / "run", ""), ([0], None), quiet=True)
+    assert running.outcome() == Outcome(2, f"{tmp_path / '.jobs'}: File exists")
+
+
+def test_failed_jobs_are_listed_where_no_report_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise UserError("the report cannot be written")
+
+    monkeypatch.setattr("metarun.report.write", refuse)
+    job = Job((), (), tmp_path / "run", "seed=1")
+    with pytest.raises(JobsFailed, match="1 of 1 job failed, listed above"):
+        conclude([(job, Outcome(1, "it crashed"), 0.0)])
+    assert capsys.readouterr().err == "\nthe report cannot be written\n\nfailed:\n  seed=1\n    it crashed\n"
+    with pytest.raises(UserError, match="the report cannot be written"):
+        conclude([(job, Outcome(), 0.0)])
+
+
 def test_a_result_of_another_config_is_a_failure_and_stays(tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", *SINUSOID, f"outputs={tmp_path}"]
     assert metarun(*words).status == 0
@@ -213,6 +251,12 @@ def test_crashed_and_killed_jobs_do_not_end_the_sweep(tmp_path: Path, monkeypatc
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
             "-m: a sweep starts its own processes; torchrun is for a single run",
         ),
+        (
+            ["recipe=report", "runs=a,b"],
+            {},
+            "recipe=report: makes no run, and is for no sweep; without -m, runs=[a,b] takes several folders",
+        ),
+        (["recipe=inspect", "seed=0,1"], {}, "recipe=inspect: makes no run, and is for no sweep (in the job seed=0)"),
     ],
 )
 def test_sweeps_that_make_no_sense(
@@ -425,6 +469,23 @@ def test_ray(tmp_path: Path) -> None:
     assert metarun(*SINUSOID, f"outputs={tmp_path / 'alone'}").status == 0
     (swept,) = runs(tmp_path).values()
     assert same(run_folder(tmp_path / "alone"), swept)
+
+
+def test_an_address_without_a_ray_is_one_line(tmp_path: Path) -> None:
+    words = ["-m", "hydra/launcher=ray", "hydra.launcher.address=x", "seed=0,1", *SINUSOID]
+    one_line(metarun(*words, f"outputs={tmp_path / 'none'}"), "hydra.launcher.address=x: no Ray can be used there (")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_no_node_of_ray_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 1.0}}]
+    ray.tell_what_is_lacking(nodes, {"num_cpus": 4, "num_gpus": 0}, None)
+    with pytest.raises(UserError, match=r"hydra.launcher.cpus=8: this machine has 4 for a job"):
+        ray.tell_what_is_lacking(nodes, {"num_cpus": 8, "num_gpus": 0}, None)
+    ray.tell_what_is_lacking(nodes, {"num_cpus": 4, "num_gpus": 0.5}, "auto")
+    assert capsys.readouterr().err == (
+        "hydra.launcher.gpus=0.5: no node of auto has more than 0; jobs wait for one that has\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from metarun.config.types import Given, PositiveInt, Seed
-from metarun.config.validation import check_target
+from metarun.config.validation import check_hydra, check_target
 
 
 class Sweep(Sweeper):
@@ -23,6 +23,7 @@ class Sweep(Sweeper):
         """Checks the settings of the sweeper, and builds the launcher; Hydra calls it once, before `sweep`."""
         from metarun.sweeps.launcher import build
 
+        check_hydra(config.hydra)
         check_target(config.hydra.sweeper, "hydra.sweeper", Given())
         self.loader: Any = hydra_context.config_loader
         self.master = config

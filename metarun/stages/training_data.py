@@ -41,7 +41,7 @@ def _training_parts(run: Run) -> Iterator[tuple[TableSource, set[int]]]:
     """The source's data sets, each with the rows that the stages so far train on."""
     for member in run.data.members.values():
         items, rows = member.underlying, set[int]()
-        for learner in _trained(run):
+        for learner in run.trained:
             on_images = learner.task is None and learner.settings.validate_on == "images"
             split = run.training_split if on_images else "train"
             rows |= {*training_images(items, "images" if on_images else "episodes", split).rows.tolist()}
@@ -66,7 +66,7 @@ def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[i
     return found
 
 
-def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
+def warn_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
     """Warns of such images; the fact for the protocol, empty where there are none."""
     if not (count := trained_on(run, tested)):
         return {}
@@ -77,7 +77,7 @@ def tell_trained_on(run: Run, tested: Labelled) -> dict[str, int]:
     return {"test_images_trained_on": count}
 
 
-def tell_brought(run: Run) -> dict[str, int]:
+def warn_brought(run: Run) -> dict[str, int]:
     """Warns where the learner begins with weights that were trained on images of the target's classes; the fact for the protocol."""
     assert run.target is not None
     members = list(run.target.source.members.values())
@@ -106,7 +106,7 @@ def refuse_target_labels(run: Run) -> None:
     Raises:
         UserError: One does.
     """
-    for learner in _trained(run):
+    for learner in run.trained:
         if learner.algorithm.uses_target == "labels":
             raise UserError(
                 f"{learner.built_from}: {type(learner.algorithm).__name__} trains on the labels of all of the target's training images, "
@@ -115,10 +115,10 @@ def refuse_target_labels(run: Run) -> None:
             )
 
 
-def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
+def warn_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
     """Warns where a training sees some of the target's images `tested` without their labels; the fact for the protocol."""
     assert run.target is not None
-    if not any(learner.algorithm.uses_target == "images" for learner in _trained(run)):
+    if not any(learner.algorithm.uses_target == "images" for learner in run.trained):
         return {}
     if not (count := len({*run.target.train.rows.tolist()} & {*tested.rows.tolist()})):
         return {}
@@ -129,12 +129,7 @@ def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
     return {"test_images_seen_unlabelled": count}
 
 
-def _trained(run: Run) -> list[Learner]:
-    """The learners that the stages so far train."""
-    return [learner for learner in run.learners.values() if learner.sampler is not None and learner.settings.steps]
-
-
-def tell_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]:
+def warn_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]:
     """Warns of test classes that have the names of others that the learner was trained on.
 
     Args:

@@ -144,7 +144,14 @@ class _Tally:
 def prepared_tasks(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes]]:
-    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+    """Some episodes as the method is to predict them, in chunks of one shape.
+
+    Args:
+        algorithm: The method.
+        sampler: The episodes.
+        start: The number of the first.
+        stop: The number after that of the last.
+        hardware: Where they are computed.
 
     Yields:
         The numbers of the episodes of a chunk, int64 `[T]`, and these episodes.

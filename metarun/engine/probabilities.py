@@ -175,7 +175,15 @@ def known_and_unknown(
 def tasks_with_unknown(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, unknown: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes, Tensor]]:
-    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+    """Some episodes with queries of unknown classes, as the method is to predict them, in chunks of one shape.
+
+    Args:
+        algorithm: The method.
+        sampler: Episodes that have the unknown classes too, the last of their ways.
+        start: The number of the first.
+        stop: The number after that of the last.
+        unknown: How many classes are unknown.
+        hardware: Where they are computed.
 
     Yields:
         The numbers of the episodes of a chunk, these episodes, and of each query `KNOWN` or `UNKNOWN`.

@@ -159,8 +159,8 @@ class TargetMethod(Checked, ABC):
         Random draws come from the global generator, which the caller seeds.
 
         Args:
-            train: the images, with `y` in [0, `classes`); each class has one image at least.
-            classes: of the target.
+            train: The images, with `y` in [0, `classes`); each class has one image at least.
+            classes: Of the target.
 
         Returns:
             A classifier, which leaves the learner's weights as they are but may hold them.

@@ -107,12 +107,8 @@ class Baseline(Algorithm):
         scale = (scale or (2.0 if classes <= 200 else 10.0)) if self.cosine else None
         return Head(self.backbone.features, classes, scale, self.class_scales)
 
-    def features(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        """Images `[B, C, H, W]` to features `[B, D]`, in single precision at least."""
-        return precise(self.backbone(x, n_support))
-
     def classify(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.head(self.features_of(x))
 
     def classification_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean cross-entropy over the source's labelled images (0 without any), and their accuracy to log."""
@@ -135,7 +131,7 @@ class Baseline(Algorithm):
         found = []
         for tasks in chunks:
             sets = [tasks.support_x, tasks.query_x]
-            support, queries = batch_norm.both_sets(self.features, *(x.flatten(0, 1) for x in sets))
+            support, queries = batch_norm.both_sets(self.features_of, *(x.flatten(0, 1) for x in sets))
             found.append((support.unflatten(0, sets[0].shape[:2]), queries.unflatten(0, sets[1].shape[:2])))
         support, queries = (torch.cat(parts) for parts in zip(*found, strict=True))
         return support, queries

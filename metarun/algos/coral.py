@@ -68,7 +68,7 @@ class CORAL(Baseline):
         self.weight, self.layers = weight, list(layers)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features(batch.x), batch)
+        features, batch = whole_step(self.features_of(batch.x), batch)
         source, target = both_domains(batch)
         if min(source.sum(), target.sum()) < 2:
             raise UserError(f"train.tasks_per_step={len(batch.x)}: leaves a domain without a covariance; try 128")

@@ -113,7 +113,7 @@ class DANN(Baseline):
         self.domain = nn.Sequential(nn.Linear(backbone.features, domain_hidden), nn.ReLU(), nn.Linear(domain_hidden, 1))
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features(batch.x), batch)
+        features, batch = whole_step(self.features_of(batch.x), batch)
         both_domains(batch)
         strength = self.reversal * ramp(step, self.ramp_steps, self.sharpness)
         loss, shown = self.classification_loss(self.head(features), batch)

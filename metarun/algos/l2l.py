@@ -114,7 +114,19 @@ class L2L(MAML):
         return torch.cat(drawn, dim=1), like
 
     def trajectory(self, theta: Tensor, like: Params, x: Tensor, y: Tensor, steps: int, free: int = 0) -> list[Tensor]:
-        """`theta`, and the weights after each of `steps` updates, of which the first `free` leave no graph."""
+        """The weights at the start, and after each update of the learned optimiser.
+
+        Args:
+            theta: The weights at the start, in one vector.
+            like: The parameters that they are of, by name.
+            x: The support images.
+            y: Their labels.
+            steps: The updates.
+            free: How many of the first ones leave no graph.
+
+        Returns:
+            `steps` + 1 vectors.
+        """
         visited, state = [theta], [None, None]
         for step in range(steps):
             with torch.set_grad_enabled(torch.is_grad_enabled() and step >= free):

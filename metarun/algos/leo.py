@@ -107,7 +107,7 @@ class LEO(Algorithm):
         """The weights of encoder, relation network and decoder."""
         return [weight for part in (self.encoder, self.relation, self.decoder) for weight in part.parameters()]
 
-    def features(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+    def unit_features(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """One task's features, of length 1: the support set's `[N*K, features]`, and the queries'."""
         support, queries = (precise(x) for x in self.backbone.embed_sets(support_x, query_x))
         return F.normalize(support, dim=-1), F.normalize(queries, dim=-1)
@@ -145,7 +145,7 @@ class LEO(Algorithm):
         return learned, self.kl_weight * divergence(mean, deviation) + self.encoder_weight * drift
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        support, query = self.over_tasks(self.features, episodes.support_x, episodes.query_x)
+        support, query = self.over_tasks(self.unit_features, episodes.support_x, episodes.query_x)
         (weights,), cost = self.learn(support, episodes.support_y, episodes.ways, [self.test_steps], True)
         logits = dropout(query, self.dropout) @ weights.mT
         cost = cost + self.l2_weight / 2 * torch.stack([weight.square().sum() for weight in self.coders()]).sum()
@@ -158,6 +158,6 @@ class LEO(Algorithm):
 
     @torch.no_grad()
     def predict_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        support, query = self.over_tasks(self.features, episodes.support_x, episodes.query_x)
+        support, query = self.over_tasks(self.unit_features, episodes.support_x, episodes.query_x)
         learned, _ = of_support(lambda: self.learn(support, episodes.support_y, episodes.ways, steps, False))
         return torch.stack([query @ weights.mT for weights in learned])

@@ -124,7 +124,7 @@ class MANN(Algorithm):
                 outputs.append(output)
             return self.head(torch.stack(outputs, 1)), state
 
-    def features(self, episodes: Episodes) -> Tensor:
+    def normed_features(self, episodes: Episodes) -> Tensor:
         """Of the support and then of the queries, `[T, N*K + N*Q, features]`."""
 
         def task(support_x: Tensor, query_x: Tensor) -> Tensor:
@@ -135,11 +135,11 @@ class MANN(Algorithm):
     def mixed(self, episodes: Episodes, order: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and labels of the tasks' images in the order `[T or 1, S]`."""
         labels = torch.cat([episodes.support_y, episodes.query_y], 1).take_along_dim(order, 1)
-        return self.present(self.features(episodes).take_along_dim(order[..., None], 1), labels)[0], labels
+        return self.present(self.normed_features(episodes).take_along_dim(order[..., None], 1), labels)[0], labels
 
     def after(self, episodes: Episodes, order: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and labels of queries each by itself right after the support, which is in the order `[T or 1, S]`."""
-        support, queries = self.features(episodes).split([order.shape[1], episodes.query_y.shape[1]], 1)
+        support, queries = self.normed_features(episodes).split([order.shape[1], episodes.query_y.shape[1]], 1)
         labels = episodes.support_y.take_along_dim(order, 1)
         _, state = of_support(lambda: self.present(support.take_along_dim(order[..., None], 1), labels))
         last, *copies = (part.repeat_interleave(queries.shape[1], 0) for part in (labels[:, -1:], *state))

@@ -88,7 +88,7 @@ class MMD(Baseline):
         self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features(batch.x), batch)
+        features, batch = whole_step(self.features_of(batch.x), batch)
         source, target = both_domains(batch)
         found = {"features": features, "logits": self.head(features)}
         loss, shown = self.classification_loss(found["logits"], batch)

@@ -70,10 +70,10 @@ class MultiTask(Baseline):
         self.log_variances = nn.Parameter(torch.zeros(2)) if weighting == "uncertainty" else None
 
     def classify(self, x: Tensor) -> Tensor:
-        return self.target_head(self.features(x))
+        return self.target_head(self.features_of(x))
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features(batch.x), batch)
+        features, batch = whole_step(self.features_of(batch.x), batch)
         _, target = both_domains(batch)
         source_loss, shown = self.classification_loss(self.head(features), batch)
         logits, labels = precise(self.target_head(features[target])), batch.y[target]

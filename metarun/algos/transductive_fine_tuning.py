@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatures
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
-from metarun.ops.inner_loop import Params, adam, call, parameters
+from metarun.ops.adam import descended
+from metarun.ops.inner_loop import Params, call, parameters
 from metarun.ops.numerics import full_precision, one_hot, precise
 from metarun.ops.prototypes import class_sums
 
@@ -96,7 +97,7 @@ class TransductiveFineTuning(TransformedFeatures):
         losses = [on_support]
         if self.entropy_weight:
             losses.append(lambda params: self.entropy_weight * on_queries(params))
-        return adam(losses, start, steps=self.epochs, learning_rate=self.learning_rate)
+        return descended(losses, start, steps=self.epochs, learning_rate=self.learning_rate)
 
     @torch.no_grad()
     def solve_by_network(self, support_x: Tensor, targets: Tensor, query_x: Tensor) -> Tensor:

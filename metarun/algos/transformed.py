@@ -56,7 +56,7 @@ class TransformedFeatures(Baseline):
         self.register_buffer("batches", torch.tensor(0.0))
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.features(batch.x)
+        features = self.features_of(batch.x)
         with torch.no_grad():
             self.batches += 1
             self.mean.lerp_(features.mean(0).to(self.mean), (1 / self.batches).clamp(min=self.mean_momentum))

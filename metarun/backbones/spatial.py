@@ -11,6 +11,7 @@ from torch import Tensor
 from metarun.core import Backbone
 from metarun.errors import UserError
 from metarun.ops.batch_norm import both_sets
+from metarun.ops.modes import evaluating
 
 
 def feature_maps(backbone: Backbone, images: Tensor, n_support: int | None = None, *, unpooled: int = 0) -> Tensor:
@@ -58,12 +59,9 @@ def maps_of_sets(backbone: Backbone, support_x: Tensor, query_x: Tensor, *, unpo
 
 def map_size(backbone: Backbone, input_shape: tuple[int, ...], *, unpooled: int) -> tuple[int, int, int]:
     """C, H and W of `feature_maps`, found by trying; raises its `UserError`s."""
-    training = backbone.training
-    backbone.eval()  # no running averages of this, no dropout
-    with torch.no_grad():
-        blank = next(backbone.parameters(), torch.zeros(())).new_zeros(2, *input_shape)
-        if backbone.reads_texts:  # numbers of word pieces
-            blank = blank.long()
+    blank = next(backbone.parameters(), torch.zeros(())).new_zeros(2, *input_shape)
+    if backbone.reads_texts:  # numbers of word pieces
+        blank = blank.long()
+    with evaluating(backbone), torch.no_grad():  # no running averages of this, no dropout
         channels, height, width = feature_maps(backbone, blank, unpooled=unpooled).shape[1:]
-    backbone.train(training)
     return channels, height, width

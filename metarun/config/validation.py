@@ -103,7 +103,11 @@ def check_hydra(hydra: DictConfig) -> None:
 
 
 def check_name(name: str | None) -> None:
-    """Checks that `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey."""
+    """Checks that `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey.
+
+    Raises:
+        UserError: It is none.
+    """
     if name is None:
         return
     if name != "." and Path(name).name != name:  # as the system reads it: a\b and C:b are paths on Windows
@@ -119,7 +123,11 @@ def check_name(name: str | None) -> None:
 
 
 def check_sizes(value: Any) -> None:
-    """Checks that the numbers in a list of `target.train_images` differ, and that none is text, which omegaconf leaves text here."""
+    """Checks that the numbers in a list of `target.train_images` differ, and that none is text, which omegaconf leaves text here.
+
+    Raises:
+        UserError: They do not, or one is.
+    """
     sizes = list(value) if isinstance(value, ListConfig) else [value]
     if len(set(sizes)) < len(sizes) or any(isinstance(size, str) for size in sizes):
         raise UserError(
@@ -128,7 +136,11 @@ def check_sizes(value: Any) -> None:
 
 
 def check_tasks(config: DictConfig) -> None:
-    """Checks that what is said of tasks goes together, of those of training and those of tests."""
+    """Checks that what is said of tasks goes together, of those of training and those of tests.
+
+    Raises:
+        UserError: It does not.
+    """
     tasks = {part: values_of_task(config, part) for part in ("train", "pretrain.train", "test")}
     changes = {part: OmegaConf.select(config, part).task for part in tasks}
     balancing = {part: "task" if change.balanced is None else f"{part}.task" for part, change in changes.items()}
@@ -165,7 +177,11 @@ def draws_items(task: Mapping[str, Any]) -> bool:
 
 
 def check_keys(node: DictConfig, schema: type, prefix: str = "") -> None:
-    """Checks that `node` has no key but those of the dataclass `schema` (Hydra lets `+key=value` past it)."""
+    """Checks that `node` has no key but those of the dataclass `schema` (Hydra lets `+key=value` past it).
+
+    Raises:
+        UserError: It has another one.
+    """
     known: dict[str, Any] = {item.name: item.default_factory for item in fields(schema)}
     for key in map(str, node):
         if key not in known:
@@ -183,6 +199,9 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
         path: Its dotted key, for messages.
         given: What the class's builder hands in, and which keys of the node it reads itself.
         nested: Whether the object is a setting of another, which may give it the rest of its arguments (`_partial_`).
+
+    Raises:
+        UserError: There is no such class, or a key or a value is not of its signature.
     """
     target = node.get("_target_")
     if not target:
@@ -242,6 +261,9 @@ def check_nested(node: DictConfig, path: str, hints: Mapping[str, Any], nested: 
     """Checks that objects are named only where the signature with these hints asks for one.
 
     Elsewhere a mapping is data, from wherever it comes, and a class named in it would be code.
+
+    Raises:
+        UserError: One is named elsewhere.
     """
     for name in map(str, node):
         key, value = f"{path}.{name}", node._get_node(name)

@@ -222,7 +222,18 @@ def batches(
     *,
     target_labels: bool = False,
 ) -> BatchSampler:
-    """Shuffled batches of the source; with a target every other image is one of the target's, its label -1 unless wanted."""
+    """Shuffled batches of the source; with a target every other image is one of the target's.
+
+    Args:
+        source: The images of the source.
+        seed: The run's seed.
+        device: Where the images shall lie.
+        target: The images of the target; None for the source alone.
+        target_labels: Whether the target's images have their labels; -1 otherwise.
+
+    Returns:
+        A function of the first place and the one after the last in the shuffled stream to these images.
+    """
     from_source = source.stream(seed, "source")
     if target is None:
         return lambda start, stop: source.batch(from_source(start, stop), device)

@@ -20,9 +20,19 @@ BLOCK_ITEMS = 2**15  # of the episodes that are drawn at once
 
 
 def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.ndarray:
-    """`width` uniform numbers in [0, 1) for each episode from `start` to `stop`, float64 `[stop - start, width]`.
+    """Uniform numbers in [0, 1) for each of some episodes.
 
-    Row i depends on (seed, split, i, width) alone: the Philox counter generator is set to the episode's own block.
+    Those of an episode depend on (seed, split, its number, width) alone: the Philox counter generator is set to its own block.
+
+    Args:
+        seed: The run's seed.
+        split: The split, or another word for what is drawn.
+        start: The number of the first episode.
+        stop: The number after that of the last.
+        width: How many numbers an episode has.
+
+    Returns:
+        float64 `[stop - start, width]`.
     """
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=16).digest(), "little")
     blocks = -(-width // 4)  # a Philox counter yields four 64-bit words

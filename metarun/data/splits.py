@@ -112,8 +112,19 @@ def divide(
 ) -> dict[Split, Sequence[int]]:
     """The indices of `names` in each split: by the lists if there are any, and otherwise drawn by `seed`, sorted.
 
-    Each split has at least one class. `key` and `where` tell in errors which setting brought these classes, and from
-    where; `kind` is what a class is there. Raises `UserError` for too few classes, and for lists that do not fit.
+    Each split has at least one class.
+
+    Args:
+        names: The names of the classes.
+        lists: The names in each split; None draws them.
+        shares: The shares of the splits.
+        seed: Of the draw.
+        key: The setting that brought these classes, for the message of an error.
+        where: Where they lie, for that too.
+        kind: What a class is there, for that too.
+
+    Raises:
+        UserError: There are too few classes, or the lists do not fit.
     """
     if any(wanted is not None for wanted in lists):
         return with_validation(_listed(names, lists, where, kind), shares, seed, key=key, where=where)
@@ -126,7 +137,18 @@ def divide(
 def with_validation(
     splits: dict[Split, list[int]], shares: Shares, seed: int, *, key: str, where: str
 ) -> dict[Split, Sequence[int]]:
-    """`splits`, with a share of the training classes drawn for validation where there are no classes for it."""
+    """`splits`, with a share of the training classes drawn for validation where there are no classes for it.
+
+    Args:
+        splits: The indices in each split.
+        shares: The shares of training, validation and test.
+        seed: Of the draw.
+        key: The setting that brought these classes, for the message of an error.
+        where: Where they lie, for that too.
+
+    Raises:
+        UserError: The training classes are too few to share.
+    """
     if splits["val"]:
         return dict(splits)
     train, val = shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])

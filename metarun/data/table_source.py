@@ -84,6 +84,11 @@ class TableSource(DataSource):
         return found
 
     @property
+    def turns(self) -> int:
+        """The quarter turns in which items stand in tasks, each of which makes a class of its own: 4, or 1 as they are."""
+        return 4 if self.rotations else 1
+
+    @property
     def undivided(self) -> list[int]:
         """The numbers of the classes that are both for training and for testing: all of them where there are too few to divide."""
         return sorted({*map(int, self.splits["train"])} & {*map(int, self.splits["test"])})
@@ -129,7 +134,7 @@ class TableSource(DataSource):
             )
         ways = task.needed_ways
         refuse_one_way(split, task)
-        turned = 4 if self.rotations else 1
+        turned = self.turns
         classes = self.classes_of(split, task)
         counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
         needed = ways + task.distractors
@@ -206,7 +211,7 @@ class TableSource(DataSource):
         self._check_task(split, task)
         names = np.array(self.table.groups)[classes]
         groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
-        given = (self.table.offsets, classes, task, seed, split, 4 if self.rotations else 1, groups)
+        given = (self.table.offsets, classes, task, seed, split, self.turns, groups)
         read = self.reader(device)
         if not task.plain:
             return VariedSampler(*given).episodes(read, device)
@@ -256,16 +261,15 @@ class TableSource(DataSource):
         """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
         every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
         classes = every if split is None else self.splits[split]
-        turns = 4 if self.rotations else 1
         own = self.table.metadata.get("parts")
         rows = [divide_images(self.table.offsets, number, own)[part or "all"] for number in classes]
-        sizes = [len(members) for members in rows for _ in range(turns)]
-        quarter = np.tile(np.arange(turns), len(classes))
+        sizes = [len(members) for members in rows for _ in range(self.turns)]
+        quarter = np.tile(np.arange(self.turns), len(classes))
         return Labelled(
-            rows=np.concatenate([members for members in rows for _ in range(turns)]),
+            rows=np.concatenate([members for members in rows for _ in range(self.turns)]),
             rotations=np.repeat(quarter, sizes),
             labels=np.repeat(np.arange(len(sizes)), sizes),
-            names=[self.table.names[number] for number in classes for _ in range(turns)],
+            names=[self.table.names[number] for number in classes for _ in range(self.turns)],
             reader=self.reader,
             identify=self.identities,
         )
@@ -322,7 +326,7 @@ class TableSource(DataSource):
         same = self.undivided
         return {
             "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
-            "classes": {split: len(classes) * (4 if self.rotations else 1) for split, classes in self.splits.items()},
+            "classes": {split: len(classes) * self.turns for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
             "images_of_smallest_class": {
                 split: int(sizes[classes].min()) for split, classes in self.splits.items() if len(classes)

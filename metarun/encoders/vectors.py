@@ -56,7 +56,7 @@ def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: tor
     Raises:
         UserError: The cache cannot be written, or a table in it was damaged.
     """
-    turns = 4 if source.rotations else 1
+    turns = source.turns
     key = {
         "format": FORMAT_VERSION,
         "items": source.table.fingerprint,

@@ -17,6 +17,7 @@ from metarun.engine.hardware import Hardware
 from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import batch_norm, metrics
+from metarun.ops.modes import evaluating
 
 IMAGES = 256  # classified together
 
@@ -81,61 +82,76 @@ def evaluate(
         The scores, the same in every rank.
     """
     steps = [algorithm.test_steps] if steps is None else list(steps)
-    regression = algorithm.spec.kind == "regression"
-    training = algorithm.training
-    algorithm.eval()
-    values = torch.zeros(len(steps), episodes, dtype=torch.float64)
-    power = torch.zeros((), dtype=torch.float64)
-    loss = torch.zeros((), dtype=torch.float64)
-    undefined = torch.zeros((), dtype=torch.float64)
-    measures: dict[str, Tensor] = {}
+    tally = _Tally(algorithm, len(steps), episodes, curves)
     first, end = hardware.world.share(episodes)
-    for start in range(first, end, hardware.test_chunk):
-        stop = min(start + hardware.test_chunk, end)
-        for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
-            with hardware.autocast():
-                predictions = (
-                    algorithm.predict_after(tasks, steps)
-                    if views is None
-                    else views.predict(algorithm, tasks, rows, steps)
+    with evaluating(algorithm):
+        for start in range(first, end, hardware.test_chunk):
+            stop = min(start + hardware.test_chunk, end)
+            for rows, tasks in prepared_tasks(algorithm, sampler, start, stop, hardware):
+                with hardware.autocast():
+                    predictions = (
+                        algorithm.predict_after(tasks, steps)
+                        if views is None
+                        else views.predict(algorithm, tasks, rows, steps)
+                    )
+                    measured = algorithm.measures(tasks) if measure else {}
+                if observe is not None:
+                    observe(rows, predictions[-1], tasks.query_y)
+                tally.score(rows, predictions, tasks.query_y)
+                tally.note(rows, measured)
+            progress(stop * hardware.world.size)
+        if measure and first == end:  # this rank has no episode, but must know what the others add up
+            ((_, first_task),) = sampler(0, 1).chunks()
+            none = torch.arange(0)
+            tally.note(none, {name: value[none] for name, value in algorithm.measures(first_task).items()})
+    hardware.world.all_reduce([tally.values, tally.power, tally.loss, tally.undefined, *tally.measures.values()])
+    return Scores(
+        steps, tally.values, tally.power.item(), tally.loss.item(), tally.measures, int(tally.undefined.item())
+    )
+
+
+class _Tally:
+    """What a rank knows of the episodes, each in its place, with zeros for those of other ranks: summed over the ranks, `Scores`."""
+
+    def __init__(self, algorithm: Algorithm, steps: int, episodes: int, curves: bool) -> None:
+        self.algorithm, self.episodes, self.curves = algorithm, episodes, curves
+        self.values = torch.zeros(steps, episodes, dtype=torch.float64)
+        self.power, self.loss, self.undefined = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self.measures: dict[str, Tensor] = {}
+
+    def score(self, rows: Tensor, predictions: Tensor, truth: Tensor) -> None:
+        """Adds the episodes `rows`, by their predictions after each number of inner steps."""
+        last, share = predictions[-1], len(rows) / self.episodes
+        if self.algorithm.spec.kind == "regression":
+            self.values[:, rows] = metrics.squared_error(predictions, truth).cpu()
+            self.power += truth.double().square().mean().cpu() * share
+        else:
+            self.values[:, rows] = metrics.accuracy(predictions, truth).cpu()
+            self.undefined += metrics.undefined(last).any(-1).sum().cpu()
+            last = metrics.or_guess(last)
+        self.loss += self.algorithm.task_loss(last, truth).cpu() * share
+
+    def note(self, rows: Tensor, measured: dict[str, Tensor]) -> None:
+        """Adds the method's own measures of the episodes `rows`; of several points where these are wanted."""
+        for name, value in measured.items():
+            if value.ndim == 1 or self.curves:
+                whole = self.measures.setdefault(
+                    name, torch.zeros(self.episodes, *value.shape[1:], dtype=torch.float64)
                 )
-                further = algorithm.measures(tasks) if measure else {}
-            for name, value in further.items():
-                if value.ndim > 1 and not curves:
-                    continue
-                whole = measures.setdefault(name, torch.zeros(episodes, *value.shape[1:], dtype=torch.float64))
                 whole[rows] = value.double().cpu()
-            last = predictions[-1]
-            if observe is not None:
-                observe(rows, last, tasks.query_y)
-            if not regression:
-                undefined += metrics.undefined(last).any(-1).sum().cpu()
-                last = metrics.or_guess(last)
-            share = len(rows) / episodes
-            loss += algorithm.task_loss(last, tasks.query_y).cpu() * share
-            if regression:
-                values[:, rows] = metrics.squared_error(predictions, tasks.query_y).cpu()
-                power += tasks.query_y.double().square().mean().cpu() * share
-            else:
-                values[:, rows] = metrics.accuracy(predictions, tasks.query_y).cpu()
-        progress(stop * hardware.world.size)
-    if measure and first == end:  # this rank has no episode, but must know what the others add up
-        ((_, first_task),) = sampler(0, 1).chunks()
-        shapes = algorithm.measures(first_task)
-        measures = {
-            name: torch.zeros(episodes, *value.shape[1:], dtype=torch.float64)
-            for name, value in shapes.items()
-            if value.ndim == 1 or curves
-        }
-    hardware.world.all_reduce([values, power, loss, undefined, *measures.values()])
-    algorithm.train(training)
-    return Scores(steps, values, power.item(), loss.item(), measures, int(undefined))
 
 
 def prepared_tasks(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes]]:
-    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+    """Some episodes as the method is to predict them, in chunks of one shape.
+
+    Args:
+        algorithm: The method.
+        sampler: The episodes.
+        start: The number of the first.
+        stop: The number after that of the last.
+        hardware: Where they are computed.
 
     Yields:
         The numbers of the episodes of a chunk, int64 `[T]`, and these episodes.
@@ -187,24 +203,22 @@ def classified(
     images.
 
     Args:
-        algorithm: a method with classes of its own.
-        images: what is classified, shared out among the ranks.
-        hardware: where it is computed.
-        trained_on: the training images from `start` to `stop`, as training draws them.
+        algorithm: A method with classes of its own.
+        images: What is classified, shared out among the ranks.
+        hardware: Where it is computed.
+        trained_on: The training images from `start` to `stop`, as training draws them.
 
     Raises:
-        UserError: for a norm whose statistics are of a set, without training images to take them from.
+        UserError: The norm's statistics are of a set, and there are no training images to take them from.
     """
     algorithm = with_training_statistics(algorithm, hardware, trained_on)
-    training = algorithm.training
-    algorithm.eval()
     world, parts = hardware.world, []
     first, end = world.share(len(images))
-    for start in range(first, end, IMAGES):
-        batch = images.batch(np.arange(start, min(start + IMAGES, end)), hardware.device)
-        with hardware.autocast():
-            parts.append(algorithm.classify(batch.x).double().cpu())
-    algorithm.train(training)
+    with evaluating(algorithm):
+        for start in range(first, end, IMAGES):
+            batch = images.batch(np.arange(start, min(start + IMAGES, end)), hardware.device)
+            with hardware.autocast():
+                parts.append(algorithm.classify(batch.x).double().cpu())
     known = torch.cat(parts) if parts else torch.zeros(0, algorithm.spec.outputs, dtype=torch.float64)
     if world.size == 1:
         return known

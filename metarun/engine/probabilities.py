@@ -19,6 +19,7 @@ from metarun.engine.views import Views
 from metarun.ops import draws, metrics
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
 from metarun.ops.certainty import ENERGY, NAMES, auroc, certainties, tells, threshold
+from metarun.ops.modes import evaluating
 from metarun.ops.prototypes import nearness
 
 KNOWN, UNKNOWN = 1, 2  # of a query: whether the support set has its class
@@ -136,31 +137,29 @@ def known_and_unknown(
     Returns:
         For each certainty that tells anything, by name, those of known and of unknown queries.
     """
-    training = algorithm.training
-    algorithm.eval()
     first, end = hardware.world.share(episodes)
     whole = torch.zeros(
         len(NAMES), episodes, (largest(task.ways) + unknown) * largest(task.queries), dtype=torch.float64
     )
     kinds = torch.zeros(whole.shape[1:], dtype=torch.float64)  # of each query 1 for a known class, 2 for another
-    for start in range(first, end, hardware.test_chunk):
-        stop = min(start + hardware.test_chunk, end)
-        for rows, batch, kind in tasks_with_unknown(algorithm, sampler, start, stop, unknown, hardware):
-            with hardware.autocast():
-                logits = algorithm.predict(batch)
-                support, queries = algorithm.embed(batch)
-            near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways).cpu().numpy().ravel()
-            scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
-            with np.errstate(invalid="ignore"):  # of predictions that say nothing
-                logs = tempered(log_softmax(scores, axis=1), temperature or 1.0)
-            found = certainties(scores, logs, near)
-            size = kind.shape[1]
-            kinds[rows, :size] = kind.double().cpu()
-            for row, name in enumerate(NAMES):
-                whole[row, rows, :size] = torch.from_numpy(found[name]).view(len(rows), -1)
-        progress(stop * hardware.world.size)
+    with evaluating(algorithm):
+        for start in range(first, end, hardware.test_chunk):
+            stop = min(start + hardware.test_chunk, end)
+            for rows, batch, kind in tasks_with_unknown(algorithm, sampler, start, stop, unknown, hardware):
+                with hardware.autocast():
+                    logits = algorithm.predict(batch)
+                    support, queries = algorithm.embed(batch)
+                near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways)
+                scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
+                with np.errstate(invalid="ignore"):  # of predictions that say nothing
+                    logs = tempered(log_softmax(scores, axis=1), temperature or 1.0)
+                found = certainties(scores, logs, near.cpu().numpy().ravel())
+                size = kind.shape[1]
+                kinds[rows, :size] = kind.double().cpu()
+                for row, name in enumerate(NAMES):
+                    whole[row, rows, :size] = torch.from_numpy(found[name]).view(len(rows), -1)
+            progress(stop * hardware.world.size)
     hardware.world.all_reduce([whole, kinds])
-    algorithm.train(training)
     asked = kinds > 0
     own, other = (
         {
@@ -176,7 +175,15 @@ def known_and_unknown(
 def tasks_with_unknown(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, unknown: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes, Tensor]]:
-    """The episodes from `start` to `stop` as the method is to predict them, in chunks of one shape.
+    """Some episodes with queries of unknown classes, as the method is to predict them, in chunks of one shape.
+
+    Args:
+        algorithm: The method.
+        sampler: Episodes that have the unknown classes too, the last of their ways.
+        start: The number of the first.
+        stop: The number after that of the last.
+        unknown: How many classes are unknown.
+        hardware: Where they are computed.
 
     Yields:
         The numbers of the episodes of a chunk, these episodes, and of each query `KNOWN` or `UNKNOWN`.

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import get_class
 
 from metarun.config import Node
-from metarun.core import TaskShape, least
+from metarun.core import TaskShape
 from metarun.data.folder import Folder, classes_of
 from metarun.data.image_source import ImageSource
 from metarun.data.label_files import may_be_image
@@ -25,7 +25,7 @@ from metarun.errors import UserError
 from metarun.files import typed_path
 from metarun.inspection import duplicates
 from metarun.inspection.image_files import has_image_suffix, survey
-from metarun.text import counted, printable
+from metarun.text import printable
 
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
 SHEET = 6  # classes of a split on the sheet of samples
@@ -132,7 +132,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape], as_target: bool) 
         tasks: The tasks that are asked for, by split.
         as_target: Whether it is a target: then there are no splits of classes to tell of.
     """
-    sizes, names, turned = source.table.sizes, source.table.names, 4 if source.rotations else 1
+    sizes, names, turned = source.table.sizes, source.table.names, source.turns
     splits = {}
     for split in () if as_target else SPLITS:
         classes = source.splits[split]
@@ -174,21 +174,9 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape], as_target: bool) 
 
 
 def fits(source: TableSource, split: Split, task: TaskShape) -> str:
-    """Why a split cannot serve tasks, in words; empty where it can."""
-    # A range is cut to what a class has, down to its least.
-    ways, needed = task.needed_ways, least(task.shots) + least(task.queries)
-    sizes = source.table.sizes[source.splits[split]]
-    sizes = sizes[sizes >= (task.min_items or 0)]
-    classes = len(sizes) * (4 if source.rotations else 1)
-    if classes < ways:
-        return f"{ways} ways are above its {counted(classes, 'class', 'classes')}"
-    if sizes.min() < needed:
-        few = int((sizes < needed).sum())
-        return f"{needed} items a class (shots and queries) are above those of {counted(few, 'class', 'classes')}"
+    """Why a split cannot serve tasks, in the words of a run that is given them; empty where it can."""
     try:
-        source.sampler(
-            split, task, 0, torch.device("cpu")
-        )  # which knows the rest: unlabelled items, distractors, groups
+        source.sampler(split, task, 0, torch.device("cpu"))
     except UserError as error:
         return str(error)
     return ""

@@ -103,8 +103,8 @@ def keep_statistics(module: nn.Module, forward: Callable[[], object]) -> None:
     what does not depend on the rows beside it.
 
     Args:
-        module: what holds the norms; its weights stay as they are.
-        forward: passes the reference rows through `module`, all at once.
+        module: What holds the norms; its weights stay as they are.
+        forward: Passes the reference rows through `module`, all at once.
     """
     met: dict[Norm, tuple[Tensor, Tensor]] = {}
 

@@ -104,37 +104,6 @@ def adapt(
     return [kept[step] for step in steps]
 
 
-def adam(losses: Sequence[Callable[[Params], Tensor]], params: Params, *, steps: int, learning_rate: float) -> Params:
-    """Descent on losses by turns, with Adam: its moments are those of all gradients.
-
-    Args:
-        losses: Functions from parameters to a scalar; each is descended once in every step, in this order.
-        params: The parameters at the start, by name. No graph leads back to them.
-        steps: The number of steps, at least 0.
-        learning_rate: The learning rate.
-
-    Returns:
-        The parameters at the end, by name.
-
-    Source:
-        Kingma and Ba (2015), algorithm 1, with its constants.
-    """
-    first = {name: torch.zeros_like(value) for name, value in params.items()}
-    second = dict(first)
-    count = 0
-    for _ in range(steps):
-        for loss in losses:
-            slopes, count = gradient(loss, params, create_graph=False), count + 1
-            first = {name: 0.9 * first[name] + 0.1 * slope for name, slope in slopes.items()}
-            second = {name: 0.999 * second[name] + 0.001 * slope.square() for name, slope in slopes.items()}
-            params = {
-                name: value
-                - learning_rate / (1 - 0.9**count) * first[name] / ((second[name] / (1 - 0.999**count)).sqrt() + 1e-8)
-                for name, value in params.items()
-            }
-    return params
-
-
 @dataclass
 class InnerLoop:
     """The settings of an inner loop, as the methods of MAML's family share them.

@@ -24,7 +24,7 @@ def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | No
 
     Args:
         values: `[n]`.
-        shares: whether they lie in [0, 1]. Where such values are all alike, the width is that of Wilson's interval for n trials
+        shares: Whether they lie in [0, 1]. Where such values are all alike, the width is that of Wilson's interval for n trials
             of yes or no: no values in [0, 1] with this mean vary more than these do.
 
     Returns:
@@ -74,7 +74,7 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
 
     Args:
         confusion: `[classes, classes]` counts; means over repeats need not be whole.
-        auroc: of two classes.
+        auroc: Of two classes.
     """
     sizes, right = confusion.sum(1), confusion.diagonal()
     total = float(sizes.sum())
@@ -230,8 +230,8 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
     """Means of `classification`'s numbers over repeats, with half their 95% intervals; the confusions are added up.
 
     Args:
-        repeats: of each repeat `classification`'s numbers, `train_images` and `test_images`.
-        same_images: whether all repeats have the same images, to train on and to test.
+        repeats: Of each repeat `classification`'s numbers, `train_images` and `test_images`.
+        same_images: Whether all repeats have the same images, to train on and to test.
 
     Returns:
         For each number its mean and, as `NAME_ci95`, half the interval: by Student's t over the repeats, or, where all have the

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from metarun.core import TaskShape
+from metarun.data.varied import shortage
 from metarun.runs import contents, result
 from metarun.text import shell_path
 
@@ -46,8 +51,9 @@ def _other_shots(task: dict[str, Any], data: dict[str, Any]) -> int | None:
     """
     if task["shots"] > 1:
         return 1
-    needed = [5, task.get("queries", 0), task.get("unlabelled", 0)]
     smallest = data.get("images_of_smallest_class", {}).get("test")
-    if smallest and all(isinstance(count, int) for count in needed):
-        return 5 if sum(needed) <= smallest and task.get("labelled_share", 1) == 1 else None
-    return None if data else 5
+    if smallest is None:
+        return None if data else 5
+    known: dict[str, Any] = {item.name: task[item.name] for item in fields(TaskShape) if item.name in task}
+    known |= {name: tuple(size) for name, size in known.items() if isinstance(size, list)}
+    return 5 if shortage(TaskShape(**{**known, "shots": 5}), np.array([smallest])) is None else None

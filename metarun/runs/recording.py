@@ -21,7 +21,15 @@ from metarun.stages.transfer import uses_method
 
 
 def finish(run: Run, overrides: list[str], choices: dict[str, str], command: list[str], seconds: float) -> None:
-    """Writes `result.json`, the mark of a finished run; `command` begins with the words that start Python on metarun."""
+    """Writes `result.json`, the mark of a finished run.
+
+    Args:
+        run: The run, whose stages have all been carried out.
+        overrides: What was typed, as `result.json` keeps it.
+        choices: The choice of each config group.
+        command: The whole command, which begins with the words that start Python on metarun.
+        seconds: How long this sitting took.
+    """
     algorithm, config = run.algorithm, run.config
     main = result.tested(run.result)
     run.logger.hparams(flat(recorded(config)), run.result.get(main or ""), run.result.get(result.SCORE))

@@ -78,12 +78,14 @@ class Run:
         """The hardware of `learner`."""
         return self.learner.hardware
 
+    @property
+    def trained(self) -> list[Learner]:
+        """The learners that the stages so far train."""
+        return [learner for learner in self.learners.values() if learner.sampler is not None and learner.settings.steps]
+
     def worthwhile_processes(self) -> int:
         """The processes that the run is best shared among: as many as serve each of its trainings."""
-        trained = [
-            learner for learner in self.learners.values() if learner.sampler is not None and learner.settings.steps
-        ]
-        return min(map(worthwhile_processes, trained), default=1)
+        return min(map(worthwhile_processes, self.trained), default=1)
 
     @property
     def test_task(self) -> TaskShape:

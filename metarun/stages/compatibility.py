@@ -22,6 +22,9 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         world: The processes.
         train: The key of these settings, for the message of an error.
         wrapper: The key of what goes around the method; None for nothing.
+
+    Raises:
+        UserError: It cannot.
     """
     name = type(algorithm).__name__
     if world.size > settings.tasks_per_step:
@@ -79,7 +82,11 @@ def check_labels(algorithm: Algorithm, config: DictConfig, train: str) -> None:
 
 
 def check_test_task(learner: Learner, test_task: TaskShape) -> None:
-    """Checks that a learner can be validated and tested on such tasks."""
+    """Checks that a learner can be validated and tested on such tasks.
+
+    Raises:
+        UserError: It cannot.
+    """
     check_shape(learner.algorithm, test_task, "test")
     if test_task.query_dirichlet is not None and learner.algorithm.spec.kind == "regression":
         raise UserError("test.task.query_dirichlet: is of classes, but the data are regression tasks; leave it null")
@@ -126,6 +133,9 @@ def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:
         algorithm: The method.
         task: The shapes.
         part: What the key of the tasks begins with: `train` or `test`.
+
+    Raises:
+        UserError: It cannot.
     """
     name = type(algorithm).__name__
     if algorithm.fixed_ways and isinstance(task.ways, tuple):

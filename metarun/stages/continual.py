@@ -20,7 +20,7 @@ from metarun.report.statistics import over_seeds
 from metarun.runs import result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.training_data import tell_namesakes
+from metarun.stages.training_data import warn_namesakes
 from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
@@ -55,7 +55,7 @@ class Continual(Stage):
             )
         for learner in run.learners.values():
             seen.refuse_test_classes(learner.seen, run.data, f"stage {learner.name}")
-        self.namesakes = tell_namesakes(run, run.data)
+        self.namesakes = warn_namesakes(run, run.data)
         self.images: dict[Split, Labelled] = {"test": self._images(run, "test")}
         if len(config.rates) > 1:
             self.images["val"] = self._images(run, "val")

@@ -40,7 +40,7 @@ def build_learner(
     name: str,
     algo: str,
     train: str,
-    wrapper: str | None = None,
+    wrapper_key: str | None = None,
     *,
     trains: bool = False,
     network: DictConfig | None = None,
@@ -52,58 +52,44 @@ def build_learner(
         name: The name of the stage that the learner is of.
         algo: The key of the method in the config, such as `algo` or `pretrain.algo`.
         train: The key of its training's settings, such as `train`.
-        wrapper: The key of what goes around the method while it is trained; None for nothing.
+        wrapper_key: The key of what goes around the method while it is trained; None for nothing.
         trains: Whether the stage trains it.
         network: What builds its backbone, where the weights that the config's brings are not wanted; None for the config's.
 
     Raises:
         UserError: The parts do not go together.
     """
-    config, data, target = run.config, run.data, run.target
+    config = run.config
     settings, task = OmegaConf.select(config, train), task_of(config, train)
-    split = run.training_split
-
-    def fresh(config: DictConfig = config) -> Algorithm:
-        found = build_algorithm(config, data, task, target, algo, train, split)
-        found.prepare = None if around is None else around.preparation()
-        return found
-
-    around: Wrapper | None = None
-    if network is None:
-        brought, algorithm = origins_of(run), fresh()
-    else:
-        brought, bare = list(run.data.origins), config.copy()
+    brought, bare = (origins_of(run), config) if network is None else (list(run.data.origins), config.copy())
+    if network is not None:
         OmegaConf.update(bare, "backbone", network, merge=False)
-        algorithm = fresh(bare)
-    node = OmegaConf.select(config, wrapper) if wrapper else None
-    if node and not (trains or getattr(get_class(node._target_), "prepares", False)):
-        node = None
-    if node and wrapper:
+    algorithm = build_algorithm(bare, run.data, task, run.target, algo, train, run.training_split)
+    wrapper = build_wrapper(run, wrapper_key, algorithm, trains)
 
-        def validation(start: int, stop: int) -> Any:
-            return run.episodes("val", run.test_task, hardware.device)(start, stop)
+    def fresh() -> Algorithm:
+        found = build_algorithm(config, run.data, task, run.target, algo, train, run.training_split)
+        return prepared_by(wrapper, found)
 
-        around = construct(node, wrapper, method=algorithm, validation=validation)
-        assert around is not None
-        algorithm.prepare = around.preparation()
+    prepared_by(wrapper, algorithm)
     if trains:
-        check_training(algorithm, settings, run.world, train, wrapper if around and around.trains else None)
-        if around is not None and settings.steps:
-            around.check(settings.tasks_per_step)
+        check_training(algorithm, settings, run.world, train, wrapper_key if wrapper and wrapper.trains else None)
+        if wrapper is not None and settings.steps:
+            wrapper.check(settings.tasks_per_step)
     if settings.steps and not trains_at_all(run, algorithm, settings, train):
         settings = OmegaConf.merge(settings, {"steps": 0})
-    hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
+    hardware = hardware_module.choose(config.hardware, algorithm, run.world, wrapper)
     hardware.place(algorithm)
-    if around is not None:
-        around.to(hardware.device)
+    if wrapper is not None:
+        wrapper.to(hardware.device)
     learner = Learner(
         name,
         algorithm,
         settings,
         config.seed,
         hardware,
-        *build_optimizer(around or algorithm, settings, train),
-        wrapper=around,
+        *build_optimizer(wrapper or algorithm, settings, train),
+        wrapper=wrapper,
         fresh=fresh,
         seen=seen_by(brought),
         origins=with_library(brought, algorithm.backbone),
@@ -111,13 +97,43 @@ def build_learner(
         key=train,
     )
     if trains:
-        give_training_data(run, learner, algo, train, task, split)
+        give_training_data(run, learner, algo, train, task)
     elif algorithm.trains_on != "batches":
         learner.task = task
     return learner
 
 
-def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: TaskShape, split: Split | None) -> None:
+def build_wrapper(run: Run, key: str | None, algorithm: Algorithm, trains: bool) -> Wrapper | None:
+    """What goes around a method, where the config has it and it has anything to do.
+
+    Args:
+        run: The run.
+        key: The key of the wrapper in the config; None for nothing.
+        algorithm: The method, which the wrapper holds.
+        trains: Whether the method is trained; where it is not, a wrapper has to do with it only if it prepares tasks.
+
+    Raises:
+        UserError: Its settings do not go with the method.
+    """
+    node = OmegaConf.select(run.config, key) if key else None
+    if not node or not (trains or getattr(get_class(node._target_), "prepares", False)):
+        return None
+    assert key is not None
+
+    def validation(start: int, stop: int) -> Any:
+        return run.episodes("val", run.test_task, run.hardware.device)(start, stop)
+
+    wrapper: Wrapper = construct(node, key, method=algorithm, validation=validation)
+    return wrapper
+
+
+def prepared_by(wrapper: Wrapper | None, algorithm: Algorithm) -> Algorithm:
+    """The method, which predicts tasks as the wrapper makes them from now on where there is one."""
+    algorithm.prepare = None if wrapper is None else wrapper.preparation()
+    return algorithm
+
+
+def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: TaskShape) -> None:
     """Gives a learner what it trains on: batches of images, sequences of them or episodes, changed by `augment` if there is one.
 
     Args:
@@ -126,11 +142,11 @@ def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: 
         algo: The key of the method in the config.
         train: The key of its training's settings.
         task: The shape of its training tasks.
-        split: The split of whose classes a method on batches sees images; None for all classes.
 
     Raises:
         UserError: The data cannot serve the method.
     """
+    split = run.training_split  # of whose classes a method on batches sees images
     algorithm, seed, device = learner.algorithm, run.config.seed, learner.hardware.device
     if algorithm.trains_on == "batches":
         if learner.settings.steps:

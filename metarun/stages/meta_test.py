@@ -30,7 +30,7 @@ from metarun.runs import result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
-from metarun.stages.training_data import tell_namesakes
+from metarun.stages.training_data import warn_namesakes
 from metarun.target.base import Own
 from metarun.text import counted, shape_text
 
@@ -74,7 +74,7 @@ class MetaTest(Stage):
         device, task = run.hardware.device, run.test_task
         self.classifies = run.algorithm.spec.kind == "classification"
         self.tests = [self._test(run, name) for name in run.tests]
-        self.namesakes = {test.name: tell_namesakes(run, run.tests[test.name], test.name) for test in self.tests}
+        self.namesakes = {test.name: warn_namesakes(run, run.tests[test.name], test.name) for test in self.tests}
         self.validation = None
         if self.classifies:
             with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
@@ -104,7 +104,7 @@ class MetaTest(Stage):
             check_test_task(run.learner, task)
             episodes = run.episodes("test", task, run.hardware.device, name)
             found = Test(name, task, run.tests[name].describe_tasks("test", task), episodes)
-            tell_cut_short(found)
+            warn_cut_short(found)
             found.with_unknown = self._with_unknown(run, found)
             return found
 
@@ -360,7 +360,7 @@ def own_task(run: Run, name: str) -> TaskShape:
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})
 
 
-def tell_cut_short(test: Test) -> None:
+def warn_cut_short(test: Test) -> None:
     """Warns where classes of the test's tasks get fewer queries than Dirichlet's shares."""
     if (most := test.described.get("queries_at_most")) is not None:
         log.warning(

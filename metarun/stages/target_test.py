@@ -17,7 +17,7 @@ from metarun.ops import metrics
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.training_data import tell_brought, tell_trained_on, training_images
+from metarun.stages.training_data import training_images, warn_brought, warn_trained_on
 from metarun.target import predictions
 from metarun.target.base import refuse_other_places
 from metarun.target.predictions import Predicted
@@ -50,7 +50,7 @@ class TargetTest(Stage):
             refuse_other_places(
                 training_images(run.data, run.config.train.validate_on, run.training_split).names, run.target.names
             )
-        self.trained_on = {**tell_trained_on(run, run.target.test), **tell_brought(run)}
+        self.trained_on = {**warn_trained_on(run, run.target.test), **warn_brought(run)}
 
     def execute(self, run: Run) -> None:
         assert run.target is not None

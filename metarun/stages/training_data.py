@@ -60,7 +60,7 @@ def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource,
         items, rows = member.underlying, set[int]()
         if reads_source:  # `SourceImages`
             rows |= {*training_images(items, "images", None).rows.tolist()}
-        for learner in _trained(run):
+        for learner in run.trained:
             on_images = learner.task is None and learner.settings.validate_on == "images"
             split = run.training_split if on_images else "train"
             rows |= {*training_images(items, "images" if on_images else "episodes", split).rows.tolist()}
@@ -85,7 +85,7 @@ def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[i
     return found
 
 
-def tell_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:
+def warn_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:
     """Warns of such images; the fact for the protocol, empty where there are none. The arguments are those of `trained_on`."""
     count, perhaps = trained_on(run, tested, reads_source)
     told: dict[str, int] = {}
@@ -104,7 +104,7 @@ def tell_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> d
     return told
 
 
-def tell_brought(run: Run) -> dict[str, int]:
+def warn_brought(run: Run) -> dict[str, int]:
     """Warns where the learner begins with weights that were trained on images of the target's classes; the fact for the protocol."""
     assert run.target is not None
     members = list(run.target.source.members.values())
@@ -143,7 +143,7 @@ def refuse_target_labels(run: Run) -> None:
     Raises:
         UserError: One does.
     """
-    for learner in _trained(run):
+    for learner in run.trained:
         if learner.algorithm.uses_target == "labels":
             raise UserError(
                 f"{learner.built_from}: {type(learner.algorithm).__name__} trains on the labels of all of the target's training images, "
@@ -152,10 +152,10 @@ def refuse_target_labels(run: Run) -> None:
             )
 
 
-def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
+def warn_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
     """Warns where a training sees some of the target's images `tested` without their labels; the fact for the protocol."""
     assert run.target is not None
-    if not any(learner.algorithm.uses_target == "images" for learner in _trained(run)):
+    if not any(learner.algorithm.uses_target == "images" for learner in run.trained):
         return {}
     if not (count := len({*run.target.train.rows.tolist()} & {*tested.rows.tolist()})):
         return {}
@@ -166,12 +166,7 @@ def tell_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
     return {"test_images_seen_unlabelled": count}
 
 
-def _trained(run: Run) -> list[Learner]:
-    """The learners that the stages so far train."""
-    return [learner for learner in run.learners.values() if learner.sampler is not None and learner.settings.steps]
-
-
-def tell_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]:
+def warn_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]:
     """Warns of test classes that have the names of others that the learner was trained on.
 
     Args:

@@ -25,7 +25,7 @@ from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner, origins_of, seen_by, told_of, with_library
-from metarun.stages.training_data import refuse_target_labels, tell_brought, tell_seen_unlabelled, tell_trained_on
+from metarun.stages.training_data import refuse_target_labels, warn_brought, warn_seen_unlabelled, warn_trained_on
 from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
 from metarun.target.target import accuracy_of_others
 
@@ -61,8 +61,8 @@ class Transfer(Stage):
         self.method.check(len(target.names))
         self.method.check_names(target.names)
         tested = target.images or target.test  # divided anew, all are test images
-        self.trained_on = {**tell_trained_on(run, tested, self.method.needs_source), **tell_brought(run)}
-        self.unlabelled = tell_seen_unlabelled(run, tested)
+        self.trained_on = {**warn_trained_on(run, tested, self.method.needs_source), **warn_brought(run)}
+        self.unlabelled = warn_seen_unlabelled(run, tested)
 
     def execute(self, run: Run) -> None:
         assert run.target is not None

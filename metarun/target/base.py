@@ -20,6 +20,7 @@ from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
 from metarun.ops import batch_norm
+from metarun.ops.modes import evaluating
 from metarun.ops.prototypes import nearness
 from metarun.ops.support import Memory, remembered
 from metarun.text import printable
@@ -158,8 +159,8 @@ class TargetMethod(Checked, ABC):
         Random draws come from the global generator, which the caller seeds.
 
         Args:
-            train: the images, with `y` in [0, `classes`); each class has one image at least.
-            classes: of the target.
+            train: The images, with `y` in [0, `classes`); each class has one image at least.
+            classes: Of the target.
 
         Returns:
             A classifier, which leaves the learner's weights as they are but may hold them.
@@ -359,14 +360,11 @@ def with_statistics(backbone: Backbone, x: Tensor) -> Backbone:
 @torch.no_grad()
 def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
-    training = backbone.training
-    backbone.eval()
     # A traced batch has no length that could be divided.
     known = isinstance(x.shape[0], int)
     chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
-    found = torch.cat([backbone(chunk).float() for chunk in chunks])
-    backbone.train(training)
-    return found
+    with evaluating(backbone):
+        return torch.cat([backbone(chunk).float() for chunk in chunks])
 
 
 def new_head(features: int, classes: int, device: torch.device) -> nn.Linear:

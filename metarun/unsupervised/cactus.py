@@ -267,7 +267,7 @@ class Cactus(PseudoTasks):
 
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         pool = self.pool(split)
-        turned = 4 if self.rotations else 1
+        turned = self.turns
         ways, shots, queries = task.numbers
         needed = shots + queries
         key = "train.task" if split == "train" else "test.task"

@@ -104,7 +104,7 @@ class Instances(PseudoTasks):
         return {"classes": "single images", "distortions": self.distortions.describe()}
 
     def pseudo_sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        pool, turned = self.pool(split), 4 if self.rotations else 1
+        pool, turned = self.pool(split), self.turns
         ways, shots, queries = task.numbers
         if len(pool) * turned < ways:
             raise UserError(

@@ -31,6 +31,7 @@ from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import at_task
+from metarun.ops.modes import evaluating
 from metarun.ops.running_averages import AveragesBefore
 from metarun.wrappers.base import Wrapper
 
@@ -125,19 +126,17 @@ def self_trained(
     items = episodes.unlabelled_x
     if items is None:
         return episodes
-    training = method.training
-    method.eval()
     own = list(episodes.split(1))
     current: Episodes | MixedEpisodes = episodes
-    for _ in range(rounds):
-        found = list(own)
-        for places, tasks in current.chunks():
-            blank = tasks.support_y.new_zeros(len(places), items.shape[1])
-            asked = tasks.with_queries(items[list(places)], blank)
-            for place, probabilities in zip(places, method.predict(asked).double().softmax(-1), strict=True):
-                found[place] = with_labels(own[place], probabilities, threshold, per_class)
-        current = together(found)
-    method.train(training)
+    with evaluating(method):
+        for _ in range(rounds):
+            found = list(own)
+            for places, tasks in current.chunks():
+                blank = tasks.support_y.new_zeros(len(places), items.shape[1])
+                asked = tasks.with_queries(items[list(places)], blank)
+                for place, probabilities in zip(places, method.predict(asked).double().softmax(-1), strict=True):
+                    found[place] = with_labels(own[place], probabilities, threshold, per_class)
+            current = together(found)
     return current
 
 

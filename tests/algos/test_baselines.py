@@ -203,7 +203,7 @@ def test_the_mean_is_of_all_batches_and_then_of_the_latest() -> None:
         batch = Batch(*(x[3 * number : 3 * number + 3] for x in vars(images()).values()))
         loss, _ = algorithm.loss(batch, number)
         close(loss, Baseline.loss(algorithm, batch, number)[0])
-        means.append(algorithm.features(batch.x).mean(0).detach())
+        means.append(algorithm.features_of(batch.x).mean(0).detach())
     assert not algorithm.mean.requires_grad
     wanted = 0.6 * (0.6 * (means[0] + means[1]) / 2 + 0.4 * means[2]) + 0.4 * means[3]
     close(algorithm.mean, wanted)

@@ -384,7 +384,7 @@ def test_each_penalty_is_added_with_its_weight(name: str) -> None:
 
 def test_the_encoder_is_drawn_to_the_adapted_codes_and_not_they_to_it() -> None:
     algorithm, batch = tiny_leo(kl_weight=0.0, encoder_weight=1.0, inner_steps=2, finetune_steps=0), batch_of()
-    support, _ = algorithm.features(batch.support_x[0], batch.query_x[0])
+    support, _ = algorithm.unit_features(batch.support_x[0], batch.query_x[0])
     codes: list[Tensor] = []
     algorithm.decoder.register_forward_hook(lambda module, inputs, output: codes.append(inputs[0]))
     _, cost = algorithm.learn(support[None], batch.support_y[:1], 3, [2], False)

@@ -175,7 +175,7 @@ def test_a_query_comes_right_after_the_support() -> None:
     """Each is predicted as the last image of a sequence of its own, and is told the label before it."""
     mann, batch = tiny_mann(), batch_of()
     found = mann.predict(batch)
-    features = mann.features(batch)
+    features = mann.normed_features(batch)
     order = [0, 2, 4, 1, 3, 5]  # two shots of three classes, one of each class and then again
     for query in range(6):
         images = torch.cat([features[:, order], features[:, 6 + query, None]], 1)
@@ -390,7 +390,7 @@ def test_queries_apart_are_learned_as_they_are_tested(monkeypatch: pytest.Monkey
     order = torch.rand(batch.n_tasks, images).argsort(1)
     monkeypatch.setattr(torch, "rand", lambda *size, device=None: order.argsort(1).float())  # whose order is `order`
     loss, _ = mann.loss(batch, 0)
-    features, labels = mann.features(batch), batch.support_y.take_along_dim(order, 1)
+    features, labels = mann.normed_features(batch), batch.support_y.take_along_dim(order, 1)
     support = features[:, :images].take_along_dim(order[..., None], 1)
     losses = []
     for query in range(batch.query_y.shape[1]):

@@ -189,6 +189,9 @@ def test_ndcg_by_hand() -> None:
     assert ndcg(prediction, relevance, 5).tolist() == pytest.approx([gained / best, 1, 1])
     assert ndcg(prediction, relevance, 1)[0].item() == pytest.approx(1 / 31)
     assert ndcg(relevance, relevance, 2).tolist() == [1, 1, 1]
+    alike = torch.tensor([5.0] + [1.0] * 19)  # so many that an order of equals by chance would be another
+    assert ndcg(torch.zeros(20), alike, 1).item() == 1
+    assert ndcg(torch.zeros(20), alike.flip(0), 1).item() == pytest.approx(1 / 31)
     nothing = torch.tensor([[2.0, math.nan, 3.0], [math.inf, 2.0, 3.0], [math.nan] * 3])
     worst = ndcg(-relevance, relevance, 2).tolist()
     assert ndcg(nothing, relevance, 2).tolist() == pytest.approx(worst)

@@ -208,6 +208,23 @@ def test_meta_dataset_tasks_of_very_unequal_classes() -> None:
         sampler(replace(PAPER, ways=(9, 50)), offsets=offsets, classes=np.arange(len(sizes)))
 
 
+@pytest.mark.parametrize(
+    ("shots", "queries", "items"), [((5, 100), (1, 10), 9), ((1, 100), (3, 10), 6), ((4, 9), (2, 10), 7)]
+)
+def test_meta_dataset_gives_no_class_fewer_than_asked(
+    shots: tuple[int, int], queries: tuple[int, int], items: int
+) -> None:
+    """Queries take at most half of a class, and shots what remains: the smallest class must have room for the least of both."""
+    task = replace(PAPER, ways=3, shots=shots, queries=queries)
+    with pytest.raises(
+        UserError, match=rf"of at most half of a class for queries, = {items} is above the .*task\.min_items={items}$"
+    ):
+        as_images([items - 1, 40, 40]).sampler("test", task, 0, CPU)
+    for one in sampler(task, offsets=np.cumsum([0, items, 40, 40]), classes=np.arange(3)).draw(0, 200):
+        assert min(one.shots) >= shots[0]
+        assert min(one.queries) >= queries[0]
+
+
 def test_meta_dataset_takes_a_number_as_it_is() -> None:
     sizes = np.array([30, 12, 40])
     fixed = TaskShape(3, 5, (1, 10), protocol="meta_dataset")

@@ -217,7 +217,9 @@ class Foreign(Algorithm):
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         found = self.over_tasks(lambda x: self.drop(self.drop(self.backbone(x))).square().mean(), episodes.query_x)
-        return found.mean(), {}
+        self.masks = self.over_tasks(lambda x: self.drop(torch.ones(99)), episodes.query_x)
+        self.others = self.over_tasks(lambda x: self.drop(torch.ones(99)), episodes.query_x)
+        return (found * (self.masks + 2 * self.others).mean(1)).mean(), {}
 
     def predict(self, episodes: Episodes) -> Tensor:
         raise AssertionError
@@ -230,6 +232,10 @@ def test_modules_that_draw_from_the_global_generator_do_so_by_task() -> None:
     alone = step_by(lambda: copy.deepcopy(foreign), batch_of, 1)
     assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 2), alone)
     assert_same(step_by(lambda: copy.deepcopy(foreign), batch_of, 1, task_chunk=5), alone)
+    foreign.double()
+    with draws.StepShare(0, 0, 0, TASKS, TASKS).entered():
+        foreign.loss(batch_of(0, TASKS), 0)
+    assert (foreign.masks != foreign.others).any(1).all()  # a second pass over the tasks draws anew
 
 
 def test_modules_that_draw_are_not_vectorised() -> None:

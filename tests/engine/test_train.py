@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from helpers import CPU, choices, compose, episodes, hardware
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Linear
@@ -470,6 +471,18 @@ class SlowSteps:
         self.now += self.draw.uniform(0.2, 2.0)
 
 
+def test_the_speed_of_a_sitting_is_of_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of those that an earlier one took."""
+    for steps in (6, 8):
+        clock, run = SlowSteps(monkeypatch, steps), Fit(tmp_path, None, f"train.steps={steps}", "train.log_every=2")
+        began = clock.now
+        run.before = lambda step, clock=clock: clock.step()  # type: ignore[misc]
+        run.run()
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["step"] == 8
+    assert last["train/tasks_per_second"] == pytest.approx(2 * 3 / (clock.now - began))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("killed_at", [(4,), (7,), (2, 9)], ids=str)
 def test_under_a_budget_of_seconds_steps_that_are_taken_again_have_the_same_rates(
@@ -636,14 +649,15 @@ def test_checkpoints_hold_plain_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "taken"),
     [
-        (torch.optim.lr_scheduler.CosineAnnealingLR, 50),  # spans all steps: half of the time is half of the cosine
-        (OneCycleLR, 50),
-        (torch.optim.lr_scheduler.StepLR, 10),  # of a length of its own: one step a step
+        (partial(CosineAnnealingLR, T_max=100), 50),  # spans all steps: half of the time is half of the cosine
+        (partial(OneCycleLR, max_lr=1.0, total_steps=100), 50),
+        (partial(CosineAnnealingLR, T_max=40), 10),  # of a length of its own: one step a step
+        (partial(StepLR, step_size=100), 10),
     ],
 )
 def test_only_a_schedule_that_spans_all_steps_follows_the_budget_of_seconds(schedule: Any, taken: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    built = schedule(optimizer, 100) if schedule is not OneCycleLR else schedule(optimizer, 1.0, total_steps=100)
+    built = schedule(optimizer)
     settings = OmegaConf.create({"steps": 100, "max_seconds": 60.0})
     optimizer.step()
     for step in range(1, 11):

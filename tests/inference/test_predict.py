@@ -784,7 +784,10 @@ def test_predictions_end_with_what_can_be_done_with_the_same_classifier(
         ({"shots": 1, "queries": 15}, 20, "test.task.shots=5"),
         ({"shots": 1, "queries": 15}, 19, "images=FOLDER"),
         ({"shots": 1, "queries": 15, "unlabelled": 4}, 20, "images=FOLDER"),
-        ({"shots": 1, "queries": 15, "labelled_share": 0.5}, 20, "images=FOLDER"),
+        ({"shots": 1, "queries": 15, "labelled_share": 0.5}, 39, "images=FOLDER"),
+        ({"shots": 1, "queries": 15, "labelled_share": 0.5}, 40, "test.task.shots=5"),
+        ({"shots": 1, "queries": [2, 15]}, 6, "images=FOLDER"),
+        ({"shots": 1, "queries": [2, 15]}, 7, "test.task.shots=5"),
         ({"shots": 15, "queries": 5}, 20, "test.task.shots=1"),
     ],
 )
@@ -793,7 +796,9 @@ def test_the_next_test_is_one_that_the_smallest_class_can_serve(
 ) -> None:
     learner = {"weights": None, "preprocessing": {"size": 28}}
     data = {"images": {"test": 900}, "classes": {"test": 9}, "images_of_smallest_class": {"test": images}}
-    found = next_steps(tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": task}, "data": data})
+    found = next_steps(
+        tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"ways": 5, **task}}, "data": data}
+    )
     assert found[-1].endswith(ends)
 
 

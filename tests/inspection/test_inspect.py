@@ -242,7 +242,7 @@ def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path
     assert "has no class folder nothing" in outcome.err
     asked = metarun(*words[:-2], "data.skip_bad=true", "task.ways=9", "train.steps=0", f"outputs={tmp_path}")
     assert asked.status == 0, asked.err
-    assert "does not fit: 9 ways are above its" in " ".join(asked.out.split())
+    assert "does not fit: task: ways = 9 is above the" in " ".join(asked.out.split())
     assert "not measured" in asked.out
 
 
@@ -385,10 +385,12 @@ def test_a_pipe_among_images_is_told_of_and_not_waited_for(tmp_path: Path, monke
 def test_ranges_and_classes_that_are_left_out_fit_as_they_do_in_a_run() -> None:
     images = np.zeros((16, 1, 4, 4), np.uint8)
     source = ImageSource(table(images, [2, 7, 7]), {"train": range(3), "val": range(3), "test": range(3)})
-    assert fits(source, "train", TaskShape(2, 2, 3)) == "5 items a class (shots and queries) are above those of 1 class"
+    assert "shots + queries = 2 + 3 = 5 is above the 2 images of the smallest class" in fits(
+        source, "train", TaskShape(2, 2, 3)
+    )
     assert not fits(source, "train", TaskShape(2, (1, 10), (1, 10)))
     assert not fits(source, "train", TaskShape(2, 2, 3, min_items=5))
-    assert fits(source, "train", TaskShape(3, 2, 3, min_items=5)) == "3 ways are above its 2 classes"
+    assert "task.min_items=5: leaves 2 of the 3 classes" in fits(source, "train", TaskShape(3, 2, 3, min_items=5))
     assert "unlabelled" in fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=6))
     assert not fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=5))
     assert "distractors" in fits(source, "train", TaskShape(2, 1, 1, unlabelled=0, distractors=2))

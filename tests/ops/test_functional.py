@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from weakref import WeakSet
 
 import pytest
@@ -14,6 +15,7 @@ from metarun.algos.maml import MAML
 from metarun.backbones.conv4 import Conv4
 from metarun.core import Episodes, Spec
 from metarun.errors import UserError
+from metarun.ops import draws
 from metarun.ops.inner_loop import adapt, call, gradient, parameters, rate
 from metarun.ops.numerics import linear_head
 from metarun.ops.tasks import over_tasks, vectorized
@@ -126,9 +128,17 @@ def test_learned_rates(kind: str, vectorize: bool) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+def dropped_in_a_step(x: Tensor, rate: float) -> Tensor:
+    """By the task's own generator, which has drawn before."""
+    return draws.dropout(draws.dropout(x, rate), rate)
+
+
+@pytest.mark.parametrize("dropout", [F.dropout, dropped_in_a_step])
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("norm", ["none", "batch", "support"])
-def test_recomputed_steps_have_the_same_derivative(norm: str, learned: bool) -> None:
+def test_recomputed_steps_have_the_same_derivative(
+    norm: str, learned: bool, dropout: Callable[[Tensor, float], Tensor]
+) -> None:
     """Through five steps of a convolutional network with dropout, from three of them, by weights and by rates."""
     backbone = Conv4(input_shape=(1, 16, 16), channels=3, norm=norm).double()
     learner = MAML(backbone, Spec((1, 16, 16), "classification", 3), inner_steps=5).double()
@@ -139,17 +149,20 @@ def test_recomputed_steps_have_the_same_derivative(norm: str, learned: bool) -> 
 
     def run(recompute: bool) -> tuple[Tensor, ...]:
         torch.manual_seed(1)
-        found = adapt(
-            lambda params: F.cross_entropy(call(learner, params, F.dropout(x, 0.3)), y),
-            params,
-            steps=[0, 2, 5],
-            learning_rate=rates if learned else shared,
-            recompute=recompute,
-        )
-        torch.rand(7)  # what is drawn between must not matter
-        outer = sum(w * call(learner, fast, x).square().sum() for w, fast in zip(weights, found, strict=True))
-        wanted = [*params.values(), *(rates.values() if learned else [shared])]
-        return outer.detach(), *torch.autograd.grad(outer, wanted)
+        share = draws.StepShare(seed=0, step=0, first=0, count=1, total=1)
+        with nullcontext() if dropout is F.dropout else share.entered(), share.task(0):
+            found = adapt(
+                lambda params: F.cross_entropy(call(learner, params, dropout(x, 0.3)), y),
+                params,
+                steps=[0, 2, 5],
+                learning_rate=rates if learned else shared,
+                recompute=recompute,
+            )
+            torch.rand(7)  # what is drawn between must not matter
+            draws.rand(7, device=x.device)
+            outer = sum(w * call(learner, fast, x).square().sum() for w, fast in zip(weights, found, strict=True))
+            wanted = [*params.values(), *(rates.values() if learned else [shared])]
+            return outer.detach(), *torch.autograd.grad(outer, wanted)
 
     for expected, found in zip(run(False), run(True), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)

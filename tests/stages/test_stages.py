@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import compose
 from omegaconf import OmegaConf
 from PIL import Image
 from shell import ROOT, done, make_images, metarun, result
 
+from metarun import files
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
 from metarun.engine import checkpoint
+from metarun.engine.distributed import World
 from metarun.errors import UserError
 from metarun.runs import building
+from metarun.runs.run import Run
 from metarun.stages import train
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
@@ -224,25 +228,80 @@ def test_each_training_says_what_it_was_and_one_without_steps_nothing(images: Pa
 # What a digest is made of
 
 
+def digests(run: Run) -> dict[str, str]:
+    """By the name of a training stage the digest of all that its weights depend on."""
+    return {str(stage): files.digest(stage.depends_on(run)) for stage in run.stages if stage.gives_weights}
+
+
+def prepared(*words: str, before: Run | None = None) -> Run:
+    """A run that nobody carries out; `before` is one of the same data."""
+    return building.prepare(compose(*words), Path("nowhere"), World(), before)
+
+
+DEPENDS = {
+    "pretrain train": [
+        "seed=1", "backbone.channels=5", "hardware.autocast=bfloat16", "augment=standard",
+        "pretrain.train.steps=2", "pretrain.train.optimizer.lr=0.3", "pretrain.train.validate_episodes=5",
+        "pretrain.algo.cosine=true", "test.task.queries=3",
+        "data.normalize=false", "data.rotations=true", "data.image_size=20", "data.split_seed=1",
+    ],
+    "train": [
+        "algo.inner_lr=0.3", "wrapper=metamix", "train.steps=5", "train.optimizer.lr=0.3", "train.task.shots=2",
+        "train.noise.tasks=0.5", "train.validate_every=1", "train.clip_norm=9",
+    ],
+    "": [
+        "outputs=elsewhere", "resume=false", "name=own", "runs=[1]", "hardware.device=cpu", "hardware.channels_last=true",
+        "hardware.processes=1", "hardware.threads=2", "hardware.vectorize=false", "hardware.record=false",
+        "hardware.task_chunk=2", "train.save_every=1", "pretrain.train.save_seconds=9", "test.episodes=7",
+    ],
+}  # fmt: skip
+
+
+def test_weights_depend_on_what_moves_a_number_and_on_nothing_else(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest without one of these would take the weights of one run for those of another in silence."""
+    shutil.copytree(images, tmp_path / "copy")
+    words = ["recipe=pretrain_meta", "algo=maml", *SMALL, *PRETRAIN, f"data.root={images}"]
+    run = prepared(*words)
+    plain = digests(run)
+    for stages, changes in {**DEPENDS, "": [*DEPENDS[""], f"data.root={tmp_path / 'copy'}"]}.items():
+        for change in changes:
+            found = digests(prepared(*words, change, before=None if change.startswith("data.") else run))
+            assert " ".join(name for name in plain if found[name] != plain[name]) == stages, change
+    with monkeypatch.context() as earlier:
+        earlier.setattr(train, "RULES", 1)
+        assert set(digests(run).values()).isdisjoint(plain.values())
+    run.config.hardware.tf32 = True  # which a CPU refuses
+    assert set(digests(run).values()).isdisjoint(plain.values())
+
+
+def test_weights_depend_on_the_classes_that_they_may_see_and_on_the_target_that_they_are_trained_on(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(target, tmp_path / "target"))
+    (target / "kind3").mkdir()
+    for number in range(4):
+        Image.new("L", (12, 12), 60 * number).save(target / "kind3" / f"{number}.png")
+    words = [*SMALL, f"data.root={images}", *ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"]
+
+    def found(*more: str) -> dict[str, str]:
+        return digests(prepared("recipe=transfer", *words, *more))
+
+    closed = f"recipe.stages=[{TRAIN},metarun.stages.Transfer,{META_TEST}]"
+    assert found() == found("target.data.normalize=false") != found(closed)
+    adapted = ["algo=coral", "backbone.norm=group"]
+    assert found(*adapted) != found(*adapted, "target.data.normalize=false")
+    # It leaves a class out, of the same images.
+    assert found(*adapted, "target.min_images=3") != found(*adapted, "target.min_images=5")
+
+
 def test_pretraining_is_done_once_whether_a_wrapper_follows_or_not(images: Path, tmp_path: Path) -> None:
     words = ["recipe=pretrain_meta", "algo=maml", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
     done(*words)
     done(*words, "wrapper=metamix")
-    done(*words, "train.task.shots=2", "train.noise.tasks=0.5")  # of the later stage alone
-    done(*words, "pretrain.train.save_every=1")  # changes no number
     assert len(list((tmp_path / "stages").iterdir())) == 1
     done(*words, "pretrain.train.steps=2")
-    assert len(list((tmp_path / "stages").iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    "word",
-    ["data.normalize=false", "data.rotations=true", "data.image_size=20"],
-)
-def test_how_images_are_read_makes_another_stage(word: str, images: Path, tmp_path: Path) -> None:
-    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
-    done(*words)
-    done(*words, word)
     assert len(list((tmp_path / "stages").iterdir())) == 2
 
 
@@ -272,51 +331,6 @@ def test_batches_of_all_labels_are_no_share_of_them(
         refused(*line, saying=saying, outputs=tmp_path / "out")
     else:
         done(*line, f"outputs={tmp_path}")
-
-
-def test_where_images_lie_makes_no_other_stage(images: Path, tmp_path: Path) -> None:
-    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"outputs={tmp_path / 'runs'}"]
-    shutil.copytree(images, tmp_path / "copy")
-    done(*words, f"data.root={images}")
-    done(*words, f"data.root={tmp_path / 'copy'}")
-    assert len(list((tmp_path / "runs" / "stages").iterdir())) == 1
-
-
-def test_how_the_targets_images_are_read_makes_another_stage(target: Path, tmp_path: Path) -> None:
-    target = Path(shutil.copytree(target, tmp_path / "target"))
-    words = ["recipe=domain_adaptation", "algo=coral", *SMALL[:3], "train.steps=2", "train.tasks_per_step=8",
-             "backbone.norm=group", "target=folder", "target.data.image_size=16", f"target.data.root={target}",
-             f"data.root={target}", f"outputs={tmp_path}", "recipe.stages=[metarun.stages.Train,metarun.stages.Transfer]",
-             "transfer=nearest_centroid", "target.repeats=2", "target.train_images=6", "target.test_images=6"]  # fmt: skip
-    done(*words)
-    done(*words, "target.data.normalize=false")
-    assert len(list((tmp_path / "stages").iterdir())) == 2
-    for number in range(4):
-        (target / "kind3").mkdir(exist_ok=True)
-        Image.new("L", (12, 12), 60 * number).save(target / "kind3" / f"{number}.png")
-    done(*words, "target.min_images=3", "name=more")
-    done(*words, "target.min_images=5", "name=less")  # leaves a class out, of the same images
-    assert len(list((tmp_path / "stages").iterdir())) == 4
-
-
-def test_a_stage_that_other_rules_selected_is_not_reused(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["recipe=pretrain_meta", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
-    with monkeypatch.context() as earlier:
-        earlier.setattr(train, "RULES", 1)
-        done(*words)
-    done(*words, "resume=false")
-    assert len(list((tmp_path / "stages").iterdir())) == 2
-
-
-def test_the_digest_has_what_the_stage_before_depends_on(images: Path, target: Path, tmp_path: Path) -> None:
-    words = ["recipe=pretrain_meta_transfer", "algo=protonet", *SMALL, *PRETRAIN, f"data.root={images}", *ON_TARGET,
-             f"target.data.root={target}", "transfer=nearest_centroid", f"outputs={tmp_path}"]  # fmt: skip
-    done(*words)
-    done(*words, "pretrain.train.steps=2")
-    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir())
-    assert names == ["pretrain", "pretrain", "train", "train"]
 
 
 # Folders

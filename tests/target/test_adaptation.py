@@ -193,7 +193,7 @@ def test_the_ramp_of_lambda() -> None:
 def test_dann_is_the_baseline_with_a_domain_loss_reversed_in_the_backbone_alone() -> None:
     dann = DANN(body(), SPEC, reversal=0.5, ramp_steps=10)
     batch = mixed(known=False)
-    features = dann.features(batch.x)
+    features = dann.features_of(batch.x)
     classes, _ = dann.classification_loss(dann.head(features), batch)
     domains = F.binary_cross_entropy_with_logits(dann.domain(features)[:, 0], batch.domain.float())
     for step, strength in ((0, 0.0), (4, 0.5 * ramp(4, 10, 10.0)), (99, 0.5 * math.tanh(5))):
@@ -228,7 +228,7 @@ def test_coral_sees_second_moments_alone() -> None:
 @pytest.mark.parametrize("layers", [["logits"], ["features"], ["features", "logits"]])
 def test_corals_loss_is_the_baselines_and_the_weighted_distances(layers: list[str]) -> None:
     algorithm, batch = CORAL(body(), SPEC, weight=3.0, layers=layers), mixed(known=False)
-    features = algorithm.features(batch.x)
+    features = algorithm.features_of(batch.x)
     found = {"features": features, "logits": algorithm.head(features)}
     distance = sum(coral(found[layer][:64], found[layer][64:]) for layer in layers)
     classes = F.cross_entropy(found["logits"][:64], batch.y[:64])
@@ -296,7 +296,7 @@ def test_mmd_is_as_exact_far_from_the_origin_and_its_gradient_is_that_of_finite_
 
 def test_mmds_loss_is_the_baselines_and_the_weighted_distances() -> None:
     algorithm, batch = MMD(body(), SPEC, weight=3.0), mixed(known=False)
-    features = algorithm.features(batch.x)
+    features = algorithm.features_of(batch.x)
     logits = algorithm.head(features)
     distance = mmd(features[:64], features[64:]) + mmd(logits[:64], logits[64:])
     classes = F.cross_entropy(logits[:64], batch.y[:64])
@@ -330,7 +330,7 @@ def test_each_task_has_its_head_and_labels() -> None:
     fixed = MultiTask(body(), spec, weighting="fixed", target_weight=0.3)
     unsure = MultiTask(body(), spec)
     unsure.load_state_dict({**fixed.state_dict(), "log_variances": torch.tensor([0.5, -1.0])})
-    features = fixed.features(batch.x)
+    features = fixed.features_of(batch.x)
     source = F.cross_entropy(fixed.head(features[:64]), y[:64])
     target = F.cross_entropy(fixed.target_head(features[64:]), y[64:])
     torch.testing.assert_close(fixed.loss(batch, 0)[0], source + 0.3 * target)

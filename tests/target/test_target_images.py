@@ -171,7 +171,10 @@ def test_classified_images_do_not_see_each_other(algo: str, norm: str, monkeypat
     own = SOURCE.labelled("train")
     training = batches(own, 0, CPU, own if uses else None, target_labels=algorithm.uses_target == "labels")
     before = {key: value.clone() for key, value in algorithm.state_dict().items()}
+    algorithm.train()  # as in the midst of a training that is validated on images
     whole = classified(algorithm, images, hardware(), training)
+    assert all(part.training for part in algorithm.modules())
+    algorithm.eval()
     order = np.random.default_rng(0).permutation(len(images))
     close(classified(algorithm, images.take(order), hardware(), training), whole[order])
     close(classified(algorithm, images.take(order[:3]), hardware(), training), whole[order[:3]])

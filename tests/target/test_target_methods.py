@@ -177,6 +177,21 @@ def test_target_takes_the_shape_of_the_source() -> None:
     target.fit_to(wide)  # nothing to do
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 24, 24)])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_target_is_normalised_where_the_source_is(shape: tuple[int, int, int], normalized: bool) -> None:
+    """And left in 0 to 1 where it is not, whichever its own data set says."""
+    everything = {"train": range(12), "val": range(12), "test": range(12)}
+    source, own = (ImageSource(toy_images().table, everything, normalize=one) for one in (normalized, not normalized))
+    source.input_shape = shape
+    target = Target(own, Settings(train_images=12))
+    target.fit_to(source)
+    pixels = target.train.whole(CPU).x
+    assert (
+        abs(pixels.mean().item()) < 0.01 if normalized else 0 <= pixels.min() < 0.3 < pixels.mean() < pixels.max() <= 1
+    )
+
+
 # Measures
 
 

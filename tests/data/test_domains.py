@@ -365,8 +365,8 @@ def test_a_target_s_images_are_known_among_those_of_training(
     tested: Any = SimpleNamespace(
         rows=np.array([0, 4, 59])
     )  # of these the first two are trained on, if they are the same images
-    assert training_data.tell_trained_on(run, tested) == trained
-    assert training_data.tell_brought(run) == brought
+    assert training_data.warn_trained_on(run, tested) == trained
+    assert training_data.warn_brought(run) == brought
 
 
 class Sized(Toy):

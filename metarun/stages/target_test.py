@@ -65,7 +65,7 @@ class TargetTest(Stage):
         if run.hardware.world.main:
             predicted = scores.argmax(1).numpy()
             right = (predicted == images.labels).astype(float)
-            files.save_arrays(run.folder / "test_scores.npz", values=right[None], right=right)
+            files.save_arrays(run.folder / contents.SCORES, values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
             run.wrote(contents.PREDICTIONS)

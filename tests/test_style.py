@@ -14,7 +14,7 @@ import pytest
 
 from metarun import config as schema
 from metarun.config.folder import CONF
-from metarun.runs import result
+from metarun.runs import contents, result
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "metarun").rglob("*.py"))
@@ -207,6 +207,21 @@ def test_keys_of_results_are_named_once() -> None:
         if put_together(node) in known | set(MEASURED)
     ]
     assert together == []
+
+
+def test_files_of_a_run_are_named_once() -> None:
+    """Those with an ending, which no other word has; and the table of what is in a run's folder has each, but those of a stage apart."""
+    known = {value for name, value in vars(contents).items() if name.isupper() and "." in value}
+    assert {contents.RESULT, contents.SCORES} <= known
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in MODULES
+        for node in ast.walk(parsed(path))
+        if path != Path(contents.__file__) and isinstance(node, ast.Constant) and node.value in known
+    ]
+    assert found == []
+    table = set(re.findall(r"`([\w.]+)`", (ROOT / "metarun" / "runs" / "README.md").read_text()))
+    assert known - {contents.STAGE, contents.DEPENDS_ON} <= table
 
 
 MEASURED = [f"/{name}" for name in (*result.MEASURES, result.EPISODES, result.AFTER_INNER_STEPS, result.CALIBRATION)]

@@ -20,7 +20,6 @@ from metarun.runs import contents
 from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
-NUMBERS = "stage.json"  # marks a finished stage that is kept apart
 MADE_BY = "made_by"  # of a checkpoint: the digest of all that its training depends on
 NAMED = 8  # runs of a folder that a message lists
 
@@ -74,7 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = N
 
 def _advice(path: Path) -> str:
     """What to do about a checkpoint that is damaged."""
-    if (path.parent / NUMBERS).is_file():
+    if (path.parent / contents.STAGE).is_file():
         return f"delete {shown_path(path.parent)} to have this stage trained again"
     if path.name == contents.LAST:
         return "delete it to train from the start, or start beside it with resume=false"

@@ -73,7 +73,7 @@ class Training:
             log.info("going on at step %d", self.state.step)
         self.logger.rewind(self.state.step, self.state.validated)
         follows = self.settings.max_seconds is not None and world.main
-        self.clock = Clock(self.state, self.folder / "clock.txt" if follows else None)
+        self.clock = Clock(self.state, self.folder / contents.CLOCK if follows else None)
         self.started = self.saved_at = time.perf_counter()
         self.first_step = self.state.step
 

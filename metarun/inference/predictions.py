@@ -19,6 +19,7 @@ from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.items import Listed, word
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
+from metarun.runs import contents
 from metarun.text import counted, printable, shell_path
 
 LEAST_CERTAIN = 5  # images that the terminal names
@@ -225,4 +226,4 @@ def show(found: dict[str, Any], folder: Path) -> None:
         print(f"{found['ignored']} without a text, left out")
     elif found["ignored"]:
         print(f"{counted(found['ignored'], 'other file')} in the folders, no images by their names")
-    print(f"table    {shell_path(folder / 'predictions.csv')}\npage     {shell_path(folder / 'index.html')}")
+    print(f"table    {shell_path(folder / contents.PREDICTIONS)}\npage     {shell_path(folder / contents.PAGE)}")

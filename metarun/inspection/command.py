@@ -22,6 +22,7 @@ from metarun.engine.hardware import check_device
 from metarun.errors import Incomplete, UserError
 from metarun.inspection import facts, page, terminal, timing
 from metarun.progress import progress_bar
+from metarun.runs import contents
 from metarun.runs.folder import create
 from metarun.runs.logger import start_logging
 from metarun.text import shell_path
@@ -61,9 +62,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     told = {"data_sets": [{key: value for key, value in one.items() if key != "source"} for one in found], "time": time}
     text = page.page(found, time, tasks, " ".join(["metarun", *overrides]))
     files.save_bytes(folder / "inspection.json", json.dumps(told, indent=1).encode())
-    files.save_bytes(folder / "index.html", text.encode("utf-8", "replace"))
+    files.save_bytes(folder / contents.PAGE, text.encode("utf-8", "replace"))
     terminal.show(found, time, tasks)
-    print(f"page     {shell_path(folder / 'index.html')}")
+    print(f"page     {shell_path(folder / contents.PAGE)}")
     problems = [f"{one['name']}: {one['problem']}" for one in found if one["problem"]]
     if problems:
         raise Incomplete("; ".join(problems), {**told, "folder": str(folder)})

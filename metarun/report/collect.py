@@ -46,7 +46,6 @@ from metarun.runs.result import (
     half_of,
     of_one,
     restored,
-    scores_file,
 )
 from metarun.runs.result import key as key_of_result
 from metarun.text import counted
@@ -253,7 +252,7 @@ class Run:
         name = "right" if over_images else "values"
         try:
             stored = files.read_arrays(
-                self.folder / scores_file(self.tested_on if self.one_of_many else ""), files.MADE_AGAIN, [name]
+                self.folder / contents.scores_file(self.tested_on if self.one_of_many else ""), files.MADE_AGAIN, [name]
             )
             values: np.ndarray = stored[name] if over_images else stored[name][-1]
             return values if values.ndim == 1 else None

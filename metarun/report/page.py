@@ -19,6 +19,7 @@ from metarun.report.collect import Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
+from metarun.runs.contents import PAGE
 from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN_SECONDS, half_of, key
 from metarun.templates import template
 from metarun.text import counted, printable, shell_path
@@ -64,8 +65,8 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     for line in _unfinished(collection):
         print(line)
     _put(to, composed.contents)
-    print(f"report   {shell_path(to / 'index.html')}")
-    return to / "index.html"
+    print(f"report   {shell_path(to / PAGE)}")
+    return to / PAGE
 
 
 def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
@@ -86,7 +87,7 @@ def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
         "table.md": _markdown(title, every, collection),
         "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, every)),
         "table.csv": tables.as_csv(sections),
-        "index.html": _html(title, every, sections, drawings, collection, to),
+        PAGE: _html(title, every, sections, drawings, collection, to),
     }
     contents = {name: text.encode() for name, text in texts.items()}
     for drawing in drawings:
@@ -111,7 +112,7 @@ def _put(to: Path, contents: dict[str, bytes]) -> None:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{to}: the report cannot be written ({error.strerror or error})") from error
-    for name, content in sorted(contents.items(), key=lambda item: item[0] == "index.html"):
+    for name, content in sorted(contents.items(), key=lambda item: item[0] == PAGE):
         files.save_bytes(to / name, content)
     for name in figures.NAMES:
         for path in (to / f"{name}.png", to / f"{name}.svg"):

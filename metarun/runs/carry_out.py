@@ -123,7 +123,7 @@ def at_work(folder: Path) -> Iterator[None]:
     """
     holder = f"{shell_path(folder)}: another process is running this, or is just saving and ending"
     try:
-        with files.locked(folder / ".lock", holder, LOCK_SECONDS), logging_to(folder / "metarun.log"):
+        with files.locked(folder / ".lock", holder, LOCK_SECONDS), logging_to(folder / contents.LOG):
             yield
     except Timeout:
         raise UserError(

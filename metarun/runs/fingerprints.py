@@ -22,7 +22,6 @@ from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 
-FILE = "data.json"
 COUNTS = re.compile(r"(sets\.[^.]+\.)?(classes|images|parts)\.|input_shape")
 PARTS = re.compile(r"(sets\.[^.]+\.)?parts\.")
 # Of `data`, of `target` where there is one, of `test.data.NAME`, and of what a setting names weights by.
@@ -77,8 +76,8 @@ def weights(config: DictConfig) -> Descriptions:
 
 def keep(folder: Path, found: Descriptions) -> None:
     """Keeps the descriptions of the data in a run folder, unless it has them already."""
-    if not (folder / FILE).is_file():
-        files.save_json(folder / FILE, found)
+    if not (folder / contents.DATA).is_file():
+        files.save_json(folder / contents.DATA, found)
 
 
 def kept(folder: Path) -> Descriptions:
@@ -94,8 +93,8 @@ def kept(folder: Path) -> Descriptions:
         UserError: The file cannot be read.
     """
     try:
-        if (folder / FILE).is_file():
-            found = files.parsed((folder / FILE).read_text(encoding="utf-8"))
+        if (folder / contents.DATA).is_file():
+            found = files.parsed((folder / contents.DATA).read_text(encoding="utf-8"))
         elif (folder / contents.RESULT).is_file():
             result = files.parsed((folder / contents.RESULT).read_text(encoding="utf-8"))
             found = {"data": result.get("data", {}), "target": result.get(CONTENT, {})}

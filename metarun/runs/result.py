@@ -202,11 +202,6 @@ def lost_of(number: str) -> str:
     return f"{number}_not_finite"
 
 
-def scores_file(name: str) -> str:
-    """The file with the score of every test episode, of one data set of several, or of the only one, which has no name."""
-    return f"test_scores-{name}.npz" if name else "test_scores.npz"
-
-
 def of_set(kind: str, name: str) -> str:
     """The kind of a number of one data set of several; of the only one, which has no name, the kind itself."""
     return f"{kind}/{name}" if name else kind

@@ -17,7 +17,7 @@ from metarun.errors import UserError
 from metarun.ops import batch_norm
 from metarun.report.continual import class_curve
 from metarun.report.statistics import over_seeds
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.training_data import warn_namesakes
@@ -27,7 +27,6 @@ log = logging.getLogger("metarun")
 
 CHUNK = 256  # images whose features are computed together
 VALIDATION_ORDERS = 3  # that the learning rate is chosen on
-PICTURE = "continual.png"
 
 
 class Continual(Stage):
@@ -96,7 +95,7 @@ class Continual(Stage):
 
     def execute(self, run: Run) -> None:
         world, config = run.hardware.world, run.config.continual
-        where = run.folder / "continual"
+        where = run.folder / contents.CONTINUAL
         if world.main:
             files.make_folder(where)
         world.barrier()
@@ -146,7 +145,7 @@ class Continual(Stage):
         rates = [float(rate) for rate in config.rates]
         if len(rates) == 1:
             return rates[0], None
-        file = run.folder / "continual" / "rates.json"
+        file = run.folder / contents.CONTINUAL / "rates.json"
         classes = min(self.classes, len(self.images["val"].names))
         if world.main and not file.is_file():
             sequences = [self._sequence(run, "val", number, classes) for number in range(VALIDATION_ORDERS)]
@@ -165,7 +164,7 @@ class Continual(Stage):
 
     def _measure(self, run: Run, number: int, rate: float) -> None:
         """Leaves the accuracies of one order, unless they are there."""
-        file = run.folder / "continual" / f"order-{number}.json"
+        file = run.folder / contents.CONTINUAL / f"order-{number}.json"
         if file.is_file() and "online_so_far" in files.read_json(file, "delete it to have it computed again"):
             return  # what an earlier version left lacks that curve
         sequence = self._sequence(run, "test", number, self.classes)
@@ -193,9 +192,9 @@ class Continual(Stage):
         final, half = curves["online"]["mean"][-1], curves["online"]["ci95"][-1]
         if run.hardware.world.main:
             values = np.array([[order["online"][-1] for order in orders]])
-            files.save_arrays(run.folder / "test_scores.npz", steps=np.array([0]), values=values)
+            files.save_arrays(run.folder / contents.SCORES, steps=np.array([0]), values=values)
             picture = class_curve(curves, self.points)
-            files.save_bytes(run.folder / PICTURE, picture)
+            files.save_bytes(run.folder / contents.CLASS_CURVE, picture)
             run.logger.picture("test/continual", picture)
         for name, curve in curves.items():
             for count, value in zip(self.points, curve["mean"], strict=True):
@@ -212,7 +211,7 @@ class Continual(Stage):
                 "learning_rate": rate,
                 "validation_acc": validated,
                 "optimizer": run.config.continual.optimizer,
-                "picture": PICTURE,
+                "picture": contents.CLASS_CURVE,
                 **{
                     name: {result.ACCURACY: curve["mean"][-1], result.half_of(result.ACCURACY): curve["ci95"][-1]}
                     for name, curve in curves.items()

@@ -26,7 +26,7 @@ from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.report.reliability import reliability_diagram
-from metarun.runs import result
+from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
@@ -290,7 +290,7 @@ class MetaTest(Stage):
         if run.hardware.world.main:
             # Of every test episode [steps, episodes] after each of `steps` [steps].
             values = scores.values.numpy()
-            files.save_arrays(run.folder / result.scores_file(test.name), steps=np.array(scores.steps), values=values)
+            files.save_arrays(run.folder / contents.scores_file(test.name), steps=np.array(scores.steps), values=values)
         curves = run.result.get(test.key(result.TEST, result.CURVES), {})
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):

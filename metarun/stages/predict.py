@@ -29,7 +29,6 @@ from metarun.stages.base import Stage
 from metarun.text import printable, shown_path
 
 PREDICT = "predict"  # the kind of its numbers in `result.json`
-TABLE, PAGE = contents.PREDICTIONS, "index.html"  # what it leaves
 NAMED = 5  # unreadable files that the terminal names
 
 
@@ -82,9 +81,9 @@ class Predict(Stage):
             raise UserError(
                 f"{given(run.config)[1]}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}"
             )
-        files.save_bytes(run.folder / TABLE, found.table().encode(errors="backslashreplace"))
-        files.save_bytes(run.folder / PAGE, page(found, run.folder).encode(errors="backslashreplace"))
-        run.wrote(TABLE, PAGE)
+        files.save_bytes(run.folder / contents.PREDICTIONS, found.table().encode(errors="backslashreplace"))
+        files.save_bytes(run.folder / contents.PAGE, page(found, run.folder).encode(errors="backslashreplace"))
+        run.wrote(contents.PREDICTIONS, contents.PAGE)
         numbers = {
             **found.describe(),
             "certainty": classifier.learner.held.calibration.certainty,
@@ -107,7 +106,7 @@ class Predict(Stage):
         origin, key = given(config)
         if origin == "-":  # which can be read once
             return False
-        if not all((folder / name).is_file() for name in (TABLE, PAGE)):
+        if not all((folder / name).is_file() for name in (contents.PREDICTIONS, contents.PAGE)):
             return False
         held = store.load(Path(config.checkpoint))
         known = items.support(config.support, held.preprocessing)

@@ -35,7 +35,6 @@ from metarun.text import shown_path
 
 log = logging.getLogger("metarun")
 
-CONTENT, NUMBERS = "content.json", checkpoint.NUMBERS  # files of a stage that is kept apart
 RULES = 3  # the version of the rules by which weights are trained and selected: a stage kept under others is not reused
 
 
@@ -185,14 +184,16 @@ class Train(Stage):
             create(folder)
         waiting = f"stage {self.name}: another run trains it in {folder}"
         with files.locked(folder / ".lock", waiting) if world.main else contextlib.nullcontext():
-            if world.main and not (folder / CONTENT).is_file():
-                files.save_json(folder / CONTENT, content)
-            done = world.broadcast((folder / NUMBERS).is_file() if world.main else False)
+            if world.main and not (folder / contents.DEPENDS_ON).is_file():
+                files.save_json(folder / contents.DEPENDS_ON, content)
+            done = world.broadcast((folder / contents.STAGE).is_file() if world.main else False)
             if done:
                 log.info("stage %s: trained before, in %s", self.name, folder)
                 self._take_best(folder)
                 kept = world.broadcast(
-                    files.read_json(folder / NUMBERS, f"delete {shown_path(folder)} to have the stage trained again")
+                    files.read_json(
+                        folder / contents.STAGE, f"delete {shown_path(folder)} to have the stage trained again"
+                    )
                     if world.main
                     else {}
                 )
@@ -206,7 +207,7 @@ class Train(Stage):
                 commit = git_commit() if world.main else None
                 kept = {result.GIT_COMMIT: commit, **numbers}
                 if world.main:
-                    files.save_json(folder / NUMBERS, kept)
+                    files.save_json(folder / contents.STAGE, kept)
         commit = kept.pop(result.GIT_COMMIT, None)  # stages of older versions have none
         way = checkpoint.way_to(folder, run.folder)
         record = {"folder": str(folder), "from_run": way, "reused": done, result.GIT_COMMIT: commit}

@@ -71,7 +71,7 @@ class Transfer(Stage):
         def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
             keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)
 
-        where = run.folder / "target"
+        where = run.folder / contents.TARGET
         run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
         if run.hardware.world.main:
             run.wrote(contents.PREDICTIONS)
@@ -80,7 +80,7 @@ class Transfer(Stage):
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.TARGET_CHANCE]
             picture = learning_curve({"": curve}, chance=chance)
-            files.save_bytes(run.folder / "learning_curve.png", picture)
+            files.save_bytes(run.folder / contents.LEARNING_CURVE, picture)
             run.logger.picture("target/learning_curve", picture)
 
     def _probabilities(self, run: Run) -> dict[str, Any]:

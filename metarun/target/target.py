@@ -36,7 +36,6 @@ log = logging.getLogger("metarun")
 
 Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
-PREDICTIONS = "predictions"  # the folder of what each repeat predicted
 DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20%, but 2 images at least, to test on"
 
 
@@ -219,7 +218,7 @@ class Target:
         jobs = [(size, repeat) for size in self.sizes for repeat in range(settings.repeats)]
         if world.main:
             folder.mkdir(exist_ok=True)
-            (folder.parent / PREDICTIONS).mkdir(exist_ok=True)
+            (folder.parent / contents.OF_REPEATS).mkdir(exist_ok=True)
         world.barrier()
         began = time.perf_counter()
         with logger.progress("target", len(jobs)) as advance:
@@ -274,10 +273,10 @@ class Target:
             What `result.json` says of the predictions.
         """
         arrays = {"values": np.array(values)}
-        every = list(self._predictions(folder / PREDICTIONS))
+        every = list(self._predictions(folder / contents.OF_REPEATS))
         if point["over"] == "test images":
             arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
-        files.save_arrays(folder / "test_scores.npz", **arrays)
+        files.save_arrays(folder / contents.SCORES, **arrays)
         told = {
             "file": contents.PREDICTIONS,
             "train_images": point["train_images"],
@@ -296,7 +295,7 @@ class Target:
         keep: Keep | None = None,
     ) -> None:
         stem = _stem(size, repeat)
-        numbers, scored = folder / f"{stem}.json", folder.parent / PREDICTIONS / f"{stem}.npz"
+        numbers, scored = folder / f"{stem}.json", folder.parent / contents.OF_REPEATS / f"{stem}.npz"
         if numbers.is_file() and _has_log_probabilities(scored):
             return
         train, test = self.subset(size, repeat)
@@ -326,7 +325,7 @@ class Target:
             folder: Of a run that `measure` measured.
         """
         size = self.sizes[-1]
-        path = folder / PREDICTIONS / f"{_stem(size, 0)}.npz"
+        path = folder / contents.OF_REPEATS / f"{_stem(size, 0)}.npz"
         stored = files.read_arrays(path, files.MADE_AGAIN, ["log_probabilities"])
         return self.subset(size, 0)[1], stored["log_probabilities"]
 

@@ -22,8 +22,8 @@ from metarun.data.download import download, without_downloads
 from metarun.data.folder import Folder
 from metarun.data.text import Text
 from metarun.errors import UserError
-from metarun.runs import fingerprints
-from metarun.runs.fingerprints import FILE, NOT_NOTED, differences, refuse_other_data
+from metarun.runs import contents, fingerprints
+from metarun.runs.fingerprints import NOT_NOTED, differences, refuse_other_data
 
 SMALL = ["data=folder", "data.image_size=16", "algo=protonet", "backbone.channels=4", "task.ways=2", "task.shots=1", "task.queries=2",
          "train.steps=4", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6", "test.baseline_episodes=0"]  # fmt: skip
@@ -158,7 +158,7 @@ def test_showing_a_result_decodes_nothing(images: Path, tmp_path: Path, monkeypa
 def test_a_run_that_did_not_keep_its_data_is_compared_by_its_result(images: Path, tmp_path: Path) -> None:
     words = command(images, tmp_path / "runs")
     assert metarun(*words).status == 0
-    (run_folder(tmp_path / "runs") / FILE).unlink()
+    (run_folder(tmp_path / "runs") / contents.DATA).unlink()
     assert "nothing was computed" in metarun(*words).out
     replaced(images)
     assert "was made with other data" in metarun(*words).said[0]
@@ -168,7 +168,7 @@ def test_a_run_that_did_not_keep_its_data_is_compared_by_its_result(images: Path
 def test_a_damaged_description_is_one_line(images: Path, tmp_path: Path, content: str) -> None:
     words = command(images, tmp_path / "runs")
     assert metarun(*words).status == 0
-    (run_folder(tmp_path / "runs") / FILE).write_text(content)
+    (run_folder(tmp_path / "runs") / contents.DATA).write_text(content)
     outcome = metarun(*words)
     assert outcome.status == 2
     assert "what it says of its data cannot be read" in outcome.said[0]
@@ -213,7 +213,7 @@ def test_a_changed_target_is_noticed(tmp_path: Path) -> None:
     outcome = metarun(*words)
     assert outcome.status == 2
     assert "was made with other data (target: images.train " in outcome.said[0]
-    shown = json.loads((run_folder_of(tmp_path / "runs") / FILE).read_text())
+    shown = json.loads((run_folder_of(tmp_path / "runs") / contents.DATA).read_text())
     assert set(shown) == {"data", "target"}
 
 
@@ -269,7 +269,7 @@ def test_a_run_of_a_version_that_noted_no_parts_is_one_line(tmp_path: Path) -> N
     earlier = {key: value for key, value in now["data"].items() if key != "parts"} | {
         "fingerprint": "of the items alone"
     }
-    (tmp_path / FILE).write_text(json.dumps({"data": earlier}))
+    (tmp_path / contents.DATA).write_text(json.dumps({"data": earlier}))
     with pytest.raises(
         UserError, match=f": whether its data are those .* cannot be told, for {NOT_NOTED}; start over "
     ):
@@ -277,7 +277,7 @@ def test_a_run_of_a_version_that_noted_no_parts_is_one_line(tmp_path: Path) -> N
     with pytest.raises(UserError, match=f": whether its data has changed .* cannot be told, for {NOT_NOTED}; name "):
         fingerprints.tested_on_others(tmp_path, now, [])
     assert fingerprints.tested_on_others(tmp_path, now, ["data.root=images"])
-    (tmp_path / FILE).write_text(json.dumps({"data": earlier | {"classes": {"train": 1}}}))
+    (tmp_path / contents.DATA).write_text(json.dumps({"data": earlier | {"classes": {"train": 1}}}))
     with pytest.raises(UserError, match=r"was made with other data \(data: classes.train 1 -> 2\)"):
         refuse_other_data(tmp_path, now)
 

@@ -41,8 +41,7 @@ from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
-from metarun.runs import result as keys
-from metarun.runs import seen
+from metarun.runs import contents, seen
 from metarun.stages import training_data
 from metarun.stages.meta_test import over_sets
 
@@ -614,7 +613,7 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
     sets = ["left", "right"]
     assert found["protocol"]["sets"].keys() == set(sets)
     assert found["test/acc"] == pytest.approx(np.mean([found[f"test/{name}/acc"] for name in sets]))
-    scores = np.mean([np.load(run / keys.scores_file(name))["values"][-1] for name in sets], axis=0)
+    scores = np.mean([np.load(run / contents.scores_file(name))["values"][-1] for name in sets], axis=0)
     assert found["test/acc_ci95"] == pytest.approx(metrics.interval(torch.from_numpy(scores), shares=True)[1])
     assert found["untrained/acc_ci95"] > 0
     assert found["untrained/right/episodes"] == 2
@@ -622,7 +621,7 @@ def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict
     assert found["overrides"][0] == "data=[left:folder,right:folder]"
     assert found["data"]["input_shape"] == [3, 16, 16]
     for name in sets:
-        with np.load(run / keys.scores_file(name)) as stored:
+        with np.load(run / contents.scores_file(name)) as stored:
             assert stored["values"][-1].mean() == pytest.approx(found[f"test/{name}/acc"])
     assert "mean" in first.out
     assert "left/acc" not in first.out  # which stands in the table

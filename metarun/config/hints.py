@@ -41,7 +41,7 @@ def evaluated(function: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # whatever the text of a hint raises
         known = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
-    found = {}
+    found: dict[str, Any] = {}
     for name, hint in inspect.get_annotations(function).items():
         alone = types.SimpleNamespace(__annotations__={name: hint})
         try:

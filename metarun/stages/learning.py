@@ -74,12 +74,12 @@ def build_learner(
         around = construct(node, wrapper, method=algorithm, validation=validation)
         assert around is not None
         algorithm.prepare = around.preparation()
+    if settings.steps and not trains_at_all(run, algorithm, settings, train):
+        settings = OmegaConf.merge(settings, {"steps": 0})
     if trains:
         check_training(algorithm, settings, run.world, train, wrapper if around and around.trains else None)
         if around is not None and settings.steps:
             around.check(settings.tasks_per_step)
-    if settings.steps and not trains_at_all(run, algorithm, settings, train):
-        settings = OmegaConf.merge(settings, {"steps": 0})
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, around)
     hardware.place(algorithm)
     if around is not None:

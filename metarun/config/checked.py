@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from metarun.config.hints import evaluated
 from metarun.config.ranges import check_range
 
 
@@ -31,8 +31,7 @@ def _checking(constructor: Callable[..., None]) -> Callable[..., None]:
         settings = {
             one.name for one in inspect.signature(constructor).parameters.values() if one.kind is one.KEYWORD_ONLY
         }
-        found = typing.get_type_hints(constructor, include_extras=True)
-        return {name: hint for name, hint in found.items() if name in settings}
+        return {name: hint for name, hint in evaluated(constructor).items() if name in settings}
 
     @functools.wraps(constructor)
     def checked(self: Checked, *given: Any, **settings: Any) -> None:

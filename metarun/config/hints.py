@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -23,4 +25,27 @@ def hints_of(cls: Any) -> Mapping[str, Any]:
         cls: A class, or a function that builds an object.
     """
     constructor = cls.__init__ if isinstance(cls, type) else cls  # type: ignore[misc]
-    return typing.get_type_hints(inspect.unwrap(constructor), include_extras=True)
+    return evaluated(inspect.unwrap(constructor))
+
+
+def evaluated(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters; `Any` for one whose text cannot be evaluated.
+
+    A module may import the names of its hints for type checkers alone. Those of `typing` and `collections.abc`, which are most of
+    them, are known here all the same.
+
+    Args:
+        function: The function.
+    """
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # whatever the text of a hint raises
+        known = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
+    found: dict[str, Any] = {}
+    for name, hint in inspect.get_annotations(function).items():
+        alone = types.SimpleNamespace(__annotations__={name: hint})
+        try:
+            found |= typing.get_type_hints(alone, known, include_extras=True)
+        except Exception:
+            found[name] = Any
+    return found

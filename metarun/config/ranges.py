@@ -7,7 +7,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ BOUNDS = (
     (marks.Lt, "lt", operator.lt),
     (marks.Le, "le", operator.le),
 )
-SEQUENCES = (list, tuple, Sequence)
+SEQUENCES = (list, tuple, Sequence, Iterable)  # which a config writes as a list
 
 
 class _WrongKind(UserError):

@@ -214,7 +214,12 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
     for name, hint in given.beside.items():
         if name in values:
             check_value(f"{path}.{name}", values.pop(name), hint)
-    signature = inspect.signature(cls)
+    try:
+        signature = inspect.signature(cls)
+    except ValueError as error:  # of a class that is written in C
+        raise UserError(
+            f"{path}._target_={target}: does not say what settings it has, so a config cannot build it"
+        ) from error
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     hints = {} if anything else hints_of(cls)
     check_nested(node, path, hints, nested)
@@ -231,7 +236,7 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
             )
     for name in () if partial else known:
         if signature.parameters[name].default is inspect.Parameter.empty and name not in values:
-            raise UserError(f"{path}.{name}: must be given ({path}.{name}=...)")
+            raise UserError(f"{path}.{name}: must be given (+{path}.{name}=...)")
     for name, value in values.items():
         if not (asks_for_object(hints.get(name)) and names_class(node._get_node(name))):  # which was checked above
             check_value(f"{path}.{name}", value, hints.get(name, Any))

@@ -288,24 +288,31 @@ def set_up_process(settings: Any, world: World, device: torch.device) -> None:
 
 def _choose_vectorize(wanted: bool | None, algorithm: Algorithm, device: torch.device, convolves: bool) -> bool:
     """Whether tasks are computed by vmap; raises `UserError` where that is wanted and cannot be."""
-    for module in (algorithm, algorithm.backbone):
-        if wanted and not module.vectorizable:
-            raise UserError(
-                f"hardware.vectorize=true: {type(module).__module__}.{type(module).__name__} takes its tasks one by one; "
-                "leave it at null, or set it false"
-            )
-    drops = drawing(algorithm)
-    if wanted and drops:
-        raise UserError(
-            f"hardware.vectorize=true: {type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so "
-            "task by task; leave it at null"
-        )
+    reason = _against_vmap(algorithm)
+    if wanted and reason:
+        raise UserError(f"hardware.vectorize=true: {reason}; leave it at null, or set it false")
     if wanted is not None:
         return wanted
-    # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs. Running averages
-    # are one state for all tasks, which vmap cannot keep.
-    able = algorithm.vectorizable and algorithm.backbone.vectorizable and not drops
-    return (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running" and able
+    # On a CPU vmap is slower than a loop for convolutions and many times faster for small MLPs.
+    return (device.type == "cuda" or not convolves) and algorithm.backbone.norm != "running" and reason is None
+
+
+def _against_vmap(algorithm: Algorithm) -> str | None:
+    """Why the tasks of a method cannot be computed by vmap; None where they can."""
+    for module in (algorithm, algorithm.backbone):
+        if not module.vectorizable:
+            return f"{type(module).__module__}.{type(module).__name__} takes its tasks one by one"
+    if drops := drawing(algorithm):
+        return (
+            f"{type(drops[0]).__name__} draws from torch's global generator, which by vmap does not do so task by task"
+        )
+    # A method on batches puts the images of many tasks through the network at once, as those of one batch.
+    if algorithm.backbone.norm == "running" and algorithm.trains_on != "batches":
+        return "the averages of backbone.norm=running are one state for all tasks, which vmap cannot keep"
+    inner = algorithm.inner
+    if inner is not None and inner.recompute and not inner.first_order:
+        return "algo.recompute=true makes the graphs of inner steps anew task by task"
+    return None
 
 
 def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:

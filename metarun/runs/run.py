@@ -84,7 +84,9 @@ class Run:
         return [learner for learner in self.learners.values() if learner.sampler is not None and learner.settings.steps]
 
     def worthwhile_processes(self) -> int:
-        """The processes that the run is best shared among: as many as serve each of its trainings."""
+        """The processes that the run is best shared among: as many as serve each of its trainings, and as its stages allow."""
+        if any(stage.one_process for stage in self.stages):
+            return 1
         return min(map(worthwhile_processes, self.trained), default=1)
 
     @property

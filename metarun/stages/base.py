@@ -30,6 +30,7 @@ class Stage(ABC):
         needs_checkpoint: Whether it loads `checkpoint=`.
         continues_config: Whether it goes on with the config of the run of `checkpoint=`, instead of this command line's.
         needs_data: Whether it uses images of the source or of the target.
+        one_process: Whether one process alone can carry it out.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
         reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
@@ -46,6 +47,7 @@ class Stage(ABC):
     needs_checkpoint: ClassVar[bool] = False
     continues_config: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
+    one_process: ClassVar[bool] = False
     meta_tests: ClassVar[bool] = False
     asks_for_classes: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()

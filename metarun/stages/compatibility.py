@@ -16,6 +16,8 @@ from metarun.ops.draws import drawing
 def check_training(algorithm: Algorithm, settings: Any, world: World, train: str, wrapper: str | None) -> None:
     """Checks that the method can be trained on what it is to be trained on, by so many processes.
 
+    A training without a step is shared by none, so that their number does not matter to it.
+
     Args:
         algorithm: The method.
         settings: Its training's settings.
@@ -27,7 +29,8 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         UserError: It cannot.
     """
     name = type(algorithm).__name__
-    if world.size > settings.tasks_per_step:
+    shared = world.size > 1 and settings.steps > 0
+    if shared and world.size > settings.tasks_per_step:
         raise UserError(
             f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
         )
@@ -43,7 +46,7 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
     if algorithm.trains_on == "sequences":
         return
-    if world.size == 1:
+    if not shared:
         return
     if drops := drawing(algorithm):
         raise UserError(

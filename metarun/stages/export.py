@@ -54,12 +54,11 @@ class Export(Stage):
     needs_checkpoint = True
     continues_config = False
     needs_data = False
+    one_process = True
     reads = ("images", "support", "format", "int8")
 
     def prepare(self, run: Run) -> None:
         config = run.config
-        if run.world.size > 1:
-            raise UserError(f"hardware.processes={run.world.size}: one process exports; leave it at 1")
         if config.format == "onnx":
             for name in ("onnx", "onnxscript", "onnxruntime"):
                 onnx_file.library(name)

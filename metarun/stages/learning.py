@@ -72,12 +72,12 @@ def build_learner(
         return prepared_by(wrapper, found)
 
     prepared_by(wrapper, algorithm)
+    if settings.steps and not trains_at_all(run, algorithm, settings, train):
+        settings = OmegaConf.merge(settings, {"steps": 0})
     if trains:
         check_training(algorithm, settings, run.world, train, wrapper_key if wrapper and wrapper.trains else None)
         if wrapper is not None and settings.steps:
             wrapper.check(settings.tasks_per_step)
-    if settings.steps and not trains_at_all(run, algorithm, settings, train):
-        settings = OmegaConf.merge(settings, {"steps": 0})
     hardware = hardware_module.choose(config.hardware, algorithm, run.world, wrapper)
     hardware.place(algorithm)
     if wrapper is not None:

@@ -41,13 +41,12 @@ class Predict(Stage):
     needs_checkpoint = True
     continues_config = False
     needs_data = False
+    one_process = True
     reads = ("items", "images", "support", "unknown")
 
     def prepare(self, run: Run) -> None:
         config = run.config
         origin, key = given(config)
-        if run.world.size > 1:
-            raise UserError(f"hardware.processes={run.world.size}: items are classified by one process; leave it at 1")
         held = store.load(Path(config.checkpoint))
         how = held.preprocessing
         unknown = config.unknown or "off"

@@ -6,7 +6,8 @@ import inspect
 import math
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,15 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import config as schema
+from metarun.backbones.mlp import MLP
 from metarun.cli import PLUGINS
 from metarun.config.folder import CONF
 from metarun.config.ranges import check_value, limits
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT, UNKNOWN, arguments_of, read
-from metarun.config.types import DropRate, Ge, Gt, Interval, Len, PositiveInt, Seed, Share
-from metarun.config.validation import given_to, hints_of, settings
+from metarun.config.types import DropRate, Ge, Given, Gt, Interval, Len, PositiveInt, Seed, Share
+from metarun.config.validation import check_target, given_to, hints_of, settings
+from metarun.core import Spec
 from metarun.errors import UserError
 
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -150,9 +153,14 @@ def test_the_config_is_refused_in_one_line(words: str, message: str) -> None:
 
 OWN = '''
 from __future__ import annotations
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Interval
 from metarun.algos.protonet import ProtoNet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from metarun.core import Backbone, Spec
+    from numpy import ndarray
 
 
 class Mine(ProtoNet):
@@ -164,8 +172,9 @@ class Mine(ProtoNet):
             that is taken.
     """
 
-    def __init__(self, backbone, spec, *, temperature: Annotated[float, Interval(ge=1, lt=3)] = 2,
-                 mode: Literal["one", "two"] = "one", count: Annotated[int, Ge(2)]):
+    def __init__(self, backbone: Backbone, spec: Spec, *, temperature: Annotated[float, Interval(ge=1, lt=3)] = 2,
+                 mode: Literal["one", "two"] = "one", count: Annotated[int, Ge(2)], bounds: Sequence[float] = (),
+                 anything: ndarray = None):
         super().__init__(backbone, spec)
 '''
 
@@ -184,6 +193,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("temperature=3", "algo.temperature=3: must be at least 1 and below 3"),
         ("mode=tow", r"algo.mode=tow: is not one of one, two; did you mean two\?"),
         ("count=1", "algo.count=1: must be at least 2"),
+        (
+            "bounds=[a]",
+            r"algo.bounds=\[a\]: must be of type list of float",
+        ),  # by what its module imports for type checkers alone
         ("cuont=3", r"algo.cuont: Mine has no such setting; did you mean algo\.count\?"),
         ("backbone=conv4", "algo.backbone: Mine has no such setting"),
     ],
@@ -198,10 +211,41 @@ def test_a_choice_of_the_users_is_completed_by_its_signature(own: str, tmp_path:
     (tmp_path / "algo").mkdir()
     (tmp_path / "algo" / "mine.yaml").write_text(f"# @package _global_\nalgo:\n  _target_: {own}\n")
     found = compose("algo=mine", "algo.temperature=1.5", "algo.count=4", config_dir=tmp_path).algo
-    assert dict(found) == {"_target_": own, "temperature": 1.5, "mode": "one", "count": 4}
+    rest = {"bounds": [], "anything": None}
+    assert dict(found) == {"_target_": own, "temperature": 1.5, "mode": "one", "count": 4, **rest}
     with pytest.raises(UserError, match=r"^algo.count: must be given \(algo.count=...\)"):
         schema.check(compose("algo=mine", config_dir=tmp_path))
     assert own.split(".")[0] not in sys.modules or get_class(own)
+
+
+def test_types_that_are_there_for_type_checkers_alone(own: str) -> None:
+    hints = hints_of(get_class(own))
+    assert (hints["bounds"], hints["backbone"], hints["anything"]) == (Sequence[float], Any, Any)
+    assert hints["count"] == Annotated[int, Ge(2)]  # beside which all else is as it was
+    backbone, spec = MLP(input_shape=(2,)), Spec((2,), "classification", 2)
+    with pytest.raises(UserError, match="must be at least 2"):
+        get_class(own)(backbone, spec, count=1)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "message"),
+    [
+        ({"milestones": [2, 4]}, ""),
+        ({"milestones": [2.5]}, r"milestones=\[2.5\]: must be of type list of int"),
+        ({}, r"milestones: must be given \(\+train.schedule.milestones=...\)"),  # the node has no such key yet
+    ],
+)
+def test_a_schedule_whose_module_imports_types_for_type_checkers_alone(
+    milestones: dict[str, Any], message: str
+) -> None:
+    node = OmegaConf.create({"_target_": "torch.optim.lr_scheduler.MultiStepLR", **milestones})
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_target(node, "train.schedule", Given(("optimizer",)))
+
+
+def test_a_class_that_does_not_say_its_settings_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^algo._target_=builtins.int: does not say what settings it has"):
+        schema.check(compose("algo._target_=builtins.int"))
 
 
 # One place for each fact

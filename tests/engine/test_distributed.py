@@ -29,8 +29,10 @@ from metarun.engine.launched import VARIABLES as LAUNCHED
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.runs import building
+from metarun.runs import run as run_module
 from metarun.runs.folder import folder_name
 from metarun.runs.run import Run
+from metarun.stages import MetaTest
 
 # Five tasks cannot be halved: the shares differ in size.
 SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]
@@ -241,6 +243,36 @@ def test_a_run_takes_the_processes_that_are_worthwhile(tmp_path: Path, monkeypat
     alone = metarun_in_python(*SHORT, "hardware.processes=1", outputs=tmp_path / "alone")
     assert alone["hardware"]["processes"] == 1
     assert found["test/mse"] == pytest.approx(alone["test/mse"], rel=1e-4)
+
+
+@pytest.mark.parametrize("spared", ["steps", "max_seconds"])
+def test_a_training_without_a_step_is_no_matter_of_processes(
+    spared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Baseline's batch, normalised as a whole, could not be shared: but the numbers are chosen for the trainings that take steps."""
+    monkeypatch.setattr(building, "build_data", lambda *given: (toy_images(), None))
+    words = ["algo=maml", "data=glyphs", "train.steps=10000", "train.tasks_per_step=4", "hardware.threads=2"]
+    none = [f"pretrain.train.{spared}=0", "pretrain.train.tasks_per_step=1", "hardware.device=cpu"]
+    config = compose("recipe=pretrain_meta", *words, *none)
+    before = torch.get_num_threads()
+    try:
+        run = building.prepare(config, tmp_path, World())
+        assert run.worthwhile_processes() == 2
+        assert len(building.prepare(config, tmp_path, World(0, 2, 0, 2), run).learners) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_stage_for_one_process_is_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetaTest, "one_process", True)
+    monkeypatch.setattr(run_module, "worthwhile_processes", lambda learner: 2)
+    config = compose("data=linear", "backbone=mlp", "algo=maml", "train.steps=10", "hardware.device=cpu")
+    run = building.prepare(config, tmp_path, World())
+    assert run.worthwhile_processes() == 1
+    with pytest.raises(
+        UserError, match=r"^hardware.processes=2: MetaTest is carried out by one process; leave it at 1"
+    ):
+        building.prepare(config, tmp_path, World(0, 2, 0, 2), run)
 
 
 def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:

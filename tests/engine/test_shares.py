@@ -249,6 +249,32 @@ def test_modules_that_draw_are_not_vectorised() -> None:
     assert not choose(config.hardware, foreign, World()).vectorize
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["algo=protonet", "backbone.norm=running"], "the averages of backbone.norm=running are one state"),
+        (["algo=baseline", "backbone.norm=running"], None),  # the images of many tasks are one batch
+        (
+            ["algo=maml", "backbone.norm=batch", "algo.recompute=true"],
+            "algo.recompute=true makes the graphs of inner steps",
+        ),
+        (["algo=fomaml", "backbone.norm=batch", "algo.recompute=true"], None),  # there is no graph to make again
+        (["algo=maml", "backbone.norm=batch"], None),
+    ],
+)
+def test_what_cannot_be_vectorised_is_refused_with_the_hardware(words: list[str], reason: str | None) -> None:
+    """Before anything is written; left open, such tasks run in a loop."""
+    config = compose(*words, "backbone=mlp", "backbone.hidden=[8]")
+    method = build(config, IMAGES)
+    assert choose(config.hardware, method, World()).vectorize is (reason is None and "running" not in words[1])
+    config.hardware.vectorize = True
+    if reason is None:
+        assert choose(config.hardware, method, World()).vectorize
+    else:
+        with pytest.raises(UserError, match=f"^hardware.vectorize=true: {reason}"):
+            choose(config.hardware, method, World())
+
+
 @pytest.mark.parametrize("norm", sorted(batch_norm.KINDS))
 def test_processes_share_no_batch_whose_rows_are_normalised_together(norm: str) -> None:
     """Nor one that a network drops from; a batch has no support set, so that the norm `support` takes all rows."""
@@ -268,7 +294,9 @@ def test_processes_share_no_batch_whose_rows_are_normalised_together(norm: str) 
         UserError, match=r"^hardware\.processes=2: Dropout in the network draws for the whole batch of Base"
     ):
         check(2)
-    method.backbone.drop.p = 0.0
+    config.train.steps = 0  # shared by none
+    check(2)
+    method.backbone.drop.p, config.train.steps = 0.0, 1
     if alone:
         check(2)
 

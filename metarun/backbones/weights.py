@@ -52,6 +52,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: The file cannot be read, or holds no tensor by name.
     """
+    files.check_opens(path, f"{key}: {path}")
     try:
         state: Any
         if path.suffix == ".safetensors":

@@ -1537,7 +1537,7 @@ def test_the_checkpoint_of_a_run_may_lie_where_nobody_may_look(tmp_path: Path) -
         (tmp_path / "hidden").chmod(0o755)
 
 
-def tested(folder: Path) -> dict[str, Any]:
+def untrained(folder: Path) -> dict[str, Any]:
     """The result of a run that trained nothing."""
     return {name: value for name, value in stored_result(folder).items() if not name.startswith(("train/", "val/"))}
 
@@ -1558,7 +1558,7 @@ def test_characters_that_a_terminal_obeys_are_shown_wherever_a_run_of_others_goe
     make_run(root / OBEYED, scores=[0.5, 1])
     (root / OBEYED / "result.json").unlink()
     report.write([root], root / "report", f"title {OBEYED}")
-    show(root / "a", tested(root / "a") | {"test/of_mine": 0.5, "test/of_mine_ci95": 0.1})
+    show(root / "a", untrained(root / "a") | {"test/of_mine": 0.5, "test/of_mine_ci95": 0.1})
     told = capsys.readouterr()
     texts = [told.out, told.err, *(path.read_text() for path in (root / "report").iterdir() if path.suffix != ".png")]
     assert len(texts) > 6
@@ -1573,7 +1573,7 @@ def test_what_looks_like_markup_is_shown_as_it_stands(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_run(tmp_path / "run", scores=[0.5, 1], choices={"algo": name})
-    found = tested(folder)
+    found = untrained(folder)
     show(folder, found | {"protocol": {**found["protocol"], "norm": name}})
     told = capsys.readouterr().out
     assert f"{name} on omniglot" in " ".join(told.split())
@@ -1581,7 +1581,7 @@ def test_what_looks_like_markup_is_shown_as_it_stands(
 
 
 def test_one_data_set_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = tested(make_run(tmp_path / "run", scores=[0.5, 1]))
+    found = untrained(make_run(tmp_path / "run", scores=[0.5, 1]))
     told = {"own": {"task": {"ways": 5, "shots": 1, "queries": 15}}}
     own = {f"test/own/{name.removeprefix('test/')}": value for name, value in found.items() if name.startswith("test/")}
     show(tmp_path / "run", found | own | {"protocol": {**found["protocol"], "sets": told}})

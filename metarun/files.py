@@ -13,7 +13,7 @@ import re
 import stat
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LEVELS = 64  # of JSON within JSON: metarun writes ten, and what goes through values calls itself for each
+TOO_DEEP = "it is nested too deeply"
 SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
 _WRITERS: set[str] = set()  # of this process, at work now
 
@@ -112,11 +114,33 @@ def special(path: Path) -> str | None:
 
 
 def parsed(text: str | bytes) -> Any:
-    """The value of a JSON text; raises `ValueError` for one that is none, also where it is nested deeper than Python can read."""
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none, or holds what nothing that reads on can take: more than `LEVELS` within each other, or a whole
+            number that is beyond every float.
+    """
     try:
-        return json.loads(text)
+        found = json.loads(text, parse_int=_whole)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
+    except OverflowError as error:
+        raise ValueError("a number in it is too large") from error
+    layer = [found]
+    for _ in range(LEVELS + 1):
+        if not (layer := [inner for one in layer for inner in _inside(one)]):
+            return found
+    raise ValueError(TOO_DEEP)
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    float(number)  # raises OverflowError
+    return number
+
+
+def _inside(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def sha256(path: Path) -> str:
@@ -128,6 +152,18 @@ def sha256(path: Path) -> str:
 def digest(values: Any) -> str:
     """A short digest of JSON values, which names what is made of them: 16 hexadecimal digits, whatever the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def unread(path: Path, error: OSError, advice: str) -> UserError:
+    """What is told of a file that the system does not let read.
+
+    Args:
+        path: The file.
+        error: What the system says.
+        advice: What to do about a file of the run that is bad; it does not help where the reader has no right to it.
+    """
+    more = "" if isinstance(error, PermissionError) else f"; {advice}"
+    return UserError(f"{shown_path(path)}: cannot be read ({error.strerror or error}){more}")
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -146,12 +182,29 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     try:
         values = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
+        raise unread(path, error, advice) from error
     except ValueError as error:  # also bytes that are no UTF-8
         raise UserError(f"{shown_path(path)}: is damaged ({damage(path)}); {advice}") from error
     if not isinstance(values, dict):
         raise UserError(f"{shown_path(path)}: is damaged (it holds no JSON object); {advice}")
     return values
+
+
+def check_opens(path: Path, what: str) -> None:
+    """Checks that the system lets a file be read, before what a library says of it is taken for damage.
+
+    Args:
+        path: The file.
+        what: What messages call it.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{what}: cannot be read ({error.strerror or error})") from error
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -308,7 +361,7 @@ def read_arrays(path: Path, advice: str, names: Sequence[str]) -> dict[str, Any]
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             found = dict(stored)
     except OSError as error:
-        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror or error}); {advice}") from error
+        raise unread(path, error, advice) from error
     except Exception as error:  # whatever numpy, zipfile and zlib raise, which depends on the byte that is wrong
         why = "it is truncated, or is not what metarun writes" if path.stat().st_size else "it is empty"
         raise UserError(f"{shown_path(path)}: is damaged ({why}); {advice}") from error

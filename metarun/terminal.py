@@ -13,10 +13,16 @@ NARROW = 60  # columns below which a table would lose its numbers
 
 
 class Terminal(Console):
-    """Standard output, as wide as it is; where nobody reads on, the error that any other output meets."""
+    """Standard output, as wide as it is; where nobody reads on, the error that any other output meets.
 
-    def __init__(self) -> None:
-        super().__init__(width=None if sys.stdout.isatty() else PIPED)
+    A text stands as it is: names of others may hold what rich takes for markup or for an emoji.
+
+    Args:
+        width: Its columns; None for as many as there are.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width or (None if sys.stdout.isatty() else PIPED), markup=False, emoji=False)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raises `BrokenPipeError`, of which rich would make exit status 1."""
@@ -31,5 +37,5 @@ class Terminal(Console):
             whole: Whether its lines are not to be folded in any case.
         """
         if whole or self.width < NARROW:
-            self.width = max(self.width, Console(width=1000).measure(table).maximum)
+            self.width = max(self.width, Terminal(1000).measure(table).maximum)
         self.print(table)

@@ -112,6 +112,15 @@ def printable(text: str) -> str:
     )
 
 
+def all_printable(values: Any) -> Any:
+    """JSON values with every text in them, names too, as `printable` has it: what others wrote, before it is shown anywhere."""
+    if isinstance(values, dict):
+        return {all_printable(name): all_printable(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [all_printable(value) for value in values]
+    return printable(values) if isinstance(values, str) else values
+
+
 def shown_path(path: Path | str) -> str:
     """A path as a message shows it: relative where it lies below here."""
     whole = os.path.abspath(path)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from omegaconf import OmegaConf
+from helpers import compose
+from omegaconf import OmegaConf, open_dict
 from shell import SINUSOID, metarun, one_line, result, run_folder
 
+from metarun.config import check
 from metarun.config.building import construct
 from metarun.config.types import Given
 from metarun.config.validation import asks_for_object, check_target
@@ -260,3 +262,15 @@ def test_a_module_that_is_allowed_allows_what_it_defines_alone(tmp_path: Path, m
         check("allowed_ones.other.X", "allowed_ones")
     with pytest.raises(UserError, match="is no class of metarun's"):
         check("allowed_ones_too.Mine", "allowed_ones")
+
+
+@pytest.mark.parametrize("name", ["x/../../pwn", "[/b]", "..", "x\x1b[31m"])
+def test_a_set_to_test_on_has_a_name_that_files_can_have(name: str) -> None:
+    config = compose("data=glyphs")
+    with open_dict(config):
+        config.test.data = {name: config.data}
+    with pytest.raises(UserError, match=r"^test\.data: .*: must be (a name without /|the name of a folder, )"):
+        check(config)
+    with open_dict(config):
+        config.test.data = {"my-set": config.data}
+    check(config)

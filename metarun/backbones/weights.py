@@ -54,6 +54,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: The file cannot be read, is a TorchScript program, or holds no tensor by name.
     """
+    files.check_opens(path, f"{key}: {path}")
     if _is_program(path):
         raise UserError(
             f"{key}: {path} is a TorchScript program, whose weights are not read; save the network's state_dict, "

@@ -103,22 +103,36 @@ def check_hydra(hydra: DictConfig) -> None:
 
 
 def check_name(name: str | None) -> None:
-    """Checks that `name` is null or the name of a folder: no path, not hidden, and nothing that a terminal would obey.
+    """Checks that `name` is null or the name of a folder of runs.
 
     Raises:
         UserError: It is none.
     """
     if name is None:
         return
-    if name != "." and Path(name).name != name:  # as the system reads it: a\b and C:b are paths on Windows
-        raise UserError(f"name={printable(name)}: must be a name, and no path; outputs= is the folder that runs lie in")
+    check_file_name(f"name={printable(name)}", name, "; outputs= is the folder that runs lie in")
     if name == "report":
         raise UserError(
             "name=report: is the folder that reports go to, in which no run is looked for; take another name"
         )
+
+
+def check_file_name(what: str, name: str, hint: str = "") -> None:
+    """Checks that a name can be one of a file: no path, not hidden, and nothing that a terminal would obey.
+
+    Args:
+        what: What messages begin with.
+        name: The name.
+        hint: What follows the message on a path.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if name != "." and Path(name).name != name:  # as the system reads it: a\b and C:b are paths on Windows
+        raise UserError(f"{what}: must be a name, and no path{hint}")
     if not name.strip() or name.startswith((".", "-")) or has_control(name):
         raise UserError(
-            f"name={printable(name)}: must be the name of a folder, without control characters and beginning with neither . nor -"
+            f"{what}: must be the name of a folder, without control characters and beginning with neither . nor -"
         )
 
 
@@ -246,10 +260,11 @@ def check_nodes(nodes: DictConfig, path: str, given: Given, nested: bool = False
     """Checks a mapping of names to nodes as `check_target` checks each.
 
     Raises:
-        UserError: A node is wrong, or a file brings keys of other parts of the config, which a node has no place for.
+        UserError: A node or its name is wrong, or a file brings keys of other parts of the config, which a node has no place for.
     """
     key = path.removesuffix(".sets")
     for name in map(str, nodes):
+        check_file_name(f"{key}: {printable(name)}", name)  # as files of the run are named after it
         node = nodes[name]
         whole = node.get("data") if isinstance(node, DictConfig) and "_target_" not in node else None
         if isinstance(whole, DictConfig) and "_target_" in whole:

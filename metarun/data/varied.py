@@ -79,6 +79,12 @@ def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
     return at, f"{words} = {needed} is above the {counted(own[at], kind)}{share}", enough
 
 
+def fewest_items(task: TaskShape) -> int:
+    """The items that a class needs to serve a task."""
+    found = shortage(task, np.array([0]))
+    return found[2] if found else 0
+
+
 def pick(count: Count, draw: Array, top: Array) -> Array:
     """A number for each draw in [0, 1): the count itself, or one from its range, at most `top`, each as likely."""
     if not isinstance(count, tuple):

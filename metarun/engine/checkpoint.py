@@ -51,10 +51,11 @@ def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = N
         The state that was saved.
 
     Raises:
-        UserError: The file is missing or truncated, no checkpoint of metarun, or of another training.
+        UserError: The file is missing, may not be read, or is truncated, no checkpoint of metarun, or of another training.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
+    files.check_opens(path, f"checkpoint {path}")
     try:
         files.check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)

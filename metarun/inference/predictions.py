@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from metarun.data.text_files import shortened
@@ -20,6 +17,7 @@ from metarun.inference.items import Listed, word
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
 from metarun.runs import contents
+from metarun.terminal import Terminal
 from metarun.text import counted, printable, shell_path
 
 LEAST_CERTAIN = 5  # images that the terminal names
@@ -197,13 +195,12 @@ def show(found: dict[str, Any], folder: Path) -> None:
     """Prints how many images each class has, the least certain ones, and where everything lies."""
     kind = found.get("kind", "images")
     one_kind = kind.removesuffix("s")
-    console = Console(width=None if sys.stdout.isatty() else 120)
     shown = Table("class", title=counted(found["images"], one_kind), title_justify="left", min_width=60)
     for heading in (kind, "mean probability"):
         shown.add_column(heading, justify="right")
     for name, count, share in zip(found["classes"], found["counts"], found["mean_probability"], strict=True):
-        shown.add_row(escape(printable(name)), str(count), "" if share is None else f"{share:.1%}")
-    console.print(shown)
+        shown.add_row(printable(name), str(count), "" if share is None else f"{share:.1%}")
+    Terminal().show(shown)
     if sentence := of_examples(found):
         print(sentence)
     if "acc" in found:

@@ -169,6 +169,7 @@ def _check_parts(content: dict[str, Any]) -> None:
 
 
 def _from_file(path: Path, shown: str) -> Stored:
+    files.check_opens(path, shown)
     try:
         files.check_archive(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,12 +50,14 @@ from metarun.runs.result import (
     restored,
 )
 from metarun.runs.result import key as key_of_result
-from metarun.text import counted
+from metarun.text import all_printable, counted
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
 Count = int | tuple[int, ...]  # a number, or the two ends of a range
 IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
+# What values of other types, or beyond those that can be computed with, lead to.
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -262,8 +266,7 @@ class Run:
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The recorded steps and values of the first of `names` that `metrics.jsonl` has, both `[n]`, finite ones only."""
         points: dict[str, dict[int, float]] = {name: {} for name in names}
-        path = self.folder / contents.METRICS
-        for record in files.read_json_lines(path)[0] if path.is_file() else ():
+        for record in records(self.folder)[0]:
             for name in names:
                 if isinstance(value := record.get(name), int | float) and np.isfinite(value):
                     points[name][record["step"]] = value
@@ -311,15 +314,14 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
     collection, runs = Collection(), []
     for folder in run_folders(roots, besides.resolve()):
         collection.total += 1
-        if not (folder / contents.RESULT).is_file():
-            collection.unfinished.append(folder)
-            continue
         try:
+            if not has_result(folder):
+                collection.unfinished.append(folder)
+                continue
             run = read(folder)
             check_usable(run)
             if without and folder in without:
-                file = folder / contents.RESULT
-                raise Unreadable(f"{file}: cannot be used ({without[folder]}), so that the run is left out")
+                raise Unreadable(folder / contents.RESULT, without[folder])
         except NothingTested:
             collection.total -= 1
             continue
@@ -327,9 +329,8 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
             collection.problems.append(str(error))
             continue
         runs += by_set(run)
-        lines = folder / contents.METRICS
-        if damaged := files.read_json_lines(lines)[1] if lines.is_file() else 0:
-            collection.problems.append(f"{lines}: {counted(damaged, 'damaged line')} left out of its curves")
+        if damage := records(folder)[1]:
+            collection.problems.append(f"{folder / contents.METRICS}: {damage}")
     collection.columns = swept(runs)
     collection.columns += [column for column in crossed(runs) if column not in collection.columns]
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
@@ -340,7 +341,10 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
 
 
 def run_folders(roots: Sequence[Path], besides: Path) -> Iterator[Path]:
-    """The folders with a `config.yaml`, in the order of their names, each once; nothing is looked for inside of one."""
+    """The folders with a `config.yaml`, in the order of their names, each once; nothing is looked for inside of one.
+
+    One that may not be looked into is among them: whoever reads it says so.
+    """
     seen, waiting = set(), [root for root in reversed(roots)]
     while waiting:
         folder = waiting.pop()
@@ -348,15 +352,57 @@ def run_folders(roots: Sequence[Path], besides: Path) -> Iterator[Path]:
         if real in seen or real == besides:
             continue
         seen.add(real)
-        if (folder / contents.CONFIG).is_file():
+        try:
+            below = None if has_file(folder, contents.CONFIG) else sorted(folder.iterdir(), reverse=True)
+        except OSError:
+            below = None
+        if below is None:
             yield folder
         else:
-            below = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), reverse=True)
-            waiting += [path for path in below if path.is_dir()]
+            waiting += [path for path in below if not path.name.startswith(".") and os.path.isdir(path)]
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Whether a folder has a file of that name; raises `OSError` where the folder may not be looked into."""
+    try:
+        return stat.S_ISREG((folder / name).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def has_result(folder: Path) -> bool:
+    """Whether the run in `folder` is finished; raises `Unreadable` where that cannot be told."""
+    try:
+        if has_file(folder, contents.RESULT):
+            return True
+        os.scandir(folder).close()  # one that may not be looked into is no unfinished run
+        return False
+    except OSError as error:
+        raise Unreadable(folder, _why(error)) from error
+
+
+def records(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """The lines of `metrics.jsonl` of a run, and what its curves lack, in words; empty where they are whole."""
+    try:
+        found, damaged = (
+            files.read_json_lines(folder / contents.METRICS) if has_file(folder, contents.METRICS) else ([], 0)
+        )
+    except OSError as error:
+        return [], f"cannot be read ({_why(error)}), so that the run has no curves"
+    return found, f"{counted(damaged, 'damaged line')} left out of its curves" if damaged else ""
 
 
 class Unreadable(Exception):
-    """A file of a run that is not what metarun writes."""
+    """A run that is left out, since a file of it cannot be read, or is not what metarun writes.
+
+    Args:
+        path: The file, or the folder.
+        why: What is wrong with it.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: cannot be used ({why}), so that the run is left out")
+        self.path = path
 
 
 class NothingTested(Unreadable):
@@ -367,7 +413,7 @@ def read(folder: Path) -> Run:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / contents.RESULT
     try:
-        result = restored(files.parsed(path.read_text(encoding="utf-8")))
+        result = all_printable(restored(files.parsed(path.read_text(encoding="utf-8"))))
         needed = (PROTOCOL, COMMAND, CONTENT if TARGET_ACCURACY in result else DATA)
         missing = [key for key in needed if key not in result]
         used = missing == [DATA] and not any(result[CHOICES].get(group) for group in ("data", "target"))
@@ -378,17 +424,16 @@ def read(folder: Path) -> Run:
         result[PROTOCOL].setdefault("split", None)
         path = folder / contents.CONFIG
         text = path.read_text(encoding="utf-8")
-        config = flat(yaml.load(text, _Loader))
+        config = all_printable(flat(yaml.load(text, _Loader)))
         if not config.keys() - {""}:
             raise ValueError("it holds no keys")
         if not text.endswith("\n"):  # it was written whole, and so ended its last line
             raise ValueError("it was cut off")
         if used:
-            raise NothingTested(f"{folder}: tested nothing")
+            raise NothingTested(folder, "it tested nothing")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         found = files.damage(path) if isinstance(error, ValueError | yaml.YAMLError) and path.is_file() else ""
-        why = found if "zero" in found or "empty" in found else first_line(error)
-        raise Unreadable(f"{path}: cannot be used ({why}), so that the run is left out") from error
+        raise Unreadable(path, found if "zero" in found or "empty" in found else _why(error)) from error
     try:
         stored = current_choices(result.get(CHOICES, {}))
         chosen = {group: choice for group, choice in stored.items() if choice is not None}
@@ -397,9 +442,13 @@ def read(folder: Path) -> Run:
         run = Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
         # The choices of the command line of a test are not what the weights were trained with.
         return _trained_with(run) if config.get("checkpoint") else run
-    except (TypeError, AttributeError, ValueError) as error:
-        file = folder / contents.RESULT
-        raise Unreadable(f"{file}: cannot be used ({first_line(error)}), so that the run is left out") from error
+    except (OSError, TypeError, AttributeError, ValueError) as error:
+        raise Unreadable(folder / contents.RESULT, _why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, by the error that reading it led to."""
+    return error.strerror or str(error) if isinstance(error, OSError) else first_line(error)
 
 
 def by_set(run: Run) -> list[Run]:
@@ -420,10 +469,10 @@ def check_usable(run: Run) -> None:
         numbers = [run.seed, *(run.result.get(key, 0.0) for key in (TRAIN_SECONDS, TRAIN_STEPS, SCORE))]
         kinds = [key_of_result(run.tested, measure) for measure in MEASURES]
         numbers += [run.result.get(key) or 0.0 for kind in kinds for key in (kind, half_of(kind))]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise Unreadable(f"{path}: cannot be used ({lacks(error)}), so that the run is left out") from error
+    except MALFORMED as error:
+        raise Unreadable(path, lacks(error)) from error
     if wrong := [number for number in numbers if not isinstance(number, int | float)]:
-        raise Unreadable(f"{path}: cannot be used ({str(wrong[0])[:40]!r} is no number), so that the run is left out")
+        raise Unreadable(path, f"{str(wrong[0])[:40]!r} is no number")
 
 
 def words_of(result: dict[str, Any]) -> list[str]:
@@ -474,12 +523,12 @@ def _trained_with(run: Run) -> Run:
 
 def _origin(folder: Path, checkpoint: Path) -> Run | None:
     """The run that trained the weights of `checkpoint`, as far as it is there and is not the one in `folder` itself."""
-    trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if not (trained / contents.RESULT).is_file() or trained.resolve() == folder.resolve():
-        return None
     try:
+        trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
+        if not has_result(trained) or trained.resolve() == folder.resolve():
+            return None
         return read(trained)
-    except Unreadable:
+    except (OSError, Unreadable):
         return None
 
 
@@ -588,8 +637,8 @@ def _place(group: Group) -> tuple[Any, ...]:
     return (not group.setting.tested, *map(natural, group.setting), *map(natural, group.values.values()))
 
 
-def natural(value: Any) -> tuple[int, float, str]:
+def natural(value: Any) -> tuple[int, int | float, str]:
     """Sorts numbers by size and before words, which go by the alphabet."""
     if isinstance(value, int | float):
-        return (0, float(value), "")
+        return (0, value, "")
     return (1, 0.0, str(value))

@@ -17,13 +17,15 @@ from rich.text import Text
 from metarun import files
 from metarun.config import Config, check_keys
 from metarun.errors import UserError
-from metarun.report.collect import NothingTested, Unreadable, check_usable, read, run_folders
+from metarun.report.collect import NothingTested, Unreadable, check_usable, has_result, read, run_folders
 from metarun.report.command import folders
 from metarun.report.text import main_number
 from metarun.runs import contents
 from metarun.runs.folder import stored_config
 from metarun.terminal import Terminal
 from metarun.text import counted, printable, shell_path
+
+UNREADABLE = "cannot be read"  # the state of a run that the system keeps from the reader
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,19 @@ def found(roots: Sequence[Path]) -> Iterator[Line]:
 def described(folder: Path) -> Line:
     """What is told of the run in a folder."""
     told: dict[str, Any] = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
-    when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
-    if not (folder / contents.RESULT).is_file():
-        return Line(**told, result="", state=progress(folder), when=when)
     try:
+        when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
+    except OSError:
+        return Line(**told, result="", state=UNREADABLE, when=folder.lstat().st_mtime)
+    try:
+        if not has_result(folder):
+            return Line(**told, result="", state=progress(folder), when=when)
         finished = read(folder)
         check_usable(finished)
     except NothingTested:
         return Line(**told, result="", state="finished", when=when)
-    except Unreadable:
-        return Line(**told, result="", state="result damaged", when=when)
+    except Unreadable as error:
+        return Line(**told, result="", state=_harm(error, error.path), when=when)
     number = main_number(finished.result, brief=True)
     return Line(**told, result=number, state="finished", when=finished.finished)
 
@@ -92,11 +97,16 @@ def progress(folder: Path) -> str:
         steps = f" of {config.train.steps:,}" if "train" in config else ""
         lines = folder / contents.METRICS
         last = files.read_json_lines(lines)[0][-1]["step"]
-    except UserError:
-        return "config damaged"
+    except UserError as error:
+        return _harm(error, folder / contents.CONFIG)
     except (OSError, IndexError, AttributeError, ValueError):
         return "begun"
     return f"step {last:,}{steps}"
+
+
+def _harm(error: Exception, path: Path) -> str:
+    """What is wrong with a file of a run, in two words or three."""
+    return UNREADABLE if isinstance(error.__cause__, OSError) else f"{path.stem} damaged"
 
 
 def show(lines: Sequence[Line]) -> None:

@@ -15,7 +15,7 @@ import metarun
 from metarun import files
 from metarun.errors import UserError, lacks
 from metarun.report import figures, tables
-from metarun.report.collect import Collection, Run, collect
+from metarun.report.collect import MALFORMED, Collection, Run, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
@@ -24,7 +24,6 @@ from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN
 from metarun.templates import template
 from metarun.text import counted, printable, shell_path
 
-MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # what values of other types lead to
 NAMED = 10  # unfinished runs that the terminal names
 
 
@@ -44,7 +43,7 @@ class Composed(NamedTuple):
 
 def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
     """Prints the table and writes all files to the folder `to`; returns the page, or None if no run is finished yet."""
-    bad: dict[Path, str] = {}
+    bad, title = dict[Path, str](), printable(title)
     while True:  # without a run that is left out, another one of its seed may be shown
         collection = collect(roots, besides=to, without=bad)
         try:
@@ -155,7 +154,7 @@ def _markdown(title: str, every: Sequence[tables.Table], collection: Collection)
     if collection.unfinished:
         parts.append(
             f"Not finished ({len(collection.unfinished)}):\n\n"
-            + "".join(f"- `{path}`\n" for path in collection.unfinished)
+            + "".join(f"- `{printable(str(path))}`\n" for path in collection.unfinished)
         )
     return "\n".join(parts)
 

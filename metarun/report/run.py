@@ -8,15 +8,18 @@ from typing import Any
 
 from rich.table import Table
 
+from metarun.errors import UserError, lacks
 from metarun.report import continual, target
-from metarun.report.collect import Unreadable, read
+from metarun.report.collect import MALFORMED, Unreadable, read
 from metarun.report.text import count_text, half, task_text
+from metarun.runs.contents import RESULT
 from metarun.runs.result import (
     ACCURACY,
     AFTER_INNER_STEPS,
     BASELINES,
     CHANCE,
     CONTINUAL,
+    DAMAGED,
     EPISODES,
     ERROR,
     MEASURES,
@@ -40,7 +43,7 @@ from metarun.runs.result import (
     stored,
 )
 from metarun.terminal import Terminal
-from metarun.text import counted, shell_path
+from metarun.text import all_printable, counted, shell_path, shown_path
 
 SHOWN_STEPS = {0, 1, 5, 10}
 
@@ -51,8 +54,15 @@ def show_stored(folder: Path, unchecked: str = "") -> None:
     Args:
         folder: The run folder.
         unchecked: Why it is not known whether the data are still those of the run; empty where it is.
+
+    Raises:
+        UserError: The result is damaged.
     """
-    show(folder, stored(folder))
+    found = stored(folder)
+    try:
+        show(folder, found)
+    except MALFORMED as error:
+        raise UserError(f"{shown_path(folder / RESULT)}: is damaged ({lacks(error)}); {DAMAGED}") from error
     if unchecked:
         print(f"The data were not checked: {unchecked}")
     print("This run had finished before: nothing was computed; resume=false starts over beside it.")
@@ -60,7 +70,7 @@ def show_stored(folder: Path, unchecked: str = "") -> None:
 
 def show(folder: Path, result: dict[str, Any]) -> None:
     """Prints the table of a result and where everything lies."""
-    terminal = Terminal()
+    terminal, result = Terminal(), all_printable(result)
     what = subject(folder)
     tested = TEST_ACCURACY in result or TEST_ERROR in result
     if TARGET_ACCURACY in result:
@@ -170,7 +180,7 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     prefixes = [prefix for prefix in BASELINES if key(prefix, ACCURACY) in result]
     columns = ("tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance")
     queries = count_text(result[PROTOCOL]["test"]["queries"])
-    table = _table(result, f"{what}{len(sets)} data sets, {queries} queries a class", columns)
+    table = _table(result, f"{what}{counted(len(sets), 'data set')}, {queries} queries a class", columns)
 
     def row(title: str, tasks: str, name: str) -> None:
         def number(kind: str, measure: str = ACCURACY) -> str:

@@ -35,7 +35,7 @@ from metarun.runs.recording import finish, recorded
 from metarun.runs.run import Run
 from metarun.runs.trial import watcher
 from metarun.stages.base import Stage
-from metarun.text import shell_path
+from metarun.text import printable, shell_path
 
 log = logging.getLogger("metarun")
 
@@ -148,7 +148,7 @@ def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
     found = {**result.stored(folder), "folder": str(folder)}
     left_out = [said for stage in built if (said := stage.conclude(folder, found))]
     for step in [*next_steps(folder, found), *(step for stage in built for step in stage.next_steps(found))]:
-        print(f"next     {step}")
+        print(f"next     {printable(step)}")
     if left_out:
         raise Incomplete("; ".join(left_out), found)
     return found

@@ -222,7 +222,7 @@ def stored_config(path: Path, advice: str) -> DictConfig:
                 f"{shown_path(path)}: is damaged ({printable(looked_up)} is no value that a run stores); {advice}"
             )
     except OSError as error:
-        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); {advice}") from error
+        raise files.unread(path, error, advice) from error
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
         pass
     raise UserError(f"{shown_path(path)}: is damaged ({files.damage(path)}); {advice}")

@@ -24,7 +24,7 @@ from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
 from metarun.runs import contents
-from metarun.text import counted, duration
+from metarun.text import counted, duration, printable
 
 log = logging.getLogger("metarun")
 
@@ -92,8 +92,20 @@ def _thread_ended(ended: Any) -> None:
         _hooks[0](ended)
 
 
+class Plain(logging.Formatter):
+    """A message as one line, whatever names of others are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, without characters that a terminal would obey."""
+        return printable(super().formatMessage(record))
+
+
 class Terminal(logging.Handler):
     """Plain lines on whatever `sys.stderr` is at the time (a progress bar replaces it while it is shown)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(Plain())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
@@ -122,7 +134,7 @@ def logging_to(path: Path) -> Iterator[None]:
         OSError: The file cannot be written.
     """
     handler = LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(Plain("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
         yield

@@ -53,7 +53,7 @@ class Job:
         """Whether its run has a result, which can be read."""
         try:
             return (self.folder / contents.RESULT).is_file() and bool(self.result)
-        except UserError:  # which the run itself tells when it is started
+        except (UserError, OSError):  # which the run itself tells when it is started
             return False
 
     @property

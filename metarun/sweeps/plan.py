@@ -29,6 +29,7 @@ from metarun.runs.folder import (
     named_after,
     refuse_other_config,
 )
+from metarun.shell.messages import one_line
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
 from metarun.text import counted, duration, printable, shell_path
 
@@ -178,7 +179,10 @@ def state(job: Job) -> str:
     """How far the run of a job is, in a word or two."""
     if job.finished:
         return "finished"
-    return "to go on" if (job.folder / contents.CONFIG).is_file() else "to run"
+    with suppress(OSError):  # of a folder that may not be looked into, which the run itself tells when it is started
+        if (job.folder / contents.CONFIG).is_file():
+            return "to go on"
+    return "to run"
 
 
 def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[Ended]:
@@ -201,8 +205,8 @@ def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[E
                     continue
                 if look_at_data:
                     check_data(job, whole, known)
-            except UserError as error:
-                ended.append((job, Outcome(2, str(error)), 0.0))
+            except (UserError, OSError) as error:
+                ended.append((job, Outcome(2, one_line(error)), 0.0))
             else:
                 ended.append((job, Outcome(), 0.0))
     return ended
@@ -235,8 +239,8 @@ def estimate(folder: Path, to_run: int) -> str:
     """What follows the number of runs to come: how long they take one after the other, by those in `folder` that have a result."""
     taken = []
     for path in folder.glob(f"*/{contents.RESULT}"):
-        with suppress(UserError):  # a damaged one, which its own command tells
-            taken.append(result.stored(path.parent).get(result.SECONDS, 0.0))
+        with suppress(UserError, TypeError, ValueError):  # a damaged one, which its own command tells
+            taken.append(float(result.stored(path.parent).get(result.SECONDS, 0.0)))
     return f" (about {duration(sum(taken) / len(taken) * to_run)} one after the other)" if taken and to_run else ""
 
 

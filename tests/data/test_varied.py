@@ -434,7 +434,9 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
             source.sampler("test", task, 0, CPU)
 
     refused(
-        TaskShape((2, 4), 1, 1), r"^task: ways = 4 is above the 3 classes of the test split.*take task\.ways=\[2,3\]"
+        TaskShape((2, 4), 1, 1),
+        r"^task: ways = 4 is above the 3 classes of the test split; every split has the same ones, so that no test is of new "
+        r"classes\. To tell these 3 classes themselves apart: recipe=target_only target=folder target\.data\.root=FOLDER$",
     )
     refused(TaskShape((1, 3), 1, 1), r"^test\.task\.ways=\[1,3\]: a task of one class has one answer")
     refused(
@@ -463,8 +465,10 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
         r"unlabelled = 2 is above the 1 image without labels.*class 1",
     )
     refused(TaskShape(2, (2, 5), (2, 5)), r"or leave small classes out: task\.min_items=4$")
-    refused(TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.4), r"or leave small classes out: task\.min_items=5$")
-    least = r"^task\.min_items=%d: leaves %d of the 3 classes for the test, and a task needs %d; lower it to %d$"
+    refused(
+        TaskShape(2, 1, 1, unlabelled=2, labelled_share=0.4), r"class 1; leave small classes out: task\.min_items=5$"
+    )
+    least = r"^task\.min_items=%d: leaves %d of the 3 classes for the test, and a task needs %d; take test\.task\.min_items=%d$"
     refused(TaskShape(3, 1, 1, min_items=4), least % (4, 2, 3, 3))
     refused(TaskShape(2, 1, 1, min_items=13), least % (13, 0, 2, 12))
     refused(TaskShape(2, 1, 1, unlabelled=1, distractors=1, min_items=4), least % (4, 2, 3, 3))
@@ -475,6 +479,39 @@ def test_a_split_that_cannot_serve_a_range_says_why() -> None:
     assert not ((pixels >= 12) & (pixels < 15)).any()  # the images of class 1
     source.sampler("test", TaskShape(2, (1, 50), (1, 50)), 0, CPU)(0, 5)  # the range allows the small class
     toy_images().sampler("test", replace(PAPER, ways=(5, 12)), 0, CPU)(0, 1)
+
+
+NOTHING = "too few classes of this split have enough for any such task. To tell these 4 classes themselves apart: recipe=target_only "
+DRAW = "let each task draw what its classes have: test.task.queries=[1,15]"
+
+
+@pytest.mark.parametrize(
+    ("learned", "tested", "task", "advice"),
+    [
+        # No class of one image can be made to serve, and without it too few are left.
+        ([19, 17], [1, 14], TaskShape(2, 1, 15), NOTHING),
+        ([19, 17], [1, 14], TaskShape(2, 1, 15, min_items=16), NOTHING),
+        ([19, 17], [16, 14], TaskShape(2, 1, 15), f"lower test.task.queries, or {DRAW}"),
+        ([19, 17], [16, 3], TaskShape(2, 1, 15, min_items=4), f"{DRAW}, and leave small classes out: test.task.min_items=2"),
+        ([19, 17], [16, 3, 18], TaskShape(2, 1, 15), f"lower test.task.queries, or {DRAW}, or leave small classes out: task.min_items=16"),
+        ([19, 17], [1, 16, 14], TaskShape(2, 1, 1), "leave small classes out: task.min_items=2"),
+        ([19, 1], [1, 16, 14], TaskShape(2, 1, 1), "leave small classes out: test.task.min_items=2"),
+        ([19, 17], [14, 16, 18], TaskShape(2, 1, 1, min_items=18), "take test.task.min_items=16"),
+        ([19, 17], [4, 4], TaskShape(2, 1, 3, query_dirichlet=2.0), "lower test.task.queries or test.task.shots"),
+    ],
+)  # fmt: skip
+def test_what_is_advised_for_small_classes_leads_on(
+    learned: list[int], tested: list[int], task: TaskShape, advice: str
+) -> None:
+    sizes = [*learned, *tested]
+    tests = range(2, len(sizes))
+    images = np.zeros((sum(sizes), 1, 1, 1), np.uint8)
+    source = ImageSource(table(images, sizes), {"train": [0, 1], "val": tests, "test": tests})
+    with pytest.raises(UserError) as caught:
+        source.sampler("test", task, 0, CPU)
+    said = str(caught.value).partition("; ")[2]
+    assert said.startswith(advice)
+    assert advice == NOTHING or said == advice
 
 
 def test_balanced_sizes_are_what_the_smallest_class_can_have() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rights import kept_out
 from shell import SINUSOID, Outcome, events, metarun, one_line, result, run_folder
 
 from metarun import files
@@ -22,6 +23,7 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.report.collect import collect
+from metarun.runs.folder import stored_config
 from metarun.runs.logger import RunLogger
 
 Spoil = Callable[[Path], object]
@@ -211,6 +213,27 @@ def test_tensors_of_which_a_part_is_lost_are_no_weights(tmp_path: Path) -> None:
         store.load(path)
 
 
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"model": {"a": torch.ones(3)}}, path)
+    path.chmod(0)
+    for reads in (checkpoint.load, store.load, lambda path: read_tensors(path, "backbone.weights")):
+        with kept_out(), pytest.raises(UserError, match=r"weights\.pt:? cannot be read \(Permission denied\)$"):
+            reads(path)
+
+
+def test_a_file_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"{}\n")
+    (tmp_path / "x").chmod(0)
+    for reads in (
+        lambda path: files.read_json(path, "delete it"),
+        lambda path: files.read_arrays(path, "delete it", []),
+        lambda path: stored_config(path, "delete it"),
+    ):
+        with kept_out(), pytest.raises(UserError, match=r"x: cannot be read \(Permission denied\)$"):
+            reads(tmp_path / "x")
+
+
 @pytest.mark.parametrize("key", ["optimizer", "schedule", "state"])
 @pytest.mark.parametrize("value", [None, 5, {"a": 1}])
 def test_a_checkpoint_without_a_part_is_named(key: str, value: Any, outputs: Path) -> None:
@@ -299,6 +322,24 @@ def test_weights_of_a_step_that_is_taken_again_are_kept_again(tmp_path: Path) ->
     torch.save(best, folder / "best.pt")
     assert metarun(*words, "train.max_seconds=1000").status == 0
     assert result(folder)["train/selected_step"] == 6 == whole["train/steps"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * files.LEVELS + "1" + "]" * files.LEVELS, ""),
+        ("[" * (files.LEVELS + 1) + "1" + "]" * (files.LEVELS + 1), "too deeply"),
+        ('{"a":' * 980 + "1" + "}" * 980, "too deeply"),
+        (str(-(10**308)), ""),
+        (f'{{"a": {10**309}}}', "too large"),
+    ],
+)
+def test_json_that_nothing_can_compute_with_is_no_json(text: str, why: str) -> None:
+    if not why:
+        assert files.parsed(text) is not None
+        return
+    with pytest.raises(ValueError, match=why):
+        files.parsed(text)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"{", b"5", b"\xff", b"null"])

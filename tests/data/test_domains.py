@@ -356,7 +356,7 @@ def test_a_target_s_images_are_known_among_those_of_training(
     target: ImageSource, trained: dict[str, int], brought: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_classes(range(12))
-    monkeypatch.setattr(training_data, "_training_parts", lambda run: [(source, {0, 1, 2, 3, 4, 5})])
+    monkeypatch.setattr(training_data, "_training_parts", lambda run, reads_source: [(source, {0, 1, 2, 3, 4, 5})])
     run: Any = SimpleNamespace(
         target=SimpleNamespace(source=target),
         learner=SimpleNamespace(origins=[Origin("backbone.from=x", seen.classes(source, "train"))]),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, whole_step
+from metarun.algos.dann import both_domains, check_domains, whole_step
 from metarun.config.types import Len, NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
@@ -66,6 +66,9 @@ class CORAL(Baseline):
     ) -> None:
         super().__init__(backbone, spec)
         self.weight, self.layers = weight, list(layers)
+
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        check_domains(self, tasks, 2)  # one alone has no covariance
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         features, batch = whole_step(self.features_of(batch.x), batch)

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from metarun.core import Backbone, Batch, Spec
+from metarun.core import Algorithm, Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.ops.draws import gather
 from metarun.ops.numerics import precise
+from metarun.text import counted
 
 
 class Reversal(torch.autograd.Function):
@@ -69,6 +70,24 @@ def whole_step(features: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
     """
     labels, domain = (gather(values.double()).to(values.dtype) for values in (batch.y, batch.domain))
     return gather(features), replace(batch, y=labels, domain=domain)
+
+
+def check_domains(method: Algorithm, images: int, least: int = 1) -> None:
+    """Checks that every step has images enough of either domain, which come by turns.
+
+    Args:
+        method: The method.
+        images: Those of a step, over all processes.
+        least: How many of each domain the loss needs.
+
+    Raises:
+        UserError: They are fewer.
+    """
+    if images < 2 * least:
+        raise UserError(
+            f"train.tasks_per_step={images}: {type(method).__name__} needs {counted(least, 'image')} of the source and of the target "
+            f"in every step; use at least {2 * least} (128, say)"
+        )
 
 
 def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,6 +130,9 @@ class DANN(Baseline):
         super().__init__(backbone, spec)
         self.reversal, self.ramp_steps, self.sharpness = reversal, ramp_steps, sharpness
         self.domain = nn.Sequential(nn.Linear(backbone.features, domain_hidden), nn.ReLU(), nn.Linear(domain_hidden, 1))
+
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        check_domains(self, tasks)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         features, batch = whole_step(self.features_of(batch.x), batch)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, whole_step
+from metarun.algos.dann import both_domains, check_domains, whole_step
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.ops.numerics import full_precision, precise
@@ -86,6 +86,9 @@ class MMD(Baseline):
     ) -> None:
         super().__init__(backbone, spec)
         self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
+
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        check_domains(self, tasks)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         features, batch = whole_step(self.features_of(batch.x), batch)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, whole_step
+from metarun.algos.dann import both_domains, check_domains, whole_step
 from metarun.config.types import NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
@@ -71,6 +71,9 @@ class MultiTask(Baseline):
 
     def classify(self, x: Tensor) -> Tensor:
         return self.target_head(self.features_of(x))
+
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        check_domains(self, tasks)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         features, batch = whole_step(self.features_of(batch.x), batch)

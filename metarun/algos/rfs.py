@@ -41,6 +41,7 @@ from metarun.ops.numerics import full_precision, one_hot, precise
 
 ITERATIONS = 20_000  # at most; some dozens are usual, some thousands at the weakest penalty
 TOLERANCE = 1e-12  # of the largest logit
+UNTAUGHT = "algo.distill=true: needs a teacher; use recipe=pretrain_meta with pretrain.algo of this method"
 Cost = Annotated[float, Interval(gt=0, le=1e5)]  # weaker penalties take too long to be solved
 
 
@@ -142,15 +143,17 @@ class RFS(Baseline):
             self.teacher.eval()
         return self
 
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        if self.teacher is not None and not inherits:
+            raise UserError(UNTAUGHT)
+
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.classify(batch.x)
         loss, shown = self.classification_loss(logits, batch)
         if self.teacher is None:
             return loss, shown
         if not self.taught:
-            raise UserError(
-                "algo.distill=true: needs a teacher; use recipe=pretrain_meta with pretrain.algo of this method"
-            )
+            raise UserError(UNTAUGHT)
         with torch.no_grad():
             told = precise(self.teacher["head"](precise(self.teacher["backbone"](batch.x)))) / self.temperature
         divergence = F.kl_div(

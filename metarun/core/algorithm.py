@@ -90,6 +90,17 @@ class Algorithm(Checked, nn.Module, ABC):
         """Whether the prediction for a query depends on the other queries."""
         return self.couples_queries or batch_norm.transductive(self.backbone.norm)
 
+    def check(self, tasks: int, *, inherits: bool) -> None:
+        """Checks that it can train as it is to train, before anything is trained.
+
+        Args:
+            tasks: The tasks (images, for methods on batches) of a step, over all processes.
+            inherits: Whether it takes over what an earlier stage learned (`inherit`).
+
+        Raises:
+            UserError: It cannot.
+        """
+
     @abstractmethod
     def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a training step.

@@ -85,6 +85,9 @@ class Train(Stage):
                 f"{nearest(self.start_from, run.learners)}"
             )
         self.learner = build_learner(run, self.name, self.algo, self.train, self.wrapper, trains=True)
+        if self.learner.settings.steps:
+            tasks = self.learner.settings.tasks_per_step
+            self.learner.algorithm.check(tasks, inherits=self.start_from is not None)
         self.held_out = held_out_images(run, self.learner, self.train)
         later = run.later(self)
         self.last = not any(stage.gives_weights for stage in later)

@@ -282,6 +282,9 @@ def test_distillation() -> None:
         value.data += 0.3 * torch.randn_like(value)
     with pytest.raises(UserError, match=r"algo\.distill=true: needs a teacher"):
         student.loss(batch, 0)
+    with pytest.raises(UserError, match=r"algo\.distill=true: needs a teacher"):
+        student.check(64, inherits=False)  # before anything is written
+    student.check(64, inherits=True)
     student.inherit(teacher)
     student.train()
     assert not student.teacher["backbone"].training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,25 @@ def mixed(known: bool, count: int = 64) -> Batch:
     """As many images of the source as of the target, whose labels are `known` or not."""
     parts = [domain(False, count), domain(True, count, known)]
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y", "domain")))
+
+
+def alternating(count: int) -> Batch:
+    """Images of the source and of the target by turns, as a step gets them."""
+    both, order = mixed(True), torch.arange(128).reshape(2, 64).T.flatten()[:count]
+    return Batch(both.x[order], both.y[order], both.domain[order])
+
+
+@pytest.mark.parametrize(("kind", "least"), [(DANN, 2), (MMD, 2), (MultiTask, 2), (CORAL, 4)])
+def test_a_step_of_too_few_images_is_refused_before_anything_is_trained(kind: type[Algorithm], least: int) -> None:
+    algorithm = kind(body(), SPEC)
+    for count in range(1, 6):
+        with pytest.raises(UserError) if count < least else nullcontext():
+            algorithm.loss(alternating(count), 0)
+        refused = pytest.raises(
+            UserError, match=rf"^train.tasks_per_step={count}: {kind.__name__} .* at least {least} "
+        )
+        with refused if count < least else nullcontext():
+            algorithm.check(count, inherits=False)
 
 
 def body(width: int = 16) -> MLP:

@@ -7,23 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 VERSION = 0x20080522  # of the structures below: Linux's third
 PAST_RIGHTS = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 
 
 @contextmanager
 def kept_out() -> Iterator[None]:
-    """Rights of files hold for this thread while the context lasts; a test is skipped where they cannot be made to."""
-    if getattr(os, "geteuid", lambda: None)() != 0:
-        if os.name == "nt":
-            pytest.skip("no rights of this kind")
+    """Rights of files hold for this thread while the context lasts, whoever runs the tests."""
+    if os.geteuid() != 0:
         yield
         return
     library = ctypes.CDLL(None)
-    if not hasattr(library, "capset"):
-        pytest.skip("root is let in everywhere")
     header, before = (ctypes.c_uint32 * 2)(VERSION, 0), (ctypes.c_uint32 * 6)()
     assert library.capget(header, before) == 0
     now = (ctypes.c_uint32 * 6)(*before)

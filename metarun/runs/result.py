@@ -145,11 +145,17 @@ def intact(folder: Path, found: dict[str, Any]) -> bool:
     Args:
         folder: The run's.
         found: Its result; one of an earlier version tells of none.
+
+    Raises:
+        UserError: One of them cannot be read.
     """
     told = found.get(FILES, {})
-    return isinstance(told, dict) and all(
-        (folder / name).is_file() and files.sha256(folder / name) == digest for name, digest in told.items()
-    )
+    try:
+        return isinstance(told, dict) and all(
+            (folder / name).is_file() and files.sha256(folder / name) == digest for name, digest in told.items()
+        )
+    except OSError as error:
+        raise files.unread(Path(error.filename or folder), error, DAMAGED) from error
 
 
 def learner(folder: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from metarun.runs.folder import (
     named_after,
     refuse_other_config,
 )
-from metarun.shell.messages import one_line
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
 from metarun.text import counted, duration, printable, shell_path
 
@@ -205,8 +204,8 @@ def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[E
                     continue
                 if look_at_data:
                     check_data(job, whole, known)
-            except (UserError, OSError) as error:
-                ended.append((job, Outcome(2, one_line(error)), 0.0))
+            except UserError as error:
+                ended.append((job, Outcome(2, str(error)), 0.0))
             else:
                 ended.append((job, Outcome(), 0.0))
     return ended

@@ -207,6 +207,8 @@ class TableSource(DataSource):
         else:  # for some class that is to serve no task is small enough
             out = self._leaving_out(split, task, fewest_items(smallest))
             found = left_out or [f"{lowered[-1]}, and leave small classes out: {out}" for _ in lowered[:1] if out]
+        if task.labelled_share < 1 and shortage(replace(task, labelled_share=1.0), sizes) is None:
+            found.append(f"raise {key}.labelled_share")
         return ", or ".join(found) or (
             f"too few classes of this split have enough for any such task. {self._as_target(len(self.table.names))}"
         )
@@ -223,7 +225,7 @@ class TableSource(DataSource):
 
     def _can_serve(self, split: Split, task: TaskShape, items: int) -> bool:
         """Whether a split has as many classes of at least so many items as a task needs."""
-        left = (self.table.sizes[self.splits[split]] >= items).sum() * (4 if self.rotations else 1)
+        left = (self.table.sizes[self.splits[split]] >= items).sum() * self.turns
         return bool(left >= task.needed_ways + task.distractors)
 
     def _as_target(self, classes: int) -> str:

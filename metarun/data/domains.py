@@ -280,7 +280,7 @@ def _divided(
         alike: For each of `trained` the data set read as that one is, where it can be.
         where: What a line about it begins with.
     """
-    apart = set[str]()
+    apart, division = set[str](), None
     for member, images in zip(trained, alike, strict=True):
         if not same_names(member, built):
             continue
@@ -293,8 +293,8 @@ def _divided(
                 "%s: is taken for a data set that is trained on: both have the same names of classes, and images that cannot be compared",
                 where,
             )
-        return built.divided(_division_of(member, built.table.names))
-    found = built.divided(_division_by_images(trained, alike))
+        division = division or _division_of(member, built.table.names)
+    found = built.divided(division or _division_by_images(trained, alike))
     found.told_apart |= apart
     return found
 

@@ -27,8 +27,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# The last words of keys whose values an hour or a machine decides.
-NOT_COMPARED = {"seconds", "tasks_per_second", "peak_memory", "git_commit", "versions", "hardware", "metarun", "reused"}
+# The last words of keys whose values an hour or a machine decides, or the folder that a tree lies in.
+NOT_COMPARED = {
+    "seconds",
+    "tasks_per_second",
+    "peak_memory",
+    "git_commit",
+    "versions",
+    "hardware",
+    "metarun",
+    "reused",
+    "made_by",
+}
 
 SHORT = [
     "hardware=cpu",
@@ -79,7 +89,7 @@ RUNS: dict[str, list[str]] = {
     "few_labels": [*SHORT, *IMAGES, "algo=semi_protonet_masked", "task.unlabelled=2", "task.distractors=1"],
     "umtra": [*SHORT, *IMAGES, "algo=protonet", "unsupervised=umtra"],
     "metamix": [*SHORT, *IMAGES, *MAML, "wrapper=metamix"],
-    "ats": [*SHORT, *IMAGES, "algo=anil", "wrapper=ats"],
+    "ats": [*SHORT, *IMAGES, "algo=anil", "wrapper=ats", "train.tasks_per_step=4"],
     "varied": [*SHORT, *IMAGES, "algo=protonet", "task.ways=[2,3]", "task.shots=[1,2]"],
     # a recipe each
     "train": [*SHORT, *IMAGES, "recipe=train"],

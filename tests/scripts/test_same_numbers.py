@@ -91,7 +91,8 @@ def test_a_file_is_its_tensors_and_not_its_bytes_or_its_place(tmp_path: Path) ->
     weights = {"a": torch.ones(3), "b": {"c": torch.arange(2)}}
     for folder, state in ((one, weights), (other, dict(reversed(weights.items())))):
         folder.mkdir(parents=True)
-        torch.save({"model": state, "state": {"step": 1, "seconds": folder.stat().st_ino}}, folder / "best.pt")
+        kept = {"model": state, "state": {"step": 1, "seconds": folder.stat().st_ino}, "made_by": f"digest of {folder}"}
+        torch.save(kept, folder / "best.pt")
     stage = tmp_path / "one" / "stages" / "pretrain-0123456789abcdef"
     stage.mkdir(parents=True)
     torch.save(weights, stage / "best.pt")

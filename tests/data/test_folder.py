@@ -263,7 +263,6 @@ def listening(path: Path) -> None:
         (listening, "it is a socket, and no file"),
         (lambda path: path.symlink_to("/dev/zero"), "it is a device, and no file"),
         (lambda path: path.write_bytes(b""), "the file is empty"),
-        (lambda path: save(path, Image.new("F", (8, 8), 0.5), format="TIFF"), "floating-point"),
     ],
 )
 def test_bad_files_are_named_or_skipped(
@@ -279,6 +278,16 @@ def test_bad_files_are_named_or_skipped(
     source = Folder(root=str(root), skip_bad=True)
     assert source.describe()["skipped"] == 1
     assert source.table.sizes.tolist() == [3] * 10
+
+
+def test_an_image_of_unknown_range_is_named_or_skipped(root: Path, own_cache: Path) -> None:
+    odd = root / "c4" / "4.png"
+    save(odd, Image.new("F", (8, 8), 0.5), format="TIFF")
+    with pytest.raises(
+        UserError, match=rf"^data.root: {odd} has floating-point pixels.*; data.value_range=\[low,high\] "
+    ):
+        Folder(root=str(root))
+    assert Folder(root=str(root), skip_bad=True).describe()["skipped"] == 1
 
 
 def test_names_that_are_no_utf_8_are_names(root: Path, own_cache: Path, tmp_path: Path) -> None:

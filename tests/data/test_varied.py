@@ -219,7 +219,7 @@ def test_meta_dataset_gives_no_class_fewer_than_asked(
     with pytest.raises(
         UserError, match=rf"of at most half of a class for queries, = {items} is above the .*task\.min_items={items}$"
     ):
-        as_images([items - 1, 40, 40]).sampler("test", task, 0, CPU)
+        as_images([items - 1, 40, 40, 40]).sampler("test", task, 0, CPU)
     for one in sampler(task, offsets=np.cumsum([0, items, 40, 40]), classes=np.arange(3)).draw(0, 200):
         assert min(one.shots) >= shots[0]
         assert min(one.queries) >= queries[0]

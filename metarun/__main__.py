@@ -13,10 +13,9 @@ def main() -> None:
             sys.path.append(sys.path.pop(0))
     import signal
 
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # else ignored, as by a job in a shell's background
-        # Ends at once and without a word, as nothing is begun while modules are imported; `cli` hears it from then on.
+    # Ends at once and without a word, as nothing is begun while modules are imported; `cli` hears it from then on. A job in a
+    # shell's background ignores it, and goes on doing so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from metarun import cli
 

@@ -8,6 +8,7 @@ a table which was interrupted has the same numbers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -68,7 +69,13 @@ def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: tor
     folder = cache_root() / f"vectors-{files.digest(key)}"
     shape = (int(source.table.offsets[-1]), turns * encoding.views, encoder.features)
     told = "encoder: another process encodes the same items"
-    build_once(folder, told, lambda: _build(folder, key, shape, source, encoder, encoding, device))
+
+    def build() -> None:
+        """Goes on with what an interrupted build left."""
+        with _unfinished(folder) as unfinished:
+            _build(unfinished, key, shape, source, encoder, encoding, device)
+
+    build_once(folder, told, build)
     return _open(folder, key, shape, encoding.dtype)
 
 
@@ -76,22 +83,15 @@ def _file(folder: Path, dtype: str) -> Path:
     return folder / f"vectors.{'f16' if dtype == 'float16' else 'f32'}"
 
 
-def _build(
-    folder: Path,
-    key: dict[str, Any],
-    shape: tuple[int, int, int],
-    source: TableSource,
-    encoder: Encoder,
-    encoding: Encoding,
-    device: torch.device,
-) -> None:
-    """Makes a table of vectors; goes on with what an interrupted build left, and leaves nothing where no row of it is whole."""
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """The folder that a table is made in: it gets the name `folder` in the end, and is removed where no row of it is whole."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     if not unfinished.is_dir():
         unfinished.mkdir()
         platform.sync_folder(unfinished.parent)
     try:
-        _fill(unfinished, key, shape, source, encoder, encoding, device)
+        yield unfinished
     except BaseException:
         if not (unfinished / PROGRESS).exists():
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -100,7 +100,7 @@ def _build(
     platform.sync_folder(folder.parent)
 
 
-def _fill(
+def _build(
     unfinished: Path,
     key: dict[str, Any],
     shape: tuple[int, int, int],

@@ -87,6 +87,7 @@ def test_signal_while_an_error_is_told_is_no_traceback() -> None:
 INTERRUPTED = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in a shell's background ignore it
 from metarun.__main__ import main
 class CtrlC(MetaPathFinder):
     def find_spec(self, name, path, target=None):

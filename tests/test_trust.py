@@ -22,6 +22,7 @@ from metarun.encoders.trained import Trained
 from metarun.errors import UserError
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.encoding import EncoderStep
+from metarun.runs.result import begun
 from metarun.trust import check_classes
 
 MARK = "from pathlib import Path\nPath('{mark}').touch()\nfrom metarun.algos.maml import MAML\nclass Evil(MAML): pass\n"
@@ -274,3 +275,23 @@ def test_a_set_to_test_on_has_a_name_that_files_can_have(name: str) -> None:
     with open_dict(config):
         config.test.data = {"my-set": config.data}
     check(config)
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "begins"),
+    [
+        (
+            "metarun --config-dir '/my conf' algo=maml seed=1",
+            ["algo=maml", "seed=1"],
+            "metarun --config-dir '/my conf'",
+        ),
+        ("metarun --config-dir /c --config-name mine", [], "metarun --config-dir /c --config-name mine"),
+        ("rm -r /home algo=maml", ["algo=maml"], "metarun"),
+        ("metarun 'seed=1", ["seed=1"], "metarun"),
+        (7, ["seed=1"], "metarun"),
+        ("metarun seed=1", 7, "metarun"),
+        ("metarun", ["seed=1"] * 9, "metarun"),
+    ],
+)
+def test_a_command_that_others_stored_is_not_what_is_proposed_next(command: Any, overrides: Any, begins: str) -> None:
+    assert begun({"command": command, "overrides": overrides}) == begins

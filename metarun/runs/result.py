@@ -127,16 +127,27 @@ def restored(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+OF_CONFIGS = ("--config-dir", "--config-path", "--config-name")  # the options by which Hydra finds configs
+
+
 def begun(found: dict[str, Any]) -> str:
-    """What a further command on a run begins with: `metarun`, and the options that its own command had, as `--config-dir`.
+    """What a further command on a run begins with: `metarun`, and where its own command found its configs.
+
+    Nothing else is taken from the command: others may have written the result, and what is printed here is pasted.
 
     Args:
-        found: Its result; one of an earlier version may not say which words are overrides, and then no options are known.
+        found: Its result; one of an earlier version may not say which words are overrides, and then no option is known.
     """
-    if not {COMMAND, OVERRIDES} <= found.keys():
+    command, overrides = found.get(COMMAND), found.get(OVERRIDES)
+    if not isinstance(command, str) or not isinstance(overrides, list):
         return "metarun"
-    words = shlex.split(found[COMMAND])
-    return shlex.join(words[: len(words) - len(found[OVERRIDES])])
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation that does not end
+        return "metarun"
+    options = words[1 : len(words) - len(overrides)]
+    pairs = [options[at : at + 2] for at, word in enumerate(options[:-1]) if word in OF_CONFIGS]
+    return shlex.join(["metarun", *(word for pair in pairs for word in pair)])
 
 
 def intact(folder: Path, found: dict[str, Any]) -> bool:

@@ -273,7 +273,7 @@ def test_plain_lines_without_a_terminal(done: tuple[Outcome, Path]) -> None:
     assert "\r" not in outcome.err
     assert f"run folder: {folder}\n" in outcome.err
     assert re.search(r"^hardware: cpu, .*\b1 process of (1 thread|\d+ threads), tasks ", outcome.err, re.M)
-    assert re.search(r"^step 2/6  loss [\d.]+  acc [\d.]+  lr [\d.]+  tasks/s [\d.]+$", outcome.err, re.M)
+    assert re.search(r"^step 2/6  loss [\d.]+  acc [\d.]+  lr [\d.]+  tasks/s [\d.]+(  .* left)?$", outcome.err, re.M)
     assert re.search(r"^step 6/6  val/loss [\d.]+  val/acc [\d.]+  val/acc_ci95 [\d.]+$", outcome.err, re.M)
 
 

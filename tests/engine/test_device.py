@@ -23,7 +23,7 @@ from metarun.engine import hardware as chosen
 from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import choose
 from metarun.engine.traced_step import TracedStep
-from metarun.target.target import PREDICTIONS
+from metarun.runs.contents import OF_REPEATS
 
 second_device.device()
 
@@ -159,10 +159,10 @@ def test_whole_run_on_a_device(words: list[str], tmp_path: Path, monkeypatch: py
     scores = [key for key in scores if not (key.startswith("target/") and key.endswith("_ci95"))]
     assert scores
     tied = False
-    repeats = sorted(file.name for file in (here / PREDICTIONS).glob("*.npz"))
+    repeats = sorted(file.name for file in (here / OF_REPEATS).glob("*.npz"))
     assert bool(repeats) == ("recipe=transfer" in words)
     for name in repeats:
-        on_cpu, on_device = (np.load(run / PREDICTIONS / name) for run in (here, away))
+        on_cpu, on_device = (np.load(run / OF_REPEATS / name) for run in (here, away))
         shares = np.exp(on_cpu["log_probabilities"])
         np.testing.assert_allclose(np.exp(on_device["log_probabilities"]), shares, rtol=0, atol=CLOSE)
         best, second = np.sort(shares, 1)[:, :-3:-1].T

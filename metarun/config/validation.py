@@ -81,8 +81,6 @@ FOLDERS_OF_HYDRA = {
     "output_subdir": None,
     "job.chdir": False,
 }
-
-
 NO_SEARCHPATH = "hydra.searchpath: is not looked through here; --config-dir FOLDER has choices of your own"
 
 

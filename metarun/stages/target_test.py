@@ -77,7 +77,7 @@ class TargetTest(Stage):
             right = (predicted == images.labels).astype(float)
             known = run.target.train if run.algorithm.uses_target != "no" else run.target.train.take(np.arange(0))
             copied = run.target.copies(known, images)
-            run.result |= run.target.tell_copies([int(copied.sum())], len(images))
+            run.result |= run.target.warn_copies([int(copied.sum())], len(images))
             files.save_arrays(run.folder / contents.SCORES, values=right[None], right=right)
             one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])

@@ -97,12 +97,12 @@ def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> N
             "without hydra/sweeper=optuna the same words are a grid"
         )
     (first, config), *others = possible
-    values_of: dict[str, list[dict[str, Any]]] = {}
+    own, values_of = scored(config), dict[str, list[dict[str, Any]]]()
     for job, other in others:
         for key in map(key_of, {*job.overrides} - {*first.overrides}):
             values_of.setdefault(key, []).append(scored(other))
     for key in space:
-        if key in values_of and all(values == scored(config) for values in values_of[key]):
+        if key in values_of and all(values == own for values in values_of[key]):
             raise UserError(
                 f"{key}: is not searched, no validation score depends on it; sweep it over the best settings afterwards"
             )

@@ -155,7 +155,7 @@ class Target:
         known = {self._digests[row] for row in train.rows.tolist()} - {None}  # a blank image is no copy
         return np.array([self._digests[row] in known for row in test.rows.tolist()], dtype=bool)
 
-    def tell_copies(self, counts: Sequence[int], tested: int) -> dict[str, list[int]]:
+    def warn_copies(self, counts: Sequence[int], tested: int) -> dict[str, list[int]]:
         """Warns of test images that are copies of training images; the fact for `result.json`.
 
         Args:
@@ -234,7 +234,7 @@ class Target:
         return {
             **{result.key(result.TARGET, name): value for name, value in curve[-1].items()},
             **(self._keep_predictions(folder.parent, curve[-1], values) if world.main else {}),
-            **(self.tell_copies([int(self.copies(*one).sum()) for one in subsets], len(test)) if world.main else {}),
+            **(self.warn_copies([int(self.copies(*one).sum()) for one in subsets], len(test)) if world.main else {}),
             result.TARGET_CURVE: curve,
             result.TARGET_CLASSES: self.names,
             result.TARGET_CHANCE: float(np.max(test.counts) / len(test)),

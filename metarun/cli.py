@@ -85,7 +85,7 @@ def main() -> None:
         _write_nowhere(sys.stdout, sys.stderr)
         sys.exit(128 + number_of("SIGPIPE", 13))
     except OSError as error:  # of what was written last, onto a full disk
-        if os.environ.get("METARUN_TRACEBACK"):
+        if _shows_tracebacks():
             raise
         print(f"metarun: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         _write_nowhere(sys.stdout)
@@ -98,6 +98,11 @@ def _write_nowhere(*streams: Any) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream.fileno())
+
+
+def _shows_tracebacks() -> bool:
+    """Whether the environment asks for the tracebacks of errors that the user can mend."""
+    return os.environ.get("METARUN_TRACEBACK", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def follows() -> bool:
@@ -218,7 +223,7 @@ def _outcome_of(words: list[str]) -> Outcome:
         # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg, a
         # sweeper that is none.
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
-        if os.environ.get("METARUN_TRACEBACK") or foreign:
+        if _shows_tracebacks() or foreign:
             raise
         if isinstance(error, Refused):
             return Outcome(2, str(error), own_error=isinstance(error.__cause__, Diverged))

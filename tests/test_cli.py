@@ -603,6 +603,12 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(caught.value.__cause__, schema.UserError)
 
 
+@pytest.mark.parametrize("no", ["", "0", "false"])
+def test_no_traceback_is_a_value_too(no: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_TRACEBACK", no)
+    one_line(metarun("algo=mmal"), "algo=mmal: there is no such choice")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*arguments: object) -> None:
         raise ValueError("a bug of metarun's")

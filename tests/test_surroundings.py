@@ -30,7 +30,7 @@ from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
 from metarun.terminal import Terminal
-from metarun.text import bytes_text, counted, duration, listed
+from metarun.text import bytes_text, counted, duration, listed, outlasting
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -80,6 +80,33 @@ def test_an_output_without_these_characters_spells_them() -> None:
     assert raw.getvalue() == b"52.1% +- 3.0%, 3 x 4, \\u65e5\\u672c"
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("ascii", "metarun.spelled")
+
+
+class Full(io.RawIOBase):
+    """A file on a full disk that standard output was redirected to."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def write(self, content: Any) -> int:
+        raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_output_to_a_file_is_named_where_it_cannot_be_written(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an error that a closed terminal would have: a file is on a disk, and what is lost there is told."""
+    monkeypatch.setattr("metarun.text._is_device", lambda stream: False)
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BufferedWriter(Full(error), 1)))
+    stream = outlasting(sys.__stdout__)
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        print("what nobody can keep", file=stream, flush=True)
+    assert caught.value.filename == "standard output"
 
 
 def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import pytest
 import rich.progress
 import torch
 from rich.table import Table
+from rich.text import Text
 from shell import SINUSOID, environment, metarun, one_line, run_folder
 
 from metarun import cli, files, progress
@@ -116,8 +117,13 @@ def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", out)
     table = Table("", "accuracy", "95% interval", "episodes", title="5-way 1-shot", min_width=60)
     table.add_row("test", "52.12%", "± 3.04%", "1000")
+    table.add_row(Text("untrained"), "20.00%", "", "")
+    table.caption = "a caption of more than twenty columns"
     Terminal().show(table)
-    assert all(text in out.getvalue() for text in ("52.12%", "± 3.04%", "1000"))
+    assert [line.rstrip() for line in out.getvalue().split("\n")] == [
+        "5-way 1-shot", "", "test", "accuracy 52.12%", "95% interval ± 3.04%", "episodes 1000", "", "untrained", "accuracy 20.00%", "",
+        "a caption of more", "than twenty columns", "", "",
+    ]  # fmt: skip
 
 
 def _piped(tmp_path: Path, **streams: Any) -> tuple[int, str]:

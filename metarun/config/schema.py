@@ -336,7 +336,6 @@ class Config:
     augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
         field(default_factory=dict)
     )
-    usual: Usual = field(default_factory=Usual)
     pretrain: Pretrain = field(default_factory=Pretrain)
     target: Target = field(default_factory=Target)
     transfer: Annotated[
@@ -346,6 +345,9 @@ class Config:
     train: Train = field(default_factory=Train)
     test: Test = field(default_factory=Test)
     continual: Continual = field(default_factory=Continual)
+    usual: Usual = field(
+        default_factory=Usual
+    )  # behind `train.schedule`, which may stand for its own and is what was typed
     hardware: Hardware = field(default_factory=Hardware)
     recipe: Recipe = field(default_factory=Recipe)
     name: (

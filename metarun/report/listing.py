@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import files
-from metarun.config import Config, check_keys
 from metarun.errors import UserError
 from metarun.report.collect import NothingTested, Unreadable, check_usable, has_result, read, run_folders
-from metarun.report.command import folders
+from metarun.report.command import check_words, folders
 from metarun.report.text import main_number
 from metarun.runs import contents
 from metarun.runs.folder import stored_config
@@ -55,7 +54,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     Raises:
         UserError: A folder is not there, or no run lies in it.
     """
-    check_keys(config, Config)
+    check_words(config, overrides)
     roots = folders(config, required=False)
     lines = sorted(found(roots), key=lambda line: line.when)
     if not lines:

@@ -22,7 +22,7 @@ from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
 from metarun.runs.result import PROTOCOL
-from metarun.terminal import Terminal
+from metarun.terminal import NARROW, Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
@@ -350,8 +350,9 @@ def _point(point: Point, over: str) -> str:
 def show(tables: Sequence[Table]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
     console, whole = Terminal(), not sys.stdout.isatty()
+    width = sys.maxsize if console.width < NARROW else console.width  # there numbers stand below each other
     for given in tables:
-        table, left_out = (given, []) if whole else narrowed(without_unpublished(given), console.width)
+        table, left_out = (given, []) if whole else narrowed(without_unpublished(given), width)
         rich = RichTable(title=Text(table.title), title_justify="left")
         for index, heading in enumerate(table.headings):
             setting = index < table.numbers_from  # which is one word, and is read as a whole

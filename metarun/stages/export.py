@@ -55,7 +55,7 @@ class Export(Stage):
     continues_config = False
     needs_data = False
     one_process = True
-    reads = ("images", "support", "format", "int8")
+    reads = ("images", "support", "format", "int8", "task.ways", "test.task.ways")
 
     def prepare(self, run: Run) -> None:
         config = run.config

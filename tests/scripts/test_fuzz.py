@@ -40,7 +40,7 @@ from scripts.fuzz.words import fuzz_words
         (["+algo._partial_=true"], "algo._partial_: "),
         (["++train.optimizer={_target_: builtins.exec}"], "train.optimizer"),
         (["algo._target_=builtins.exec"], "algo._target_=builtins.exec: "),
-        (["train.schedule._target_=torch.load"], "schedule._target_=torch.load: cannot be imported"),
+        (["train.schedule._target_=torch.load"], "train.schedule._target_=torch.load: cannot be imported"),
         (["data={a: 1}"], "data"),
         (["~train"], "train"),
         (["~"], "~: cannot be read"),

@@ -581,6 +581,11 @@ def unwritable_outputs(tmp_path: Path) -> list[str]:
     return [*SINUSOID, f"outputs={tmp_path / 'file' / 'below'}"]
 
 
+def dangling_outputs(tmp_path: Path) -> list[str]:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    return [*SINUSOID, f"outputs={tmp_path / 'link'}"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
@@ -590,7 +595,8 @@ def unwritable_outputs(tmp_path: Path) -> list[str]:
         (short_archive, ["images_background.zip: 963 of 964 characters are missing: "]),
         (broken_archive, ["images_background.zip is not a whole zip archive"]),
         (no_archive, ["images_background", "download"]),
-        (unwritable_outputs, ["file/below/", "cannot be written (Not a directory)", "outputs="]),
+        (unwritable_outputs, ["file/below/", "cannot be written, for ", "file is no folder; choose another outputs="]),
+        (dangling_outputs, ["link/", "cannot be written, for ", "link is no folder; choose another outputs="]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -350,6 +350,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("train.steps=1e3", ["train.steps=1000.0: is no whole number; write 1000"]),
     ("train.max_seconds=2min", ["train.max_seconds=2min: is no number"]),
     ("train.steps=null", ["train.steps=null: must have a value; leave the word out for the usual one"]),
+    ("target.data=[1]", ["target.data: has settings of its own, and is no single value; target=NAME chooses one"]),
+    ("pretrain.algo=maml", ["pretrain.algo: has settings of its own, and is no single value; metarun help pretrain.algo lists them"]),
     ("test=null", ["test: has settings of its own, and is no single value"]),
     ("train.schedule=null", ["train.schedule: has settings of its own, and is no single value; schedule=NAME chooses one"]),
     ("train.schedule=[1]", ["train.schedule: has settings of its own, and is no single value; schedule=NAME chooses one"]),

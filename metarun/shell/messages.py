@@ -125,10 +125,18 @@ def _wrong_value(key: str, message: str, node_below: bool) -> str:
     if "is not Optional" in message and not node_below:
         return f"{key}=null: must have a value; leave the word out for the usual one"
     if any(re.search(of, message) for of in NO_NODE) or "is not Optional" in message:
-        group = key.rpartition(".")[2]
-        advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"
+        group = _chooses(key)
+        advice = f"{group}=NAME chooses one" if group else f"metarun help {key} lists them"
         return f"{key}: has settings of its own, and is no single value; {advice}"
     return f"{key}: {message}"
+
+
+def _chooses(key: str) -> str | None:
+    """The group that chooses the node `key`, `target` of `target.data`; None where none does."""
+    from metarun.config.reference import Reference
+
+    above, home = key.partition(".")[0], Reference([CONF]).group_of(key)
+    return home[0] if home and home[1] == key else above if above in _groups() else None
 
 
 def _groups() -> list[str]:

@@ -26,7 +26,7 @@ from metarun.errors import UserError, lacks
 from metarun.files import typed_path
 from metarun.ops import batch_norm
 from metarun.runs import contents, result
-from metarun.text import shown_path
+from metarun.text import shape_text, shown_path
 from metarun.trust import check_classes
 
 # Settings of a backbone that say where its weights came from, of which the digest says which they are.
@@ -71,6 +71,12 @@ class Trained(Encoder):
         self.backbone.eval().requires_grad_(False)
         self.features, self.device = self.backbone.features, torch.device("cpu")
         self.digest = digest_of(self.backbone)
+
+    def __str__(self) -> str:
+        of_run = f" of {shown_path(self._origin)}" if self._origin else ""
+        images = {"shape": shape_text(self.read_shape), **{name: self.stored[name] for name in ("mean", "deviation")}}
+        told = ", ".join(f"{name} {value}" for name, value in images.items())
+        return f"{type(self.backbone).__name__}{of_run}, {self.features} features; images: {told}"
 
     def check(self, source: TableSource) -> None:
         super().check(source)

@@ -41,6 +41,7 @@ from metarun.encoders.images import resized, resized_by_products, standardised
 from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
+from metarun.inference.encoding import EncoderStep
 from metarun.inference.preprocessing import Preprocessing
 from metarun.report.run import pretraining
 from metarun.target.target import Target
@@ -267,6 +268,16 @@ def test_an_encoder_computes_without_batch_normalisations_and_keeps_its_network(
     encoder.restore({}, other)
     assert encoder.digest != digest
     assert not torch.equal(encoder.encode(items), found)
+
+
+def test_a_network_is_folded_once_for_all_that_is_encoded_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier brings its encoder to its device for each batch, where it lies already."""
+    folds: list[int] = []
+    monkeypatch.setattr("metarun.encoders.images.folded", lambda network, size: folds.append(size) or network)
+    step = EncoderStep(Pretrained(name="metarun:efficientnet_lite0", weights=None, image_size=32), "un", torch.zeros(1))
+    for _ in range(3):
+        step.vectors(np.zeros((1, 3, 32, 32), np.uint8), torch.device("cpu"))
+    assert len(folds) == 1
 
 
 # The table on its way and afterwards
@@ -898,6 +909,7 @@ def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:
         "read_shape": [3, 20, 20],
     }
     encoder = Trained(stored=stored)
+    assert str(encoder) == "Conv4, 4 features; images: shape 3x20x20, mean [0.2, 0.5, 0.7], deviation [0.1, 0.2, 0.4]"
     pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     mean, deviation = (torch.tensor(stored[name]).view(-1, 1, 1) for name in ("mean", "deviation"))
     steps = Preprocessing(20, 3, None, False, (0.2, 0.5, 0.7), (0.1, 0.2, 0.4), (1, 16, 16))

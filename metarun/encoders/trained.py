@@ -74,7 +74,8 @@ class Trained(Encoder):
 
     def __str__(self) -> str:
         of_run = f" of {shown_path(self._origin)}" if self._origin else ""
-        images = {"shape": shape_text(self.read_shape), **{name: self.stored[name] for name in ("mean", "deviation")}}
+        images: dict[str, Any] = {"shape": shape_text(self.read_shape)}
+        images |= {name: [round(value, 6) for value in self.stored[name]] for name in ("mean", "deviation")}
         told = ", ".join(f"{name} {value}" for name, value in images.items())
         return f"{type(self.backbone).__name__}{of_run}, {self.features} features; images: {told}"
 
@@ -117,7 +118,7 @@ class Trained(Encoder):
         return {name: value.detach().cpu() for name, value in self.backbone.state_dict().items()}
 
     def blueprint(self) -> dict[str, Any]:
-        return {**self.settings, "stored": self.stored}
+        return {**self.settings, "origin": None, "stored": self.stored}
 
     def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.backbone.load_state_dict(dict(tensors))

@@ -878,6 +878,13 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
     assert refused.said[-1].startswith("metarun: encoder.from=")
     assert "learned from the vectors of an encoder" in refused.said[-1]
+    used = package.load(only(tmp_path / "second")).held.preprocessing.encoding
+    assert used is not None
+    assert used.encoder.identity() == encoder.identity()
+    first.rename(tmp_path / "gone")
+    assert package.load(only(tmp_path / "target")).classifier.predict(str(root)).size  # classifier.pt holds the encoder
+    with pytest.raises(UserError, match=r"^encoder.from=.*: there is no such run folder"):
+        package.load(only(tmp_path / "second"))
 
 
 def test_runs_of_equal_weights_have_tables_of_their_own_where_their_backbones_differ_in_settings() -> None:

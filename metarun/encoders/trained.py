@@ -136,6 +136,8 @@ def _of_run(origin: str) -> dict[str, Any]:
     folder = typed_path(origin)
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / contents.RESULT).is_file():
+        if not (folder / contents.CONFIG).is_file():
+            raise UserError(f"{key}: lies in no run's folder, which says how images are read; give the folder of a run")
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
     found = result.stored(folder)
     if found.get(result.LEARNER) is None:

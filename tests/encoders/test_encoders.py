@@ -934,6 +934,12 @@ def test_a_damaged_weight_file_is_one_line(weights: Path, tmp_path: Path) -> Non
         Pretrained(name="timm:test_resnet", weights=str(path))
 
 
+def test_weights_in_no_run_s_folder_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "classifier.pt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"^encoder.from=\S+: lies in no run's folder, which says how images are read"):
+        Trained(str(tmp_path / "classifier.pt"))
+
+
 @pytest.mark.parametrize(
     "approach", ["pretrained_probe", "pretrained_protonet", "pretrained_tim", "pretrained_fine_tuning"]
 )

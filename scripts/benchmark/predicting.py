@@ -37,6 +37,7 @@ class Work:
     Attributes:
         images: The files; all of them are classified where memory is measured.
         size: The side of an image in pixels.
+        batch: The images that go through a network together: few enough for a turn of some seconds.
         backbone: What builds the network that is timed.
         light: What builds the one that memory is measured with: what grows with the files does so whatever the network, and a light one
             is through them in seconds.
@@ -44,6 +45,7 @@ class Work:
 
     images: int = 10_000
     size: int = 84
+    batch: int = 64
     backbone: dict[str, Any] = field(default_factory=lambda: {"_target_": "metarun.backbones.resnet12.ResNet12"})
     light: dict[str, Any] = field(default_factory=lambda: {"_target_": "metarun.backbones.conv4.Conv4", "channels": 4})
 
@@ -61,7 +63,7 @@ def classifier(work: Work, backbone: dict[str, Any]) -> Classifier:
     torch.manual_seed(0)
     held = Stored(blueprint, how, tensors(blueprint.learner()), None, Calibration(), Path("none"))
     images = np.random.default_rng(0).integers(0, 256, (10, work.size, work.size, 3), dtype=np.uint8)
-    return Classifier(Learner(held, CPU)).fit(images, np.arange(10) % 5)
+    return Classifier(Learner(held, CPU), batch_size=work.batch).fit(images, np.arange(10) % 5)
 
 
 def files(work: Work, folder: Path) -> list[Path]:
@@ -89,9 +91,9 @@ def predicting(work: Work, rounds: int, seconds: float) -> dict[str, Any]:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         paths = files(work, Path(folder))
-        found, size = throughput(classifier(work, work.backbone), paths, rounds, seconds)
-        grown = memory(classifier(work, work.light), paths)
-    rates = {name: summary([size * value for value in values]) for name, values in found.items()}
+        grown = memory(classifier(work, work.light), paths)  # first: what the other network leaves free would hide it
+        found = throughput(classifier(work, work.backbone), paths, rounds, seconds)
+    rates = {name: summary([work.batch * value for value in values]) for name, values in found.items()}
     shares = [one / other for one, other in zip(found["ours"], found["bare"], strict=True)]
     network, light = (Path(backbone["_target_"]).suffix[1:] for backbone in (work.backbone, work.light))
     return {
@@ -105,8 +107,8 @@ def predicting(work: Work, rounds: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def throughput(model: Classifier, paths: list[Path], rounds: int, seconds: float) -> tuple[dict[str, list[float]], int]:
-    """Batches a second of a classifier on files and of its bare network, round by round, and the images of a batch."""
+def throughput(model: Classifier, paths: list[Path], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Batches a second of a classifier on files and of its bare network, round by round."""
     size = model.batch_size
     how = model.learner.held.preprocessing
     assert isinstance(how, Preprocessing)
@@ -128,7 +130,7 @@ def throughput(model: Classifier, paths: list[Path], rounds: int, seconds: float
                 model.network_(ready)
         return time.perf_counter() - started
 
-    return alternate({"ours": ours, "bare": bare}, rounds, seconds), size
+    return alternate({"ours": ours, "bare": bare}, rounds, seconds)
 
 
 def memory(model: Classifier, paths: list[Path]) -> int:

@@ -78,8 +78,9 @@ class ImageEncoder(Encoder):
         return {"name": self.name, "weights": self.digest, "features": self.features, "images": described(self.recipe)}
 
     def to(self, device: torch.device) -> None:
-        self.device, self._folded = device, None
-        self.network.to(device)
+        if device != self.device:
+            self.device, self._folded = device, None
+            self.network.to(device)
 
     def prepare(self, items: Any) -> Tensor:
         """Images uint8 `[n, 3, S, S]`, resized and cut as the network's weights expect."""

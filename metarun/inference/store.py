@@ -230,6 +230,8 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
         reason = (
             "learned regression tasks, and classifies nothing"
             if regression
+            else "had no data set, and learned nothing; give the folder of a run that trained or tested a method"
+            if not {result.DATA, result.CONTENT} & set(found)
             else "learned from items that are neither texts nor square images, and no file can be read as one of them"
             if own
             else "does not say how its images are read: an earlier version of metarun made it; run its command again with "

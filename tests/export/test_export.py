@@ -34,6 +34,7 @@ from metarun.data.decoding import read
 from metarun.errors import UserError
 from metarun.export import exported, graphs
 from metarun.export.exported import Exported, Input
+from metarun.inference.preprocessing import Preprocessing
 from metarun.target.base import Own, TargetMethod
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning
@@ -254,9 +255,7 @@ def test_a_graph_of_one_number_of_images_is_refused() -> None:
         return both if images.shape[0] > 1 else both.flip(1)
 
     images = Input("images", "batch", Dim("batch", min=1), SHAPE)
-    told = (
-        r"differ from metarun's .* \(1 images; it was traced with 100\): what the method does depends on this number$"
-    )
+    told = r"differ from those of recipe=predict .* \(1 images; it was traced with 100\): what the method does depends on this number$"
     with pytest.raises(UserError, match=told):
         exported.export(of_many, [images], [pixels(100)], "onnx", {})
 
@@ -269,7 +268,9 @@ def test_a_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     right = exported.FORMATS["onnx"]
     monkeypatch.setitem(exported.FORMATS, "onnx", off)
     method = NearestCentroid(learner("protonet.ProtoNet", "running"))
-    with pytest.raises(UserError, match=r"differ from metarun's by up to 0\.0002, and 0\.0001 is allowed"):
+    with pytest.raises(
+        UserError, match=r"differ from those of recipe=predict by up to 0\.0002, and 0\.0001 is allowed"
+    ):
         exported_classifier(method)
     with pytest.raises(UserError, match=r"and 0\.0001 is allowed"):
         exported_classifier(method, temperature=2.0)
@@ -289,6 +290,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     assert outcome.status == 0, outcome.err
     (found,) = root.glob("made/*/result.json")
     return found.parent, images
+
+
+@pytest.mark.parametrize("with_support", [True, False])
+def test_a_file_is_held_against_what_predict_says(
+    with_support: bool, run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not against the function that it was made of, whose way from pixels to the network may be another one."""
+    folder, images = run
+    usual = Preprocessing.inputs
+    monkeypatch.setattr(Preprocessing, "inputs", lambda self, pixels, device: usual(self, pixels // 2, device))
+    support = [f"support={images}"] if with_support else []
+    outcome = metarun("recipe=export", f"checkpoint={folder}", *support, "format=torch", f"outputs={tmp_path}")
+    one_line(outcome, "the file's probabilities differ from those of recipe=predict by up to 0.")
 
 
 def test_the_command_writes_files_that_say_what_they_are(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from helpers import CONF, CPU, build, class_of, compose, double, episodes, hardware, toy_images, with_
 from learners import (
     ALGOS,
-    BACKBONES,
     SEPARABLE,
     VECTORIZABLE,
     brief,
@@ -131,7 +130,7 @@ def test_accuracy_is_at_chance_where_images_tell_nothing(name: str, trained: boo
     config = brief(name, config_of(name))
     algorithm = build(config, NOISE)
     if trained:
-        train(algorithm, config, episodes(NOISE, task_of(config, "train"), 8), steps=5)
+        train(algorithm, config, episodes(NOISE, task_of(config, "train"), 4), steps=5)
     unseen = episodes(NOISE, TaskShape(5, 1, 20), 20, "test")
     with torch.no_grad():
         score = accuracy(algorithm.eval().predict(unseen), unseen.query_y).mean().item()
@@ -177,8 +176,9 @@ def test_transductive_says_whether_queries_see_each_other(name: str, norm: str) 
 
 
 @pytest.mark.parametrize("name", VECTORIZABLE)
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("norm", ["batch", "support", "group", "none"])
+@pytest.mark.parametrize(
+    ("backbone", "norm"), [*(("conv4", norm) for norm in KINDS if norm != "running"), ("mlp", "batch"), ("mlp", "none")]
+)
 def test_vmap_equals_loop(name: str, backbone: str, norm: str) -> None:
     loop, batch = exact(*learner(name, 2, backbone=backbone, norm=norm))
     vmapped = copy.deepcopy(loop)
@@ -209,8 +209,8 @@ def test_bfloat16_autocast(name: str, vectorize: bool) -> None:
         gradient_step(algorithm.train(), fed(algorithm, batch), 0, 1.0, 0, hardware(bfloat16=bfloat16))
         assert all(value.dtype == torch.float32 for value in gradients(algorithm).values())
         found.append(torch.cat([value.flatten() for value in gradients(algorithm).values()]))
-        with hardware(bfloat16=bfloat16).autocast(), torch.no_grad():
-            assert algorithm.eval().predict(batch).isfinite().all()
+    with hardware(bfloat16=True).autocast(), torch.no_grad():
+        assert algorithm.eval().predict(batch).isfinite().all()
     assert F.cosine_similarity(*found, dim=0).item() > 0.8
 
 
@@ -318,7 +318,7 @@ def test_weights_make_the_round_trip(name: str, tmp_path: Path) -> None:
 @EVERY
 def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_path: Path) -> None:
     norm = "running" if (name, "running") in NORMED else "batch"  # with running averages there is more to carry on
-    settings = ["train.steps=6", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
+    settings = ["train.steps=4", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
     config = brief(name, config_of(name, *settings, norm=norm))
 
     def sitting(folder: Path, interrupted_at: int | None = None) -> dict[str, object]:

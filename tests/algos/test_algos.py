@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from helpers import CONF, CPU, build, class_of, compose, double, episodes, hardware, toy_images, with_
 from learners import (
     ALGOS,
+    BACKBONES,
     SEPARABLE,
     VECTORIZABLE,
     brief,
@@ -176,9 +177,8 @@ def test_transductive_says_whether_queries_see_each_other(name: str, norm: str) 
 
 
 @pytest.mark.parametrize("name", VECTORIZABLE)
-@pytest.mark.parametrize(
-    ("backbone", "norm"), [*(("conv4", norm) for norm in KINDS if norm != "running"), ("mlp", "batch"), ("mlp", "none")]
-)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("norm", ["batch", "support", "group", "none"])
 def test_vmap_equals_loop(name: str, backbone: str, norm: str) -> None:
     loop, batch = exact(*learner(name, 2, backbone=backbone, norm=norm))
     vmapped = copy.deepcopy(loop)

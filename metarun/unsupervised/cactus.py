@@ -113,6 +113,7 @@ class Cactus(PseudoTasks):
         self.clusters, self.partitions, self.scaled = clusters, partitions, scaled
         self.components, self.whiten, self.cluster_seed = components, whiten, cluster_seed
         self.learner: Learner | None = None
+        self.missing: UserError | None = None  # the run that embeds: a test of what was learned goes without it
         self.embedded_by: Origin | None = None
         self.network: Backbone | None = None
         self.images = source.underlying if isinstance(source.underlying, ImageSource) else None
@@ -134,9 +135,16 @@ class Cactus(PseudoTasks):
             self.embedded_by = Origin(f"unsupervised.network={network}")
         self._partitions: dict[Split, np.ndarray] = {}
 
-    def _trained(self, embedding: str) -> Learner:
+    def _trained(self, embedding: str) -> Learner | None:
+        """What a run learned; None, and `missing`, where there is no such run any more."""
         key = "unsupervised.embedding"
-        held = store.load(Path(embedding), key)
+        try:
+            held = store.load(Path(embedding), key)
+        except UserError as error:
+            if files.typed_path(embedding).exists():
+                raise
+            self.missing, self.origin = error, {"embedding": "backbone of a run"}
+            return None
         self.embedded_by = origins.of_run(key, embedding)
         seen.refuse_test_classes(self.embedded_by.seen, self.source, f"{key}={embedding}")
         self.origin = {
@@ -209,8 +217,10 @@ class Cactus(PseudoTasks):
         They are made once, and kept beside the tables of images.
 
         Raises:
-            UserError: The file of them was damaged.
+            UserError: The file of them was damaged, or there is nothing to embed the images by.
         """
+        if self.missing is not None:
+            raise self.missing
         if split not in self._partitions:
             key = {
                 "fingerprint": self.source.describe()["fingerprint"],

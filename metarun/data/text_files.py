@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,7 +281,8 @@ class _Reader:
         self.found.files.append(path)
         text = decoded(path, self.key, self.encoding)
         lines = path.suffix.lower() in LINES
-        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key))
+        alone = () if self.labels else (*TEXT_COLUMNS[0], *TEXT_COLUMNS[1])  # a column that needs no other
+        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key, alone))
         if not rows:
             raise UserError(f"{self.key}: {path} has no rows")
         names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
@@ -438,13 +439,14 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
 Row = tuple[str, dict[str, str]]
 
 
-def _table_rows(text: str, path: Path, key: str) -> list[Row]:
-    """The rows of a table with a header, by column, and where they are."""
+def _table_rows(text: str, path: Path, key: str, alone: Collection[str] = ()) -> list[Row]:
+    """The rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
     first = next((line for line in lines_of(text) if line.strip()), "")
-    delimiter = max("\t;,|", key=first.count)
-    if not first.count(delimiter):
+    delimiter = max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts
+    if not first.count(delimiter) and composed(first.strip().strip('"')).lower() not in alone:
         raise UserError(
-            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
+            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as "
+            f"{'text or ' if alone else ''}text,label"
         )
     try:
         rows = _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)

@@ -281,15 +281,13 @@ class Cactus(PseudoTasks):
         ways, shots, queries = task.numbers
         needed = shots + queries
         key = "train.task" if split == "train" else "test.task"
+        other = (
+            "" if split == "train" else ", or take the data set's own for validation: unsupervised.validation=labels"
+        )
         if len(pool) < (fewest := -(-ways // turned) * needed):  # too few however they are clustered
             raise UserError(
                 f"unsupervised: there {'is' if len(pool) == 1 else 'are'} {counted(len(pool), f'{PURPOSE[split]} image')}, and a task of "
-                f"{key}.ways={ways} needs {fewest}; set {key}.ways, shots or queries lower"
-                + (
-                    ", or take the data set's own for validation: unsupervised.validation=labels"
-                    if split == "val"
-                    else ""
-                )
+                f"{key}.ways={ways} needs {fewest}; set {key}.ways, shots or queries lower{other}"
             )
         labels = self.partitions_of(split)
         orders, samplers = [], []
@@ -302,9 +300,13 @@ class Cactus(PseudoTasks):
                 samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
         if not samplers:
             most = max(int((np.bincount(partition) >= needed).sum()) for partition in labels) * turned
+            clusters, advice = self._count(split), f"set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+            if clusters * turned < ways:  # of which a split has its share
+                enough = -(-(-(-ways // turned) * len(self.pool("train"))) // len(pool))
+                advice = f"set unsupervised.clusters to {enough}, or {key}.ways lower"
             raise UserError(
-                f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
-                f"images, and a task needs {ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+                f"unsupervised: of the {clusters} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
+                f"images, and a task needs {ways}; {advice}{other}"
             )
         read = self.reader(device)
         names = torch.arange(ways, device=device)

@@ -197,6 +197,20 @@ def test_what_is_beside_the_parts_is_told_of(tmp_path: Path, caplog: pytest.LogC
     ]
 
 
+def test_a_table_of_texts_alone(tmp_path: Path) -> None:
+    """Without labels one column is enough where its name says that it is the texts'; a first text is not taken for a name."""
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeff"Text"\nhello, you\n"two\nlines, quoted"\n')
+    assert [row.text for row in labelled_texts(path, labels=False).rows] == ["hello, you", "two\nlines, quoted"]
+    with pytest.raises(UserError, match=r"has one column; it must name the columns, as text,label$"):
+        labelled_texts(path)
+    path.write_text("hello you\nand you\n")
+    with pytest.raises(
+        UserError, match=r"'hello you', has one column; it must name the columns, as text or text,label$"
+    ):
+        labelled_texts(path, labels=False)
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "told"),
     [

@@ -293,6 +293,8 @@ class TestDistortions:
         (lambda: Instances(source(), shift=1.5), "unsupervised.shift=1.5: must be from 0 to 1"),
         (lambda: Instances(source(), area=[2.0, 1.0]), "unsupervised.area"),
         (lambda: cactus(source(), clusters=72).sampler("train", TASK, 0, CPU), r"unsupervised: of the 72 clusters .* 5"),
+        (lambda: cactus(source(), clusters=4).sampler("val", TASK, 0, CPU),
+         r"of the 3 clusters of the val images .* a task needs 5; set unsupervised.clusters to 8, or test.task.ways lower, or .*=labels$"),
         (lambda: umtra(source()).sampler("train", TaskShape(200, 1, 1), 0, CPU), r"train.task.ways=200: .* 144 images"),
         (lambda: umtra(source()).sampler("val", TaskShape(1, 1, 1), 0, CPU), "has one answer"),
         (lambda: umtra(source()).sampler("val", TaskShape(5, (1, 2), 1), 0, CPU), r"one shape.*: unsupervised.validation=labels$"),

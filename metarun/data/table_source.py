@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -275,7 +276,7 @@ class TableSource(DataSource):
         if split not in self.unknown:
             return super().with_unknown(split, task, more, seed, device)
         known, read = self.sampler(split, task, seed, device), self.reader(device)
-        queries = largest(task.queries)  # as many in all tasks
+        queries = largest(task.queries)  # of a range the most that a task takes
         number, count = self.unknown[split], more * queries
         first, last = self.table.offsets[number : number + 2]
         if count > last - first:
@@ -289,8 +290,10 @@ class TableSource(DataSource):
             rows = first + distinct(draws[:, :count], draws[:, count:], np.full(stop - start, last - first))
             groups, places = [], []
             for numbers, own in known(start, stop).chunks():
-                asked = read(rows[list(numbers)], np.zeros(len(numbers), np.int64))  # [T, more * Q, ...]
-                groups.append(with_further(own, asked, more))
+                # As many as `more` of the task's own classes have, so that its shares of known and unknown ones are the usual ones.
+                sizes = list(itertools.islice(itertools.cycle(own.query_sizes), more))
+                asked = read(rows[list(numbers), : sum(sizes)], np.zeros(len(numbers), np.int64))
+                groups.append(with_further(own, asked, sizes))
                 places.append(tuple(numbers))
             return groups[0] if len(groups) == 1 else MixedEpisodes(tuple(groups), tuple(places))
 
@@ -377,24 +380,25 @@ class TableSource(DataSource):
         }
 
 
-def with_further(own: Episodes, asked: torch.Tensor, more: int) -> Episodes:
+def with_further(own: Episodes, asked: torch.Tensor, further: Sequence[int]) -> Episodes:
     """Tasks with further classes, whose support items are blank copies of a query: they will be left out again.
 
     Args:
         own: The tasks.
-        asked: The queries of all further classes, equally many of each, `[T, more * Q, ...]`.
-        more: The number of further classes.
+        asked: The queries of all further classes, class-major, `[T, sum(further), ...]`.
+        further: The queries of each further class.
     """
-    shots, queries = own.support_sizes[-1], asked.shape[1] // more
+    shots, more = own.support_sizes[-1], len(further)
     blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])
     labels = torch.arange(own.ways, own.ways + more, device=own.support_y.device)
-    sizes = (*own.query_sizes, *(queries,) * more)
+    sizes = (*own.query_sizes, *further)
+    own_queries = torch.tensor(further, device=labels.device)
     return replace(
         own,
         support_x=torch.cat([own.support_x, blank], 1),
         support_y=torch.cat([own.support_y, labels.repeat_interleave(shots).expand(len(asked), -1)], 1),
         query_x=torch.cat([own.query_x, asked], 1),
-        query_y=torch.cat([own.query_y, labels.repeat_interleave(queries).expand(len(asked), -1)], 1),
+        query_y=torch.cat([own.query_y, labels.repeat_interleave(own_queries).expand(len(asked), -1)], 1),
         ways=own.ways + more,
         shots=None if own.shots is None else (*own.shots, *(shots,) * more),
         queries=None if len(set(sizes)) == 1 else sizes,

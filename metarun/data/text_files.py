@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,10 +281,16 @@ class _Reader:
         self.found.files.append(path)
         text = decoded(path, self.key, self.encoding)
         lines = path.suffix.lower() in LINES
-        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key))
+        alone = () if self.labels else (*TEXT_COLUMNS[0], *TEXT_COLUMNS[1])  # a column that needs no other
+        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key, alone))
         if not rows:
             raise UserError(f"{self.key}: {path} has no rows")
         names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
+        if lines and not self._has_text(names) and (holder := _list_within(text)):
+            raise UserError(
+                f"{self.key}: {path}: is one object, whose {printable(holder)} is a list of objects; give that list alone, "
+                f"[{ROW}, ...], or such an object a line"
+            )
         if not names:
             raise UserError(
                 f"{self.key}: {path}: its objects hold no text or number of their own, but lists, objects or nothing; each must be "
@@ -315,6 +321,10 @@ class _Reader:
         if lacking:
             raise UserError(f"{self.key}: {where}: has no {lacking}, the text is {shortened(text)!r}")
         self.found.rows.append(LabelledText(text, composed(label), part, composed(group), where))
+
+    def _has_text(self, names: Sequence[str]) -> bool:
+        """Whether one of the columns holds texts, and not what may be said of a whole file, as its title."""
+        return self.columns.text in names or any(name.lower() in TEXT_COLUMNS[0] for name in names)
 
     def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
         """The column that a setting names."""
@@ -429,13 +439,14 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
 Row = tuple[str, dict[str, str]]
 
 
-def _table_rows(text: str, path: Path, key: str) -> list[Row]:
-    """The rows of a table with a header, by column, and where they are."""
+def _table_rows(text: str, path: Path, key: str, alone: Collection[str] = ()) -> list[Row]:
+    """The rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
     first = next((line for line in lines_of(text) if line.strip()), "")
-    delimiter = max("\t;,|", key=first.count)
-    if not first.count(delimiter):
+    delimiter = max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts
+    if not first.count(delimiter) and composed(first.strip().strip('"')).lower() not in alone:
         raise UserError(
-            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
+            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as "
+            f"{'text or ' if alone else ''}text,label"
         )
     try:
         rows = _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
@@ -511,13 +522,27 @@ def _cell(value: str | float | None) -> str:
     return str(int(value) if whole else value).strip()
 
 
+def _one_object(text: str) -> dict[str, Any] | None:
+    """The object that a file of JSON is as a whole; None where it is a list, or several objects, a line each."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        whole: dict[str, Any] = parsed(text)
+    except ValueError:
+        return None
+    return whole
+
+
+def _list_within(text: str) -> str | None:
+    """The name of the first list of objects in the one object that a file is; None where there is none."""
+    lists = ((name, value) for name, value in (_one_object(text) or {}).items() if isinstance(value, list))
+    return next((name for name, value in lists if any(isinstance(entry, dict) for entry in value)), None)
+
+
 def _refuse_one_object(text: str, path: Path, key: str) -> None:
     """Raises `UserError` for a file that is one object and no row: over several lines, or of lists and objects alone."""
-    if not text.lstrip().startswith("{"):
-        return
-    try:
-        whole = parsed(text)
-    except ValueError:  # several objects, say, a line each
+    whole = _one_object(text)
+    if whole is None:
         return
     if all(isinstance(value, dict | list) for value in whole.values()) or "\n" in text.strip():
         raise UserError(f"{key}: {path}: is one object; give a list of objects, [{ROW}, ...], or such an object a line")

@@ -96,7 +96,8 @@ def check_installed(config: DictConfig) -> None:
     """
     backbone = get_class(config.backbone._target_)
     if issubclass(backbone, Backbone):
-        backbone.check_installed(config.backbone)
+        # The weights of a checkpoint take the place of those that it began with, which may be gone.
+        backbone.check_installed(config.backbone if not config.checkpoint else {**config.backbone, "weights": None})
     if config.augment:
         construct(config.augment, "augment")
 

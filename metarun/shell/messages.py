@@ -26,7 +26,13 @@ from metarun.errors import JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.text import listed
 
-OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
+OF_CHECKPOINTS = {  # what a checkpoint brings, in words, and how it is named
+    "algo": ("method", "algo=maml"),
+    "data": ("data", "data=omniglot"),
+    "encoder": ("encoder", "encoder=minilm"),
+    "unsupervised": ("pseudo-labelled tasks", "unsupervised=cactus"),
+    "wrapper": ("wrapper", "wrapper=self_training"),
+}
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
@@ -77,8 +76,10 @@ class MetaTest(Stage):
         self.namesakes = {test.name: warn_namesakes(run, run.tests[test.name], test.name) for test in self.tests}
         self.validation = None
         if self.classifies:
-            with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
+            try:
                 self.validation = run.episodes("val", task, device)
+            except UserError as error:  # too few classes for such tasks, say
+                log.warning("test: probabilities get no temperature, for want of validation tasks (%s)", error)
         self.views = self._views(run)
 
     @property

@@ -70,7 +70,7 @@ class Target:
         self.train, self.validation, self.test = (own[split] for split in SPLITS)
         parts: tuple[Split, ...] = ("train", "test")
         for part in parts:
-            _refuse_missing(own[part], everything.counts[kept], part)
+            _refuse_missing(own[part], everything.counts[kept], part, divided=source.has_test_part)
         self._digests: dict[int, str | None] = {}
         self.images = None
         if not source.has_test_part:
@@ -397,12 +397,27 @@ def _large_enough(images: Labelled, least: int) -> np.ndarray:
     return kept
 
 
-def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split) -> None:
-    """Refuses a part of the images that has none of some class; `counts` are the images of each class in all parts."""
+def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split, *, divided: bool) -> None:
+    """Refuses a part of the images that has none of some class.
+
+    Args:
+        images: Those of the part.
+        counts: The images of each class in all parts.
+        part: Which it is.
+        divided: Whether the data set itself says which images are of which part.
+
+    Raises:
+        UserError: A class has none.
+    """
     missing = np.flatnonzero(images.counts == 0)
     if len(missing):
         enough = max(3, int(counts[missing].max()) + 1)
+        needed = (
+            f"all {counts[missing[0]]} are of other parts of the data set; move some"
+            if divided
+            else f"it has {counts[missing[0]]} in all, and a class needs 3, one to learn from and two to test on"
+        )
         raise UserError(
-            f"target: class {printable(images.names[missing[0]])} has no {part} images; it has {counts[missing[0]]} in all, and a class "
-            f"needs 3, to learn from, to validate on and to test on; leave small classes out: target.min_images={enough}"
+            f"target: class {printable(images.names[missing[0]])} has no {part} images; {needed}, or leave small classes out: "
+            f"target.min_images={enough}"
         )

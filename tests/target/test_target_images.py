@@ -324,15 +324,6 @@ def test_a_head_that_starts_at_prototypes_learns_each_image_with_its_own_class(e
     close(found, head(asked).detach())
 
 
-def test_episodes_say_how_many_images_each_way_has() -> None:
-    y = torch.tensor([[0, 0, 0, 1, 2, 2]])
-    batch = Episodes(y, y, y, y, 3, (3, 1, 2))
-    assert batch.support_sizes == [3, 1, 2]
-    assert batch.classes_in_turn().tolist() == [0, 3, 4, 1, 5, 2]
-    assert next(batch.split(1)).shots == (3, 1, 2)
-    assert replace(batch, shots=None).classes_in_turn().tolist() == [0, 2, 4, 1, 3, 5]
-
-
 # Pixel statistics
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.ops import batch_norm
+from metarun.ops.measures import ACCURACY
 from metarun.ops.numerics import full_precision, precise
 from metarun.ops.support import of_support
 
@@ -116,7 +117,7 @@ class Baseline(Algorithm):
         known = (batch.y >= 0) & (batch.domain == 0)
         labels, count = torch.where(known, batch.y, -1), known.sum().clamp(min=1)
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
-        return total / count, {"acc": (logits.detach().argmax(1) == labels).sum() / count}
+        return total / count, {ACCURACY: (logits.detach().argmax(1) == labels).sum() / count}
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.classification_loss(self.classify(batch.x), batch)

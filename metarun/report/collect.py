@@ -17,19 +17,18 @@ from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
 from metarun.errors import UserError, first_line, lacks
+from metarun.ops.measures import ACCURACY, ERROR
 from metarun.renamed import current_choices
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
 from metarun.runs.folder import FREE
 from metarun.runs.result import (
-    ACCURACY,
     CHECKPOINT_DATA,
     CHECKPOINT_DIGEST,
     CHOICES,
     COMMAND,
     CONTENT,
     DATA,
-    ERROR,
     MEASURES,
     OVERRIDES,
     PROTOCOL,
@@ -89,7 +88,7 @@ class Setting(NamedTuple):
             return f"{self.data} as the target, {self.shots} training images, {self.queries} test images{self.more}"
         if not self.ways:
             return f"{self.data}{split}, held-out images"
-        if self.measure == "mse":
+        if self.measure == ERROR:
             return f"{self.data}{split}, {count_text(self.shots)} points, {count_text(self.queries)} queries"
         ways, shots, queries = map(count_text, (self.ways, self.shots, self.queries))
         return f"{self.data}{split}, {ways}-way {shots}-shot, {queries} queries a class{self.more}"

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metarun.ops.calibration import BINS
+from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
 from metarun.report.collect import Group, Run
 from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart, joint_labels, target_points
@@ -164,7 +165,7 @@ def _percent(value: float, place: object) -> str:
 def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
         after = run.result.get(TEST_AFTER_INNER_STEPS, {})
-        known = {int(step): numbers.get("acc", numbers.get("mse_median")) for step, numbers in after.items()}
+        known = {int(step): numbers.get(ACCURACY, numbers.get(MEDIAN_ERROR)) for step, numbers in after.items()}
         finite = sorted(step for step, value in known.items() if value is not None and math.isfinite(value))
         return (np.array(finite), np.array([known[step] for step in finite])) if len(finite) > 1 else (_NONE, _NONE)
 
@@ -240,7 +241,7 @@ def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str,
     axes.set_xlabel(across)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
-    if section.setting.measure == "acc":
+    if section.setting.measure == ACCURACY:
         axes.set_ylabel(accuracy)
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     else:

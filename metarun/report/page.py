@@ -14,6 +14,7 @@ from urllib.parse import quote
 import metarun
 from metarun import files
 from metarun.errors import UserError, lacks
+from metarun.ops.measures import ERROR
 from metarun.report import figures, tables
 from metarun.report.collect import MALFORMED, Collection, Run, collect
 from metarun.report.figures import Drawing
@@ -224,7 +225,7 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
         spread = TOO_FEW if half is None else f"{tables.number(half, measure)} over {run.interval_over}"
     else:
         value, spread = result.get(SCORE), ""
-        value = -value if value is not None and measure == "mse" else value
+        value = -value if value is not None and measure == ERROR else value
     seconds = result.get(TRAIN_SECONDS)
     return {
         "label": label,

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report import published, statistics
 from metarun.report.collect import Collection, Group, Run, Setting, basis, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (
-    ACCURACY,
     PROTOCOL,
     SCORE,
     TARGET_CURVE,
@@ -73,7 +73,7 @@ class Section:
     @property
     def higher_is_better(self) -> bool:
         """Whether the best row is the one with the largest number."""
-        return self.setting.measure == "acc" or not self.setting.tested
+        return self.setting.measure == ACCURACY or not self.setting.tested
 
 
 def summarise(collection: Collection) -> list[Section]:
@@ -200,7 +200,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
             row.over = _bases(run.interval_over for together in finite for run in together)
-        if measure == "mse":
+        if measure == ERROR:
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
     scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
@@ -244,7 +244,7 @@ def target_points(group: Group) -> dict[int, Point]:
     curves = [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in group.runs]
     return {
         size: Point(
-            fmean(curve[size]["acc"] for curve in curves),
+            fmean(curve[size][ACCURACY] for curve in curves),
             statistics.over_same_draws([curve[size].get(half_of(ACCURACY)) for curve in curves]),
             _bases(basis(curve[size], group.setting.over) for curve in curves),
         )

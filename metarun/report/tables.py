@@ -17,11 +17,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from scipy.stats import rankdata
 
+from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report.collect import Setting
 from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
-from metarun.runs.result import PROTOCOL
+from metarun.runs.result import PROTOCOL, TRANSDUCTIVE
 from metarun.terminal import Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
@@ -104,7 +105,7 @@ def number(value: float | None, measure: str) -> str:
     """An accuracy in percent, or an error."""
     if value is None:
         return "–"
-    if measure == "acc":
+    if measure == ACCURACY:
         return f"{value:.2%}"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
@@ -131,7 +132,7 @@ def _seeds(row: Row) -> str:
 
 
 def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]]:
-    regression = measure == "mse"
+    regression = measure == ERROR
     cells = {
         "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
         "± over seeds": ["one seed" if row.n == 1 else _half(row.mean, row.seeds_half, measure) for row in rows],
@@ -142,7 +143,7 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
-    transductive = [row.group.runs[0].result[PROTOCOL].get("transductive") for row in rows]
+    transductive = [row.group.runs[0].result[PROTOCOL].get(TRANSDUCTIVE) for row in rows]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
     encoders = [row.group.runs[0].result[PROTOCOL].get("encoder") or {} for row in rows]
     if any(each.get("saw_these_classes") == "yes" for each in encoders):
@@ -170,15 +171,15 @@ def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str
     """`−1.20 ± 0.31, p 0.004`: in percentage points, or in errors."""
     if row.best or paired is None:
         return "the best" if row.best else without
-    scale, digits = (100, ".2f") if measure == "acc" else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
+    scale, digits = (100, ".2f") if measure == ACCURACY else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
     p = "p <0.001" if paired.p < 0.001 else f"p {paired.p:.3f}"
     half = f" ± {scale * paired.half:{digits}}" if paired.half is not None else " in all"
     return f"{scale * paired.mean:+{digits}}{half}, {p}".replace("-", "−")
 
 
 def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
-    heading = "validation accuracy" if measure == "acc" else "validation error (median)"
-    sign = 1 if measure == "acc" else -1  # the score of regression is minus the median error
+    heading = "validation accuracy" if measure == ACCURACY else "validation error (median)"
+    sign = 1 if measure == ACCURACY else -1  # the score of regression is minus the median error
     scores = [None if row.validation is None else sign * row.validation for row in rows]
     halves = ["one seed" if row.n == 1 else _half(row.validation, row.validation_half, measure) for row in rows]
     return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
@@ -191,7 +192,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
     many = [index for index, section in enumerate(sections) if section.setting.one_of_many]
     families: dict[Setting, list[int]] = {}
     for index, section in enumerate(sections):
-        if section.division and not many and section.setting.measure == "acc":
+        if section.division and not many and section.setting.measure == ACCURACY:
             families.setdefault(section.setting._replace(content=""), []).append(index)
     families = {family: indices for family, indices in families.items() if len(indices) > 1}
     if len(sections) < 2 or not (columns or many or families):
@@ -343,8 +344,8 @@ def target_curve(section: Section) -> Table | None:
 
 
 def _point(point: Point, over: str) -> str:
-    half = "" if point.half is None else f" ± {number(point.half, 'acc')}"
-    return number(point.mean, "acc") + half + _unlike(point.half, point.over, over)
+    half = "" if point.half is None else f" ± {number(point.half, ACCURACY)}"
+    return number(point.mean, ACCURACY) + half + _unlike(point.half, point.over, over)
 
 
 def show(tables: Sequence[Table]) -> None:

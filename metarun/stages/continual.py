@@ -15,6 +15,7 @@ from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
 from metarun.errors import UserError
 from metarun.ops import batch_norm
+from metarun.ops.measures import ACCURACY
 from metarun.report.continual import class_curve
 from metarun.report.statistics import over_seeds
 from metarun.runs import contents, result, seen
@@ -156,11 +157,11 @@ class Continual(Stage):
                     scores.append(float(np.mean(tried)))
                 except UserError:  # too high a rate
                     scores.append(0.0)
-            files.save_json(file, {"rates": rates, "acc": scores, "classes": classes})
+            files.save_json(file, {"rates": rates, ACCURACY: scores, "classes": classes})
         world.barrier()
         kept = files.read_json(file, f"delete {shown_path(file)} to have the rates tried again")
-        best = int(np.argmax(kept["acc"]))
-        return rates[best], kept["acc"][best]
+        best = int(np.argmax(kept[ACCURACY]))
+        return rates[best], kept[ACCURACY][best]
 
     def _measure(self, run: Run, number: int, rate: float) -> None:
         """Leaves the accuracies of one order, unless they are there."""
@@ -200,12 +201,12 @@ class Continual(Stage):
             for count, value in zip(self.points, curve["mean"], strict=True):
                 run.logger.curve(result.key(result.TEST, f"acc_{name}"), value, count)
         return {
-            result.key(result.TEST, result.ACCURACY): final,
-            result.half_of(result.key(result.TEST, result.ACCURACY)): half,
+            result.key(result.TEST, ACCURACY): final,
+            result.half_of(result.key(result.TEST, ACCURACY)): half,
             result.key(result.TEST, result.EPISODES): len(orders),
             result.key(result.TEST, result.CURVES): {f"acc_{name}": curve for name, curve in curves.items()},
             result.key(result.TEST, result.POINTS): {"at": self.points, "name": "classes so far"},
-            result.key(result.CHANCE, result.ACCURACY): 1 / self.classes,
+            result.key(result.CHANCE, ACCURACY): 1 / self.classes,
             result.CONTINUAL: {
                 "classes": self.classes,
                 "learning_rate": rate,
@@ -213,7 +214,7 @@ class Continual(Stage):
                 "optimizer": run.config.continual.optimizer,
                 "picture": contents.CLASS_CURVE,
                 **{
-                    name: {result.ACCURACY: curve["mean"][-1], result.half_of(result.ACCURACY): curve["ci95"][-1]}
+                    name: {ACCURACY: curve["mean"][-1], result.half_of(ACCURACY): curve["ci95"][-1]}
                     for name, curve in curves.items()
                 },
             },

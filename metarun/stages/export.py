@@ -29,6 +29,7 @@ from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
@@ -220,8 +221,8 @@ class Export(Stage):
                 )
             else:
                 line += f"; probabilities within {one['largest_difference']:.1g} of metarun's on {found['compared_on']} images"
-            if "acc" in one:
-                line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
+            if ACCURACY in one:
+                line += f"; accuracy {one[ACCURACY]:.2%} of {one['labelled']} {one['of']}"
             print(line)
         if learned := stored.get(result.key(EXPORT, "learned_from")):
             print(f"{learned} of the images: {LEARNED}, or copies of these, left out of the accuracy")
@@ -266,7 +267,7 @@ class ImageSet:
                 strict=True,
             )
         ]
-        return {"acc": float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
+        return {ACCURACY: float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
 
 
 def ways_of(learner: Learner, config: DictConfig) -> int:

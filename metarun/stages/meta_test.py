@@ -25,6 +25,7 @@ from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart
 from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
+from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
 from metarun.report.reliability import reliability_diagram
 from metarun.runs import contents, result
 from metarun.runs.run import Run
@@ -172,13 +173,13 @@ class MetaTest(Stage):
             chance = 1 / ways if isinstance(ways, int) else 0.0
             if isinstance(ways, tuple) and observed is not None:
                 chance = observed.chance.mean().item()
-            run.result[test.key(result.CHANCE, result.ACCURACY)] = chance
+            run.result[test.key(result.CHANCE, ACCURACY)] = chance
 
     def _conclude(self, run: Run, temperature: float | None) -> None:
         """The means over the data sets, and what each data set is."""
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
-            key = result.key(kind, result.ACCURACY)
-            values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
+            key = result.key(kind, ACCURACY)
+            values: list[Any] = [run.result.get(test.key(kind, ACCURACY)) for test in self.tests]
             if None in values:
                 continue
             run.result[key] = math.fsum(values) / len(values)
@@ -295,7 +296,7 @@ class MetaTest(Stage):
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):
                 run.logger.curve(test.key(result.TEST, name), value, point)
-        name = "mse_median" if scores.power else result.ACCURACY
+        name = MEDIAN_ERROR if scores.power else ACCURACY
         for step, values in zip(scores.steps, scores.values, strict=True):
             value = metrics.median(values) if scores.power else values.mean().item()
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
@@ -413,7 +414,7 @@ def summary(scores: Scores, kind: str) -> dict[str, Any]:
             steps[str(step)] = metrics.regression_summary(values, scores.power)
         else:
             mean, ci95 = metrics.interval(values, shares=True)
-            steps[str(step)] = {result.ACCURACY: mean, result.half_of(result.ACCURACY): ci95}
+            steps[str(step)] = {ACCURACY: mean, result.half_of(ACCURACY): ci95}
     found = {result.key(kind, name): value for name, value in steps[str(scores.steps[-1])].items()}
     found[result.key(kind, result.EPISODES)] = scores.values.shape[1]
     if len(steps) > 1 or scores.power:

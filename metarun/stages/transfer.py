@@ -19,6 +19,7 @@ from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.kept import keep_classifier
 from metarun.ops.calibration import Reliability, tempered
+from metarun.ops.measures import ACCURACY
 from metarun.report.reliability import reliability_diagram
 from metarun.report.target import learning_curve
 from metarun.runs import contents, result
@@ -107,7 +108,7 @@ class Transfer(Stage):
             "repeat": 0,
             "train_images": len(held.examples),
             "examples": held.examples,
-            "acc": float(right.mean()),
+            ACCURACY: float(right.mean()),
             **accuracy_of_others(right, copied),
         }
         found[result.key(result.TARGET, result.CALIBRATION)] = {
@@ -133,7 +134,7 @@ class Transfer(Stage):
         reads = {"transfer": "the training images of all classes of the source with their labels"}
         return {
             result.SEEN: {**self.begins_with, **(reads if self.method.needs_source else {})},
-            "transductive": self.method.transductive or bool(self.unlabelled),
+            result.TRANSDUCTIVE: self.method.transductive or bool(self.unlabelled),
             result.SELECTED_BY: chosen,
             **self.trained_on,
             **self.unlabelled,

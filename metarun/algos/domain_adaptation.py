@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ class DomainAdaptation(Baseline):
         least: How many images of each domain its loss needs.
     """
 
-    uses_target = "images"
+    uses_target: Literal["no", "images", "labels"] = "images"
     least: int = 1
 
     def check(self, tasks: int, *, inherits: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-CHUNK = 512  # images that are read at once
+READ_AT_ONCE = 512  # images that are read at once
 SIDE = 9  # of the grey thumbnail that an image is compared by
 MARGIN = 4  # grey levels of 255 that two neighbours must differ by for a bit of the hash: flat parts have none
 BITS = 6  # of the 128 that hashes of near duplicates may differ in
@@ -67,8 +67,8 @@ def find(
     digests = np.empty(total, dtype="S16")
     hashes = np.empty((total, 2), dtype=np.uint64)
     small = np.empty((total, SIDE, SIDE), dtype=np.uint8)
-    for start in range(0, total, CHUNK):
-        images = read(start, min(start + CHUNK, total))
+    for start in range(0, total, READ_AT_ONCE):
+        images = read(start, min(start + READ_AT_ONCE, total))
         stop = start + len(images)
         digests[start:stop] = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
         small[start:stop] = thumbnails(images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun import files
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled, generator
 from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
@@ -26,7 +27,6 @@ from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
-CHUNK = 256  # images whose features are computed together
 VALIDATION_ORDERS = 3  # that the learning rate is chosen on
 
 
@@ -112,10 +112,7 @@ class Continual(Stage):
                     self._measure(run, number, rate)
                 advance(number + 1)
         world.barrier()
-        found = [
-            files.read_json(where / f"order-{number}.json", "delete it to have it computed again")
-            for number in range(config.orders)
-        ]
+        found = [files.read_json(where / f"order-{number}.json", files.MADE_AGAIN) for number in range(config.orders)]
         run.result |= self._summary(run, found, rate, validated)
 
     @torch.no_grad()
@@ -123,8 +120,8 @@ class Continual(Stage):
         """The features of all images, float32 `[n, D]`, class after class as `images` are."""
         parts = []
         with run.hardware.autocast():
-            for start in range(0, len(images), CHUNK):
-                places = np.arange(start, min(start + CHUNK, len(images)))
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                places = np.arange(start, min(start + IMAGES_AT_ONCE, len(images)))
                 parts.append(run.algorithm.features_of(images.batch(places, run.hardware.device).x).float())
         return torch.cat(parts)
 
@@ -166,7 +163,7 @@ class Continual(Stage):
     def _measure(self, run: Run, number: int, rate: float) -> None:
         """Leaves the accuracies of one order, unless they are there."""
         file = run.folder / contents.CONTINUAL / f"order-{number}.json"
-        if file.is_file() and "online_so_far" in files.read_json(file, "delete it to have it computed again"):
+        if file.is_file() and "online_so_far" in files.read_json(file, files.MADE_AGAIN):
             return  # what an earlier version left lacks that curve
         sequence = self._sequence(run, "test", number, self.classes)
         seed = int(generator("head", run.config.seed, number).integers(2**62))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metarun.config.checked import Checked
 from metarun.core import Algorithm, Backbone, Batch, Episodes
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
@@ -24,8 +25,6 @@ from metarun.ops.modes import evaluating
 from metarun.ops.prototypes import nearness
 from metarun.ops.support import Memory, remembered
 from metarun.text import printable
-
-CHUNK = 256  # images, at most, whose features are computed together
 
 
 class Bare(Algorithm):
@@ -240,7 +239,7 @@ class TrainedClassifier(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
         # A traced batch has no length that could be divided.
-        chunks = images.split(CHUNK) if isinstance(images.shape[0], int) else [images]
+        chunks = images.split(IMAGES_AT_ONCE) if isinstance(images.shape[0], int) else [images]
         return torch.cat([self.learner.classify(chunk).float() for chunk in chunks])
 
 
@@ -362,7 +361,7 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     # A traced batch has no length that could be divided.
     known = isinstance(x.shape[0], int)
-    chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
+    chunks = x.tensor_split(math.ceil(x.shape[0] / IMAGES_AT_ONCE)) if known else [x]
     with evaluating(backbone):
         return torch.cat([backbone(chunk).float() for chunk in chunks])
 

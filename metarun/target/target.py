@@ -250,7 +250,7 @@ class Target:
         values: list[list[float]] = []
         for size in self.sizes:
             repeats = [
-                files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
+                files.read_json(folder / f"{_stem(size, repeat)}.json", files.MADE_AGAIN)
                 for repeat in range(self.settings.repeats)
             ]
             point = metrics.over_repeats(repeats, same_images=not self.varied(size))

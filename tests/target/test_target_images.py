@@ -90,7 +90,7 @@ def test_order_chunks_and_other_test_images_change_nothing(
     close(classifier(test[order]), whole[order])
     close(torch.cat([classifier(part) for part in test.split(3)]), whole)
     close(classifier(torch.cat([test[:1], 5 * torch.rand_like(test[1:])]))[:1], whole[:1])
-    monkeypatch.setattr(base, "CHUNK", 5)
+    monkeypatch.setattr(base, "IMAGES_AT_ONCE", 5)
     close(classifier(test), whole)
 
 

@@ -46,7 +46,7 @@ def test_no_test_is_skipped() -> None:
 ORDER = """
 metarun.errors
 metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional metarun.lazy metarun.templates
-metarun.engine.platform metarun.engine.launched metarun.files
+metarun.system metarun.files
 metarun.config
 metarun.trust
 metarun.ops

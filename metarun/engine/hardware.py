@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Episodes, largest
-from metarun.engine import platform
 from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
 from metarun.ops.draws import drawing
+from metarun.system import platform
 from metarun.text import counted
 
 if TYPE_CHECKING:

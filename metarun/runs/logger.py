@@ -20,10 +20,10 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core import Episodes
-from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
 from metarun.runs import contents
+from metarun.system import platform
 from metarun.text import counted, duration, printable
 
 log = logging.getLogger("metarun")

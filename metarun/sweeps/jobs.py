@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from metarun.config.folder import CONF
 from metarun.config.overrides import canonical
 from metarun.config.schema import Recipe
-from metarun.engine.platform import number_of, signal_name
 from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import intact, stored
 from metarun.runs.trial import beside
+from metarun.system.platform import number_of, signal_name
 from metarun.text import printable
 
 MENDABLE = 2  # the exit status of what the user can mend: wrong words, a training that diverged, a full disk

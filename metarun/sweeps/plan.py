@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.config import check
 from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
-from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
@@ -30,6 +29,7 @@ from metarun.runs.folder import (
     refuse_other_config,
 )
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
+from metarun.system.launched import rank_and_size
 from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too

@@ -25,7 +25,6 @@ from metarun.data.regression import Linear
 from metarun.engine import distributed
 from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose, worthwhile_processes
-from metarun.engine.launched import VARIABLES as LAUNCHED
 from metarun.engine.learner import Learner
 from metarun.errors import UserError
 from metarun.runs import building
@@ -33,6 +32,7 @@ from metarun.runs import run as run_module
 from metarun.runs.folder import folder_name
 from metarun.runs.run import Run
 from metarun.stages import MetaTest
+from metarun.system.launched import VARIABLES as LAUNCHED
 
 # Five tasks cannot be halved: the shares differ in size.
 SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]

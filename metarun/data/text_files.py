@@ -51,7 +51,7 @@ _field_limit = threading.Lock()
 log = logging.getLogger("metarun")
 
 
-class Columns(NamedTuple):
+class TextColumns(NamedTuple):
     """Which columns hold what; None for those that are found by their usual names."""
 
     text: str | None = None
@@ -59,7 +59,7 @@ class Columns(NamedTuple):
     group: str | None = None  # is not looked for: without it there are no groups
 
 
-USUAL = Columns()
+USUAL = TextColumns()
 
 
 class LabelledText(NamedTuple):
@@ -96,7 +96,7 @@ def shortened(text: str) -> str:
 
 
 def labelled_texts(
-    root: Path, columns: Columns = USUAL, encoding: str | None = None, key: str = "data", *, labels: bool = True
+    root: Path, columns: TextColumns = USUAL, encoding: str | None = None, key: str = "data", *, labels: bool = True
 ) -> Texts:
     """Reads texts and their labels.
 
@@ -145,7 +145,7 @@ def labelled_texts(
 class _Reader:
     """Adds the texts of files to `found`."""
 
-    def __init__(self, found: Texts, columns: Columns, encoding: str | None, key: str, labels: bool) -> None:
+    def __init__(self, found: Texts, columns: TextColumns, encoding: str | None, key: str, labels: bool) -> None:
         self.found, self.columns, self.encoding, self.key, self.labels = found, columns, encoding, key, labels
 
     def folder(self, root: Path) -> None:

@@ -132,7 +132,7 @@ def _items(data: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run, as its folder tells it."""
 
     folder: Path
@@ -145,7 +145,7 @@ class Run:
     one_of_many: bool = False  # whether it is a test on several data sets, as it is of one
     test_data: dict[str, Any] = field(default_factory=dict)  # the `data.*` of such a test on other data
     # The run that trained the weights, of a run that goes on with a checkpoint, where it is there.
-    origin: Run | None = None
+    origin: FinishedRun | None = None
 
     @property
     def seed(self) -> int:
@@ -279,10 +279,10 @@ class Group:
 
     setting: Setting
     values: dict[str, Any]  # of each column
-    trainings: list[list[Run]]  # by seed, the runs of the same weights together, one for each seed of a test
+    trainings: list[list[FinishedRun]]  # by seed, the runs of the same weights together, one for each seed of a test
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """The runs of all trainings."""
         return [run for together in self.trainings for run in together]
 
@@ -298,12 +298,12 @@ class Collection:
     total: int = 0  # the run folders, whatever became of them, without those that only used what was learned
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
     @property
-    def folders(self) -> list[Run]:
+    def folders(self) -> list[FinishedRun]:
         """One of the runs of each folder, where a test on several data sets has one for each."""
         return [*{run.folder: run for run in self.runs}.values()]
 
@@ -408,7 +408,7 @@ class NothingTested(Unreadable):
     """A run that used what an earlier one learned, and has nothing to compare."""
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> FinishedRun:
     """The finished run in `folder`; raises `Unreadable`, with one line that names the file."""
     path = folder / contents.RESULT
     try:
@@ -438,7 +438,7 @@ def read(folder: Path) -> Run:
         chosen = {group: choice for group, choice in stored.items() if choice is not None}
         choices = {**_classes(config), **chosen}
         typed = overridden(words_of(result), config, choices)
-        run = Run(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
+        run = FinishedRun(folder, result, config, choices, frozenset(typed), (folder / contents.RESULT).stat().st_mtime)
         # The choices of the command line of a test are not what the weights were trained with.
         return _trained_with(run) if config.get("checkpoint") else run
     except (OSError, TypeError, AttributeError, ValueError) as error:
@@ -450,13 +450,13 @@ def _why(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else first_line(error)
 
 
-def by_set(run: Run) -> list[Run]:
+def by_set(run: FinishedRun) -> list[FinishedRun]:
     """A run that was tested on several data sets as one for each of them; any other as it is."""
     sets = run.result.get(key_of_result(TEST, SETS), {})
     return [replace(run, result=of_one(run.result, name), tested_on=name, one_of_many=True) for name in sets] or [run]
 
 
-def check_usable(run: Run) -> None:
+def check_usable(run: FinishedRun) -> None:
     """Checks that a run has what a report takes from it, so that a bad one never ends the report on the others.
 
     Raises:
@@ -494,7 +494,7 @@ def overridden(words: Sequence[str], config: dict[str, Any], choices: dict[str, 
     return groups | keys
 
 
-def _trained_with(run: Run) -> Run:
+def _trained_with(run: FinishedRun) -> FinishedRun:
     """A run that goes on with a checkpoint, with the choices, the data and the overrides of the run that trained the weights.
 
     Without that run the choices are the classes that the config names, and other data of the training are called by their fingerprint.
@@ -520,7 +520,7 @@ def _trained_with(run: Run) -> Run:
     return replace(run, config=config, tested_on=now, test_data=own)
 
 
-def _origin(folder: Path, checkpoint: Path) -> Run | None:
+def _origin(folder: Path, checkpoint: Path) -> FinishedRun | None:
     """The run that trained the weights of `checkpoint`, as far as it is there and is not the one in `folder` itself."""
     try:
         trained = checkpoint if checkpoint.is_dir() else checkpoint.parent
@@ -543,7 +543,7 @@ def _classes(config: dict[str, Any]) -> dict[str, str]:
     return {group: target.rpartition(".")[2] for group, target in targets.items()}
 
 
-def swept(runs: Sequence[Run]) -> list[str]:
+def swept(runs: Sequence[FinishedRun]) -> list[str]:
     """The overridden keys and groups whose values differ among the runs: groups first, then keys, both as typed mostly."""
     typed = {key for run in runs for key in run.overridden} - NOT_SWEPT
     differing = [key for key in typed if len({repr(run.value(key)) for run in runs}) > 1]
@@ -554,7 +554,7 @@ def swept(runs: Sequence[Run]) -> list[str]:
     )
 
 
-def crossed(runs: Sequence[Run]) -> list[str]:
+def crossed(runs: Sequence[FinishedRun]) -> list[str]:
     """What says on which data the weights were trained, where some were tested on others and no setting says on which of several."""
     across = [run for run in runs if run.elsewhere and not run.one_of_many]
     keys = {
@@ -584,16 +584,16 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
     return bool(one.get(key) or other.get(key))
 
 
-def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
+def grouped(runs: Sequence[FinishedRun], columns: Sequence[str]) -> tuple[list[Group], list[str]]:
     """The groups, by setting and values; and a line for each run that another of the same group and seeds replaces."""
-    members: dict[tuple[Any, ...], list[Run]] = {}
+    members: dict[tuple[Any, ...], list[FinishedRun]] = {}
     off = {column: _off(runs, column) for column in columns}
     for run in runs:
         values = (repr(run.value(column)) if run.knows(column) else off[column] for column in columns)
         members.setdefault((run.setting, *values), []).append(run)
     groups, repeated = [], []
     for together in members.values():
-        latest: dict[tuple[int | str, int], Run] = {}
+        latest: dict[tuple[int | str, int], FinishedRun] = {}
         weights = dict(zip(map(id, together), _weights(together), strict=True))
         for run in sorted(together, key=lambda run: (run.finished, str(run.folder))):
             seeds = run.training_seed, run.seed
@@ -612,21 +612,21 @@ def grouped(runs: Sequence[Run], columns: Sequence[str]) -> tuple[list[Group], l
     return groups, repeated
 
 
-def _off(runs: Sequence[Run], column: str) -> str:
+def _off(runs: Sequence[FinishedRun], column: str) -> str:
     """What a run that has no such key is taken to have: the value that is off, where runs of a version that knows the key have one."""
     off = {repr(value) for run in runs if not (value := run.value(column)) and value is not None}
     return off.pop() if len(off) == 1 else repr(None)
 
 
-def _trainings(runs: Sequence[Run]) -> list[list[Run]]:
+def _trainings(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """The runs of the same weights together: those that tested them, and the one that trained them."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[FinishedRun]] = {}
     for run, weights in zip(runs, _weights(runs), strict=True):
         found.setdefault(weights, []).append(run)
     return list(found.values())
 
 
-def _weights(runs: Sequence[Run]) -> list[str]:
+def _weights(runs: Sequence[FinishedRun]) -> list[str]:
     """What the weights of each run are known by: their digest, where a run tested them, else the folder of their training."""
     tested = {run.origin.folder.resolve(): run.digest for run in runs if run.origin and run.digest}
     return [run.digest or tested.get(run.folder.resolve()) or str(run.folder.resolve()) for run in runs]

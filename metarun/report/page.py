@@ -16,7 +16,7 @@ from metarun import files
 from metarun.errors import UserError, lacks
 from metarun.ops.measures import ERROR
 from metarun.report import figures, tables
-from metarun.report.collect import MALFORMED, Collection, Run, collect
+from metarun.report.collect import MALFORMED, Collection, FinishedRun, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
@@ -37,7 +37,7 @@ class Composed(NamedTuple):
         contents: The files, by name.
     """
 
-    tables: list[tables.Table]
+    tables: list[tables.TextTable]
     legend: list[str]
     contents: dict[str, bytes]
 
@@ -128,7 +128,7 @@ def _unfinished(collection: Collection) -> list[str]:
     return [heading, *names[:NAMED], *more] if names else []
 
 
-def _legend(shown: Sequence[tables.Table]) -> list[str]:
+def _legend(shown: Sequence[tables.TextTable]) -> list[str]:
     """What the terminal says of the two intervals and of the tests."""
     headings = {heading for table in shown for heading in table.headings}
     lines = []
@@ -144,7 +144,7 @@ def _legend(shown: Sequence[tables.Table]) -> list[str]:
     return lines
 
 
-def _markdown(title: str, every: Sequence[tables.Table], collection: Collection) -> str:
+def _markdown(title: str, every: Sequence[tables.TextTable], collection: Collection) -> str:
     parts = [f"# {tables.in_markdown(title)}\n", *map(tables.markdown, every)]
     parts.append(
         "".join(
@@ -161,7 +161,7 @@ def _markdown(title: str, every: Sequence[tables.Table], collection: Collection)
 
 
 def _html(
-    title: str, every: Sequence[tables.Table], sections: Sequence[Section], drawings: Sequence[Drawing],
+    title: str, every: Sequence[tables.TextTable], sections: Sequence[Section], drawings: Sequence[Drawing],
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
     finished, unfinished = len(collection.folders), len(collection.unfinished)
@@ -186,7 +186,7 @@ def _html(
     )
 
 
-def _commands(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def _commands(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """The commands that need nothing else as `commands`, and as `further` those that need other runs, each with what these are."""
     needed = [(run.result[COMMAND], run.needs) for run in sorted(runs, key=lambda run: bool(run.digest))]
     return {
@@ -195,7 +195,7 @@ def _commands(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
-def _facts(runs: Sequence[Run]) -> list[str]:
+def _facts(runs: Sequence[FinishedRun]) -> list[str]:
     """Which code, versions and hardware made the runs, and how many runs each where they differ."""
     told = {
         "commit": [str(run.result.get(GIT_COMMIT))[:12] for run in runs if run.result.get(GIT_COMMIT)],
@@ -216,7 +216,7 @@ def _device(hardware: dict[str, Any]) -> str:
     return f"{hardware.get('gpu') or hardware.get('device')}, {hardware.get('precision')}"
 
 
-def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
+def _run(run: FinishedRun, label: str, section: Section, to: Path) -> dict[str, Any]:
     """A row of the list of runs."""
     measure, result = section.setting.measure, run.result
     if section.setting.tested:

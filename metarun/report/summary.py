@@ -12,7 +12,7 @@ import numpy as np
 
 from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report import published, statistics
-from metarun.report.collect import Collection, Group, Run, Setting, basis, natural
+from metarun.report.collect import Collection, FinishedRun, Group, Setting, basis, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (
@@ -147,7 +147,7 @@ class _Division:
         told: All keys that have one value in each of them, and are not of other data that were trained on.
     """
 
-    def __init__(self, settings: Iterable[Sequence[Run]]) -> None:
+    def __init__(self, settings: Iterable[Sequence[FinishedRun]]) -> None:
         settings = list(settings)
         self.classes = self._apart([[run.tested_classes for run in runs] for runs in settings])
         keys = sorted({key for runs in settings for run in runs for key in run.content_keys})
@@ -216,7 +216,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     return row
 
 
-def _over_draws(trainings: Sequence[Sequence[Run]], tested: str, target: bool) -> float | None:
+def _over_draws(trainings: Sequence[Sequence[FinishedRun]], tested: str, target: bool) -> float | None:
     """Half the interval over what was drawn for the tests, of the mean over trainings of the mean over the tests of each."""
     runs = [(run, 1 / len(together)) for together in trainings for run in together]
     halves = [run.result.get(half_of(tested)) for run, _ in runs]
@@ -322,7 +322,7 @@ def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
 
 
 def differences(
-    ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], scores: Mapping[int, np.ndarray | None]
 ) -> list[np.ndarray]:
     """For each seed of a test that both have, our scores minus theirs on the episodes that both were tested on, where finite.
 
@@ -341,7 +341,9 @@ def differences(
     return [each for each in found if len(each)]
 
 
-def _of_seeds(ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]) -> list[float]:
+def _of_seeds(
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], scores: Mapping[int, np.ndarray | None]
+) -> list[float]:
     """For each seed of a training that both have, the mean of our scores minus theirs on the episodes that both were tested on."""
     found = []
     for seed in dict.fromkeys(run.training_seed for run in ours):

@@ -62,7 +62,7 @@ EXPLAINED = {
 
 
 @dataclass
-class Table:
+class TextTable:
     """Text cells under headings; `best` are the places `(row, column)` of what is printed in bold."""
 
     title: str
@@ -73,7 +73,7 @@ class Table:
     ranked: bool = False  # whether the best row comes first
 
 
-def explained(shown: Sequence[Table]) -> dict[str, str]:
+def explained(shown: Sequence[TextTable]) -> dict[str, str]:
     """What the headings of these tables mean."""
     headings = {heading.rpartition(": ")[2].removesuffix(" (points)") for table in shown for heading in table.headings}
     paired = any(heading.startswith(MINUS) for heading in headings)
@@ -110,7 +110,7 @@ def number(value: float | None, measure: str) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def section_table(section: Section) -> Table:
+def section_table(section: Section) -> TextTable:
     """A setting's table; a heading whose cells would all be empty is left out."""
     rows, measure = section.rows, section.setting.measure
     swept = {
@@ -123,7 +123,7 @@ def section_table(section: Section) -> Table:
     best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
     title = section.title if section.setting.tested else f"{section.title}: validation"
     cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    return Table(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
+    return TextTable(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
 
 
 def _seeds(row: Row) -> str:
@@ -185,7 +185,7 @@ def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
     return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
 
 
-def overview(sections: Sequence[Section]) -> Table | None:
+def overview(sections: Sequence[Section]) -> TextTable | None:
     """A row for each method, a column for each setting; None if there is one setting, or nothing that goes across them."""
     sections = [section for section in sections if section.setting.tested]
     columns = list(dict.fromkeys(column for section in sections for column in section.columns))
@@ -229,7 +229,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
     left = [name(column, sections[0].crossed) for column in columns] or ["runs"]
-    return Table(title, [*left, *titles, *beside], rows, len(left), best)
+    return TextTable(title, [*left, *titles, *beside], rows, len(left), best)
 
 
 def _tested_together(sections: Sequence[Section], many: Sequence[int]) -> list[list[int]]:
@@ -319,7 +319,7 @@ def _spread(columns: Mapping[str, Sequence[str]], places: Sequence[int], rows: i
     return found
 
 
-def target_curve(section: Section) -> Table | None:
+def target_curve(section: Section) -> TextTable | None:
     """A row for each group, a column for each number of training images of a target; None where all groups have one number."""
     found = [target_points(row.group) for row in section.rows]
     sizes = sorted({size for points in found for size in points})
@@ -340,7 +340,7 @@ def target_curve(section: Section) -> Table | None:
         if len(rows) > 1 and value == max(other[column] for other in means)
     }
     title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
-    return Table(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
+    return TextTable(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
 
 
 def _point(point: Point, over: str) -> str:
@@ -348,7 +348,7 @@ def _point(point: Point, over: str) -> str:
     return number(point.mean, ACCURACY) + half + _unlike(point.half, point.over, over)
 
 
-def show(tables: Sequence[Table]) -> None:
+def show(tables: Sequence[TextTable]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
     console, whole = Terminal(), not sys.stdout.isatty()
     for given in tables:
@@ -376,13 +376,13 @@ def show(tables: Sequence[Table]) -> None:
             print(f"and {len(table.rows) - LONGEST} more, in the files below")
 
 
-def needed(table: Table) -> int:
+def needed(table: TextTable) -> int:
     """The columns of a screen that a table needs at least, its lines broken between words alone."""
     words = [max(map(len, " ".join(cells).split() or [""])) for cells in zip(table.headings, *table.rows, strict=True)]
     return sum(words) + 3 * len(words) + 1
 
 
-def narrowed(table: Table, width: int) -> tuple[Table, list[str]]:
+def narrowed(table: TextTable, width: int) -> tuple[TextTable, list[str]]:
     """A table that fits a screen, and the headings of what was left out.
 
     Left out are first what says that there is one seed, then settings, from the right, that tell no two rows apart.
@@ -394,7 +394,7 @@ def narrowed(table: Table, width: int) -> tuple[Table, list[str]]:
     return table, left_out
 
 
-def _dispensable(table: Table) -> int | None:
+def _dispensable(table: TextTable) -> int | None:
     cells = list(zip(*table.rows, strict=True))
     for column, (heading, own) in enumerate(zip(table.headings, cells, strict=True)):
         if column >= table.numbers_from and {heading, *own} in ({"seeds", "1"}, {"± over seeds", "one seed"}):
@@ -406,7 +406,7 @@ def _dispensable(table: Table) -> int | None:
     return None
 
 
-def without_unpublished(table: Table) -> Table:
+def without_unpublished(table: TextTable) -> TextTable:
     """A table for a narrow screen: without its last column where that only says that nothing was published."""
     last = [cells[-1] for cells in table.rows]
     if (
@@ -418,7 +418,7 @@ def without_unpublished(table: Table) -> Table:
     return _without(table, len(table.headings) - 1)
 
 
-def _without(table: Table, column: int) -> Table:
+def _without(table: TextTable, column: int) -> TextTable:
     def rest(cells: list[str]) -> list[str]:
         return cells[:column] + cells[column + 1 :]
 
@@ -440,7 +440,7 @@ def in_markdown(text: str) -> str:
     return MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def markdown(table: Table) -> str:
+def markdown(table: TextTable) -> str:
     """A table of GitHub's Markdown under its title."""
 
     def cell(place: tuple[int, int], text: str) -> str:
@@ -462,7 +462,7 @@ LATEX = {
 }  # fmt: skip
 
 
-def latex(table: Table) -> str:
+def latex(table: TextTable) -> str:
     """A `table` for the package booktabs."""
 
     def cell(place: tuple[int, int], text: str) -> str:

@@ -19,7 +19,7 @@ from metarun.config.overrides import canonical
 from metarun.core import count_text
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner as Trained
+from metarun.engine.learner import Trainable as Trained
 from metarun.errors import UserError
 from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input

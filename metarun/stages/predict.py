@@ -14,7 +14,7 @@ from metarun import files
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner as Trained
+from metarun.engine.learner import Trainable as Trained
 from metarun.errors import UserError
 from metarun.inference import items, store
 from metarun.inference.classifier import Classifier, threshold

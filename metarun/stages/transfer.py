@@ -14,7 +14,7 @@ from metarun.config import construct
 from metarun.core import Batch, Spec
 from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.kept import keep_classifier
@@ -27,7 +27,7 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner, origins_of, seen_by, told_of, with_library
 from metarun.stages.training_data import refuse_target_labels, warn_brought, warn_seen_unlabelled, warn_trained_on
-from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
+from metarun.target.base import Bare, SourceImages, TargetClassifier, TargetMethod
 from metarun.target.target import accuracy_of_others
 
 
@@ -69,7 +69,7 @@ class Transfer(Stage):
         assert run.target is not None
         run.algorithm.eval()
 
-        def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
+        def keep(classifier: TargetClassifier, train: Labelled, known: Batch) -> None:
             keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)
 
         where = run.folder / contents.TARGET
@@ -146,7 +146,7 @@ def uses_method(config: DictConfig) -> bool:
     return bool(config.transfer) and getattr(get_class(config.transfer._target_), "uses_method", False)
 
 
-def untrained(run: Run) -> Learner:
+def untrained(run: Run) -> Trainable:
     """A learner with the weights that its backbone brings: of the config's method where that is asked for, or bare."""
     config = run.config
     if uses_method(config):
@@ -157,6 +157,6 @@ def untrained(run: Run) -> Learner:
     algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)
-    learner = Learner("untrained", algorithm, config.train, config.seed, hardware, seen=seen_by(brought))
+    learner = Trainable("untrained", algorithm, config.train, config.seed, hardware, seen=seen_by(brought))
     learner.origins = with_library(brought, backbone)
     return learner

@@ -31,11 +31,11 @@ from metarun.text import printable, shape_text, shown_path
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
     from metarun.runs.logger import RunLogger
-    from metarun.target.base import Classifier, TargetMethod
+    from metarun.target.base import TargetClassifier, TargetMethod
 
 log = logging.getLogger("metarun")
 
-Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
+Keep = Callable[["TargetClassifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
 DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20%, but 2 images at least, to test on"
 

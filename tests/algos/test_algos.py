@@ -41,7 +41,7 @@ from metarun.data.regression import Sinusoid
 from metarun.engine import checkpoint
 from metarun.engine.gradients import gradient_step
 from metarun.engine.interruption import Interrupted
-from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.learner import Trainable, build_optimizer
 from metarun.engine.train import fit
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
@@ -342,7 +342,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_p
         logger = RunLogger(folder)
         try:
             built = build_optimizer(algorithm, config.train)
-            learner = Learner("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
+            learner = Trainable("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
             fit(learner, validate, folder, logger)
         finally:
             logger.close()

@@ -25,7 +25,7 @@ from metarun.data.regression import Linear
 from metarun.engine import distributed
 from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose, worthwhile_processes
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.runs import building
 from metarun.runs import run as run_module
@@ -229,7 +229,7 @@ def test_long_trainings_on_small_tasks_are_shared_by_themselves(words: list[str]
         chosen = choose(config.hardware, algorithm, World())
     finally:
         torch.set_num_threads(before)
-    learner = Learner("train", algorithm, config.train, 0, chosen, task=task_of(config, "train"))
+    learner = Trainable("train", algorithm, config.train, 0, chosen, task=task_of(config, "train"))
     assert worthwhile_processes(learner) == expected
 
 

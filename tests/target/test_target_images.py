@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metarun.algos.dn4 import DN4
 from metarun.backbones.conv4 import Conv4
-from metarun.config import Target as Settings
+from metarun.config import TargetSettings as Settings
 from metarun.config import construct
 from metarun.core import Algorithm, Batch, Episodes, Spec
 from metarun.data.image_batches import batches

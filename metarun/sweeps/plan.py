@@ -223,7 +223,15 @@ def failures(ended: Iterable[Ended]) -> list[str]:
 
 
 def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
-    """The line of a job that has ended."""
+    """The line of a job that has ended.
+
+    Args:
+        job: The job.
+        outcome: How it ended.
+        seconds: How long it took.
+        number: How many have ended, it included.
+        total: How many there are.
+    """
     finished = outcome.status == 0 and job.finished
     text = (main_number(job.result) or "done") if finished else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

@@ -17,7 +17,8 @@ from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.data.source import Reader, Split
 from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep, same_in_all
 from metarun.data.table_source import TableSource
-from metarun.data.text_files import LabelledText, TextColumns, decoded, labelled_texts, shortened
+from metarun.data.text_files import LabelledText, TextColumns, labelled_texts
+from metarun.data.text_rows import decoded, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
 from metarun.files import typed_path

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from metarun.data.text_files import shortened
+from metarun.data.text_rows import shortened
 from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.items import Listed, word
 from metarun.ops import metrics

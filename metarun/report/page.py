@@ -15,7 +15,7 @@ import metarun
 from metarun import files
 from metarun.errors import UserError, lacks
 from metarun.ops.measures import ERROR
-from metarun.report import figures, tables
+from metarun.report import figures, rendering, tables
 from metarun.report.collect import MALFORMED, Collection, FinishedRun, collect
 from metarun.report.figures import Drawing
 from metarun.report.summary import Section, summarise
@@ -59,7 +59,7 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
         print(f"metarun: {printable(problem)}", file=sys.stderr)
     if composed is None:
         return None
-    tables.show(composed.tables)
+    rendering.show(composed.tables)
     for line in composed.legend:
         print(line)
     for line in _unfinished(collection):
@@ -85,8 +85,8 @@ def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
     every = [overview, *shown] if overview else shown
     texts = {
         "table.md": _markdown(title, every, collection),
-        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, every)),
-        "table.csv": tables.as_csv(sections),
+        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(rendering.latex, every)),
+        "table.csv": rendering.as_csv(sections),
         PAGE: _html(title, every, sections, drawings, collection, to),
     }
     contents = {name: text.encode() for name, text in texts.items()}
@@ -145,10 +145,10 @@ def _legend(shown: Sequence[tables.TextTable]) -> list[str]:
 
 
 def _markdown(title: str, every: Sequence[tables.TextTable], collection: Collection) -> str:
-    parts = [f"# {tables.in_markdown(title)}\n", *map(tables.markdown, every)]
+    parts = [f"# {rendering.in_markdown(title)}\n", *map(rendering.markdown, every)]
     parts.append(
         "".join(
-            f"- *{tables.in_markdown(term)}*: {tables.in_markdown(meaning)}\n"
+            f"- *{rendering.in_markdown(term)}*: {rendering.in_markdown(meaning)}\n"
             for term, meaning in tables.explained(every).items()
         )
     )

@@ -19,7 +19,8 @@ from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
-from metarun.data.text_files import LabelledText, TextColumns, decoded, labelled_texts
+from metarun.data.text_files import LabelledText, TextColumns, labelled_texts
+from metarun.data.text_rows import decoded
 from metarun.engine.probabilities import UNKNOWN, with_unknown
 from metarun.errors import UserError
 from metarun.inference.texts import text_examples

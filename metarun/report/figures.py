@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metarun.ops.calibration import BINS
 from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
-from metarun.report.collect import FinishedRun, Group
+from metarun.report.finished import FinishedRun
+from metarun.report.grouping import Group
 from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart, joint_labels, target_points
 from metarun.runs.result import (

@@ -16,8 +16,9 @@ from metarun import files
 from metarun.errors import UserError, lacks
 from metarun.ops.measures import ERROR
 from metarun.report import figures, rendering, tables
-from metarun.report.collect import MALFORMED, Collection, FinishedRun, collect
+from metarun.report.collect import MALFORMED, Collection, collect
 from metarun.report.figures import Drawing
+from metarun.report.finished import FinishedRun
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
 from metarun.runs.contents import PAGE

@@ -12,7 +12,9 @@ import numpy as np
 
 from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report import published, statistics
-from metarun.report.collect import Collection, FinishedRun, Group, Setting, basis, natural
+from metarun.report.collect import Collection
+from metarun.report.finished import FinishedRun, Setting, basis
+from metarun.report.grouping import Group, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (

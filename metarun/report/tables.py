@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from metarun.ops.measures import ACCURACY, ERROR
-from metarun.report.collect import Setting
+from metarun.report.finished import Setting
 from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW

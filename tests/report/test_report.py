@@ -1037,7 +1037,7 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
     assert (
         rendering.narrowed(table, 20)[0].headings[0] == "approach"
     )  # what tells rows apart stays, whatever the screen
-    monkeypatch.setattr(tables.sys, "stdout", terminal := io.StringIO())
+    monkeypatch.setattr(rendering.sys, "stdout", terminal := io.StringIO())
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     rendering.show([table])

@@ -178,7 +178,7 @@ def test_classified_images_do_not_see_each_other(algo: str, norm: str, monkeypat
     order = np.random.default_rng(0).permutation(len(images))
     close(classified(algorithm, images.take(order), hardware(), training), whole[order])
     close(classified(algorithm, images.take(order[:3]), hardware(), training), whole[order[:3]])
-    monkeypatch.setattr(evaluate, "IMAGES", 3)
+    monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 3)
     close(classified(algorithm, images, hardware(), training), whole)
     assert algorithm.backbone.norm == norm
     assert all(torch.equal(value, before[key]) for key, value in algorithm.state_dict().items())

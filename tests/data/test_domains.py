@@ -43,7 +43,7 @@ from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import contents, seen
 from metarun.stages import training_data
-from metarun.stages.meta_test import over_sets
+from metarun.stages.scores import over_sets
 
 TASK = TaskShape(ways=2, shots=1, queries=2)
 

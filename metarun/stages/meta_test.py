@@ -16,8 +16,9 @@ from torch import Tensor
 from metarun import files
 from metarun.config.task_schema import SIZES
 from metarun.core import TaskShape
-from metarun.data.domains import named, rule
+from metarun.data.domains import named
 from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.test_sets import rule
 from metarun.engine.evaluate import Scores, evaluate
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.engine.views import Views

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 NOT_COMPARED = {
     "seconds",
     "tasks_per_second",
+    "ms_an_image",
     "peak_memory",
     "git_commit",
     "versions",

@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from metarun import __version__
 from metarun.config.folder import CONF
 from metarun.config.overrides import quoted
-from metarun.engine.launched import rank_and_size
-from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
+from metarun.system.launched import rank_and_size
+from metarun.system.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.text import has_control, outlasting, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra

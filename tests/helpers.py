@@ -104,7 +104,7 @@ def build(config: DictConfig, source: DataSource, vectorize: bool = False) -> Al
     """The untrained algorithm of `config`, as a run builds it."""
     target = None
     if getattr(get_class(config.algo._target_), "uses_target", "no") != "no" and source.kind == "classification":
-        target = Target(source, schema.Target(test_images=None))
+        target = Target(source, schema.TargetSettings(test_images=None))
     algorithm = build_algorithm(config, source, schema.task_of(config, "train"), target)
     algorithm.vectorize = vectorize
     return algorithm

@@ -59,7 +59,7 @@ def test_what_only_shows_something_imports_little(word: list[str], expected: lis
     loaded = json.loads(done.stderr)
     assert SLOW & {name.partition(".")[0] for name in loaded} == set()
     rooms = (
-        "config|shell|engine|engine.launched|engine.platform|runs|runs.contents|runs.result|runs.trial|sweeps|sweeps.jobs|cli|errors|"
+        "config|shell|system|system.launched|system.platform|ops|ops.measures|runs|runs.contents|runs.result|runs.trial|sweeps|sweeps.jobs|cli|errors|"
         "files|lazy|renamed|text"
     )
     own = {name for name in loaded if re.match(r"metarun\b", name)}

@@ -24,12 +24,13 @@ from rich.text import Text
 from shell import SINUSOID, environment, metarun, one_line, run_folder
 
 from metarun import cli, files, progress
-from metarun.engine import distributed, launched, platform
+from metarun.engine import distributed
 from metarun.engine.interruption import Signals
 from metarun.errors import UserError
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
+from metarun.system import launched, platform
 from metarun.terminal import Terminal
 from metarun.text import bytes_text, counted, duration, listed, outlasting
 

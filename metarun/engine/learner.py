@@ -75,7 +75,7 @@ def _try_out(settings: Any, key: str, like: torch.Tensor) -> None:
 
 
 @dataclass
-class Learner:
+class Trainable:
     """A method with everything that its training takes.
 
     Attributes:

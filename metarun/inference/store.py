@@ -20,6 +20,7 @@ from metarun.files import typed_path
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
+from metarun.ops.measures import ERROR
 from metarun.runs import contents, result
 from metarun.text import shown_path
 
@@ -225,7 +226,7 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     path = folder / contents.RESULT
     found = result.stored(folder)
     if result.LEARNER not in found:
-        regression = "mse" in str(result.tested(found))
+        regression = ERROR in str(result.tested(found))
         own = found.get("versions", {}).get("metarun") == metarun.__version__
         reason = (
             "learned regression tasks, and classifies nothing"

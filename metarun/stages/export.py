@@ -22,7 +22,7 @@ from metarun.config.overrides import canonical
 from metarun.core import Batch, count_text
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner as Trained
+from metarun.engine.learner import Trainable as Trained
 from metarun.errors import UserError
 from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input
@@ -33,13 +33,13 @@ from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
 from metarun.ops import calibration
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.predict import inputs_digest, left_out
-from metarun.target import base
-from metarun.target.base import Own
+from metarun.target.base import Own, TargetClassifier
 from metarun.text import bytes_text, shell_path, shown_path
 
 EXPORT = "export"  # the kind of its numbers in `result.json`
@@ -236,8 +236,8 @@ class Export(Stage):
                 )
             else:
                 line += f"; probabilities within {one['largest_difference']:.1g} of recipe=predict's on {found['compared_on']} images"
-            if "acc" in one:
-                line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
+            if ACCURACY in one:
+                line += f"; accuracy {one[ACCURACY]:.2%} of {one['labelled']} {one['of']}"
             print(line)
         if learned := stored.get(result.key(EXPORT, "learned_from")):
             print(f"{learned} of the images: {LEARNED}, or copies of these, left out of the accuracy")
@@ -282,7 +282,7 @@ class ImageSet:
                 strict=True,
             )
         ]
-        return {"acc": float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
+        return {ACCURACY: float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
 
 
 def ways_of(learner: Learner, config: DictConfig) -> int:
@@ -371,7 +371,7 @@ def inputs_of(pixels: np.ndarray, learner: Learner) -> Tensor:
     return how.inputs(pixels, learner.device)
 
 
-def predicted(network: base.Classifier, learner: Learner, temperature: float, pixels: np.ndarray) -> np.ndarray:
+def predicted(network: TargetClassifier, learner: Learner, temperature: float, pixels: np.ndarray) -> np.ndarray:
     """What `recipe=predict` says of images: the probability of each class, `[B, classes]`.
 
     Args:

@@ -22,6 +22,7 @@ from metarun.data.table_source import TableSource
 from metarun.encoders import EncodedSource
 from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
@@ -30,11 +31,11 @@ from metarun.text import printable, shape_text, shown_path
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
     from metarun.runs.logger import RunLogger
-    from metarun.target.base import Classifier, TargetMethod
+    from metarun.target.base import TargetClassifier, TargetMethod
 
 log = logging.getLogger("metarun")
 
-Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
+Keep = Callable[["TargetClassifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
 DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20%, but 2 images at least, to test on"
 
@@ -249,16 +250,16 @@ class Target:
         values: list[list[float]] = []
         for size in self.sizes:
             repeats = [
-                files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
+                files.read_json(folder / f"{_stem(size, repeat)}.json", files.MADE_AGAIN)
                 for repeat in range(self.settings.repeats)
             ]
             point = metrics.over_repeats(repeats, same_images=not self.varied(size))
             curve.append(point)
-            values.append([repeat["acc"] for repeat in repeats])
-            logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
-            half = point[result.half_of(result.ACCURACY)]
+            values.append([repeat[ACCURACY] for repeat in repeats])
+            logger.curve("target/acc_of_train_images", point[ACCURACY], point["train_images"])
+            half = point[result.half_of(ACCURACY)]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
-            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point["acc"], width)
+            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point[ACCURACY], width)
         return curve, values
 
     def _keep_predictions(self, folder: Path, point: dict[str, Any], values: list[list[float]]) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class Target:
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""
         repeats, tested = point["repeats"], point["test_images"]
-        if point[result.half_of(result.ACCURACY)] is None:
+        if point[result.half_of(ACCURACY)] is None:
             return "too few for an interval"
         if point["over"] == "test images":
             draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""

@@ -55,7 +55,7 @@ from metarun.unsupervised.base import PseudoTasks
 CLUSTER = 40  # images of a cluster on average, where their number is not given; the paper's Omniglot has 48
 MOST = 500  # clusters, where their number is not given
 SIDE = 32  # pixels of an image that principal components are of, at most
-CHUNK = 512  # images that are embedded together
+EMBEDDED_AT_ONCE = 512  # images that are embedded together
 
 log = logging.getLogger("metarun")
 
@@ -194,7 +194,7 @@ class Cactus(PseudoTasks):
             return self.learner.held.preprocessing.of_pixels(shown)
 
         network = self.network if self.learner is None else self.learner.algorithm.backbone
-        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        parts = [rows[start : start + EMBEDDED_AT_ONCE] for start in range(0, len(rows), EMBEDDED_AT_ONCE)]
         if network is None:
             flat = [self._small(images(part)).flatten(1).numpy() for part in parts]
         else:

@@ -41,7 +41,7 @@ from metarun.data.regression import Sinusoid
 from metarun.engine import checkpoint
 from metarun.engine.gradients import gradient_step
 from metarun.engine.interruption import Interrupted
-from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.learner import Trainable, build_optimizer
 from metarun.engine.train import fit
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
@@ -342,7 +342,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_p
         logger = RunLogger(folder)
         try:
             built = build_optimizer(algorithm, config.train)
-            learner = Learner("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
+            learner = Trainable("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
             fit(learner, validate, folder, logger)
         finally:
             logger.close()
@@ -770,14 +770,3 @@ def test_protonet_trains_on_more_ways_than_it_is_tested_on() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"^algo: ProtoNet only classifies.*; try algo=maml$"):
         ProtoNet(MLP(input_shape=(1,)), Spec((1,), "regression", 1))
-
-
-def test_single_precision_is_kept_and_double_is_not_lost() -> None:
-    algorithm, batch = learner("maml", 2)
-    labels, targets = batch.query_y[0], torch.rand(20, 5, dtype=torch.float64)
-    logits = torch.randn(20, 5, dtype=torch.float64)
-    assert algorithm.task_loss(logits, labels).item() == F.cross_entropy(logits, labels).item()
-    assert algorithm.task_loss(logits.bfloat16(), labels).dtype == torch.float32
-    algorithm.spec = Spec((1,), "regression", 5)
-    assert algorithm.task_loss(logits, targets).item() == F.mse_loss(logits, targets).item()
-    assert algorithm.task_loss(logits.bfloat16(), targets.float()).dtype == torch.float32

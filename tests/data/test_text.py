@@ -19,7 +19,8 @@ from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
-from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts
+from metarun.data.text_files import LabelledText, TextColumns, labelled_texts
+from metarun.data.text_rows import decoded
 from metarun.engine.probabilities import UNKNOWN, with_unknown
 from metarun.errors import UserError
 from metarun.inference.texts import text_examples
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def read(path: Path, **columns: str) -> list[tuple[str, str]]:
-    return [(row.text, row.label) for row in labelled_texts(path, Columns(**columns)).rows]
+    return [(row.text, row.label) for row in labelled_texts(path, TextColumns(**columns)).rows]
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -154,7 +155,7 @@ def test_columns_are_found_by_usual_names_or_named(
     tmp_path: Path, header: str, columns: dict[str, str], wanted: str
 ) -> None:
     cells = [(f"{name} of row" for name in header.split(",")) for _ in range(2)]
-    found = labelled_texts(table(tmp_path / "a.csv", [tuple(row) for row in cells], header), Columns(**columns))
+    found = labelled_texts(table(tmp_path / "a.csv", [tuple(row) for row in cells], header), TextColumns(**columns))
     assert {row.text for row in found.rows} == {f"{wanted} of row"}
 
 
@@ -170,7 +171,7 @@ def test_columns_are_found_by_usual_names_or_named(
 def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
     tmp_path: Path, header: str, columns: dict[str, str]
 ) -> None:
-    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), Columns(**columns)).rows
+    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), TextColumns(**columns)).rows
     assert (row.text, row.label) == tuple(header.split(",")[:2])
 
 
@@ -178,7 +179,7 @@ def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
 def test_folders_of_texts_have_no_columns(tmp_path: Path, what: str) -> None:
     texts_in(tmp_path, many(["a", "b"], 2))
     with pytest.raises(UserError, match=rf"^data.{what}_column=some: .* folders of texts, which have no columns"):
-        labelled_texts(tmp_path, Columns(**{what: "some"}))
+        labelled_texts(tmp_path, TextColumns(**{what: "some"}))
 
 
 @pytest.mark.parametrize("form", ["folders", "files"])

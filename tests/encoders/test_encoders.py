@@ -26,7 +26,7 @@ from metarun import config as schema
 from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
-from metarun.backbones.libraries import OF_IMAGENET, Recipe, Wanted, build
+from metarun.backbones.libraries import OF_IMAGENET, TrainingImages, Wanted, build
 from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions, with_positions
 from metarun.config import check
 from metarun.core import TaskShape
@@ -639,7 +639,7 @@ def test_positions_of_a_file_are_resampled_once_at_most(side: int, size: int | N
 @pytest.mark.parametrize(("shape", "crop"), [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop: float, interpolation: str) -> None:
-    recipe = Recipe(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
+    recipe = TrainingImages(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
     smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(smooth).resize(shape[::-1], Image.Resampling.BICUBIC)
     kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
@@ -961,7 +961,7 @@ def test_a_target_is_normalised_as_its_source_is(normalize: bool) -> None:
     """A network that was trained on pixels from 0 to 1 is of no use for others, nor is one that normalises them itself."""
     source, other = toy_images(), toy_images(signal=0.5)
     source.normalize, other.normalize = normalize, not normalize
-    target = Target(other, schema.Target())
+    target = Target(other, schema.TargetSettings())
     target.fit_to(source)
     x = target.division(0)[0].whole(CPU).x
     assert (x.min() < 0).item() is normalize

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from text_tables import many, table
 from torch import Tensor
 
-from metarun.backbones.minilm import Block, MiniLM
+from metarun.backbones.minilm import BertBlock, MiniLM
 from metarun.data.text import Text
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.encoders.building import encoded
@@ -69,7 +69,7 @@ def test_long_texts_are_cut_and_one_line_says_so(caplog: pytest.LogCaptureFixtur
 def test_a_block_is_attention_as_torch_has_it() -> None:
     """In float64, against torch's own layer with the same weights, padding left out."""
     torch.manual_seed(0)
-    block = Block().double().eval()
+    block = BertBlock().double().eval()
     other = torch.nn.TransformerEncoderLayer(384, 12, 1536, 0.0, "gelu", 1e-12, batch_first=True).double()
     weights = {
         "self_attn.in_proj_weight": torch.cat([block.query.weight, block.key.weight, block.value.weight]),

@@ -25,14 +25,14 @@ from metarun.data.regression import Linear
 from metarun.engine import distributed
 from metarun.engine.distributed import World, place
 from metarun.engine.hardware import choose, worthwhile_processes
-from metarun.engine.launched import VARIABLES as LAUNCHED
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.runs import building
 from metarun.runs import run as run_module
 from metarun.runs.folder import folder_name
 from metarun.runs.run import Run
 from metarun.stages import MetaTest
+from metarun.system.launched import VARIABLES as LAUNCHED
 
 # Five tasks cannot be halved: the shares differ in size.
 SHORT = [*SINUSOID, "train.tasks_per_step=5", "train.log_every=1", "train.validate_every=5", "hardware.threads=1"]
@@ -231,7 +231,7 @@ def test_long_trainings_on_small_tasks_are_shared_by_themselves(words: list[str]
         chosen = choose(config.hardware, algorithm, World())
     finally:
         torch.set_num_threads(before)
-    learner = Learner("train", algorithm, config.train, 0, chosen, task=task_of(config, "train"))
+    learner = Trainable("train", algorithm, config.train, 0, chosen, task=task_of(config, "train"))
     assert worthwhile_processes(learner) == expected
 
 

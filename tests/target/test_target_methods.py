@@ -23,7 +23,7 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.mlp import MLP
 from metarun.backbones.vit import ViT
-from metarun.config import Target as Settings
+from metarun.config import TargetSettings as Settings
 from metarun.core import Backbone, Batch, Spec, TaskShape
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.image_source import ImageSource

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from shell import ROOT, SINUSOID, environment, metarun, result
 
-from metarun.engine import platform
 from metarun.sweeps import local
+from metarun.system import platform
 
 # By module, what one of the three systems does not have, or has with another meaning.
 LACKING = {

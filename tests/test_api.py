@@ -259,7 +259,7 @@ def test_scores_that_are_no_numbers_are_one_line(
         classifier.predict(images)
 
 
-class Far(base.Classifier):
+class Far(base.TargetClassifier):
     """Scores that are given in place of images."""
 
     def forward(self, images: Tensor) -> Tensor:

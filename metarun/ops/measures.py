@@ -6,12 +6,8 @@ ACCURACY = "acc"
 BALANCED_ACCURACY = "balanced_acc"  # the mean over the classes
 MACRO_F1 = "macro_f1"
 AUROC = "auroc"
-OF_CLASSES = (
-    ACCURACY,
-    BALANCED_ACCURACY,
-    MACRO_F1,
-    AUROC,
-)  # what is measured of classified images, the first of all before the others
+# What is measured of classified images, the first of all before the others.
+OF_CLASSES = (ACCURACY, BALANCED_ACCURACY, MACRO_F1, AUROC)
 ERROR = "mse"  # of regression
 MEDIAN_ERROR = "mse_median"  # of the episodes
 CI95 = "_ci95"  # ends the name of half of a 95% interval

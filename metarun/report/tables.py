@@ -54,14 +54,25 @@ EXPLAINED = {
 
 @dataclass
 class TextTable:
-    """Text cells under headings; `best` are the places `(row, column)` of what is printed in bold."""
+    """Text cells under headings.
+
+    Attributes:
+        title: What stands above them.
+        headings: The columns' names.
+        rows: The cells, row by row.
+        numbers_from: The first column that is aligned to the right.
+        best: The places `(row, column)` of what is printed in bold.
+        ranked: Whether the best row comes first.
+        kept: The column of results that stays in sight on a page which is too narrow for all; None for none.
+    """
 
     title: str
     headings: list[str]
     rows: list[list[str]]
-    numbers_from: int  # the first column that is aligned to the right
+    numbers_from: int
     best: set[tuple[int, int]] = field(default_factory=set)
-    ranked: bool = False  # whether the best row comes first
+    ranked: bool = False
+    kept: int | None = None
 
 
 def explained(shown: Sequence[TextTable]) -> dict[str, str]:
@@ -111,10 +122,11 @@ def section_table(section: Section) -> TextTable:
     results = _tested(rows, measure, section.setting.over) if section.setting.tested else _validated(rows, measure)
     columns = swept | {"seeds": [_seeds(row) for row in rows]} | results
     columns = {heading: cells for heading, cells in columns.items() if any(cells)}
-    best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
+    measured = len(swept) + 1  # behind the number of seeds
+    best = {(index, measured) for index, row in enumerate(rows) if row.best}
     title = section.title if section.setting.tested else f"{section.title}: validation"
     cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    return TextTable(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
+    return TextTable(title, list(columns), cells, len(swept), best, not section.setting.tested, measured)
 
 
 def _seeds(row: Row) -> str:
@@ -220,7 +232,7 @@ def overview(sections: Sequence[Section]) -> TextTable | None:
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
     left = [name(column, sections[0].crossed) for column in columns] or ["runs"]
-    return TextTable(title, [*left, *titles, *beside], rows, len(left), best)
+    return TextTable(title, [*left, *titles, *beside], rows, len(left), best, kept=len(left) + len(titles) - 1)
 
 
 def _tested_together(sections: Sequence[Section], many: Sequence[int]) -> list[list[int]]:
@@ -331,7 +343,8 @@ def target_curve(section: Section) -> TextTable | None:
         if len(rows) > 1 and value == max(other[column] for other in means)
     }
     title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
-    return TextTable(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
+    headings = [*swept, *(f"{size} images" for size in sizes)]
+    return TextTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
 
 
 def _point(point: Point, over: str) -> str:

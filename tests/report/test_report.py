@@ -799,6 +799,8 @@ def test_an_interval_over_other_things_than_its_heading_says_so(tmp_path: Path) 
     page = (tmp_path / "report" / "index.html").read_text()
     for over in ("repeats", "test images"):  # in the list of runs
         assert page.count(f'<td class="number">10.00% over {over}</td>') == 1
+    kept = re.findall(r'<th scope="col" class="number kept">([^<]*)</th>', page)
+    assert kept == ["accuracy", "10 images"]  # in sight however narrow the page is
 
 
 def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Composed(NamedTuple):
         contents: The files, by name.
     """
 
-    tables: list[tables.TextTable]
+    tables: list[tables.ReportTable]
     legend: list[str]
     contents: dict[str, bytes]
 
@@ -129,7 +129,7 @@ def _unfinished(collection: Collection) -> list[str]:
     return [heading, *names[:NAMED], *more] if names else []
 
 
-def _legend(shown: Sequence[tables.TextTable]) -> list[str]:
+def _legend(shown: Sequence[tables.ReportTable]) -> list[str]:
     """What the terminal says of the two intervals and of the tests."""
     headings = {heading for table in shown for heading in table.headings}
     lines = []
@@ -145,7 +145,7 @@ def _legend(shown: Sequence[tables.TextTable]) -> list[str]:
     return lines
 
 
-def _markdown(title: str, every: Sequence[tables.TextTable], collection: Collection) -> str:
+def _markdown(title: str, every: Sequence[tables.ReportTable], collection: Collection) -> str:
     parts = [f"# {rendering.in_markdown(title)}\n", *map(rendering.markdown, every)]
     parts.append(
         "".join(
@@ -162,7 +162,7 @@ def _markdown(title: str, every: Sequence[tables.TextTable], collection: Collect
 
 
 def _html(
-    title: str, every: Sequence[tables.TextTable], sections: Sequence[Section], drawings: Sequence[Drawing],
+    title: str, every: Sequence[tables.ReportTable], sections: Sequence[Section], drawings: Sequence[Drawing],
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
     finished, unfinished = len(collection.folders), len(collection.unfinished)

@@ -15,13 +15,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from metarun.report.summary import Row, Section, shown
-from metarun.report.tables import TextTable
+from metarun.report.tables import ReportTable
 from metarun.terminal import NARROW, Terminal
 
 LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 
 
-def show(tables: Sequence[TextTable]) -> None:
+def show(tables: Sequence[ReportTable]) -> None:
     """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
     console, whole = Terminal(), not sys.stdout.isatty()
     width = sys.maxsize if console.width < NARROW else console.width  # there numbers stand below each other
@@ -50,13 +50,13 @@ def show(tables: Sequence[TextTable]) -> None:
             print(f"and {len(table.rows) - LONGEST} more, in the files below")
 
 
-def needed(table: TextTable) -> int:
+def needed(table: ReportTable) -> int:
     """The columns of a screen that a table needs at least, its lines broken between words alone."""
     words = [max(map(len, " ".join(cells).split() or [""])) for cells in zip(table.headings, *table.rows, strict=True)]
     return sum(words) + 3 * len(words) + 1
 
 
-def narrowed(table: TextTable, width: int) -> tuple[TextTable, list[str]]:
+def narrowed(table: ReportTable, width: int) -> tuple[ReportTable, list[str]]:
     """A table that fits a screen, and the headings of what was left out.
 
     Left out are first what says that there is one seed, then settings, from the right, that tell no two rows apart.
@@ -68,7 +68,7 @@ def narrowed(table: TextTable, width: int) -> tuple[TextTable, list[str]]:
     return table, left_out
 
 
-def _dispensable(table: TextTable) -> int | None:
+def _dispensable(table: ReportTable) -> int | None:
     cells = list(zip(*table.rows, strict=True))
     for column, (heading, own) in enumerate(zip(table.headings, cells, strict=True)):
         if column >= table.numbers_from and {heading, *own} in ({"seeds", "1"}, {"± over seeds", "one seed"}):
@@ -80,7 +80,7 @@ def _dispensable(table: TextTable) -> int | None:
     return None
 
 
-def without_unpublished(table: TextTable) -> TextTable:
+def without_unpublished(table: ReportTable) -> ReportTable:
     """A table for a narrow screen: without its last column where that only says that nothing was published."""
     last = [cells[-1] for cells in table.rows]
     if (
@@ -92,7 +92,7 @@ def without_unpublished(table: TextTable) -> TextTable:
     return _without(table, len(table.headings) - 1)
 
 
-def _without(table: TextTable, column: int) -> TextTable:
+def _without(table: ReportTable, column: int) -> ReportTable:
     def rest(cells: list[str]) -> list[str]:
         return cells[:column] + cells[column + 1 :]
 
@@ -114,7 +114,7 @@ def in_markdown(text: str) -> str:
     return MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def markdown(table: TextTable) -> str:
+def markdown(table: ReportTable) -> str:
     """A table of GitHub's Markdown under its title."""
 
     def cell(place: tuple[int, int], text: str) -> str:
@@ -136,7 +136,7 @@ LATEX = {
 }  # fmt: skip
 
 
-def latex(table: TextTable) -> str:
+def latex(table: ReportTable) -> str:
     """A `table` for the package booktabs."""
 
     def cell(place: tuple[int, int], text: str) -> str:

@@ -53,7 +53,7 @@ EXPLAINED = {
 
 
 @dataclass
-class TextTable:
+class ReportTable:
     """Text cells under headings.
 
     Attributes:
@@ -75,7 +75,7 @@ class TextTable:
     kept: int | None = None
 
 
-def explained(shown: Sequence[TextTable]) -> dict[str, str]:
+def explained(shown: Sequence[ReportTable]) -> dict[str, str]:
     """What the headings of these tables mean."""
     headings = {heading.rpartition(": ")[2].removesuffix(" (points)") for table in shown for heading in table.headings}
     paired = any(heading.startswith(MINUS) for heading in headings)
@@ -112,7 +112,7 @@ def number(value: float | None, measure: str) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def section_table(section: Section) -> TextTable:
+def section_table(section: Section) -> ReportTable:
     """A setting's table; a heading whose cells would all be empty is left out."""
     rows, measure = section.rows, section.setting.measure
     swept = {
@@ -126,7 +126,7 @@ def section_table(section: Section) -> TextTable:
     best = {(index, measured) for index, row in enumerate(rows) if row.best}
     title = section.title if section.setting.tested else f"{section.title}: validation"
     cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    return TextTable(title, list(columns), cells, len(swept), best, not section.setting.tested, measured)
+    return ReportTable(title, list(columns), cells, len(swept), best, not section.setting.tested, measured)
 
 
 def _seeds(row: Row) -> str:
@@ -188,7 +188,7 @@ def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
     return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
 
 
-def overview(sections: Sequence[Section]) -> TextTable | None:
+def overview(sections: Sequence[Section]) -> ReportTable | None:
     """A row for each method, a column for each setting; None if there is one setting, or nothing that goes across them."""
     sections = [section for section in sections if section.setting.tested]
     columns = list(dict.fromkeys(column for section in sections for column in section.columns))
@@ -232,7 +232,7 @@ def overview(sections: Sequence[Section]) -> TextTable | None:
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
     left = [name(column, sections[0].crossed) for column in columns] or ["runs"]
-    return TextTable(title, [*left, *titles, *beside], rows, len(left), best, kept=len(left) + len(titles) - 1)
+    return ReportTable(title, [*left, *titles, *beside], rows, len(left), best, kept=len(left) + len(titles) - 1)
 
 
 def _tested_together(sections: Sequence[Section], many: Sequence[int]) -> list[list[int]]:
@@ -322,7 +322,7 @@ def _spread(columns: Mapping[str, Sequence[str]], places: Sequence[int], rows: i
     return found
 
 
-def target_curve(section: Section) -> TextTable | None:
+def target_curve(section: Section) -> ReportTable | None:
     """A row for each group, a column for each number of training images of a target; None where all groups have one number."""
     found = [target_points(row.group) for row in section.rows]
     sizes = sorted({size for points in found for size in points})
@@ -344,7 +344,7 @@ def target_curve(section: Section) -> TextTable | None:
     }
     title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
     headings = [*swept, *(f"{size} images" for size in sizes)]
-    return TextTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
+    return ReportTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
 
 
 def _point(point: Point, over: str) -> str:

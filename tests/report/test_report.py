@@ -42,7 +42,7 @@ from metarun.report.rendering import latex
 from metarun.report.run import show, show_stored
 from metarun.report.run import subject as run_subject
 from metarun.report.summary import Section, pooled, summarise
-from metarun.report.tables import TextTable
+from metarun.report.tables import ReportTable
 from metarun.runs import result
 from metarun.runs.logger import RunLogger
 from metarun.sweeps.jobs import Job
@@ -617,7 +617,7 @@ def test_a_key_that_an_older_version_lacks_and_that_is_off_tells_no_groups_apart
 
 def test_what_stands_in_brackets_is_shown_except_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [["net (1)", "50.00%", "60.00% (Snell 2017)"], ["net (2)", "40.00%", "none"]]
-    rendering.show([tables.TextTable("a", ["backbone.weights", "accuracy", "published"], rows, 1)])
+    rendering.show([tables.ReportTable("a", ["backbone.weights", "accuracy", "published"], rows, 1)])
     shown = capsys.readouterr().out
     assert "net (1)" in shown
     assert "net (2)" in shown
@@ -706,7 +706,7 @@ def test_markdown(written: Path) -> None:
 
 
 def test_markdown_shows_what_stands_there() -> None:
-    table = tables.TextTable(
+    table = tables.ReportTable(
         "a*b*", ["name", "train.max_seconds"], [["*x* `y` [z](u) <b> &lt; _v_ \\ ~~w~~ p|q", "1"]], 1, set()
     )
     text = rendering.markdown(table)
@@ -1029,7 +1029,7 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
         ["glyphs", "linear_probe", "3", "10", "1", "63.89%", "one seed", "35.30%", "−25.00 ± 105.89, p 0.410"],
         ["glyphs", "pretrained_probe", "3", "10", "1", "87.50%", "one seed", "88.24%", "−1.39 ± 17.65, p 0.500"],
     ]
-    table = tables.TextTable(
+    table = tables.ReportTable(
         "a", [*headings, "± over repeats", "minus the best, over repeats (points)"], rows, 4, {(0, 5)}
     )
     fitting, left_out = rendering.narrowed(table, 80)
@@ -1054,8 +1054,8 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
 
 
 def test_a_narrow_screen_has_no_column_in_which_nothing_was_published() -> None:
-    def table(*last: str) -> tables.TextTable:
-        return tables.TextTable("t", ["algo", "accuracy", "published"], [["a", "90%", cell] for cell in last], 1)
+    def table(*last: str) -> tables.ReportTable:
+        return tables.ReportTable("t", ["algo", "accuracy", "published"], [["a", "90%", cell] for cell in last], 1)
 
     assert rendering.without_unpublished(table("none: own data", "")).headings == ["algo", "accuracy"]
     assert rendering.without_unpublished(table("none: own data", "")).rows == [["a", "90%"]] * 2
@@ -1461,11 +1461,11 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
 
 
 def test_brackets_begin_no_length_in_latex() -> None:
-    assert latex(TextTable("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+    assert latex(ReportTable("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
 
 
 def test_a_bar_is_a_bar_in_latex() -> None:
-    assert latex(TextTable("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
+    assert latex(ReportTable("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
 
 
 def test_a_pair_of_dollars_in_a_name_is_no_mathematics(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.conv4 import image_shape
 from metarun.backbones.libraries import Wanted, build, check_installed
+from metarun.backbones.shapes import image_shape
 from metarun.config.types import NameOrPath, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.errors import UserError, first_line

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.conv4 import image_shape
+from metarun.backbones.shapes import image_shape
 from metarun.config.types import DropRate, Len, NonNegativeInt, NormKind, PositiveInt
 from metarun.core import ActivationHook, Backbone
 from metarun.ops.batch_norm import Norm

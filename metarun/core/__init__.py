@@ -1,4 +1,4 @@
-"""What everything else is built on: the shapes that flow, and the contracts of a method and of a backbone."""
+"""What everything else is built on: the shapes that flow (`episodes.py`), the contracts of a method and of a backbone."""
 
 from metarun.core.algorithm import Algorithm
 from metarun.core.backbone import ActivationHook, Backbone

@@ -39,7 +39,7 @@ class Algorithm(Checked, nn.Module, ABC):
         shared_batch: Whether a task's support set and queries are one batch for the backbone's norm.
         equal_classes: Whether all classes of a task must have equally many items.
         whole_batch: Whether `loss` is computed for all tasks of a step at once.
-        couples_tasks: Whether it cannot do otherwise: then all tasks of a step must have one shape.
+        couples_tasks: Whether `loss` mixes the tasks of a step, which then must all have one shape.
         needs_queries: Whether training tasks need a query set.
         vectorizable: Whether its tasks can run by vmap.
         soft_labels: Whether the labels of training queries may be probabilities, `[T, N*Q, N]`.
@@ -104,7 +104,7 @@ class Algorithm(Checked, nn.Module, ABC):
 
     @abstractmethod
     def loss(self, episodes: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a training step.
+        """Computes the loss of a training step.
 
         Args:
             episodes: The tasks of the step, `Episodes`; a `Batch` of images where `trains_on` is "batches".
@@ -115,7 +115,7 @@ class Algorithm(Checked, nn.Module, ABC):
         """
 
     def features_of(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        """Features of items as the method's head gets them, `[B, D]`, in single precision at least.
+        """Computes features of items as the method's head gets them, `[B, D]`, in single precision at least.
 
         Args:
             x: The items, `[B, ...]`.
@@ -124,7 +124,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return precise(self.backbone(x, n_support))
 
     def embed(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.
+        """Computes features of every task's support set, `[T, N*K, D]`, and queries, `[T, N*Q, D]`, in single precision at least.
 
         A task's sets go through the backbone apart from those of other tasks; whether they share the statistics of its norm
         is `shared_batch`'s to say. Where the features are the items themselves, nothing is computed for any of them.
@@ -142,7 +142,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return precise(support), precise(queries)
 
     def embed_all(self, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
-        """`embed`, and the features of the unlabelled items, `[T, U, D]`, which go through the backbone with the queries.
+        """Does as `embed`, with the features of the unlabelled items, `[T, U, D]`, which go through the backbone with the queries.
 
         U is 0 where the tasks have none.
 
@@ -218,7 +218,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return self.predict(episodes)[None]
 
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Further measures that the method's paper reports.
+        """Computes further measures that the method's paper reports.
 
         Only a meta-test calls it; the means over the episodes go to `result.json` under `test/`, with their intervals.
 
@@ -231,7 +231,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return {}
 
     def prepared(self, episodes: Episodes) -> Episodes | MixedEpisodes:
-        """What is predicted in place of tasks: themselves, or what a wrapper makes of them (`Wrapper.preparation`).
+        """Gives the tasks that are predicted: these, or what a wrapper makes of them (`Wrapper.preparation`).
 
         Args:
             episodes: The tasks.
@@ -254,7 +254,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return over_tasks(function, *tensors, vectorize=self.vectorize)
 
     def loss_and_scores(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`task_loss` and `scores` of the same predictions: what `loss` returns of a method that is trained on what it predicts.
+        """Computes `task_loss` and `scores` of the same predictions, which `loss` of a method that is trained on its predictions returns.
 
         Args:
             prediction: Logits `[..., N]`, or values.
@@ -263,7 +263,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return self.task_loss(prediction, target), self.scores(prediction, target)
 
     def task_loss(self, prediction: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-        """The mean cross-entropy of a classification step, or the mean squared error of a regression step.
+        """Computes the mean cross-entropy of a classification step, or the mean squared error of a regression step.
 
         Args:
             prediction: Logits `[..., N]`, or values.
@@ -279,7 +279,7 @@ class Algorithm(Checked, nn.Module, ABC):
         return F.cross_entropy(precise(prediction).flatten(0, -2), labels, label_smoothing=smoothing)
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The scores that are logged with the loss: the query accuracy of a classification step.
+        """Computes the scores that are logged with the loss: the query accuracy of a classification step.
 
         Args:
             prediction: Logits `[..., N]`, or values.

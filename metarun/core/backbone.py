@@ -11,7 +11,7 @@ from metarun.config.checked import Checked
 from metarun.ops import batch_norm
 from metarun.ops.support import of_support
 
-IMAGES_AT_ONCE = 256  # so many go through a network together where nothing is trained: memory stays bounded
+IMAGES_AT_ONCE = 256  # so many images go through a network together where nothing is trained: memory stays bounded
 
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
 
@@ -73,7 +73,7 @@ class Backbone(Checked, nn.Module):
         return batch_norm.couples_rows(self.norm)
 
     def embed_sets(self, support_x: Tensor, query_x: Tensor, *, shared_batch: bool = True) -> tuple[Tensor, Tensor]:
-        """Features of one task's two sets: the one place that decides which of them share the statistics of a norm.
+        """Computes features of one task's two sets; here alone is decided which of them share the statistics of a norm.
 
         With the norm `support` both go through together, since the support set's statistics normalise the queries.
 
@@ -90,7 +90,7 @@ class Backbone(Checked, nn.Module):
         return batch_norm.both_sets(self, support_x, query_x)
 
     def to_memory_order(self, images: Tensor) -> Tensor:
-        """The same images in the chosen memory order: the channels of a pixel side by side, or not.
+        """Puts images in the chosen memory order: the channels of a pixel side by side, or not.
 
         An image of one channel is both orders at once by its strides, which convolutions then take for the slower one:
         here its strides say the order. (`contiguous(memory_format=...)` leaves them as they are.)

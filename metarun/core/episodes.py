@@ -62,22 +62,22 @@ class Episodes:
         return {name: value for name, value in found if isinstance(value, Tensor)}
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Episodes:
-        """The same with other tensors, in the order of `named_tensors`."""
+        """Returns these tasks with other tensors, given in the order of `named_tensors`."""
         changed: dict[str, Any] = dict(zip(self.named_tensors, tensors, strict=True))
         return replace(self, **changed)
 
     def with_items(self, change: Callable[[Tensor], Tensor]) -> Episodes:
-        """The same tasks with `change` of all their items: of the support sets, of the queries, and of the unlabelled items."""
+        """Applies `change` to all items of the tasks: the support sets, the queries and the unlabelled items."""
         sets = {name: getattr(self, name) for name in ("support_x", "query_x", "unlabelled_x")}
         changed: dict[str, Any] = {name: change(x) for name, x in sets.items() if x is not None}
         return replace(self, **changed)
 
     def with_queries(self, x: Tensor, y: Tensor) -> Episodes:
-        """The same tasks with other queries, in any order."""
+        """Returns these tasks with other queries, in any order."""
         return replace(self, query_x=x, query_y=y, queries=None, divided=False)
 
     def with_support(self, x: Tensor, y: Tensor) -> Episodes:
-        """The same tasks with other support sets, class-major and with the same number of items of a class in each task."""
+        """Returns these tasks with other support sets, class-major and with the same number of items of a class in each task."""
         sizes = tuple(y[0].bincount(minlength=self.ways).tolist())
         return replace(self, support_x=x, support_y=y, shots=None if len(set(sizes)) == 1 else sizes)
 
@@ -116,7 +116,7 @@ class Episodes:
 
     @property
     def support_sizes(self) -> list[int]:
-        """The number of support images of each way; they are class-major."""
+        """The number of support items of each way; they are class-major."""
         return list(self.shots or [self.support_y.shape[1] // self.ways] * self.ways)
 
     @property
@@ -134,13 +134,13 @@ class Episodes:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What two tasks must share to stand in one meta-batch."""
+        """The sizes that two tasks must share to stand in one meta-batch."""
         unlabelled = None if self.unlabelled_x is None else self.unlabelled_x.shape[1]
         queries = self.query_y.shape[1] if self.divided else tuple(self.query_sizes)
         return self.ways, tuple(self.support_sizes), queries, unlabelled, self.spare
 
     def classes_in_turn(self) -> Tensor:
-        """The places of the support images `[N*K]`, the first of each way, then the second of each that has one, and so on."""
+        """Finds the places of the support items `[N*K]`: the first of each way, then the second of each that has one, and so on."""
         sizes = self.support_sizes
         firsts = [sum(sizes[:way]) for way in range(self.ways)]
         order = [first + n for n in range(max(sizes)) for first, size in zip(firsts, sizes, strict=True) if n < size]
@@ -165,11 +165,11 @@ class MixedEpisodes:
         return sum(map(len, self.places))
 
     def with_items(self, change: Callable[[Tensor], Tensor]) -> MixedEpisodes:
-        """The same tasks with changed items: see `Episodes.with_items`."""
+        """Applies `change` to all items of the tasks, as `Episodes.with_items` does."""
         return replace(self, groups=tuple(group.with_items(change) for group in self.groups))
 
     def split(self, size: int) -> Iterator[Episodes]:
-        """The tasks of `chunks`; with the size 1 they come in their order."""
+        """Yields the tasks of `chunks`; with the size 1 they come in their order."""
         return (tasks for _, tasks in self.chunks(size))
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[Sequence[int], Episodes]]:
@@ -189,7 +189,7 @@ class MixedEpisodes:
 
 
 def together(tasks: Sequence[Episodes]) -> Episodes | MixedEpisodes:
-    """One meta-batch of several: those of one shape become one group.
+    """Joins several meta-batches into one, in which those of one shape become one group.
 
     Args:
         tasks: Meta-batches in the order of their tasks, at least one.
@@ -231,7 +231,7 @@ class Batch:
         return len(self.x)
 
     def with_items(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `change` of its images."""
+        """Applies `change` to the images of the batch."""
         return replace(self, x=change(self.x))
 
     def split(self, size: int) -> Iterator[Batch]:
@@ -342,7 +342,7 @@ class TaskShape:
         return least(self.ways), least(self.shots), least(self.queries)
 
     def describe(self) -> dict[str, Any]:
-        """JSON values for `result.json`: the sizes, ranges as lists of two, and what else is not as usual."""
+        """Gives JSON values for `result.json`: the sizes, ranges as lists of two, and the settings that differ from their defaults."""
         found: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -352,17 +352,17 @@ class TaskShape:
 
 
 def largest(count: Count) -> int:
-    """The number itself, or the largest of its range."""
+    """Returns the number itself, or the largest of its range."""
     return count[1] if isinstance(count, tuple) else count
 
 
 def least(count: Count) -> int:
-    """The number itself, or the least of its range."""
+    """Returns the number itself, or the least of its range."""
     return count[0] if isinstance(count, tuple) else count
 
 
 def count_text(count: Count) -> str:
-    """A number, or a range as it is typed."""
+    """Writes a number, or a range, as it is typed."""
     return f"[{count[0]},{count[1]}]" if isinstance(count, tuple) else str(count)
 
 

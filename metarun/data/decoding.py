@@ -16,7 +16,7 @@ from metarun.files import special
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow's modes without colour
 THREADS = 4
 SIXTEEN_BITS = (0.0, 65535.0)  # what becomes 0 and 255 of an image of more than eight bits, where no range is given
-SMALL_PART = 0.25  # of the range: as little of it used leaves at most 64 of 256 grey levels
+SMALL_PART = 0.25  # images that use less than this share of the range keep at most 64 of 256 grey levels
 
 Range = tuple[float, float]  # the values that become 0 and 255
 

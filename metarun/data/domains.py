@@ -32,7 +32,7 @@ from metarun.text import counted, printable, shape_text
 log = logging.getLogger("metarun")
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 times the golden section
-MEASURED = 500  # training images of each data set whose mean and deviation are taken
+MEASURED = 500  # mean and deviation are taken of so many training images of each data set
 
 
 class Domains(DataSource):

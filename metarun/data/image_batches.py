@@ -21,7 +21,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def to_shape(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Images `[B, C, H, W]` as images of the shape `(C, H, W)`.
+    """Brings images `[B, C, H, W]` to the shape `(C, H, W)`.
 
     One channel is repeated, several become their mean; sides are resized bilinearly, smoothed where they shrink.
     """
@@ -71,7 +71,7 @@ def allot(total: int, shares: np.ndarray, least: int = 0) -> np.ndarray:
 
 
 def generator(*key: object) -> np.random.Generator:
-    """A generator that depends on `key` alone."""
+    """Seeds a generator by `key` alone."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -105,18 +105,18 @@ class Labelled:
         return self.identify(self.rows)
 
     def take(self, which: np.ndarray) -> Labelled:
-        """The images `which` (positions, int64) alone."""
+        """Selects the images `which` (positions, int64)."""
         return replace(self, rows=self.rows[which], rotations=self.rotations[which], labels=self.labels[which])
 
     def of_classes(self, kept: np.ndarray) -> Labelled:
-        """The images of the classes `kept` (int64, ascending) alone, these numbered anew."""
+        """Selects the images of the classes `kept` (int64, ascending), which are numbered anew."""
         found = self.take(np.flatnonzero(np.isin(self.labels, kept)))
         return replace(
             found, labels=np.searchsorted(kept, found.labels), names=[self.names[number] for number in kept.tolist()]
         )
 
     def of_at_least(self, items: int) -> Labelled:
-        """The images of the classes that have so many alone, these numbered anew."""
+        """Selects the images of the classes that have at least so many, which are numbered anew."""
         enough = self.counts >= items
         return self if enough.all() else self.of_classes(np.flatnonzero(enough))
 
@@ -133,7 +133,7 @@ class Labelled:
         return replace(self, reference=np.unique(known.rows))
 
     def divide(self, seed: int, repeat: int) -> tuple[Labelled, Labelled]:
-        """Training and test images: a stratified draw of `SHARES`, where the share of validation goes to the test images.
+        """Divides training and test images by a stratified draw of `SHARES`, where the share of validation goes to the test images.
 
         It depends on (seed, repeat) and the images alone. All rotations of an image go to the same side. Pixels of both are
         normalised by the training images.
@@ -154,14 +154,14 @@ class Labelled:
         return train, test
 
     def batch(self, which: np.ndarray, device: torch.device, domain: int = 0) -> Batch:
-        """The images `which` (positions, int64 [B]) with their labels."""
+        """Reads the images `which` (positions, int64 [B]) with their labels."""
         read = self.reader(device, self.reference)
         x = self.change(read(self.rows[which, None], self.rotations[which])[:, 0])
         y = torch.from_numpy(self.labels[which]).to(device)
         return Batch(x, y, torch.full_like(y, domain))
 
     def whole(self, device: torch.device, domain: int = 0) -> Batch:
-        """All images."""
+        """Reads all images."""
         return self.batch(np.arange(len(self)), device, domain)
 
     def stream(self, seed: int, name: str) -> Callable[[int, int], np.ndarray]:
@@ -182,7 +182,7 @@ class Labelled:
         return positions
 
     def subset(self, count: int | None, key: str, seed: int, repeat: int) -> Labelled:
-        """Some of the images, of each class its share but at least one; a subset holds those of half its size and less.
+        """Draws some of the images, of each class its share but at least one; a subset holds those of half its size and less.
 
         It depends on (seed, repeat) and the images alone: every method meets the same, whatever other sizes it is given. Of two sizes
         closer to each other the larger may lack an image or two of a class, since shares are rounded for each size alone, by the
@@ -222,7 +222,7 @@ def batches(
     *,
     target_labels: bool = False,
 ) -> BatchSampler:
-    """Shuffled batches of the source; with a target every other image is one of the target's.
+    """Samples shuffled batches of the source; with a target every other image is one of the target's.
 
     Args:
         source: The images of the source.

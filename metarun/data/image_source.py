@@ -25,7 +25,7 @@ DEVICE_TABLE_BYTES = 2**30  # larger tables stay memory-mapped, and only the epi
 def standardiser(
     mean: np.ndarray, deviation: np.ndarray, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that shifts and scales the channels of images uint8 `[..., C, H, W]`; it returns float32.
+    """Returns a function that shifts and scales the channels of images uint8 `[..., C, H, W]`, and gives float32.
 
     Args:
         mean: What is subtracted from each channel, `[C]` or `[1]`, where black is 0 and white 1.
@@ -40,7 +40,7 @@ def standardiser(
 
 
 def gathered(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`table[rows]`, in a fraction of its time: whole rows are copied.
+    """Reads `table[rows]` in a fraction of its time: whole rows are copied.
 
     Args:
         table: `[M, ...]`, contiguous.
@@ -124,7 +124,7 @@ class ImageSource(TableSource):
             )
 
     def fitted(self, shape: tuple[int, ...], statistics: tuple[np.ndarray, np.ndarray]) -> Self:
-        """The same images for a network that takes another shape, or knows other statistics.
+        """Returns the same images for a network that takes another shape, or knows other statistics.
 
         Args:
             shape: The shape (C, H, W) that images are brought to as `image_batches.to_shape` does it.
@@ -136,7 +136,7 @@ class ImageSource(TableSource):
         return found
 
     def measured(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the deviation of each channel over up to 2,000 rows of the table, evenly spread, float64 `[C]` in [0, 1]."""
+        """Measures mean and deviation of each channel over up to 2,000 rows of the table, evenly spread, float64 `[C]` in [0, 1]."""
         rows = rows[:: -(-len(rows) // 2000)]
         # Counts of the 256 values are exact and, unlike the images as floats, small.
         counts = np.zeros((self.table.images.shape[1], 256), dtype=np.int64)
@@ -148,7 +148,7 @@ class ImageSource(TableSource):
         return mean, np.sqrt((counts @ values**2 / counts.sum(1) - mean**2).clip(0)).clip(1e-3)
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
-        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
+        """Returns a function of table rows int64 `[..., n]` and quarter turns `[...]`: their images, float `[..., n, C, H, W]`.
 
         Args:
             device: Where the images shall lie.

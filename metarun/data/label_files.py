@@ -39,7 +39,7 @@ BESIDE_KINDS = {
 KIND = re.compile(f"({'|'.join(KINDS)})({'|'.join(BESIDE_PARTS)})?")
 TABLES = (".csv", ".tsv")
 NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".txt", ".xml", ".yaml", ".yml", ".zip"}
-LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # and whatever begins with a dot
+LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # left by systems, as is whatever begins with a dot
 
 
 def may_be_image(name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-NO_LABELS = "none of the training images; none selects the weights"  # were read in a training
+NO_LABELS = "none of the training images; none selects the weights"  # says which labels a training read
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from metarun.core import TaskShape
 from metarun.errors import UserError
 from metarun.text import counted
 
-# Of the episodes from `start` to `stop` the rows and the turns.
+# Gives the rows and the quarter turns of the episodes from `start` to `stop`.
 Draw = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
-BLOCK_ITEMS = 2**15  # of the episodes that are drawn at once
+BLOCK_ITEMS = 2**15  # episodes are drawn at once up to so many items
 
 
 def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) for each of some episodes.
+    """Draws uniform numbers in [0, 1) for each of some episodes.
 
     Those of an episode depend on (seed, split, its number, width) alone: the Philox counter generator is set to its own block.
 
@@ -41,7 +41,7 @@ def uniforms(seed: int, split: str, start: int, stop: int, width: int) -> np.nda
 
 
 def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """k distinct integers below `sizes[r]` for each row r, in random order, int64 `[R, k]`.
+    """Draws k distinct integers below `sizes[r]` for each row r, in random order, int64 `[R, k]`.
 
     `draws` and `order` are uniforms `[R, k]`; `sizes` is int64 `[R]` with values of at least k. Floyd's algorithm
     (Bentley and Floyd 1987) chooses the set with k draws whatever the size; sorting by `order` shuffles it. With `counts`,
@@ -64,7 +64,7 @@ def distinct(draws: np.ndarray, order: np.ndarray, sizes: np.ndarray, counts: np
 def members_of(
     classes: np.ndarray, groups: np.ndarray | None, rotations: int, needed: int
 ) -> tuple[list[np.ndarray], int]:
-    """The groups of classes that a task can be drawn from.
+    """Finds the groups of classes that a task can be drawn from.
 
     Args:
         classes: The classes of the split.
@@ -123,7 +123,7 @@ class ClassSampler:
         return f"{'train' if self.split == 'train' else 'test'}.task.{name}"
 
     def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Table rows int64 `[T, N, K + Q]` and quarter turns int64 `[T, N]` of the episodes from `start` to `stop`."""
+        """Draws table rows int64 `[T, N, K + Q]` and quarter turns int64 `[T, N]` of the episodes from `start` to `stop`."""
         ways, images = self._size
         episodes = stop - start
         draws = uniforms(self.seed, self.split, start, stop, 1 + 2 * ways + 2 * ways * images)
@@ -142,7 +142,7 @@ class ClassSampler:
         return rows + self.offsets[classes][..., None], turns
 
     def in_blocks(self) -> Draw:
-        """`draw`, which takes as long for a few episodes as for some hundreds: so many are drawn at once, and kept for the next call."""
+        """Calls `draw` for some hundreds of episodes, which take it as long as a few, and keeps the others for the next call."""
         ways, images = self._size
         block = max(1, BLOCK_ITEMS // (ways * images))
 

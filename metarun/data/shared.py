@@ -54,7 +54,7 @@ class Shared(NamedTuple):
 
 
 def key(data: TableSource) -> str:
-    """What a data set is known by: a digest of the names of its classes, the form of its items, and a digest of these.
+    """Computes what a data set is known by: a digest of the names of its classes, the form of its items, and a digest of these.
 
     The first is the same for a data set at another size, with another split or in another order.
     """
@@ -92,7 +92,7 @@ def ranks(data: TableSource, numbers: Iterable[int] | None = None) -> dict[int, 
 
 
 def told(data: TableSource, numbers: Iterable[int] | None = None) -> Classes:
-    """What is noted of classes, by which `shared_classes` knows them again.
+    """Writes down by what `shared_classes` knows classes again.
 
     Args:
         data: The data set.
@@ -108,7 +108,7 @@ def by_rank(known: Any) -> dict[int, list[str]]:
 
 
 def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterable[int] | None = None) -> Shared:
-    """Which classes of a data set are among the noted ones of this or of other data sets.
+    """Finds the classes of a data set that are among the noted ones of this or of other data sets.
 
     A class is known again by the items that it begins and ends with, see `ClassIndex`. Those of a data set with the same names are
     looked for among all items of the class: another division into parts gives it other ends.

@@ -53,7 +53,7 @@ class DataSource(Checked, ABC):
 
     @abstractmethod
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        """The tasks of a split, each a function of (seed, split, its number) alone.
+        """Builds the sampler of a split's tasks, each a function of (seed, split, its number) alone.
 
         Args:
             split: The classes that they are drawn from.
@@ -71,10 +71,10 @@ class DataSource(Checked, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON values for `result.json`: at least `fingerprint`, and the classes and images of each split."""
+        """Gives JSON values for `result.json`: at least `fingerprint`, and the classes and images of each split."""
 
     def describe_tasks(self, split: Split, task: TaskShape) -> dict[str, Any]:
-        """JSON values of a split's tasks for `result.json`: their shape, and what the split makes of it.
+        """Gives JSON values of a split's tasks for `result.json`: their shape, and what the split makes of it.
 
         Args:
             split: The split, which can serve such tasks.
@@ -83,7 +83,7 @@ class DataSource(Checked, ABC):
         return task.describe()
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
-        """Images with the labels of ordinary classification.
+        """Returns images with the labels of ordinary classification.
 
         Args:
             part: The part of each class; None for all of its images.
@@ -95,7 +95,7 @@ class DataSource(Checked, ABC):
         raise UserError("data: these are regression tasks, and have no labelled images; try data=omniglot")
 
     def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
-        """Episodes with `more` further classes, whose queries are of no class of the task: their support items will be left out.
+        """Samples episodes with `more` further classes, whose queries are of no class of the task: their support items will be left out.
 
         Args:
             split: The split.
@@ -133,11 +133,11 @@ class DataSource(Checked, ABC):
         return {}
 
     def share(self, name: str) -> float:
-        """The share of the tasks that are of a member, by its name."""
+        """Computes the share of the tasks that are of a member, by its name."""
         return 1 / len(self.members)
 
     def each(self, change: Callable[[TableSource], TableSource]) -> DataSource:
-        """This data set with another in the place of each of its members: one that encodes its items, say.
+        """Puts another data set in the place of each member, one that encodes its items, say.
 
         Args:
             change: Gives what takes a member's place.
@@ -153,7 +153,7 @@ class DataSource(Checked, ABC):
         return {"": self}
 
     def measures(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is measured on such data beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
+        """Measures what such data have beside accuracy or squared error, `[T]` by name; a meta-test reports the means.
 
         Args:
             prediction: What was predicted for the queries of T tasks, as `Algorithm.predict` returns it.
@@ -162,7 +162,7 @@ class DataSource(Checked, ABC):
         return {}
 
     def tasks_of(self, split: Split) -> str:
-        """What the tasks of a split are made of, in words for `protocol` of `result.json`.
+        """Says what the tasks of a split are made of, in words for `protocol` of `result.json`.
 
         Args:
             split: The split.

@@ -79,7 +79,7 @@ def divide_or_keep(
     by: str,
     kind: str = "class",
 ) -> dict[Split, Sequence[int]]:
-    """The indices of `names` in each split: as the data are divided, or else as `divide` does it.
+    """Finds the indices of `names` in each split: as the data are divided, or else as `divide` does it.
 
     Of fewer than three classes without lists every split has all: they serve a target, which needs no other classes.
 
@@ -110,7 +110,7 @@ def divide_or_keep(
 def divide(
     names: Sequence[str], lists: Lists, shares: Shares, seed: int, *, key: str, where: str, kind: str = "class"
 ) -> dict[Split, Sequence[int]]:
-    """The indices of `names` in each split: by the lists if there are any, and otherwise drawn by `seed`, sorted.
+    """Divides `names`: their indices in each split, by the lists if there are any, and otherwise drawn by `seed`, sorted.
 
     Each split has at least one class.
 

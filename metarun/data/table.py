@@ -87,7 +87,7 @@ class Table:
         return np.diff(self.offsets)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`, by reading the file: mapped pages would count as this process's memory."""
+        """Reads the rows from `start` to `stop` from the file: mapped pages would count as this process's memory."""
         path = getattr(self.images, "filename", None)
         if path is None:  # made in memory
             return self.images[start:stop]
@@ -98,12 +98,12 @@ class Table:
 
 
 def data_root() -> Path:
-    """Where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
+    """Returns the folder where archives lie and are downloaded to: `METARUN_DATA`, or the user's cache folder."""
     return _folder("METARUN_DATA", "data")
 
 
 def cache_root() -> Path:
-    """Where tables are kept: `METARUN_CACHE`, or the user's cache folder."""
+    """Returns the folder where tables are kept: `METARUN_CACHE`, or the user's cache folder."""
     return _folder("METARUN_CACHE", "tables")
 
 
@@ -119,7 +119,7 @@ def _folder(variable: str, otherwise: str) -> Path:
 
 
 def cached(name: str, key: dict[str, Any], build: Build) -> Table:
-    """The table of `name` made with the settings `key` (JSON values); built with `build(metadata)` if it is not there yet.
+    """Opens the table of `name` made with the settings `key` (JSON values); builds it with `build(metadata)` if it is not there yet.
 
     `build` yields the classes in their final order, all images of one shape, and may put JSON values into `metadata`.
     Of several processes that want the same table one builds it and the others wait. A failed or killed build leaves
@@ -158,7 +158,7 @@ def build_once(folder: Path, waiting: str, build: Callable[[], None]) -> None:
 
 
 def listing(named: Iterable[tuple[str, Path]]) -> str:
-    """A digest of names, and of the sizes and times of the files that they are of: whether a table is of these very files."""
+    """Digests names, and the sizes and times of the files that they are of: whether a table is of these very files."""
     digest = hashlib.sha256()
     for name, path in named:
         status = os.stat(path) if path.exists() else os.lstat(path)  # a link may lead nowhere
@@ -245,7 +245,7 @@ def _read(name: str, build: Build, metadata: dict[str, Any]) -> Iterator[ClassIm
 
 
 def sample_digest(raw: np.ndarray) -> str:
-    """A digest of bytes `[n]`: of all, or where they are many of `SAMPLES` stretches from the first to the last.
+    """Digests bytes `[n]`: all, or where they are many `SAMPLES` stretches from the first to the last.
 
     A mapped file is read, not touched through its map, whose pages would count as this process's memory.
     """
@@ -262,7 +262,7 @@ def sample_digest(raw: np.ndarray) -> str:
 
 
 def checksum(description: dict[str, Any]) -> str:
-    """A digest of what `table.json` says."""
+    """Digests what `table.json` says."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,12 +23,12 @@ from metarun.data.task_check import TaskCheck
 from metarun.data.varied import VariedSampler
 from metarun.errors import UserError
 
-TOGETHER = 256  # items that are read at once where all of a class are compared
-RARELY = 1e-3  # a probability below which a class that is cut short is not worth a word
+TOGETHER = 256  # so many items are read at once where all of a class are compared
+RARELY = 1e-3  # a class that is cut short with a smaller probability is not worth a message
 
 
 def item_digest(item: Any) -> str | None:
-    """A digest of a text, or of the values of an image; None of a blank image, which says of no other that it is the same."""
+    """Digests a text, or the values of an image; None of a blank image, since two blank ones need not be the same image."""
     if isinstance(item, str):
         return hashlib.blake2b(item.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     values = np.ascontiguousarray(item)
@@ -79,7 +79,7 @@ class TableSource(DataSource):
         return change(self)
 
     def divided(self, splits: Mapping[Split, Sequence[int] | np.ndarray]) -> Self:
-        """The same items with another division of the classes."""
+        """Returns the same items with another division of the classes."""
         found = copy.copy(self)
         found.splits = {split: np.asarray(classes, dtype=np.int64) for split, classes in splits.items()}
         return found
@@ -106,7 +106,7 @@ class TableSource(DataSource):
 
     @abstractmethod
     def items(self, start: int, stop: int, turns: int = 0) -> Any:
-        """The items of the rows from `start` to `stop`, as an encoder of their kind takes them; no more than these are read.
+        """Reads the items of the rows from `start` to `stop`, and no others, as an encoder of their kind takes them.
 
         Args:
             start: The first row.
@@ -119,7 +119,7 @@ class TableSource(DataSource):
 
     @abstractmethod
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
-        """A function of table rows int64 `[..., n]` and quarter turns `[...]`: their items, float `[..., n, *input_shape]`.
+        """Returns a function of table rows int64 `[..., n]` and quarter turns `[...]`: their items, float `[..., n, *input_shape]`.
 
         Args:
             device: Where the items shall lie.
@@ -127,7 +127,7 @@ class TableSource(DataSource):
         """
 
     def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
-        """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
+        """Finds the classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
         classes = self.splits[split]
         return classes[self.table.sizes[classes] >= task.min_items]
 
@@ -193,7 +193,7 @@ class TableSource(DataSource):
         return episodes
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
-        """One part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
+        """Returns one part of each class's images: the data set's own parts, or where it has none a fixed draw of 80, 10 and 10%."""
         every = np.setdiff1d(np.arange(len(self.table.names)), list(self.unknown.values()))
         classes = every if split is None else self.splits[split]
         own = self.table.metadata.get("parts")
@@ -246,7 +246,7 @@ class TableSource(DataSource):
         return any(self.table.metadata.get("parts", {}).get("test", []))
 
     def identities(self, rows: np.ndarray) -> list[str]:
-        """For each row of the table its class and its place in the class, from 0, as `CLASS/PLACE`."""
+        """Names each row of the table by its class and its place in the class, from 0, as `CLASS/PLACE`."""
         numbers = np.searchsorted(self.table.offsets, rows, side="right") - 1
         return [
             f"{self.table.names[number]}/{row - self.table.offsets[number]}"

@@ -32,7 +32,7 @@ def refuse_one_way(split: Split, task: TaskShape) -> None:
 
 
 def key_of_tasks(split: Split) -> str:
-    """The part of the config that says how the tasks of a split are."""
+    """Names the part of the config that says how the tasks of a split are."""
     return "train.task" if split == "train" else "test.task"
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger("metarun")
 
 
 def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bool = False) -> dict[str, TableSource]:
-    """The data sets that a network is tested on, brought to what it takes.
+    """Brings the data sets that a network is tested on to what it takes.
 
     A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
     repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
@@ -114,7 +114,7 @@ def _division_by_images(trained: Sequence[TableSource], alike: Sequence[TableSou
 
 
 def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> dict[str, Any]:
-    """What a test on a data set says of its classes and of its images, for `result.json`.
+    """Says what a test on a data set had of its classes and of its images, for `result.json`.
 
     Args:
         items: The data set.

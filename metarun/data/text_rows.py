@@ -24,13 +24,13 @@ log = logging.getLogger("metarun")
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, for a message."""
+    """Shortens a text to its beginning, for a message."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
 
 
 def decoded(path: Path, key: str, encoding: str | None) -> str:
-    """The text of a file.
+    """Decodes the text of a file.
 
     Args:
         path: The file.
@@ -73,7 +73,7 @@ Row = tuple[str, dict[str, str]]
 
 
 def table_rows(text: str, path: Path, key: str, alone: Collection[str] = ()) -> list[Row]:
-    """The rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
+    """Reads the rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
     first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts
     if not first.count(delimiter) and composed(first.strip().strip('"')).lower() not in alone:
@@ -182,7 +182,7 @@ def _refuse_one_object(text: str, path: Path, key: str) -> None:
 
 
 def json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
-    """The objects of JSON lines, or of one JSON list of objects.
+    """Reads the objects of JSON lines, or of one JSON list of objects.
 
     Raises:
         UserError: The file is neither, or an object holds half a character.

@@ -32,7 +32,7 @@ LOG_WEIGHTS = (np.log(0.5), np.log(2.0))  # between which the logarithm of a cla
 
 
 def labelled_sizes(task: TaskShape, sizes: Array) -> Array:
-    """The items of each class that may have labels: the task's share of them, rounded down, at least 1."""
+    """Counts the items of each class that may have labels: the task's share of them, rounded down, at least 1."""
     if task.labelled_share == 1:
         return sizes
     found: Array = np.maximum(np.floor(task.labelled_share * sizes + 1e-9), 1).astype(np.int64)
@@ -80,7 +80,7 @@ def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
 
 
 def fewest_items(task: TaskShape) -> int:
-    """The items that a class needs to serve a task."""
+    """Counts the items that a class needs to serve a task."""
     found = shortage(task, np.array([0]))
     return found[2] if found else 0
 
@@ -94,7 +94,7 @@ def pick(count: Count, draw: Array, top: Array) -> Array:
 
 
 def uniform_sizes(task: TaskShape, draws: Array, sizes: Array) -> tuple[Array, Array]:
-    """The shots and the queries of each class, `[N]` each, uniform in what the ranges and the classes allow.
+    """Draws the shots and the queries of each class, `[N]` each, uniform in what the ranges and the classes allow.
 
     Args:
         task: The ranges. In balanced tasks all classes have the same numbers, which the smallest one can have.
@@ -111,7 +111,7 @@ def uniform_sizes(task: TaskShape, draws: Array, sizes: Array) -> tuple[Array, A
 
 
 def meta_dataset_sizes(task: TaskShape, beta: float, alpha: Array, sizes: Array) -> tuple[Array, Array]:
-    """The shots and the queries of each class, `[N]` each, as Meta-Dataset draws them.
+    """Draws the shots and the queries of each class, `[N]` each, as Meta-Dataset does.
 
         q     = min(10, min_c floor(|Im(c)| / 2))                                   queries of every class
         |S|   = min(500, sum_c ceil(beta min(100, |Im(c)| - q))),  beta in (0, 1]    size of the support set
@@ -217,7 +217,7 @@ class VariedSampler:
         return 0 if self.task.labelled_share < 1 else self.task.unlabelled
 
     def draw(self, start: int, stop: int) -> list[Drawn]:
-        """The tasks from `start` to `stop`."""
+        """Draws the tasks from `start` to `stop`."""
         task, extra = self.task, self._extra
         sizes, (order, labelled) = np.diff(self.offsets), self._pools
         width = largest(task.ways) + task.distractors
@@ -289,7 +289,7 @@ class VariedSampler:
         rest: Array,
         places: Array,
     ) -> Drawn:
-        """One task.
+        """Puts one task together.
 
         Args:
             ways: Its classes.
@@ -340,7 +340,7 @@ class VariedSampler:
 
 
 def of_one_shape(tasks: list[Drawn], read: Reader, device: torch.device) -> Episodes:
-    """The meta-batch of tasks that have one shape."""
+    """Joins tasks of one shape into a meta-batch."""
     one = tasks[0]
     x = read(np.stack([task.rows for task in tasks])[..., None], np.stack([task.turns for task in tasks])).squeeze(2)
     asked = tuple(queries + more for queries, more in zip(one.queries, one.spare, strict=True))

@@ -20,7 +20,7 @@ def augmented(
     hardware: Hardware,
     tasks_per_step: int = 1,
 ) -> Sampler:
-    """`sampler` with `augment` of its images, as a function of (seed, step, task).
+    """Wraps `sampler` so that `augment` changes its images, as a function of (seed, step, task).
 
     `augment` draws from the global generators for all images that it is given. So every process changes the images of the
     whole step, with generators that are seeded by the step, and keeps those of its own tasks.

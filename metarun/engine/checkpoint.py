@@ -21,7 +21,7 @@ from metarun.runs.result import STAGES
 from metarun.text import shell_path, shown_path
 
 MADE_BY = "made_by"  # of a checkpoint: the digest of all that its training depends on
-NAMED = 8  # runs of a folder that a message lists
+NAMED = 8  # runs of a folder are listed by a message, at most
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = N
 
 
 def _advice(path: Path) -> str:
-    """What to do about a checkpoint that is damaged."""
+    """Says what to do about a checkpoint that is damaged."""
     if (path.parent / contents.STAGE).is_file():
         return f"delete {shown_path(path.parent)} to have this stage trained again"
     if path.name == contents.LAST:
@@ -91,7 +91,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; one that is as it was is read once in a process.
+    """Computes the SHA-256 of a file, 64 hexadecimal digits; an unchanged file is read once in a process.
 
     Args:
         path: The file.
@@ -106,7 +106,7 @@ def _digest(path: Path, *_: int) -> str:
 
 
 def chosen(folder: Path) -> Path:
-    """The file of the weights that a training in `folder` ended with: `best.pt`, or `last.pt` where it took no step to choose among.
+    """Finds the weights that a training in `folder` ended with: `best.pt`, or `last.pt` where no step was taken to choose among.
 
     It need not be there.
     """
@@ -115,7 +115,7 @@ def chosen(folder: Path) -> Path:
 
 
 def way_to(origin: str | Path, folder: Path) -> str | None:
-    """The way from a run's folder to what it uses, which still holds when both were moved; None where they are on two drives."""
+    """Writes the way from a run's folder to what it uses, which still holds when both were moved; None where they are on two drives."""
     try:
         return Path(os.path.relpath(origin, folder)).as_posix()
     except ValueError:
@@ -123,7 +123,7 @@ def way_to(origin: str | Path, folder: Path) -> str | None:
 
 
 def moved(origin: str, way: str | None, folder: Path) -> Path:
-    """Where to look for what a run uses: `origin`, or, where that is gone, what `way_to` leads to, if that is there."""
+    """Says where to look for what a run uses: `origin`, or, where that is gone, what `way_to` leads to, if that is there."""
     path = Path(origin)
     if path.exists() or way is None:
         return path
@@ -132,7 +132,7 @@ def moved(origin: str, way: str | None, folder: Path) -> Path:
 
 
 def weights_file(key: str, origin: str) -> Path:
-    """The file of weights that a setting means.
+    """Finds the file of weights that a setting means.
 
     Args:
         key: The setting, for errors.
@@ -177,13 +177,13 @@ def weights_file(key: str, origin: str) -> Path:
 
 
 def folder_of(key: str, origin: str) -> Path:
-    """The folder of the run that a setting means, whose weights may lie in that of a stage; the arguments are `weights_file`'s."""
+    """Finds the folder of the run that a setting means, whose weights may lie in that of a stage; the arguments are `weights_file`'s."""
     path = typed_path(origin)
     return path if path.is_dir() else weights_file(key, origin).parent
 
 
 def _instead(path: Path) -> str:
-    """Why `path` has no weights, and what to give."""
+    """Says why `path` has no weights, and what to give."""
     if not path.is_dir():
         beside = [shell_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         return f"there is no such run folder or file{nearest(shell_path(path), beside)}"

@@ -33,11 +33,13 @@ START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
 # How long a rank waits for the others, of whom one may learn a target or wait for another run while the rest have nothing to do.
 # That one of them has ended is seen at once, since its connections close.
 PEER_TIMEOUT = timedelta(days=14)
-DEVICE_TIMEOUT = timedelta(minutes=30)  # of a message on a device, before which all ranks have said that they are there
-BLAME_SECONDS = 3.0  # seconds in which the rank that ended a run early is looked for
+DEVICE_TIMEOUT = timedelta(
+    minutes=30
+)  # bounds a message on a device, before which all ranks have said that they are there
+BLAME_SECONDS = 3.0  # the rank that ended a run early is looked for as long
 
 T = TypeVar("T")
-_numbers = itertools.count()  # of the process groups of this process: one launcher may carry out several runs
+_numbers = itertools.count()  # number the process groups of this process: one launcher may carry out several runs
 
 
 class PeerLost(UserError):
@@ -64,7 +66,7 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:
-        """The part of this rank.
+        """Computes the part of this rank.
 
         Args:
             count: How many things the ranks share.
@@ -120,7 +122,7 @@ class World:
         return message[0]
 
     def to(self, device: torch.device) -> World:
-        """This world with messages that lie on a device. Every rank calls it.
+        """Returns this world with messages that lie on a device. Every rank calls it.
 
         Args:
             device: The device, of one type in all ranks.
@@ -152,7 +154,7 @@ class World:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Something that all ranks do; raises `PeerLost` if one of them does not."""
+        """Opens a context for what all ranks do; raises `PeerLost` if one of them does not."""
         try:
             yield
         except RuntimeError as error:
@@ -165,7 +167,7 @@ class World:
 
 
 def place(processes: int | None) -> World:
-    """This process's place among the ranks of its run.
+    """Finds this process's place among the ranks of its run.
 
     Args:
         processes: The config's `hardware.processes`, at least 1; None is as many as a launcher has, or 1.
@@ -233,7 +235,7 @@ def process_group(world: World, command: Sequence[str] = ()) -> Iterator[World]:
 
 
 def _start(command: Sequence[str], number: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    """Rank `number` on this machine, as a launcher would start it."""
+    """Starts rank `number` on this machine, as a launcher would."""
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, CHILD: "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -244,7 +246,7 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
 
 @functools.cache  # a second server on its port would not find all ranks gone from the first
 def _launchers_store() -> Any:
-    """Where the ranks of a launcher meet: its own server, or one that rank 0 keeps while it lives."""
+    """Opens the store in which the ranks of a launcher meet: its own server, or one that rank 0 keeps while it lives."""
     try:
         return next(torch.distributed.rendezvous("env://", timeout=START_TIMEOUT))[0]
     except (RuntimeError, ValueError) as error:
@@ -266,7 +268,7 @@ def _meet(world: World, children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _blame(store: Any, size: int, children: list[subprocess.Popen[bytes]]) -> str:
-    """Which rank ended early and how: by its own report, or by its exit status if it is a child. Empty if that is not known."""
+    """Says which rank ended early and how, by its own report or by its exit status if it is a child; empty if that is not known."""
     deadline = time.monotonic() + (BLAME_SECONDS if children else 0)
     while True:
         for rank in range(1, size):

@@ -99,7 +99,7 @@ def evaluate(
                 tally.score(rows, predictions, tasks.query_y)
                 tally.note(rows, measured)
             progress(stop * hardware.world.size)
-        if measure and first == end:  # this rank has no episode, but must know what the others add up
+        if measure and first == end:  # a rank without episodes must know, too, which tensors the others add up
             ((_, first_task),) = sampler(0, 1).chunks()
             none = torch.arange(0)
             tally.note(none, {name: value[none] for name, value in algorithm.measures(first_task).items()})
@@ -110,7 +110,7 @@ def evaluate(
 
 
 class _Tally:
-    """What a rank knows of the episodes, each in its place, with zeros for those of other ranks: summed over the ranks, `Scores`."""
+    """The episodes that a rank knows, each in its place, with zeros for those of other ranks; their sum over the ranks makes `Scores`."""
 
     def __init__(self, algorithm: Algorithm, steps: int, episodes: int, curves: bool) -> None:
         self.algorithm, self.episodes, self.curves = algorithm, episodes, curves
@@ -143,7 +143,7 @@ class _Tally:
 def prepared_tasks(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes]]:
-    """Some episodes as the method is to predict them, in chunks of one shape.
+    """Yields some episodes as the method is to predict them, in chunks of one shape.
 
     Args:
         algorithm: The method.
@@ -167,7 +167,7 @@ def prepared_tasks(
 def with_training_statistics(
     algorithm: Algorithm, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None
 ) -> Algorithm:
-    """The algorithm, or where its norm's statistics are of a set a copy that keeps those of the first training images.
+    """Returns the algorithm, or, if its norm takes statistics of a set, a copy that keeps those of the first training images.
 
     Args:
         algorithm: A method with classes of its own.
@@ -196,7 +196,7 @@ def with_training_statistics(
 def classified(
     algorithm: Algorithm, images: Labelled, hardware: Hardware, trained_on: Callable[[int, int], Batch] | None = None
 ) -> Tensor:
-    """The logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU.
+    """Computes the logits of labelled images for the classes that the algorithm was trained with, `[n, classes]` float64 on the CPU.
 
     They depend on no other image of `images`: where the norm's statistics are of a set, they are those of the first training
     images.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Order:
     """What rank 0 says to all ranks in every step, within the message that sums the gradients."""
 
-    seconds: float = 0.0  # of training so far: ranks must agree on the learning rate and on when to stop
-    signal: int = 0  # that it received; 0 for none
+    seconds: float = 0.0  # training has taken these: ranks must agree on the learning rate and on when to stop
+    signal: int = 0  # the number of the one that rank 0 received; 0 for none
 
 
 def gradient_step(
@@ -112,7 +112,7 @@ def share_gradients(
 
 
 def clip(parameters: list[torch.nn.Parameter], norm: float | None, value: float | None) -> float:
-    """Clips the gradients by value, then by their norm; returns the norm before that."""
+    """Clips the gradients by value, then by their norm; returns the norm that they had in between."""
     if value is not None:
         torch.nn.utils.clip_grad_value_(parameters, value)
     if norm is not None:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from metarun.engine.learner import Trainable
     from metarun.wrappers.base import Wrapper
 
-MOST_PROCESSES = 8  # that are started unasked
+MOST_PROCESSES = 8  # are started where `hardware.processes` is null
 LONG = 20_000  # tasks of a training, for which further processes are worth the seconds that they take to start
 SMALL = 160  # images of a task, up to which one thread computes it better than several do together
-# Chunks of tasks that are computed plainly first: a recording of convolutions takes the time of 40 to 90, one of a small network of 50.
+# So many chunks are computed plainly first. A recording of convolutions takes the time of 40 to 90, one of a small network that of 50.
 RECORD_AFTER = 500
 RECORD_SMALL_AFTER = 50
 
@@ -65,7 +65,7 @@ class Hardware:
         return self.task_chunk if self.task_chunk and self.vectorize else 32
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use.
+        """Opens the autocast context of a forward pass; bfloat16 needs no loss scaling, which second-order methods could not use.
 
         It casts weights anew for every pass, since they may move inside: by the steps of a target method, or where ATS tries
         a step out. (Otherwise torch keeps the first cast of a parameter until the context ends, and would not see the steps.)
@@ -119,7 +119,7 @@ class Hardware:
         return algorithm
 
     def peak_memory(self) -> dict[str, int]:
-        """The most bytes that this process has held so far: of the host's memory where the system says it, and of a GPU's."""
+        """Reads the most bytes that this process has held so far: of the host's memory where the system says it, and of a GPU's."""
         host = platform.peak_memory()
         peak = {} if host is None else {"host": host}
         if self.device.type == "cuda":
@@ -129,7 +129,7 @@ class Hardware:
         return peak
 
     def describe(self) -> dict[str, Any]:
-        """JSON values for `result.json`."""
+        """Gives JSON values for `result.json`."""
         return {
             "device": self.device.type,
             "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
@@ -151,7 +151,7 @@ class Hardware:
 
 
 def worthwhile_processes(learner: Trainable) -> int:
-    """How many processes the training of a learner is best shared among, where `hardware.processes` is null.
+    """Chooses how many processes share the training of a learner, where `hardware.processes` is null.
 
     On a CPU the operations of a small task are too short for several threads, so that processes of one thread each take less
     time for the tasks of a step. They change no number beyond the order of sums.
@@ -246,7 +246,7 @@ def choose(settings: Any, algorithm: Algorithm, world: World, wrapper: Wrapper |
 
 
 def _choose_device(settings: Any, world: World) -> torch.device:
-    """The device of this rank, of which each has a CUDA device of its own."""
+    """Chooses the device of this rank, of which each has a CUDA device of its own."""
     device = torch.device("mps" if settings.device == "mps" else "cpu")
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
         if world.local_size > (count := torch.cuda.device_count()):
@@ -298,7 +298,7 @@ def _choose_vectorize(wanted: bool | None, algorithm: Algorithm, device: torch.d
 
 
 def _against_vmap(algorithm: Algorithm) -> str | None:
-    """Why the tasks of a method cannot be computed by vmap; None where they can."""
+    """Says why the tasks of a method cannot be computed by vmap; None where they can."""
     for module in (algorithm, algorithm.backbone):
         if not module.vectorizable:
             return f"{type(module).__module__}.{type(module).__name__} takes its tasks one by one"
@@ -316,7 +316,7 @@ def _against_vmap(algorithm: Algorithm) -> str | None:
 
 
 def _traced(settings: Any, algorithm: Algorithm | Wrapper, device: torch.device, convolves: bool) -> TracedStep | None:
-    """A traced step where `hardware.record` asks for one; if it is null, on a CPU wherever that changes no number.
+    """Makes a traced step where `hardware.record` asks for one; if it is null, on a CPU wherever that changes no number.
 
     A step is recorded when a run has taken so many that a recording is worth its seconds (the table is in this room's README);
     at once where it is asked for.

@@ -24,7 +24,7 @@ Sampler = Callable[[int, int], Any]  # the `Episodes` or the `Batch` from `start
 def build_optimizer(
     algorithm: Algorithm | Wrapper, settings: Any, key: str = "train"
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
+    """Builds the optimiser of the trainable parameters and its learning-rate schedule, from the config's `train`.
 
     Args:
         algorithm: What is trained.

@@ -11,7 +11,7 @@ from metarun.runs import contents, result, seen
 
 
 def of_run(key: str, origin: str) -> Origin:
-    """What is known of the weights of an earlier run.
+    """Gathers what is known of the weights of an earlier run.
 
     Args:
         key: The setting that names the run.
@@ -25,7 +25,7 @@ def of_run(key: str, origin: str) -> Origin:
 
 
 def stored_beside(origin: str) -> dict[str, Any]:
-    """The result of the run that a folder, or a file of weights in it, is of; empty where there is none.
+    """Reads the result of the run that a folder, or a file of weights in it, is of; empty where there is none.
 
     Raises:
         UserError: It is damaged.

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 TRIALS = 3
-SLOW = 1.5  # times as long as in float32: from here on it is told
-CHANNELS, SIDE = 64, 14  # of the convolution that is timed: one of a small network
+SLOW = 1.5  # a warning tells of a format that takes so many times as long as float32
+CHANNELS, SIDE = 64, 14  # the convolution that is timed has these, as one of a small network
 
 
 def cost(device: torch.device, autocast: torch.dtype | None) -> str:
-    """What mixed precision costs here, in a sentence; nothing where it is as fast as float32, or not asked for.
+    """Says in a sentence what mixed precision costs here; nothing where it is as fast as float32, or not asked for.
 
     Args:
         device: Where it is computed; the formats of a GPU are taken to be fast.
@@ -29,7 +29,7 @@ def cost(device: torch.device, autocast: torch.dtype | None) -> str:
 
 
 def times_as_slow(dtype: torch.dtype) -> float:
-    """How many times as long as in float32 a convolution of this process takes on the CPU: the quickest of three in each.
+    """Times a convolution on the CPU: how many times as long as in float32 it takes this process, the quickest of three in each.
 
     Args:
         dtype: The format.

@@ -59,7 +59,7 @@ class Observed:
         hardware.world.all_reduce([*tensors, self.worst, self.chance])
 
     def describe(self, episodes: int) -> dict[str, Any]:
-        """Numbers for `result.json`; `episodes` validation episodes served the temperature."""
+        """Gives numbers for `result.json`; the temperature was fitted on `episodes` validation episodes."""
         told = f"{episodes} validation episodes" if self.temperature else None
         return {
             "temperature": self.temperature,
@@ -78,7 +78,7 @@ def validation_temperature(
     hardware: Hardware,
     views: Views | None = None,
 ) -> float | None:
-    """The temperature that suits a method best on the episodes 0 to `episodes`, None for none.
+    """Finds the temperature that suits a method best on the episodes 0 to `episodes`, None for none.
 
     The global generator is left as it was.
 
@@ -123,7 +123,7 @@ def known_and_unknown(
     hardware: Hardware,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Certainties, Certainties]:
-    """The certainty of every query: of the classes of the support set, and of classes that are not in it.
+    """Computes the certainty of every query: of the classes of the support set, and of classes that are not in it.
 
     Args:
         algorithm: The method.
@@ -176,7 +176,7 @@ def known_and_unknown(
 def tasks_with_unknown(
     algorithm: Algorithm, sampler: EpisodeSampler, start: int, stop: int, unknown: int, hardware: Hardware
 ) -> Iterator[tuple[Tensor, Episodes, Tensor]]:
-    """Some episodes with queries of unknown classes, as the method is to predict them, in chunks of one shape.
+    """Yields some episodes with queries of unknown classes, as the method is to predict them, in chunks of one shape.
 
     Args:
         algorithm: The method.
@@ -198,7 +198,7 @@ def tasks_with_unknown(
 
 
 def with_unknown(drawn: Episodes, unknown: int) -> tuple[Episodes, Tensor]:
-    """Episodes without the support images of their last `unknown` classes, whose queries are of all classes.
+    """Takes from episodes the support images of their last `unknown` classes, and leaves the queries of all classes.
 
     Args:
         drawn: The episodes.
@@ -224,7 +224,7 @@ def with_unknown(drawn: Episodes, unknown: int) -> tuple[Episodes, Tensor]:
 
 
 def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certainties, Certainties]) -> dict[str, Any]:
-    """How well each certainty tells known classes from unknown ones, for `result.json`.
+    """Measures how well each certainty tells known classes from unknown ones, for `result.json`.
 
     The thresholds, and which certainty a classifier goes by, are chosen on the validation episodes alone. A certainty that says nothing
     of more of their known queries than a threshold may reject has none, and keeps all.

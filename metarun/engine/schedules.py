@@ -10,5 +10,5 @@ class Constant(LRScheduler):
     """Leaves the learning rate as it is. It has no setting, so that a preset or a command can put any other in its place."""
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each group of parameters."""
+        """Returns the rate of each group of parameters."""
         return [group["lr"] for group in self.optimizer.param_groups]

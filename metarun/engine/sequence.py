@@ -29,7 +29,7 @@ class ClassSequence:
     asked: Tensor
 
     def correct(self, logits: Tensor, classes: int) -> float:
-        """The share of right answers.
+        """Computes the share of right answers.
 
         Args:
             logits: Of items of the first `classes` classes, class after class, `[classes * n, ...]`.
@@ -89,7 +89,7 @@ def online(
 
 
 def prototypes(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
-    """The accuracy of the nearest class mean at each point: what arrives later does not change the mean of a class.
+    """Measures the accuracy of the nearest class mean at each point: what arrives later does not change the mean of a class.
 
     An answer is one of the classes so far.
     """
@@ -104,7 +104,7 @@ def prototypes(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
 
 
 def linear_probe(sequence: ClassSequence, points: Sequence[int]) -> list[float]:
-    """The accuracy at each point of a linear head that may look at all items so far at once, again and again.
+    """Measures the accuracy at each point of a linear head that may look at all items so far at once, again and again.
 
     It is trained anew at each point, as `transfer=linear_probe` does, on standardised features. It is no learner of sequences but
     what such could reach on these features. An answer is one of the classes so far.

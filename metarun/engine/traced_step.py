@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("metarun")
 
 MOST_SHAPES = 16  # recordings that are kept; each holds a list of operations and no activations
-ROUNDS = 3  # of both ways, to see which one is faster
+ROUNDS = 3  # both ways are timed as often, to see which one is faster
 
 aten = torch.ops.aten
 # Most of a step's operations are on a few numbers a channel, where the call costs more than the arithmetic.

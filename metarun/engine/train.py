@@ -78,7 +78,7 @@ class Training:
         self.first_step = self.state.step
 
     def seconds_left(self) -> float | None:
-        """The seconds of training that its budget leaves; None where there is none."""
+        """Computes the seconds of training that its budget leaves; None where there is none."""
         limit = self.settings.max_seconds
         return None if limit is None else float(max(0.0, limit - self.state.seconds))
 
@@ -125,7 +125,7 @@ class Training:
         return order.signal
 
     def _tamer(self) -> str:
-        """What to try against a loss that grows beyond all bounds, by the keys that this training has."""
+        """Says what to try against a loss that grows beyond all bounds, by the keys that this training has."""
         key, algo = self.learner.key, self.learner.built_from
         inner = f" or {algo}.inner_lr" if algo and "inner_lr" in hints_of(type(self.algorithm)) else ""
         return f"a lower {key}.optimizer.lr{inner}, or {key}.clip_norm=10"
@@ -189,7 +189,7 @@ class Training:
         self.saved_at = time.perf_counter()
 
     def _origin(self) -> dict[str, Any]:
-        """What both checkpoints say of where they come from."""
+        """Gives what both checkpoints say of where they come from."""
         made_by = self.learner.made_by
         return {"seen": self.learner.seen, **({checkpoint.MADE_BY: made_by} if made_by is not None else {})}
 
@@ -255,7 +255,7 @@ def fit(
 
 
 def advance_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, settings: Any, step: int, seconds: float) -> None:
-    """One step of the schedule a step; more if it spans all steps and the budget of seconds will end before them.
+    """Moves the schedule one step a step; more if it spans all steps and the budget of seconds will end before them.
 
     So a learning rate that is to fall to zero at the end gets there on a slow machine too. A schedule of a length of its
     own (every 2,000 steps, say) keeps to the steps.

@@ -40,7 +40,7 @@ class TrainState:
 
     @classmethod
     def restored(cls, saved: dict[str, Any], path: Path) -> TrainState:
-        """The state that a checkpoint holds.
+        """Reads the state that a checkpoint holds.
 
         Args:
             saved: The entry `state` of the checkpoint.
@@ -93,7 +93,7 @@ class Clock:
                     yield int(step), float(seconds)
 
     def after(self, step: int) -> float:
-        """The seconds of training at the end of `step` steps, of which this is the last one."""
+        """Counts the seconds of training at the end of `step` steps, of which this is the last one."""
         # Time does not run backwards: a second below that of the step before is damage, and is counted anew.
         if (known := self._known.get(step)) is not None and known >= self._base:
             self._base, self._since = known, time.perf_counter()

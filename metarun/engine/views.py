@@ -33,7 +33,7 @@ class Views:
     hardware: Hardware
 
     def predict(self, algorithm: Algorithm, tasks: Episodes, numbers: Tensor, steps: Sequence[int]) -> Tensor:
-        """The logarithms of the probabilities, averaged over the copies, `[len(steps), T, N*Q, N]`.
+        """Averages the probabilities over the copies, and returns their logarithms, `[len(steps), T, N*Q, N]`.
 
         Args:
             algorithm: The method, which classifies.
@@ -47,7 +47,7 @@ class Views:
         return torch.stack(found).logsumexp(0) - math.log(self.count)
 
     def changed(self, tasks: Episodes, numbers: Tensor, copy: int) -> Episodes:
-        """A changed copy of the tasks, by its number from 1."""
+        """Makes a changed copy of the tasks, by its number from 1."""
         copies = []
         with draws.untouched(self.hardware.device):
             for number, task in zip(numbers.tolist(), tasks.split(1), strict=True):

@@ -121,7 +121,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return self
 
     def restored(self) -> Classifier:
-        """This classifier with the classes that its learner was stored with."""
+        """Returns this classifier with the classes that its learner was stored with."""
         held = self.learner.held
         assert held.classes is not None
         self.classes_, self.labels_ = np.array(held.classes), np.array([], dtype=np.int64)
@@ -132,7 +132,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return self
 
     def scored(self, images: Images, progress: Progress | None = None) -> Scored:
-        """What the network says of images.
+        """Runs the network on images.
 
         Args:
             images: Paths, PIL images, numpy arrays or tensors, a folder, or `ImageFiles`.
@@ -168,28 +168,28 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return Scored(found, near, learned)
 
     def learned_from(self, content: Iterable[Any]) -> np.ndarray:
-        """Which texts, or images as pixels, are examples that it learned from or the same as one, bool `[n]`."""
+        """Marks the texts, or images as pixels, that are examples it learned from or the same as one, bool `[n]`."""
         self._fitted()
         return np.array([item_digest(item) in self.digests_ for item in content], dtype=bool)
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """The logarithms of the calibrated probabilities `[n, classes]` of scores."""
+        """Computes the logarithms of the calibrated probabilities `[n, classes]` of scores."""
         logs = self._fitted().log_probabilities(torch.from_numpy(scores)).numpy()
         return calibration.tempered(logs, self.calibration_.temperature or 1.0)
 
     def predict(self, images: Images) -> np.ndarray:
-        """The most probable class of each image, `[n]`."""
+        """Predicts the most probable class of each image, `[n]`."""
         scores = self._readable(images).scores
         found: np.ndarray = self.classes_[scores.argmax(1)]
         return found
 
     def predict_proba(self, images: Images) -> np.ndarray:
-        """The probability of each class, `[n, classes]`, in the order of `classes_`; each row sums to 1."""
+        """Predicts the probability of each class, `[n, classes]`, in the order of `classes_`; each row sums to 1."""
         found: np.ndarray = np.exp(self.log_probabilities(self._readable(images).scores))
         return found
 
     def score(self, images: Images, labels: Any = None, sample_weight: Any = None) -> float:
-        """The accuracy on labelled images.
+        """Computes the accuracy on labelled images.
 
         Args:
             images: What `fit` takes.
@@ -223,7 +223,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return found
 
     def nearest_examples(self, images: Images, predicted: np.ndarray) -> np.ndarray | None:
-        """For each image the nearest example of the class that was predicted, as a place in `examples_`, int64 `[n]`.
+        """Finds for each image the nearest example of the class that was predicted, as a place in `examples_`, int64 `[n]`.
 
         Returns:
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
@@ -347,7 +347,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
 
 def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray:
-    """Labels of so many items, `[number]`.
+    """Checks labels of so many items, `[number]`.
 
     Raises:
         InputError: They are not so many, or are no names of classes.
@@ -379,7 +379,7 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
 
 
 def checked_weights(weights: Any, number: int) -> np.ndarray:
-    """How much each of so many items counts, float64 `[number]`.
+    """Checks how much each of so many items counts, float64 `[number]`.
 
     Raises:
         InputError: They are not so many, or no mean can be taken by them.
@@ -400,7 +400,7 @@ def _is_text(labels: np.ndarray) -> bool:
 
 
 def label_text(label: Any) -> str:
-    """A label as files have it; numbers with a point, which are whole ones where they are labels, have none there."""
+    """Writes a label as files have it; numbers with a point, which are whole ones where they are labels, have none there."""
     return str(int(label)) if isinstance(label, float | np.floating) else str(label)
 
 

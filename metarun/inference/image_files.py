@@ -51,7 +51,7 @@ class ImageFiles:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
     def batches(self, how: Preprocessing, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
-        """The places of at most `size` files that can be read, and their pixels uint8 `[B, C, S, S]`, batch after batch.
+        """Yields the places of at most `size` files that can be read, and their pixels uint8 `[B, C, S, S]`, batch after batch.
 
         The files of the next batches are read meanwhile, by threads; no more than these are held.
         """
@@ -102,7 +102,7 @@ class ImageFiles:
 
 
 def find_images(origin: str | os.PathLike[str], key: str = "images", classes: Iterable[str] = ()) -> ImageFiles:
-    """The image files that a user names.
+    """Finds the image files that a user names.
 
     Args:
         origin: A file; a folder, with all below it; a pattern with `*`, `?` or `**`; or `-` for a list on standard input,
@@ -156,7 +156,7 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
 
 
 def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
-    """The labelled examples of some classes: a folder of class folders, or a table of file and label.
+    """Finds the labelled examples of some classes: a folder of class folders, or a table of file and label.
 
     A folder that is divided into `train` and `test` folders gives the former.
 

@@ -51,7 +51,7 @@ class Learner:
         return f"Learner({type(self.algorithm).__name__}, {type(self.method).__name__}, {str(self.held.origin)!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
-        """Itself: a classifier that scikit-learn clones goes on with the same learner, which nothing changes."""
+        """Returns itself: a classifier that scikit-learn clones goes on with the same learner, which nothing changes."""
         return self
 
     def fit(self, images: Any, labels: Any = None, **settings: Any) -> Classifier:
@@ -87,7 +87,7 @@ class Learner:
 
 
 def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto") -> Learner:
-    """The learner of a run folder or of a classifier file.
+    """Loads the learner of a run folder or of a classifier file.
 
     Args:
         origin: A finished run's folder, or a `classifier.pt`.

@@ -113,7 +113,7 @@ class Preprocessing:
         return {**found, "encoder": self.encoding.describe()} if self.encoding else found
 
     def inputs(self, pixels: np.ndarray, device: torch.device) -> Tensor:
-        """The network's input `[B, *input_shape]`, float32, of pixels uint8 `[B, channels, image_size, image_size]`."""
+        """Computes the network's input `[B, *input_shape]`, float32, of pixels uint8 `[B, channels, image_size, image_size]`."""
         if self.encoding is not None:
             return self.encoding.vectors(255 - pixels if self.inverted else pixels, device)
         return self.of_pixels(torch.from_numpy(pixels).to(device))

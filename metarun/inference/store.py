@@ -92,7 +92,7 @@ class Stored:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module on the CPU, those too that its `state_dict` leaves out."""
+    """Collects all parameters and buffers of a module on the CPU, those too that its `state_dict` leaves out."""
     found = {**dict(module.named_buffers()), **module.state_dict()}
     return {name: value.detach().cpu() for name, value in found.items()}
 
@@ -129,7 +129,7 @@ def save(path: Path, held: Stored) -> None:
 
 
 def load(origin: Path, key: str = "checkpoint") -> Stored:
-    """What a classifier file or a run folder holds.
+    """Reads what a classifier file or a run folder holds.
 
     Args:
         origin: A file of `save`, the folder of a finished run, or the `best.pt` or `last.pt` in one.

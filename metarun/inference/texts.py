@@ -68,7 +68,7 @@ class TextPreprocessing:
         return {**found, "encoder": self.encoding.describe()} if self.encoding else found
 
     def inputs(self, texts: np.ndarray, device: torch.device) -> Tensor:
-        """The network's input `[B, *input_shape]` of texts, an array of strings `[B]`."""
+        """Computes the network's input `[B, *input_shape]` of texts, an array of strings `[B]`."""
         if self.encoding is not None:
             return self.encoding.vectors(texts.tolist(), device)
         return torch.from_numpy(as_pieces(texts.tolist())).long().to(device)
@@ -97,7 +97,7 @@ class TextItems:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def batches(self, how: Any, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
-        """The places of at most `size` texts, and the texts, batch after batch."""
+        """Yields the places of at most `size` texts, and the texts, batch after batch."""
         for start in range(0, len(self.paths), size):
             part = self.paths[start : start + size]
             texts = np.empty(len(part), dtype=object)
@@ -106,7 +106,7 @@ class TextItems:
 
 
 def as_texts(texts: Any) -> TextItems:
-    """The texts of a file, or of a sequence of strings.
+    """Reads the texts of a file, or of a sequence of strings.
 
     Raises:
         UserError: There is none, or an item is no text.
@@ -131,7 +131,7 @@ def as_texts(texts: Any) -> TextItems:
 
 
 def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iterable[str] = ()) -> TextItems:
-    """The texts that a user names.
+    """Finds the texts that a user names.
 
     Args:
         origin: A .txt file with a text in each line; a table or JSON lines, whose column of labels, if there is one, tells the
@@ -171,7 +171,7 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
 
 
 def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[LabelledText]:
-    """The labelled examples of some classes: a table, JSON lines, or a folder of .txt files for each class.
+    """Finds the labelled examples of some classes: a table, JSON lines, or a folder of .txt files for each class.
 
     Files that are divided into train and test give the former.
 

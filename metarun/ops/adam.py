@@ -14,7 +14,7 @@ EPSILON = 1e-8
 
 
 class Adam:
-    """Moves a tensor by its gradients, with the constants of the paper, as `torch.optim.Adam` does, and without what surrounds it there.
+    """Moves a tensor by its gradients as `torch.optim.Adam` does, with the paper's constants and without groups, hooks and state.
 
     Args:
         values: What is moved, of any shape, without a graph.
@@ -41,7 +41,7 @@ class Adam:
 def descended(
     losses: Sequence[Callable[[Params], Tensor]], params: Params, *, steps: int, learning_rate: float
 ) -> Params:
-    """Descent on losses by turns: the moments are those of all gradients.
+    """Descends several losses by turns, with the moments of all their gradients.
 
     Args:
         losses: Functions from parameters to a scalar; each is descended once in every step, in this order.

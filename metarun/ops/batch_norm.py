@@ -27,7 +27,7 @@ KINDS = {
     "group": "statistics of each example's channel groups (inductive)",
     "none": "no normalisation, no parameters",
 }
-OF_A_SET = ("batch", "support")  # kinds whose statistics are of the set that goes through together, at test too
+OF_A_SET = ("batch", "support")  # these kinds take the statistics of the set that goes through together, at test too
 REFERENCE_IMAGES = 256  # training images, at most, whose statistics are kept for the classification of labelled images
 
 
@@ -72,7 +72,7 @@ def needs_reference(kind: str) -> bool:
 
 
 def labelled_rule(kind: str) -> str:
-    """Where the statistics come from when labelled images are classified, as `result.json` states it.
+    """Says where the statistics come from when labelled images are classified, as `result.json` states it.
 
     A prediction about a labelled image depends on no other test image, whatever the norm.
     """
@@ -133,7 +133,7 @@ _support: ContextVar[dict[Norm, tuple[Tensor, Tensor]] | None] = ContextVar("sup
 
 @contextmanager
 def sets_apart() -> Iterator[None]:
-    """A context in which `both_sets` sends the support set and the queries through a network one after the other.
+    """Opens a context in which `both_sets` sends the support set and the queries through a network one after the other.
 
     In evaluation mode the values are the same up to float order, for every kind but `batch`. What is computed of the support
     set then depends on no query, so that it has to be computed only once for a support set that is fixed.
@@ -156,7 +156,7 @@ def _shared(statistics: dict[Norm, tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 
 def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets of a task through a network as one batch, of which the support set gives the statistics of the norm `support`.
+    """Sends both sets of a task through a network as one batch, whose norms `support` have the statistics of the support set.
 
     Where predictions share a support set (`metarun.ops.support`) it goes through alone, once.
 
@@ -184,7 +184,7 @@ def both_sets(forward: Callable[[Tensor, int], Tensor], support: Tensor, queries
 
 
 def group_count(channels: int) -> int:
-    """Groups of `group`: the largest divisor of `channels` up to 8 that leaves at least 4 channels a group, else 1."""
+    """Counts the groups of `group`: the largest divisor of `channels` up to 8 that leaves at least 4 channels a group, else 1."""
     return max(groups for groups in range(1, 9) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
 
 
@@ -230,11 +230,11 @@ class Norm(nn.Module):
         self.kind = kind
 
     def extra_repr(self) -> str:
-        """The channels and the kind, for the printed module."""
+        """Shows the channels and the kind where the module is printed."""
         return f"{self.channels}, {self.kind}"
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        """Shape and dtype of `x`; `n_support` is the number of leading rows that are reference, for `support` only."""
+        """Normalises `x`, whose shape and type the result has; the kind `support` takes its statistics from the first `n_support` rows."""
         if self.kind == "none":
             return x
         if self.kind == "group":

@@ -16,25 +16,25 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 BINS = 15
-TEMPERATURES = (1e-3, 1e3)  # between which one is looked for, in units of the mean range of a row of logits
-FLOOR = -100.0  # of a log probability in a mean: a class that was held impossible costs much, but not infinity
+TEMPERATURES = (1e-3, 1e3)  # the best one is looked for between these, in units of the mean range of a row of logits
+FLOOR = -100.0  # bounds a log probability in a mean: a class that was held impossible costs much, but not infinity
 
 
 def log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The log probability of each label, `[n]`, `FLOOR` at least."""
+    """Looks up the log probability of each label, `[n]`, `FLOOR` at least."""
     found: np.ndarray = np.maximum(log_probabilities[np.arange(len(labels)), labels], FLOOR)
     return found
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The squared distance of each row of probabilities from certainty of the label, `[n]` in [0, 2]."""
+    """Computes the squared distance of each row of probabilities from certainty of the label, `[n]` in [0, 2]."""
     own = probabilities[np.arange(len(labels)), labels]
     found: np.ndarray = np.square(probabilities).sum(1) - 2 * own + 1
     return found
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The T for which softmax(logits / T) gives the labels the largest likelihood, whatever the unit of the logits.
+    """Finds the T for which softmax(logits / T) gives the labels the largest likelihood, whatever the unit of the logits.
 
     The likelihood is concave in 1 / T. Where it has no maximum, for all predictions are right, or none is better than chance, the
     labels say nothing of a temperature.
@@ -73,7 +73,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def tempered(log_probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Log probabilities `[n, classes]` at a temperature: log softmax(log p / T), which is that of the logits divided by T."""
+    """Brings log probabilities `[n, classes]` to a temperature: log softmax(log p / T), which is that of the logits divided by T."""
     if temperature == 1:
         return log_probabilities
     found: np.ndarray = log_softmax(np.asarray(log_probabilities, dtype=np.float64) / temperature, axis=1)
@@ -121,7 +121,7 @@ class Reliability:
         return float(np.abs(right - confidence).sum() / counts.sum())
 
     def bins(self) -> list[dict[str, float]]:
-        """Of each bin that has predictions their number, mean confidence and accuracy."""
+        """Lists the number, mean confidence and accuracy of the predictions of each bin that has some."""
         return [
             {"count": int(n), "confidence": float(confidence / n), "accuracy": float(right / n)}
             for n, right, confidence in self.sums.T
@@ -129,5 +129,5 @@ class Reliability:
         ]
 
     def describe(self) -> dict[str, float]:
-        """The three scores by name."""
+        """Gives the three scores by name."""
         return {"nll": self.nll, "brier": self.brier, "ece": self.ece}

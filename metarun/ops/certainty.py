@@ -8,14 +8,14 @@ from scipy.special import logsumexp
 
 from metarun.ops.metrics import undefined
 
-ROUNDING = 1e-5
+ROUNDING = 1e-5  # energies that differ by no more are equal but for rounding
 MAX_PROBABILITY, ENERGY, PROTOTYPE = NAMES = ("max_probability", "energy", "prototype_distance")
 
 
 def certainties(
     scores: np.ndarray, log_probabilities: np.ndarray, nearness: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """The certainties of a classifier, each `[n]`, by name.
+    """Computes the certainties of a classifier, each `[n]`, by name.
 
     `max_probability` is the largest probability (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136). `energy` is
     minus the free energy, log sum exp of the scores (Liu et al. 2020, https://arxiv.org/abs/2010.03759), which for a method
@@ -46,7 +46,7 @@ def tells(energies: np.ndarray) -> bool:
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """The chance that an image of a known class is more certain than one of an unknown class; a tie counts half.
+    """Estimates the chance that an image of a known class is more certain than one of an unknown class; a tie counts half.
 
     Args:
         known: Certainties of images of known classes, `[n]`.
@@ -58,7 +58,7 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def threshold(known: np.ndarray, kept: float = 0.95) -> float:
-    """The largest value that at least the share `kept` of the certainties `[n]` of known classes reach.
+    """Finds the largest value that at least the share `kept` of the certainties `[n]` of known classes reach.
 
     It is -inf, which keeps all, where more than the rest say nothing.
     """

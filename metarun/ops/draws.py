@@ -37,7 +37,7 @@ _task: ContextVar[int | Tensor | None] = ContextVar("task", default=None)  # wit
 
 
 def mixed(*numbers: int) -> int:
-    """A seed from 0 to 2^63 - 1 that hardly any other `numbers` have."""
+    """Mixes numbers into a seed from 0 to 2^63 - 1 that hardly any other `numbers` have."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -75,7 +75,7 @@ class StepShare:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Draws within belong to these tasks."""
+        """Makes the draws within belong to these tasks."""
         token, inner = _share.set(self), _task.set(None)
         try:
             yield
@@ -85,7 +85,7 @@ class StepShare:
 
     @contextmanager
     def task(self, number: int | Tensor) -> Iterator[None]:
-        """Draws within belong to one task; a tensor is the number under `vmap`."""
+        """Makes the draws within belong to one task; a tensor is the number under `vmap`."""
         token = _task.set(number)
         try:
             yield
@@ -100,14 +100,14 @@ class StepShare:
             torch.cuda.manual_seed(seed)
 
     def generator(self, number: int) -> np.random.Generator:
-        """The generator of a task. It is numpy's: the same numbers on every device, and `vmap` does not take hold of it."""
+        """Returns the generator of a task. It is numpy's: the same numbers on every device, and `vmap` does not take hold of it."""
         if number not in self.generators:
             seed = mixed(self.seed, self.step, self.numbers[number])
             self.generators[number] = np.random.Generator(np.random.PCG64(seed))
         return self.generators[number]
 
     def draw(self, kind: Kind, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Random numbers by task: of one task's shape in `over_tasks`, else with the tasks along the first axis.
+        """Draws random numbers by task: of one task's shape in `over_tasks`, else with the tasks along the first axis.
 
         Args:
             kind: Draws a float32 array of a shape from a generator.
@@ -133,7 +133,7 @@ class StepShare:
 
 
 def current() -> StepShare | None:
-    """The share of the step that is being computed."""
+    """Returns the share of the step that is being computed; None outside of a step."""
     return _share.get()
 
 
@@ -143,7 +143,7 @@ def inside_a_task() -> bool:
 
 
 def rand(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform random numbers in [0, 1) that belong to their tasks.
+    """Draws uniform random numbers in [0, 1) that belong to their tasks.
 
     Args:
         *shape: Of one task's tensor inside `over_tasks`; else with the tasks along the first axis.
@@ -155,7 +155,7 @@ def rand(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) 
 
 
 def randn(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal random numbers that belong to their tasks; the arguments are those of `rand`."""
+    """Draws standard normal random numbers that belong to their tasks; the arguments are those of `rand`."""
     share = _share.get()
     return share.draw(_normal, shape, device, dtype) if share else torch.randn(shape, device=device, dtype=dtype)
 
@@ -169,7 +169,7 @@ def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
-    """`F.dropout` whose draws belong to their tasks.
+    """Drops elements as `F.dropout` does, by draws that belong to their tasks.
 
     Args:
         x: One task's tensor inside `over_tasks`; else with the tasks along the first axis.
@@ -186,7 +186,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
 
 @contextmanager
 def of_the_step() -> Iterator[None]:
-    """Within, torch's global generator of the CPU is a function of (seed, step): what is drawn is the same for all tasks."""
+    """Seeds torch's global generator of the CPU, within, by (seed, step) alone: what is drawn is the same for all tasks."""
     share = _share.get()
     if share is None:
         yield
@@ -198,14 +198,14 @@ def of_the_step() -> Iterator[None]:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Within, anything may be drawn: the global generators of the CPU and of `device` are afterwards as they were."""
+    """Puts the global generators of the CPU and of `device` back afterwards, whatever is drawn within."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 
 
 @contextmanager
 def at_task(number: int) -> Iterator[None]:
-    """Within, one task of the current share is a step of its own, with the random numbers that belong to it."""
+    """Makes one task of the current share a step of its own, within, with the random numbers that belong to it."""
     share = _share.get()
     if share is None:
         yield
@@ -215,7 +215,7 @@ def at_task(number: int) -> Iterator[None]:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Every task's part of a step, in every process, for methods whose loss needs all tasks at once (`whole_batch`).
+    """Collects every task's part of a step in every process, for methods whose loss needs all tasks at once (`whole_batch`).
 
     What a process goes on to compute of the result must be the same in all processes, and enter its loss as it would in one
     process. The gradients, summed over the processes with their weights, are then those of one process.
@@ -248,7 +248,7 @@ def settle_averages() -> None:
 
 
 def part() -> tuple[int, int, int]:
-    """The first task, the number of tasks and the number of all tasks of the step that this process computes.
+    """Returns the first task and the number of tasks that this process computes of the step, and the number of all its tasks.
 
     Outside of a step (0, 0, 0).
     """
@@ -273,7 +273,7 @@ class _Gather(torch.autograd.Function):
 
 
 def drawing(module: nn.Module) -> list[nn.Module]:
-    """The parts of a module that in training draw from torch's global generator: dropouts of torch, torchvision and timm."""
+    """Lists the parts of a module that in training draw from torch's global generator: dropouts of torch, torchvision and timm."""
 
     def rate(part: nn.Module) -> float:
         name = "p" if isinstance(part, _DropoutNd) else RATES.get(type(part).__name__)
@@ -283,7 +283,7 @@ def drawing(module: nn.Module) -> list[nn.Module]:
 
 
 def snapshot(device: torch.device) -> Callable[[], Any]:
-    """What the next random numbers will be, to draw them again.
+    """Notes what the next random numbers will be, to draw them again.
 
     Args:
         device: Whose global generator is noted beside the CPU's.

@@ -19,7 +19,7 @@ Params = dict[str, Tensor]
 
 
 def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool) -> Params:
-    """The derivative of a loss with respect to parameters.
+    """Computes the derivative of a loss with respect to parameters.
 
     Args:
         loss: A function from parameters to a scalar.
@@ -35,7 +35,7 @@ def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: 
 def gradient_and_value(
     loss: Callable[[Params], Tensor], params: Params, *, create_graph: bool
 ) -> tuple[Params, Tensor]:
-    """`gradient`, and the detached loss itself.
+    """Computes `gradient`, and the detached loss itself.
 
     Args:
         loss: A function from parameters to a scalar.
@@ -66,7 +66,7 @@ def adapt(
     first_order: bool = False,
     recompute: bool = False,
 ) -> list[Params]:
-    """Gradient descent on a loss: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
+    """Takes steps of gradient descent on a loss: theta_k+1 = theta_k - learning_rate * d loss / d theta_k.
 
     Second order: the result is differentiable through every step (MAML). First order: the inner gradients are constants, so
     the result's derivative with respect to `params` is the identity (FOMAML). Either way it is differentiable with respect to
@@ -143,7 +143,7 @@ class InnerLoop:
         steps: Sequence[int],
         lr: float | Tensor | Mapping[str, Any] | None = None,
     ) -> list[Params]:
-        """`adapt` with these settings.
+        """Calls `adapt` with these settings.
 
         Args:
             loss: A function from parameters to a scalar.
@@ -236,7 +236,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def rate(learning_rate: float | Tensor | Mapping[str, Tensor], name: str) -> float | Tensor:
-    """The inner learning rate of one parameter.
+    """Looks up the inner learning rate of one parameter.
 
     Args:
         learning_rate: One for all parameters, or one by name.
@@ -267,7 +267,7 @@ def call(module: nn.Module, params: Params, x: Tensor, support_x: Tensor | None 
 
 
 def parameters(module: nn.Module) -> Params:
-    """The trainable parameters of a module by name, as `torch.func.functional_call` takes them.
+    """Collects the trainable parameters of a module by name, as `torch.func.functional_call` takes them.
 
     Args:
         module: The module; parameters without gradients are left out.

@@ -20,7 +20,7 @@ class Scaling(nn.Module):
         self.register_buffer("scale", torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features `[n, D]`, scaled."""
+        """Scales features `[n, D]`."""
         return (x - self.mean) * self.scale
 
 
@@ -33,7 +33,7 @@ def trained_head(
     learning_rate: float = 0.01,
     weight_decay: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """A linear probe: a head that starts at zero, by AdamW on the mean cross-entropy of full batches.
+    """Trains a linear probe: a head that starts at zero, by AdamW on the mean cross-entropy of full batches.
 
     Args:
         known: Features `[n, D]`, scaled.

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, CI95, ERROR, MACRO_F1, MEDIAN_ERROR, OF_CLASSES
 
-DIVERGED = 100.0  # times the mean squared target: an error above it counts as diverged
+DIVERGED = 100.0  # an error above so many times the mean squared target counts as diverged
 
 
-Z = 1.96  # of a normal distribution, 95% lies within so many deviations of the mean
-ALIKE = 1e-12  # of the mean: a deviation below it is what rounding leaves of none
+Z = 1.96  # 95% of a normal distribution lies within so many deviations of the mean
+ALIKE = 1e-12  # a deviation below this share of the mean is what rounding leaves of none
 
 
 def interval(values: Tensor, *, shares: bool = False) -> tuple[float, float | None]:
-    """The mean of n values and half the width of its 95% interval, t s / sqrt(n) with s the sample deviation.
+    """Computes the mean of n values and half the width of its 95% interval, t s / sqrt(n) with s the sample deviation.
 
     t is the quantile of Student's t with n - 1 degrees of freedom: 1.96 of a thousand values, 2.78 of five.
 
@@ -45,14 +45,14 @@ def _spread(values: Tensor) -> float:
 
 
 def interval_told(values: Tensor, over: str, *, shares: bool = False) -> str:
-    """By which formula `interval` has its interval of the same values, in words, and `over` what it is."""
+    """Says in words by which formula `interval` computes the interval of the same values, and `over` what it is."""
     if _spread(values):
         return f"95%, over {over}, Student's t"
     return f"95%, over {over}, which agree, Wilson" if shares and len(values) > 1 else "too few for an interval"
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a probability, of which `share` of n trials were a success; never of no width.
+    """Computes Wilson's 95% interval of a probability, where `share` of n trials were a success; its width is never 0.
 
     Wilson 1927, https://doi.org/10.2307/2276774.
     """
@@ -62,12 +62,12 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def reach(mean: float, bounds: tuple[float, float]) -> float:
-    """The larger of the distances of two bounds from the mean: mean +- it covers the interval."""
+    """Computes the larger of the distances of two bounds from the mean: mean +- it covers the interval."""
     return max(mean - bounds[0], bounds[1] - mean)
 
 
 def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, float | None]:
-    """Half the 95% intervals of `classification`'s numbers over one set of test images.
+    """Computes half the 95% intervals of `classification`'s numbers over one set of test images.
 
     That of the accuracy is Wilson's; that of the balanced accuracy joins Wilson's intervals of the classes (Zou, Huang, Zhang
     2009, https://doi.org/10.1002/sim.3565); that of macro F1 is `macro_f1`'s; that of the AUROC is Hanley and McNeil's
@@ -91,16 +91,15 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-        others = (
-            positive + negative
-        ) / 2 - 1  # for both classes: else much hangs on which of two unequal ones is the second
+        # The mean of both sizes: with one of them the width would hang on which of two unequal classes is the second.
+        others = (positive + negative) / 2 - 1
         spread = (auroc * (1 - auroc) + others * (one + other - 2 * auroc**2)) / (positive * negative)
         half_widths[AUROC] = Z * math.sqrt(spread) if spread > ALIKE else None
     return half_widths
 
 
 def macro_f1(confusion: np.ndarray) -> tuple[float, float | None]:
-    """The mean over the classes of F1, 2 n_cc / (images of c + predictions of c); and half its 95% interval over the images.
+    """Computes the mean over the classes of F1, 2 n_cc / (images of c + predictions of c); and half its 95% interval over the images.
 
     Classes without images and predictions are left out. The interval is the delta method's for multinomial counts (Takahashi et al.
     2022, https://doi.org/10.1007/s10489-021-02635-5, section 3); None where all or none is right.
@@ -120,7 +119,7 @@ def macro_f1(confusion: np.ndarray) -> tuple[float, float | None]:
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """The share of right answers of each task, `[..., T]`, of logits `[..., T, M, N]` and labels `[T, M]`.
+    """Computes the share of right answers of each task, `[..., T]`, from logits `[..., T, M, N]` and labels `[T, M]`.
 
     Logits that are no numbers are no answer, and so not right.
     """
@@ -128,27 +127,27 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def right(logits: Tensor, target: Tensor) -> Tensor:
-    """Of each query whether it is answered rightly, 1 or 0, float64 `[..., T, M]`; the arguments are those of `accuracy`."""
+    """Marks rightly answered queries with 1, the others with 0, float64 `[..., T, M]`; the arguments are those of `accuracy`."""
     return ((logits.argmax(-1) == target) & ~undefined(logits)).double()
 
 
 def undefined(logits: Tensor) -> Tensor:
-    """Of each query, `[...]`, whether its logits `[..., N]` say nothing: one is no number or without bound, or no class is possible."""
+    """Marks the queries, `[...]`, whose logits `[..., N]` say nothing: one is no number or without bound, or no class is possible."""
     return ~((logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1))
 
 
 def or_guess(logits: Tensor) -> Tensor:
-    """The same logits, with 0 for all classes, a guess, of the queries of which they say nothing (`undefined`)."""
+    """Replaces the logits of the queries of which they say nothing (`undefined`) by 0 for all classes: a guess."""
     return torch.where(undefined(logits).unsqueeze(-1), 0.0, logits)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of each task, `[..., T]`, of predictions `[..., T, M, D]` and targets `[T, M, D]`."""
+    """Computes the mean squared error of each task, `[..., T]`, from predictions `[..., T, M, D]` and targets `[T, M, D]`."""
     return (prediction.double() - target.double()).square().mean((-1, -2))
 
 
 def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
-    """The normalised discounted cumulative gain of the k items that are ranked first, gain 2^relevance - 1.
+    """Computes the normalised discounted cumulative gain of the k items that are ranked first, gain 2^relevance - 1.
 
     Args:
         prediction: What items are ranked by, `[..., n]`; of equal ones the first goes first.
@@ -173,18 +172,18 @@ def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:
 
 
 def finite_interval(values: Tensor) -> tuple[float, float | None]:
-    """`interval` of the finite ones of `[n]` values; NaN and None where there are none."""
+    """Computes `interval` of the finite ones of `[n]` values; NaN and None where there are none."""
     finite = torch.isfinite(values)
     return interval(values[finite]) if finite.any() else (math.nan, None)
 
 
 def median(errors: Tensor) -> float:
-    """The median of `[T]` errors, the mean of the middle two for an even T; a NaN counts as infinite."""
+    """Computes the median of `[T]` errors, the mean of the middle two for an even T; a NaN counts as infinite."""
     return float(np.median(errors.nan_to_num(nan=math.inf, posinf=math.inf).numpy()))
 
 
 def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
-    """Mean with interval, median, and the tasks that diverged: not finite, or above 100 times `power`.
+    """Computes the mean with its interval, the median, and counts the tasks that diverged: not finite, or above 100 times `power`.
 
     `errors` is `[T]`, `power` the mean squared target. The mean covers every finite task, diverged ones too.
     """
@@ -200,7 +199,7 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
 
 
 def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What one set of test images says: accuracy, balanced accuracy, macro F1, AUROC where there are two classes, confusion.
+    """Scores one set of test images: accuracy, balanced accuracy, macro F1, AUROC where there are two classes, confusion.
 
     `scores` is `[n, classes]`, `labels` int64 `[n]`. `confusion[i][j]` counts images of class i that were taken for j.
     Balanced accuracy is the mean over the classes that have images; macro F1 is the mean of the F1 scores of the classes that have
@@ -229,7 +228,7 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) -> dict[str, Any]:
-    """Means of `classification`'s numbers over repeats, with half their 95% intervals; the confusions are added up.
+    """Averages `classification`'s numbers over repeats, with half their 95% intervals; the confusions are added up.
 
     Args:
         repeats: Of each repeat `classification`'s numbers, `train_images` and `test_images`.

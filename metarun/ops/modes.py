@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, a module is in evaluation mode; afterwards, and after an error too, in the mode that it had."""
+    """Puts a module in evaluation mode within; afterwards, and after an error too, back in the mode that it had."""
     training = module.training
     module.eval()
     try:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Labels as probabilities.
+    """Writes labels as probabilities.
 
     `F.one_hot` would look at the values, for which the CPU must wait for a GPU, and which a traced step cannot do.
 
@@ -25,7 +25,7 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context in which autocast is off: for distances, inner products and linear systems.
+    """Opens a context in which autocast is off: for distances, inner products and linear systems.
 
     Args:
         x: A tensor on the device that is meant.
@@ -34,7 +34,7 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def precise(x: Tensor) -> Tensor:
-    """`x` in single precision at least: losses, distances and sums of squares lose too much in half precision.
+    """Brings `x` to single precision at least: losses, distances and sums of squares lose too much in half precision.
 
     Args:
         x: A floating tensor; float32 and float64 are returned as they are.
@@ -43,7 +43,7 @@ def precise(x: Tensor) -> Tensor:
 
 
 def squared_lengths(x: Tensor) -> Tensor:
-    """The squared Euclidean lengths of vectors `[..., D]`, `[..., 1]`.
+    """Computes the squared Euclidean lengths `[..., 1]` of vectors `[..., D]`.
 
     Without a graph they are read once, and no squares written; the root on the way has no derivatives at 0.
     """
@@ -54,7 +54,7 @@ def squared_lengths(x: Tensor) -> Tensor:
 
 
 def linear_head(features: int, outputs: int, std: float = 0.01) -> nn.Linear:
-    """A linear layer with truncated-normal weights and zero biases, as MAML's code has it for regression.
+    """Builds a linear layer with truncated-normal weights and zero biases, as MAML's code has it for regression.
 
     Args:
         features: Its inputs.

@@ -14,7 +14,7 @@ from metarun.ops.numerics import one_hot
 def online_head(
     weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, queries: Tensor, learning_rate: float | Tensor
 ) -> Tensor:
-    """The logits of a linear head that has taken one step of gradient descent on each example, in their order.
+    """Computes the logits of a linear head that has taken one step of gradient descent on each example, in their order.
 
     W_k = W_(k-1) - lr (p_k - y_k) z_k^T and b_k = b_(k-1) - lr (p_k - y_k), with p_k the softmax of W_(k-1) z_k + b_(k-1). The
     head is never built: all weights are W_0 and a sum of errors times features, so logits need products of features alone.
@@ -47,12 +47,12 @@ def online_head(
 
 
 def kaiming(draws: Tensor) -> Tensor:
-    """Standard normal numbers `[..., D]` as the rows of a head, of variance 2 / D (He et al. 2015, equation 10)."""
+    """Scales standard normal numbers `[..., D]` to rows of a head, of variance 2 / D (He et al. 2015, equation 10)."""
     return draws * math.sqrt(2 / draws.shape[-1])
 
 
 def with_new_rows(weight: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-    """A head in which the rows of some classes are new.
+    """Puts new rows for some classes into a head.
 
     Args:
         weight: The head, `[C, D]`.

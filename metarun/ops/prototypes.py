@@ -8,7 +8,7 @@ from metarun.ops.numerics import one_hot, squared_lengths
 
 
 def class_sums(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Sums of the features of each class, `[..., N, D]`, which point where the class means do.
+    """Adds up the features of each class, `[..., N, D]`; the sums point where the class means do.
 
     Args:
         features: Features of labelled items, `[..., M, D]`.
@@ -20,7 +20,7 @@ def class_sums(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Means of the features of each class, `[..., N, D]`: the prototypes.
+    """Averages the features of each class, `[..., N, D]`: the prototypes.
 
     Args:
         features: Features of labelled items, `[..., M, D]`.
@@ -36,7 +36,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Tensor:
-    """Minus the squared distance of each query to the nearest class mean, `[..., M]` float64.
+    """Computes minus the squared distance of each query to the nearest class mean, `[..., M]` float64.
 
     Args:
         support: Features of labelled items, `[..., S, D]`.
@@ -48,7 +48,7 @@ def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Ten
 
 
 def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Minus the squared Euclidean distances of points to centres, `[..., M, N]`.
+    """Computes minus the squared Euclidean distances of points to centres, `[..., M, N]`.
 
     Its large terms nearly cancel, so autocast must be off around it (`metarun.ops.numerics.full_precision`).
 

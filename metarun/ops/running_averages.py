@@ -90,7 +90,7 @@ class AveragesBefore:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the network has these averages, and does not move them. The first call of a step comes before any of its losses."""
+        """Gives the network these averages within, where it does not move them. The first call of a step comes before any of its losses."""
         share = current()
         step = share.step if share else None
         now = self._now()

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`F.batch_norm` with the statistics of `x` itself; can be differentiated twice.
+    """Normalises as `F.batch_norm` does with the statistics of `x` itself; the result can be differentiated twice.
 
     Args:
         x: Activations `[B, C]` or `[B, C, H, W]`.
@@ -32,7 +32,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the biased variance of each channel of images whose channels are side by side in memory.
+    """Computes the mean and the biased variance of each channel of images whose channels are side by side in memory.
 
     On a CPU torch's batch norm adds all B*H*W values of a channel in single precision, one after the other, which leaves
     three digits of a large batch. Here each column of pixels has statistics of its own first, in the same time.

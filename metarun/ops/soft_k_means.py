@@ -12,7 +12,7 @@ from metarun.ops.prototypes import negative_squared_distances
 
 
 def soft_assignment(points: Tensor, prototypes: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """The share of each point in each cluster, `[..., M, N]`: the softmax of minus the squared distances.
+    """Computes the share of each point in each cluster, `[..., M, N]`: the softmax of minus the squared distances.
 
     Args:
         points: Features of points, `[..., M, D]`.
@@ -34,7 +34,7 @@ def soft_k_means(
     steps: int = 1,
     assign: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
-    """Prototypes after some steps of soft k-means, in which labelled items keep their classes.
+    """Moves prototypes by steps of soft k-means, in which labelled items keep their classes.
 
         p_c <- (sum_i h_i z_ic + sum_j h_j z_jc) / (sum_i z_ic + sum_j z_jc)
 

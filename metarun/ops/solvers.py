@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ITERATIONS = 200  # at most; about ten are usual
-TOLERANCE = 1e-13  # by which the mean complementarity falls from its start
-JITTER = 1e-9  # of a kernel's mean diagonal, added to it in Newton steps: one of few features is singular
+TOLERANCE = 1e-13  # iterations end when the mean complementarity has fallen to this share of its start
+JITTER = 1e-9  # this share of a kernel's mean diagonal is added to it in Newton steps: one of few features is singular
 LOGISTIC_ITERATIONS = 20_000  # at most; some dozens are usual, some thousands at the weakest penalty
-LOGISTIC_TOLERANCE = 1e-12  # of the largest score
+LOGISTIC_TOLERANCE = 1e-12  # iterations end when no score changes by more than this share of the largest
 
 
 def ridge(examples: Tensor, targets: Tensor, penalty: float | Tensor) -> Tensor:
-    """Coefficients of min_W |x W - targets|^2 + penalty |W|^2: (x x^T + penalty I)^-1 targets.
+    """Finds the coefficients of min_W |x W - targets|^2 + penalty |W|^2: (x x^T + penalty I)^-1 targets.
 
     Args:
         examples: The examples x, `[..., S, D]`.
@@ -41,7 +41,7 @@ def ridge(examples: Tensor, targets: Tensor, penalty: float | Tensor) -> Tensor:
 
 
 def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: float = 0.0) -> Tensor:
-    """Coefficients of the multi-class support vector machine.
+    """Finds the coefficients of the multi-class support vector machine.
 
     min_W 1/2 |W|^2 + cost * sum_i (max_k (w_k.x_i + [k != y_i]) - w_(y_i).x_i). The coefficients of its dual are
     cost * (targets - p), with p_i a point of the probability simplex for each example i.
@@ -64,7 +64,7 @@ def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: fl
 
 
 def logistic(examples: Tensor, targets: Tensor, points: Tensor, cost: float) -> Tensor:
-    """Scores of other points by multinomial logistic regression with a bias that is not penalised.
+    """Scores other points by multinomial logistic regression with a bias that is not penalised.
 
     The Hessian of the cross-entropy is at most half the identity (Böhning 1992). So with the scores z at hand, and p their
     probabilities, the regression is bounded by the ridge regression towards z + 2 (y - p) with penalty 2 / C, whose
@@ -146,7 +146,7 @@ class _Newton:
         self.schur = torch.linalg.cholesky_ex(self.inverses.sum(-3)).L
 
     def step(self, right: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """dp `[..., S, N]` and dnu `[..., S, 1]`."""
+        """Solves for dp `[..., S, N]` and dnu `[..., S, 1]`."""
         free = (self.inverses @ right.mT[..., None])[..., 0].mT
         dnu = torch.cholesky_solve(free.sum(-1, keepdim=True) - sums, self.schur)
         return free - (self.inverses @ dnu[..., None, :, :])[..., 0].mT, dnu

@@ -32,7 +32,7 @@ _prediction: ContextVar[_Prediction | None] = ContextVar("prediction", default=N
 
 @contextmanager
 def remembered(memory: Memory) -> Iterator[None]:
-    """A context for one prediction, in which `of_support` computes only what `memory` does not hold yet.
+    """Opens a context for one prediction, in which `of_support` computes only what `memory` does not hold yet.
 
     All predictions with one memory must be of the same method with the same weights, and of the same support set: such a method
     asks for the same things in the same order each time, if no prediction depends on another query. They may run at the same time,
@@ -54,7 +54,7 @@ def remembering() -> bool:
 
 
 def of_support(compute: Callable[[], T]) -> T:
-    """What a function gives, which depends on the support set and on the weights alone.
+    """Returns what a function gives that depends on the support set and on the weights alone.
 
     Within `remembered` it is called in the first prediction, and the others get the same. Elsewhere it is called each time.
 

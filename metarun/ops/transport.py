@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 ROUNDS = 1000  # at most
-CHECKED = 10  # rounds from one look at the sums to the next
-TOLERANCE = 1e-6  # of the rows' sums
+CHECKED = 10  # the sums are looked at once in so many rounds, since looking costs a round
+TOLERANCE = 1e-6  # rows whose sums are within this of 1 are balanced
 
 
 def sinkhorn(scores: Tensor) -> Tensor:
-    """The matrix r_i exp(scores_ij) c_j whose rows add up to 1 and whose columns are all alike, by turns of rows and columns.
+    """Scales exp(scores_ij) to r_i exp(scores_ij) c_j, rows and columns by turns, so that rows add up to 1 and all columns alike.
 
     Each problem ends by itself: what it comes to depends on no other of the batch.
 

@@ -28,7 +28,7 @@ from metarun.target.target import Target
 
 
 def build_stages(config: DictConfig) -> list[Stage]:
-    """The stages of the recipe, not yet prepared.
+    """Builds the stages of the recipe, not yet prepared.
 
     Each entry of `recipe.stages` is a node with a `_target_`, or the dotted path of a class without settings.
 
@@ -57,7 +57,7 @@ def build_stages(config: DictConfig) -> list[Stage]:
 
 
 def prepare(config: DictConfig, folder: Path, world: World, before: Run | None = None) -> Run:
-    """The run with its stages prepared in this rank; writes nothing to `folder`.
+    """Builds the run and prepares its stages in this rank; writes nothing to `folder`.
 
     Args:
         config: The whole config.
@@ -158,7 +158,7 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
 
 
 def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:
-    """The node of the target's data set, if the recipe has a use for a target.
+    """Returns the node of the target's data set, if the recipe has a use for a target.
 
     Args:
         config: The whole config.

@@ -132,7 +132,7 @@ def at_work(folder: Path) -> Iterator[None]:
 
 
 def prepare_for_processes(config: DictConfig, folder: Path, world: World) -> Run:
-    """The run, prepared for as many processes as are worthwhile where the config leaves their number open."""
+    """Prepares the run for as many processes as are worthwhile where the config leaves their number open."""
     run = prepare(config, folder, world)
     if config.hardware.processes is None and not world.launched and (count := run.worthwhile_processes()) > 1:
         return prepare(config, folder, distributed.place(count), run)
@@ -155,7 +155,7 @@ def conclude(built: Sequence[Stage], folder: Path) -> dict[str, Any]:
 
 
 def follow(config: DictConfig, world: World) -> None:
-    """The part of a rank that is not 0: nothing if rank 0 leaves before the stages, which it says itself."""
+    """Carries out the stages in a rank that is not 0; returns at once if rank 0 leaves before them, which it says itself."""
     with contextlib.suppress(PeerLost, Interrupted, Pruned), distributed.process_group(world) as world:
         folder = world.broadcast(Path())
         try:
@@ -172,7 +172,7 @@ def follow(config: DictConfig, world: World) -> None:
 
 
 def data_of(run: Run) -> tuple[DataSource, DataSource | None, Mapping[str, DataSource]]:
-    """The source, the target's data set, and the data sets of `test.data`."""
+    """Builds the source, the target's data set, and the data sets of `test.data`."""
     return run.data, run.target.source if run.target else None, run.tests if run.config.test.data else {}
 
 
@@ -219,7 +219,7 @@ def brought(config: DictConfig, built: Sequence[Stage]) -> Descriptions:
 
 
 def carry_out(run: Run, world: World) -> None:
-    """The stages, one after the other, in this rank."""
+    """Carries out the stages, one after the other, in this rank."""
     world = world.to(run.hardware.device)
     run.world = world
     for learner in run.learners.values():

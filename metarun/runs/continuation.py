@@ -28,7 +28,7 @@ READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys
 
 
 def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> DictConfig:
-    """The config with its name, and on top of that of the checkpoint's run where a stage loads a checkpoint.
+    """Completes the config by its name, and puts it on top of the checkpoint's run's where a stage loads a checkpoint.
 
     Args:
         config: The config of the command line.
@@ -115,7 +115,7 @@ def refuse_untrained(config: DictConfig, overrides: Sequence[str], built: Sequen
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config that the checkpoint's run had, with this command line's overrides on it.
+    """Takes the config of the checkpoint's run, with this command line's overrides on it.
 
     `task.*` here means the test tasks: what the method was trained with is a fact of the checkpoint. `algo=` may name
     the checkpoint's own method, whose keys (`algo.test_inner_steps`, say) can then be overridden.

@@ -59,7 +59,7 @@ FREE = (
 
 
 def folder_name(overrides: Sequence[str], named: bool, source: bool = True, longest: int = LONGEST) -> str:
-    """The name of a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
+    """Names a run's folder: readable, one to one with what was overridden, and in need of quotes nowhere.
 
     `key-value` for each override, in alphabetical order, with `__` between them. Where that is cut, or says less than was
     typed (other characters, a path's last two parts for the whole), a digest of the whole comes last.
@@ -102,7 +102,7 @@ def _slug(word: str) -> str:
 
 
 def earlier_name(overrides: Sequence[str], named: bool, source: bool = True) -> str:
-    """The name that version 0.1 gave to the folder of these overrides."""
+    """Writes the name that version 0.1 gave to the folder of these overrides."""
     text = re.sub(r"[^\w.,=+~@-]+", "_", ",".join(_naming(overrides, named, source)).replace("'", "")) or "default"
     if len(text) > LONGEST_EARLIER:
         text = f"{text[: LONGEST_EARLIER - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -110,7 +110,7 @@ def earlier_name(overrides: Sequence[str], named: bool, source: bool = True) -> 
 
 
 def default_name(choices: Mapping[str, str], source: bool, checkpoint: str | None = None) -> str:
-    """The experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one.
+    """Returns the experiment's name, or `<data>-<algo>`; for a checkpoint that of the run that made it, if it has one.
 
     `source` tells whether the recipe uses a source.
     """
@@ -136,7 +136,7 @@ def named_after(groups: Iterable[str], choices: Mapping[str, str]) -> str:
 
 
 def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
-    """`outputs/<name>/<overrides>`; `resume=false` takes the next free `...__2`, `...__3`, and later commands go on there.
+    """Chooses `outputs/<name>/<overrides>`; `resume=false` takes the next free `...__2`, `...__3`, and later commands go on there.
 
     A folder that an earlier version made of the same overrides is gone on with.
     """
@@ -150,7 +150,7 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
     longer = folder_name(former, named, source, LONGEST_EARLIER)
 
     def attempts(first: str, mark: str) -> dict[int, Path]:
-        """The folders that are there, by the number of the attempt."""
+        """Finds the folders that are there, by the number of the attempt."""
         numbers = {found.name[len(first) :] or f"{mark}1": found for found in parent.glob(f"{glob.escape(first)}*")}
         return {
             int(text.removeprefix(mark)): found

@@ -128,7 +128,7 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """The messages of the logger `metarun` also go to the file `path`, with their times.
+    """Sends the messages of the logger `metarun` to the file `path`, too, with their times.
 
     Raises:
         OSError: The file cannot be written.
@@ -244,7 +244,7 @@ class RunLogger:
         self._writer = self._results = None
 
     def scalars(self, step: int, values: dict[str, float], always: bool = False) -> None:
-        """One line of `metrics.jsonl`, and one point a curve. A plain terminal shows it if `always`, or if it is time."""
+        """Writes one line of `metrics.jsonl`, and one point a curve. A plain terminal shows it if `always`, or if it is time."""
         if self.folder is None:
             return
         with self._writing():
@@ -264,20 +264,20 @@ class RunLogger:
             log.info("step %d/%d  %s%s", step, self._pace.total if self._pace else 0, shown, told)
 
     def curve(self, name: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve of what follows the training."""
+        """Adds one point to a TensorBoard curve of what follows the training."""
         if self.folder is not None:
             with self._writing():
                 self._open_results().add_scalar(name, value, step)
 
     def picture(self, name: str, png: bytes) -> None:
-        """A picture, `png` being a file's content."""
+        """Adds a picture, `png` being a file's content."""
         if self.folder is not None:
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
             with self._writing():
                 self._open_results().add_image(name, pixels, 0, dataformats="HWC")
 
     def hparams(self, config: dict[str, Any], test: float | None, validation: float | None = None) -> None:
-        """The run's settings and results, for TensorBoard's table of runs: `hparams/test`, `hparams/validation`.
+        """Writes the run's settings and results, for TensorBoard's table of runs: `hparams/test`, `hparams/validation`.
 
         Only what the run itself had is written. A description of all runs' settings, as `SummaryWriter.add_hparams` adds
         it, would be taken from one run for all, and hide the settings and results that this one does not have.

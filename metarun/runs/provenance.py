@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that metarun runs from, with `+` if its code or configuration has changes; None outside one."""
+    """Finds the commit of the checkout that metarun runs from, with `+` if its code or configuration has changes; None outside one."""
     here = Path(__file__).resolve().parent
     # A stored result beside them changes no number.
     deciding = [str(folder) for folder in (here.parent, CONF.resolve())]

@@ -57,7 +57,7 @@ def finish(run: Run, overrides: list[str], choices: dict[str, str], command: lis
 
 
 def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
-    """How the numbers came about: what holds of the last learner, and what each stage says of itself."""
+    """Says how the numbers came about: what holds of the last learner, and what each stage says of itself."""
     algorithm = run.algorithm
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
@@ -88,7 +88,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def labels_read(own: str, origins: Iterable[Origin]) -> str:
-    """Which labels were read before the test, of the run itself and for the weights that it began with.
+    """Says which labels were read before the test, by the run itself and for the weights that it began with.
 
     Args:
         own: Those that the run itself read.
@@ -105,7 +105,7 @@ def labels_read(own: str, origins: Iterable[Origin]) -> str:
 
 
 def unused(config: DictConfig) -> tuple[str, ...]:
-    """The parts and groups of the config that the recipe does not use.
+    """Lists the parts and groups of the config that the recipe does not use.
 
     Without a source these are those that only a source needs, and where all stages use what an earlier run learned, its data
     and its network too, which are not those of this command line.

@@ -107,7 +107,7 @@ LEARNER = "learner"  # what `metarun.load` builds it from
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """The result of the finished run in a folder.
+    """Reads the result of the finished run in a folder.
 
     Raises:
         UserError: Its file is damaged.
@@ -205,17 +205,17 @@ def check_reading(values: dict[str, Any], dimensions: int) -> None:
 
 
 def key(kind: str, measure: str) -> str:
-    """The key of a measure, such as `test/acc`."""
+    """Writes the key of a measure, such as `test/acc`."""
     return f"{kind}/{measure}"
 
 
 def half_of(number: str) -> str:
-    """The key of half of a number's 95% interval, such as `test/acc_ci95`."""
+    """Writes the key of half of a number's 95% interval, such as `test/acc_ci95`."""
     return f"{number}{CI95}"
 
 
 def lost_of(number: str) -> str:
-    """The key of how many tasks have no finite value of a measure, such as `test/mae_not_finite`."""
+    """Writes the key of how many tasks have no finite value of a measure, such as `test/mae_not_finite`."""
     return f"{number}_not_finite"
 
 
@@ -225,7 +225,7 @@ def of_set(kind: str, name: str) -> str:
 
 
 def of_one(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """The result as it would be of a test on one of its data sets alone."""
+    """Takes from a result what a test on one of its data sets alone would have."""
     own: dict[str, Any] = {}
     for kind in (TEST, *BASELINES, CHANCE):
         begins = f"{of_set(kind, name)}/"

@@ -157,11 +157,11 @@ class Run:
         self.learners[name] = learner
 
     def later(self, stage: Stage) -> list[Stage]:
-        """The stages after `stage`."""
+        """Returns the stages after `stage`."""
         return list(self.stages[list(self.stages).index(stage) + 1 :]) if stage in self.stages else []
 
     def episodes(self, split: Split, task: TaskShape, device: torch.device, name: str = "") -> EpisodeSampler:
-        """Episodes of a split, the same ones for every stage that asks.
+        """Returns the sampler of a split, with the same episodes for every stage that asks.
 
         Args:
             split: The classes that the episodes are drawn from.

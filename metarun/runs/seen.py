@@ -16,7 +16,7 @@ Seen = Classes  # those whose images training has seen
 
 
 def classes(data: DataSource, split: Split | None) -> Seen:
-    """What a training on images of `data` sees.
+    """Notes what a training on images of `data` sees.
 
     Args:
         data: The data set; regression tasks have no classes.
@@ -51,7 +51,7 @@ def namesakes(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Seen:
-    """What was seen in both trainings together."""
+    """Joins what was seen in both trainings."""
     found: Seen = {}
     for name in {**first, **second}:
         one, two = by_rank(first.get(name, {})), by_rank(second.get(name, {}))

@@ -22,7 +22,7 @@ def beside(folder: Path, kind: str) -> Path:
 
 
 def database(path: Path) -> str:
-    """The address of a SQLite file as Optuna takes it, whatever characters are in its path."""
+    """Writes the address of a SQLite file as Optuna takes it, whatever characters are in its path."""
     return f"sqlite:///file:{quote(os.path.abspath(path))}?uri=true"
 
 
@@ -62,12 +62,12 @@ def mark(folder: Path, storage: str | Path, study: str, number: int, prune: bool
 
 
 def unmark(folder: Path) -> None:
-    """The run in `folder` is no trial any more."""
+    """Notes that the run in `folder` is no trial any more."""
     beside(folder, "trial").unlink(missing_ok=True)
 
 
 def watcher(folder: Path) -> Callable[[int, float], bool] | None:
-    """For the run in `folder`, if it is a trial: reports a step's validation score; True if the trial is to end there.
+    """Returns what reports a step's validation score of the run in `folder`, if that is a trial; it gives True if the trial is to end.
 
     The mark of a search that was killed outlives its study, or the trial; the run is none then.
 

@@ -74,7 +74,7 @@ class Stage(ABC):
         """
 
     def depends_on(self, run: Run) -> dict[str, Any]:
-        """Everything that the stage's outcome depends on, as JSON values: a stage that is kept apart is named by its digest.
+        """Lists everything that the stage's outcome depends on, as JSON values: their digest names a stage that is kept apart.
 
         Args:
             run: The run, prepared.
@@ -82,7 +82,7 @@ class Stage(ABC):
         return {}
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        """What `protocol` of `result.json` says of the stage.
+        """Gives what `protocol` of `result.json` says of the stage.
 
         Args:
             run: The run, carried out.
@@ -115,7 +115,7 @@ class Stage(ABC):
         return ""
 
     def next_steps(self, stored: dict[str, Any]) -> list[str]:
-        """Commands that somebody is likely to want after this stage, beside those that follow any run with such a result.
+        """Lists commands that somebody is likely to want after this stage, beside those that follow any run with such a result.
 
         Args:
             stored: What `result.json` holds.
@@ -123,7 +123,7 @@ class Stage(ABC):
         return []
 
     def __str__(self) -> str:
-        """The stage as messages name it."""
+        """Names the stage for messages."""
         return type(self).__name__
 
 

@@ -27,7 +27,7 @@ from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
-VALIDATION_ORDERS = 3  # that the learning rate is chosen on
+VALIDATION_ORDERS = 3  # the learning rate is chosen on so many orders of the validation classes
 
 
 class Continual(Stage):
@@ -117,7 +117,7 @@ class Continual(Stage):
 
     @torch.no_grad()
     def _embed(self, run: Run, images: Labelled) -> Tensor:
-        """The features of all images, float32 `[n, D]`, class after class as `images` are."""
+        """Computes the features of all images, float32 `[n, D]`, class after class as `images` are."""
         parts = []
         with run.hardware.autocast():
             for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -138,7 +138,7 @@ class Continual(Stage):
         return ClassSequence(found[:, : config.images], found[:, config.images :])
 
     def _rate(self, run: Run) -> tuple[float, float | None]:
-        """The learning rate of the online head that was best on validation classes, and its accuracy there."""
+        """Chooses the learning rate of the online head that is best on validation classes; returns its accuracy there, too."""
         config, world = run.config.continual, run.hardware.world
         rates = [float(rate) for rate in config.rates]
         if len(rates) == 1:

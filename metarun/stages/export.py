@@ -42,7 +42,7 @@ from metarun.stages.predict import inputs_digest, left_out
 from metarun.target.base import Own, TargetClassifier
 from metarun.text import bytes_text, shell_path, shown_path
 
-EXPORT = "export"  # the kind of its numbers in `result.json`
+EXPORT = "export"  # begins the keys of this stage's numbers in `result.json`
 # Support images of a class, of a graph that takes any number: it is traced with the first, and compared with all. Methods do otherwise
 # with one than with several.
 SHOTS = (2, 1, 3)
@@ -115,7 +115,7 @@ class Export(Stage):
 
     @staticmethod
     def _transductive(learner: Learner, config: DictConfig) -> str:
-        """Why a method that looks at all images together is not exported."""
+        """Says why a method that looks at all images together is not exported."""
         return (
             f"checkpoint={shown_path(config.checkpoint)}: its prediction for an image depends on the others, which a "
             f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
@@ -153,7 +153,7 @@ class Export(Stage):
         return function, predict, inputs, [[support, y, images] for support, y in zip(supports, labels, strict=True)]
 
     def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
-        """What the file says of itself."""
+        """Gives what the file says of itself."""
         shape = pixels_of(learner)
         # Not `sys.argv`, which a program has that calls `metarun.run`.
         words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -270,7 +270,7 @@ class ImageSet:
         self.pixels = np.zeros((0, *pixels_of(learner)), np.uint8) if pixels is None else pixels
 
     def accuracy(self, one: Exported) -> dict[str, Any]:
-        """The accuracy of an exported file on those whose label is known; nothing where there is none."""
+        """Measures the accuracy of an exported file on images whose label is known; nothing where there is none."""
         known = self.labels >= 0
         if not known.any():
             return {}
@@ -286,7 +286,7 @@ class ImageSet:
 
 
 def ways_of(learner: Learner, config: DictConfig) -> int:
-    """The number of classes that a file tells apart whose support set is given along.
+    """Counts the classes that a file tells apart whose support set is given along.
 
     It is `test.task.ways`; where that is not given, the outputs of a method that has no others, or the ways that the run's own tests
     have, which may be fewer than those of its training.
@@ -310,7 +310,7 @@ def ways_of(learner: Learner, config: DictConfig) -> int:
 
 
 def fitted(learner: Learner, known: items.Examples, config: DictConfig) -> Classifier:
-    """The classifier of the examples of `support=`, or the one that the run kept."""
+    """Returns the classifier of the examples of `support=`, or the one that the run kept."""
     if not config.support:
         return Classifier(learner).restored()
     learner.method.check(len(set(known.labels)))
@@ -320,7 +320,7 @@ def fitted(learner: Learner, known: items.Examples, config: DictConfig) -> Class
 def given_images(
     classifier: Classifier, known: items.Examples, images: ImageFiles | None, config: DictConfig
 ) -> ImageSet:
-    """The images of `images=`, or without them the examples of `support=`.
+    """Finds the images of `images=`, or without them the examples of `support=`.
 
     Args:
         classifier: Whose classes they are of.
@@ -353,26 +353,26 @@ def given_images(
 
 
 def compared(config: DictConfig, known: items.Examples, held: store.Stored) -> ImageFiles | None:
-    """The files of `images=`, those in folders that are called like the classes with their labels."""
+    """Finds the files of `images=`, those in folders that are called like the classes with their labels."""
     return find_images(config.images, "images", known.labels or held.classes or ()) if config.images else None
 
 
 def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:
-    """`IMAGES` images to compare on: at most half of them given ones, the others noise."""
+    """Makes `IMAGES` images to compare on: at most half of them given ones, the others noise."""
     given = pixels[: IMAGES // 2]
     noise = np.random.default_rng(seed).integers(0, 256, (IMAGES - len(given), *pixels_of(learner)), dtype=np.uint8)
     return np.concatenate([given, noise])
 
 
 def inputs_of(pixels: np.ndarray, learner: Learner) -> Tensor:
-    """The network's input of pixels, by the way that `recipe=predict` takes, which need not be that of a graph."""
+    """Computes the network's input from pixels as `recipe=predict` does, whose way need not be that of a graph."""
     how = learner.held.preprocessing
     assert isinstance(how, Preprocessing)
     return how.inputs(pixels, learner.device)
 
 
 def predicted(network: TargetClassifier, learner: Learner, temperature: float, pixels: np.ndarray) -> np.ndarray:
-    """What `recipe=predict` says of images: the probability of each class, `[B, classes]`.
+    """Predicts as `recipe=predict` does: the probability of each class, `[B, classes]`.
 
     Args:
         network: What was fitted.
@@ -387,19 +387,19 @@ def predicted(network: TargetClassifier, learner: Learner, temperature: float, p
 
 
 def pixels_of(learner: Learner) -> tuple[int, int, int]:
-    """The shape of an image before preprocessing."""
+    """Returns the shape of an image before preprocessing."""
     how = learner.held.preprocessing
     assert isinstance(how, Preprocessing)
     return how.channels, how.image_size, how.image_size
 
 
 def described(learner: Learner) -> str:
-    """What is exported, for messages."""
+    """Names what is exported, for messages."""
     return type(learner.algorithm).__name__
 
 
 def command(path: Path, inputs: list[dict[str, Any]]) -> str:
-    """A command that runs an exported file on black images.
+    """Writes a command that runs an exported file on black images.
 
     Args:
         path: The file.

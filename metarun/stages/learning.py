@@ -45,7 +45,7 @@ def build_learner(
     trains: bool = False,
     network: DictConfig | None = None,
 ) -> Trainable:
-    """A learner, built from the config.
+    """Builds a learner from the config.
 
     Args:
         run: The run.
@@ -104,7 +104,7 @@ def build_learner(
 
 
 def build_wrapper(run: Run, key: str | None, algorithm: Algorithm, trains: bool) -> Wrapper | None:
-    """What goes around a method, where the config has it and it has anything to do.
+    """Builds what goes around a method, where the config has it and it has anything to do.
 
     Args:
         run: The run.
@@ -128,7 +128,7 @@ def build_wrapper(run: Run, key: str | None, algorithm: Algorithm, trains: bool)
 
 
 def prepared_by(wrapper: Wrapper | None, algorithm: Algorithm) -> Algorithm:
-    """The method, which predicts tasks as the wrapper makes them from now on where there is one."""
+    """Returns the method, which from now on predicts tasks as the wrapper makes them, where there is one."""
     algorithm.prepare = None if wrapper is None else wrapper.preparation()
     return algorithm
 
@@ -195,7 +195,7 @@ def trains_what_is_used(run: Run, algorithm: Algorithm) -> bool:
 
 
 def origins_of(run: Run) -> list[Origin]:
-    """Where what a learner begins with comes from: the run of `backbone.from`, and the weights that its data are made by.
+    """Lists where what a learner begins with comes from: the run of `backbone.from`, and the weights that its data are made by.
 
     Raises:
         UserError: They were trained on images of classes that the run meta-tests on.
@@ -210,18 +210,18 @@ def origins_of(run: Run) -> list[Origin]:
 
 
 def with_library(brought: list[Origin], backbone: Backbone) -> list[Origin]:
-    """The same origins, and the library whose weights the backbone brings where these are of no run."""
+    """Adds to origins the library whose weights the backbone brings, where these are of no run."""
     of_library = backbone.pretrained and not any(one.key == "backbone.from" for one in brought)
     return [Origin("backbone"), *brought] if of_library else brought
 
 
 def seen_by(begins_with: Iterable[Origin]) -> seen.Seen:
-    """What all of these weights were trained on."""
+    """Joins what all of these weights were trained on."""
     return functools.reduce(seen.merged, (one.seen for one in begins_with), {})
 
 
 def told_of(begins_with: Sequence[Origin]) -> dict[str, str]:
-    """What `protocol.seen` of `result.json` says of the weights that a learner begins with, each by its setting."""
+    """Gives what `protocol.seen` of `result.json` says of the weights that a learner begins with, each by its setting."""
     return {one.key: one.told for one in begins_with if one.told}
 
 
@@ -234,7 +234,7 @@ def build_algorithm(
     train: str = "train",
     split: Split | None = "train",
 ) -> Algorithm:
-    """The untrained method on its backbone, its weights drawn from the run's seed.
+    """Builds the untrained method on its backbone, with weights drawn from the run's seed.
 
     Args:
         config: The whole config.
@@ -262,7 +262,7 @@ def build_algorithm(
 
 
 def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
-    """The backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
+    """Builds the backbone for the items of a data set, with the weights of an earlier run where `backbone.from` names one.
 
     Raises:
         UserError: The items are texts and it does not read them, or the other way round.
@@ -285,7 +285,7 @@ def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
 
 
 def training_protocol(learner: Trainable) -> dict[str, Any]:
-    """What `protocol` of `result.json` says of a learner's training; nothing where there was none."""
+    """Gives what `protocol` of `result.json` says of a learner's training; nothing where there was none."""
     settings, task = learner.settings, learner.task
     if not settings.steps:
         return {}

@@ -59,7 +59,7 @@ class Load(Stage):
         self.text = stored.get(result.PROTOCOL, {}).get(result.SEEN, {})
 
     def _assumed(self, run: Run) -> dict[str, Any]:
-        """What weights of an older version, whose file does not say it, were trained on."""
+        """Assumes what weights of an older version, whose file does not say it, were trained on."""
         on_images = run.config.train.validate_on == "images"  # in these versions of all classes
         return seen.classes(run.data, None if on_images else "train")
 
@@ -77,7 +77,7 @@ class Load(Stage):
 
 
 def without_weights(backbone: DictConfig, stored: dict[str, Any]) -> DictConfig:
-    """What builds the backbone of a run whose own weights take the place of those that it began with: no file of these is read.
+    """Takes the weights that a run began with out of the settings of its backbone, since its own replace them: no file of these is read.
 
     Args:
         backbone: The backbone of its config.
@@ -94,7 +94,7 @@ def without_weights(backbone: DictConfig, stored: dict[str, Any]) -> DictConfig:
 
 
 def before_training(config: DictConfig, fresh: Callable[[], Algorithm]) -> Algorithm:
-    """The method of a loaded run as it was before any training.
+    """Builds the method of a loaded run as it was before any training.
 
     Args:
         config: The config.

@@ -56,7 +56,7 @@ class Test:
     with_unknown: dict[Split, EpisodeSampler] = field(default_factory=dict)
 
     def key(self, kind: str, measure: str) -> str:
-        """The key of a number in `result.json`."""
+        """Returns the key of a number in `result.json`."""
         return result.key(result.of_set(kind, self.name), measure)
 
 
@@ -177,7 +177,7 @@ class MetaTest(Stage):
             run.result[test.key(result.CHANCE, ACCURACY)] = chance
 
     def _conclude(self, run: Run, temperature: float | None) -> None:
-        """The means over the data sets, and what each data set is."""
+        """Records the means over the data sets, and what each data set is."""
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
             key = result.key(kind, ACCURACY)
             values: list[Any] = [run.result.get(test.key(kind, ACCURACY)) for test in self.tests]
@@ -214,7 +214,7 @@ class MetaTest(Stage):
         return {split: source.with_unknown(split, task, more, seed, device) for split, source in sources.items()}
 
     def _views(self, run: Run) -> Views | None:
-        """The copies of test tasks that `test.views` asks for."""
+        """Makes the copies of test tasks that `test.views` asks for."""
         count = run.config.test.views
         if count == 1:
             return None
@@ -303,7 +303,7 @@ class MetaTest(Stage):
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
 
     def _baseline(self, run: Run, test: Test, steps: list[int]) -> dict[str, Any]:
-        """The numbers of the same method with the weights that it had before any training.
+        """Measures the same method with the weights that it had before any training.
 
         There are none where it still has them, and where the weights that a loaded run began with are there no more.
         """
@@ -356,7 +356,7 @@ class MetaTest(Stage):
 
 
 def own_task(run: Run, name: str) -> TaskShape:
-    """The shape of the test tasks of a data set."""
+    """Returns the shape of the test tasks of a data set."""
     node = run.config.test.data.get(name) or {}
     own = {part: node.get(part) for part in SIZES}
     return replace(run.test_task, **{part: value for part, value in own.items() if value is not None})

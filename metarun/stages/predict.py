@@ -28,8 +28,8 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.text import printable, shown_path
 
-PREDICT = "predict"  # the kind of its numbers in `result.json`
-NAMED = 5  # unreadable files that the terminal names
+PREDICT = "predict"  # begins the keys of this stage's numbers in `result.json`
+NAMED = 5  # so many unreadable files are named on the terminal
 
 
 class Predict(Stage):
@@ -152,7 +152,7 @@ def left_out(unreadable: dict[str, str], rest: str, read: int) -> str:
 
 
 def given(config: DictConfig) -> tuple[str, str]:
-    """What is to be classified, and the key that names it: `items`, or `images`, which is the same.
+    """Finds what is to be classified, and the key that names it: `items`, or `images`, which is the same.
 
     Raises:
         UserError: Neither names anything, or both do.
@@ -168,7 +168,7 @@ def given(config: DictConfig) -> tuple[str, str]:
 
 
 def inputs_digest(held: Stored, known: items.Examples, found: items.Listed | None) -> str:
-    """A digest of everything that a result depends on.
+    """Digests everything that a result depends on.
 
     That is the weights; the names, sizes and times of all files, and all texts; and the labels that are known of them.
 

@@ -35,13 +35,13 @@ class Measured:
             self.values[name][rows] = found.double().cpu()
 
     def gather(self, hardware: Hardware) -> dict[str, Tensor]:
-        """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""
+        """Adds up what the ranks took: the values of all episodes by name, float64 `[episodes]`."""
         hardware.world.all_reduce(list(self.values.values()))
         return self.values
 
 
 def summary(scores: Scores, kind: str) -> dict[str, Any]:
-    """The numbers of one test.
+    """Sums up the numbers of one test.
 
     Args:
         scores: The score of every episode, after each of some numbers of inner steps.

@@ -134,7 +134,7 @@ class Train(Stage):
         return {**numbers, **self._take_best(folder)}
 
     def _validation(self) -> Validate:
-        """What scores the weights: accuracy, or minus the median error of regression tasks; and what to log."""
+        """Returns what scores the weights, by accuracy or by minus the median error of regression tasks, and says what to log."""
         learner, held_out = self.learner, self.held_out
         algorithm, hardware = learner.algorithm, learner.hardware
 
@@ -218,7 +218,7 @@ class Train(Stage):
         return dict(kept)
 
     def depends_on(self, run: Run) -> dict[str, Any]:
-        """Everything that the weights depend on: the stage's own part of the config, the images, and the stage before."""
+        """Lists everything that the weights depend on: the stage's own part of the config, the images, and the stage before."""
         config, learner = run.config, self.learner
         parts = {
             "algo": self.algo,

@@ -26,7 +26,7 @@ log = logging.getLogger("metarun")
 
 
 def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> tuple[int, int]:
-    """How many of the target's images `tested` the source's training has among its own, and how many it may have besides.
+    """Counts the target's images `tested` that the source's training has among its own, and those that it may have besides.
 
     Where both are one data set these are known by their rows, and else, of classes that are the same, by the images themselves. Where
     these cannot be compared, being of another size, all classes of the same names with as many images may be the same.
@@ -194,7 +194,7 @@ def warn_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]
 
 
 def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) -> Sampler:
-    """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
+    """Samples shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
 
     Args:
         run: The run.
@@ -221,7 +221,7 @@ def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) 
 
 
 def held_out_images(run: Run, learner: Trainable, train: str) -> Labelled | None:
-    """The images that a method on batches is validated on: held out of the classes that it trains on.
+    """Selects the images that a method on batches is validated on: held out of the classes that it trains on.
 
     Args:
         run: The run.
@@ -252,7 +252,7 @@ def held_out_images(run: Run, learner: Trainable, train: str) -> Labelled | None
 
 
 def training_episodes(run: Run, learner: Trainable, train: str) -> Sampler:
-    """Episodes of the training classes, with the noise that the training's settings ask for."""
+    """Samples episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
     check_train_task(learner, learner.task, train, run.test_task)
     noise = learner.settings.noise
@@ -266,7 +266,7 @@ def training_episodes(run: Run, learner: Trainable, train: str) -> Sampler:
 
 
 def sequence_images(data: DataSource, task: TaskShape) -> Labelled:
-    """What a method on sequences trains on: all images of the training classes that have `task.min_items` of them.
+    """Selects what a method on sequences trains on: all images of the training classes that have `task.min_items` of them.
 
     Raises:
         UserError: No class has so many.
@@ -280,7 +280,7 @@ def sequence_images(data: DataSource, task: TaskShape) -> Labelled:
 
 
 def training_images(data: DataSource, validate_on: str, split: Split | None) -> Labelled:
-    """What a method on batches trains on.
+    """Selects what a method on batches trains on.
 
     Args:
         data: The source.

@@ -100,27 +100,27 @@ class TargetClassifier(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Scores `[B, classes]` of images `[B, C, H, W]`, the largest for the predicted class.
+        """Computes scores `[B, classes]` of images `[B, C, H, W]`, the largest for the predicted class.
 
         `log_probabilities` turns them into probabilities.
         """
 
     def log_probabilities(self, scores: Tensor) -> Tensor:
-        """The logarithm of the probability of each class, `[B, classes]` float64, of this classifier's scores: their log softmax.
+        """Turns scores of this classifier into the logarithm of each class's probability, `[B, classes]` float64: their log softmax.
 
         Probabilities themselves would be 0 where scores lie far apart, whatever a temperature makes of them.
         """
         return scores.double().log_softmax(1)
 
     def nearness(self, images: Tensor) -> Tensor | None:
-        """Minus the squared distance of images `[B, C, H, W]` to the nearest class mean of the examples, `[B]` float64.
+        """Computes minus the squared distance of images `[B, C, H, W]` to the nearest class mean of the examples, `[B]` float64.
 
         None for a classifier that keeps no examples.
         """
         return None
 
     def embedding(self, images: Tensor) -> Tensor | None:
-        """Where images `[B, C, H, W]` lie in the space, `[B, D]`, in which they are compared with examples by distance.
+        """Computes where images `[B, C, H, W]` lie in the space, `[B, D]`, in which they are compared with examples by distance.
 
         None for a classifier that compares them with none.
         """
@@ -128,7 +128,7 @@ class TargetClassifier(nn.Module, ABC):
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """`x` itself: no augmentation. No lambda, so that a classifier can be pickled."""
+    """Returns `x` itself: no augmentation. It is no lambda, so that a classifier can be pickled."""
     return x
 
 
@@ -167,7 +167,7 @@ class TargetMethod(Checked, ABC):
 
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor], classes: int) -> TargetClassifier:
-        """The classifier whose `state_dict` is `state`, as `fit` returned it for so many classes."""
+        """Rebuilds the classifier whose `state_dict` is `state`, as `fit` returned it for so many classes."""
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
         """Scores `[n_test, classes]` of `test_x` by a classifier that is fitted to `train`."""
@@ -329,7 +329,7 @@ ClassifierT = TypeVar("ClassifierT", bound=TargetClassifier)
 
 
 def loaded(classifier: ClassifierT, state: Mapping[str, Tensor]) -> ClassifierT:
-    """`classifier` with the weights `state`, in evaluation mode; norms that kept statistics when they were fitted do so again."""
+    """Loads the weights `state` into `classifier`, in evaluation mode; norms that kept statistics when they were fitted do so again."""
     if any(name.endswith("running_mean") for name in state):
         batch_norm.change_kind(classifier, dict.fromkeys(batch_norm.OF_A_SET, "running"))
     classifier.load_state_dict(dict(state))
@@ -349,7 +349,7 @@ def keep_statistics(backbone: Backbone, x: Tensor) -> None:
 
 
 def with_statistics(backbone: Backbone, x: Tensor) -> Backbone:
-    """`backbone` itself where an image's features are its own affair, else a copy that keeps the statistics of `x`."""
+    """Returns `backbone` itself where an image's features depend on no other image, else a copy that keeps the statistics of `x`."""
     if batch_norm.needs_reference(backbone.norm):
         backbone = copy.deepcopy(backbone)
         keep_statistics(backbone, x)
@@ -358,7 +358,7 @@ def with_statistics(backbone: Backbone, x: Tensor) -> Backbone:
 
 @torch.no_grad()
 def features(backbone: Backbone, x: Tensor) -> Tensor:
-    """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
+    """Computes the features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     # A traced batch has no length that could be divided.
     known = isinstance(x.shape[0], int)
     chunks = x.tensor_split(math.ceil(x.shape[0] / IMAGES_AT_ONCE)) if known else [x]
@@ -367,7 +367,7 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
 
 
 def new_head(features: int, classes: int, device: torch.device) -> nn.Linear:
-    """A linear head at zero, which prefers no class."""
+    """Builds a linear head at zero, which prefers no class."""
     head = nn.Linear(features, classes).to(device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -375,7 +375,7 @@ def new_head(features: int, classes: int, device: torch.device) -> nn.Linear:
 
 
 def restored(backbone: Backbone, state: Mapping[str, Tensor], classes: int) -> Tuned:
-    """A backbone and a linear head with the weights that they had.
+    """Rebuilds a backbone and a linear head with the weights that they had.
 
     Args:
         backbone: A network of the same shape; its weights are replaced.
@@ -386,5 +386,5 @@ def restored(backbone: Backbone, state: Mapping[str, Tensor], classes: int) -> T
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy to train, all of whose parameters take gradients."""
+    """Makes a copy to train, all of whose parameters take gradients."""
     return copy.deepcopy(module).requires_grad_(True)

@@ -120,7 +120,7 @@ class Target:
         self.images = self.images and replace(self.images, change=change)
 
     def division(self, repeat: int) -> tuple[Labelled, Labelled]:
-        """All images to train on and all to test on in one repeat; none is in both.
+        """Divides all images of one repeat into those to train on and those to test on; none is in both.
 
         Args:
             repeat: The number of the repeat, from 0.
@@ -130,7 +130,7 @@ class Target:
         return self.images.divide(self.settings.subset_seed, repeat)
 
     def subset(self, size: int | None, repeat: int) -> tuple[Labelled, Labelled]:
-        """The training and the test images of one repeat; a training set holds those of half its size and less (`Labelled.subset`).
+        """Draws the training and the test images of one repeat; a training set holds those of half its size and less (`Labelled.subset`).
 
         Args:
             size: The number of training images; None for all.
@@ -147,7 +147,7 @@ class Target:
         )
 
     def copies(self, train: Labelled, test: Labelled) -> np.ndarray:
-        """Which test images are copies of training images, with the same pixels or the same text, bool `[n]`."""
+        """Marks the test images that are copies of training images, with the same pixels or the same text, bool `[n]`."""
         source = self.source
         if not isinstance(source, TableSource):
             return np.zeros(len(test), dtype=bool)
@@ -174,7 +174,7 @@ class Target:
         return {result.TARGET_COPIES: list(counts)}
 
     def varied(self, size: int | None) -> list[str]:
-        """What differs between the images of the repeats, in words; nothing where all have the same.
+        """Says what differs between the images of the repeats; nothing where all have the same.
 
         Args:
             size: The number of training images; None for all.
@@ -359,7 +359,7 @@ class Target:
         return f"95%, over {repeats} repeats ({varied}){same}, Student's t"
 
     def describe(self) -> dict[str, Any]:
-        """JSON values for `result.json`."""
+        """Gives JSON values for `result.json`."""
         if self.images is None:
             return {**self.source.describe(), "images": {"train": len(self.train), "test": len(self.test)}}
         return {**self.source.describe(), "images": {"all": len(self.images)}}

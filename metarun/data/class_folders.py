@@ -45,7 +45,7 @@ def named(classes: Sequence[ClassFiles]) -> Iterator[tuple[str, Path]]:
 
 
 def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> list[ClassFiles]:
-    """The classes that tables of labels make of the images below a folder, by part and name.
+    """Finds the classes that tables of labels make of the images below a folder, by part and name.
 
     Args:
         root: The folder with the images.
@@ -75,7 +75,7 @@ def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> 
 
 
 def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
-    """The classes of a folder of class folders, or of `train`, `val` and `test` folders that hold them.
+    """Finds the classes of a folder of class folders, or of `train`, `val` and `test` folders that hold them.
 
     Args:
         root: The folder. The parts may also be called training, valid, validation, dev and testing, in any case.

@@ -81,12 +81,12 @@ class UnknownRange(UnreadableImage):
 
 
 def unknown_format(path: Path) -> str:
-    """Why Pillow does not know what a file holds."""
+    """Says why Pillow does not know what a file holds."""
     return "no image that Pillow knows" if path.stat().st_size else "the file is empty"
 
 
 def opened(path: Path) -> Image.Image:
-    """The opened image file; nothing but a file is opened, since a pipe would be waited for and a device read without end."""
+    """Opens an image file, and nothing but a file, since a pipe would be waited for and a device read without end."""
     if kind := special(path):
         raise UnreadableImage(f"it is {kind}, and no file")
     return Image.open(path)
@@ -160,7 +160,7 @@ def decode(
 
 
 def value_range(path: Path) -> Range | None:
-    """The smallest and the largest value of an image of any depth; None for a file that is no whole image."""
+    """Finds the smallest and the largest value of an image of any depth; None for a file that is no whole image."""
     try:
         with opened(path) as image:
             pixels = _numbers(_plain(image))
@@ -197,7 +197,7 @@ def _deep(image: Image.Image) -> bool:
 
 
 def file_bits(file: Image.Image) -> int | None:
-    """The bits of a channel in a file not yet read, where they are from 9 to 16: of colours Pillow reads the upper 8.
+    """Reads the bits of a channel of a file not yet read, where they are from 9 to 16: of colours Pillow reads the upper 8.
 
     Args:
         file: What `opened` opened.

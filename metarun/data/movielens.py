@@ -140,7 +140,7 @@ class MovieLens(DataSource):
         return lambda start, stop: together([episode(number) for number in range(start, stop)])
 
     def measures(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The mean absolute error, of predictions cut to the scale of ratings, and nDCG@5, `[T]` each."""
+        """Measures the mean absolute error, of predictions cut to the scale of ratings, and nDCG@5, `[T]` each."""
         rating = (target + self.mean)[..., 0].round()
         guess = (prediction + self.mean)[..., 0]
         return {

@@ -74,7 +74,7 @@ def with_noise(
         return together([with_wrong_labels(one, start + place, noisy[place : place + 1]) for place, one in numbered])
 
     def with_wrong_labels(found: Episodes, first: int, noisy: np.ndarray) -> Episodes:
-        """The tasks from the number `first` on, without their spare queries; the noisy ones with other support images."""
+        """Puts other support images into the noisy ones of the tasks from the number `first` on, and takes off all spare queries."""
         shots, given = found.support_sizes, found.query_sizes
         more = found.spare or (spare,) * found.ways
         asked = [size - last for size, last in zip(given, more, strict=True)]

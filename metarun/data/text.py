@@ -151,7 +151,7 @@ class TextSource(TableSource):
 
 
 def as_pieces(texts: Sequence[str]) -> np.ndarray:
-    """The numbers of the word pieces of texts, int32 `[n, 256]`, as `backbone=minilm` reads them."""
+    """Cuts texts into word pieces, whose numbers, int32 `[n, 256]`, `backbone=minilm` reads."""
     found, cut = tokenize(texts, model_folder("pretrained", "data"), "data")
     if cut:
         log.warning(

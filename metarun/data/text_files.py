@@ -135,7 +135,7 @@ class _Reader:
         self.found, self.columns, self.encoding, self.key, self.labels = found, columns, encoding, key, labels
 
     def folder(self, root: Path) -> None:
-        """The texts of a folder, whatever its layout."""
+        """Reads the texts of a folder, whatever its layout."""
         names = _visible(root, self.key)
         files = [name for name in names if (root / name).is_file() and Path(name).suffix.lower() in READ]
         folders = [name for name in names if (root / name).is_dir()]
@@ -263,7 +263,7 @@ class _Reader:
                 self._add(decoded(path, self.key, self.encoding), name, part, "", str(path))
 
     def file(self, path: Path, part: str) -> None:
-        """The rows of a table or of JSON lines."""
+        """Reads the rows of a table or of JSON lines."""
         self.found.files.append(path)
         text = decoded(path, self.key, self.encoding)
         lines = path.suffix.lower() in LINES

@@ -61,7 +61,7 @@ def _tokenizer(folder: Path, key: str) -> Any:
 
 
 def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH) -> tuple[np.ndarray, list[int]]:
-    """The numbers of the word pieces of texts.
+    """Cuts texts into word pieces, and returns their numbers.
 
     Args:
         texts: The texts.

@@ -43,7 +43,7 @@ def as_files(images: Images) -> ImageFiles | None:
 
 
 def count(images: Images) -> int:
-    """How many images in memory there are.
+    """Counts the images in memory.
 
     Raises:
         InputError: They are no images.

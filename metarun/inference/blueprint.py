@@ -86,7 +86,7 @@ class Blueprint:
         }
 
     def learner(self) -> Algorithm:
-        """The learner, its weights yet to be loaded; the global generator is left as it was."""
+        """Builds the learner, its weights yet to be loaded; the global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             node = OmegaConf.create(self.backbone)
             backbone: Backbone = construct(node, "backbone", input_shape=self.spec.input_shape)

@@ -84,7 +84,7 @@ class EncoderStep:
         }
 
     def vectors(self, items: Any, device: torch.device) -> Tensor:
-        """The network's input `[B, D]` of items, as `Encoder.prepare` takes them."""
+        """Computes the network's input `[B, D]` of items, as `Encoder.prepare` takes them."""
         self.encoder.to(device)
         return self._finished(self.encoder(items).to(device))
 

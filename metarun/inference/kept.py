@@ -54,7 +54,7 @@ def kept_learner(run: Run) -> dict[str, Any] | None:
 
 
 def autocast(run: Run) -> str | None:
-    """The name of the type of mixed precision of a run."""
+    """Names the type of mixed precision of a run."""
     dtype = run.hardware.autocast_dtype
     return None if dtype is None else str(dtype).removeprefix("torch.")
 

@@ -21,7 +21,7 @@ SIDE = 96  # pixels of a small image
 
 
 def page(found: Predictions, folder: Path) -> str:
-    """The HTML of what a classifier said: for each class its images, wrong ones first, then the least certain.
+    """Writes what a classifier said as HTML: for each class its images, wrong ones first, then the least certain.
 
     Args:
         found: The predictions.

@@ -120,7 +120,7 @@ class Predictions:
         return found
 
     def table(self) -> str:
-        """The content of `predictions.csv`: a line for each image that could be read."""
+        """Writes the content of `predictions.csv`: a line for each image that could be read."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names, truth = self.names, ["truth", "right"] if self.labelled.any() else []

@@ -68,7 +68,7 @@ class SourceImages:
         return self.images.names
 
     def draw(self, count: int) -> Batch:
-        """`count` of them, or all if there are not so many."""
+        """Draws `count` of them, or takes all if there are not so many."""
         which = self.images.stream(self.seed, "reused")(0, min(count, len(self.images)))
         return self.images.batch(which, self.device)
 

@@ -157,7 +157,7 @@ class NearestCentroid(TargetMethod):
 def log_probabilities(
     x: Tensor, coefficients: Tensor, intercepts: Tensor, known_classes: Tensor, classes: int
 ) -> Tensor:
-    """What a fitted logistic regression of scikit-learn says of features; minus infinity of a class that it never saw.
+    """Computes log probabilities of features by a fitted logistic regression; minus infinity of a class that it never saw.
 
     Args:
         x: The features, as those that it was fitted to were scaled, float64 `[B, D]`.
@@ -205,7 +205,7 @@ class LogisticScores(Frozen):
         return self.by(x, self.coefficients, self.intercepts)
 
     def by(self, x: Tensor, coefficients: Tensor, intercepts: Tensor) -> Tensor:
-        """Log probabilities of features `[B, D]` by one model."""
+        """Computes log probabilities of features `[B, D]` by one model."""
         return log_probabilities(self.scaling(x.double()), coefficients, intercepts, self.known_classes, self.classes)
 
 

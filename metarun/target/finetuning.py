@@ -110,7 +110,7 @@ class FineTuning(TargetMethod):
         return Tuned(backbone, head)
 
     def groups(self, backbone: Backbone, head: nn.Module) -> list[dict[str, Any]]:
-        """The parameter groups: the head, then each unfrozen block from the last to the first, each with its rate."""
+        """Makes the parameter groups: the head, then each unfrozen block from the last to the first, each with its rate."""
         rate = _rate(self.optimizer)
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": rate}]
         blocks = [[value for module in block for value in module.parameters()] for block in backbone.whole_blocks]
@@ -139,7 +139,7 @@ class Shuffled:
         self.waiting: list[Tensor] = []
 
     def next(self) -> Tensor:
-        """The positions of the next batch."""
+        """Returns the positions of the next batch."""
         if not self.waiting:
             parts = list(torch.randperm(self.n).split(self.size))
             if len(parts) > 1 and len(parts[-1]) == 1:  # batch statistics of one image are none

@@ -57,18 +57,18 @@ HIGHEST_ERROR = 0.49
 
 
 def source_factor(images: int, rounds: int) -> float:
-    """What the weight of a source image is multiplied by where a round was wrong of it: beta."""
+    """Computes beta, by which the weight of a source image is multiplied where a round was wrong of it."""
     return 1 / (1 + math.sqrt(2 * math.log(images) / rounds))
 
 
 def vote_weight(error: float, images: int) -> float:
-    """log(1 / beta_t) of a round with this weighted error over `images` target images; positive."""
+    """Computes log(1 / beta_t) of a round with this weighted error over `images` target images; it is positive."""
     error = min(max(error, 1 / (2 * images)), HIGHEST_ERROR)
     return math.log((1 - error) / error)
 
 
 def reweighted(weights: np.ndarray, wrong: np.ndarray, target: np.ndarray, rounds: int) -> tuple[np.ndarray, float]:
-    """The weights `[n + m]` after a round that was `wrong` where it was, and the weight of the round's vote.
+    """Computes the weights `[n + m]` after a round that was `wrong` where it was, and the weight of the round's vote.
 
     `wrong` and `target` are bool `[n + m]`. The sum of the weights changes.
     """
@@ -79,7 +79,7 @@ def reweighted(weights: np.ndarray, wrong: np.ndarray, target: np.ndarray, round
 
 
 def density_ratio(source: np.ndarray, target: np.ndarray, inverse_penalty: float) -> np.ndarray:
-    """p_T(x) / p_S(x), `[n]`, at each of the source's features `[n, D]`, given the target's `[m, D]`."""
+    """Estimates p_T(x) / p_S(x), `[n]`, at each of the source's features `[n, D]`, given the target's `[m, D]`."""
     domains = np.repeat([0, 1], [len(source), len(target)])
     model = regression(np.concatenate([source, target]), domains, np.ones(len(domains)), inverse_penalty)
     log_odds = model.decision_function(source)
@@ -87,7 +87,7 @@ def density_ratio(source: np.ndarray, target: np.ndarray, inverse_penalty: float
 
 
 def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, inverse_penalty: float) -> Any:
-    """A fitted logistic regression of features `[n, D]` on labels `[n]`; only the weights' ratios count.
+    """Fits a logistic regression of features `[n, D]` on labels `[n]`; only the weights' ratios count.
 
     Its loss is the sum over the images, their weights scaled to a mean of 1, plus |w|^2 / 2 over `inverse_penalty`.
     """
@@ -107,7 +107,7 @@ class TrainingSet:
     target: np.ndarray  # [n + m] bool
 
     def standardised(self, x: np.ndarray) -> np.ndarray:
-        """`x` `[k, D]`, shifted and scaled by the mean and deviation of each feature over all n + m images."""
+        """Shifts and scales `x` `[k, D]` by the mean and deviation of each feature over all n + m images."""
         mean, deviation = self.scaling
         return (x - mean) / deviation
 
@@ -117,7 +117,7 @@ class TrainingSet:
         return self.x.mean(0), self.x.std(0).clip(1e-6)
 
     def shared(self, weights: np.ndarray, share: float) -> np.ndarray:
-        """The weights `[n + m]`, scaled so that `share` of their sum 1 is the target's."""
+        """Scales weights `[n + m]` so that `share` of their sum 1 is the target's."""
         own, other = weights[self.target].sum(), weights[~self.target].sum()
         return weights * np.where(self.target, share / own, (1 - share) / other)
 
@@ -169,7 +169,7 @@ class InstanceTransfer(TargetMethod):
         return embedded(self.learner.backbone, self.drawn.x)
 
     def training_set(self, backbone: Backbone, train: Batch) -> TrainingSet:
-        """The images to train on, the source's first, in the features of `backbone`."""
+        """Embeds the images to train on, the source's first, by `backbone`."""
         own = backbone is self.learner.backbone
         x = self.source_features if own else embedded(backbone, self.drawn.x)
         whole = np.concatenate([x, embedded(backbone, train.x)])
@@ -190,7 +190,7 @@ class InstanceTransfer(TargetMethod):
 
     @abstractmethod
     def models(self, known: TrainingSet) -> tuple[list[Any], list[float]]:
-        """Fitted logistic regressions on `known.standardised(known.x)`, and the weight of each one's probabilities."""
+        """Fits logistic regressions on `known.standardised(known.x)`, and weighs the probabilities of each."""
 
 
 class TrAdaBoost(InstanceTransfer):
@@ -309,5 +309,5 @@ class Votes(Frozen):
 
 
 def embedded(backbone: Backbone, x: Tensor) -> np.ndarray:
-    """Features `[n, D]` float64 of images."""
+    """Computes features `[n, D]` float64 of images."""
     return features(backbone, x).cpu().double().numpy()

@@ -70,7 +70,7 @@ class PartialTuning(TargetMethod):
 
 
 def chosen(backbone: Backbone, part: str) -> list[nn.Parameter]:
-    """The parameters of a backbone that are biases, or of norms; each once."""
+    """Lists the parameters of a backbone that are biases, or of norms; each once."""
     if part == "biases":
         return [value for name, value in backbone.named_parameters() if name.endswith("bias")]
     of_norms = (module for module in backbone.modules() if isinstance(module, NORMS))

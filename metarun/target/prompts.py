@@ -144,7 +144,7 @@ class Tuning:
         self.optimizer, self.steps, self.batch_size, self.warm_up = optimizer, steps, batch_size, warm_up
 
     def rate(self, step: int) -> float:
-        """What the learning rate is multiplied by in `step`, from 0."""
+        """Computes what the learning rate is multiplied by in `step`, from 0."""
         rising = round(self.warm_up * self.steps)
         if step < rising:
             return (step + 1) / (rising + 1)
@@ -185,12 +185,12 @@ class Prompted(Tuned):
 
 
 def frozen(backbone: Backbone) -> Backbone:
-    """A copy in evaluation mode, none of whose parameters takes gradients."""
+    """Makes a copy in evaluation mode, none of whose parameters takes gradients."""
     return copy.deepcopy(backbone).requires_grad_(False).eval()
 
 
 def token_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks that prompts can go through.
+    """Finds the blocks that prompts can go through.
 
     Raises:
         UserError: The backbone is no plain vision transformer.
@@ -205,7 +205,7 @@ def token_blocks(backbone: Backbone) -> list[nn.Module]:
 
 
 def add_prompts(backbone: Backbone, count: int, *, deep: bool) -> nn.Parameter:
-    """`count` tokens into `backbone` itself, by hooks; returns them, `[1 or blocks, count, width]`."""
+    """Puts `count` tokens into `backbone` itself, by hooks; returns them, `[1 or blocks, count, width]`."""
     blocks = token_blocks(backbone)
     width = next(module for module in blocks[0].modules() if isinstance(module, nn.LayerNorm)).normalized_shape[0]
     patches = next(module for module in backbone.modules() if isinstance(module, nn.Linear | nn.Conv2d))
@@ -247,7 +247,7 @@ class LowRank(nn.Module):
 
 
 def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn.Module, str]]:
-    """The modules with weight matrices, and these weights' names in them.
+    """Finds the modules with weight matrices, and these weights' names in them.
 
     Args:
         backbone: The network.
@@ -280,7 +280,7 @@ def matrices(backbone: Backbone, targets: Sequence[str] | None) -> list[tuple[nn
 
 
 def add_low_rank(backbone: Backbone, rank: int, alpha: float, targets: Sequence[str] | None) -> list[nn.Parameter]:
-    """Low-rank changes of the weights of `backbone` itself; returns their parameters."""
+    """Adds low-rank changes to the weights of `backbone` itself; returns their parameters."""
     changes = []
     for module, name in matrices(backbone, targets):
         change = LowRank(getattr(module, name), rank, alpha / rank)

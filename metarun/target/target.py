@@ -196,7 +196,7 @@ class Target:
         logger: RunLogger,
         keep: Keep | None = None,
     ) -> dict[str, Any]:
-        """Scores of `method` on every size and repeat, shared out among the ranks.
+        """Scores `method` on every size and repeat, which the ranks share.
 
         Each is kept in `folder` as soon as it is there, so that a killed run goes on with the next. Beside `folder` rank 0
         leaves `test_scores.npz` for paired comparisons and `predictions.csv` of the largest training subsets.
@@ -245,7 +245,7 @@ class Target:
         }
 
     def _curve(self, folder: Path, logger: RunLogger) -> tuple[list[dict[str, Any]], list[list[float]]]:
-        """The learning curve, a point for each size, and the accuracies `[sizes][repeats]`, by the numbers kept in `folder`."""
+        """Makes the learning curve, a point for each size, and the accuracies `[sizes][repeats]`, of the numbers kept in `folder`."""
         curve: list[dict[str, Any]] = []
         values: list[list[float]] = []
         for size in self.sizes:
@@ -320,7 +320,7 @@ class Target:
         files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
 
     def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
-        """The test images of the first repeat with the most training images, and the log probabilities `[n, classes]` of each class.
+        """Returns the test images of the first repeat with the most training images, and their log probabilities `[n, classes]`.
 
         Args:
             folder: Of a run that `measure` measured.
@@ -331,7 +331,7 @@ class Target:
         return self.subset(size, 0)[1], stored["log_probabilities"]
 
     def _predictions(self, folder: Path) -> Iterator[Predicted]:
-        """Of each repeat with the most training images."""
+        """Gathers the predictions of each repeat with the most training images."""
         size = self.sizes[-1]
         for repeat in range(self.settings.repeats):
             train, test = self.subset(size, repeat)
@@ -345,7 +345,7 @@ class Target:
             yield Predicted(repeat, len(train), test, classes, probabilities)
 
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
-        """Over what the interval of a point of the learning curve is: what varied, and what did not."""
+        """Says over what the interval of a point of the learning curve is: what varied, and what did not."""
         repeats, tested = point["repeats"], point["test_images"]
         if point[result.half_of(ACCURACY)] is None:
             return "too few for an interval"
@@ -366,7 +366,7 @@ class Target:
 
 
 def accuracy_of_others(right: np.ndarray, copied: np.ndarray) -> dict[str, float]:
-    """The accuracy on the test images that are copies of no training image, which `recipe=predict` tells; empty where none or all are.
+    """Computes the accuracy without test images that are copies of training images, as `recipe=predict` does; empty if none or all are.
 
     Args:
         right: Which test images were predicted rightly, bool `[n]`.
@@ -385,7 +385,7 @@ def _has_log_probabilities(scored: Path) -> bool:
 
 
 def _large_enough(images: Labelled, least: int) -> np.ndarray:
-    """The numbers of the classes with at least so many images, int64; a line says how many are left out."""
+    """Finds the classes with at least so many images, int64; a line says how many are left out."""
     kept = np.flatnonzero(images.counts >= least)
     if len(images.names) < 2:
         raise UserError(f"target: has one class alone ({images.names[0]}); there is nothing to tell apart")

@@ -639,8 +639,15 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
         ("recipe=export checkpoint=x task.ways=3", "checkpoint=x: there is no such run"),
         ("recipe=export checkpoint=x algo.inner_lr=1", "algo.inner_lr: there is no such key; the checkpoint brings its own method"),
         ("recipe=test checkpoint=x algo.inner_lr=1", "algo.inner_lr: there is no such key; to override a setting of the checkpoint"),
-        ("recipe=test checkpoint=x train.steps=5", "train.steps=5: this recipe has no use for it; it trains nothing, and takes"),
-        ("recipe=test checkpoint=x schedule=cosine", "schedule=cosine: this recipe has no use for it; it trains nothing"),
+        ("recipe=test checkpoint=x train.steps=5", "train.steps=5: this recipe has no use for it; it takes the weights of"),
+        ("recipe=test checkpoint=x schedule=cosine", "schedule=cosine: this recipe has no use for it; it takes the weights"),
+        # The temperature of a test is fitted on so many validation episodes.
+        ("recipe=test checkpoint=x train.validate_episodes=5", "checkpoint=x: there is no such run"),
+        ("recipe=test_continual checkpoint=x train.validate_episodes=5", "train.validate_episodes=5: this recipe has no use for it"),
+        ("recipe=test checkpoint=x preset=paper", "checkpoint=x: there is no such run"),
+        ("recipe=predict checkpoint=x images=x preset=paper", "preset=paper: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=inspect images=x", "images=x: this recipe has no use for it; it looks at data= and target=: data=folder data.root="),
+        ("recipe=inspect unknown=auto", "unknown=auto: this recipe has no use for it; it looks at data= and target="),
     ],
 )  # fmt: skip
 def test_what_a_recipe_has_no_use_for_is_refused(

@@ -165,14 +165,14 @@ def refuse_unused(words: Iterable[str], unused: Collection[str], why: str, used:
         words: Overrides.
         unused: The parts and groups.
         why: What the recipe does instead, for the message.
-        used: Keys in them that it uses all the same.
+        used: Parts, groups and keys of these that it uses all the same.
 
     Raises:
         UserError: A word is for one of them.
     """
     for word in words:
-        key = key_of(word)
-        if key.partition(".")[0] in unused and key not in used and "=" in word and not word.endswith("=null"):
+        key, section = key_of(word), key_of(word).partition(".")[0]
+        if section in unused and not {key, section} & set(used) and "=" in word and not word.endswith("=null"):
             raise UserError(f"{word}: this recipe has no use for it; {why}")
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from metarun import files
 from metarun.config import Node, check, construct, nodes_of, task_of
-from metarun.config.overrides import key_of, make_literal
+from metarun.config.overrides import key_of, make_literal, refuse_unused
 from metarun.config.task_schema import SIZES
 from metarun.core import TaskShape
 from metarun.data.source import Split
@@ -27,6 +27,8 @@ from metarun.runs import contents
 from metarun.runs.folder import create
 from metarun.runs.logger import start_logging
 from metarun.text import shell_path
+
+UNUSED = ("checkpoint", "items", "images", "support", "unknown", "format", "int8", "runs")  # what uses a run
 
 Role = Literal["source", "target", "test"]
 
@@ -43,6 +45,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     check(config)
     make_literal(config)
+    refuse_unused(overrides, UNUSED, "it looks at data= and target=: data=folder data.root=my_images, say")
     check_device(config.hardware.device)
     start_logging()
     train, test = task_of(config, "train"), task_of(config, "test")

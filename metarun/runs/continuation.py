@@ -24,6 +24,7 @@ from metarun.trust import check_classes
 
 SECTIONS = {"continual"}  # keys that hold others, which stages name among what they read
 TRAINING = ("train", "pretrain", "optimizer", "schedule")  # what only a stage that trains reads
+CHOSEN_IN = {"optimizer": "train.optimizer", "schedule": "train.schedule"}  # where the choice of such a group stands
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -107,11 +108,12 @@ def refuse_untrained(config: DictConfig, overrides: Sequence[str], built: Sequen
     """
     if not any(stage.needs_checkpoint for stage in built):
         return
+    read = {key for stage in built for key in stage.reads}
     if not any(stage.continues_config or stage.needs_data for stage in built):
-        read = {key for stage in built for key in stage.reads}
         refuse_unused(overrides, unused(config), "what checkpoint= names is used as it was trained", read)
     elif not any(stage.gives_weights and not stage.needs_checkpoint for stage in built):
-        refuse_unused(overrides, TRAINING, "it trains nothing, and takes the weights of checkpoint= as they are")
+        why = "it takes the weights of checkpoint= as they are, and none of its stages reads it"
+        refuse_unused(overrides, TRAINING, why, read)
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -138,16 +140,17 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
     for key in ("recipe", "target", "transfer"):  # what is done with the weights is this command line's
         OmegaConf.update(own, key, config[key], merge=False)
     check_classes(own, stored_file, config)
-    for key in map(key_of, overrides):
+    for word in overrides:
+        key = key_of(word)
         if key == "algo" and len({node.algo._target_ for node in (config, own)}) == 1:
             continue
         # A group of whole commands: debug=, approach=, experiment=.
-        of_the_whole = not re.search(r"[./]", key) and key not in config
+        of_the_whole = not re.search(r"[./]", key) and key not in config and (key not in CHOSEN_IN or "@" in word)
         if of_the_whole or key in ("preset", "algo"):
             raise UserError(
                 f"{key}=: a checkpoint brings its own; override single keys instead (test.episodes=50, say)"
             )
-        target = {"optimizer": "train.optimizer", "schedule": "train.schedule"}.get(key, key)
+        target = CHOSEN_IN.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
         OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
     for key in ("checkpoint", "outputs", "resume"):

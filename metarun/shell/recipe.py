@@ -39,7 +39,8 @@ def carried_out(
     """
     overrides = canonical(words, config)
     command = [sys.executable, "-m", "metarun", *options, *overrides]
-    check_paper(words, choices)
+    if not config.checkpoint:  # whose run has a method and data of its own, and its preset with them
+        check_paper(words, choices)
     check_swept(words, params)
     function = _function(str(config.recipe.run))
     found: dict[str, Any] = function(config, overrides, folded_choices(choices, config), command)

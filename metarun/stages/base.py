@@ -34,7 +34,8 @@ class Stage(ABC):
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
         reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
-            run none of whose stages reads them they are refused.
+            run none of whose stages reads them they are refused. After a checkpoint was loaded, the parts and groups of
+            training count among them: a stage that goes on training the learner in a way of its own names `train`, say.
         learner: What a stage that gives weights trained or loaded, from `prepare` on; None of any other.
         shares_training: Whether runs often differ in this stage alone. The training before it is then kept apart from the
             run's folder, where all of them find it.

@@ -69,6 +69,7 @@ class MetaTest(Stage):
 
     needs_weights = True
     meta_tests = True
+    reads = ("train.validate_episodes",)  # those that the temperature is fitted on
 
     def prepare(self, run: Run) -> None:
         device, task = run.hardware.device, run.test_task

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import compose
 from shell import make_images, metarun, result, run_folder
+
+from metarun.errors import UserError
+from metarun.runs.continuation import refuse_untrained, with_checkpoint
+from metarun.stages import Load, MetaTest
 
 SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
          "train.tasks_per_step=2", "train.validate_every=2", "train.validate_episodes=4", "test.episodes=6",
@@ -192,6 +197,31 @@ def test_testing_what_does_not_fit(
     assert (done.status, done.out, len(done.said)) == (2, "", 1), done
     assert all(text in done.said[0] for text in expected), done.said
     assert not outputs.exists()
+
+
+class Tunes(MetaTest):
+    reads = ("train", "optimizer")
+
+
+def test_a_stage_that_trains_in_its_own_way_reads_the_keys_of_training() -> None:
+    words = ["train.steps=5", "optimizer=sgd", "test.episodes=9"]
+    config = compose("checkpoint=x", *words)
+    refuse_untrained(config, words, [Load(), Tunes()])
+    with pytest.raises(UserError, match=r"^train\.steps=5: this recipe has no use for it; it takes the weights of"):
+        refuse_untrained(config, words, [Load(), MetaTest()])
+    with pytest.raises(UserError, match=r"^pretrain\.train\.steps=5: this recipe has no use for it"):
+        refuse_untrained(config, ["pretrain.train.steps=5"], [Load(), Tunes()])
+
+
+def test_training_from_a_checkpoint_with_another_optimiser(made: Made) -> None:
+    words = [f"checkpoint={made.protonet}", "optimizer=sgd", "schedule=cosine", "train.optimizer.lr=0.5"]
+    own = with_checkpoint(compose(*words), words)
+    assert (own.train.optimizer._target_, own.train.optimizer.lr) == ("torch.optim.SGD", 0.5)
+    assert own.train.schedule._target_ == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert own.train.steps == 4
+    other = [words[0], "optimizer@pretrain.train.optimizer=sgd"]
+    with pytest.raises(UserError, match=r"^optimizer=: a checkpoint brings its own"):
+        with_checkpoint(compose(words[0]), other)
 
 
 def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:

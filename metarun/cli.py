@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from metarun import __version__
 from metarun.config.folder import CONF
 from metarun.config.overrides import quoted
-from metarun.engine.launched import rank_and_size
-from metarun.engine.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
+from metarun.system.launched import rank_and_size
+from metarun.system.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.text import has_control, outlasting, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
@@ -85,7 +85,7 @@ def main() -> None:
         _write_nowhere(sys.stdout, sys.stderr)
         sys.exit(128 + number_of("SIGPIPE", 13))
     except OSError as error:  # of what was written last, onto a full disk
-        if os.environ.get("METARUN_TRACEBACK"):
+        if _shows_tracebacks():
             raise
         print(f"metarun: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         _write_nowhere(sys.stdout)
@@ -98,6 +98,11 @@ def _write_nowhere(*streams: Any) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream.fileno())
+
+
+def _shows_tracebacks() -> bool:
+    """Whether the environment asks for the tracebacks of errors that the user can mend."""
+    return os.environ.get("METARUN_TRACEBACK", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def follows() -> bool:
@@ -218,7 +223,7 @@ def _outcome_of(words: list[str]) -> Outcome:
         # Hydra meets some mistakes with a bare ValueError, or an assertion: a group that is given a number, -m with --cfg, a
         # sweeper that is none.
         foreign = not isinstance(error, (Refused, *MENDABLE)) and not raised_by_hydra(error)
-        if os.environ.get("METARUN_TRACEBACK") or foreign:
+        if _shows_tracebacks() or foreign:
             raise
         if isinstance(error, Refused):
             return Outcome(2, str(error), own_error=isinstance(error.__cause__, Diverged))

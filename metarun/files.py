@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from metarun.engine.platform import lives, process_space, sync_folder
 from metarun.errors import InputError, UserError
+from metarun.system.platform import lives, process_space, sync_folder
 from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged

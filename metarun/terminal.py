@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PIPED = 120  # columns of what goes to a file or another program
-NARROW = 60  # columns below which a table would lose its numbers
+NARROW = 60  # columns below which a table would lose its numbers, and is told line by line
 
 
 class Terminal(Console):
@@ -32,10 +33,28 @@ class Terminal(Console):
         """Prints a table.
 
         Args:
-            table: The table. Where the terminal is too narrow for its numbers it is printed whole, with lines that the
-                terminal breaks.
+            table: The table. Where the terminal is too narrow for its numbers each stands in a line of its own, behind its heading.
             whole: Whether its lines are not to be folded in any case.
         """
-        if whole or self.width < NARROW:
+        if whole:
             self.width = max(self.width, Terminal(1000).measure(table).maximum)
+        elif self.width < NARROW:
+            self._tell(table)
+            return
         self.print(table)
+
+    def _tell(self, table: Table) -> None:
+        """Prints a table without its columns: a paragraph for each row."""
+        headings = [_words(column.header) for column in table.columns]
+        paragraphs = [
+            [f"{heading} {text}".strip() for heading, cell in zip(headings, row, strict=True) if (text := _words(cell))]
+            for row in zip(*(column.cells for column in table.columns), strict=True)
+        ]
+        for lines in ([_words(table.title)], *paragraphs, [_words(table.caption)]):
+            if any(lines):
+                self.print("\n".join(lines), "", sep="\n", overflow="fold", highlight=False)
+
+
+def _words(cell: Any) -> str:
+    """What a cell, a title or a heading says; empty for none."""
+    return " ".join(cell.plain.split() if isinstance(cell, Text) else str(cell or "").split())

@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ codecs.register_error("metarun.spelled", _spelled)
 
 
 class Outlasting(io.TextIOWrapper):
-    """An output to a terminal: once that is closed what is written is lost, and the run is not.
+    """An output whose errors name it; once a terminal is closed what is written to it is lost, and the run is not.
 
     A run that was started with `nohup`, or disowned, goes on without its terminal, and one that SIGHUP ends has still to save.
     """
@@ -55,7 +56,7 @@ class Outlasting(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno != errno.EIO or not _is_device(self):
                 error.filename = "standard output" if self.fileno() == 1 else "standard error"
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -64,7 +65,7 @@ class Outlasting(io.TextIOWrapper):
 
 
 def outlasting(stream: Any) -> Any:
-    """An output that spells what its encoding lacks; one to a terminal also outlasts that.
+    """An output that spells what its encoding lacks, names itself in its errors, and outlasts the terminal that it goes to.
 
     Args:
         stream: `sys.stdout` or `sys.stderr`; None where the shell has closed it.
@@ -77,7 +78,8 @@ def outlasting(stream: Any) -> Any:
     if not hasattr(stream, "reconfigure"):
         return stream
     stream.reconfigure(errors="metarun.spelled")
-    if isinstance(stream, Outlasting) or not _is_device(stream):
+    of_process = stream is sys.__stdout__ or stream is sys.__stderr__  # which nobody else may close
+    if isinstance(stream, Outlasting) or not (of_process or _is_device(stream)):
         return stream
     stream.flush()
     return Outlasting(

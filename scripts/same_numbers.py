@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 NOT_COMPARED = {
     "seconds",
     "tasks_per_second",
+    "bytes",  # of an exported network, which holds the paths of its sources
+    "ms_an_image",
     "peak_memory",
     "git_commit",
     "versions",

@@ -8,9 +8,9 @@ time. A config with files besides those of `conf/`, as those of `--config-dir`, 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
+import pickle
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -46,6 +46,10 @@ class Recent:
                 del self.values[next(iter(self.values))]
             return value
 
+    def copy(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made, as an object of the caller's own."""
+        return pickle.loads(self(key, lambda: pickle.dumps(make())))
+
 
 def _ours(repo: IConfigRepository) -> bool:
     return {(source.scheme(), source.path) for source in repo.get_sources()} <= OURS
@@ -66,8 +70,7 @@ def _overrides() -> None:
     read, recent = OverridesParser.parse_rule, Recent(1024)
 
     def parse_rule(self: OverridesParser, word: str, rule: str) -> Any:
-        found = recent((word, rule), lambda: read(self, word, rule))
-        return copy.deepcopy(found)
+        return recent.copy((word, rule), lambda: read(self, word, rule))
 
     OverridesParser.parse_rule = parse_rule
 
@@ -90,7 +93,7 @@ def _files() -> None:
     def load_config(self: ConfigRepository, config_path: str) -> Any:
         if not _ours(self):
             return read(self, config_path)
-        return copy.deepcopy(recent(config_path, lambda: read(self, config_path)))
+        return recent.copy(config_path, lambda: read(self, config_path))
 
     ConfigRepository.load_config = load_config
 
@@ -119,6 +122,6 @@ def _merged() -> None:
         if not _ours(repo):
             return merge(self, defaults, repo)
         key = tuple(dataclasses.astuple(default) for default in defaults)
-        return copy.deepcopy(recent(key, lambda: merge(self, defaults, repo)))
+        return recent.copy(key, lambda: merge(self, defaults, repo))
 
     ConfigLoaderImpl._compose_config_from_defaults_list = compose

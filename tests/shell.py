@@ -23,7 +23,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarun.cli import main
-from metarun.engine.platform import stop_signals
+from metarun.system.platform import stop_signals
 
 ROOT = Path(__file__).parents[1]
 

@@ -59,7 +59,7 @@ def test_what_only_shows_something_imports_little(word: list[str], expected: lis
     loaded = json.loads(done.stderr)
     assert SLOW & {name.partition(".")[0] for name in loaded} == set()
     rooms = (
-        "config|shell|engine|engine.launched|engine.platform|runs|runs.contents|runs.result|runs.trial|sweeps|sweeps.jobs|cli|errors|"
+        "config|shell|system|system.launched|system.platform|ops|ops.measures|runs|runs.contents|runs.result|runs.trial|sweeps|sweeps.jobs|cli|errors|"
         "files|lazy|renamed|text"
     )
     own = {name for name in loaded if re.match(r"metarun\b", name)}
@@ -349,7 +349,26 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("train.steps=1.5", ["train.steps=1.5: is no whole number"]),
     ("train.steps=1e3", ["train.steps=1000.0: is no whole number; write 1000"]),
     ("train.max_seconds=2min", ["train.max_seconds=2min: is no number"]),
-    ("train.steps=null", ["train.steps", "not Optional"]),
+    ("train.steps=null", ["train.steps=null: must have a value; leave the word out for the usual one"]),
+    ("target.data=[1]", ["target.data: has settings of its own, and is no single value; target=NAME chooses one"]),
+    ("pretrain.algo=maml", ["pretrain.algo: has settings of its own, and is no single value; metarun help pretrain.algo lists them"]),
+    ("test=null", ["test: has settings of its own, and is no single value"]),
+    ("train.schedule=null", ["train.schedule: has settings of its own, and is no single value; schedule=NAME chooses one"]),
+    ("train.schedule=[1]", ["train.schedule: has settings of its own, and is no single value; schedule=NAME chooses one"]),
+    ("train.schedule={a:1}", ["train.schedule.a: there is no such key"]),
+    ("train.schedule._target_=torch.load", ["train.schedule._target_=torch.load: "]),
+    ("recipe=continual continual.rates=0.1", ["continual.rates: must be a list; write [a,b], or [a] for one value"]),
+    ("train.optimizer.lr={a:1}", ["train.optimizer.lr={a: 1}: must be of type float"]),
+    ("train.optimizer.betas=[0.9,0.99]", ["train.optimizer.betas: there is no such key", "; +train.optimizer.betas=... gives it"]),
+    ("schedule=cosine train.schedule.eta_min=1", ["train.schedule.eta_min: ", "; +train.schedule.eta_min=... gives it"]),
+    ("schedule=step train.schedule.gamma=-1", ["train.schedule.gamma=-1: must be at least 0"]),
+    ("schedule=cosine train.schedule.T_max=-5", ["train.schedule.T_max=-5: must be at least 0"]),
+    ("backbone.from=", ["backbone.from=: is empty, and must name a file or a folder or be null"]),
+    ("checkpoint=", ["checkpoint=: is empty, and must name a file or a folder or be null"]),
+    ("preset=[maml_sinusiod]", ["preset=maml_sinusiod: there is no such choice; did you mean maml_sinusoid"]),
+    ("test.data=[null]", ["test.data=[null]: null is no name; data sets are written [omniglot,cifar_fs]"]),
+    ("-m hydra/launcher=slrm", ["metarun: hydra/launcher=slrm: there is no such choice; did you mean slurm?"]),
+    ("-m seed=0 hydra.launcher=null", ["hydra.launcher=null: a sweep has one"]),
     ("train.steps=???", ["train.steps: must be given"]),
     ("train.steps=${nowhere}", ["train.steps: ${nowhere} stands for the value of a key nowhere, and there is none"]),
     ("train=5", ["train: has settings of its own, and is no single value; metarun help train lists them"]),
@@ -564,6 +583,11 @@ def unwritable_outputs(tmp_path: Path) -> list[str]:
     return [*SINUSOID, f"outputs={tmp_path / 'file' / 'below'}"]
 
 
+def dangling_outputs(tmp_path: Path) -> list[str]:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    return [*SINUSOID, f"outputs={tmp_path / 'link'}"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
@@ -573,7 +597,8 @@ def unwritable_outputs(tmp_path: Path) -> list[str]:
         (short_archive, ["images_background.zip: 963 of 964 characters are missing: "]),
         (broken_archive, ["images_background.zip is not a whole zip archive"]),
         (no_archive, ["images_background", "download"]),
-        (unwritable_outputs, ["file/below/", "cannot be written (Not a directory)", "outputs="]),
+        (unwritable_outputs, ["file/below/", "cannot be written, for ", "file is no folder; choose another outputs="]),
+        (dangling_outputs, ["link/", "cannot be written, for ", "link is no folder; choose another outputs="]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -601,6 +626,35 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseException, match="train\\.step: there is no such key") as caught:
         metarun("+train.step=3")
     assert isinstance(caught.value.__cause__, schema.UserError)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("recipe=report runs=. train.steps=5", "train.steps=5: this recipe has no use for it; it reads runs and outputs alone"),
+        ("runs . seed=1", "seed=1: this recipe has no use for it; it reads runs and outputs alone"),
+        ("recipe=predict checkpoint=x images=x train.steps=5", "train.steps=5: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=predict checkpoint=x images=x task.ways=3", "task.ways=3: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=export checkpoint=x algo=maml", "algo=maml: this recipe has no use for it; what checkpoint= names is used as it"),
+        ("recipe=export checkpoint=x task.ways=3", "checkpoint=x: there is no such run"),
+        ("recipe=export checkpoint=x algo.inner_lr=1", "algo.inner_lr: there is no such key; the checkpoint brings its own method"),
+        ("recipe=test checkpoint=x algo.inner_lr=1", "algo.inner_lr: there is no such key; to override a setting of the checkpoint"),
+        ("recipe=test checkpoint=x train.steps=5", "train.steps=5: this recipe has no use for it; it trains nothing, and takes"),
+        ("recipe=test checkpoint=x schedule=cosine", "schedule=cosine: this recipe has no use for it; it trains nothing"),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_has_no_use_for_is_refused(
+    words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(metarun(*words.split()), expected)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("no", ["", "0", "false"])
+def test_no_traceback_is_a_value_too(no: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_TRACEBACK", no)
+    one_line(metarun("algo=mmal"), "algo=mmal: there is no such choice")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

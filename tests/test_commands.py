@@ -414,7 +414,7 @@ def test_a_run_is_not_called_as_the_folder_of_reports(tmp_path: Path) -> None:
     [
         ("schedule=null", "schedule=null: a run has one"),
         ("~schedule", "train.schedule: has no _target_"),
-        ("-m hydra.launcher=null", "hydra.launcher=None: a sweep has one"),
+        ("-m hydra.launcher=null", "hydra.launcher=null: a sweep has one"),
         ("-m hydra.sweeper=null", "Hydra sweeper is not configured"),
         ("-m hydra.sweeper._target_=os.system", "Invalid plugin 'os.system'"),
         ("+train.optimizer.betas=[0.9]", "train.optimizer: list index out of range"),

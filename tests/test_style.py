@@ -14,6 +14,7 @@ import pytest
 
 from metarun import config as schema
 from metarun.config.folder import CONF
+from metarun.ops import measures
 from metarun.runs import contents, result
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def test_no_test_is_skipped() -> None:
 ORDER = """
 metarun.errors
 metarun.text metarun.terminal metarun.progress metarun.renamed metarun.optional metarun.lazy metarun.templates
-metarun.engine.platform metarun.engine.launched metarun.files
+metarun.system metarun.files
 metarun.config
 metarun.trust
 metarun.ops
@@ -207,6 +208,18 @@ def test_keys_of_results_are_named_once() -> None:
         if put_together(node) in known | set(MEASURED)
     ]
     assert together == []
+
+
+def test_measures_are_named_once() -> None:
+    known = {value for name, value in vars(measures).items() if name.isupper() and isinstance(value, str)}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in (*MODULES, *(ROOT / "scripts").rglob("*.py"))
+        for node in ast.walk(parsed(path))
+        if path != Path(measures.__file__) and isinstance(node, ast.Constant) and node.value in known
+    ]
+    assert {"acc", "mse"} <= known
+    assert found == []
 
 
 def test_files_of_a_run_are_named_once() -> None:

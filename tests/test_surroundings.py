@@ -20,17 +20,19 @@ import pytest
 import rich.progress
 import torch
 from rich.table import Table
+from rich.text import Text
 from shell import SINUSOID, environment, metarun, one_line, run_folder
 
 from metarun import cli, files, progress
-from metarun.engine import distributed, launched, platform
+from metarun.engine import distributed
 from metarun.engine.interruption import Signals
 from metarun.errors import UserError
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs
+from metarun.system import launched, platform
 from metarun.terminal import Terminal
-from metarun.text import bytes_text, counted, duration, listed
+from metarun.text import bytes_text, counted, duration, listed, outlasting
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -82,6 +84,33 @@ def test_an_output_without_these_characters_spells_them() -> None:
         b"\xff".decode("ascii", "metarun.spelled")
 
 
+class Full(io.RawIOBase):
+    """A file on a full disk that standard output was redirected to."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def write(self, content: Any) -> int:
+        raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_output_to_a_file_is_named_where_it_cannot_be_written(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an error that a closed terminal would have: a file is on a disk, and what is lost there is told."""
+    monkeypatch.setattr("metarun.text._is_device", lambda stream: False)
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BufferedWriter(Full(error), 1)))
+    stream = outlasting(sys.__stdout__)
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        print("what nobody can keep", file=stream, flush=True)
+    assert caught.value.filename == "standard output"
+
+
 def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     out = io.StringIO()
@@ -89,8 +118,13 @@ def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", out)
     table = Table("", "accuracy", "95% interval", "episodes", title="5-way 1-shot", min_width=60)
     table.add_row("test", "52.12%", "± 3.04%", "1000")
+    table.add_row(Text("untrained"), "20.00%", "", "")
+    table.caption = "a caption of more than twenty columns"
     Terminal().show(table)
-    assert all(text in out.getvalue() for text in ("52.12%", "± 3.04%", "1000"))
+    assert [line.rstrip() for line in out.getvalue().split("\n")] == [
+        "5-way 1-shot", "", "test", "accuracy 52.12%", "95% interval ± 3.04%", "episodes 1000", "", "untrained", "accuracy 20.00%", "",
+        "a caption of more", "than twenty columns", "", "",
+    ]  # fmt: skip
 
 
 def _piped(tmp_path: Path, **streams: Any) -> tuple[int, str]:

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.ops import batch_norm
+from metarun.ops.measures import ACCURACY
 from metarun.ops.numerics import full_precision, precise
 from metarun.ops.support import of_support
-
-IMAGES = 256  # of test tasks that go through the network at once, at most, unless one task has more
 
 
 class Head(nn.Module):
@@ -116,7 +116,7 @@ class Baseline(Algorithm):
         known = (batch.y >= 0) & (batch.domain == 0)
         labels, count = torch.where(known, batch.y, -1), known.sum().clamp(min=1)
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
-        return total / count, {"acc": (logits.detach().argmax(1) == labels).sum() / count}
+        return total / count, {ACCURACY: (logits.detach().argmax(1) == labels).sum() / count}
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.classification_loss(self.classify(batch.x), batch)
@@ -127,7 +127,7 @@ class Baseline(Algorithm):
             return super().embed(episodes)
         images = episodes.support_x.shape[1] + episodes.query_x.shape[1]
         # A single task may be traced, with sizes that are left open.
-        chunks = episodes.split(max(1, IMAGES // images)) if episodes.n_tasks > 1 else iter([episodes])
+        chunks = episodes.split(max(1, IMAGES_AT_ONCE // images)) if episodes.n_tasks > 1 else iter([episodes])
         found = []
         for tasks in chunks:
             sets = [tasks.support_x, tasks.query_x]

@@ -99,7 +99,18 @@ class BOIL(MAML):
         return {"nil_acc_before": before, "nil_acc_after": after}
 
     def cosines(self, params: Params, support_x: Tensor, support_y: Tensor, query_x: Tensor, ways: int) -> Tensor:
-        """Cosines between the features of one task's queries and its class means, `[N*Q, N]`."""
+        """Cosines between the features of one task's queries and its class means.
+
+        Args:
+            params: The weights of the body, by name.
+            support_x: The support set, `[N*K, ...]`.
+            support_y: Its labels, int64 `[N*K]`.
+            query_x: The queries, `[N*Q, ...]`.
+            ways: N.
+
+        Returns:
+            `[N*Q, N]`.
+        """
         size = self.backbone.features
         identity = {"head.weight": torch.eye(size).to(support_x), "head.bias": torch.zeros(size).to(support_x)}
         support = precise(call(self, params | identity, support_x))

@@ -76,7 +76,7 @@ class CAML(Algorithm):
         self.unknown = nn.Parameter(torch.zeros(label_width))
         self.label_scale = nn.Parameter(torch.ones(()))
         self.register_buffer("codes", elmes(spec.outputs, label_width))
-        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, spec.outputs, bias=False)
 
@@ -102,7 +102,7 @@ class CAML(Algorithm):
         return found.unflatten(0, (-1, size))
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """A block of a vision transformer: attention, and a hidden layer, each after a layer norm and beside its input."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:

@@ -25,11 +25,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, check_domains, whole_step
+from metarun.algos.domain_adaptation import DomainAdaptation
 from metarun.config.types import Len, NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
-from metarun.errors import UserError
 from metarun.ops.numerics import full_precision, precise
 
 
@@ -46,7 +44,7 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         return difference.square().sum() / (4 * source.shape[1] ** 2)
 
 
-class CORAL(Baseline):
+class CORAL(DomainAdaptation):
     """A classifier of the source whose activations vary together on the target as they do on the source.
 
     Args:
@@ -54,7 +52,7 @@ class CORAL(Baseline):
         layers: The layers whose covariances are compared.
     """
 
-    uses_target = "images"
+    least = 2  # one alone has no covariance
 
     def __init__(
         self,
@@ -67,14 +65,8 @@ class CORAL(Baseline):
         super().__init__(backbone, spec)
         self.weight, self.layers = weight, list(layers)
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
-        check_domains(self, tasks, 2)  # one alone has no covariance
-
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features_of(batch.x), batch)
-        source, target = both_domains(batch)
-        if min(source.sum(), target.sum()) < 2:
-            raise UserError(f"train.tasks_per_step={len(batch.x)}: leaves a domain without a covariance; try 128")
+        features, batch, source, target = self.whole_step(batch)
         found = {"features": features, "logits": self.head(features)}
         loss, shown = self.classification_loss(found["logits"], batch)
         distance = torch.stack([coral(found[layer][source], found[layer][target]) for layer in self.layers]).sum()

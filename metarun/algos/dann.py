@@ -24,20 +24,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algos.baseline import Baseline
+from metarun.algos.domain_adaptation import DomainAdaptation
 from metarun.config.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from metarun.core import Algorithm, Backbone, Batch, Spec
-from metarun.errors import UserError
-from metarun.ops.draws import gather
+from metarun.core import Backbone, Batch, Spec
 from metarun.ops.numerics import precise
-from metarun.text import counted
 
 
 class Reversal(torch.autograd.Function):
@@ -58,54 +54,7 @@ def ramp(step: int, steps: int, sharpness: float) -> float:
     return 2 / (1 + math.exp(-sharpness * min(1.0, step / steps))) - 1
 
 
-def whole_step(features: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
-    """The features, labels and domains of all images of a step, in every process: what couples images needs all of them.
-
-    Args:
-        features: Those of this process's images, `[B, D]`.
-        batch: These images.
-
-    Returns:
-        The features of all images of the step, and their labels and domains, beside this process's own images.
-    """
-    labels, domain = (gather(values.double()).to(values.dtype) for values in (batch.y, batch.domain))
-    return gather(features), replace(batch, y=labels, domain=domain)
-
-
-def check_domains(method: Algorithm, images: int, least: int = 1) -> None:
-    """Checks that every step has images enough of either domain, which come by turns.
-
-    Args:
-        method: The method.
-        images: Those of a step, over all processes.
-        least: How many of each domain the loss needs.
-
-    Raises:
-        UserError: They are fewer.
-    """
-    if images < 2 * least:
-        raise UserError(
-            f"train.tasks_per_step={images}: {type(method).__name__} needs {counted(least, 'image')} of the source and of the target "
-            f"in every step; use at least {2 * least} (128, say)"
-        )
-
-
-def both_domains(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images are the source's and which the target's, bool `[B]` each.
-
-    Raises:
-        UserError: The batch has none of one of them.
-    """
-    source, target = batch.domain == 0, batch.domain == 1
-    if not source.any() or not target.any():
-        raise UserError(
-            f"algo: needs images of a source and of a target in every step, not {len(batch.x)} of one alone; "
-            "add recipe=domain_adaptation target=NAME, or raise train.tasks_per_step"
-        )
-    return source, target
-
-
-class DANN(Baseline):
+class DANN(DomainAdaptation):
     """A classifier of the source on features from which a second classifier cannot tell the domain.
 
     Args:
@@ -114,8 +63,6 @@ class DANN(Baseline):
         ramp_steps: The training steps over which lambda rises.
         sharpness: The paper's gamma, how steeply lambda rises.
     """
-
-    uses_target = "images"
 
     def __init__(
         self,
@@ -131,12 +78,8 @@ class DANN(Baseline):
         self.reversal, self.ramp_steps, self.sharpness = reversal, ramp_steps, sharpness
         self.domain = nn.Sequential(nn.Linear(backbone.features, domain_hidden), nn.ReLU(), nn.Linear(domain_hidden, 1))
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
-        check_domains(self, tasks)
-
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features_of(batch.x), batch)
-        both_domains(batch)
+        features, batch, _, _ = self.whole_step(batch)
         strength = self.reversal * ramp(step, self.ramp_steps, self.sharpness)
         loss, shown = self.classification_loss(self.head(features), batch)
         reverse: Callable[[Tensor, float], Tensor] = Reversal.apply

@@ -127,7 +127,18 @@ class LEO(Algorithm):
         return mean + scale * F.softplus(spread) * noise(mean) if draw else mean
 
     def learn(self, x: Tensor, y: Tensor, ways: int, steps: Sequence[int], draw: bool) -> tuple[list[Tensor], Tensor]:
-        """Classifiers after each of the numbers of inner steps in `steps`, and what the codes cost."""
+        """Learns the classifiers of tasks from their support sets.
+
+        Args:
+            x: Features of the support sets, `[T, N*K, features]`.
+            y: Their labels, int64 `[T, N*K]`.
+            ways: N.
+            steps: The numbers of inner steps, of the code first and then of the classifier itself.
+            draw: Whether codes and classifiers are drawn, and features dropped, as in training; otherwise they are means.
+
+        Returns:
+            The classifiers `[T, N, features]` after each of `steps`, and the penalty that the codes add to the loss, a scalar.
+        """
         drop = partial(dropout, rate=self.dropout, training=draw)
 
         def inner(weights: Tensor) -> Tensor:  # summed over tasks: each has the gradient of its own loss

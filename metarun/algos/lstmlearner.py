@@ -57,7 +57,18 @@ def unflatten(flat: Tensor, like: Params) -> Params:
 
 
 def support_gradient(method: MAML, like: Params, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the loss on a support set at the weights `theta`, and that loss; both are constants."""
+    """The gradient of the loss on a support set.
+
+    Args:
+        method: Whose loss and network they are.
+        like: Tensors of the names and shapes of the weights.
+        theta: The weights, flat, `[n]`.
+        x: The support set, `[N*K, ...]`.
+        y: Its labels, int64 `[N*K]`, or values.
+
+    Returns:
+        The gradient `[n]`, and the loss, a scalar; both are constants.
+    """
 
     def loss(params: Params) -> Tensor:
         return method.task_loss(call(method, unflatten(params["theta"], like), x), y)

@@ -32,8 +32,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, check_domains, whole_step
+from metarun.algos.domain_adaptation import DomainAdaptation
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Backbone, Batch, Spec
 from metarun.ops.numerics import full_precision, precise
@@ -62,7 +61,7 @@ def mmd(source: Tensor, target: Tensor, kernels: int = 5, factor: float = 2.0) -
         return sides @ kernel @ sides
 
 
-class MMD(Baseline):
+class MMD(DomainAdaptation):
     """A classifier of the source whose activations have the same distribution on the target, as kernels see it.
 
     Args:
@@ -71,8 +70,6 @@ class MMD(Baseline):
         kernels: The Gaussian kernels that are summed.
         factor: The factor from the width of one kernel to that of the next.
     """
-
-    uses_target = "images"
 
     def __init__(
         self,
@@ -87,12 +84,8 @@ class MMD(Baseline):
         super().__init__(backbone, spec)
         self.weight, self.layers, self.kernels, self.factor = weight, list(layers), kernels, factor
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
-        check_domains(self, tasks)
-
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features_of(batch.x), batch)
-        source, target = both_domains(batch)
+        features, batch, source, target = self.whole_step(batch)
         found = {"features": features, "logits": self.head(features)}
         loss, shown = self.classification_loss(found["logits"], batch)
         distances = [

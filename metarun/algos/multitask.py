@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.algos.baseline import Baseline
-from metarun.algos.dann import both_domains, check_domains, whole_step
+from metarun.algos.domain_adaptation import DomainAdaptation
 from metarun.config.types import NonNegativeFloat
 from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
@@ -40,7 +39,7 @@ def weigh(losses: Tensor, log_variances: Tensor) -> Tensor:
     return (torch.exp(-log_variances) * losses + log_variances).sum()
 
 
-class MultiTask(Baseline):
+class MultiTask(DomainAdaptation):
     """A classifier of the source and one of the target, trained together on a shared backbone; it classifies the target.
 
     `target_weight` belongs to `weighting=fixed`. A test task's head is a new one, as in Baseline.
@@ -72,12 +71,8 @@ class MultiTask(Baseline):
     def classify(self, x: Tensor) -> Tensor:
         return self.target_head(self.features_of(x))
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
-        check_domains(self, tasks)
-
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        features, batch = whole_step(self.features_of(batch.x), batch)
-        _, target = both_domains(batch)
+        features, batch, _, target = self.whole_step(batch)
         source_loss, shown = self.classification_loss(self.head(features), batch)
         logits, labels = precise(self.target_head(features[target])), batch.y[target]
         target_loss = F.cross_entropy(logits, labels)

@@ -17,7 +17,7 @@ With `distill=true` the teacher is what an earlier stage trained (`recipe=pretra
 validation images (FewTrans, 2026, https://arxiv.org/abs/2603.00478; its official code has the members vote).
 
 Differences from the official code (WangYueFt/rfs): its regression is scikit-learn's, by L-BFGS to a tolerance of 1e-4;
-here it is solved for all tasks at once, to convergence, by ridge regressions (see `logistic`). It puts five augmented
+here it is solved for all tasks at once, to convergence, by ridge regressions (`metarun.ops.solvers.logistic`). It puts five augmented
 copies in the place of each support image, which we do not. Its alpha and beta are `-r 0.5 -a 0.5` of its scripts. It
 trains by SGD at 0.05, weight decay 0.0005, 64 images a step, for 100 epochs; the built-in configuration is Baseline's.
 """
@@ -38,45 +38,10 @@ from metarun.config.types import Interval, Len, NonNegativeFloat, PositiveFloat
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.numerics import full_precision, one_hot, precise
+from metarun.ops.solvers import logistic
 
-ITERATIONS = 20_000  # at most; some dozens are usual, some thousands at the weakest penalty
-TOLERANCE = 1e-12  # of the largest logit
 UNTAUGHT = "algo.distill=true: needs a teacher; use recipe=pretrain_meta with pretrain.algo of this method"
 Cost = Annotated[float, Interval(gt=0, le=1e5)]  # weaker penalties take too long to be solved
-
-
-def logistic(support: Tensor, targets: Tensor, query: Tensor, cost: float) -> Tensor:
-    """Logits `[T, Q, N]` of multinomial logistic regression on `[T, S, D]` with one-hot targets `[T, S, N]`, in float64.
-
-    The Hessian of the cross-entropy is at most half the identity (Böhning 1992). So with the logits z at hand, and p their
-    probabilities, the regression is bounded by the ridge regression towards z + 2 (y - p) with penalty 2 / C, whose
-    matrix is the same each time; the solution is where that stays. Steps towards it are extrapolated.
-    """
-    support, query, y = support.double(), query.double(), targets.double()
-    mean = support.mean(1, keepdim=True)
-    x, asked = support - mean, query - mean
-    kernel = x @ x.mT + 2 / cost * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(kernel).L)
-    share = torch.full_like(inverse, 1 / x.shape[1])  # what an unpenalised bias adds
-    fitted, wanted = x @ x.mT @ inverse, asked @ x.mT @ inverse
-    # Sums over classes stay zero, and the rows of x are centred: nothing but the mean is left to the bias.
-    centre = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - share
-    fitted = fitted @ centre + share
-    wanted = wanted @ centre + share[:, :1]
-    z = ahead = torch.zeros_like(y)
-    pace = torch.ones_like(y[..., :1, :1])
-    for _ in range(ITERATIONS):
-        goal = ahead + 2 * (y - ahead.softmax(-1))
-        new = fitted @ goal
-        if (new - ahead).abs().max() < TOLERANCE * new.abs().max().clamp(min=1):
-            break
-        # Nesterov's extrapolation, which each task starts anew where it leads uphill (O'Donoghue and Candes 2015).
-        uphill = ((ahead - new) * (new - z)).sum((-2, -1), keepdim=True) > 0
-        pace = pace.masked_fill(uphill, 1.0)
-        faster = (1 + (1 + 4 * pace**2).sqrt()) / 2
-        ahead = new + ((pace - 1) / faster).masked_fill(uphill, 0.0) * (new - z)
-        z, pace = new, faster.masked_fill(uphill, 1.0)
-    return wanted @ goal
 
 
 class RFS(Baseline):

@@ -110,7 +110,18 @@ class SemiProtoNet(Algorithm):
         return ((beta - distances / torch.where(mean > 0, mean, 1)) * scale.exp()).sigmoid()
 
     def logits(self, support: Tensor, labels: Tensor, queries: Tensor, unlabelled: Tensor, ways: int) -> Tensor:
-        """Logits of the queries `[T, N*Q, N]`, with the distractors' cluster `[T, N*Q, N + 1]`, of features."""
+        """Logits of queries by prototypes that the unlabelled items refine.
+
+        Args:
+            support: Features of the support sets, `[T, N*K, D]`.
+            labels: Their labels, int64 `[T, N*K]`.
+            queries: Features of the queries, `[T, N*Q, D]`.
+            unlabelled: Features of the unlabelled items, `[T, U, D]`.
+            ways: N.
+
+        Returns:
+            `[T, N*Q, N]`; with a cluster of distractors, which comes last, `[T, N*Q, N + 1]`.
+        """
         means = class_means(support, labels, ways)
         if self.distractors == "cluster":
             means = torch.cat([means, torch.zeros_like(means[:, :1])], 1)

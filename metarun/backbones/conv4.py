@@ -46,7 +46,7 @@ def image_shape(
     return channels, height, width
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """3x3 convolution, normalisation, ReLU, and half the height and width, by a 2x2 max-pool or by the convolution's stride."""
 
     def __init__(self, inputs: int, outputs: int, *, pool: bool, norm: str) -> None:
@@ -99,7 +99,7 @@ class Conv4(Backbone):
         )
         self.norm = norm
         self.blocks = nn.ModuleList(
-            Block(inputs if i == 0 else channels, channels, pool=pool, norm=norm) for i in range(4)
+            ConvBlock(inputs if i == 0 else channels, channels, pool=pool, norm=norm) for i in range(4)
         )
         sides = [side // 16 if pool else math.ceil(side / 16) for side in (height, width)]
         self.features = channels * (math.prod(sides) if self.readout == "flatten" else 1)

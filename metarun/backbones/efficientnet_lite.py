@@ -101,7 +101,7 @@ class Convolution(nn.Module):
         return F.relu6(x) if self.active else x
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """An inverted residual: channels are expanded, filtered one by one, and projected; with a shortcut where shapes allow it."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
@@ -134,7 +134,7 @@ class EfficientNetLite(nn.Module):
             fixed = number in (0, len(STAGES) - 1)
             outputs = rounded(width * variant.width)
             for place in range(blocks if fixed else math.ceil(blocks * variant.depth)):
-                self.blocks.append(Block(channels, outputs, expansion, kernel, 1 if place else stride))
+                self.blocks.append(InvertedResidual(channels, outputs, expansion, kernel, 1 if place else stride))
                 channels = outputs
         self.head = Convolution(channels, HEAD, 1)
         for module in self.modules():

@@ -67,7 +67,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingImages:
     """The images that weights were trained on.
 
     Attributes:
@@ -103,7 +103,7 @@ class Built:
     """
 
     network: nn.Module
-    recipe: Recipe
+    recipe: TrainingImages
     origin: str | None
     saw: str | None
     images_of: str | None = None
@@ -155,7 +155,7 @@ def _own(wanted: Wanted) -> Built:
         key = f"{wanted.key}.weights={wanted.weights}"
         tensors = {efficientnet_lite.own_name(name): value for name, value in read_tensors(path, key).items()}
         load_tensors(network, network_tensors(network, tensors, key, wanted.prefix), key, ("classifier",))
-    recipe = Recipe(variant.image_size, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", variant.crop)
+    recipe = TrainingImages(variant.image_size, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", variant.crop)
     return Built(network, recipe, str(path) if path else None, "imagenet" if wanted.weights == "pretrained" else None)
 
 
@@ -209,7 +209,7 @@ def _torchvision(wanted: Wanted) -> Built:
     crop = size / chosen.get("resize_size", 256)
     mean, deviation = (tuple(chosen.get(part, usual)) for part, usual in zip(("mean", "std"), IMAGENET, strict=True))
     origin = str(own or weights) if weights else None
-    recipe = Recipe(size, mean, deviation, kind, crop)
+    recipe = TrainingImages(size, mean, deviation, kind, crop)
     return Built(network, recipe, origin, "imagenet" if own else None, expects.name)
 
 
@@ -241,7 +241,7 @@ def _timm(wanted: Wanted) -> Built:
         _load_file(network, wanted, tags, (head,) if isinstance(head, str) else tuple(head), resize)
     else:
         resize()
-    recipe = Recipe(
+    recipe = TrainingImages(
         settings["input_size"][-1],
         tuple(settings["mean"]),
         tuple(settings["std"]),

@@ -46,7 +46,7 @@ PUBLISHED = {
 }
 
 
-class Block(nn.Module):
+class BertBlock(nn.Module):
     """Attention and a two-layer network, each beside a shortcut and before a layer norm; pieces `[B, L, D]` to the same."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class MiniLM(Backbone):
         self.widths = [HIDDEN] * DEPTH
         self.words, self.places, self.types = (nn.Embedding(count, WIDTH) for count in (VOCABULARY, POSITIONS, 2))
         self.first_norm = LayerNorm(WIDTH, eps=EPSILON)
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(BertBlock() for _ in range(DEPTH))
         if weights is None:
             for module in self.modules():
                 if isinstance(module, nn.Linear | nn.Embedding):

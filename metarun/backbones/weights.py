@@ -203,12 +203,12 @@ def resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor | Non
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str, spare: Sequence[str] = ()) -> None:
     """`tensors` into `module`, all or none, and a line of the log on what was loaded and what was not.
 
-    Every tensor of the module must be among them with its shape, and each of them must be the module's, but for those below
-    the names `spare` (a head, say), which are left out. Raises a `UserError` that begins with `origin` and names the first
-    that differs and how many do fit.
+    Every tensor of the module must be among them with its shape and with numbers of its kind, and each of them must be the module's,
+    but for those below the names `spare` (a head, say), which are left out. Raises a `UserError` that begins with `origin` and names
+    the first that differs and how many do fit.
     """
     own = module.state_dict()
-    fit = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    fit = [name for name in own if name in tensors and _fits(tensors[name], own[name])]
     extra = [name for name in tensors if name not in own and not name.startswith(tuple(f"{head}." for head in spare))]
     absent = [name for name in own if name not in tensors and name.rsplit(".", 1)[-1] == COUNTER]
     for name in [*own, *extra]:
@@ -225,6 +225,12 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str, spa
     )  # fmt: skip
 
 
+def _fits(there: Tensor, own: Tensor) -> bool:
+    """Whether a tensor of a file can become one of a network: torch copies whole numbers, which may be a quantised network's, too."""
+    plain = there.layout == torch.strided and not there.is_meta and not there.is_complex()
+    return plain and there.shape == own.shape and (there.is_floating_point() or not own.is_floating_point())
+
+
 def _difference(name: str, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     """In what the tensor `name` differs, for a message."""
     if name not in tensors:
@@ -235,6 +241,11 @@ def _difference(name: str, own: dict[str, Tensor], tensors: dict[str, Tensor]) -
     if name not in own:
         return f"has a {name} {there}, which this network has not"
     here = tuple(own[name].shape)
+    if here == there:
+        found = tensors[name]
+        kind = found.dtype if found.layout == torch.strided else found.layout
+        told = "has no values" if found.is_meta else f"is of {kind}"
+        return f"{name} {told} in the file, and this network's is of {own[name].dtype}"
     reason = f"{name} is {there} in the file and {here} in this network"
     if len(here) == len(there) == 4 and here[:1] + here[2:] == there[:1] + there[2:]:
         reason += f", that is for images or maps of {there[1]} channels, not {here[1]}"

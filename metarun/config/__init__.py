@@ -7,7 +7,15 @@ its plain values. None of them imports torch before a node is looked at.
 
 import metarun.config.registration  # noqa: F401  (Hydra knows the schema from here on)
 from metarun.config.building import Node, construct, keyed, nodes_of, task_of
-from metarun.config.schema import Config, Hardware, Pretrain, Recipe, Target, Test, Train
+from metarun.config.schema import (
+    Config,
+    HardwareSettings,
+    PretrainSettings,
+    RecipeSettings,
+    TargetSettings,
+    TestSettings,
+    TrainSettings,
+)
 from metarun.config.task_schema import Noise, Task, TaskChange
 from metarun.config.validation import check, check_keys
 from metarun.config.values import flat, to_container
@@ -15,16 +23,16 @@ from metarun.errors import UserError
 
 __all__ = [
     "Config",
-    "Hardware",
+    "HardwareSettings",
     "Node",
     "Noise",
-    "Pretrain",
-    "Recipe",
-    "Target",
+    "PretrainSettings",
+    "RecipeSettings",
+    "TargetSettings",
     "Task",
     "TaskChange",
-    "Test",
-    "Train",
+    "TestSettings",
+    "TrainSettings",
     "UserError",
     "check",
     "check_keys",

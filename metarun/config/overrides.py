@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,6 +156,24 @@ def _above(key: str, schema: type) -> Any:
 def key_of(word: str) -> str:
     """The key or group that a word overrides, without `+`, `~` and `@package`."""
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def refuse_unused(words: Iterable[str], unused: Collection[str], why: str, used: Collection[str] = ()) -> None:
+    """Refuses words for parts of the config that a recipe does not use, which would be taken without a word and change nothing.
+
+    Args:
+        words: Overrides.
+        unused: The parts and groups.
+        why: What the recipe does instead, for the message.
+        used: Keys in them that it uses all the same.
+
+    Raises:
+        UserError: A word is for one of them.
+    """
+    for word in words:
+        key = key_of(word)
+        if key.partition(".")[0] in unused and key not in used and "=" in word and not word.endswith("=null"):
+            raise UserError(f"{word}: this recipe has no use for it; {why}")
 
 
 def read(word: str, how: Reading, sweep: bool = False) -> str:

@@ -27,7 +27,7 @@ MOST_EPISODES = 10_000_000  # days of work; a score of each is held in memory
 
 
 @dataclass
-class Train:
+class TrainSettings:
     """Meta-training: a budget in steps, or in seconds of training if `max_seconds` comes first."""
 
     steps: Annotated[int, Ge(0), Unit("steps"), Doc("The length of training; 0 tests the method untrained.")] = 1000
@@ -99,7 +99,7 @@ class Usual:
 
 
 @dataclass
-class Test:
+class TestSettings:
     """Meta-testing, once, of the weights that were best on validation."""
 
     episodes: Annotated[
@@ -144,7 +144,7 @@ class Test:
 
 
 @dataclass
-class Continual:
+class ContinualSettings:
     """Test classes that arrive one after the other, for recipes with such a stage."""
 
     classes: (
@@ -169,20 +169,20 @@ class Continual:
 
 
 @dataclass
-class Pretrain:
+class PretrainSettings:
     """The method that trains the backbone before the run's own does, in recipes with such a stage."""
 
     algo: Annotated[dict[str, Any], Given(("backbone", "spec")), Doc("The method of the pretraining.")] = field(
         default_factory=dict
     )
-    train: Train = field(default_factory=Train)
+    train: TrainSettings = field(default_factory=TrainSettings)
     backbone: Annotated[dict[str, Any], Doc("The settings that the pretraining requires of the run's backbone.")] = (
         field(default_factory=dict)
     )
 
 
 @dataclass
-class Target:
+class TargetSettings:
     """Where what was learned is put to use: small labelled subsets of a data set, and test images apart from them."""
 
     data: Annotated[dict[str, Any], Given(), Doc("The target's data set; `target=` chooses one.")] = field(
@@ -214,7 +214,7 @@ class Target:
 
 
 @dataclass
-class Hardware:
+class HardwareSettings:
     """Where and how it is computed."""
 
     device: Annotated[
@@ -261,7 +261,7 @@ class Hardware:
 
 
 @dataclass
-class Recipe:
+class RecipeSettings:
     """The stages of a run, in order: a `metarun.stages.Stage` each, as a node or as the dotted path of its class."""
 
     stages: Annotated[list[Any], Doc("The stages, in order: nodes, or dotted paths of classes.")] = MISSING
@@ -336,18 +336,19 @@ class Config:
     augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
         field(default_factory=dict)
     )
-    usual: Usual = field(default_factory=Usual)
-    pretrain: Pretrain = field(default_factory=Pretrain)
-    target: Target = field(default_factory=Target)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
     transfer: Annotated[
         dict[str, Any], Given(("learner", "source")), Doc("How the target is learned; `transfer=` chooses a way.")
     ] = field(default_factory=dict)
     task: Task = field(default_factory=Task)
-    train: Train = field(default_factory=Train)
-    test: Test = field(default_factory=Test)
-    continual: Continual = field(default_factory=Continual)
-    hardware: Hardware = field(default_factory=Hardware)
-    recipe: Recipe = field(default_factory=Recipe)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    test: TestSettings = field(default_factory=TestSettings)
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
+    # Behind `train.schedule`, which may stand for its own and is what was typed.
+    usual: Usual = field(default_factory=Usual)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     name: (
         Annotated[str, Doc("The folder below `outputs` that the run lies in, no path; null is <data>-<algo>.")] | None
     ) = None

@@ -71,7 +71,7 @@ def _nodes(key: str, value: str) -> list[str]:
     sets: dict[str, str] = {}
     for item in filter(None, (part.strip(" '\"") for part in value.strip("[]").split(","))):
         name, _, choice = item.partition(":")
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or "null" in (name, choice):
             raise UserError(
                 f"{key}={value}: {name} is no name; data sets are written [omniglot,cifar_fs] or [NAME:folder]"
             )

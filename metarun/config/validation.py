@@ -287,7 +287,7 @@ def check_nested(node: DictConfig, path: str, hints: Mapping[str, Any], nested: 
         key, value = f"{path}.{name}", node._get_node(name)
         if name.startswith("_") and name != "_target_" and (name != "_partial_" or not nested):
             raise UserError(f"{key}: is a word of Hydra's that no class here takes; give the settings by their names")
-        if isinstance(value, DictConfig) and "_target_" not in value and asks_for_object(hints.get(name)):
+        if isinstance(value, DictConfig) and "_target_" not in value and asks_for_objects(hints.get(name)):
             check_nodes(value, key, Given(), nested=True)
             continue
         for item in value._iter_ex(resolve=False) if isinstance(value, ListConfig) else [value]:
@@ -304,6 +304,15 @@ def names_class(value: Any) -> bool:
     if not isinstance(value, DictConfig) or value._is_none() or value._is_missing() or value._is_interpolation():
         return False
     return "_target_" in value or any(names_class(value._get_node(key)) for key in value)
+
+
+def asks_for_objects(hint: Any) -> bool:
+    """Whether a hint is of a mapping of names to such objects."""
+    base, _ = parts(hint)
+    origin = typing.get_origin(base)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(asks_for_objects, typing.get_args(base)))
+    return isinstance(origin, type) and issubclass(origin, collections.abc.Mapping) and asks_for_object(base)
 
 
 DATA = (str, int, float, bool, bytes, dict, list, tuple, set, object, Path, type(None))

@@ -17,6 +17,7 @@ from metarun.core.episodes import Episodes, MixedEpisodes, Spec
 from metarun.errors import UserError
 from metarun.ops import batch_norm
 from metarun.ops.inner_loop import InnerLoop
+from metarun.ops.measures import ACCURACY
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import over_tasks
 
@@ -291,4 +292,4 @@ class Algorithm(Checked, nn.Module, ABC):
             return {}
         target = target.argmax(-1) if target.is_floating_point() else target
         right = prediction.detach().argmax(-1) == target
-        return {"acc": right.to(precise(prediction).dtype).mean()}
+        return {ACCURACY: right.to(precise(prediction).dtype).mean()}

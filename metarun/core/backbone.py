@@ -11,6 +11,8 @@ from metarun.config.checked import Checked
 from metarun.ops import batch_norm
 from metarun.ops.support import of_support
 
+IMAGES_AT_ONCE = 256  # so many go through a network together where nothing is trained: memory stays bounded
+
 ActivationHook = Callable[[int, Tensor], Tensor]  # (block number, activations) -> the activations that replace them
 
 

@@ -13,7 +13,8 @@ from metarun.data.source import Split
 from metarun.data.splits import RATIOS, SPLITS, check_ratios, divide
 from metarun.data.text import TextSource
 from metarun.data.text_archives import check_counts, published_files
-from metarun.data.text_files import LabelledText, decoded
+from metarun.data.text_files import LabelledText
+from metarun.data.text_rows import decoded
 from metarun.errors import UserError
 from metarun.files import parsed
 

@@ -78,7 +78,7 @@ class Domains(DataSource):
         given = np.ones(len(sets)) if shares is None else np.array(shares, dtype=np.float64)
         self.shares = dict(zip(sets, (given / given.sum()).tolist(), strict=True))
         size = image_size or _largest(sets)
-        own = {name: _built(node, name, size, channels) for name, node in sets.items()}
+        own = {name: built_images(node, name, size, channels) for name, node in sets.items()}
         _refuse_other_divisions(sets, own)
         depth = channels or max(source.input_shape[0] for source in own.values())
         self.input_shape = self.image_shape = (depth, size, size)
@@ -217,143 +217,6 @@ class Domains(DataSource):
         }
 
 
-def fit_to_network(nodes: Mapping[str, Node], source: DataSource, *, encoded: bool = False) -> dict[str, TableSource]:
-    """The data sets that a network is tested on, brought to what it takes.
-
-    A data set that can reads its files at the network's size; images of any other are resized bilinearly. Grey images are
-    repeated as colours, and colours become their mean. Pixels are normalised by the training images of `source`, so that no
-    test image has a part in it. Its classes are all classes; of a data set that is trained on they are the test classes of
-    that training, and of one that shares classes with it, all but those that are trained or validated on. Images decide
-    which classes are the same; names do where the images cannot be compared, which a line says.
-
-    Args:
-        nodes: The data sets.
-        source: What is trained on.
-        encoded: Whether an encoder stands between the items and the network, which takes items of any size.
-
-    Raises:
-        UserError: One is no set of images, or the network takes none.
-    """
-    trained = list(source.members.values())
-    if not trained or (len(source.input_shape) != 3 and not encoded):
-        kind = "vectors" if trained else "regression tasks"
-        raise UserError(
-            f"test.data: {', '.join(nodes)}: the network is trained on {kind}, and cannot be tested on images"
-        )
-    found: dict[str, TableSource] = {}
-    for name, node in nodes.items():
-        if encoded:
-            built = _table(node, name, "test.data")
-        else:
-            depth, height, width = source.input_shape
-            images = _built(node, name, height if height == width else None, depth, "test.data")
-            built = images.fitted(source.input_shape, source.statistics_of(None))
-        # An encoder takes images of any size, so that of any set the same images may have other pixels here.
-        alike = [
-            _read_as(node, name, built, member, "test.data") if encoded or same_names(member, built) else built
-            for member in trained
-        ]
-        found[name] = _divided(trained, built, alike, f"test.data: {printable(name)}")
-    return found
-
-
-def _read_as(node: Node, name: str, built: TableSource, member: TableSource, where: str) -> TableSource:
-    """A data set at the size and with the channels of another one, by whose pixels its classes are known; as it is where it cannot."""
-    if not (isinstance(built.table, Table) and isinstance(member.table, Table)):
-        return built
-    depth, height, width = member.table.images.shape[1:]
-    if height != width or built.table.images.shape[1:] == (depth, height, width):
-        return built
-    wanted = {"image_size": height, "channels": depth}
-    changes = {setting: value for setting, value in wanted.items() if node.knows(setting)}
-    return _table(node, name, where, **changes) if changes else built
-
-
-def _divided(
-    trained: Sequence[TableSource], built: TableSource, alike: Sequence[TableSource], where: str
-) -> TableSource:
-    """A data set with the classes for its test: of a set that is trained on those of its test, and else all that are new.
-
-    Args:
-        trained: What is trained on.
-        built: The data set.
-        alike: For each of `trained` the data set read as that one is, where it can be.
-        where: What a line about it begins with.
-    """
-    apart, division = set[str](), None
-    for member, images in zip(trained, alike, strict=True):
-        if not same_names(member, built):
-            continue
-        by_images, by_names = shared_classes(told(member), images)
-        if len(by_images | by_names) < len(ranks(built)):
-            apart.add(key(member))
-            continue
-        if by_names:
-            log.warning(
-                "%s: is taken for a data set that is trained on: both have the same names of classes, and images that cannot be compared",
-                where,
-            )
-        division = division or _division_of(member, built.table.names)
-    found = built.divided(division or _division_by_images(trained, alike))
-    found.told_apart |= apart
-    return found
-
-
-def _division_of(member: TableSource, names: Sequence[str]) -> dict[Split, list[int]]:
-    """The division of a set for another one of the same classes in any order: FC100 has CIFAR-FS's images."""
-    place = {name: number for number, name in enumerate(names)}
-    return {split: [place[member.table.names[c]] for c in numbers] for split, numbers in member.splits.items()}
-
-
-def _division_by_images(trained: Sequence[TableSource], alike: Sequence[TableSource]) -> dict[Split, list[int]]:
-    """The classes of a data set whose images are trained or validated on, and for the test all others.
-
-    Args:
-        trained: What is trained on.
-        alike: For each of `trained` the data set read as that one is, where it can be.
-    """
-    splits: tuple[Split, ...] = ("train", "val")
-    found: dict[Split, list[int]] = {}
-    for split in splits:
-        known = (
-            shared_classes(told(member, member.splits[split]), images).by_images
-            for member, images in zip(trained, alike, strict=True)
-        )
-        found[split] = sorted(set[int]().union(*known))
-    rest = ranks(alike[0]).keys() - {number for numbers in found.values() for number in numbers}
-    return {**found, "test": sorted(rest)}
-
-
-def rule(items: TableSource, whole: bool, source: DataSource | None = None) -> dict[str, Any]:
-    """What a test on a data set says of its classes and of its images, for `result.json`.
-
-    Args:
-        items: The data set.
-        whole: Whether the network takes them as they are, without an encoder between.
-        source: What is trained on.
-    """
-    count, every = len(items.splits["test"]), len(ranks(items))
-    members = source.members.values() if source else ()
-    if any(_names_by_split(member) == _names_by_split(items) for member in members):
-        classes = f"its {count} test classes, since it is trained on too"
-    elif count < every:
-        classes = f"{count} of its {every} classes, since the images of the others are trained or validated on too"
-    else:
-        classes = f"all {count} classes"
-    told = {
-        "classes": classes + (", each also turned by 90, 180 and 270 degrees" if items.rotations else ""),
-    }
-    if whole and isinstance(items, ImageSource):
-        own, shape = tuple(items.table.images.shape[1:]), items.input_shape
-        told["images"] = shape_text(shape) if own == shape else f"{shape_text(own)} brought to {shape_text(shape)}"
-    return told
-
-
-def _names_by_split(data: TableSource) -> dict[Split, set[str]]:
-    """The names of the classes of each split, which a set that is taken for one that is trained on has from that one."""
-    return {split: {data.table.names[number] for number in numbers} for split, numbers in data.splits.items()}
-
-
 def named(where: str, build: Callable[[], Any]) -> Any:
     """What `build` returns.
 
@@ -370,7 +233,7 @@ def named(where: str, build: Callable[[], Any]) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
-def _table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
+def built_table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
     """A data set of labelled items."""
     built = named(f"{key}: {name}", lambda: node.build(**changes))
     if not isinstance(built, TableSource):
@@ -378,11 +241,11 @@ def _table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
     return built
 
 
-def _built(node: Node, name: str, size: int | None, channels: int | None, key: str = "data") -> ImageSource:
+def built_images(node: Node, name: str, size: int | None, channels: int | None, key: str = "data") -> ImageSource:
     """A set of images, read from its files at a size and with so many channels, where it can."""
     wanted = {"image_size": size, "channels": channels}
     changes = {setting: value for setting, value in wanted.items() if value is not None and node.knows(setting)}
-    built = _table(node, name, key, **changes)
+    built = built_table(node, name, key, **changes)
     if not isinstance(built, ImageSource):
         raise UserError(
             f"{key}: {printable(name)}: are no images; "
@@ -395,6 +258,18 @@ def _built(node: Node, name: str, size: int | None, channels: int | None, key: s
     return built
 
 
+def read_as(node: Node, name: str, built: TableSource, member: TableSource, where: str) -> TableSource:
+    """A data set at the size and with the channels of another one, by whose pixels its classes are known; as it is where it cannot."""
+    if not (isinstance(built.table, Table) and isinstance(member.table, Table)):
+        return built
+    depth, height, width = member.table.images.shape[1:]
+    if height != width or built.table.images.shape[1:] == (depth, height, width):
+        return built
+    wanted = {"image_size": height, "channels": depth}
+    changes = {setting: value for setting, value in wanted.items() if node.knows(setting)}
+    return built_table(node, name, where, **changes) if changes else built
+
+
 def _refuse_other_divisions(nodes: Mapping[str, Node], sets: Mapping[str, ImageSource]) -> None:
     """Checks that no set has a class for validation or testing that another trains on: FC100 and CIFAR-FS divide the same images.
 
@@ -403,7 +278,7 @@ def _refuse_other_divisions(nodes: Mapping[str, Node], sets: Mapping[str, ImageS
     """
     for (name, one), (other, two) in itertools.permutations(sets.items(), 2):
         again = same_names(one, two)
-        alike = _read_as(nodes[other], other, two, one, "data") if again else two
+        alike = read_as(nodes[other], other, two, one, "data") if again else two
         by_images, by_names = shared_classes(told(one), alike)
         whole = again and len(by_images | by_names) == len(ranks(two))
         if again and not whole:
@@ -428,7 +303,7 @@ def _largest(sets: Mapping[str, Node]) -> int:
     sides = []
     for name, node in sets.items():
         known = node.node.get("image_size") if node.knows("image_size") else None
-        sides.append(known if isinstance(known, int) else max(_built(node, name, None, None).input_shape[1:]))
+        sides.append(known if isinstance(known, int) else max(built_images(node, name, None, None).input_shape[1:]))
     return max(sides)
 
 

@@ -37,7 +37,7 @@ from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 
 
-class Release(NamedTuple):
+class Benchmark(NamedTuple):
     """A benchmark as published."""
 
     classes: tuple[int, int, int]  # for training, validation and testing
@@ -63,7 +63,7 @@ LISTS = (
 BY_NAME = (divided_folders, listed, listed_folders)  # of whose classes those of one name are one, in whatever split
 OF_FOLDERS = (*BY_NAME, numbered_folders)
 RELEASES = {
-    "cifar_fs": Release(
+    "cifar_fs": Benchmark(
         (64, 16, 20),
         32,
         "Bertinetto and others 2019",
@@ -76,7 +76,7 @@ RELEASES = {
             *OFFICIAL_CIFAR100,
         ),
     ),
-    "fc100": Release(
+    "fc100": Benchmark(
         (60, 20, 20),
         32,
         "Oreshkin and others 2018",
@@ -87,7 +87,7 @@ RELEASES = {
             *OFFICIAL_CIFAR100,
         ),
     ),
-    "mini_imagenet": Release(
+    "mini_imagenet": Benchmark(
         (64, 16, 20),
         84,
         "Ravi and Larochelle 2017",
@@ -98,7 +98,7 @@ RELEASES = {
             *LISTS,
         ),
     ),
-    "tiered_imagenet": Release(
+    "tiered_imagenet": Benchmark(
         (351, 97, 160),
         84,
         "Ren and others 2018",
@@ -109,7 +109,7 @@ RELEASES = {
             *LISTS,
         ),
     ),
-    "cub": Release(
+    "cub": Benchmark(
         (100, 50, 50),
         84,
         "Chen and others 2019: of the classes in order every other, the rest in turns",

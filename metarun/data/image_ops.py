@@ -28,9 +28,17 @@ def by_class(
     size: int | None,
     channels: int | None,
 ) -> Iterator[ClassImages]:
-    """The classes of a table, labels being places in `names`; the images of each are ordered train, val, test.
+    """Makes the classes of a table from labelled images in parts.
 
-    Their numbers go into `metadata["parts"]`. `size` and `channels` are those of `resized`.
+    Args:
+        names: Of the classes; labels are places among them.
+        parts: The images of each part with their labels.
+        metadata: Of the table; `parts` is added, the numbers of images of each class in each part.
+        size: The side of the images in the table, in pixels; None keeps theirs.
+        channels: 1 or 3; None keeps theirs.
+
+    Yields:
+        Each class with its images, those to train on first, then those of validation, then those to test on.
     """
     metadata["parts"] = {
         split: np.bincount(labels, minlength=len(names)).tolist() for split, (_, labels) in parts.items()

@@ -28,7 +28,7 @@ ADDRESS = "https://zenodo.org/records/10519652/files/"
 RESOLUTIONS = (28, 64, 128, 224)  # pixels of a side, a file each
 
 
-class Release(NamedTuple):
+class Published(NamedTuple):
     """One data set as published."""
 
     classes: int
@@ -39,37 +39,37 @@ class Release(NamedTuple):
 
 # fmt: off
 RELEASES = {
-    "pathmnist": Release(9, 3, (89_996, 10_004, 7_180), (
+    "pathmnist": Published(9, 3, (89_996, 10_004, 7_180), (
         "a8b06965200029087d5bd730944a56c1", "55aa9c1e0525abe5a6b9d8343a507616",
         "ac42d08fb904d92c244187169d1fd1d9", "2c51a510bcdc9cf8ddb2af93af1eadec")),
-    "dermamnist": Release(7, 3, (7_007, 1_003, 2_005), (
+    "dermamnist": Published(7, 3, (7_007, 1_003, 2_005), (
         "0744692d530f8e62ec473284d019b0c7", "b70a2f5635c6199aeaa28c31d7202e1f",
         "2defd784463fa5243564e855ed717de1", "8974907d8e169bef5f5b96bc506ae45d")),
-    "octmnist": Release(4, 1, (97_477, 10_832, 1_000), (
+    "octmnist": Published(4, 1, (97_477, 10_832, 1_000), (
         "c68d92d5b585d8d81f7112f81e2d0842", "e229e9440236b774d9f0dfef9d07bdaf",
         "0a97e76651ace45c5d943ee3f65b63ae", "abc493b6d529d5de7569faaef2773ba3")),
-    "pneumoniamnist": Release(2, 1, (4_708, 524, 624), (
+    "pneumoniamnist": Published(2, 1, (4_708, 524, 624), (
         "28209eda62fecd6e6a2d98b1501bb15f", "8f4eceb4ccffa70c672198ea285246c6",
         "05b46931834c231683c68f40c47b2971", "d6a3c71de1b945ea11211b03746c1fe1")),
-    "retinamnist": Release(5, 3, (1_080, 120, 400), (
+    "retinamnist": Published(5, 3, (1_080, 120, 400), (
         "bd4c0672f1bba3e3a89f0e4e876791e4", "afda852cc34dcda56f86ad2b2457dbcc",
         "e48e916a24454daf90583d4e6efb1a18", "eae7e3b6f3fcbda4ae613ebdcbe35348")),
-    "breastmnist": Release(2, 1, (546, 78, 156), (
+    "breastmnist": Published(2, 1, (546, 78, 156), (
         "750601b1f35ba3300ea97c75c52ff8f6", "742edef2a1fd1524b2efff4bd7ba9364",
         "363e4b3f8d712e9b5de15470a2aaadf1", "b56378a6eefa9fed602bb16d192d4c8b")),
-    "bloodmnist": Release(8, 3, (11_959, 1_712, 3_421), (
+    "bloodmnist": Published(8, 3, (11_959, 1_712, 3_421), (
         "7053d0359d879ad8a5505303e11de1dc", "2b94928a2ae4916078ca51e05b6b800b",
         "adace1e0ed228fccda1f39692059dd4c", "b718ff6835fcbdb22ba9eacccd7b2601")),
-    "tissuemnist": Release(8, 1, (165_466, 23_640, 47_280), (
+    "tissuemnist": Published(8, 1, (165_466, 23_640, 47_280), (
         "ebe78ee8b05294063de985d821c1c34b", "123ece2eba09d0aa5d698fda57103344",
         "61b955355d7425a89687b06cca3ce0c2", "b077128c4a949f0a4eb01517f9037b9c")),
-    "organamnist": Release(11, 1, (34_561, 6_491, 17_778), (
+    "organamnist": Published(11, 1, (34_561, 6_491, 17_778), (
         "68e3f8846a6bd62f0c9bf841c0d9eacc", "2dcccc29b88e6da5a01161ef20cda288",
         "eeae80d0a227a8d099027e1b3cfd3b60", "50747347e05c87dd3aaf92c49f9f3170")),
-    "organcmnist": Release(11, 1, (12_975, 2_392, 8_216), (
+    "organcmnist": Published(11, 1, (12_975, 2_392, 8_216), (
         "b9ceb9546e10131b32923c5bbeaea2b1", "3ce34a8724ea6f548e6db4744d03b6a9",
         "773c1f009daa3fe5d9a2a201b2a7ed94", "050f5e875dc056f6768abf94ec9995d1")),
-    "organsmnist": Release(11, 1, (13_932, 2_452, 8_827), (
+    "organsmnist": Published(11, 1, (13_932, 2_452, 8_827), (
         "9ab87b696fb54e2a387ebe992d6ed5f1", "53a6d115339d874c25e309a994ff46d3",
         "ded0c5fa01a95dc4978b956f613e9b8e", "b354719e553fbbb2513d5533f52a4cb1")),
 }
@@ -144,7 +144,7 @@ class MedMnist(ImageSource):
         super().__init__(table, splits, normalize=normalize)
 
 
-def _release(flag: str) -> Release:
+def _release(flag: str) -> Published:
     if flag == "chestmnist":
         raise UserError(
             "data.flag=chestmnist: its images have several labels each, and metarun's classes exclude each other"
@@ -160,7 +160,7 @@ def _release(flag: str) -> Release:
     return RELEASES[flag]
 
 
-def _read(path: Path, flag: str, release: Release, side: int) -> dict[Split, Labelled]:
+def _read(path: Path, flag: str, release: Published, side: int) -> dict[Split, Labelled]:
     """Images and labels `[n]` of each part, of the published numbers and shape."""
     again = f"get it again from {ADDRESS}{path.name}"
     parts: dict[Split, Labelled] = {}

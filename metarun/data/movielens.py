@@ -264,7 +264,7 @@ def _users(lines: Sequence[Line]) -> dict[int, np.ndarray]:
 
 
 def _films(lines: Sequence[Line]) -> dict[int, np.ndarray]:
-    """The vector of each film: its year, and the share of each of its genres."""
+    """The vector of each film: its year in decades from 1990, and a flag for each genre."""
     numbers = [_number(line.fields[0], line.where, "film") for line in lines]
     _once(lines, numbers, lambda line: f"film {line.fields[0]}")
     found = {}

@@ -22,9 +22,9 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from metarun import files
-from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.files import typed_path
+from metarun.system import platform
 from metarun.text import has_control, printable
 
 FORMAT_VERSION = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +13,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from metarun.core import Episodes, MixedEpisodes, TaskShape, count_text, largest, least
+from metarun.core import Episodes, MixedEpisodes, TaskShape, largest
 from metarun.data.image_batches import Labelled, divide_images
 from metarun.data.imbalanced import ImbalancedSampler, cut_short, most_queries
 from metarun.data.sampler import ClassSampler, distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table import ItemTable
-from metarun.data.varied import VariedSampler, fewest_items, shortage
+from metarun.data.task_check import TaskCheck
+from metarun.data.varied import VariedSampler
 from metarun.errors import UserError
-from metarun.text import counted, printable
 
 TOGETHER = 256  # items that are read at once where all of a class are compared
 RARELY = 1e-3  # a probability below which a class that is cut short is not worth a word
@@ -125,113 +126,6 @@ class TableSource(DataSource):
             reference: The rows whose statistics items are normalised by, where they are; None for the training items.
         """
 
-    def _check_task(self, split: Split, task: TaskShape) -> None:
-        """Checks that a split has enough classes, and images in each; raises `UserError` that says how many fell where."""
-        key = _key(split)
-        if task.query_dirichlet is not None and not task.plain:
-            raise UserError(
-                f"{key}.query_dirichlet={task.query_dirichlet:g}: divides the queries of tasks of one shape, without unlabelled items"
-            )
-        ways = task.needed_ways
-        refuse_one_way(split, task)
-        turned = self.turns
-        classes = self.classes_of(split, task)
-        counts = {one: len(self.classes_of(one, task)) * turned for one in self.splits}
-        needed = ways + task.distractors
-        if counts[split] < needed <= len(self.splits[split]) * turned:  # without `min_items` there are enough
-            own = np.repeat(self.table.sizes[self.splits[split]], turned)
-            enough = int(np.sort(own)[-needed])
-            on = f"take {key}.min_items={enough}" if enough >= fewest_items(task) else self._leads_on(split, task)
-            raise UserError(
-                f"task.min_items={task.min_items}: leaves {counts[split]} of the {counted(len(own), 'class', 'classes')} for "
-                f"{PURPOSE[split]}, and a task needs {needed}; {on}"
-            )
-        if counts[split] < ways and self.undivided:
-            raise UserError(
-                f"task: ways = {ways} is above the {counted(counts[split], 'class', 'classes')} of the {split} split; every split "
-                f"has the same ones, so that no test is of new classes. {self._as_target(counts[split])}"
-            )
-        if counts[split] < ways:
-            total = len(np.unique(np.concatenate([self.classes_of(one, task) for one in self.splits]))) * turned
-            told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
-            fits = min(counts.values())
-            fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
-            where = f" ({key}.ways, where that is given)"  # which one is not known here
-            take = f"take task.ways={fitting}{where}, more classes" if fits > 1 else "take more classes"
-            raise UserError(
-                f"task: ways = {ways} is above the {counted(counts[split], 'class', 'classes')} of the {split} split: of {total} "
-                f"classes {told}, since tests are of classes that are new; {take}, or another "
-                f"division (data.ratios, where the data set has it). {self._as_target(total)}"
-            )
-        if counts[split] < ways + task.distractors:
-            raise UserError(
-                f"{key}.distractors={task.distractors}: with {ways} ways they are above the {counts[split]} classes of the "
-                f"{split} split; take at most {counts[split] - ways}"
-            )
-        sizes = self.table.sizes[classes]
-        found = shortage(task, sizes)
-        if found is None:
-            if task.query_dirichlet is not None and (most := most_queries(task, sizes)) <= least(task.queries):
-                smallest = printable(self.table.names[classes[sizes.argmin()]])
-                out = self._leaving_out(split, task, int(sizes.min()) + 1)
-                larger = f", or leave small classes out: {out}" if out else ""
-                raise UserError(
-                    f"{key}.query_dirichlet={task.query_dirichlet:g}: leaves no shares to draw: the smallest class of the {split} split, "
-                    f"{smallest}, has {most} images beside its shots, so that all classes get queries = {task.queries}; lower "
-                    f"{key}.queries or {key}.shots{larger}"
-                )
-            return
-        smallest = printable(self.table.names[classes[found[0]]])
-        raise UserError(
-            f"task: {found[1]} of the smallest class of the {split} split, {smallest}; {self._leads_on(split, task)}"
-        )
-
-    def _leads_on(self, split: Split, task: TaskShape) -> str:
-        """What to do where classes of a split are too small for tasks: only what this split can then serve."""
-        key, sizes = _key(split), self.table.sizes[self.classes_of(split, task)]
-        given = {"shots": least(task.shots) - 1, "queries": least(task.queries) - 1, "unlabelled": task.unlabelled}
-        lower = [f"{key}.{name}" for name, count in given.items() if count > 0]
-        # Ranges let a small class serve with what it has.
-        drawn = [
-            f"{key}.{name}=[1,{count}]"
-            for name, count in (("shots", task.shots), ("queries", task.queries))
-            if task.plain and isinstance(count, int) and count > 1
-        ]
-        lowered = [f"lower {' or '.join(lower)}"] if lower else []
-        lowered += [f"let each task draw what its classes have: {' '.join(drawn)}"] if drawn else []
-        out = self._leaving_out(split, task, fewest_items(task))
-        left_out = [f"leave small classes out: {out}"] if out else []
-        smallest = replace(task, shots=1, queries=min(least(task.queries), 1), unlabelled=0, protocol="uniform")
-        if self._can_serve(split, task, task.min_items) and sizes.min() >= fewest_items(smallest):
-            found = [*lowered, *left_out]
-        else:  # for some class that is to serve no task is small enough
-            out = self._leaving_out(split, task, fewest_items(smallest))
-            found = left_out or [f"{lowered[-1]}, and leave small classes out: {out}" for _ in lowered[:1] if out]
-        if task.labelled_share < 1 and shortage(replace(task, labelled_share=1.0), sizes) is None:
-            found.append(f"raise {key}.labelled_share")
-        return ", or ".join(found) or (
-            f"too few classes of this split have enough for any such task. {self._as_target(len(self.table.names))}"
-        )
-
-    def _leaving_out(self, split: Split, task: TaskShape, items: int) -> str:
-        """The setting that leaves classes of fewer items out; empty where too few would be left.
-
-        Of all tasks, where they allow it and none leaves more out already; else of this split's.
-        """
-        if task.min_items <= items and all(self._can_serve(one, task, items) for one in self.splits):
-            return f"task.min_items={items}"
-        same = [one for one in self.splits if _key(one) == _key(split)]
-        return f"{_key(split)}.min_items={items}" if all(self._can_serve(one, task, items) for one in same) else ""
-
-    def _can_serve(self, split: Split, task: TaskShape, items: int) -> bool:
-        """Whether a split has as many classes of at least so many items as a task needs."""
-        left = (self.table.sizes[self.splits[split]] >= items).sum() * self.turns
-        return bool(left >= task.needed_ways + task.distractors)
-
-    def _as_target(self, classes: int) -> str:
-        """How classes are told apart without a meta-test."""
-        return f"To tell these {classes} classes themselves apart: recipe=target_only {self.as_target}"
-
     def classes_of(self, split: Split, task: TaskShape) -> np.ndarray:
         """The classes of a split that such tasks are drawn from, int64: those with `task.min_items` items."""
         classes = self.splits[split]
@@ -247,7 +141,7 @@ class TableSource(DataSource):
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         classes = self.classes_of(split, task)
-        self._check_task(split, task)
+        TaskCheck(self, split, task).check()
         names = np.array(self.table.groups)[classes]
         groups = np.unique(names, return_inverse=True)[1] if self.within_group else None
         given = (self.table.offsets, classes, task, seed, split, self.turns, groups)
@@ -275,7 +169,7 @@ class TableSource(DataSource):
         if split not in self.unknown:
             return super().with_unknown(split, task, more, seed, device)
         known, read = self.sampler(split, task, seed, device), self.reader(device)
-        queries = largest(task.queries)  # as many in all tasks
+        queries = largest(task.queries)  # of a range the most that a task takes
         number, count = self.unknown[split], more * queries
         first, last = self.table.offsets[number : number + 2]
         if count > last - first:
@@ -289,8 +183,10 @@ class TableSource(DataSource):
             rows = first + distinct(draws[:, :count], draws[:, count:], np.full(stop - start, last - first))
             groups, places = [], []
             for numbers, own in known(start, stop).chunks():
-                asked = read(rows[list(numbers)], np.zeros(len(numbers), np.int64))  # [T, more * Q, ...]
-                groups.append(with_further(own, asked, more))
+                # As many as `more` of the task's own classes have, so that its shares of known and unknown ones are the usual ones.
+                sizes = list(itertools.islice(itertools.cycle(own.query_sizes), more))
+                asked = read(rows[list(numbers), : sum(sizes)], np.zeros(len(numbers), np.int64))
+                groups.append(with_further(own, asked, sizes))
                 places.append(tuple(numbers))
             return groups[0] if len(groups) == 1 else MixedEpisodes(tuple(groups), tuple(places))
 
@@ -377,42 +273,26 @@ class TableSource(DataSource):
         }
 
 
-def with_further(own: Episodes, asked: torch.Tensor, more: int) -> Episodes:
+def with_further(own: Episodes, asked: torch.Tensor, further: Sequence[int]) -> Episodes:
     """Tasks with further classes, whose support items are blank copies of a query: they will be left out again.
 
     Args:
         own: The tasks.
-        asked: The queries of all further classes, equally many of each, `[T, more * Q, ...]`.
-        more: The number of further classes.
+        asked: The queries of all further classes, class-major, `[T, sum(further), ...]`.
+        further: The queries of each further class.
     """
-    shots, queries = own.support_sizes[-1], asked.shape[1] // more
+    shots, more = own.support_sizes[-1], len(further)
     blank = asked[:, :1].expand(-1, more * shots, *asked.shape[2:])
     labels = torch.arange(own.ways, own.ways + more, device=own.support_y.device)
-    sizes = (*own.query_sizes, *(queries,) * more)
+    sizes = (*own.query_sizes, *further)
+    own_queries = torch.tensor(further, device=labels.device)
     return replace(
         own,
         support_x=torch.cat([own.support_x, blank], 1),
         support_y=torch.cat([own.support_y, labels.repeat_interleave(shots).expand(len(asked), -1)], 1),
         query_x=torch.cat([own.query_x, asked], 1),
-        query_y=torch.cat([own.query_y, labels.repeat_interleave(queries).expand(len(asked), -1)], 1),
+        query_y=torch.cat([own.query_y, labels.repeat_interleave(own_queries).expand(len(asked), -1)], 1),
         ways=own.ways + more,
         shots=None if own.shots is None else (*own.shots, *(shots,) * more),
         queries=None if len(set(sizes)) == 1 else sizes,
     )
-
-
-def _key(split: Split) -> str:
-    """The part of the config that says how the tasks of a split are."""
-    return "train.task" if split == "train" else "test.task"
-
-
-def refuse_one_way(split: Split, task: TaskShape) -> None:
-    """Checks that tasks of classes have more than one class.
-
-    Raises:
-        UserError: They have one.
-    """
-    if least(task.ways) == 1:
-        raise UserError(
-            f"{_key(split)}.ways={count_text(task.ways)}: a task of one class has one answer, which is always right; take at least 2"
-        )

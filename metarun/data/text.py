@@ -17,7 +17,8 @@ from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.data.source import Reader, Split
 from metarun.data.splits import SPLITS, Lists, check_ratios, divide_or_keep, same_in_all
 from metarun.data.table_source import TableSource
-from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts, shortened
+from metarun.data.text_files import LabelledText, TextColumns, labelled_texts
+from metarun.data.text_rows import decoded, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
 from metarun.files import typed_path
@@ -257,7 +258,7 @@ class Text(TextSource):
     ) -> None:
         shares = check_ratios(ratios)
         path = typed_path(root).absolute()
-        found = labelled_texts(path, Columns(text_column, label_column, group_column), encoding)
+        found = labelled_texts(path, TextColumns(text_column, label_column, group_column), encoding)
         rows = found.rows
         lists: Lists = tuple(  # type: ignore[assignment]
             _names(given, f"data.{split}_classes", path, encoding)

@@ -43,7 +43,18 @@ def published_files(
 
 
 def check_counts(name: str, path: Path, what: str, found: int, published: int) -> None:
-    """Raises `UserError` where a file does not hold as many of something as the published one."""
+    """Checks that a file holds as many of something as the published one.
+
+    Args:
+        name: The choice of `data`.
+        path: The file.
+        what: What is counted, in the plural.
+        found: How many it holds.
+        published: How many it should.
+
+    Raises:
+        UserError: It holds more or fewer.
+    """
     if found != published:
         raise UserError(
             f"data {name}: {path} holds {found} {what}, the published file {published}; get it again, or read it with data=text"

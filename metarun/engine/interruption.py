@@ -6,7 +6,7 @@ import signal
 import threading
 from typing import Any
 
-from metarun.engine.platform import heeded_signals, signal_name
+from metarun.system.platform import heeded_signals, signal_name
 
 
 class Interrupted(KeyboardInterrupt):

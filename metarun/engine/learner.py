@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metarun.config import construct
+from metarun.config.ranges import shown
 from metarun.core import Algorithm, TaskShape
 from metarun.data.origin import Origin
 from metarun.engine.hardware import Hardware
@@ -43,6 +44,10 @@ def build_optimizer(
         parameters = [torch.nn.Parameter(torch.zeros(()))]  # an optimiser takes no empty list
     optimizer = construct(settings.optimizer, f"{key}.optimizer", params=parameters)
     schedule = construct(settings.schedule, f"{key}.schedule", optimizer=optimizer)
+    of_torch = type(schedule).__module__.startswith("torch.")  # none of whose schedules looks at its numbers
+    for name, value in settings.schedule.items() if of_torch else ():
+        if isinstance(value, int | float) and value < 0:
+            raise UserError(f"{key}.schedule.{name}={shown(value)}: must be at least 0")
     if settings.steps:
         _try_out(settings, key, parameters[0])
     if (total := getattr(schedule, "total_steps", settings.steps)) < settings.steps:
@@ -70,7 +75,7 @@ def _try_out(settings: Any, key: str, like: torch.Tensor) -> None:
 
 
 @dataclass
-class Learner:
+class Trainable:
     """A method with everything that its training takes.
 
     Attributes:

@@ -19,6 +19,7 @@ from metarun.engine.views import Views
 from metarun.ops import draws, metrics
 from metarun.ops.calibration import Reliability, fit_temperature, tempered
 from metarun.ops.certainty import ENERGY, NAMES, auroc, certainties, tells, threshold
+from metarun.ops.measures import AUROC
 from metarun.ops.modes import evaluating
 from metarun.ops.prototypes import nearness
 
@@ -239,7 +240,7 @@ def tell_apart(validation: tuple[Certainties, Certainties], test: tuple[Certaint
         own = threshold(known)
         chosen = threshold(validation[0][name])
         found[name] = {
-            "auroc": auroc(known, unknown),
+            AUROC: auroc(known, unknown),
             "fpr_at_95_tpr": float(np.mean(unknown >= own)),
             "threshold": chosen if np.isfinite(chosen) else None,
             "known_kept": float(np.mean(known >= chosen)),

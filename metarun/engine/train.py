@@ -16,7 +16,7 @@ from metarun.config.hints import hints_of
 from metarun.engine import checkpoint
 from metarun.engine.gradients import Order, clip, gradient_step, share_gradients
 from metarun.engine.interruption import Interrupted, Signals
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Diverged, Pruned
 from metarun.runs import contents
@@ -33,7 +33,7 @@ class Training:
     """One training, phase by phase; `fit` puts the phases in their order."""
 
     def __init__(
-        self, learner: Learner, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None
+        self, learner: Trainable, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None
     ) -> None:
         """Takes what `fit` takes."""
         self.learner, self.validate, self.folder, self.logger, self.watch = learner, validate, folder, logger, watch
@@ -195,7 +195,7 @@ class Training:
 
 
 def fit(
-    learner: Learner, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None = None
+    learner: Trainable, validate: Validate | None, folder: Path, logger: RunLogger, watch: Watch | None = None
 ) -> dict[str, Any]:
     """Trains `learner` in place; writes `last.pt` and `best.pt` to `folder`; goes on from `last.pt` if it is there.
 

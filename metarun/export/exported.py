@@ -60,7 +60,7 @@ class Exported:
         content: The bytes.
         run: Runs it: arrays in, probabilities out.
         parameters: The numbers that it holds.
-        difference: The largest difference of a probability from metarun's.
+        difference: The largest difference of a probability from that of `recipe=predict`.
         seconds: For one image, in one thread.
     """
 
@@ -79,8 +79,9 @@ def export(
     metadata: Mapping[str, Any],
     temperature: float = 1.0,
     others: Sequence[Sequence[np.ndarray]] = (),
+    predict: Run | None = None,
 ) -> Exported:
-    """A function as the content of a file, which was run and agrees with it.
+    """A function as the content of a file, which was run and agrees with what metarun predicts.
 
     A graph takes any number of rows, but is traced with one: what a function does otherwise with another number is not in it. So they
     are compared on one image alone too, and on `others`.
@@ -93,10 +94,12 @@ def export(
         metadata: What the file says of itself: a JSON value for each name.
         temperature: What scores are divided by before they are probabilities; below 1 it magnifies rounding, in both alike.
         others: Values with other numbers of rows, on which they are compared too.
+        predict: What `recipe=predict` says of such values, on its own way from pixels to probabilities; None for `function` itself.
 
     Raises:
-        UserError: The function cannot be exported so, or the file does not agree with it.
+        UserError: The function cannot be exported so, or the file does not agree with metarun.
     """
+    predict = predict or computed(function)
     tensors = [torch.from_numpy(array) for array in asked]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -107,9 +110,9 @@ def export(
         allowed = TOLERANCE / min(1.0, temperature)
         difference = 0.0
         for values in (asked, [*asked[:-1], asked[-1][:1]], *others):
-            found = compared(function, run, values)
+            found = compared(predict, run, values)
             if not found <= allowed:  # or not a number
-                how = f"differ from metarun's by up to {found:.2g}, and {allowed:.2g} is allowed"
+                how = f"differ from those of recipe=predict by up to {found:.2g}, and {allowed:.2g} is allowed"
                 how = "are not to be had" if math.isinf(found) else how
                 raise UserError(f"the file's probabilities {how}{_numbers(inputs, asked, values)}")
             difference = max(difference, found)
@@ -119,13 +122,23 @@ def export(
     return Exported(content, run, parameters(program), difference, seconds)
 
 
-def compared(function: Function, run: Run, values: Sequence[np.ndarray]) -> float:
-    """The largest difference of what a file says of some values from what the function that it was made of says.
+def computed(function: Function) -> Run:
+    """A function of tensors as one of arrays."""
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found: np.ndarray = function(*map(torch.from_numpy, arrays)).numpy()
+        return found
+
+    return run
+
+
+def compared(predict: Run, run: Run, values: Sequence[np.ndarray]) -> float:
+    """The largest difference of what a file says of some values from what metarun says of them.
 
     It is infinite where the file refuses such values: so many rows, say.
     """
-    with torch.no_grad():
-        wanted = function(*map(torch.from_numpy, values)).numpy()
+    wanted = predict(*values)
     try:
         found = run(*values)
     except Exception:  # a guard of the graph, or an operation that meets another shape: each library raises its own
@@ -175,13 +188,7 @@ def _torch(program: ExportedProgram, inputs: Sequence[Input], metadata: Mapping[
         program = program.run_decompositions({})
         torch.export.save(program, whole, extra_files={PROGRAM: json.dumps(metadata)})
         loaded = torch.export.load(io.BytesIO(whole.getvalue())).module()
-
-    def run(*arrays: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            found: np.ndarray = loaded(*(torch.from_numpy(array) for array in arrays)).numpy()
-        return found
-
-    return whole.getvalue(), run
+    return whole.getvalue(), computed(loaded)
 
 
 FORMATS: dict[str, Callable[[ExportedProgram, Sequence[Input], Mapping[str, Any]], tuple[bytes, Run]]] = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.core import Algorithm, Episodes
-from metarun.target.base import Classifier
+from metarun.target.base import TargetClassifier
 
 Prepare = Callable[[Tensor], Tensor]  # uint8 [B, channels, size, size] -> what the network takes
 
@@ -19,7 +19,9 @@ def in_order(images: Tensor) -> Tensor:
     return images.clone(memory_format=torch.contiguous_format)
 
 
-def of_classifier(classifier: Classifier, prepare: Prepare, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+def of_classifier(
+    classifier: TargetClassifier, prepare: Prepare, temperature: float = 1.0
+) -> Callable[[Tensor], Tensor]:
     """A function of images uint8 `[B, C, H, W]` to the probability of each class, float32 `[B, classes]`.
 
     Args:

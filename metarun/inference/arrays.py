@@ -23,6 +23,12 @@ WANTED = (
 )
 
 
+def plain(items: Any) -> Any:
+    """What numpy makes of a column of a table, or of another library's array; everything else as it is."""
+    known = isinstance(items, np.ndarray | torch.Tensor | Sequence | Image.Image)
+    return items if known or not hasattr(items, "__array__") else np.asarray(items)
+
+
 def as_files(images: Images) -> ImageFiles | None:
     """The files that `images` names; None for images in memory."""
     if isinstance(images, str | os.PathLike):
@@ -42,6 +48,7 @@ def count(images: Images) -> int:
     Raises:
         InputError: They are no images.
     """
+    images = plain(images)
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 0:
         raise InputError(f"images: the shape [] is that of a single number; {WANTED}")
     if isinstance(images, torch.Tensor) and images.layout != torch.strided:
@@ -67,13 +74,15 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
     They are brought to the size and the channels of the classifier as files are. Floating-point values are rounded to 256.
 
     Args:
-        images: PIL images; or an array or a tensor `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`, or a list of single ones.
+        images: PIL images; or a tensor, or what numpy makes an array of, `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`; or a list of
+            single ones.
         how: What they are brought to.
         size: The most that are held at once.
 
     Raises:
         InputError: The shape, the type, the values or the channels are not those of images.
     """
+    images = plain(images)
     total = count(images)
     for start in range(0, total, size):
         part = images[start : start + size]

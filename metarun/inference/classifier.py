@@ -288,7 +288,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def _listed(self, images: Images) -> Listed | None:
         return listed(images, self._how)
 
-    def _fitted(self) -> base.Classifier:
+    def _fitted(self) -> base.TargetClassifier:
         if not hasattr(self, "network_"):
             raise NotFittedError("this Classifier has learned no classes yet; call fit(images, labels) first")
         return self.network_

@@ -35,6 +35,7 @@ def word(how: How) -> str:
 
 def listed(items: Any, how: How) -> Listed | None:
     """The items that are named one by one; None for images in memory."""
+    items = arrays.plain(items)
     return texts.as_texts(items) if isinstance(how, TextPreprocessing) else arrays.as_files(items)
 
 

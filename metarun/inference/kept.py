@@ -21,7 +21,7 @@ from metarun.ops import metrics
 from metarun.ops.calibration import fit_temperature
 from metarun.ops.numerics import full_precision
 from metarun.runs import result
-from metarun.target.base import Classifier, TargetMethod, TrainedClassifier
+from metarun.target.base import TargetClassifier, TargetMethod, TrainedClassifier
 
 if TYPE_CHECKING:
     from metarun.runs.run import Run
@@ -60,7 +60,7 @@ def autocast(run: Run) -> str | None:
 
 
 def keep_classifier(
-    run: Run, method: TargetMethod, classifier: Classifier, train: Labelled, known: Batch, path: Path
+    run: Run, method: TargetMethod, classifier: TargetClassifier, train: Labelled, known: Batch, path: Path
 ) -> None:
     """Leaves `classifier.pt`: a classifier of the target, with a temperature that was fitted on images held out for it.
 

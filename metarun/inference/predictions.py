@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from metarun.data.text_files import shortened
+from metarun.data.text_rows import shortened
 from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.items import Listed, word
 from metarun.ops import metrics
 from metarun.ops.calibration import Reliability
-from metarun.runs import contents
+from metarun.ops.measures import ACCURACY
+from metarun.runs import contents, result
 from metarun.terminal import Terminal
 from metarun.text import counted, printable, shell_path
 
@@ -152,7 +153,7 @@ class Predictions:
             ],
             "unknown": int(self.unknown.sum()),
             "temperature": self.classifier.calibration_.temperature,
-            "transductive": self.classifier.network_.transductive,
+            result.TRANSDUCTIVE: self.classifier.network_.transductive,
             "assumes_balanced": self.assumes_balanced,
             "ignored": self.images.ignored,
             "learned_from": int(self.scored.learned.sum()),
@@ -188,7 +189,7 @@ def of_examples(found: dict[str, Any]) -> str:
     of_all = f"{number} of {counted(found['images'], found['kind'].removesuffix('s'))}"
     what = "is an example that it learned from, or a copy of one"
     told = f"{of_all} {what if number == 1 else 'are examples that it learned from, or copies of these'}"
-    return f"{told}, left out of the accuracy" if "acc" in found else f"{told}; of no other is the class known"
+    return f"{told}, left out of the accuracy" if ACCURACY in found else f"{told}; of no other is the class known"
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
@@ -203,13 +204,13 @@ def show(found: dict[str, Any], folder: Path) -> None:
     Terminal().show(shown)
     if sentence := of_examples(found):
         print(sentence)
-    if "acc" in found:
+    if ACCURACY in found:
         others = f"other labelled {one_kind}" if found.get("learned_from") else f"labelled {one_kind}"
         print(
-            f"accuracy {found['acc']:.2%} of {counted(found['labelled'], others)}, "
+            f"accuracy {found[ACCURACY]:.2%} of {counted(found['labelled'], others)}, "
             f"expected calibration error {found['ece']:.2%}"
         )
-    if found.get("transductive"):
+    if found.get(result.TRANSDUCTIVE):
         print(f"the method is transductive: other {kind} beside them may change these predictions")
     if found.get("assumes_balanced"):
         print(f"the method supposes equally many {kind} of each class: of others it predicts some classes too often")

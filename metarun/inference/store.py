@@ -20,6 +20,7 @@ from metarun.files import typed_path
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
+from metarun.ops.measures import ERROR
 from metarun.runs import contents, result
 from metarun.text import shown_path
 
@@ -225,11 +226,13 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
     path = folder / contents.RESULT
     found = result.stored(folder)
     if result.LEARNER not in found:
-        regression = "mse" in str(result.tested(found))
+        regression = ERROR in str(result.tested(found))
         own = found.get("versions", {}).get("metarun") == metarun.__version__
         reason = (
             "learned regression tasks, and classifies nothing"
             if regression
+            else "had no data set, and learned nothing; give the folder of a run that trained or tested a method"
+            if not {result.DATA, result.CONTENT} & set(found)
             else "learned from items that are neither texts nor square images, and no file can be read as one of them"
             if own
             else "does not say how its images are read: an earlier version of metarun made it; run its command again with "

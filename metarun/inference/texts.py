@@ -20,7 +20,8 @@ from metarun import files
 from metarun.data.label_files import visible
 from metarun.data.source import DataSource
 from metarun.data.text import as_pieces
-from metarun.data.text_files import PLAIN, READ, LabelledText, decoded, labelled_texts
+from metarun.data.text_files import PLAIN, READ, LabelledText, labelled_texts
+from metarun.data.text_rows import decoded
 from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,7 +61,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     folder = Path(config.outputs) / "inspect" / _folder_name(config, choices, source)
     create(folder)
     told = {"data_sets": [{key: value for key, value in one.items() if key != "source"} for one in found], "time": time}
-    text = page.page(found, time, tasks, " ".join(["metarun", *overrides]))
+    text = page.page(found, time, tasks, shlex.join(["metarun", *command[3:]]))
     files.save_bytes(folder / "inspection.json", json.dumps(told, indent=1).encode())
     files.save_bytes(folder / contents.PAGE, text.encode("utf-8", "replace"))
     terminal.show(found, time, tasks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-CHUNK = 512  # images that are read at once
+READ_AT_ONCE = 512  # images that are read at once
 SIDE = 9  # of the grey thumbnail that an image is compared by
 MARGIN = 4  # grey levels of 255 that two neighbours must differ by for a bit of the hash: flat parts have none
 BITS = 6  # of the 128 that hashes of near duplicates may differ in
@@ -49,6 +49,66 @@ class Duplicates:
     crowded: bool = False
 
 
+class _Twins:
+    """Gathers pairs of equal and of nearly equal images, and how they are divided.
+
+    Args:
+        sides: For each way in which the images are divided the side of each row, int64 `[M]`; those on none are -1.
+        classes: The class of each row, int64 `[M]`.
+    """
+
+    def __init__(self, sides: Mapping[str, np.ndarray], classes: np.ndarray) -> None:
+        self.sides, self.classes = sides, classes
+        # Of equal images (True) and of nearly equal ones (False):
+        self.rows = {True: set[int](), False: set[int]()}
+        self.across = {exact: {way: set[int]() for way in sides} for exact in self.rows}
+        self.other_class = set[int]()
+        # Of pairs that lie on two sides (True), and of others:
+        self.examples = {True: list[tuple[int, int, bool]](), False: list[tuple[int, int, bool]]()}
+
+    def add(self, a: np.ndarray, b: np.ndarray, *, exact: bool) -> None:
+        """Takes pairs, whose rows are `a` and `b`, int64 `[n]` each."""
+        self.rows[exact].update(a.tolist(), b.tolist())
+        apart = np.zeros(len(a), bool)
+        for way, side in self.sides.items():
+            mask = (side[a] != side[b]) & (side[a] >= 0) & (side[b] >= 0)
+            self.across[exact][way].update(a[mask].tolist(), b[mask].tolist())
+            apart |= mask
+        differ = self.classes[a] != self.classes[b]
+        self.other_class.update(a[differ].tolist(), b[differ].tolist())
+        for over, examples in self.examples.items():
+            for one, two in zip(a[apart == over][:SHOWN], b[apart == over][:SHOWN], strict=True):
+                if len(examples) < SHOWN:
+                    examples.append((int(one), int(two), exact))
+
+    def add_equal(self, digests: np.ndarray) -> None:
+        """Takes all images that have the digest `[M]` of another one."""
+        order = np.argsort(digests, kind="stable")
+        same = digests[order][1:] == digests[order][:-1]
+        self.add(order[:-1][same], order[1:][same], exact=True)
+        # Neighbours alone do not say that the first and the last of a run of equal images lie on two sides.
+        runs = np.concatenate([[0], np.cumsum(~same)])
+        for way, kinds in (*self.sides.items(), ("", self.classes)):
+            known = kinds[order] >= 0
+            first, last = np.full(runs[-1] + 1, np.iinfo(np.int64).max), np.full(runs[-1] + 1, -1)
+            np.minimum.at(first, runs[known], kinds[order][known])
+            np.maximum.at(last, runs[known], kinds[order][known])
+            several = order[known & (first < last)[runs]].tolist()
+            (self.across[True][way] if way else self.other_class).update(several)
+
+    def summary(self, *, crowded: bool) -> Duplicates:
+        """What was found; `crowded` says whether some images were not compared."""
+        return Duplicates(
+            exact=len(self.rows[True]),
+            near=len(self.rows[False] - self.rows[True]),
+            exact_across={way: len(rows) for way, rows in self.across[True].items()},
+            near_across={way: len(rows - self.rows[True]) for way, rows in self.across[False].items()},
+            other_class=len(self.other_class),
+            pairs=list(dict.fromkeys([*self.examples[True], *self.examples[False]]))[:SHOWN],
+            crowded=crowded,
+        )
+
+
 def find(
     read: Callable[[int, int], np.ndarray],
     sides: Mapping[str, np.ndarray],
@@ -67,58 +127,26 @@ def find(
     digests = np.empty(total, dtype="S16")
     hashes = np.empty((total, 2), dtype=np.uint64)
     small = np.empty((total, SIDE, SIDE), dtype=np.uint8)
-    for start in range(0, total, CHUNK):
-        images = read(start, min(start + CHUNK, total))
+    for start in range(0, total, READ_AT_ONCE):
+        images = read(start, min(start + READ_AT_ONCE, total))
         stop = start + len(images)
         digests[start:stop] = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
         small[start:stop] = thumbnails(images)
         hashes[start:stop] = perceptual(small[start:stop])
         progress(stop)
-    found = Duplicates()
+    found = _Twins(sides, classes)
+    found.add_equal(digests)
     flat = small.reshape(total, -1).std(1) < MARGIN  # blank images are all alike, and say nothing
-    rows = {True: set[int](), False: set[int]()}
-    across = {exact: {way: set[int]() for way in sides} for exact in rows}
-    other, examples = set[int](), {True: list[tuple[int, int, bool]](), False: list[tuple[int, int, bool]]()}
-
-    def note(a: np.ndarray, b: np.ndarray, exact: bool) -> None:
-        rows[exact].update(a.tolist(), b.tolist())
-        apart = np.zeros(len(a), bool)
-        for way, side in sides.items():
-            mask = (side[a] != side[b]) & (side[a] >= 0) & (side[b] >= 0)
-            across[exact][way].update(a[mask].tolist(), b[mask].tolist())
-            apart |= mask
-        differ = classes[a] != classes[b]
-        other.update(a[differ].tolist(), b[differ].tolist())
-        for over in (True, False):
-            for one, two in zip(a[apart == over][:SHOWN], b[apart == over][:SHOWN], strict=True):
-                if len(examples[over]) < SHOWN:
-                    examples[over].append((int(one), int(two), exact))
-
-    order = np.argsort(digests, kind="stable")
-    same = digests[order][1:] == digests[order][:-1]
-    note(order[:-1][same], order[1:][same], True)
-    runs = np.concatenate([[0], np.cumsum(~same)])  # of equal images, all of which are there twice if two of them are
-    for way, kinds in (*sides.items(), ("", classes)):
-        known = kinds[order] >= 0
-        first, last = np.full(runs[-1] + 1, np.iinfo(np.int64).max), np.full(runs[-1] + 1, -1)
-        np.minimum.at(first, runs[known], kinds[order][known])
-        np.maximum.at(last, runs[known], kinds[order][known])
-        several = order[known & (first < last)[runs]].tolist()
-        (across[True][way] if way else other).update(several)
-    for a, b, crowded in candidates(hashes):
-        found.crowded |= crowded
+    crowded = False
+    for a, b, left_out in candidates(hashes):
+        crowded |= left_out
         keep = ~(flat[a] | flat[b]) & (digests[a] != digests[b])
         a, b = a[keep], b[keep]
         bits = ONES[(hashes[a] ^ hashes[b]).view(np.uint16)].sum(1)
         a, b = a[bits <= BITS], b[bits <= BITS]
         levels = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
-        note(a[levels <= LEVELS], b[levels <= LEVELS], False)
-    found.exact, found.near = len(rows[True]), len(rows[False] - rows[True])
-    found.exact_across = {way: len(across[True][way]) for way in sides}
-    found.near_across = {way: len(across[False][way] - rows[True]) for way in sides}
-    found.other_class = len(other)
-    found.pairs = list(dict.fromkeys([*examples[True], *examples[False]]))[:SHOWN]
-    return found
+        found.add(a[levels <= LEVELS], b[levels <= LEVELS], exact=False)
+    return found.summary(crowded=crowded)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table_source import TableSource
 from metarun.data.text import TextSource
-from metarun.data.text_files import shortened
+from metarun.data.text_rows import shortened
 from metarun.errors import UserError
 from metarun.files import typed_path
 from metarun.inspection import duplicates

@@ -10,6 +10,8 @@ import torch
 from scipy.special import stdtrit  # Student's t: quicker to import than scipy.stats
 from torch import Tensor
 
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, CI95, ERROR, MACRO_F1, MEDIAN_ERROR, OF_CLASSES
+
 DIVERGED = 100.0  # times the mean squared target: an error above it counts as diverged
 
 
@@ -79,13 +81,13 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
     sizes, right = confusion.sum(1), confusion.diagonal()
     total = float(sizes.sum())
     share = float(right.sum()) / total
-    half_widths: dict[str, float | None] = {"acc": reach(share, wilson(share, total))}
+    half_widths: dict[str, float | None] = {ACCURACY: reach(share, wilson(share, total))}
     recalls = (right[sizes > 0] / sizes[sizes > 0]).tolist()
     bounds = [wilson(recall, n) for recall, n in zip(recalls, sizes[sizes > 0].tolist(), strict=True)]
     below = math.hypot(*(recall - low for recall, (low, _) in zip(recalls, bounds, strict=True)))
     above = math.hypot(*(high - recall for recall, (_, high) in zip(recalls, bounds, strict=True)))
-    half_widths["balanced_acc"] = max(below, above) / len(recalls)
-    half_widths["macro_f1"] = macro_f1(confusion)[1]
+    half_widths[BALANCED_ACCURACY] = max(below, above) / len(recalls)
+    half_widths[MACRO_F1] = macro_f1(confusion)[1]
     if auroc is not None:
         negative, positive = sizes.tolist()
         one, other = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
@@ -93,7 +95,7 @@ def over_images(confusion: np.ndarray, auroc: float | None = None) -> dict[str, 
             positive + negative
         ) / 2 - 1  # for both classes: else much hangs on which of two unequal ones is the second
         spread = (auroc * (1 - auroc) + others * (one + other - 2 * auroc**2)) / (positive * negative)
-        half_widths["auroc"] = Z * math.sqrt(spread) if spread > ALIKE else None
+        half_widths[AUROC] = Z * math.sqrt(spread) if spread > ALIKE else None
     return half_widths
 
 
@@ -189,9 +191,9 @@ def regression_summary(errors: Tensor, power: float) -> dict[str, Any]:
     finite = torch.isfinite(errors)
     mean, ci95 = interval(errors[finite]) if finite.any() else (math.inf, None)
     return {
-        "mse": mean,
-        "mse_ci95": ci95,
-        "mse_median": median(errors),
+        ERROR: mean,
+        f"{ERROR}{CI95}": ci95,
+        MEDIAN_ERROR: median(errors),
         "diverged": int((~finite | (errors > DIVERGED * power)).sum()),
         "not_finite": int((~finite).sum()),
     }
@@ -213,16 +215,16 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     sizes = confusion.sum(1)
     scored: dict[str, Any] = {
-        "acc": float((predicted == labels).mean()),
-        "balanced_acc": float((confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean()),
-        "macro_f1": macro_f1(confusion)[0],
+        ACCURACY: float((predicted == labels).mean()),
+        BALANCED_ACCURACY: float((confusion.diagonal()[sizes > 0] / sizes[sizes > 0]).mean()),
+        MACRO_F1: macro_f1(confusion)[0],
     }
     if classes == 2 and sizes.all():
         worst = np.where(labels == 0, np.inf, -np.inf)
         margin = np.where(silent, worst, np.nan_to_num(np.where(silent, 0.0, scores[:, 1]) - scores[:, 0]))
         negative, positive = np.sort(margin[labels == 0]), margin[labels == 1]
         below = [np.searchsorted(negative, positive, side) for side in ("left", "right")]  # a tie counts half
-        scored["auroc"] = float(np.mean(below) / sizes[0])
+        scored[AUROC] = float(np.mean(below) / sizes[0])
     return {**scored, "confusion": confusion.tolist(), **({"undefined": int(silent.sum())} if silent.any() else {})}
 
 
@@ -242,19 +244,19 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
     result: dict[str, Any] = {name: repeats[0][name] for name in ("train_images", "test_images")}
     n = len(repeats)
     fixed = same_images or n == 1
-    names = [name for name in ("acc", "balanced_acc", "macro_f1", "auroc") if all(name in repeat for repeat in repeats)]
+    names = [name for name in OF_CLASSES if all(name in repeat for repeat in repeats)]
     confusion = np.sum([repeat["confusion"] for repeat in repeats], axis=0)
     means = {name: float(np.mean([repeat[name] for repeat in repeats])) for name in names}
     deviations = {name: float(np.std([repeat[name] for repeat in repeats], ddof=1)) if n > 1 else 0.0 for name in names}
     varied = {name: deviations[name] > ALIKE * abs(means[name]) for name in names}
-    halves = over_images(confusion / n, means.get("auroc"))
-    if not fixed and varied["acc"]:
+    halves = over_images(confusion / n, means.get(AUROC))
+    if not fixed and varied[ACCURACY]:
         # One basis for all numbers: by chance the repeats may (all but) agree in another one alone.
         t = float(stdtrit(n - 1, 0.975))
         halves = {name: t * deviations[name] / math.sqrt(n) if varied[name] else None for name in names}
-    result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and not varied["acc"]}
+    result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and not varied[ACCURACY]}
     for name in names:
-        result |= {name: means[name], f"{name}_ci95": halves[name]}
+        result |= {name: means[name], f"{name}{CI95}": halves[name]}
     result["confusion"] = confusion.tolist()
     result["repeats"] = n
     return result

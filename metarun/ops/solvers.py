@@ -3,6 +3,7 @@
 A problem is S examples x, `[..., S, D]`, and their targets, `[..., S, N]`. Its solution are the coefficients of the examples
 in the weights, `[..., S, N]`: W = x^T coefficients, and the scores of other points X are (X x^T) coefficients. The systems
 are of size S, for many features D; they are made and solved in double precision, in which no kernel x x^T is indefinite.
+Logistic regression alone has no such coefficients, for its bias, and scores the other points itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.autograd.function import once_differentiable
 ITERATIONS = 200  # at most; about ten are usual
 TOLERANCE = 1e-13  # by which the mean complementarity falls from its start
 JITTER = 1e-9  # of a kernel's mean diagonal, added to it in Newton steps: one of few features is singular
+LOGISTIC_ITERATIONS = 20_000  # at most; some dozens are usual, some thousands at the weakest penalty
+LOGISTIC_TOLERANCE = 1e-12  # of the largest score
 
 
 def ridge(examples: Tensor, targets: Tensor, penalty: float | Tensor) -> Tensor:
@@ -58,6 +61,52 @@ def support_vectors(examples: Tensor, targets: Tensor, cost: float, diagonal: fl
     targets = targets.double()
     simplex: Callable[[Tensor, Tensor], Tensor] = _Simplex.apply
     return (cost * (targets - simplex(cost * _kernel(examples, diagonal), targets))).to(examples.dtype)
+
+
+def logistic(examples: Tensor, targets: Tensor, points: Tensor, cost: float) -> Tensor:
+    """Scores of other points by multinomial logistic regression with a bias that is not penalised.
+
+    The Hessian of the cross-entropy is at most half the identity (Böhning 1992). So with the scores z at hand, and p their
+    probabilities, the regression is bounded by the ridge regression towards z + 2 (y - p) with penalty 2 / C, whose
+    matrix is the same each time; the solution is where that stays. Steps towards it are extrapolated.
+
+    Args:
+        examples: The examples x, `[T, S, D]`.
+        targets: Their targets y, one-hot, `[T, S, N]`.
+        points: The points that are scored, `[T, Q, D]`.
+        cost: C, the inverse penalty.
+
+    Returns:
+        The scores, whose softmax are probabilities, float64 `[T, Q, N]`.
+
+    Source:
+        Böhning (1992), Multinomial logistic regression algorithm; O'Donoghue and Candès (2015) for the extrapolation.
+    """
+    examples, points, y = examples.double(), points.double(), targets.double()
+    mean = examples.mean(1, keepdim=True)
+    x, asked = examples - mean, points - mean
+    kernel = x @ x.mT + 2 / cost * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(kernel).L)
+    share = torch.full_like(inverse, 1 / x.shape[1])  # what an unpenalised bias adds
+    fitted, wanted = x @ x.mT @ inverse, asked @ x.mT @ inverse
+    # Sums over classes stay zero, and the rows of x are centred: nothing but the mean is left to the bias.
+    centre = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - share
+    fitted = fitted @ centre + share
+    wanted = wanted @ centre + share[:, :1]
+    z = ahead = torch.zeros_like(y)
+    pace = torch.ones_like(y[..., :1, :1])
+    for _ in range(LOGISTIC_ITERATIONS):
+        goal = ahead + 2 * (y - ahead.softmax(-1))
+        new = fitted @ goal
+        if (new - ahead).abs().max() < LOGISTIC_TOLERANCE * new.abs().max().clamp(min=1):
+            break
+        # Nesterov's extrapolation, which each task starts anew where it leads uphill.
+        uphill = ((ahead - new) * (new - z)).sum((-2, -1), keepdim=True) > 0
+        pace = pace.masked_fill(uphill, 1.0)
+        faster = (1 + (1 + 4 * pace**2).sqrt()) / 2
+        ahead = new + ((pace - 1) / faster).masked_fill(uphill, 0.0) * (new - z)
+        z, pace = new, faster.masked_fill(uphill, 1.0)
+    return wanted @ goal
 
 
 def _kernel(examples: Tensor, diagonal: float | Tensor) -> Tensor:

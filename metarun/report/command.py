@@ -9,9 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from metarun.config import Config, check_keys
-from metarun.config.overrides import make_literal
+from metarun.config.overrides import make_literal, refuse_unused
 from metarun.errors import UserError, nearest
 from metarun.text import shell_path, shown_path
+
+READ = ("runs", "outputs")  # the keys
 
 
 def run(config: DictConfig, overrides: list[str], choices: dict[str, str], command: list[str]) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     """
     from metarun import report
 
-    check_keys(config, Config)
+    check_words(config, overrides)
     roots = folders(config)
     to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
     if report.write(roots, to, title(roots)) is None:
@@ -29,6 +31,21 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
         )
     return {}
+
+
+def check_words(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Checks that a recipe which reads finished runs is asked for nothing else.
+
+    Args:
+        config: The config.
+        overrides: The words that made it.
+
+    Raises:
+        UserError: A key is unknown, or none that it reads.
+    """
+    check_keys(config, Config)
+    parts = {*map(str, config), "optimizer", "schedule", "preset"} - {"recipe", *READ}
+    refuse_unused(overrides, parts, f"it reads {' and '.join(READ)} alone")
 
 
 def folders(config: DictConfig, required: bool = True) -> list[Path]:

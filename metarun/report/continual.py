@@ -35,7 +35,7 @@ def table(result: dict[str, Any], what: str) -> Table:
     for name, label in LABELS.items():
         if name == "online_so_far":  # after the last class it is `online`
             continue
-        shown.add_row(label, f"{found[name]['acc']:.2%}", half(found[name][half_of(ACCURACY)], ".2%"))
+        shown.add_row(label, f"{found[name][ACCURACY]:.2%}", half(found[name][half_of(ACCURACY)], ".2%"))
     shown.add_row("chance", f"{1 / found['classes']:.2%}", "")
     return shown
 

@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metarun.ops.calibration import BINS
-from metarun.report.collect import Group, Run
+from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
+from metarun.report.finished import FinishedRun
+from metarun.report.grouping import Group
 from metarun.report.statistics import over_episodes
 from metarun.report.summary import Row, Section, apart, joint_labels, target_points
 from metarun.runs.result import (
@@ -48,7 +50,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 9, "axes.titlelocation": "left",
 }  # fmt: skip
 
-Curve = Callable[[Run], tuple[np.ndarray, np.ndarray]]
+Curve = Callable[[FinishedRun], tuple[np.ndarray, np.ndarray]]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # places, mean, lower and upper edge, each [n]
 NAMES = ("learning_curves", "target_curves", "inner_steps", "test_curves", "reliability", "cost")
 
@@ -79,7 +81,7 @@ def draw(sections: Sequence[Section]) -> list[Drawing]:
 
 
 def _learning_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
-    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    def curve(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
         return run.curve((VALIDATION_ACCURACY, VALIDATION_MEDIAN, VALIDATION_ERROR))
 
     caption = "Validation during training: the mean over seeds, and the band from the lowest to the highest seed"
@@ -162,9 +164,9 @@ def _percent(value: float, place: object) -> str:
 
 
 def _inner_steps(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
-    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    def curve(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
         after = run.result.get(TEST_AFTER_INNER_STEPS, {})
-        known = {int(step): numbers.get("acc", numbers.get("mse_median")) for step, numbers in after.items()}
+        known = {int(step): numbers.get(ACCURACY, numbers.get(MEDIAN_ERROR)) for step, numbers in after.items()}
         finite = sorted(step for step, value in known.items() if value is not None and math.isfinite(value))
         return (np.array(finite), np.array([known[step] for step in finite])) if len(finite) > 1 else (_NONE, _NONE)
 
@@ -240,7 +242,7 @@ def _dress(axes: Axes, title: str, section: Section, across: str, accuracy: str,
     axes.set_xlabel(across)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
-    if section.setting.measure == "acc":
+    if section.setting.measure == ACCURACY:
         axes.set_ylabel(accuracy)
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     else:

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import files
-from metarun.config import Config, check_keys
 from metarun.errors import UserError
 from metarun.report.collect import NothingTested, Unreadable, check_usable, has_result, read, run_folders
-from metarun.report.command import folders
+from metarun.report.command import check_words, folders
 from metarun.report.text import main_number
 from metarun.runs import contents
 from metarun.runs.folder import stored_config
@@ -29,7 +28,7 @@ UNREADABLE = "cannot be read"  # the state of a run that the system keeps from t
 
 
 @dataclass(frozen=True)
-class Line:
+class Entry:
     """What is told of a run.
 
     Attributes:
@@ -55,7 +54,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     Raises:
         UserError: A folder is not there, or no run lies in it.
     """
-    check_keys(config, Config)
+    check_words(config, overrides)
     roots = folders(config, required=False)
     lines = sorted(found(roots), key=lambda line: line.when)
     if not lines:
@@ -64,30 +63,30 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     return {}
 
 
-def found(roots: Sequence[Path]) -> Iterator[Line]:
+def found(roots: Sequence[Path]) -> Iterator[Entry]:
     """The runs below some folders, in the order of their names."""
     for folder in run_folders(roots, Path()):
         yield described(folder)
 
 
-def described(folder: Path) -> Line:
+def described(folder: Path) -> Entry:
     """What is told of the run in a folder."""
     told: dict[str, Any] = {"folder": folder, "name": folder.parent.name, "overridden": folder.name.replace("__", " ")}
     try:
         when = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
     except OSError:
-        return Line(**told, result="", state=UNREADABLE, when=folder.lstat().st_mtime)
+        return Entry(**told, result="", state=UNREADABLE, when=folder.lstat().st_mtime)
     try:
         if not has_result(folder):
-            return Line(**told, result="", state=progress(folder), when=when)
+            return Entry(**told, result="", state=progress(folder), when=when)
         finished = read(folder)
         check_usable(finished)
     except NothingTested:
-        return Line(**told, result="", state="finished", when=when)
+        return Entry(**told, result="", state="finished", when=when)
     except Unreadable as error:
-        return Line(**told, result="", state=_harm(error, error.path), when=when)
+        return Entry(**told, result="", state=_harm(error, error.path), when=when)
     number = main_number(finished.result, brief=True)
-    return Line(**told, result=number, state="finished", when=finished.finished)
+    return Entry(**told, result=number, state="finished", when=finished.finished)
 
 
 def progress(folder: Path) -> str:
@@ -109,7 +108,7 @@ def _harm(error: Exception, path: Path) -> str:
     return UNREADABLE if isinstance(error.__cause__, OSError) else f"{path.stem} damaged"
 
 
-def show(lines: Sequence[Line]) -> None:
+def show(lines: Sequence[Entry]) -> None:
     """Prints the table, the latest run last, and below it the folders by number, which may be longer than a line."""
     headings = ("", "name", "overridden", "result", "when", "state")
     narrow = sys.stdout.isatty()

@@ -10,6 +10,7 @@ import numpy as np
 
 from metarun.core import TaskShape
 from metarun.data.varied import shortage
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.text import shell_path
 
@@ -36,7 +37,7 @@ def next_steps(folder: Path, found: dict[str, Any]) -> list[str]:
     steps = [f"{metarun} recipe=predict {run} {support} {classified}"]
     task = found.get(result.PROTOCOL, {}).get("test")
     plain = task and isinstance(task["shots"], int)
-    if result.key(result.TEST, result.ACCURACY) in found and plain and not learner["weights"]:
+    if result.key(result.TEST, ACCURACY) in found and plain and not learner["weights"]:
         shots = _other_shots(task, found.get(result.DATA, {}))
         return [*steps, f"{metarun} recipe=test {run} test.task.shots={shots}"] if shots else steps
     return steps if result.tested(found) else [f"{metarun} recipe=test {run}", *steps]

@@ -14,9 +14,11 @@ from urllib.parse import quote
 import metarun
 from metarun import files
 from metarun.errors import UserError, lacks
-from metarun.report import figures, tables
-from metarun.report.collect import MALFORMED, Collection, Run, collect
+from metarun.ops.measures import ERROR
+from metarun.report import figures, rendering, tables
+from metarun.report.collect import MALFORMED, Collection, collect
 from metarun.report.figures import Drawing
+from metarun.report.finished import FinishedRun
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
 from metarun.runs.contents import PAGE
@@ -36,7 +38,7 @@ class Composed(NamedTuple):
         contents: The files, by name.
     """
 
-    tables: list[tables.Table]
+    tables: list[tables.TextTable]
     legend: list[str]
     contents: dict[str, bytes]
 
@@ -58,7 +60,7 @@ def write(roots: Sequence[Path], to: Path, title: str) -> Path | None:
         print(f"metarun: {printable(problem)}", file=sys.stderr)
     if composed is None:
         return None
-    tables.show(composed.tables)
+    rendering.show(composed.tables)
     for line in composed.legend:
         print(line)
     for line in _unfinished(collection):
@@ -84,8 +86,8 @@ def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
     every = [overview, *shown] if overview else shown
     texts = {
         "table.md": _markdown(title, every, collection),
-        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, every)),
-        "table.csv": tables.as_csv(sections),
+        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(rendering.latex, every)),
+        "table.csv": rendering.as_csv(sections),
         PAGE: _html(title, every, sections, drawings, collection, to),
     }
     contents = {name: text.encode() for name, text in texts.items()}
@@ -127,7 +129,7 @@ def _unfinished(collection: Collection) -> list[str]:
     return [heading, *names[:NAMED], *more] if names else []
 
 
-def _legend(shown: Sequence[tables.Table]) -> list[str]:
+def _legend(shown: Sequence[tables.TextTable]) -> list[str]:
     """What the terminal says of the two intervals and of the tests."""
     headings = {heading for table in shown for heading in table.headings}
     lines = []
@@ -143,11 +145,11 @@ def _legend(shown: Sequence[tables.Table]) -> list[str]:
     return lines
 
 
-def _markdown(title: str, every: Sequence[tables.Table], collection: Collection) -> str:
-    parts = [f"# {tables.in_markdown(title)}\n", *map(tables.markdown, every)]
+def _markdown(title: str, every: Sequence[tables.TextTable], collection: Collection) -> str:
+    parts = [f"# {rendering.in_markdown(title)}\n", *map(rendering.markdown, every)]
     parts.append(
         "".join(
-            f"- *{tables.in_markdown(term)}*: {tables.in_markdown(meaning)}\n"
+            f"- *{rendering.in_markdown(term)}*: {rendering.in_markdown(meaning)}\n"
             for term, meaning in tables.explained(every).items()
         )
     )
@@ -160,7 +162,7 @@ def _markdown(title: str, every: Sequence[tables.Table], collection: Collection)
 
 
 def _html(
-    title: str, every: Sequence[tables.Table], sections: Sequence[Section], drawings: Sequence[Drawing],
+    title: str, every: Sequence[tables.TextTable], sections: Sequence[Section], drawings: Sequence[Drawing],
     collection: Collection, to: Path,
 ) -> str:  # fmt: skip
     finished, unfinished = len(collection.folders), len(collection.unfinished)
@@ -185,7 +187,7 @@ def _html(
     )
 
 
-def _commands(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def _commands(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """The commands that need nothing else as `commands`, and as `further` those that need other runs, each with what these are."""
     needed = [(run.result[COMMAND], run.needs) for run in sorted(runs, key=lambda run: bool(run.digest))]
     return {
@@ -194,7 +196,7 @@ def _commands(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
-def _facts(runs: Sequence[Run]) -> list[str]:
+def _facts(runs: Sequence[FinishedRun]) -> list[str]:
     """Which code, versions and hardware made the runs, and how many runs each where they differ."""
     told = {
         "commit": [str(run.result.get(GIT_COMMIT))[:12] for run in runs if run.result.get(GIT_COMMIT)],
@@ -215,7 +217,7 @@ def _device(hardware: dict[str, Any]) -> str:
     return f"{hardware.get('gpu') or hardware.get('device')}, {hardware.get('precision')}"
 
 
-def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
+def _run(run: FinishedRun, label: str, section: Section, to: Path) -> dict[str, Any]:
     """A row of the list of runs."""
     measure, result = section.setting.measure, run.result
     if section.setting.tested:
@@ -224,7 +226,7 @@ def _run(run: Run, label: str, section: Section, to: Path) -> dict[str, Any]:
         spread = TOO_FEW if half is None else f"{tables.number(half, measure)} over {run.interval_over}"
     else:
         value, spread = result.get(SCORE), ""
-        value = -value if value is not None and measure == "mse" else value
+        value = -value if value is not None and measure == ERROR else value
     seconds = result.get(TRAIN_SECONDS)
     return {
         "label": label,

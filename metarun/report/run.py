@@ -9,19 +9,18 @@ from typing import Any
 from rich.table import Table
 
 from metarun.errors import UserError, lacks
+from metarun.ops.measures import ACCURACY, ERROR, MEDIAN_ERROR
 from metarun.report import continual, target
 from metarun.report.collect import MALFORMED, Unreadable, read
 from metarun.report.text import count_text, half, task_text
 from metarun.runs.contents import RESULT
 from metarun.runs.result import (
-    ACCURACY,
     AFTER_INNER_STEPS,
     BASELINES,
     CHANCE,
     CONTINUAL,
     DAMAGED,
     EPISODES,
-    ERROR,
     MEASURES,
     NOTHING,
     PROTOCOL,
@@ -35,6 +34,7 @@ from metarun.runs.result import (
     TEST_ERROR,
     TRAIN_SECONDS,
     TRAIN_STEPS,
+    TRANSDUCTIVE,
     WORST_CLASS,
     half_of,
     key,
@@ -153,7 +153,7 @@ def _own_measures(result: dict[str, Any]) -> str:
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result[PROTOCOL]
-    mode = "transductive" if protocol["transductive"] else "inductive"
+    mode = "transductive" if protocol[TRANSDUCTIVE] else "inductive"
     if protocol.get("assumes_balanced_queries"):
         mode += ", supposes balanced queries"
     table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
@@ -211,9 +211,9 @@ def _errors(result: dict[str, Any], what: str) -> Table:
             if int(step) in SHOWN_STEPS or int(step) == last:
                 table.add_row(
                     f"{name}, {counted(int(step), 'step')}",
-                    f"{numbers['mse']:.3f}",
+                    f"{numbers[ERROR]:.3f}",
                     half(numbers[half_of(ERROR)], ".3f"),
-                    f"{numbers['mse_median']:.3f}",
+                    f"{numbers[MEDIAN_ERROR]:.3f}",
                     str(numbers["diverged"]),
                     str(result[key(prefix, EPISODES)]),
                 )

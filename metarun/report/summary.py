@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report import published, statistics
-from metarun.report.collect import Collection, Group, Run, Setting, basis, natural
+from metarun.report.collect import Collection
+from metarun.report.finished import FinishedRun, Setting, basis
+from metarun.report.grouping import Group, natural
 from metarun.report.published import Published
 from metarun.report.statistics import Paired
 from metarun.runs.result import (
-    ACCURACY,
     PROTOCOL,
     SCORE,
     TARGET_CURVE,
@@ -73,7 +75,7 @@ class Section:
     @property
     def higher_is_better(self) -> bool:
         """Whether the best row is the one with the largest number."""
-        return self.setting.measure == "acc" or not self.setting.tested
+        return self.setting.measure == ACCURACY or not self.setting.tested
 
 
 def summarise(collection: Collection) -> list[Section]:
@@ -147,7 +149,7 @@ class _Division:
         told: All keys that have one value in each of them, and are not of other data that were trained on.
     """
 
-    def __init__(self, settings: Iterable[Sequence[Run]]) -> None:
+    def __init__(self, settings: Iterable[Sequence[FinishedRun]]) -> None:
         settings = list(settings)
         self.classes = self._apart([[run.tested_classes for run in runs] for runs in settings])
         keys = sorted({key for runs in settings for run in runs for key in run.content_keys})
@@ -200,7 +202,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
             row.mean, row.seeds_half = fmean(values), statistics.over_seeds(values)
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
             row.over = _bases(run.interval_over for together in finite for run in together)
-        if measure == "mse":
+        if measure == ERROR:
             row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
     scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
@@ -216,7 +218,7 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
     return row
 
 
-def _over_draws(trainings: Sequence[Sequence[Run]], tested: str, target: bool) -> float | None:
+def _over_draws(trainings: Sequence[Sequence[FinishedRun]], tested: str, target: bool) -> float | None:
     """Half the interval over what was drawn for the tests, of the mean over trainings of the mean over the tests of each."""
     runs = [(run, 1 / len(together)) for together in trainings for run in together]
     halves = [run.result.get(half_of(tested)) for run, _ in runs]
@@ -244,7 +246,7 @@ def target_points(group: Group) -> dict[int, Point]:
     curves = [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in group.runs]
     return {
         size: Point(
-            fmean(curve[size]["acc"] for curve in curves),
+            fmean(curve[size][ACCURACY] for curve in curves),
             statistics.over_same_draws([curve[size].get(half_of(ACCURACY)) for curve in curves]),
             _bases(basis(curve[size], group.setting.over) for curve in curves),
         )
@@ -322,7 +324,7 @@ def pooled(by_seed: Sequence[np.ndarray], same_draws: bool) -> np.ndarray:
 
 
 def differences(
-    ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], scores: Mapping[int, np.ndarray | None]
 ) -> list[np.ndarray]:
     """For each seed of a test that both have, our scores minus theirs on the episodes that both were tested on, where finite.
 
@@ -341,7 +343,9 @@ def differences(
     return [each for each in found if len(each)]
 
 
-def _of_seeds(ours: Sequence[Run], theirs: Sequence[Run], scores: Mapping[int, np.ndarray | None]) -> list[float]:
+def _of_seeds(
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], scores: Mapping[int, np.ndarray | None]
+) -> list[float]:
     """For each seed of a training that both have, the mean of our scores minus theirs on the episodes that both were tested on."""
     found = []
     for seed in dict.fromkeys(run.training_seed for run in ours):

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.table import Table as RichTable
-from rich.text import Text
 from scipy.stats import rankdata
 
-from metarun.report.collect import Setting
+from metarun.ops.measures import ACCURACY, ERROR
+from metarun.report.finished import Setting
 from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW
-from metarun.runs.result import PROTOCOL
-from metarun.terminal import Terminal
+from metarun.runs.result import PROTOCOL, TRANSDUCTIVE
 
-LONGEST = 20  # rows of a table of validation scores on the terminal: a search can have hundreds of trials
 SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
 
 MINUS = "minus the best,"  # begins the headings of paired differences
@@ -61,18 +53,29 @@ EXPLAINED = {
 
 
 @dataclass
-class Table:
-    """Text cells under headings; `best` are the places `(row, column)` of what is printed in bold."""
+class TextTable:
+    """Text cells under headings.
+
+    Attributes:
+        title: What stands above them.
+        headings: The columns' names.
+        rows: The cells, row by row.
+        numbers_from: The first column that is aligned to the right.
+        best: The places `(row, column)` of what is printed in bold.
+        ranked: Whether the best row comes first.
+        kept: The column of results that stays in sight on a page which is too narrow for all; None for none.
+    """
 
     title: str
     headings: list[str]
     rows: list[list[str]]
-    numbers_from: int  # the first column that is aligned to the right
+    numbers_from: int
     best: set[tuple[int, int]] = field(default_factory=set)
-    ranked: bool = False  # whether the best row comes first
+    ranked: bool = False
+    kept: int | None = None
 
 
-def explained(shown: Sequence[Table]) -> dict[str, str]:
+def explained(shown: Sequence[TextTable]) -> dict[str, str]:
     """What the headings of these tables mean."""
     headings = {heading.rpartition(": ")[2].removesuffix(" (points)") for table in shown for heading in table.headings}
     paired = any(heading.startswith(MINUS) for heading in headings)
@@ -104,12 +107,12 @@ def number(value: float | None, measure: str) -> str:
     """An accuracy in percent, or an error."""
     if value is None:
         return "–"
-    if measure == "acc":
+    if measure == ACCURACY:
         return f"{value:.2%}"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def section_table(section: Section) -> Table:
+def section_table(section: Section) -> TextTable:
     """A setting's table; a heading whose cells would all be empty is left out."""
     rows, measure = section.rows, section.setting.measure
     swept = {
@@ -119,10 +122,11 @@ def section_table(section: Section) -> Table:
     results = _tested(rows, measure, section.setting.over) if section.setting.tested else _validated(rows, measure)
     columns = swept | {"seeds": [_seeds(row) for row in rows]} | results
     columns = {heading: cells for heading, cells in columns.items() if any(cells)}
-    best = {(index, len(swept) + 1) for index, row in enumerate(rows) if row.best}
+    measured = len(swept) + 1  # behind the number of seeds
+    best = {(index, measured) for index, row in enumerate(rows) if row.best}
     title = section.title if section.setting.tested else f"{section.title}: validation"
     cells = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    return Table(title, list(columns), cells, len(swept), best, ranked=not section.setting.tested)
+    return TextTable(title, list(columns), cells, len(swept), best, not section.setting.tested, measured)
 
 
 def _seeds(row: Row) -> str:
@@ -131,7 +135,7 @@ def _seeds(row: Row) -> str:
 
 
 def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]]:
-    regression = measure == "mse"
+    regression = measure == ERROR
     cells = {
         "MSE" if regression else "accuracy": [number(row.mean, measure) for row in rows],
         "± over seeds": ["one seed" if row.n == 1 else _half(row.mean, row.seeds_half, measure) for row in rows],
@@ -142,7 +146,7 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
-    transductive = [row.group.runs[0].result[PROTOCOL].get("transductive") for row in rows]
+    transductive = [row.group.runs[0].result[PROTOCOL].get(TRANSDUCTIVE) for row in rows]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
     encoders = [row.group.runs[0].result[PROTOCOL].get("encoder") or {} for row in rows]
     if any(each.get("saw_these_classes") == "yes" for each in encoders):
@@ -170,28 +174,28 @@ def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str
     """`−1.20 ± 0.31, p 0.004`: in percentage points, or in errors."""
     if row.best or paired is None:
         return "the best" if row.best else without
-    scale, digits = (100, ".2f") if measure == "acc" else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
+    scale, digits = (100, ".2f") if measure == ACCURACY else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
     p = "p <0.001" if paired.p < 0.001 else f"p {paired.p:.3f}"
     half = f" ± {scale * paired.half:{digits}}" if paired.half is not None else " in all"
     return f"{scale * paired.mean:+{digits}}{half}, {p}".replace("-", "−")
 
 
 def _validated(rows: Sequence[Row], measure: str) -> dict[str, list[str]]:
-    heading = "validation accuracy" if measure == "acc" else "validation error (median)"
-    sign = 1 if measure == "acc" else -1  # the score of regression is minus the median error
+    heading = "validation accuracy" if measure == ACCURACY else "validation error (median)"
+    sign = 1 if measure == ACCURACY else -1  # the score of regression is minus the median error
     scores = [None if row.validation is None else sign * row.validation for row in rows]
     halves = ["one seed" if row.n == 1 else _half(row.validation, row.validation_half, measure) for row in rows]
     return {heading: [number(score, measure) for score in scores], "± over seeds": halves}
 
 
-def overview(sections: Sequence[Section]) -> Table | None:
+def overview(sections: Sequence[Section]) -> TextTable | None:
     """A row for each method, a column for each setting; None if there is one setting, or nothing that goes across them."""
     sections = [section for section in sections if section.setting.tested]
     columns = list(dict.fromkeys(column for section in sections for column in section.columns))
     many = [index for index, section in enumerate(sections) if section.setting.one_of_many]
     families: dict[Setting, list[int]] = {}
     for index, section in enumerate(sections):
-        if section.division and not many and section.setting.measure == "acc":
+        if section.division and not many and section.setting.measure == ACCURACY:
             families.setdefault(section.setting._replace(content=""), []).append(index)
     families = {family: indices for family, indices in families.items() if len(indices) > 1}
     if len(sections) < 2 or not (columns or many or families):
@@ -228,7 +232,7 @@ def overview(sections: Sequence[Section]) -> Table | None:
     all_of = "All data sets" if len(many) == len(sections) else "All settings"
     title = f"{', '.join([all_of, *common])}: mean over seeds ± its 95% interval over seeds"
     left = [name(column, sections[0].crossed) for column in columns] or ["runs"]
-    return Table(title, [*left, *titles, *beside], rows, len(left), best)
+    return TextTable(title, [*left, *titles, *beside], rows, len(left), best, kept=len(left) + len(titles) - 1)
 
 
 def _tested_together(sections: Sequence[Section], many: Sequence[int]) -> list[list[int]]:
@@ -318,7 +322,7 @@ def _spread(columns: Mapping[str, Sequence[str]], places: Sequence[int], rows: i
     return found
 
 
-def target_curve(section: Section) -> Table | None:
+def target_curve(section: Section) -> TextTable | None:
     """A row for each group, a column for each number of training images of a target; None where all groups have one number."""
     found = [target_points(row.group) for row in section.rows]
     sizes = sorted({size for points in found for size in points})
@@ -339,175 +343,10 @@ def target_curve(section: Section) -> Table | None:
         if len(rows) > 1 and value == max(other[column] for other in means)
     }
     title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
-    return Table(title, [*swept, *(f"{size} images" for size in sizes)], rows, len(swept), best)
+    headings = [*swept, *(f"{size} images" for size in sizes)]
+    return TextTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
 
 
 def _point(point: Point, over: str) -> str:
-    half = "" if point.half is None else f" ± {number(point.half, 'acc')}"
-    return number(point.mean, "acc") + half + _unlike(point.half, point.over, over)
-
-
-def show(tables: Sequence[Table]) -> None:
-    """Prints the tables; piped output keeps its lines whole, a terminal is as wide as it is."""
-    console, whole = Terminal(), not sys.stdout.isatty()
-    for given in tables:
-        table, left_out = (given, []) if whole else narrowed(without_unpublished(given), console.width)
-        rich = RichTable(title=Text(table.title), title_justify="left")
-        for index, heading in enumerate(table.headings):
-            setting = index < table.numbers_from  # which is one word, and is read as a whole
-            whole_words = setting and needed(table) <= console.width
-            rich.add_column(Text(heading), justify="left" if setting else "right", overflow="fold", no_wrap=whole_words)
-        long = table.ranked and len(table.rows) > LONGEST
-        for row, cells in enumerate(table.rows[: LONGEST if long else None]):
-            # A narrow screen wants a line for the p-value; the sources of published values stand in the files.
-            shortened = [
-                re.sub(r" \([^()]*\)$", "", cell) if heading == "published" else cell
-                for heading, cell in zip(table.headings, cells, strict=True)
-            ]
-            texts = [
-                cell.replace(", p ", ",\np ") if at >= table.numbers_from else cell for at, cell in enumerate(shortened)
-            ]
-            rich.add_row(*(Text(text, style="bold" * ((row, at) in table.best)) for at, text in enumerate(texts)))
-        console.show(rich, whole=whole)
-        if left_out:
-            print(f"for want of room without {', '.join(left_out)}, which the files below have")
-        if long:
-            print(f"and {len(table.rows) - LONGEST} more, in the files below")
-
-
-def needed(table: Table) -> int:
-    """The columns of a screen that a table needs at least, its lines broken between words alone."""
-    words = [max(map(len, " ".join(cells).split() or [""])) for cells in zip(table.headings, *table.rows, strict=True)]
-    return sum(words) + 3 * len(words) + 1
-
-
-def narrowed(table: Table, width: int) -> tuple[Table, list[str]]:
-    """A table that fits a screen, and the headings of what was left out.
-
-    Left out are first what says that there is one seed, then settings, from the right, that tell no two rows apart.
-    """
-    left_out: list[str] = []
-    while needed(table) > width and (column := _dispensable(table)) is not None:
-        left_out.append(table.headings[column])
-        table = _without(table, column)
-    return table, left_out
-
-
-def _dispensable(table: Table) -> int | None:
-    cells = list(zip(*table.rows, strict=True))
-    for column, (heading, own) in enumerate(zip(table.headings, cells, strict=True)):
-        if column >= table.numbers_from and {heading, *own} in ({"seeds", "1"}, {"± over seeds", "one seed"}):
-            return column
-    for column in reversed(range(table.numbers_from)):
-        others = [tuple(row[:column] + row[column + 1 : table.numbers_from]) for row in table.rows]
-        if table.numbers_from > 1 and len(set(others)) == len(others):
-            return column
-    return None
-
-
-def without_unpublished(table: Table) -> Table:
-    """A table for a narrow screen: without its last column where that only says that nothing was published."""
-    last = [cells[-1] for cells in table.rows]
-    if (
-        not table.headings
-        or table.headings[-1] != "published"
-        or any(cell and not cell.startswith("none") for cell in last)
-    ):
-        return table
-    return _without(table, len(table.headings) - 1)
-
-
-def _without(table: Table, column: int) -> Table:
-    def rest(cells: list[str]) -> list[str]:
-        return cells[:column] + cells[column + 1 :]
-
-    return replace(
-        table,
-        headings=rest(table.headings),
-        rows=[rest(cells) for cells in table.rows],
-        numbers_from=table.numbers_from - (column < table.numbers_from),
-        best={(row, at - (at > column)) for row, at in table.best},
-    )
-
-
-# What Markdown takes for formatting: an underscore inside of a word is none.
-MARKDOWN = re.compile(r"[\\`*|\[\]~]|(?<![^\W_])_|_(?![^\W_])")
-
-
-def in_markdown(text: str) -> str:
-    """A text that Markdown shows as it stands."""
-    return MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def markdown(table: Table) -> str:
-    """A table of GitHub's Markdown under its title."""
-
-    def cell(place: tuple[int, int], text: str) -> str:
-        return f"**{in_markdown(text)}**" if place in table.best else in_markdown(text)
-
-    rule = ["---" if index < table.numbers_from else "---:" for index in range(len(table.headings))]
-    rows = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
-    headings = [cell((-1, -1), heading) for heading in table.headings]
-    return f"## {in_markdown(table.title)}\n\n" + "".join(
-        "| " + " | ".join(line) + " |\n" for line in (headings, rule, *rows)
-    )
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
-    "|": r"\textbar{}",
-    "[": "{[}", "]": "{]}",  # behind \\ and \midrule a bracket would begin a length
-}  # fmt: skip
-
-
-def latex(table: Table) -> str:
-    """A `table` for the package booktabs."""
-
-    def cell(place: tuple[int, int], text: str) -> str:
-        escaped = "".join(LATEX.get(character, character) for character in text)
-        return rf"\textbf{{{escaped}}}" if place in table.best else escaped
-
-    align = "l" * table.numbers_from + "r" * (len(table.headings) - table.numbers_from)
-    lines = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
-    body = [" & ".join(line) + r" \\" for line in ([cell((-1, -1), heading) for heading in table.headings], *lines)]
-    return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\caption{{{cell((-1, -1), table.title)}}}", rf"\begin{{tabular}}{{{align}}}",
-         r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    )  # fmt: skip
-
-
-def as_csv(sections: Sequence[Section]) -> str:
-    """A line for each group, numbers in full precision; what does not apply is empty."""
-    lines = [_record(section, row) for section in sections for row in section.rows]
-    headings = list(dict.fromkeys(heading for line in lines for heading in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, headings, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def _record(section: Section, row: Row) -> dict[str, Any]:
-    setting, seeds = section.setting, [str(together[0].training_seed)[:20] for together in row.group.trainings]
-    record: dict[str, Any] = {
-        "setting": section.title, "data": setting.data, "split": setting.split, "ways": setting.ways, "shots": setting.shots,
-        "queries": setting.queries,
-        **{column: None if value is None else shown(value) for column, value in row.group.values.items() if column != "data"},
-        "trained_on": row.group.runs[0].choices.get("data"),
-        "seeds": " ".join(seeds), "measure": setting.measure, "mean": row.mean, "half_over_seeds": row.seeds_half,
-        "half_over_episodes": row.episodes_half, "interval_over": row.over, "seeds_in_mean": row.counted,
-        "median": row.median, "diverged": row.diverged, "best": int(row.best),
-        "validation_score": row.validation, "validation_half_over_seeds": row.validation_half,
-        "train_seconds": row.seconds, "peak_memory_bytes": row.memory,
-    }  # fmt: skip
-    for kind, test in (("episodes", row.on_episodes), ("seeds", row.on_seeds)):
-        for part in ("mean", "half", "p", "pairs"):
-            heading = {"mean": "minus_best", "half": "minus_best_half", "p": "p_holm", "pairs": "pairs"}[part]
-            record[f"{heading}_over_{kind}"] = getattr(test, part) if test else None
-    published = row.published
-    record |= {"published": published.value if published else None, "source": published.source if published else None}
-    return {
-        key: "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-        for key, value in record.items()
-    }
+    half = "" if point.half is None else f" ± {number(point.half, ACCURACY)}"
+    return number(point.mean, ACCURACY) + half + _unlike(point.half, point.over, over)

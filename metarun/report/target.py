@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, MACRO_F1
 from metarun.report.text import half
 from metarun.runs.result import (
     CONTENT,
@@ -20,11 +21,12 @@ from metarun.runs.result import (
     TARGET_CURVE,
     TARGET_INTERVAL,
     TARGET_TEST_IMAGES,
+    TRANSDUCTIVE,
     half_of,
     key,
 )
 
-TITLES = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+TITLES = {ACCURACY: "accuracy", BALANCED_ACCURACY: "balanced accuracy", MACRO_F1: "macro F1", AUROC: "AUROC"}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -34,8 +36,8 @@ def table(result: dict[str, Any]) -> Table:
         {name.removeprefix(begins): value for name, value in result.items() if name.startswith(begins)}
     ]
     # Beside AUROC, which is of two classes, there is no room for macro F1.
-    known = [name for name in TITLES if name in curve[0] and not (name == "macro_f1" and "auroc" in curve[0])]
-    mode = "transductive" if result[PROTOCOL]["transductive"] else "inductive"
+    known = [name for name in TITLES if name in curve[0] and not (name == MACRO_F1 and AUROC in curve[0])]
+    mode = "transductive" if result[PROTOCOL][TRANSDUCTIVE] else "inductive"
     title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {mode}; {result[TARGET_INTERVAL]}"
     shown = Table("", *(TITLES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
@@ -63,7 +65,7 @@ def kept(result: dict[str, Any]) -> str:
     if found is None or "repeat" not in found:
         return ""
     return (
-        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found['acc']:.2%} of its "
+        f"{found['file']} is that of repeat {found['repeat']} with {found['train_images']} {kind(result)}: {found[ACCURACY]:.2%} of its "
         f"{result[TARGET_TEST_IMAGES]} test {kind(result)}"
     )
 
@@ -75,7 +77,7 @@ def _value(point: dict[str, Any], name: str) -> str:
 
 
 def learning_curve(
-    curves: Mapping[str, Sequence[dict[str, Any]]], measure: str = "acc", chance: float | None = None
+    curves: Mapping[str, Sequence[dict[str, Any]]], measure: str = ACCURACY, chance: float | None = None
 ) -> bytes:
     """A PNG of `measure` against the number of training images: a line for each of the named curves, bars the intervals."""
     import matplotlib as mpl

@@ -15,8 +15,9 @@ from metarun.config.task_schema import SIZES
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
-from metarun.data.domains import fit_to_network, named
+from metarun.data.domains import named
 from metarun.data.source import DataSource, NoData
+from metarun.data.test_sets import fit_to_network
 from metarun.encoders.building import encoded, encoded_as
 from metarun.engine.distributed import World
 from metarun.errors import UserError, nearest, reason
@@ -96,7 +97,8 @@ def check_installed(config: DictConfig) -> None:
     """
     backbone = get_class(config.backbone._target_)
     if issubclass(backbone, Backbone):
-        backbone.check_installed(config.backbone)
+        # The weights of a checkpoint take the place of those that it began with, which may be gone.
+        backbone.check_installed(config.backbone if not config.checkpoint else {**config.backbone, "weights": None})
     if config.augment:
         construct(config.augment, "augment")
 

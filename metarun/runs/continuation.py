@@ -11,17 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
 from metarun.config import Config, check
-from metarun.config.overrides import key_of
+from metarun.config.overrides import key_of, refuse_unused
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.runs import contents, result
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, whole_config
+from metarun.runs.recording import unused
 from metarun.stages.base import Stage, check_order
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
 SECTIONS = {"continual"}  # keys that hold others, which stages name among what they read
+TRAINING = ("train", "pretrain", "optimizer", "schedule")  # what only a stage that trains reads
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -47,6 +49,7 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
     refuse_unread(overrides, built, bool(config.target.data))
+    refuse_untrained(config, overrides, built)
     check_order(built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
@@ -89,6 +92,26 @@ def refuse_unread(overrides: Sequence[str], built: Sequence[Stage], target: bool
                 f"it is for recipe={' and recipe='.join(readers)}" if readers else f"metarun help {key} says what has"
             )
             raise UserError(f"{word}: this recipe has no use for it; {advice}")
+
+
+def refuse_untrained(config: DictConfig, overrides: Sequence[str], built: Sequence[Stage]) -> None:
+    """Refuses words for the training of a run whose weights are used as they are.
+
+    Args:
+        config: The config of the command line.
+        overrides: Its words.
+        built: The stages.
+
+    Raises:
+        UserError: There is one.
+    """
+    if not any(stage.needs_checkpoint for stage in built):
+        return
+    if not any(stage.continues_config or stage.needs_data for stage in built):
+        read = {key for stage in built for key in stage.reads}
+        refuse_unused(overrides, unused(config), "what checkpoint= names is used as it was trained", read)
+    elif not any(stage.gives_weights and not stage.needs_checkpoint for stage in built):
+        refuse_unused(overrides, TRAINING, "it trains nothing, and takes the weights of checkpoint= as they are")
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:

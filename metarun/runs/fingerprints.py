@@ -21,12 +21,14 @@ from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
+from metarun.text import shown_path
 
 COUNTS = re.compile(r"(sets\.[^.]+\.)?(classes|images|parts)\.|input_shape")
 PARTS = re.compile(r"(sets\.[^.]+\.)?parts\.")
 # Of `data`, of `target` where there is one, of `test.data.NAME`, and of what a setting names weights by.
 Descriptions = dict[str, dict[str, Any]]
 
+AFRESH = "start over beside it with resume=false"
 NOT_NOTED = "an earlier version of metarun, which made it, did not note how many items are for training and for testing"
 OTHER_WEIGHTS = "the file has changed"
 EMBEDDING = "unsupervised.embedding"  # by which tasks are made up; the description of the data tells of it
@@ -92,18 +94,17 @@ def kept(folder: Path) -> Descriptions:
     Raises:
         UserError: The file cannot be read.
     """
+    path = next((path for name in (contents.DATA, contents.RESULT) if (path := folder / name).is_file()), None)
+    if path is None:
+        return {}
+    found = files.read_json(path, AFRESH)
     try:
-        if (folder / contents.DATA).is_file():
-            found = files.parsed((folder / contents.DATA).read_text(encoding="utf-8"))
-        elif (folder / contents.RESULT).is_file():
-            result = files.parsed((folder / contents.RESULT).read_text(encoding="utf-8"))
-            found = {"data": result.get("data", {}), "target": result.get(CONTENT, {})}
-        else:
-            return {}
+        if path.name == contents.RESULT:
+            found = {"data": found.get("data", {}), "target": found.get(CONTENT, {})}
         return {role: dict(described) for role, described in found.items() if described.get("fingerprint")}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{folder}: what it says of its data cannot be read ({error}); start over beside it with resume=false"
+            f"{shown_path(path)}: is damaged (what it says of the data is no description of any); {AFRESH}"
         ) from error
 
 
@@ -159,12 +160,12 @@ def refuse_other_data(folder: Path, now: Descriptions) -> None:
         if set(found.values()) == {NOT_NOTED}:
             raise UserError(
                 f"{folder}: whether its {' and its '.join(found)} are those that are there cannot be told, for {NOT_NOTED}; "
-                "start over beside it with resume=false"
+                f"{AFRESH}"
             )
         kinds = " and ".join(sorted({"weights" if told == OTHER_WEIGHTS else "data" for told in found.values()}))
         raise UserError(
             f"{folder} was made with other {kinds} ({'; '.join(f'{role}: {changed}' for role, changed in found.items())}); "
-            "bring these back, or start over beside it with resume=false"
+            f"bring these back, or {AFRESH}"
         )
 
 

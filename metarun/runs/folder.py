@@ -182,6 +182,7 @@ def create(folder: Path) -> None:
     try:
         files.make_folder(folder)
     except OSError as error:
+        check_writable(folder)  # which knows what is in the way, a link to nowhere, say
         raise UserError(f"outputs={folder}: cannot be written ({error.strerror}); choose another outputs=") from error
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core import Episodes
-from metarun.engine import platform
 from metarun.errors import UserError
 from metarun.progress import progress_bar
 from metarun.runs import contents
+from metarun.system import platform
 from metarun.text import counted, duration, printable
 
 log = logging.getLogger("metarun")
@@ -100,7 +100,7 @@ class Plain(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-class Terminal(logging.Handler):
+class TerminalHandler(logging.Handler):
     """Plain lines on whatever `sys.stderr` is at the time (a progress bar replaces it while it is shown)."""
 
     def __init__(self) -> None:
@@ -146,8 +146,8 @@ def logging_to(path: Path) -> Iterator[None]:
 
 def start_logging(quiet: bool = False) -> None:
     """Sends the logger `metarun` to the terminal, once a process; `quiet` leaves only warnings."""
-    if not any(isinstance(handler, Terminal) for handler in log.handlers):
-        log.addHandler(Terminal())
+    if not any(isinstance(handler, TerminalHandler) for handler in log.handlers):
+        log.addHandler(TerminalHandler())
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         log.propagate = False
 

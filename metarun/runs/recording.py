@@ -61,7 +61,7 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     algorithm = run.algorithm
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
-        "transductive": algorithm.transductive,
+        result.TRANSDUCTIVE: algorithm.transductive,
         **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     if run.target:

@@ -14,6 +14,7 @@ from typing import Any
 
 from metarun import files
 from metarun.errors import UserError
+from metarun.ops.measures import ACCURACY, CI95, ERROR, MEDIAN_ERROR
 from metarun.runs import contents
 from metarun.text import shown_path
 
@@ -34,17 +35,15 @@ CHECKPOINT = "checkpoint"  # the weights that were given
 BASELINES = {UNTRAINED: "untrained", BEFORE_TRAINING: "before meta-training"}  # as tables name them
 
 # Measures.
-ACCURACY, ERROR = "acc", "mse"
-ERRORS = (ERROR, f"{ERROR}_median")  # infinite where predictions are no numbers
+ERRORS = (ERROR, MEDIAN_ERROR)  # infinite where predictions are no numbers
 MEASURES = (ACCURACY, ERROR)
-CI95 = "_ci95"  # ends the key of half of a 95% interval
 EPISODES = "episodes"
 AFTER_INNER_STEPS = "after_inner_steps"
 CURVES = "curves"
 POINTS = "points"  # where the points of the curves lie, `at`, and what they are, `name`; absent where they are counted
 CONTINUAL = "continual"  # of a test on classes that arrive one after the other
 VALIDATION_ACCURACY, VALIDATION_ERROR = f"{VALIDATION}/{ACCURACY}", f"{VALIDATION}/{ERROR}"
-VALIDATION_MEDIAN = f"{VALIDATION}/mse_median"  # of the episodes of a validation
+VALIDATION_MEDIAN = f"{VALIDATION}/{MEDIAN_ERROR}"  # of the episodes of a validation
 SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; absent where nothing was chosen
 
 # Numbers of a training.
@@ -56,7 +55,7 @@ SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
 # Numbers of a meta-test.
 TEST_ACCURACY, TEST_ERROR = f"{TEST}/{ACCURACY}", f"{TEST}/{ERROR}"
 TEST_EPISODES = f"{TEST}/{EPISODES}"
-TEST_MEDIAN = f"{TEST}/mse_median"
+TEST_MEDIAN = f"{TEST}/{MEDIAN_ERROR}"
 UNDEFINED = "undefined"  # the test tasks with a prediction that is no number, or a target's test images
 TEST_DIVERGED = f"{TEST}/diverged"  # the episodes whose error is not finite
 TEST_CURVES, TEST_POINTS = f"{TEST}/{CURVES}", f"{TEST}/{POINTS}"
@@ -101,6 +100,7 @@ GIT_COMMIT = "git_commit"
 NOTHING = "nothing"  # in the protocol: what an encoder of drawn weights was pretrained on
 SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
+TRANSDUCTIVE = "transductive"  # in the protocol: whether a prediction depends on other queries
 SECONDS = "seconds"  # that the run took, of its last sitting
 FILES = "files"  # the SHA-256 of files that were written with these numbers, by name
 LEARNER = "learner"  # what `metarun.load` builds it from

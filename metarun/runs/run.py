@@ -19,7 +19,7 @@ from metarun.data.shared import shared_classes
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.engine.distributed import World
 from metarun.engine.hardware import Hardware, worthwhile_processes
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.engine.train import Watch
 from metarun.errors import UserError
 from metarun.runs import result, seen
@@ -57,14 +57,14 @@ class Run:
     data: DataSource
     target: Target | None
     tests: Mapping[str, DataSource] = field(default_factory=dict)
-    learners: dict[str, Learner] = field(default_factory=dict)
+    learners: dict[str, Trainable] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     logger: RunLogger = field(default_factory=lambda: RunLogger(None))
     watch: Watch | None = None
     _samplers: dict[tuple[Split, TaskShape, str], EpisodeSampler] = field(default_factory=dict)
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Trainable:
         """The learner of the last stage that trains or loads one."""
         return list(self.learners.values())[-1]
 
@@ -79,7 +79,7 @@ class Run:
         return self.learner.hardware
 
     @property
-    def trained(self) -> list[Learner]:
+    def trained(self) -> list[Trainable]:
         """The learners that the stages so far train."""
         return [learner for learner in self.learners.values() if learner.sampler is not None and learner.settings.steps]
 
@@ -146,7 +146,7 @@ class Run:
         digests = {name: files.sha256(self.folder / name) for name in names}
         self.result[result.FILES] = self.result.get(result.FILES, {}) | digests
 
-    def add(self, name: str, learner: Learner) -> None:
+    def add(self, name: str, learner: Trainable) -> None:
         """Makes `learner` the one that the stages after this one use.
 
         Raises:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.folder import CONF
 from metarun.config.overrides import fixed, hint_of, is_free, key_of, read, reading, settled, split
-from metarun.config.shorthand import PAPER, expanded
+from metarun.config.shorthand import PAPER, bracketed, expanded
 from metarun.config.validation import NO_SEARCHPATH
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
@@ -117,9 +117,10 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
         free = is_free(key)
         if not free or not settled(word, sweep) or word.endswith("="):
             how = reading(hint_of(key, lambda path: OmegaConf.select(composed(), path)))
-            if how.path and not how.optional and word.endswith("="):
+            if how.path and word.endswith(f"{key}="):
                 raise UserError(
-                    f"{word}: is empty, and must name a file or a folder; is a variable of the shell not set?"
+                    f"{word}: is empty, and must name a file or a folder{' or be null' * how.optional}; is a variable of the shell "
+                    "not set?"
                 )
             word = read(word, how, sweep)
         return fixed(word) if sweep and free else word
@@ -152,7 +153,8 @@ def refuse_unknown_preset(word: str, arguments: argparse.Namespace) -> None:
         for path in (folder / "preset").rglob("*.yaml")
     }
     _, equals, value = word.partition("=")
-    for name in split(value) if equals and not word.startswith("~") else ():
+    names = split(value[1:-1] if bracketed(value) else value)
+    for name in names if equals and not word.startswith("~") else ():
         if re.fullmatch(r"[\w/.-]+", name) and name not in known | {PAPER, "null"}:
             raise UserError(unknown_choice(f"preset/{name}", [PAPER, *sorted(known)]))
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun.config.folder import CONF
-from metarun.config.overrides import key_of
+from metarun.config.overrides import hint_of, is_free, key_of
+from metarun.config.schema import Config
+from metarun.config.validation import given_to, settings
 from metarun.config.values import flat
 from metarun.errors import JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.text import listed
 
-OF_CHECKPOINTS = {"algo": ("method", "algo=maml"), "data": ("data", "data=omniglot")}  # a checkpoint brings both
+OF_CHECKPOINTS = {  # what a checkpoint brings, in words, and how it is named
+    "algo": ("method", "algo=maml"),
+    "data": ("data", "data=omniglot"),
+    "encoder": ("encoder", "encoder=minilm"),
+    "unsupervised": ("pseudo-labelled tasks", "unsupervised=cactus"),
+    "wrapper": ("wrapper", "wrapper=self_training"),
+}
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -39,7 +50,7 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
         return str(error)
     text = str(error)
     found = re.match(r"In '([^']+)'", text)
-    where = f"{found[1]}: " if found and found[1] != "config" else ""
+    where = f"{found[1]}: " if found and found[1] not in ("config", "hydra/config") else ""
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         return where + unknown_choice(str(error.missing_cfg_file), list(error.options or []))
     if isinstance(error, OverrideParseException):
@@ -56,7 +67,8 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if isinstance(cause, ConfigKeyError | ConfigAttributeError):
                 return where + _unknown_key(cause.full_key, cause.parent_node, words)
-            return where + _wrong_value(cause.full_key, first_line(cause))
+            inside = is_dataclass(hint_of(cause.full_key, lambda path: None)) or is_free(f"{cause.full_key}.any")
+            return where + _wrong_value(cause.full_key, first_line(cause), inside)
     if found := re.search(r"Could not override '([^']+)'", text):
         old = renamed_key(found[1].partition("@")[0])
         return (
@@ -100,8 +112,12 @@ KINDS = {
 }
 
 
-def _wrong_value(key: str, message: str) -> str:
-    """What OmegaConf says of a key's value, in words."""
+# What OmegaConf says of a value that is none, where a node has keys of its own.
+NO_NODE = (r"^Cannot assign.*Dict", r"is not a subclass of", r"^Cannot merge DictConfig")
+
+
+def _wrong_value(key: str, message: str, node_below: bool) -> str:
+    """What OmegaConf says of a key's value, in words; `node_below` says whether the key has keys of its own."""
     if (found := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)) and found[2] in KINDS:
         whole = re.fullmatch(r"(-?\d+)\.0", found[1])
         written = f"; write {whole[1]}" if whole and found[2] == "Integer" else ""
@@ -110,11 +126,23 @@ def _wrong_value(key: str, message: str) -> str:
         return f"{key}={found[1]}: is no {KINDS['Boolean']}"
     if found := re.match(r"Interpolation key '(.*)' not found", message):
         return f"{key}: ${{{found[1]}}} stands for the value of a key {found[1]}, and there is none; no path or text can have ${{ in it"
-    if (message.startswith("Cannot assign") and "Dict" in message) or "is not a subclass of" in message:
-        group = key.rpartition(".")[2]
-        advice = f"{group}=NAME chooses one" if group in _groups() else f"metarun help {key} lists them"
+    if found := re.match(r"Invalid value assigned: \w+ is not a ListConfig", message):
+        return f"{key}: must be a list; write [a,b], or [a] for one value"
+    if "is not Optional" in message and not node_below:
+        return f"{key}=null: must have a value; leave the word out for the usual one"
+    if any(re.search(of, message) for of in NO_NODE) or "is not Optional" in message:
+        group = _chooses(key)
+        advice = f"{group}=NAME chooses one" if group else f"metarun help {key} lists them"
         return f"{key}: has settings of its own, and is no single value; {advice}"
     return f"{key}: {message}"
+
+
+def _chooses(key: str) -> str | None:
+    """The group that chooses the node `key`, `target` of `target.data`; None where none does."""
+    from metarun.config.reference import Reference
+
+    above, home = key.partition(".")[0], Reference([CONF]).group_of(key)
+    return home[0] if home and home[1] == key else above if above in _groups() else None
 
 
 def _groups() -> list[str]:
@@ -174,15 +202,14 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
         return old
     if key.startswith("usual.schedule."):  # as it is seen from `train.schedule`, where no schedule was chosen
         typed = key.replace("usual", "train", 1)
-        hint = _of_other_choices(typed) or "; choose a schedule that has it: schedule=cosine, say"
+        hint = _of_other_choices(typed) or "; schedule=NAME chooses one, and metarun help schedule tells what each has"
         return f"{typed}: there is no such key{hint}"
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
-    near = (nearest(tail, beside, above) if above else "") or nearest(
-        tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key}
-    )
+    near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
+    near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:
         near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:
@@ -190,7 +217,33 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     if above in OF_CHECKPOINTS and any(word.startswith("checkpoint=") for word in words):
         what, example = OF_CHECKPOINTS[above]
         near = f"; to override a setting of the checkpoint's {what}, name the {what} too ({example}, say)"
+        if not _continues_config(parent._get_root()):
+            near = f"; the checkpoint brings its own {what}, and this recipe changes no setting of it"
     return f"{key}: there is no such key{near}"
+
+
+def _continues_config(config: Any) -> bool:
+    """Whether the recipe of a config goes on with the config of its checkpoint's run, which can then be overridden."""
+    from metarun.runs.building import build_stages  # here: it has torch imported
+
+    try:
+        return any(stage.continues_config for stage in build_stages(config))
+    except UserError:  # of a recipe that is wrong itself, which is told after this key is right
+        return True
+
+
+def _addition(key: str, parent: Any) -> str:
+    """How a setting is given that the class of a node has and its file leaves out; an empty string where it has none of this name."""
+    above, _, name = key.rpartition(".")
+    target = parent.get("_target_") if isinstance(parent, DictConfig) else None
+    if not isinstance(target, str) or not is_free(key):
+        return ""
+    try:
+        takes = name in inspect.signature(get_class(target)).parameters
+    except Exception:  # of a class that cannot be imported, or does not say what it takes, nothing is known
+        return ""
+    given = next((mark.names for node, hint in settings(Config) if node == above and (mark := given_to(hint))), ())
+    return f"; its file leaves this setting of {target} out; +{key}=... gives it" if takes and name not in given else ""
 
 
 def meant(word: str) -> str:

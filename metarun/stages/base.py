@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from metarun.engine.learner import Learner
+    from metarun.engine.learner import Trainable
     from metarun.runs.run import Run
 
 
@@ -52,7 +52,7 @@ class Stage(ABC):
     asks_for_classes: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     shares_training: ClassVar[bool] = False
-    learner: Learner | None = None
+    learner: Trainable | None = None
 
     @abstractmethod
     def prepare(self, run: Run) -> None:

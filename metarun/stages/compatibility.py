@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.core import Algorithm, TaskShape, count_text, least
 from metarun.engine.distributed import World
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.ops.draws import drawing
 
@@ -84,7 +84,7 @@ def check_labels(algorithm: Algorithm, config: DictConfig, train: str) -> None:
         raise UserError(f"{train}.task.unlabelled={count}: {why}; leave it null")
 
 
-def check_test_task(learner: Learner, test_task: TaskShape) -> None:
+def check_test_task(learner: Trainable, test_task: TaskShape) -> None:
     """Checks that a learner can be validated and tested on such tasks.
 
     Raises:
@@ -100,7 +100,7 @@ def check_test_task(learner: Learner, test_task: TaskShape) -> None:
         )
 
 
-def check_train_task(learner: Learner, train_task: TaskShape, train: str, test_task: TaskShape) -> None:
+def check_train_task(learner: Trainable, train_task: TaskShape, train: str, test_task: TaskShape) -> None:
     """Checks that a learner can be trained on such tasks.
 
     Args:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from metarun import files
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled, generator
 from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
 from metarun.errors import UserError
 from metarun.ops import batch_norm
+from metarun.ops.measures import ACCURACY
 from metarun.report.continual import class_curve
 from metarun.report.statistics import over_seeds
 from metarun.runs import contents, result, seen
@@ -25,7 +27,6 @@ from metarun.text import counted, printable, shown_path
 
 log = logging.getLogger("metarun")
 
-CHUNK = 256  # images whose features are computed together
 VALIDATION_ORDERS = 3  # that the learning rate is chosen on
 
 
@@ -111,10 +112,7 @@ class Continual(Stage):
                     self._measure(run, number, rate)
                 advance(number + 1)
         world.barrier()
-        found = [
-            files.read_json(where / f"order-{number}.json", "delete it to have it computed again")
-            for number in range(config.orders)
-        ]
+        found = [files.read_json(where / f"order-{number}.json", files.MADE_AGAIN) for number in range(config.orders)]
         run.result |= self._summary(run, found, rate, validated)
 
     @torch.no_grad()
@@ -122,8 +120,8 @@ class Continual(Stage):
         """The features of all images, float32 `[n, D]`, class after class as `images` are."""
         parts = []
         with run.hardware.autocast():
-            for start in range(0, len(images), CHUNK):
-                places = np.arange(start, min(start + CHUNK, len(images)))
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                places = np.arange(start, min(start + IMAGES_AT_ONCE, len(images)))
                 parts.append(run.algorithm.features_of(images.batch(places, run.hardware.device).x).float())
         return torch.cat(parts)
 
@@ -156,16 +154,16 @@ class Continual(Stage):
                     scores.append(float(np.mean(tried)))
                 except UserError:  # too high a rate
                     scores.append(0.0)
-            files.save_json(file, {"rates": rates, "acc": scores, "classes": classes})
+            files.save_json(file, {"rates": rates, ACCURACY: scores, "classes": classes})
         world.barrier()
         kept = files.read_json(file, f"delete {shown_path(file)} to have the rates tried again")
-        best = int(np.argmax(kept["acc"]))
-        return rates[best], kept["acc"][best]
+        best = int(np.argmax(kept[ACCURACY]))
+        return rates[best], kept[ACCURACY][best]
 
     def _measure(self, run: Run, number: int, rate: float) -> None:
         """Leaves the accuracies of one order, unless they are there."""
         file = run.folder / contents.CONTINUAL / f"order-{number}.json"
-        if file.is_file() and "online_so_far" in files.read_json(file, "delete it to have it computed again"):
+        if file.is_file() and "online_so_far" in files.read_json(file, files.MADE_AGAIN):
             return  # what an earlier version left lacks that curve
         sequence = self._sequence(run, "test", number, self.classes)
         seed = int(generator("head", run.config.seed, number).integers(2**62))
@@ -200,12 +198,12 @@ class Continual(Stage):
             for count, value in zip(self.points, curve["mean"], strict=True):
                 run.logger.curve(result.key(result.TEST, f"acc_{name}"), value, count)
         return {
-            result.key(result.TEST, result.ACCURACY): final,
-            result.half_of(result.key(result.TEST, result.ACCURACY)): half,
+            result.key(result.TEST, ACCURACY): final,
+            result.half_of(result.key(result.TEST, ACCURACY)): half,
             result.key(result.TEST, result.EPISODES): len(orders),
             result.key(result.TEST, result.CURVES): {f"acc_{name}": curve for name, curve in curves.items()},
             result.key(result.TEST, result.POINTS): {"at": self.points, "name": "classes so far"},
-            result.key(result.CHANCE, result.ACCURACY): 1 / self.classes,
+            result.key(result.CHANCE, ACCURACY): 1 / self.classes,
             result.CONTINUAL: {
                 "classes": self.classes,
                 "learning_rate": rate,
@@ -213,7 +211,7 @@ class Continual(Stage):
                 "optimizer": run.config.continual.optimizer,
                 "picture": contents.CLASS_CURVE,
                 **{
-                    name: {result.ACCURACY: curve["mean"][-1], result.half_of(result.ACCURACY): curve["ci95"][-1]}
+                    name: {ACCURACY: curve["mean"][-1], result.half_of(ACCURACY): curve["ci95"][-1]}
                     for name, curve in curves.items()
                 },
             },

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.export import Dim
 
 import metarun
 from metarun import files
 from metarun.config import task_of
 from metarun.config.overrides import canonical
-from metarun.core import count_text
+from metarun.core import Batch, count_text
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner as Trained
+from metarun.engine.learner import Trainable as Trained
 from metarun.errors import UserError
 from metarun.export import exported, graphs, onnx_file
 from metarun.export.exported import IMAGES, Exported, Input
@@ -29,12 +32,14 @@ from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
+from metarun.ops import calibration
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.runs.folder import whole_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.predict import inputs_digest, left_out
-from metarun.target.base import Own
+from metarun.target.base import Own, TargetClassifier
 from metarun.text import bytes_text, shell_path, shown_path
 
 EXPORT = "export"  # the kind of its numbers in `result.json`
@@ -48,14 +53,14 @@ class Export(Stage):
     """Writes the classifier of a run as ONNX or as a program of torch.export.
 
     With the classes of a transfer run, or those of `support=`, the file takes images and gives probabilities. Without, it takes
-    the support images and their labels along. It is made and compared with metarun before anything is written.
+    the support images and their labels along. It is made, and compared with what `recipe=predict` says, before anything is written.
     """
 
     needs_checkpoint = True
     continues_config = False
     needs_data = False
     one_process = True
-    reads = ("images", "support", "format", "int8")
+    reads = ("images", "support", "format", "int8", "task.ways", "test.task.ways")
 
     def prepare(self, run: Run) -> None:
         config = run.config
@@ -80,7 +85,7 @@ class Export(Stage):
                 raise UserError(
                     "images: compare the files of a classifier of fixed classes; add support=FOLDER, or leave them out"
                 )
-            function, inputs, (asked, *others) = self._of_learner(learner, config)
+            function, predict, inputs, (asked, *others) = self._of_learner(learner, config)
             self.digest = inputs_digest(held, items.Examples([], []), None)
             self.name, self.classes = "learner", None
         else:
@@ -96,9 +101,12 @@ class Export(Stage):
             function = graphs.of_classifier(classifier.network_.eval(), prepare, self.temperature)
             images = Input("images", "batch", Dim("batch", min=1), pixels_of(learner))
             inputs, asked, others = [images], [filled(self.given.pixels, learner, config.seed)], []
+            predict = partial(predicted, classifier.network_, learner, self.temperature)
         try:
             metadata = self._metadata(learner, config)
-            self.made = exported.export(function, inputs, asked, config.format, metadata, self.temperature, others)
+            self.made = exported.export(
+                function, inputs, asked, config.format, metadata, self.temperature, others, predict
+            )
         except UserError as error:
             raise UserError(f"format={config.format}: {described(learner)} cannot be exported: {error}") from error
         self.inputs = inputs
@@ -113,8 +121,10 @@ class Export(Stage):
             f"file cannot keep; {described(learner)} is transductive, algo=simpleshot, say, is not"
         )
 
-    def _of_learner(self, learner: Learner, config: DictConfig) -> tuple[Any, list[Input], list[list[np.ndarray]]]:
-        """The function, inputs and values to compare on, those of each of `SHOTS`, of a method whose support set is given along."""
+    def _of_learner(
+        self, learner: Learner, config: DictConfig
+    ) -> tuple[Any, exported.Run, list[Input], list[list[np.ndarray]]]:
+        """Of a method whose support set is given along: the function, what is predicted, inputs, and values of each of `SHOTS`."""
         ways, method = ways_of(learner, config), Own(learner.algorithm)
         if method.inductive.transductive:
             raise UserError(self._transductive(learner, config))
@@ -122,6 +132,12 @@ class Export(Stage):
         function = graphs.of_learner(
             method.inductive.eval(), learner.held.preprocessing.of_pixels, ways, self.temperature
         )
+
+        def predict(support: np.ndarray, labels: np.ndarray, images: np.ndarray) -> np.ndarray:
+            y = torch.from_numpy(labels)
+            known = Batch(inputs_of(support, learner), y, torch.ones_like(y))
+            return predicted(method.fit(known, ways), learner, self.temperature, images)
+
         shots, shape = Dim("shots", min=1), pixels_of(learner)
         inputs = [
             Input("support_images", f"{ways}*shots", ways * shots, shape),
@@ -134,7 +150,7 @@ class Export(Stage):
         )
         self.ways = ways
         labels = [np.arange(ways).repeat(shots) for shots in SHOTS]
-        return function, inputs, [[support, y, images] for support, y in zip(supports, labels, strict=True)]
+        return function, predict, inputs, [[support, y, images] for support, y in zip(supports, labels, strict=True)]
 
     def _metadata(self, learner: Learner, config: DictConfig) -> dict[str, Any]:
         """What the file says of itself."""
@@ -219,9 +235,9 @@ class Export(Stage):
                     f"within {one['largest_difference']:.2g}"
                 )
             else:
-                line += f"; probabilities within {one['largest_difference']:.1g} of metarun's on {found['compared_on']} images"
-            if "acc" in one:
-                line += f"; accuracy {one['acc']:.2%} of {one['labelled']} {one['of']}"
+                line += f"; probabilities within {one['largest_difference']:.1g} of recipe=predict's on {found['compared_on']} images"
+            if ACCURACY in one:
+                line += f"; accuracy {one[ACCURACY]:.2%} of {one['labelled']} {one['of']}"
             print(line)
         if learned := stored.get(result.key(EXPORT, "learned_from")):
             print(f"{learned} of the images: {LEARNED}, or copies of these, left out of the accuracy")
@@ -266,7 +282,7 @@ class ImageSet:
                 strict=True,
             )
         ]
-        return {"acc": float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
+        return {ACCURACY: float(np.concatenate(right).mean()), "labelled": int(known.sum()), "of": self.of}
 
 
 def ways_of(learner: Learner, config: DictConfig) -> int:
@@ -346,6 +362,28 @@ def filled(pixels: np.ndarray, learner: Learner, seed: int) -> np.ndarray:
     given = pixels[: IMAGES // 2]
     noise = np.random.default_rng(seed).integers(0, 256, (IMAGES - len(given), *pixels_of(learner)), dtype=np.uint8)
     return np.concatenate([given, noise])
+
+
+def inputs_of(pixels: np.ndarray, learner: Learner) -> Tensor:
+    """The network's input of pixels, by the way that `recipe=predict` takes, which need not be that of a graph."""
+    how = learner.held.preprocessing
+    assert isinstance(how, Preprocessing)
+    return how.inputs(pixels, learner.device)
+
+
+def predicted(network: TargetClassifier, learner: Learner, temperature: float, pixels: np.ndarray) -> np.ndarray:
+    """What `recipe=predict` says of images: the probability of each class, `[B, classes]`.
+
+    Args:
+        network: What was fitted.
+        learner: Whose preprocessing the images have.
+        temperature: Divides the logarithms of the network's probabilities.
+        pixels: The images, uint8 `[B, channels, size, size]`.
+    """
+    with torch.no_grad():
+        scores = network(inputs_of(pixels, learner)).double()
+    found: np.ndarray = np.exp(calibration.tempered(network.log_probabilities(scores).numpy(), temperature))
+    return found
 
 
 def pixels_of(learner: Learner) -> tuple[int, int, int]:

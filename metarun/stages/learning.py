@@ -23,7 +23,7 @@ from metarun.data.source import DataSource, Split
 from metarun.engine import hardware as hardware_module
 from metarun.engine import origins
 from metarun.engine.augmentation import augmented
-from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.learner import Trainable, build_optimizer
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
@@ -44,7 +44,7 @@ def build_learner(
     *,
     trains: bool = False,
     network: DictConfig | None = None,
-) -> Learner:
+) -> Trainable:
     """A learner, built from the config.
 
     Args:
@@ -82,7 +82,7 @@ def build_learner(
     hardware.place(algorithm)
     if wrapper is not None:
         wrapper.to(hardware.device)
-    learner = Learner(
+    learner = Trainable(
         name,
         algorithm,
         settings,
@@ -133,7 +133,7 @@ def prepared_by(wrapper: Wrapper | None, algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-def give_training_data(run: Run, learner: Learner, algo: str, train: str, task: TaskShape) -> None:
+def give_training_data(run: Run, learner: Trainable, algo: str, train: str, task: TaskShape) -> None:
     """Gives a learner what it trains on: batches of images, sequences of them or episodes, changed by `augment` if there is one.
 
     Args:
@@ -284,7 +284,7 @@ def build_backbone(config: DictConfig, data: DataSource) -> Backbone:
     return backbone
 
 
-def training_protocol(learner: Learner) -> dict[str, Any]:
+def training_protocol(learner: Trainable) -> dict[str, Any]:
     """What `protocol` of `result.json` says of a learner's training; nothing where there was none."""
     settings, task = learner.settings, learner.task
     if not settings.steps:

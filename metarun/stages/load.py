@@ -14,7 +14,7 @@ from metarun.core import Algorithm
 from metarun.data.source import DataSource
 from metarun.encoders import encoded_members
 from metarun.engine import checkpoint, origins
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.runs import result, seen
 from metarun.runs.fingerprints import differences, kept, weights
@@ -28,7 +28,7 @@ class Load(Stage):
 
     gives_weights = True
     needs_checkpoint = True
-    learner: Learner
+    learner: Trainable
 
     def prepare(self, run: Run) -> None:
         origin = run.config.checkpoint

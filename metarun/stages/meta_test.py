@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,19 +15,21 @@ from torch import Tensor
 from metarun import files
 from metarun.config.task_schema import SIZES
 from metarun.core import TaskShape
-from metarun.data.domains import named, rule
+from metarun.data.domains import named
 from metarun.data.source import DataSource, EpisodeSampler, Split
+from metarun.data.test_sets import rule
 from metarun.engine.evaluate import Scores, evaluate
-from metarun.engine.hardware import Hardware
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
+from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
 from metarun.report.reliability import reliability_diagram
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.compatibility import check_test_task
+from metarun.stages.scores import Measured, over_sets, own_measures, summary
 from metarun.stages.training_data import warn_namesakes
 from metarun.target.base import Own
 from metarun.text import counted, shape_text
@@ -77,8 +77,10 @@ class MetaTest(Stage):
         self.namesakes = {test.name: warn_namesakes(run, run.tests[test.name], test.name) for test in self.tests}
         self.validation = None
         if self.classifies:
-            with contextlib.suppress(UserError):  # too few classes for such tasks: then there is no temperature
+            try:
                 self.validation = run.episodes("val", task, device)
+            except UserError as error:  # too few classes for such tasks, say
+                log.warning("test: probabilities get no temperature, for want of validation tasks (%s)", error)
         self.views = self._views(run)
 
     @property
@@ -172,13 +174,13 @@ class MetaTest(Stage):
             chance = 1 / ways if isinstance(ways, int) else 0.0
             if isinstance(ways, tuple) and observed is not None:
                 chance = observed.chance.mean().item()
-            run.result[test.key(result.CHANCE, result.ACCURACY)] = chance
+            run.result[test.key(result.CHANCE, ACCURACY)] = chance
 
     def _conclude(self, run: Run, temperature: float | None) -> None:
         """The means over the data sets, and what each data set is."""
         for kind in (result.TEST, *result.BASELINES, result.CHANCE):
-            key = result.key(kind, result.ACCURACY)
-            values: list[Any] = [run.result.get(test.key(kind, result.ACCURACY)) for test in self.tests]
+            key = result.key(kind, ACCURACY)
+            values: list[Any] = [run.result.get(test.key(kind, ACCURACY)) for test in self.tests]
             if None in values:
                 continue
             run.result[key] = math.fsum(values) / len(values)
@@ -295,7 +297,7 @@ class MetaTest(Stage):
         for name, curve in curves.items():
             for point, value in enumerate(curve["mean"]):
                 run.logger.curve(test.key(result.TEST, name), value, point)
-        name = "mse_median" if scores.power else result.ACCURACY
+        name = MEDIAN_ERROR if scores.power else ACCURACY
         for step, values in zip(scores.steps, scores.values, strict=True):
             value = metrics.median(values) if scores.power else values.mean().item()
             run.logger.curve(test.key(result.TEST, f"{name}_{result.AFTER_INNER_STEPS}"), value, step)
@@ -371,84 +373,3 @@ def warn_cut_short(test: Test) -> None:
             most,
             100 * test.described["classes_cut_short"],
         )
-
-
-class Measured:
-    """Gathers what the data measure on predictions beside the error.
-
-    Args:
-        data: The data set.
-        episodes: The number of test episodes.
-    """
-
-    def __init__(self, data: DataSource, episodes: int) -> None:
-        self.data = data
-        nothing = torch.zeros(1, 2, data.outputs or 1)
-        self.values = {name: torch.zeros(episodes, dtype=torch.float64) for name in data.measures(nothing, nothing)}
-
-    def __call__(self, rows: Tensor, predictions: Tensor, targets: Tensor) -> None:
-        """Takes the predictions of the episodes of the numbers `rows`, and their targets."""
-        for name, found in self.data.measures(predictions, targets).items():
-            self.values[name][rows] = found.double().cpu()
-
-    def gather(self, hardware: Hardware) -> dict[str, Tensor]:
-        """The values of all episodes by name, the same in every rank, float64 `[episodes]`."""
-        hardware.world.all_reduce(list(self.values.values()))
-        return self.values
-
-
-def summary(scores: Scores, kind: str) -> dict[str, Any]:
-    """The numbers of one test.
-
-    Args:
-        scores: The score of every episode, after each of some numbers of inner steps.
-        kind: What the numbers were measured with, such as `test`.
-
-    Returns:
-        Numbers for `result.json`: of the last inner step, and step by step where there are several.
-    """
-    steps: dict[str, Any] = {}
-    for step, values in zip(scores.steps, scores.values, strict=True):
-        if scores.power:
-            steps[str(step)] = metrics.regression_summary(values, scores.power)
-        else:
-            mean, ci95 = metrics.interval(values, shares=True)
-            steps[str(step)] = {result.ACCURACY: mean, result.half_of(result.ACCURACY): ci95}
-    found = {result.key(kind, name): value for name, value in steps[str(scores.steps[-1])].items()}
-    found[result.key(kind, result.EPISODES)] = scores.values.shape[1]
-    if len(steps) > 1 or scores.power:
-        found[result.key(kind, result.AFTER_INNER_STEPS)] = steps
-    return found
-
-
-def over_sets(scores: Sequence[Tensor]) -> Tensor:
-    """The means over data sets of the score of episode i of each, `[episodes]`, by which the mean over the sets has its interval.
-
-    Episode i of every data set is drawn from (seed, split, i): where shapes are ranges all have its ways and shots, and sets of the
-    same classes have the same of them. So the luck of a draw is shared, and the interval is over the means of each i over the sets,
-    which is right whatever they share.
-
-    Args:
-        scores: Of each data set the score of every episode, `[episodes]`, as many for all.
-    """
-    return torch.stack(list(scores)).mean(0)
-
-
-def own_measures(scores: Scores, kind: str = result.TEST) -> dict[str, Any]:
-    """The method's own measures, and the data's, with their intervals: `test/NAME`, and curves under `test/curves`.
-
-    They are means over the tasks that have a finite value; how many have none, `test/NAME_not_finite` says.
-    """
-    found: dict[str, Any] = {}
-    for name, values in scores.measures.items():
-        key = result.key(kind, name)
-        pairs = [metrics.finite_interval(column) for column in values.reshape(len(values), -1).T]
-        if values.ndim == 1:
-            found[key], found[result.half_of(key)] = pairs[0]
-            if lost := int((~torch.isfinite(values)).sum()):
-                found[result.lost_of(key)] = lost
-        else:
-            means, widths = zip(*pairs, strict=True)
-            curves = found.setdefault(result.key(kind, result.CURVES), {})
-            curves[name] = {"mean": list(means), "ci95": list(widths)}
-    return found

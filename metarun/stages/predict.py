@@ -14,7 +14,7 @@ from metarun import files
 from metarun.config.overrides import key_of
 from metarun.engine import checkpoint
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner as Trained
+from metarun.engine.learner import Trainable as Trained
 from metarun.errors import UserError
 from metarun.inference import items, store
 from metarun.inference.classifier import Classifier, threshold
@@ -97,7 +97,7 @@ class Predict(Stage):
     def protocol(self, run: Run) -> dict[str, Any]:
         """What holds of the predictions, which a norm that looks at other queries has no part in."""
         return {
-            "transductive": self.classifier.network_.transductive,
+            result.TRANSDUCTIVE: self.classifier.network_.transductive,
             "labelled_images": batch_norm.labelled_rule(run.algorithm.backbone.norm),
         }
 
@@ -122,7 +122,7 @@ class Predict(Stage):
         """The export of the classifier, where it can be, and telling unknown classes, where the run chose a threshold for them."""
         words = {key_of(word): word for word in stored[result.OVERRIDES]}
         steps = []
-        if stored[result.key(PREDICT, "kind")] == "images" and not stored[result.key(PREDICT, "transductive")]:
+        if stored[result.key(PREDICT, "kind")] == "images" and not stored[result.key(PREDICT, result.TRANSDUCTIVE)]:
             kept = [words[key] for key in ("checkpoint", "support") if key in words]
             steps.append(f"{result.begun(stored)} {shlex.join(['recipe=export', *kept])}")
         off = words.get("unknown", "unknown=off") in ("unknown=off", "unknown=null")

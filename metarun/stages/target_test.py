@@ -14,6 +14,7 @@ from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
 from metarun.inference.kept import keep_trained
 from metarun.ops import metrics
+from metarun.ops.measures import ACCURACY, AUROC
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -64,7 +65,7 @@ class TargetTest(Stage):
                 "target: the predictions of %d of %d test images are no numbers, which count as wrong; a lower train.optimizer.lr "
                 "may keep the training from diverging", found[result.UNDEFINED], len(images),
             )  # fmt: skip
-        halves = metrics.over_images(np.array(found["confusion"]), found.get("auroc"))
+        halves = metrics.over_images(np.array(found["confusion"]), found.get(AUROC))
         found |= {result.half_of(name): half for name, half in halves.items()}
         found |= {
             "over": "test images",
@@ -86,7 +87,7 @@ class TargetTest(Stage):
             if keep_trained(run, ready, run.folder / contents.CLASSIFIER):
                 found["classifier"] = {
                     "file": contents.CLASSIFIER,
-                    "acc": found["acc"],
+                    ACCURACY: found[ACCURACY],
                     **accuracy_of_others(right, copied),
                 }
         run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
@@ -94,6 +95,6 @@ class TargetTest(Stage):
     def protocol(self, run: Run) -> dict[str, Any]:
         # `classified` takes no statistics of the images that it classifies.
         return {
-            "transductive": False,
+            result.TRANSDUCTIVE: False,
             **self.trained_on,
         }

@@ -17,7 +17,7 @@ from metarun.config import flat
 from metarun.data.image_batches import Labelled
 from metarun.engine import checkpoint
 from metarun.engine.evaluate import classified, evaluate
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.engine.train import Validate, fit
 from metarun.errors import UserError, nearest
 from metarun.ops import batch_norm, metrics
@@ -47,7 +47,7 @@ class Train(Stage):
     """
 
     gives_weights = True
-    learner: Learner
+    learner: Trainable
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from metarun.data.noise import with_noise
 from metarun.data.shared import ClassIndex, key, same_names, shared_classes
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
-from metarun.engine.learner import Learner, Sampler
+from metarun.engine.learner import Sampler, Trainable
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
@@ -193,7 +193,7 @@ def warn_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]
     return {"named_as_trained_on": {"count": len(names), "names": names}}
 
 
-def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) -> Sampler:
+def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) -> Sampler:
     """Shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
 
     Args:
@@ -220,7 +220,7 @@ def image_batches(run: Run, learner: Learner, algo: str, split: Split | None) ->
     return batches(images, run.config.seed, learner.hardware.device, second, target_labels=labels)
 
 
-def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
+def held_out_images(run: Run, learner: Trainable, train: str) -> Labelled | None:
     """The images that a method on batches is validated on: held out of the classes that it trains on.
 
     Args:
@@ -251,7 +251,7 @@ def held_out_images(run: Run, learner: Learner, train: str) -> Labelled | None:
     return images
 
 
-def training_episodes(run: Run, learner: Learner, train: str) -> Sampler:
+def training_episodes(run: Run, learner: Trainable, train: str) -> Sampler:
     """Episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
     check_train_task(learner, learner.task, train, run.test_task)

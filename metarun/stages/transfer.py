@@ -14,11 +14,12 @@ from metarun.config import construct
 from metarun.core import Batch, Spec
 from metarun.data.image_batches import Labelled
 from metarun.engine import hardware as hardware_module
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.errors import UserError
 from metarun.inference import store
 from metarun.inference.kept import keep_classifier
 from metarun.ops.calibration import Reliability, tempered
+from metarun.ops.measures import ACCURACY
 from metarun.report.reliability import reliability_diagram
 from metarun.report.target import learning_curve
 from metarun.runs import contents, result
@@ -26,7 +27,7 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_backbone, build_learner, origins_of, seen_by, told_of, with_library
 from metarun.stages.training_data import refuse_target_labels, warn_brought, warn_seen_unlabelled, warn_trained_on
-from metarun.target.base import Bare, Classifier, SourceImages, TargetMethod
+from metarun.target.base import Bare, SourceImages, TargetClassifier, TargetMethod
 from metarun.target.target import accuracy_of_others
 
 
@@ -68,7 +69,7 @@ class Transfer(Stage):
         assert run.target is not None
         run.algorithm.eval()
 
-        def keep(classifier: Classifier, train: Labelled, known: Batch) -> None:
+        def keep(classifier: TargetClassifier, train: Labelled, known: Batch) -> None:
             keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)
 
         where = run.folder / contents.TARGET
@@ -107,7 +108,7 @@ class Transfer(Stage):
             "repeat": 0,
             "train_images": len(held.examples),
             "examples": held.examples,
-            "acc": float(right.mean()),
+            ACCURACY: float(right.mean()),
             **accuracy_of_others(right, copied),
         }
         found[result.key(result.TARGET, result.CALIBRATION)] = {
@@ -133,7 +134,7 @@ class Transfer(Stage):
         reads = {"transfer": "the training images of all classes of the source with their labels"}
         return {
             result.SEEN: {**self.begins_with, **(reads if self.method.needs_source else {})},
-            "transductive": self.method.transductive or bool(self.unlabelled),
+            result.TRANSDUCTIVE: self.method.transductive or bool(self.unlabelled),
             result.SELECTED_BY: chosen,
             **self.trained_on,
             **self.unlabelled,
@@ -145,7 +146,7 @@ def uses_method(config: DictConfig) -> bool:
     return bool(config.transfer) and getattr(get_class(config.transfer._target_), "uses_method", False)
 
 
-def untrained(run: Run) -> Learner:
+def untrained(run: Run) -> Trainable:
     """A learner with the weights that its backbone brings: of the config's method where that is asked for, or bare."""
     config = run.config
     if uses_method(config):
@@ -156,6 +157,6 @@ def untrained(run: Run) -> Learner:
     algorithm = Bare(backbone, Spec(run.data.input_shape, run.data.kind, 1))
     hardware = hardware_module.choose(config.hardware, algorithm, run.world)
     hardware.place(algorithm)
-    learner = Learner("untrained", algorithm, config.train, config.seed, hardware, seen=seen_by(brought))
+    learner = Trainable("untrained", algorithm, config.train, config.seed, hardware, seen=seen_by(brought))
     learner.origins = with_library(brought, backbone)
     return learner

@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 
 from metarun.config.folder import CONF
 from metarun.config.overrides import canonical
-from metarun.config.schema import Recipe
-from metarun.engine.platform import number_of, signal_name
+from metarun.config.schema import RecipeSettings
 from metarun.errors import UserError
 from metarun.runs import contents
 from metarun.runs.result import intact, stored
 from metarun.runs.trial import beside
+from metarun.system.platform import number_of, signal_name
 from metarun.text import printable
 
 MENDABLE = 2  # the exit status of what the user can mend: wrong words, a training that diverged, a full disk
@@ -121,7 +121,7 @@ def check_stages(job: Job, config: DictConfig) -> None:
         raise UserError(
             f"{named[0]}=-: the jobs of a sweep have no standard input; name a folder or a pattern, or run them one by one"
         )
-    if not config.recipe.stages and config.recipe.run != Recipe.run:
+    if not config.recipe.stages and config.recipe.run != RecipeSettings.run:
         several = "; without -m, runs=[a,b] takes several folders" if config.runs else ""
         raise UserError(f"recipe={dict(job.choices).get('recipe')}: makes no run, and is for no sweep{several}")
     whole = completed(job, config)

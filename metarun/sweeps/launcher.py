@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from metarun.config import construct
 from metarun.config.checked import Checked
+from metarun.config.ranges import shown
 from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.errors import Diverged, UserError
@@ -85,7 +86,7 @@ def build(context: HydraContext, task: TaskFunction, config: DictConfig) -> Laun
     node = config.hydra.launcher
     if not isinstance(node, DictConfig) or not node:
         raise UserError(
-            f"hydra.launcher={node}: a sweep has one; hydra/launcher=local, say, chooses it: metarun help hydra/launcher"
+            f"hydra.launcher={shown(node)}: a sweep has one; hydra/launcher=local, say, chooses it: metarun help hydra/launcher"
         )
     target = str(node.get("_target_"))
     if target.startswith(HYDRAS):

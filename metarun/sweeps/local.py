@@ -22,10 +22,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metarun.config.types import PositiveInt
-from metarun.engine import platform
 from metarun.sweeps.jobs import MENDABLE, Job, Outcome, exporting, how_it_ended, perform
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
+from metarun.system import platform
 
 PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.config import check
 from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
-from metarun.engine.launched import rank_and_size
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
@@ -30,6 +29,7 @@ from metarun.runs.folder import (
     refuse_other_config,
 )
 from metarun.sweeps.jobs import Job, Outcome, check_data, check_stages, completed, is_current, options_of
+from metarun.system.launched import rank_and_size
 from metarun.text import counted, duration, printable, shell_path
 
 Ended = tuple[Job, Outcome, float]  # the seconds too
@@ -223,7 +223,15 @@ def failures(ended: Iterable[Ended]) -> list[str]:
 
 
 def progress(job: Job, outcome: Outcome, seconds: float, number: int, total: int) -> str:
-    """The line of a job that has ended."""
+    """The line of a job that has ended.
+
+    Args:
+        job: The job.
+        outcome: How it ended.
+        seconds: How long it took.
+        number: How many have ended, it included.
+        total: How many there are.
+    """
     finished = outcome.status == 0 and job.finished
     text = (main_number(job.result) or "done") if finished else printable(outcome.message)
     return f"[{number}/{total}] {seconds:.0f} s  {job.label}  {text}"

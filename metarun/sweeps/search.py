@@ -153,7 +153,7 @@ def sweep(
         )
         return
     plan.check_folders(job for job, _ in possible)
-    if settings.storage:
+    if settings.storage is not None:
         check_storage(settings.storage)
     files.make_folder(root)
     waiting = (

@@ -40,6 +40,16 @@ PASSING = {
     "Prolog",
     "Cleaning",
 }
+# Options of sbatch, and the settings that say them here: given twice, one would be taken for the other.
+SAID = {
+    "array": "at_once",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+    "mem": "memory_gb",
+    "partition": "partition",
+    "signal": "save_before",
+    "time": "minutes",
+}
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
 
 
@@ -80,6 +90,9 @@ class Slurm(Launcher):
                 f"hydra.launcher.save_before={save_before}: a job of {minutes} min would save and end as it begins; "
                 f"must be less than {60 * minutes}"
             )
+        for name in options:
+            if said := SAID.get(name.replace("_", "-")):
+                raise UserError(f"hydra.launcher.options.{name}: is what hydra.launcher.{said} says; leave it out here")
         self.wait, self.poll_seconds = wait, poll_seconds
         self.parameters = {
             "job_name": "metarun",
@@ -222,6 +235,7 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
     """
     folder = jobs[0].log.parent / "slurm"
     before = {*folder.iterdir()} if folder.is_dir() else set()
+    absent = [path for path in (folder, *folder.parents) if not path.is_dir()]
     with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs
         import submitit
 
@@ -232,7 +246,7 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
                 _left(job).unlink(missing_ok=True)
             submitted = executor.map_array(in_slurm, [job.arguments for job in jobs], [_left(job) for job in jobs])
         except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
-            _remove(folder, before)
+            _remove(folder, before, absent)
             raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -280,13 +294,13 @@ def _noted(job: Job) -> tuple[str, dict[str, Any]] | None:
     return name.strip(), parameters if isinstance(parameters, dict) else {}
 
 
-def _remove(folder: Path, but: Collection[Path]) -> None:
-    """Removes what was written for jobs that Slurm has not taken, and the folders that were made for it."""
+def _remove(folder: Path, but: Collection[Path], made: Sequence[Path]) -> None:
+    """Removes what was written to a folder for jobs that Slurm has not taken, and the folders that were made for it, inner ones first."""
     for path in {*folder.iterdir()} - {*but} if folder.is_dir() else ():
         path.unlink()
-    with contextlib.suppress(OSError):  # one that is not empty was there before
-        for made in (folder, folder.parent, folder.parent.parent):
-            made.rmdir()
+    with contextlib.suppress(OSError):  # one in which others have written meanwhile
+        for path in made:
+            path.rmdir()
 
 
 def _left(job: Job) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metarun.config.checked import Checked
 from metarun.core import Algorithm, Backbone, Batch, Episodes
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled
 from metarun.data.source import DataSource
 from metarun.errors import UserError
@@ -24,8 +25,6 @@ from metarun.ops.modes import evaluating
 from metarun.ops.prototypes import nearness
 from metarun.ops.support import Memory, remembered
 from metarun.text import printable
-
-CHUNK = 256  # images, at most, whose features are computed together
 
 
 class Bare(Algorithm):
@@ -94,7 +93,7 @@ def refuse_other_places(source: Sequence[str], target: Sequence[str]) -> None:
             )
 
 
-class Classifier(nn.Module, ABC):
+class TargetClassifier(nn.Module, ABC):
     """What a target method learned: a function of images to scores, whose `state_dict` is all that it depends on."""
 
     transductive: bool = False  # whether the scores of an image depend on the others that it is scored with
@@ -153,7 +152,7 @@ class TargetMethod(Checked, ABC):
             raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
 
     @abstractmethod
-    def fit(self, train: Batch, classes: int) -> Classifier:
+    def fit(self, train: Batch, classes: int) -> TargetClassifier:
         """Learns from the target's training images.
 
         Random draws come from the global generator, which the caller seeds.
@@ -167,7 +166,7 @@ class TargetMethod(Checked, ABC):
         """
 
     @abstractmethod
-    def restore(self, state: Mapping[str, Tensor], classes: int) -> Classifier:
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> TargetClassifier:
         """The classifier whose `state_dict` is `state`, as `fit` returned it for so many classes."""
 
     def predict(self, train: Batch, test_x: Tensor, classes: int) -> Tensor:
@@ -218,7 +217,7 @@ class Own(TargetMethod):
         order = train.y.argsort(stable=True)  # sets are class-major
         return OwnClassifier(self.inductive, train.x[order], train.y[order], classes)
 
-    def restore(self, state: Mapping[str, Tensor], classes: int) -> Classifier:
+    def restore(self, state: Mapping[str, Tensor], classes: int) -> TargetClassifier:
         if "support_x" not in state:  # of the classes that it was trained with
             return loaded(TrainedClassifier(copy.deepcopy(self.learner)), state)
         learner = copy.deepcopy(self.inductive)
@@ -229,7 +228,7 @@ class Own(TargetMethod):
         return self.inductive.transductive
 
 
-class TrainedClassifier(Classifier):
+class TrainedClassifier(TargetClassifier):
     """What the learner says of the classes that it was trained with itself."""
 
     def __init__(self, learner: Algorithm) -> None:
@@ -240,11 +239,11 @@ class TrainedClassifier(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         self.learner.eval()
         # A traced batch has no length that could be divided.
-        chunks = images.split(CHUNK) if isinstance(images.shape[0], int) else [images]
+        chunks = images.split(IMAGES_AT_ONCE) if isinstance(images.shape[0], int) else [images]
         return torch.cat([self.learner.classify(chunk).float() for chunk in chunks])
 
 
-class OwnClassifier(Classifier):
+class OwnClassifier(TargetClassifier):
     """The learner's predictions for images as queries of an episode whose support set is class-major."""
 
     support_x: Tensor
@@ -297,7 +296,7 @@ class OwnClassifier(Classifier):
             return self.learner.embed(self._episode(images))[1][0]
 
 
-class Frozen(Classifier):
+class Frozen(TargetClassifier):
     """A classifier of the features of a backbone that nothing trained further."""
 
     def __init__(self, backbone: Backbone) -> None:
@@ -312,7 +311,7 @@ class Frozen(Classifier):
         """Scores `[B, classes]` of features `[B, D]` in float32."""
 
 
-class Tuned(Classifier):
+class Tuned(TargetClassifier):
     """A linear head on a backbone that was trained on the target, or that something was added to."""
 
     def __init__(self, backbone: Backbone, head: nn.Linear) -> None:
@@ -326,7 +325,7 @@ class Tuned(Classifier):
         return scores
 
 
-ClassifierT = TypeVar("ClassifierT", bound=Classifier)
+ClassifierT = TypeVar("ClassifierT", bound=TargetClassifier)
 
 
 def loaded(classifier: ClassifierT, state: Mapping[str, Tensor]) -> ClassifierT:
@@ -362,7 +361,7 @@ def features(backbone: Backbone, x: Tensor) -> Tensor:
     """The features `[B, features]` of the frozen backbone in evaluation mode, float32, chunk by chunk."""
     # A traced batch has no length that could be divided.
     known = isinstance(x.shape[0], int)
-    chunks = x.tensor_split(math.ceil(x.shape[0] / CHUNK)) if known else [x]
+    chunks = x.tensor_split(math.ceil(x.shape[0] / IMAGES_AT_ONCE)) if known else [x]
     with evaluating(backbone):
         return torch.cat([backbone(chunk).float() for chunk in chunks])
 

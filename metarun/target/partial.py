@@ -20,7 +20,7 @@ from metarun.core import Algorithm, Backbone, Batch
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm
 from metarun.target.base import TargetMethod, Tuned, keep_statistics, restored
-from metarun.target.prompts import Training, frozen
+from metarun.target.prompts import Tuning, frozen
 
 NORMS = (Norm, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -54,7 +54,7 @@ class PartialTuning(TargetMethod):
                 f"transfer.part={part}: the backbone {type(learner.backbone).__name__} has no {part}; use transfer=all, or "
                 "another backbone (backbone.norm=running has norms)"
             )
-        self.training = Training(optimizer, steps, batch_size, warm_up)
+        self.training = Tuning(optimizer, steps, batch_size, warm_up)
 
     def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = frozen(self.learner.backbone)

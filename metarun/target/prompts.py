@@ -70,7 +70,7 @@ class Prompts(TargetMethod):
         super().__init__(learner)
         token_blocks(learner.backbone)
         self.prompts, self.deep = prompts, deep
-        self.training = Training(optimizer, steps, batch_size, warm_up)
+        self.training = Tuning(optimizer, steps, batch_size, warm_up)
 
     def fit(self, train: Batch, classes: int) -> Prompted:
         backbone = frozen(self.learner.backbone)
@@ -118,7 +118,7 @@ class LoRA(TargetMethod):
         super().__init__(learner)
         matrices(learner.backbone, targets)
         self.rank, self.alpha, self.targets = rank, alpha, targets
-        self.training = Training(optimizer, steps, batch_size, warm_up)
+        self.training = Tuning(optimizer, steps, batch_size, warm_up)
 
     def fit(self, train: Batch, classes: int) -> Tuned:
         backbone = frozen(self.learner.backbone)
@@ -133,7 +133,7 @@ class LoRA(TargetMethod):
         return restored(backbone, state, classes)
 
 
-class Training:
+class Tuning:
     """How the few parameters and a new head are trained; the last weights count.
 
     `optimizer` makes the optimiser of parameters; its rate rises linearly for a share `warm_up` of the `steps` and then

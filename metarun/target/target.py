@@ -22,6 +22,7 @@ from metarun.data.table_source import TableSource
 from metarun.encoders import EncodedSource
 from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
+from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
@@ -30,11 +31,11 @@ from metarun.text import printable, shape_text, shown_path
 if TYPE_CHECKING:
     from metarun.engine.hardware import Hardware
     from metarun.runs.logger import RunLogger
-    from metarun.target.base import Classifier, TargetMethod
+    from metarun.target.base import TargetClassifier, TargetMethod
 
 log = logging.getLogger("metarun")
 
-Keep = Callable[["Classifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
+Keep = Callable[["TargetClassifier", Labelled, Batch], None]  # a classifier, and the images that it learned from
 
 DIVIDED_ANEW = "anew in each repeat: of each class 80% to train on and 20%, but 2 images at least, to test on"
 
@@ -70,7 +71,7 @@ class Target:
         self.train, self.validation, self.test = (own[split] for split in SPLITS)
         parts: tuple[Split, ...] = ("train", "test")
         for part in parts:
-            _refuse_missing(own[part], everything.counts[kept], part)
+            _refuse_missing(own[part], everything.counts[kept], part, divided=source.has_test_part)
         self._digests: dict[int, str | None] = {}
         self.images = None
         if not source.has_test_part:
@@ -249,16 +250,16 @@ class Target:
         values: list[list[float]] = []
         for size in self.sizes:
             repeats = [
-                files.read_json(folder / f"{_stem(size, repeat)}.json", "delete it to have it computed again")
+                files.read_json(folder / f"{_stem(size, repeat)}.json", files.MADE_AGAIN)
                 for repeat in range(self.settings.repeats)
             ]
             point = metrics.over_repeats(repeats, same_images=not self.varied(size))
             curve.append(point)
-            values.append([repeat["acc"] for repeat in repeats])
-            logger.curve("target/acc_of_train_images", point["acc"], point["train_images"])
-            half = point[result.half_of(result.ACCURACY)]
+            values.append([repeat[ACCURACY] for repeat in repeats])
+            logger.curve("target/acc_of_train_images", point[ACCURACY], point["train_images"])
+            half = point[result.half_of(ACCURACY)]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
-            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point["acc"], width)
+            log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point[ACCURACY], width)
         return curve, values
 
     def _keep_predictions(self, folder: Path, point: dict[str, Any], values: list[list[float]]) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class Target:
     def interval(self, size: int | None, point: dict[str, Any]) -> str:
         """Over what the interval of a point of the learning curve is: what varied, and what did not."""
         repeats, tested = point["repeats"], point["test_images"]
-        if point[result.half_of(result.ACCURACY)] is None:
+        if point[result.half_of(ACCURACY)] is None:
             return "too few for an interval"
         if point["over"] == "test images":
             draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""
@@ -397,12 +398,27 @@ def _large_enough(images: Labelled, least: int) -> np.ndarray:
     return kept
 
 
-def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split) -> None:
-    """Refuses a part of the images that has none of some class; `counts` are the images of each class in all parts."""
+def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split, *, divided: bool) -> None:
+    """Refuses a part of the images that has none of some class.
+
+    Args:
+        images: Those of the part.
+        counts: The images of each class in all parts.
+        part: Which it is.
+        divided: Whether the data set itself says which images are of which part.
+
+    Raises:
+        UserError: A class has none.
+    """
     missing = np.flatnonzero(images.counts == 0)
     if len(missing):
         enough = max(3, int(counts[missing].max()) + 1)
+        needed = (
+            f"all {counts[missing[0]]} are of other parts of the data set; move some"
+            if divided
+            else f"it has {counts[missing[0]]} in all, and a class needs 3, one to learn from and two to test on"
+        )
         raise UserError(
-            f"target: class {printable(images.names[missing[0]])} has no {part} images; it has {counts[missing[0]]} in all, and a class "
-            f"needs 3, to learn from, to validate on and to test on; leave small classes out: target.min_images={enough}"
+            f"target: class {printable(images.names[missing[0]])} has no {part} images; {needed}, or leave small classes out: "
+            f"target.min_images={enough}"
         )

@@ -13,7 +13,8 @@ from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.data.origin import NO_LABELS, Origin
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Reader, Split
-from metarun.data.table_source import TableSource, refuse_one_way
+from metarun.data.table_source import TableSource
+from metarun.data.task_check import refuse_one_way
 from metarun.errors import UserError
 
 Validation = Literal["pseudo", "labels"]

@@ -55,7 +55,7 @@ from metarun.unsupervised.base import PseudoTasks
 CLUSTER = 40  # images of a cluster on average, where their number is not given; the paper's Omniglot has 48
 MOST = 500  # clusters, where their number is not given
 SIDE = 32  # pixels of an image that principal components are of, at most
-CHUNK = 512  # images that are embedded together
+EMBEDDED_AT_ONCE = 512  # images that are embedded together
 
 log = logging.getLogger("metarun")
 
@@ -113,6 +113,7 @@ class Cactus(PseudoTasks):
         self.clusters, self.partitions, self.scaled = clusters, partitions, scaled
         self.components, self.whiten, self.cluster_seed = components, whiten, cluster_seed
         self.learner: Learner | None = None
+        self.missing: UserError | None = None  # the run that embeds: a test of what was learned goes without it
         self.embedded_by: Origin | None = None
         self.network: Backbone | None = None
         self.images = source.underlying if isinstance(source.underlying, ImageSource) else None
@@ -134,9 +135,16 @@ class Cactus(PseudoTasks):
             self.embedded_by = Origin(f"unsupervised.network={network}")
         self._partitions: dict[Split, np.ndarray] = {}
 
-    def _trained(self, embedding: str) -> Learner:
+    def _trained(self, embedding: str) -> Learner | None:
+        """What a run learned; None, and `missing`, where there is no such run any more."""
         key = "unsupervised.embedding"
-        held = store.load(Path(embedding), key)
+        try:
+            held = store.load(Path(embedding), key)
+        except UserError as error:
+            if files.typed_path(embedding).exists():
+                raise
+            self.missing, self.origin = error, {"embedding": "backbone of a run"}
+            return None
         self.embedded_by = origins.of_run(key, embedding)
         seen.refuse_test_classes(self.embedded_by.seen, self.source, f"{key}={embedding}")
         self.origin = {
@@ -186,7 +194,7 @@ class Cactus(PseudoTasks):
             return self.learner.held.preprocessing.of_pixels(shown)
 
         network = self.network if self.learner is None else self.learner.algorithm.backbone
-        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        parts = [rows[start : start + EMBEDDED_AT_ONCE] for start in range(0, len(rows), EMBEDDED_AT_ONCE)]
         if network is None:
             flat = [self._small(images(part)).flatten(1).numpy() for part in parts]
         else:
@@ -209,8 +217,10 @@ class Cactus(PseudoTasks):
         They are made once, and kept beside the tables of images.
 
         Raises:
-            UserError: The file of them was damaged.
+            UserError: The file of them was damaged, or there is nothing to embed the images by.
         """
+        if self.missing is not None:
+            raise self.missing
         if split not in self._partitions:
             key = {
                 "fingerprint": self.source.describe()["fingerprint"],
@@ -271,15 +281,13 @@ class Cactus(PseudoTasks):
         ways, shots, queries = task.numbers
         needed = shots + queries
         key = "train.task" if split == "train" else "test.task"
+        other = (
+            "" if split == "train" else ", or take the data set's own for validation: unsupervised.validation=labels"
+        )
         if len(pool) < (fewest := -(-ways // turned) * needed):  # too few however they are clustered
             raise UserError(
                 f"unsupervised: there {'is' if len(pool) == 1 else 'are'} {counted(len(pool), f'{PURPOSE[split]} image')}, and a task of "
-                f"{key}.ways={ways} needs {fewest}; set {key}.ways, shots or queries lower"
-                + (
-                    ", or take the data set's own for validation: unsupervised.validation=labels"
-                    if split == "val"
-                    else ""
-                )
+                f"{key}.ways={ways} needs {fewest}; set {key}.ways, shots or queries lower{other}"
             )
         labels = self.partitions_of(split)
         orders, samplers = [], []
@@ -292,9 +300,13 @@ class Cactus(PseudoTasks):
                 samplers.append(ClassSampler(offsets, large, task, seed, split, rotations=turned))
         if not samplers:
             most = max(int((np.bincount(partition) >= needed).sum()) for partition in labels) * turned
+            clusters, advice = self._count(split), f"set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+            if clusters * turned < ways:  # of which a split has its share
+                enough = -(-(-(-ways // turned) * len(self.pool("train"))) // len(pool))
+                advice = f"set unsupervised.clusters to {enough}, or {key}.ways lower"
             raise UserError(
-                f"unsupervised: of the {labels.max() + 1} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
-                f"images, and a task needs {ways}; set unsupervised.clusters lower, or {key}.queries, or {key}.ways"
+                f"unsupervised: of the {clusters} clusters of the {split} images {most} have {key}.shots + queries = {needed} "
+                f"images, and a task needs {ways}; {advice}{other}"
             )
         read = self.reader(device)
         names = torch.arange(ways, device=device)

@@ -142,7 +142,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "share" in lines.get("predict", {}):
         line = lines["predict"]
         table = Table("predict", title=f"images/s of one thread, {line['title']}")
-        for column in ("metarun", "bare network", "share", f"MB for {line['images']:,} images"):
+        for column in (
+            "metarun",
+            "bare network",
+            "share",
+            f"MB for {line['images']:,} images by {line['growth_with']}",
+        ):
             table.add_column(column, justify="right")
         told = (
             spread(line["ours"]),

@@ -26,6 +26,7 @@ from .device import growth
 from .measure import alternate, summary
 
 DIFFERENT = 200  # files; more of them are links to these
+WARMING = 4  # batches before memory is measured: one at the network, and those that are read meanwhile
 CPU = torch.device("cpu")
 
 
@@ -34,22 +35,27 @@ class Work:
     """The network and the images.
 
     Attributes:
-        images: The most that are classified in a turn.
+        images: The files; all of them are classified where memory is measured.
         size: The side of an image in pixels.
-        backbone: What builds the network.
+        batch: The images that go through a network together: few enough for a turn of some seconds.
+        backbone: What builds the network that is timed.
+        light: What builds the one that memory is measured with: what grows with the files does so whatever the network, and a light one
+            is through them in seconds.
     """
 
     images: int = 10_000
     size: int = 84
+    batch: int = 64
     backbone: dict[str, Any] = field(default_factory=lambda: {"_target_": "metarun.backbones.resnet12.ResNet12"})
+    light: dict[str, Any] = field(default_factory=lambda: {"_target_": "metarun.backbones.conv4.Conv4", "channels": 4})
 
 
-def classifier(work: Work) -> Classifier:
+def classifier(work: Work, backbone: dict[str, Any]) -> Classifier:
     """A classifier of five classes on a network that nothing trained."""
     shape = (3, work.size, work.size)
     blueprint = Blueprint(
         {"_target_": "metarun.algos.protonet.ProtoNet"},
-        work.backbone,
+        backbone,
         {"_target_": "metarun.target.features.NearestCentroid"},
         Spec(shape, "classification", 5),
     )
@@ -57,7 +63,7 @@ def classifier(work: Work) -> Classifier:
     torch.manual_seed(0)
     held = Stored(blueprint, how, tensors(blueprint.learner()), None, Calibration(), Path("none"))
     images = np.random.default_rng(0).integers(0, 256, (10, work.size, work.size, 3), dtype=np.uint8)
-    return Classifier(Learner(held, CPU)).fit(images, np.arange(10) % 5)
+    return Classifier(Learner(held, CPU), batch_size=work.batch).fit(images, np.arange(10) % 5)
 
 
 def files(work: Work, folder: Path) -> list[Path]:
@@ -74,49 +80,65 @@ def files(work: Work, folder: Path) -> list[Path]:
 
 
 def predicting(work: Work, rounds: int, seconds: float) -> dict[str, Any]:
-    """Images a second of `Classifier` on files, and of its bare network on ready tensors, in one thread; and the memory of all.
+    """Images a second of `Classifier` on files, and of its bare network on ready tensors, in one thread; and the memory of all files.
 
     Args:
-        work: The network and the images.
+        work: The networks and the images.
         rounds: Turns of each side.
-        seconds: Of a turn; as many batches as fit in, and all images at most.
+        seconds: Of a turn; as many batches as fit in.
     """
-    model = classifier(work)
     torch.set_num_threads(1)
     keep_freed_memory()
-    size = model.batch_size
-    how = model.learner.held.preprocessing
-    assert isinstance(how, Preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         paths = files(work, Path(folder))
-        first = [paths[number % len(paths)] for number in range(size)]
-        # As files are read: in the order of memory that they come in a network can be several times as fast.
-        ((_, pixels),) = ImageFiles(first, [None] * size).batches(how, size)
-        ready = how.inputs(pixels, CPU)
-
-        def ours(batches: int) -> float:
-            started = time.perf_counter()
-            # Files that were named in a turn may be named again: a batch is as much work as any other.
-            named = [paths[number % len(paths)] for number in range(batches * size)]
-            model.scored(ImageFiles(named, [None] * len(named)), lambda done: None)
-            return time.perf_counter() - started
-
-        def bare(batches: int) -> float:
-            started = time.perf_counter()
-            with torch.no_grad():
-                for _ in range(batches):
-                    model.network_(ready)
-            return time.perf_counter() - started
-
-        found = alternate({"ours": ours, "bare": bare}, rounds, seconds)
-        grown = growth(lambda: ours(-(-work.images // size)), CPU)
-    rates = {name: summary([size * value for value in values]) for name, values in found.items()}
+        grown = memory(classifier(work, work.light), paths)  # first: what the other network leaves free would hide it
+        found = throughput(classifier(work, work.backbone), paths, rounds, seconds)
+    rates = {name: summary([work.batch * value for value in values]) for name, values in found.items()}
     shares = [one / other for one, other in zip(found["ours"], found["bare"], strict=True)]
+    network, light = (Path(backbone["_target_"]).suffix[1:] for backbone in (work.backbone, work.light))
     return {
-        "title": f"{Path(work.backbone['_target_']).suffix[1:]} on {work.size}x{work.size} JPEGs",
+        "title": f"{network} on {work.size}x{work.size} JPEGs",
         "unit": "images/s",
         **rates,
         "share": summary(shares),
         "images": work.images,
         "growth": grown,
+        "growth_with": light,
     }
+
+
+def throughput(model: Classifier, paths: list[Path], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Batches a second of a classifier on files and of its bare network, round by round."""
+    size = model.batch_size
+    how = model.learner.held.preprocessing
+    assert isinstance(how, Preprocessing)
+    first = [paths[number % len(paths)] for number in range(size)]
+    # As files are read: in the order of memory that they come in a network can be several times as fast.
+    ((_, pixels),) = ImageFiles(first, [None] * size).batches(how, size)
+    ready = how.inputs(pixels, CPU)
+
+    def ours(batches: int) -> float:
+        started = time.perf_counter()
+        # Files that were named in a turn may be named again: a batch is as much work as any other.
+        classify(model, [paths[number % len(paths)] for number in range(batches * size)])
+        return time.perf_counter() - started
+
+    def bare(batches: int) -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            for _ in range(batches):
+                model.network_(ready)
+        return time.perf_counter() - started
+
+    return alternate({"ours": ours, "bare": bare}, rounds, seconds)
+
+
+def memory(model: Classifier, paths: list[Path]) -> int:
+    """Bytes by which the peak grows while a classifier reads all files, beyond what a few batches of them have taken."""
+    classify(model, paths[: WARMING * model.batch_size])
+    return growth(lambda: classify(model, paths), CPU)
+
+
+def classify(model: Classifier, paths: list[Path]) -> None:
+    """Classifies files, as many batches as they make."""
+    model.scored(ImageFiles(paths, [None] * len(paths)), lambda done: None)

@@ -56,7 +56,7 @@ def table(result: dict[str, Any]) -> str:
             rows.append(f"| {name} | {spread(values)} |")
     if "share" in lines.get("predict", {}):
         line = lines["predict"]
-        memory = f"MB, {line['images']:,} images"
+        memory = f"MB, {line['images']:,} images by {line['growth_with']}"
         rows += [
             "",
             f"| images/s of one thread, {line['title']} | metarun, from files | its bare network | share | {memory} |",

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import metarun.runs.carry_out  # noqa: F401  (takes seconds, in which no signal may come)
 from metarun import cli
-from metarun.engine.platform import stop_signals
+from metarun.system.platform import stop_signals
 
 LINES = 3  # of a message
 SHORT = ("metarun: ", "data ", "run folder: ", "hardware: ", "step ", "going on ", "target: ", "stage ", "encoder: ", "backbone: ",

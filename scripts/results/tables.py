@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, ERROR, MACRO_F1
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
 from metarun.report.text import half, task_text
 from metarun.runs.result import (
-    ACCURACY,
     CHOICES,
-    ERROR,
     GIT_COMMIT,
     PROTOCOL,
     SETS,
@@ -35,6 +34,7 @@ from metarun.runs.result import (
     TEST_ERROR,
     TRAIN_SECONDS,
     TRAIN_STEPS,
+    TRANSDUCTIVE,
     UNTRAINED,
     half_of,
     key,
@@ -144,7 +144,7 @@ def task_cells(made: Made) -> list[str]:
         else f"**{result[TEST_ACCURACY]:.2%}** {half(result[half_of(TEST_ACCURACY)], '.2%')}",
         "none collected" if published is None else str(published),
         f"{result[TEST_EPISODES]:,}",
-        "yes" if protocol["transductive"] else "no",
+        "yes" if protocol[TRANSDUCTIVE] else "no",
         trained(result),
         f"`{made.run.command}`",
     ]
@@ -154,7 +154,7 @@ def errors(result: dict[str, Any]) -> str:
     """Mean squared errors with their intervals after 1, 5 and 10 inner steps, and how many tasks diverged."""
     after = result[TEST_AFTER_INNER_STEPS]
     steps = [step for step in STEPS if step in after]
-    values = " / ".join(f"**{after[step]['mse']:.3f}** {half(after[step][half_of(ERROR)], '.3f')}" for step in steps)
+    values = " / ".join(f"**{after[step][ERROR]:.3f}** {half(after[step][half_of(ERROR)], '.3f')}" for step in steps)
     diverged = max(after[step]["diverged"] for step in steps)
     return f"MSE {values} after {' / '.join(steps)} steps" + (f"; {diverged} tasks diverged" if diverged else "")
 
@@ -213,7 +213,7 @@ def method_cells(made: Made) -> list[str]:
         f"**{result[TEST_ACCURACY]:.2%}** {half(result[half_of(TEST_ACCURACY)], '.2%')}",
         ("none collected" if plain else "") if published is None else str(published),
         f"{result[key(UNTRAINED, ACCURACY)]:.1%}" if key(UNTRAINED, ACCURACY) in result else "",
-        "yes" if result[PROTOCOL]["transductive"] else "no",
+        "yes" if result[PROTOCOL][TRANSDUCTIVE] else "no",
         trained(result),
         f"`{made.run.command}`",
     ]
@@ -284,7 +284,7 @@ def domain_cells(made: Made, sets: Sequence[str]) -> list[str]:
         task_text(protocol["test"]),
         *cells,
         "none collected" if published is None else str(published),
-        "yes" if protocol["transductive"] else "no",
+        "yes" if protocol[TRANSDUCTIVE] else "no",
         trained(result),
         f"`{made.run.command}`",
     ]
@@ -339,18 +339,18 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
         return NOTHING_YET
     first = next(iter(rows.values()))[0].result
     sizes = [point["train_images"] for point in first[TARGET_CURVE]]
-    means = {row: [mean_of(runs, place, "acc") for place in range(len(sizes))] for row, runs in rows.items()}
+    means = {row: [mean_of(runs, place, ACCURACY) for place in range(len(sizes))] for row, runs in rows.items()}
     compared = table.options.get("best", True)
     best = [max(column) if compared else None for column in zip(*means.values(), strict=True)]
     items = table.options.get("items", "images")
     majority, classes = first[TARGET_CHANCE], len(first[TARGET_CLASSES])
     last = f"{sizes[-1]} {items}: "
     columns = ["Approach", "Trained on the source", *(f"{size} {items}" for size in sizes)]
-    scores = {"balanced_acc": (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
-    if all("auroc" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
-        scores["auroc"] = (f"{last}AUROC", "50.0%")  # of two classes
-    elif all("macro_f1" in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
-        scores["macro_f1"] = (f"{last}macro F1", "")
+    scores = {BALANCED_ACCURACY: (f"{last}balanced accuracy", f"{1 / classes:.1%}")}
+    if all(AUROC in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
+        scores[AUROC] = (f"{last}AUROC", "50.0%")  # of two classes
+    elif all(MACRO_F1 in point for runs in rows.values() for made in runs for point in made.result[TARGET_CURVE]):
+        scores[MACRO_F1] = (f"{last}macro F1", "")
     scratch = [runs for row, runs in rows.items() if row.name == "scratch"]
     columns += (
         [title for title, _ in scores.values()] + [f"{last}difference from scratch" for _ in scratch] + ["Made at"]
@@ -360,7 +360,7 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     for row, runs in rows.items():
         cells = []
         for place, mean in enumerate(means[row]):
-            cell = over_draws(runs, place, "acc")
+            cell = over_draws(runs, place, ACCURACY)
             cells.append(f"**{cell}**" if mean == best[place] else cell)
         cells += [over_draws(runs, len(sizes) - 1, name) for name in scores]
         differences = [against(runs, other) for other in scratch]
@@ -378,7 +378,7 @@ def over_draws(runs: list[Made], place: int, name: str) -> str:
     mean = mean_of(runs, place, name)
     if len(runs) == 1:
         return f"{mean:.1%} {half(runs[0].result[TARGET_CURVE][place][half_of(name)], '.1%')}"
-    if name == "acc" and all(TARGET_VALUES in made.result for made in runs):
+    if name == ACCURACY and all(TARGET_VALUES in made.result for made in runs):
         draws = np.mean([made.result[TARGET_VALUES][place] for made in runs], axis=0)
         return f"{mean:.1%} {half(over_seeds(list(draws)), '.1%')}"
     return f"{mean:.1%}"

@@ -41,7 +41,7 @@ from metarun.data.regression import Sinusoid
 from metarun.engine import checkpoint
 from metarun.engine.gradients import gradient_step
 from metarun.engine.interruption import Interrupted
-from metarun.engine.learner import Learner, build_optimizer
+from metarun.engine.learner import Trainable, build_optimizer
 from metarun.engine.train import fit
 from metarun.errors import UserError
 from metarun.ops.batch_norm import KINDS
@@ -131,7 +131,7 @@ def test_accuracy_is_at_chance_where_images_tell_nothing(name: str, trained: boo
     config = brief(name, config_of(name))
     algorithm = build(config, NOISE)
     if trained:
-        train(algorithm, config, episodes(NOISE, task_of(config, "train"), 8), steps=5)
+        train(algorithm, config, episodes(NOISE, task_of(config, "train"), 4), steps=5)
     unseen = episodes(NOISE, TaskShape(5, 1, 20), 20, "test")
     with torch.no_grad():
         score = accuracy(algorithm.eval().predict(unseen), unseen.query_y).mean().item()
@@ -209,8 +209,8 @@ def test_bfloat16_autocast(name: str, vectorize: bool) -> None:
         gradient_step(algorithm.train(), fed(algorithm, batch), 0, 1.0, 0, hardware(bfloat16=bfloat16))
         assert all(value.dtype == torch.float32 for value in gradients(algorithm).values())
         found.append(torch.cat([value.flatten() for value in gradients(algorithm).values()]))
-        with hardware(bfloat16=bfloat16).autocast(), torch.no_grad():
-            assert algorithm.eval().predict(batch).isfinite().all()
+    with hardware(bfloat16=True).autocast(), torch.no_grad():
+        assert algorithm.eval().predict(batch).isfinite().all()
     assert F.cosine_similarity(*found, dim=0).item() > 0.8
 
 
@@ -318,7 +318,7 @@ def test_weights_make_the_round_trip(name: str, tmp_path: Path) -> None:
 @EVERY
 def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_path: Path) -> None:
     norm = "running" if (name, "running") in NORMED else "batch"  # with running averages there is more to carry on
-    settings = ["train.steps=6", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
+    settings = ["train.steps=4", "train.tasks_per_step=2", "train.validate_every=3", "train.log_every=1"]
     config = brief(name, config_of(name, *settings, norm=norm))
 
     def sitting(folder: Path, interrupted_at: int | None = None) -> dict[str, object]:
@@ -342,7 +342,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_p
         logger = RunLogger(folder)
         try:
             built = build_optimizer(algorithm, config.train)
-            learner = Learner("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
+            learner = Trainable("train", algorithm, config.train, config.seed, hardware(), *built, sampler)
             fit(learner, validate, folder, logger)
         finally:
             logger.close()
@@ -770,14 +770,3 @@ def test_protonet_trains_on_more_ways_than_it_is_tested_on() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"^algo: ProtoNet only classifies.*; try algo=maml$"):
         ProtoNet(MLP(input_shape=(1,)), Spec((1,), "regression", 1))
-
-
-def test_single_precision_is_kept_and_double_is_not_lost() -> None:
-    algorithm, batch = learner("maml", 2)
-    labels, targets = batch.query_y[0], torch.rand(20, 5, dtype=torch.float64)
-    logits = torch.randn(20, 5, dtype=torch.float64)
-    assert algorithm.task_loss(logits, labels).item() == F.cross_entropy(logits, labels).item()
-    assert algorithm.task_loss(logits.bfloat16(), labels).dtype == torch.float32
-    algorithm.spec = Spec((1,), "regression", 5)
-    assert algorithm.task_loss(logits, targets).item() == F.mse_loss(logits, targets).item()
-    assert algorithm.task_loss(logits.bfloat16(), targets.float()).dtype == torch.float32

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from metarun.algos.baseline import Baseline
 from metarun.algos.metabaseline import MetaBaseline
 from metarun.algos.mtl import MTL, hardest
-from metarun.algos.rfs import RFS, logistic
+from metarun.algos.rfs import RFS
 from metarun.algos.simpleshot import SimpleShot
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.core import Algorithm, Backbone, Batch, Episodes, Spec, TaskShape
 from metarun.errors import UserError
+from metarun.ops.solvers import logistic
 
 IMAGES = toy_images()
 SHAPE = IMAGES.input_shape

@@ -23,7 +23,7 @@ from metarun.algos.metasgd import MetaSGD
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.config import Hardware, to_container
+from metarun.config import HardwareSettings, to_container
 from metarun.core import Algorithm, Backbone, Episodes, Spec, TaskShape
 from metarun.data.regression import Sinusoid
 from metarun.engine.distributed import World
@@ -149,12 +149,12 @@ def test_a_run_is_that_of_our_own(tmp_path: Path) -> None:
 
 
 def test_tasks_are_not_vectorised() -> None:
-    settings = Hardware(device="cpu")
+    settings = HardwareSettings(device="cpu")
     for ours, theirs in (pair("maml", None, 1), pair("anil", None, 1)):
         assert choose(settings, ours, World()).vectorize
         assert not choose(settings, theirs, World()).vectorize
         with pytest.raises(UserError, match=r"^hardware.vectorize=true: metarun.algos.learn2learn.(MAML|ANIL) takes"):
-            choose(Hardware(device="cpu", vectorize=True), theirs, World())
+            choose(HardwareSettings(device="cpu", vectorize=True), theirs, World())
 
 
 @pytest.fixture

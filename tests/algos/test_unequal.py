@@ -21,7 +21,7 @@ from metarun.core import Algorithm, Episodes, MixedEpisodes, TaskShape, together
 from metarun.data.regression import Sinusoid
 from metarun.engine.evaluate import evaluate
 from metarun.engine.gradients import gradient_step
-from metarun.engine.learner import Learner
+from metarun.engine.learner import Trainable
 from metarun.engine.probabilities import known_and_unknown, validation_temperature
 from metarun.errors import UserError
 from metarun.ops.calibration import fit_temperature
@@ -317,14 +317,14 @@ def test_unknown_classes_of_tasks_of_several_shapes() -> None:
     assert known["prototype_distance"].mean() > unknown["prototype_distance"].mean()
 
 
-def learner(name: str, task: TaskShape, *words: str, wrapper: str | None = None) -> Learner:
+def learner(name: str, task: TaskShape, *words: str, wrapper: str | None = None) -> Trainable:
     algorithm = made(name, task=task)
     around: Any = None
     if wrapper:
         node = OmegaConf.load(Path(CONF) / "wrapper" / f"{wrapper}.yaml")
         node = OmegaConf.merge(node, {"steps": 10} if wrapper == "ats" else {}, OmegaConf.from_dotlist(list(words)))
         around = construct(node, "wrapper", method=algorithm, validation=IMAGES.sampler("val", task, 0, CPU))  # type: ignore[arg-type]
-    return Learner(name, algorithm, None, 0, hardware(), task=task, wrapper=around)
+    return Trainable(name, algorithm, None, 0, hardware(), task=task, wrapper=around)
 
 
 REFUSED = {

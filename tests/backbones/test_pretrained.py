@@ -27,7 +27,7 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.pretrained import Pretrained
 from metarun.backbones.resnet12 import ResNet12
 from metarun.backbones.vit import ViT
-from metarun.backbones.weights import load_backbone, read_tensors
+from metarun.backbones.weights import load_backbone, load_tensors, read_tensors
 from metarun.config import check, task_of
 from metarun.config.folder import CONF
 from metarun.engine import checkpoint
@@ -496,6 +496,29 @@ def test_methods_that_reach_into_blocks_are_refused() -> None:
         build(config, toy_images())
     with pytest.raises(UserError, match=r"set hardware.vectorize=false$"):
         over_tasks(backbone, torch.rand(2, 3, *GREY), vectorize=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.int(), "is of torch.int32"),
+        (lambda x: x.to(torch.int8), "is of torch.int8"),
+        (lambda x: x.to(torch.complex64), "is of torch.complex64"),
+        (lambda x: x.to_sparse(), "is of torch.sparse_coo"),
+        (lambda x: x.to("meta"), "has no values"),
+    ],
+)
+def test_weights_of_another_kind_of_number_are_refused(change: Any, told: str) -> None:
+    """Torch copies whole numbers and the real parts of complex ones, of which another network would become."""
+    network = nn.Linear(2, 3)
+    before = network.weight.clone()
+    state = {**network.state_dict(), "weight": change(torch.ones(3, 2))}
+    wanted = (
+        f"^here: weight {told} in the file, and this network's is of torch.float32; 1 of the network's 2 tensors fit$"
+    )
+    with pytest.raises(UserError, match=wanted):
+        load_tensors(network, state, "here")
+    assert torch.equal(network.weight, before)
 
 
 # Weights of metarun's own runs

@@ -92,5 +92,6 @@ def test_sweep_over_a_preset_and_the_papers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algo", QUICK)
 def test_a_preset_carries_a_run_out(algo: str, tmp_path: Path) -> None:
-    done = metarun(f"algo={algo}", "debug=fast", "hardware=cpu", "backbone.channels=4", f"outputs={tmp_path}")
+    few = ["train.validate_episodes=2", "test.episodes=2", "test.baseline_episodes=2"]
+    done = metarun(f"algo={algo}", "debug=fast", *few, "hardware=cpu", "backbone.channels=4", f"outputs={tmp_path}")
     assert done.status == 0, done.err

@@ -24,13 +24,14 @@ import metarun as package
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
 from metarun.data import shared
-from metarun.data.domains import Domains, fit_to_network, rule
+from metarun.data.domains import Domains
 from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
 from metarun.data.origin import Origin
 from metarun.data.shared import says_what_it_is
 from metarun.data.source import Split
 from metarun.data.table_source import TableSource
+from metarun.data.test_sets import fit_to_network, rule
 from metarun.data.varied import VariedSampler
 from metarun.encoders import EncodedSource, Encoding
 from metarun.encoders.building import encoded_as
@@ -43,7 +44,7 @@ from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import contents, seen
 from metarun.stages import training_data
-from metarun.stages.meta_test import over_sets
+from metarun.stages.scores import over_sets
 
 TASK = TaskShape(ways=2, shots=1, queries=2)
 

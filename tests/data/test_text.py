@@ -14,12 +14,13 @@ import torch
 from shell import make_images, metarun, result
 from text_tables import many, table
 
-from metarun.core import TaskShape, largest
+from metarun.core import TaskShape
 from metarun.data.banking77 import Banking77, Clinc150Banking77
 from metarun.data.clinc150 import DOMAINS, Clinc150
 from metarun.data.nusax import ADAPTED_TO, NusaX, NusaXLanguage
 from metarun.data.text import Text, TextSource, apart
-from metarun.data.text_files import Columns, LabelledText, decoded, labelled_texts
+from metarun.data.text_files import LabelledText, TextColumns, labelled_texts
+from metarun.data.text_rows import decoded
 from metarun.engine.probabilities import UNKNOWN, with_unknown
 from metarun.errors import UserError
 from metarun.inference.texts import text_examples
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def read(path: Path, **columns: str) -> list[tuple[str, str]]:
-    return [(row.text, row.label) for row in labelled_texts(path, Columns(**columns)).rows]
+    return [(row.text, row.label) for row in labelled_texts(path, TextColumns(**columns)).rows]
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -154,7 +155,7 @@ def test_columns_are_found_by_usual_names_or_named(
     tmp_path: Path, header: str, columns: dict[str, str], wanted: str
 ) -> None:
     cells = [(f"{name} of row" for name in header.split(",")) for _ in range(2)]
-    found = labelled_texts(table(tmp_path / "a.csv", [tuple(row) for row in cells], header), Columns(**columns))
+    found = labelled_texts(table(tmp_path / "a.csv", [tuple(row) for row in cells], header), TextColumns(**columns))
     assert {row.text for row in found.rows} == {f"{wanted} of row"}
 
 
@@ -170,7 +171,7 @@ def test_columns_are_found_by_usual_names_or_named(
 def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
     tmp_path: Path, header: str, columns: dict[str, str]
 ) -> None:
-    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), Columns(**columns)).rows
+    (row,) = labelled_texts(table(tmp_path / "a.csv", [tuple(header.split(","))], header), TextColumns(**columns)).rows
     assert (row.text, row.label) == tuple(header.split(",")[:2])
 
 
@@ -178,7 +179,7 @@ def test_the_column_of_labels_is_asked_for_only_where_two_may_be_meant(
 def test_folders_of_texts_have_no_columns(tmp_path: Path, what: str) -> None:
     texts_in(tmp_path, many(["a", "b"], 2))
     with pytest.raises(UserError, match=rf"^data.{what}_column=some: .* folders of texts, which have no columns"):
-        labelled_texts(tmp_path, Columns(**{what: "some"}))
+        labelled_texts(tmp_path, TextColumns(**{what: "some"}))
 
 
 @pytest.mark.parametrize("form", ["folders", "files"])
@@ -195,6 +196,20 @@ def test_what_is_beside_the_parts_is_told_of(tmp_path: Path, caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == [
         f"data: of {tmp_path} only {read_ones} are read, not extra"
     ]
+
+
+def test_a_table_of_texts_alone(tmp_path: Path) -> None:
+    """Without labels one column is enough where its name says that it is the texts'; a first text is not taken for a name."""
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeff"Text"\nhello, you\n"two\nlines, quoted"\n')
+    assert [row.text for row in labelled_texts(path, labels=False).rows] == ["hello, you", "two\nlines, quoted"]
+    with pytest.raises(UserError, match=r"has one column; it must name the columns, as text,label$"):
+        labelled_texts(path)
+    path.write_text("hello you\nand you\n")
+    with pytest.raises(
+        UserError, match=r"'hello you', has one column; it must name the columns, as text or text,label$"
+    ):
+        labelled_texts(path, labels=False)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +281,19 @@ def test_json_that_is_one_object_is_told_from_rows(tmp_path: Path, name: str) ->
         UserError, match=r"its objects hold no text or number of their own, but lists, objects or nothing"
     ):
         read(path)
+    for told in ({"version": 1}, {"title": "My texts", "licence": "MIT"}):
+        path.write_text(json.dumps({**told, "data": rows}))
+        for labels in (True, False):  # without labels the only column of a file is the text, which "version" is not
+            with pytest.raises(
+                UserError, match=r"is one object, whose data is a list of objects; give that list alone, \[\{"
+            ):
+                labelled_texts(path, labels=labels)
     path.write_text('{"text": "a", "label": "b", "tokens": ["a"]}')
     assert read(path) == [("a", "b")]
+    path.write_text('{"text": "a", "label": "b", "spans": [{"text": "a", "start": 0}]}')
+    assert read(path) == [("a", "b")]
+    path.write_text('{"title": "a", "label": "b", "spans": [{"start": 0}]}')
+    assert read(path, text="title") == [("a", "b")]
 
 
 def test_half_a_character_is_named(tmp_path: Path) -> None:
@@ -657,7 +683,7 @@ def test_out_of_scope_queries_are_the_unknown_ones() -> None:
         TaskShape(3, 2, 2, labelled_share=0.5),
     ):
         first, last = source.table.offsets[source.unknown["test"] : source.unknown["test"] + 2]
-        queries, known = largest(task.queries), source.sampler("test", task, 0, CPU)
+        known = source.sampler("test", task, 0, CPU)
         drawn = source.with_unknown("test", task, 2, 0, CPU)
         for number, one in enumerate(drawn(0, 6).split(1)):
             (own,), (alone,) = known(number, number + 1).split(1), drawn(number, number + 1).split(1)
@@ -666,12 +692,13 @@ def test_out_of_scope_queries_are_the_unknown_ones() -> None:
             assert torch.equal(asked.support_x, own.support_x)
             assert torch.equal(asked.support_y, own.support_y)
             assert asked.support_sizes == own.support_sizes
-            assert one.query_y[0].bincount().tolist() == [*own.query_sizes, queries, queries] == one.query_sizes
+            further = own.query_sizes[:2]  # as many as classes of this task have
+            assert one.query_y[0].bincount().tolist() == [*own.query_sizes, *further] == one.query_sizes
             assert one.support_y[0].bincount().tolist() == one.support_sizes
             assert torch.equal(one.query_x[:, : own.query_x.shape[1]], own.query_x)
             rows = one.query_x[kinds == UNKNOWN][:, 0].numpy()
             assert ((first <= rows) & (rows < last)).all()
-            assert len({*rows}) == 2 * queries
+            assert len({*rows}) == sum(further)
     assert len(source.labelled(None)) == len(plain.labelled(None))
     assert source.labelled("test").names == plain.labelled("test").names
     with pytest.raises(

@@ -26,7 +26,7 @@ from metarun import config as schema
 from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.efficientnet_lite import EfficientNetLite, own_name
-from metarun.backbones.libraries import OF_IMAGENET, Recipe, Wanted, build
+from metarun.backbones.libraries import OF_IMAGENET, TrainingImages, Wanted, build
 from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions, with_positions
 from metarun.config import check
 from metarun.core import TaskShape
@@ -41,6 +41,7 @@ from metarun.encoders.images import resized, resized_by_products, standardised
 from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
+from metarun.inference.encoding import EncoderStep
 from metarun.inference.preprocessing import Preprocessing
 from metarun.report.run import pretraining
 from metarun.target.target import Target
@@ -267,6 +268,16 @@ def test_an_encoder_computes_without_batch_normalisations_and_keeps_its_network(
     encoder.restore({}, other)
     assert encoder.digest != digest
     assert not torch.equal(encoder.encode(items), found)
+
+
+def test_a_network_is_folded_once_for_all_that_is_encoded_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier brings its encoder to its device for each batch, where it lies already."""
+    folds: list[int] = []
+    monkeypatch.setattr("metarun.encoders.images.folded", lambda network, size: folds.append(size) or network)
+    step = EncoderStep(Pretrained(name="metarun:efficientnet_lite0", weights=None, image_size=32), "un", torch.zeros(1))
+    for _ in range(3):
+        step.vectors(np.zeros((1, 3, 32, 32), np.uint8), torch.device("cpu"))
+    assert len(folds) == 1
 
 
 # The table on its way and afterwards
@@ -628,7 +639,7 @@ def test_positions_of_a_file_are_resampled_once_at_most(side: int, size: int | N
 @pytest.mark.parametrize(("shape", "crop"), [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop: float, interpolation: str) -> None:
-    recipe = Recipe(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
+    recipe = TrainingImages(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
     smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(smooth).resize(shape[::-1], Image.Resampling.BICUBIC)
     kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
@@ -867,6 +878,13 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     refused = metarun("encoder=run", f"encoder.from={only(tmp_path / 'second')}", *data, f"outputs={tmp_path}/third")
     assert refused.said[-1].startswith("metarun: encoder.from=")
     assert "learned from the vectors of an encoder" in refused.said[-1]
+    used = package.load(only(tmp_path / "second")).held.preprocessing.encoding
+    assert used is not None
+    assert used.encoder.identity() == encoder.identity()
+    first.rename(tmp_path / "gone")
+    assert package.load(only(tmp_path / "target")).classifier.predict(str(root)).size  # classifier.pt holds the encoder
+    with pytest.raises(UserError, match=r"^encoder.from=.*: there is no such run folder"):
+        package.load(only(tmp_path / "second"))
 
 
 def test_runs_of_equal_weights_have_tables_of_their_own_where_their_backbones_differ_in_settings() -> None:
@@ -898,6 +916,7 @@ def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:
         "read_shape": [3, 20, 20],
     }
     encoder = Trained(stored=stored)
+    assert str(encoder) == "Conv4, 4 features; images: shape 3x20x20, mean [0.2, 0.5, 0.7], deviation [0.1, 0.2, 0.4]"
     pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     mean, deviation = (torch.tensor(stored[name]).view(-1, 1, 1) for name in ("mean", "deviation"))
     steps = Preprocessing(20, 3, None, False, (0.2, 0.5, 0.7), (0.1, 0.2, 0.4), (1, 16, 16))
@@ -913,6 +932,12 @@ def test_a_damaged_weight_file_is_one_line(weights: Path, tmp_path: Path) -> Non
     path.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(UserError, match=rf"^encoder.weights={path}: {path} cannot be read; it is truncated"):
         Pretrained(name="timm:test_resnet", weights=str(path))
+
+
+def test_weights_in_no_run_s_folder_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "classifier.pt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"^encoder.from=\S+: lies in no run's folder, which says how images are read"):
+        Trained(str(tmp_path / "classifier.pt"))
 
 
 @pytest.mark.parametrize(
@@ -936,7 +961,7 @@ def test_a_target_is_normalised_as_its_source_is(normalize: bool) -> None:
     """A network that was trained on pixels from 0 to 1 is of no use for others, nor is one that normalises them itself."""
     source, other = toy_images(), toy_images(signal=0.5)
     source.normalize, other.normalize = normalize, not normalize
-    target = Target(other, schema.Target())
+    target = Target(other, schema.TargetSettings())
     target.fit_to(source)
     x = target.division(0)[0].whole(CPU).x
     assert (x.min() < 0).item() is normalize

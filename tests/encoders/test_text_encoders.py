@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import compose
 from omegaconf import OmegaConf
 from sklearn.feature_extraction.text import TfidfVectorizer
 from text_tables import many, table
 from torch import Tensor
 
-from metarun.backbones.minilm import Block, MiniLM
+from metarun.backbones.minilm import BertBlock, MiniLM
 from metarun.data.text import Text
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.encoders.building import encoded
@@ -22,6 +23,7 @@ from metarun.encoders.encoded import training_items
 from metarun.encoders.minilm import MiniLMEncoder
 from metarun.encoders.tfidf import TfIdf
 from metarun.errors import UserError
+from metarun.runs.building import check_installed
 
 SENTENCES = ["This is an example sentence", "Each sentence is converted"]
 # As the model's card shows what sentence-transformers makes of these two.
@@ -67,7 +69,7 @@ def test_long_texts_are_cut_and_one_line_says_so(caplog: pytest.LogCaptureFixtur
 def test_a_block_is_attention_as_torch_has_it() -> None:
     """In float64, against torch's own layer with the same weights, padding left out."""
     torch.manual_seed(0)
-    block = Block().double().eval()
+    block = BertBlock().double().eval()
     other = torch.nn.TransformerEncoderLayer(384, 12, 1536, 0.0, "gelu", 1e-12, batch_first=True).double()
     weights = {
         "self_attn.in_proj_weight": torch.cat([block.query.weight, block.key.weight, block.value.weight]),
@@ -84,6 +86,14 @@ def test_a_block_is_attention_as_torch_has_it() -> None:
     ours = block(x, absent[:, None, None])
     theirs = other(x, src_key_padding_mask=absent)
     torch.testing.assert_close(ours[~absent], theirs[~absent], atol=1e-10, rtol=1e-10)
+
+
+def test_first_weights_that_a_checkpoint_replaces_may_be_gone(tmp_path: Path) -> None:
+    config = compose("data=text", "data.root=texts.csv", "backbone=minilm", f"backbone.weights={tmp_path / 'gone'}")
+    with pytest.raises(UserError, match=r"^backbone.weights=.*gone"):
+        check_installed(config)
+    config.checkpoint = "outputs/RUN"
+    check_installed(config)
 
 
 def test_weights_that_are_not_there_or_others_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

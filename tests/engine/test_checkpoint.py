@@ -18,8 +18,8 @@ from torch import nn
 
 from metarun import files
 from metarun.engine import checkpoint
-from metarun.engine.platform import process_space
 from metarun.errors import UserError
+from metarun.system.platform import process_space
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "step": 3}
 

@@ -90,8 +90,7 @@ def test_running_averages_are_those_of_one_process(algo: str) -> None:
     alone = step_by(make, batch_of, 1)
     moved = [name for name in alone[2] if name.endswith("running_mean") and alone[2][name].abs().max() > 0]
     assert moved
-    for processes in (2, 3):
-        assert_same(step_by(make, batch_of, processes), alone)
+    assert_same(step_by(make, batch_of, 3), alone)  # whose shares differ in size
     assert_same(step_by(make, batch_of, 1, task_chunk=3), alone)
 
 

@@ -24,12 +24,12 @@ from metarun.data.regression import Linear
 from metarun.engine import checkpoint
 from metarun.engine.gradients import clip, gradient_step
 from metarun.engine.interruption import Interrupted, Signals
-from metarun.engine.learner import Learner, build_optimizer
-from metarun.engine.platform import stop_signals
+from metarun.engine.learner import Trainable, build_optimizer
 from metarun.engine.train import advance_schedule, fit
 from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Pruned, UserError
 from metarun.runs.logger import RunLogger
+from metarun.system.platform import stop_signals
 
 SLOPE = torch.tensor([3.0, -4.0])  # the constant gradient of `Ramp`: its norm is 5
 TASK = TaskShape(1, 1, 1)
@@ -92,7 +92,7 @@ class Fit:
         folder.mkdir(exist_ok=True)
         logger = RunLogger(folder)
         try:
-            learner = Learner(
+            learner = Trainable(
                 "train", self.algorithm, self.config.train, 7, hardware(), self.optimizer, self.schedule, self.sampler
             )
             learner.made_by = self.made_by

@@ -605,6 +605,10 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
         ({"checkpoint": "damaged.pt"}, "cannot be read, it is damaged"),
         ({"checkpoint": "newer.pt"}, "was written by metarun 9.9 (format 99)"),
         ({"checkpoint": "best.pt"}, "is no classifier file of metarun; give the folder of its run"),
+        (
+            {"checkpoint": "predicted"},
+            "had no data set, and learned nothing; give the folder of a run that trained or tested",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str, str | None], told: str) -> None:
@@ -622,6 +626,9 @@ def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str,
     torch.save({"kind": store.KIND, "format": 99, "metarun": "9.9"}, tmp_path / "newer.pt")
     (tmp_path / "damaged.pt").write_bytes(b"PK no file")
     shutil.copy(episodic / "best.pt", tmp_path / "best.pt")
+    (tmp_path / "predicted").mkdir()
+    shutil.copy(episodic / "config.yaml", tmp_path / "predicted")
+    (tmp_path / "predicted" / "result.json").write_text('{"predict/images": 3}')
     given = {"checkpoint": str(episodic), "support": str(tmp_path / "support"), "images": str(tmp_path / "images")}
     for key, value in change.items():
         given[key] = value if key == "unknown" or value is None else str(tmp_path / value)  # type: ignore[assignment]

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,8 +16,9 @@ from shell import metarun, result
 from text_tables import table
 
 from metarun.errors import UserError
+from metarun.inference import items
 from metarun.inference.learner import load
-from metarun.inference.texts import find_texts, text_examples
+from metarun.inference.texts import TextPreprocessing, find_texts, text_examples
 
 WORDS = ["apple", "brick", "cloud", "dream", "eagle", "flame", "grass", "house", "ivory", "jewel"]
 TASK = [
@@ -110,6 +112,16 @@ def test_a_table_beside_texts_is_asked_about_or_told_of(tmp_path: Path, caplog: 
         UserError, match=r"holds both data.csv and LICENSE.txt, .*; give the file itself, items=.*data.csv, or move"
     ):
         find_texts(tmp_path)
+
+
+def test_a_column_of_texts_is_a_list_of_them() -> None:
+    class Column:
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return np.array(["a river", "some tower"], dtype=object)
+
+    found = items.listed(Column(), TextPreprocessing((8,)))
+    assert found is not None
+    assert found.paths == ["a river", "some tower"]
 
 
 def test_advice_names_the_key_that_was_given(tmp_path: Path) -> None:

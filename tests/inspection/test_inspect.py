@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import shlex
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -302,13 +304,17 @@ def test_of_a_competitions_folder_only_the_files_of_the_table_are_read(tmp_path:
 
 
 def test_a_folder_of_bad_files_has_no_empty_lines(tmp_path: Path) -> None:
-    (tmp_path / "images" / "a").mkdir(parents=True)
-    (tmp_path / "images" / "a" / "0").write_bytes(b"no image")
-    outcome = metarun("recipe=inspect", "data=folder", f"data.root={tmp_path}/images", f"outputs={tmp_path}/o")
+    (tmp_path / "my images" / "a").mkdir(parents=True)
+    (tmp_path / "my images" / "a" / "0").write_bytes(b"no image")
+    words = ["recipe=inspect", "data=folder", f"data.root={tmp_path}/my images", f"outputs={tmp_path}/o"]
+    outcome = metarun(*words)
     assert "1 file cannot be read" in outcome.out
     assert not re.search(r"^(sizes|depths|formats)", outcome.out, re.MULTILINE)
     (page,) = tmp_path.glob("o/inspect/*/index.html")
-    assert "0 pixels wide" not in page.read_text(encoding="utf-8")
+    told = page.read_text(encoding="utf-8")
+    assert "0 pixels wide" not in told
+    (command,) = re.findall("<code>(metarun .*?)</code>", told)
+    assert shlex.split(html.unescape(command)) == ["metarun", *words]  # it can be pasted
 
 
 def test_of_a_target_nothing_is_said_of_tasks_and_the_page_has_its_name(signs: Path, tmp_path: Path) -> None:

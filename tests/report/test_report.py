@@ -36,12 +36,13 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from metarun import files, report
 from metarun.errors import UserError
-from metarun.report import figures, listing, published, statistics, tables
+from metarun.report import figures, listing, published, rendering, statistics, tables
 from metarun.report.collect import collect, read, run_folders
+from metarun.report.rendering import latex
 from metarun.report.run import show, show_stored
 from metarun.report.run import subject as run_subject
 from metarun.report.summary import Section, pooled, summarise
-from metarun.report.tables import Table, latex
+from metarun.report.tables import TextTable
 from metarun.runs import result
 from metarun.runs.logger import RunLogger
 from metarun.sweeps.jobs import Job
@@ -260,7 +261,7 @@ def test_a_test_on_other_data_is_of_the_data_that_the_weights_were_trained_on(
     }
     assert found["omniglot"].published is not None
     assert found[source].published is None
-    lines = list(csv.DictReader(io.StringIO(tables.as_csv([section]))))
+    lines = list(csv.DictReader(io.StringIO(rendering.as_csv([section]))))
     assert sorted((line["data"], line["trained_on"]) for line in lines) == sorted(
         [("omniglot", "omniglot"), ("omniglot", source)]
     )
@@ -321,7 +322,7 @@ def test_the_same_weights_tested_by_other_seeds_are_one_training(tmp_path: Path)
         assert row.episodes_half == pytest.approx(math.hypot(*halves) / 3)
         table = tables.section_table(section)
         assert "one seed" in table.rows[0]
-        (line,) = csv.DictReader(io.StringIO(tables.as_csv([section])))
+        (line,) = csv.DictReader(io.StringIO(rendering.as_csv([section])))
         assert (line["seeds"], line["half_over_seeds"]) == ("0", "")
     band = figures._band(section.rows[0].group, lambda run: (np.array([0, 1]), np.array([run.seed, 1.0])))
     assert band is not None
@@ -583,7 +584,7 @@ def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
         table = tables.section_table(section)
         assert table.rows[0][table.headings.index("seeds")] == "2 of 3"
         assert any("2 of 3" in term for term in tables.explained([table]))
-        (line,) = csv.DictReader(io.StringIO(tables.as_csv([section])))
+        (line,) = csv.DictReader(io.StringIO(rendering.as_csv([section])))
         assert line["seeds_in_mean"] == "2"
 
 
@@ -616,7 +617,7 @@ def test_a_key_that_an_older_version_lacks_and_that_is_off_tells_no_groups_apart
 
 def test_what_stands_in_brackets_is_shown_except_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [["net (1)", "50.00%", "60.00% (Snell 2017)"], ["net (2)", "40.00%", "none"]]
-    tables.show([tables.Table("a", ["backbone.weights", "accuracy", "published"], rows, 1)])
+    rendering.show([tables.TextTable("a", ["backbone.weights", "accuracy", "published"], rows, 1)])
     shown = capsys.readouterr().out
     assert "net (1)" in shown
     assert "net (2)" in shown
@@ -705,10 +706,10 @@ def test_markdown(written: Path) -> None:
 
 
 def test_markdown_shows_what_stands_there() -> None:
-    table = tables.Table(
+    table = tables.TextTable(
         "a*b*", ["name", "train.max_seconds"], [["*x* `y` [z](u) <b> &lt; _v_ \\ ~~w~~ p|q", "1"]], 1, set()
     )
-    text = tables.markdown(table)
+    text = rendering.markdown(table)
     assert "| \\*x\\* \\`y\\` \\[z\\](u) &lt;b> &amp;lt; \\_v\\_ \\\\ \\~\\~w\\~\\~ p\\|q | 1 |" in text
     assert "train.max_seconds" in text
     assert text.startswith("## a\\*b\\*\n")
@@ -733,7 +734,7 @@ def test_latex_escapes_what_tex_takes_for_its_own(tmp_path: Path) -> None:
     for value in ("50%_of$a&b#{c}~^\\d", "plain"):
         make_run(tmp_path / str(len(value)), f"data.root={value}", scores=[0.5, 1], config={"data": {"root": value}})
     (section,) = sections(tmp_path)
-    lines = tables.latex(tables.section_table(section)).splitlines()
+    lines = rendering.latex(tables.section_table(section)).splitlines()
     (odd,) = [line for line in lines if line.startswith("50")]
     assert odd.startswith(r"50\%\_of\$a\&b\#\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{}d & 1 & ")
     rows = [line for line in lines if line.endswith(r" \\")]
@@ -798,6 +799,8 @@ def test_an_interval_over_other_things_than_its_heading_says_so(tmp_path: Path) 
     page = (tmp_path / "report" / "index.html").read_text()
     for over in ("repeats", "test images"):  # in the list of runs
         assert page.count(f'<td class="number">10.00% over {over}</td>') == 1
+    kept = re.findall(r'<th scope="col" class="number kept">([^<]*)</th>', page)
+    assert kept == ["accuracy", "10 images"]  # in sight however narrow the page is
 
 
 def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_path: Path) -> None:
@@ -919,7 +922,7 @@ def test_the_same_weights_have_one_colour_and_name_on_each_of_several_data_sets(
         "all 10 classes", "its 2 test classes", "all 1472 classes", "its 289 test classes",
     ]  # fmt: skip
     assert [tables.section_table(section).headings[0] for section in found_sections] == ["trained on"] * 4
-    lines = csv.DictReader(io.StringIO(tables.as_csv(found_sections)))
+    lines = csv.DictReader(io.StringIO(rendering.as_csv(found_sections)))
     assert [(line["data"], line["trained_on"]) for line in lines] == [
         ("digits", "glyphs"), ("digits", "digits"), ("glyphs", "digits"), ("glyphs", "glyphs"),
     ]  # fmt: skip
@@ -1026,16 +1029,20 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
         ["glyphs", "linear_probe", "3", "10", "1", "63.89%", "one seed", "35.30%", "−25.00 ± 105.89, p 0.410"],
         ["glyphs", "pretrained_probe", "3", "10", "1", "87.50%", "one seed", "88.24%", "−1.39 ± 17.65, p 0.500"],
     ]
-    table = tables.Table("a", [*headings, "± over repeats", "minus the best, over repeats (points)"], rows, 4, {(0, 5)})
-    fitting, left_out = tables.narrowed(table, 80)
+    table = tables.TextTable(
+        "a", [*headings, "± over repeats", "minus the best, over repeats (points)"], rows, 4, {(0, 5)}
+    )
+    fitting, left_out = rendering.narrowed(table, 80)
     assert left_out == ["seeds", "± over seeds", "train.validate_episodes", "train.max_seconds"]
     assert [fitting.rows[row][column] for row, column in fitting.best] == ["88.89%"]
-    assert tables.narrowed(table, 200) == (table, [])
-    assert tables.narrowed(table, 20)[0].headings[0] == "approach"  # what tells rows apart stays, whatever the screen
-    monkeypatch.setattr(tables.sys, "stdout", terminal := io.StringIO())
+    assert rendering.narrowed(table, 200) == (table, [])
+    assert (
+        rendering.narrowed(table, 20)[0].headings[0] == "approach"
+    )  # what tells rows apart stays, whatever the screen
+    monkeypatch.setattr(rendering.sys, "stdout", terminal := io.StringIO())
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    tables.show([table])
+    rendering.show([table])
     shown = terminal.getvalue()
     for word in ("approach", "linear_probe", "pretrained_probe", "accuracy", "87.50%", "−25.00"):
         assert word in shown
@@ -1047,13 +1054,13 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
 
 
 def test_a_narrow_screen_has_no_column_in_which_nothing_was_published() -> None:
-    def table(*last: str) -> tables.Table:
-        return tables.Table("t", ["algo", "accuracy", "published"], [["a", "90%", cell] for cell in last], 1)
+    def table(*last: str) -> tables.TextTable:
+        return tables.TextTable("t", ["algo", "accuracy", "published"], [["a", "90%", cell] for cell in last], 1)
 
-    assert tables.without_unpublished(table("none: own data", "")).headings == ["algo", "accuracy"]
-    assert tables.without_unpublished(table("none: own data", "")).rows == [["a", "90%"]] * 2
+    assert rendering.without_unpublished(table("none: own data", "")).headings == ["algo", "accuracy"]
+    assert rendering.without_unpublished(table("none: own data", "")).rows == [["a", "90%"]] * 2
     known = table("none: own data", "98.7 % (Finn et al. 2017)")
-    assert tables.without_unpublished(known) is known
+    assert rendering.without_unpublished(known) is known
 
 
 def test_published_values_are_of_choices_that_exist_and_of_one_entry_each() -> None:
@@ -1454,11 +1461,11 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
 
 
 def test_brackets_begin_no_length_in_latex() -> None:
-    assert latex(Table("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+    assert latex(TextTable("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
 
 
 def test_a_bar_is_a_bar_in_latex() -> None:
-    assert latex(Table("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
+    assert latex(TextTable("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
 
 
 def test_a_pair_of_dollars_in_a_name_is_no_mathematics(tmp_path: Path) -> None:

@@ -200,14 +200,17 @@ def test_the_sides_tell_the_memory_of_a_step(sides: tuple[Worker, Worker], tmp_p
 
 
 def test_predicting_is_held_against_the_bare_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(images=300, size=8, backbone={"_target_": "metarun.backbones.mlp.MLP", "hidden": [4]})
+    timed = {"_target_": "metarun.backbones.mlp.MLP", "hidden": [4]}
+    work = Work(images=300, size=16, backbone=timed, light={"_target_": "metarun.backbones.conv4.Conv4", "channels": 1})
     status, result = run(tmp_path / "benchmark.json", {"predict": partial(predicting, work)})
     assert status == 0
     line = result["lines"]["predict"]
     shares = [ours / bare for ours, bare in zip(line["ours"]["values"], line["bare"]["values"], strict=True)]
     assert line["share"]["values"] == pytest.approx(shares)
-    assert f"{line['share']['median']:.0%}" in capsys.readouterr().out
-    assert f"{line['share']['median']:.0%}" in readme.table(result)
+    assert (line["title"], line["growth_with"]) == ("MLP on 16x16 JPEGs", "Conv4")
+    for shown in (capsys.readouterr().out, readme.table(result)):
+        assert f"{line['share']['median']:.0%}" in shown
+    assert "| MB, 300 images by Conv4 |" in readme.table(result)
 
 
 def test_the_first_step_is_seen_on_disk() -> None:

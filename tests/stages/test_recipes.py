@@ -203,8 +203,12 @@ def test_testing_what_is_no_run(made: Made, tmp_path: Path) -> None:
     (tmp_path / "cut" / "best.pt").write_bytes((made.maml / "best.pt").read_bytes()[:2000])
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "config.yaml").write_bytes((made.maml / "config.yaml").read_bytes())
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.yaml").write_bytes((made.maml / "config.yaml").read_bytes())
+    (tmp_path / "used" / "result.json").write_text('{"predict/images": 3}', encoding="utf-8")
     for path, expected in {
         tmp_path / "early": "has no best.pt yet",
+        tmp_path / "used": "has finished, and holds no weights; give the folder of a run that trained some",
         tmp_path / "nowhere": "there is no such run folder or file",
         tmp_path: "there is no such run folder or file",
         tmp_path / "alone": "no config.yaml lies beside it",

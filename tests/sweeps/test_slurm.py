@@ -12,6 +12,9 @@ import pytest
 from shell import ROOT, SINUSOID, metarun, start
 from test_sweeps import runs, same, sittings
 
+from metarun.errors import UserError
+from metarun.sweeps.slurm import Slurm, _remove
+
 FEW = [word for word in SINUSOID[1:] if not word.startswith("train.steps")]
 JOB = ["hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory_gb=1", "hydra.launcher.poll_seconds=0.5"]
 
@@ -163,7 +166,27 @@ def test_what_slurm_refuses_leaves_nothing(slurm: None, tmp_path: Path) -> None:
     done = metarun(*words, "hydra.launcher.partition=nowhere")
     assert done.status == 2
     assert "hydra/launcher=slurm: sbatch: error: Batch job submission failed" in done.err
-    assert not list((tmp_path / "none").glob("*"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    made = [tmp_path / "there" / "name", tmp_path / "there" / "name" / ".jobs"]
+    for path in made:
+        path.mkdir()
+    (made[-1] / "script.sh").touch()
+    _remove(made[-1], [], made[::-1])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"), [("array", "at_once"), ("cpus_per_task", "cpus"), ("gpus-per-node", "gpus")]
+)
+def test_an_option_that_a_setting_says_is_refused(option: str, setting: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"hydra\.launcher\.options\.{option}: is what hydra\.launcher\.{setting} says"
+    ):
+        Slurm(options={option: "0-3"})
 
 
 def test_jobs_without_time_to_run_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from metarun.core import Backbone, Batch, Spec
 from metarun.errors import UserError
 from metarun.target import prompts as module
 from metarun.target.base import TargetMethod
-from metarun.target.prompts import LoRA, Prompts, Training, add_low_rank, add_prompts, frozen, matrices
+from metarun.target.prompts import LoRA, Prompts, Tuning, add_low_rank, add_prompts, frozen, matrices
 
 SHAPE = (1, 16, 16)
 
@@ -206,13 +206,13 @@ def test_running_averages_stay() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    training = Training(torch.optim.SGD, 20, 8, 0.2)
+    training = Tuning(torch.optim.SGD, 20, 8, 0.2)
     rates = [training.rate(step) for step in range(20)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[12] == pytest.approx(0.5)
     assert 0 < rates[-1] < 0.05
-    assert Training(torch.optim.SGD, 20, 8, 0.0).rate(0) == 1
+    assert Tuning(torch.optim.SGD, 20, 8, 0.0).rate(0) == 1
 
 
 # Prompts
@@ -346,7 +346,7 @@ def test_targets_choose_matrices() -> None:
 
 @pytest.mark.parametrize(("steps", "warm_up"), [(10, 0.95), (1, 0.6), (1, 0.0)])
 def test_a_warm_up_may_be_all_of_few_steps(steps: int, warm_up: float) -> None:
-    rates = Training(torch.optim.SGD, steps, 4, warm_up)
+    rates = Tuning(torch.optim.SGD, steps, 4, warm_up)
     assert all(0 < rates.rate(step) <= 1 for step in range(steps))
     assert 0 <= rates.rate(steps) <= 1  # which the schedule asks for after the last step
 

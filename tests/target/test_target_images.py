@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metarun.algos.dn4 import DN4
 from metarun.backbones.conv4 import Conv4
-from metarun.config import Target as Settings
+from metarun.config import TargetSettings as Settings
 from metarun.config import construct
 from metarun.core import Algorithm, Batch, Episodes, Spec
 from metarun.data.image_batches import batches
@@ -90,7 +90,7 @@ def test_order_chunks_and_other_test_images_change_nothing(
     close(classifier(test[order]), whole[order])
     close(torch.cat([classifier(part) for part in test.split(3)]), whole)
     close(classifier(torch.cat([test[:1], 5 * torch.rand_like(test[1:])]))[:1], whole[:1])
-    monkeypatch.setattr(base, "CHUNK", 5)
+    monkeypatch.setattr(base, "IMAGES_AT_ONCE", 5)
     close(classifier(test), whole)
 
 
@@ -178,7 +178,7 @@ def test_classified_images_do_not_see_each_other(algo: str, norm: str, monkeypat
     order = np.random.default_rng(0).permutation(len(images))
     close(classified(algorithm, images.take(order), hardware(), training), whole[order])
     close(classified(algorithm, images.take(order[:3]), hardware(), training), whole[order[:3]])
-    monkeypatch.setattr(evaluate, "IMAGES", 3)
+    monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 3)
     close(classified(algorithm, images, hardware(), training), whole)
     assert algorithm.backbone.norm == norm
     assert all(torch.equal(value, before[key]) for key, value in algorithm.state_dict().items())
@@ -322,15 +322,6 @@ def test_a_head_that_starts_at_prototypes_learns_each_image_with_its_own_class(e
             F.cross_entropy(head(features[chosen]), train.y[chosen]).backward()
             optimizer.step()
     close(found, head(asked).detach())
-
-
-def test_episodes_say_how_many_images_each_way_has() -> None:
-    y = torch.tensor([[0, 0, 0, 1, 2, 2]])
-    batch = Episodes(y, y, y, y, 3, (3, 1, 2))
-    assert batch.support_sizes == [3, 1, 2]
-    assert batch.classes_in_turn().tolist() == [0, 3, 4, 1, 5, 2]
-    assert next(batch.split(1)).shots == (3, 1, 2)
-    assert replace(batch, shots=None).classes_in_turn().tolist() == [0, 2, 4, 1, 3, 5]
 
 
 # Pixel statistics

@@ -23,7 +23,7 @@ from metarun.algos.baseline import Baseline
 from metarun.algos.protonet import ProtoNet
 from metarun.backbones.mlp import MLP
 from metarun.backbones.vit import ViT
-from metarun.config import Target as Settings
+from metarun.config import TargetSettings as Settings
 from metarun.core import Backbone, Batch, Spec, TaskShape
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.image_source import ImageSource
@@ -136,9 +136,17 @@ def test_what_a_target_cannot_be() -> None:
     with pytest.raises(UserError, match=r"^target: has one class alone \(class 0\)"):
         Target(toy_images(classes=1, per_class=10), Settings())
     with pytest.raises(
-        UserError, match=r"^target: class class 0 has no (train|test) images; it has 2 in all.*target.min_images=3"
+        UserError,
+        match=r"^target: class class 0 has no (train|test) images; it has 2 in all, .* one to learn from and two to test on, "
+        r"or leave small classes out: target.min_images=3$",
     ):
         Target(toy_images(classes=2, per_class=2), Settings())
+    divided = toy_images(classes=2, per_class=9)
+    divided.table.metadata["parts"] = {"train": [9, 5], "val": [0, 0], "test": [0, 4]}
+    with pytest.raises(
+        UserError, match=r"class 0 has no test images; all 9 are of other parts of the data set; move some, or"
+    ):
+        Target(divided, Settings())
     with pytest.raises(
         UserError, match=r"^target.min_images=11: leaves 0 of 2 classes; there is nothing to tell apart"
     ):

@@ -293,6 +293,8 @@ class TestDistortions:
         (lambda: Instances(source(), shift=1.5), "unsupervised.shift=1.5: must be from 0 to 1"),
         (lambda: Instances(source(), area=[2.0, 1.0]), "unsupervised.area"),
         (lambda: cactus(source(), clusters=72).sampler("train", TASK, 0, CPU), r"unsupervised: of the 72 clusters .* 5"),
+        (lambda: cactus(source(), clusters=4).sampler("val", TASK, 0, CPU),
+         r"of the 3 clusters of the val images .* a task needs 5; set unsupervised.clusters to 8, or test.task.ways lower, or .*=labels$"),
         (lambda: umtra(source()).sampler("train", TaskShape(200, 1, 1), 0, CPU), r"train.task.ways=200: .* 144 images"),
         (lambda: umtra(source()).sampler("val", TaskShape(1, 1, 1), 0, CPU), "has one answer"),
         (lambda: umtra(source()).sampler("val", TaskShape(5, (1, 2), 1), 0, CPU), r"one shape.*: unsupervised.validation=labels$"),
@@ -302,7 +304,7 @@ class TestDistortions:
         (lambda: umtra(source()).sampler("train", TaskShape(5, 1, 1, min_items=3), 0, CPU),
          r"^train.task.min_items=3: .* test.task.min_items=3 is of test tasks alone$"),
         (lambda: Cactus(source(), components=None), "unsupervised.components=null"),
-        (lambda: Cactus(source(), embedding="nowhere"), "unsupervised.embedding=nowhere"),
+        (lambda: Cactus(source(), embedding="nowhere").sampler("train", TASK, 0, CPU), "unsupervised.embedding=nowhere"),
         (lambda: cactus(source([1])).sampler("train", TaskShape(2, 1, 1), 0, CPU),
          r"^unsupervised: there is 1 training image, and a task of train.task.ways=2 needs 4"),
         (lambda: cactus(source([12])).sampler("train", TaskShape(5, 1, 2), 0, CPU),
@@ -402,6 +404,18 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
     assert metarun(*given, f"outputs={tmp_path / 'given'}").status == 0
     told = result(run_folder(tmp_path / "given"))["protocol"]["labels_read"]
     assert told == f"{none}; checkpoint: it was trained with labels"
+    # Test tasks are not made up: without the run that embeds, only validation tasks for the temperature are lacking.
+    embedded = run_folder(tmp_path / "embedded")
+    labels.rename(tmp_path / "elsewhere")
+    outcome = metarun("recipe=test", f"checkpoint={embedded}", "test.episodes=3", f"outputs={tmp_path / 'test'}")
+    assert outcome.status == 0, outcome.err
+    assert (
+        f"for want of validation tasks (unsupervised.embedding={labels}: there is no such run"
+        in outcome.out + outcome.err
+    )
+    tested = result(run_folder(tmp_path / "test"))
+    assert tested["test/calibration"]["temperature"] is None
+    assert tested["protocol"]["labels_read"] == f"{none}; unsupervised.embedding: it was trained with labels"
 
 
 def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shell import make_images, metarun, result, run_folder
+from shell import make_images, metarun, one_line, result, run_folder
 
 from metarun import stages
 from metarun.data.digits import Digits
@@ -164,14 +164,29 @@ def test_a_run_that_did_not_keep_its_data_is_compared_by_its_result(images: Path
     assert "was made with other data" in metarun(*words).said[0]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"data": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"data": 3}'])
 def test_a_damaged_description_is_one_line(images: Path, tmp_path: Path, content: str) -> None:
     words = command(images, tmp_path / "runs")
     assert metarun(*words).status == 0
     (run_folder(tmp_path / "runs") / contents.DATA).write_text(content)
     outcome = metarun(*words)
-    assert outcome.status == 2
-    assert "what it says of its data cannot be read" in outcome.said[0]
+    one_line(outcome, "data.json: is damaged (", "; start over beside it with resume=false")
+
+
+def test_a_description_that_may_not_be_read_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(images, tmp_path / "runs")
+    assert metarun(*words).status == 0
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == contents.DATA:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    one_line(metarun(*words), "data.json: cannot be read (Permission denied)")
 
 
 def test_a_test_is_of_the_data_that_it_was_trained_on_or_says_so(images: Path, tmp_path: Path) -> None:

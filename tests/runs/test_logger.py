@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarun import config as schema
 from metarun.core import Episodes
 from metarun.runs import provenance
-from metarun.runs.logger import LogFile, RunLogger, Terminal, logging_to
+from metarun.runs.logger import LogFile, RunLogger, TerminalHandler, logging_to
 
 WORDS = ["data=folder", "data.image_size=16", "algo=maml", "backbone.channels=4", "task.ways=3", "task.queries=3",
          "algo.test_inner_steps=2", "train.steps=6", "train.tasks_per_step=2", "train.log_every=2", "train.validate_every=3",
@@ -377,7 +377,7 @@ def test_a_log_that_cannot_be_written_ends_the_run_and_prints_no_traceback(
 def test_a_message_is_one_line_whatever_names_of_others_are_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [Terminal()])
+    monkeypatch.setattr(logging.getLogger("metarun"), "handlers", [TerminalHandler()])
     with logging_to(tmp_path / "metarun.log"):
         logging.getLogger("metarun").warning("left out %s", "other\x1b]0;owned\x07\nstep 5")
     shown = r"left out other\x1b]0;owned\x07\nstep 5"

@@ -16,14 +16,14 @@ from PIL import Image
 from scipy import stats
 from shell import make_images, metarun, result
 
-from metarun.config import Target as Settings
+from metarun.config import TargetSettings as Settings
 from metarun.core import Batch
 from metarun.data.image_source import ImageSource
 from metarun.ops import metrics
 from metarun.report import statistics
 from metarun.report.text import half
 from metarun.runs.logger import RunLogger
-from metarun.target.base import Classifier, TargetMethod
+from metarun.target.base import TargetClassifier, TargetMethod
 from metarun.target.target import Target
 
 SOURCE = toy_images(classes=3, per_class=20)
@@ -36,7 +36,7 @@ def with_parts(train: int, test: int) -> ImageSource:
     return source
 
 
-class Sure(Classifier):
+class Sure(TargetClassifier):
     """Right of a share of the images, by a rule of the image."""
 
     def __init__(self, wrong: float) -> None:

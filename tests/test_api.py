@@ -108,7 +108,19 @@ def forms(images: np.ndarray, root: Path) -> dict[str, Any]:
         "channels first": images.transpose(0, 3, 1, 2),
         "tensor": tensor,
         "tensor of floats": tensor.float() / 255,
+        "column of paths": Column(np.array([str(path) for path in paths], dtype=object)),
+        "array of another library": Column(images),
     }
+
+
+class Column:
+    """What numpy makes an array of, and which is no sequence, as a column of pandas or an array of JAX."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.values
 
 
 def test_every_form_of_the_same_images_gives_the_same(tmp_path: Path, learner: metarun.Learner) -> None:
@@ -247,7 +259,7 @@ def test_scores_that_are_no_numbers_are_one_line(
         classifier.predict(images)
 
 
-class Far(base.Classifier):
+class Far(base.TargetClassifier):
     """Scores that are given in place of images."""
 
     def forward(self, images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
     to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
     if report.write(roots, to, title(roots)) is None:
         raise UserError(
-            f"runs={','.join(map(shown_path, roots))}: no finished run lies there (none has a result.json that can be read)"
+            f"runs={','.join(map(shown_path, roots))}: no finished test lies there (none has a result.json of one that can be read)"
         )
     return {}
 

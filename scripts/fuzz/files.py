@@ -14,7 +14,7 @@ from .commands import Finding, Findings, check, command, shown
 from .damage import damaged
 from .scenes import SCENES, Scene
 
-NONE = "no finished run lies there"  # what a report says where it has nothing to report on
+NONE = "no finished test lies there"  # what a report says where it has nothing to report on
 
 
 def set_up(scene: Scene, here: Path) -> list[list[str]]:

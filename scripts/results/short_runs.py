@@ -23,9 +23,8 @@ from .rows import DATA, Run
 FILE = "short_runs.json"
 STEPS = 4
 EQUAL, CLOSE = "the same to the last bit", "the same but for rounding"
-TOLERANCE = (
-    1e-3  # of CLOSE, relative: rounding of float32 after a few steps; an accuracy moves by more if one answer does
-)
+# Of CLOSE: the relative rounding of losses after a few steps, by precision, and a few answers of some hundred.
+ROUNDING, ANSWERS = {"float32": 1e-3, "bfloat16": 1e-2}, 1e-2
 DOOR = "from metarun.cli import main; main()"  # every version has it
 UNCOMPARED = ("protocol", "data", "choices", "stages", "hardware", "versions")
 # No table shows a calibration; intervals of so few tasks depend on the formula for few, which the tables' thousands do not; and a

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, make_images, metarun, one_line, result, run_folder, start
@@ -293,7 +294,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.gpus() == []
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: subprocess.Popen[str] | warm.Process) -> None:
     """SIGKILL to a sweep and all that it started."""
     victims, waiting = [process.pid], [process.pid]
     while waiting:
@@ -462,7 +463,7 @@ def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
 
 def test_ray(tmp_path: Path) -> None:
     words = ["-m", "hydra/launcher=ray", "algo=protonet,maml", *SINUSOID[1:], f"outputs={tmp_path}"]
-    process = start(*words, env=environment(PYTHONWARNINGS="ignore", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"))
+    process = start(*words, PYTHONWARNINGS="ignore", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1, err
     assert "  algo=protonet\n    algo: ProtoNet only classifies" in err

@@ -428,6 +428,15 @@ def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_what_jobs_are_forked_from_has_imported_what_an_optimiser_needs(tmp_path: Path) -> None:
+    """The hundreds of modules that torch imports for the first one would take each job more than a second."""
+    code = "import sys, torch\nknown = {*sys.modules}\ntorch.optim.Adam([torch.zeros(1)]).step()\n"
+    (tmp_path / "optimiser.py").write_text(f"{code}print(len({{*sys.modules}} - known))\n")
+    out, err = warm.start(["optimiser"], environment(), tmp_path, start_new_session=False).communicate(timeout=240)
+    assert err == ""
+    assert int(out) < 20
+
+
 def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
     """A job after the first takes less than the first, which starts the program; the parent does not grow after the 10th."""
     watch = (

@@ -300,9 +300,7 @@ def test_a_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         UserError, match=r"differ from those of recipe=predict by up to 0\.0002, and 0\.0001 is allowed"
     ):
-        exported_classifier(method)
-    with pytest.raises(UserError, match=r"and 0\.0001 is allowed"):
-        exported_classifier(method, temperature=2.0)
+        exported_classifier(method)  # by a temperature above 1, which magnifies no rounding
     assert exported_classifier(method, temperature=0.4)[0].difference == pytest.approx(2e-4, rel=0.1)
 
 

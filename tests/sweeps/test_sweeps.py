@@ -398,6 +398,7 @@ def test_interrupted_sweep_saves_its_jobs_and_goes_on(number: signal.Signals, tm
     words = [
         "-m",
         "hydra/launcher=local",
+        "hydra.launcher.at_once=2",  # also where there is one core
         "seed=0,1",
         "algo=maml",
         *LONGER[:-2],

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import remembered
@@ -17,7 +18,23 @@ if hasattr(
 ):  # what `nohup pytest` has it ignore, runs would go on ignoring, and tests could not see them heed it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 remembered.install()
+# A disk takes milliseconds for each, dozens of times a run, for the sake of a power cut, which no test can make. Commands that tests
+# start as processes of their own wait for it as ever.
+os.fsync = os.fstat
 os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take whole stretches of the tests, and later of each other's, unless `--dist` asks otherwise.
+
+    What the tests of a file share is then made by one worker, and not by each that is dealt one of them.
+    """
+    if config.getoption("dist") != "load":  # which `-n` alone means
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

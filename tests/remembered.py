@@ -22,6 +22,7 @@ from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -60,10 +61,13 @@ def install() -> None:
     parse = functools.lru_cache(1024)(omegaconf.base.parse)
     omegaconf.base.parse = omegaconf._utils.parse = parse
     _overrides()
+    _store()
+    _copies()
     _interpolations()
     _files()
     _defaults()
     _merged()
+    _commit()
 
 
 def _overrides() -> None:
@@ -73,6 +77,27 @@ def _overrides() -> None:
         return recent.copy((word, rule), lambda: read(self, word, rule))
 
     OverridesParser.parse_rule = parse_rule
+
+
+def _store() -> None:
+    """The store of schemas stays one where Hydra copies what it looks files up in; what is loaded from it is a copy."""
+    ConfigStore.__deepcopy__ = lambda self, memo: self
+
+
+def _copies() -> None:
+    """A config as a whole, of which Hydra makes three copies for a command, is copied by `pickle`, in a third of the time."""
+    deep = DictConfig.__deepcopy__
+
+    def copied(self: DictConfig, memo: dict[int, Any]) -> DictConfig:
+        if memo or self._get_parent() is not None:
+            return deep(self, memo)
+        try:
+            whole: DictConfig = pickle.loads(pickle.dumps(self))
+        except (pickle.PicklingError, AttributeError, TypeError):  # of a class inside of a test
+            return deep(self, memo)
+        return whole
+
+    DictConfig.__deepcopy__ = copied
 
 
 def _interpolations() -> None:
@@ -125,3 +150,12 @@ def _merged() -> None:
         return recent.copy(key, lambda: merge(self, defaults, repo))
 
     ConfigLoaderImpl._compose_config_from_defaults_list = compose
+
+
+def _commit() -> None:
+    """What git says of the checkout takes three processes for each run, and is the same for all of a session."""
+    from metarun.runs import provenance  # which imports what has to come later than all of the above
+
+    here, ask = provenance.__file__, provenance.git_commit
+    known = functools.cache(ask)
+    provenance.git_commit = lambda: known() if provenance.__file__ == here else ask()

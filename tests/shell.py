@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import warm
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -152,12 +153,24 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **variables}
 
 
-def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """`metarun words...` as a process of its own."""
+def start(
+    *words: str,
+    launcher: Sequence[str] = (),
+    cwd: Path | None = None,
+    start_new_session: bool = False,
+    **variables: str,
+) -> subprocess.Popen[str] | warm.Process:
+    """`metarun words...` as a process of its own, or under a launcher, with environment variables.
+
+    It is forked from one that has imported everything, unless it needs an interpreter that starts with these variables.
+    """
+    command, env = [*launcher, "metarun", *words], environment(**variables)
+    if warm.CAN and warm.read_at_start(env) == warm.read_at_start(environment()):
+        return warm.start(command, env, cwd, start_new_session)
     return subprocess.Popen(
-        [sys.executable, "-m", "metarun", *words],
-        **{"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
-    )
+        [sys.executable, "-m", *command], env=env, cwd=cwd, start_new_session=start_new_session,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def run_folder(outputs: Path) -> Path:

@@ -229,31 +229,49 @@ def speaks_of_the_backbone(preset: str) -> bool:
     return "backbone" in text or any(map(speaks_of_the_backbone, re.findall(r"^  - /preset/(\S+)$", text, re.M)))
 
 
+def asked_of_the_backbone(algo: str) -> str:
+    """What a method's file sets of the backbone, the same for all methods that set the same."""
+    file = OmegaConf.load(CONF / "algo" / f"{algo}.yaml")
+    assert all(str(next(iter(default))).startswith("override ") for default in file.get("defaults", []))
+    return str(file.get("backbone"))
+
+
 @functools.cache
 def compositions() -> dict[str, set[tuple[str, str]]]:
-    """The pairs of data set and backbone that each method is composed with, so that every two choices go together once.
+    """The pairs of data set and backbone that each method is composed with, so that what can meet does so once.
 
-    All three where a preset of two speaks of the third, by its name or by keys of `usual`, which some backbones read. A data set
-    that sets keys of `data` alone meets no key of a method, so that these take turns.
+    A method meets a backbone in the keys that its file sets of it: methods that set the same keys to the same values, or none, take
+    turns with the backbones. A data set that sets more than keys of `data` meets every method; the others, of which neither a method
+    nor a backbone has a key, take turns, and meet a backbone that looks at the data. All three go together where a preset of two
+    speaks of the third, by its name or by keys of `usual`, which some backbones read.
     """
     presets, data_sets, backbones = choices("preset"), choices("data"), choices("backbone")
     of_tasks = [data for data in data_sets if "# @package _global_" in (CONF / "data" / f"{data}.yaml").read_text()]
-    others = [data for data in data_sets if data not in of_tasks]
-    of_usual = [name for name in backbones if "${usual." in (CONF / "backbone" / f"{name}.yaml").read_text()]
-    assert of_usual
-    found, missing = {}, set(itertools.product(others, backbones))
-    for turn, algo in enumerate(choices("algo")):
-        shift = turn % len(backbones)
-        for place, backbone in enumerate(backbones[shift:] + backbones[:shift]):
-            new = [data for data in others if (data, backbone) in missing] or others
-            data = of_tasks[place] if place < len(of_tasks) else new[(turn + place) % len(new)]
-            found.setdefault(algo, set()).add((data, backbone))
-            missing.discard((data, backbone))
+    others = itertools.cycle(data for data in data_sets if data not in of_tasks)
+    reading = {name: re.findall(r"\$\{(\w+)", (CONF / "backbone" / f"{name}.yaml").read_text()) for name in backbones}
+    of_usual, of_pixels = (
+        [name for name in backbones if key in reading[name]] for key in ("usual", "pixels_normalized")
+    )
+    assert set().union(*reading.values()) == {"usual", "pixels_normalized"}  # the latter looks at any data
+    alike: dict[str, list[str]] = {}
+    for algo in choices("algo"):
+        alike.setdefault(asked_of_the_backbone(algo), []).append(algo)
+    found: dict[str, set[tuple[str, str]]] = {}
+    for methods in alike.values():
+        turns = itertools.cycle(backbones)
+        for algo in methods:
+            found[algo] = {(data, next(turns)) for data in of_tasks} | {(next(others), next(turns))}
+        for backbone in backbones[len(methods) * (len(of_tasks) + 1) :]:
+            found[methods[0]].add((next(others), backbone))
+    for data, backbone, algo in zip(data_sets, itertools.cycle(of_pixels), found, strict=False):
+        found[algo].add((data, backbone))
+    for turn, algo in enumerate(found):
         for data in data_sets:
             if f"{algo}_{data}" in presets:
-                spoken = backbones if speaks_of_the_backbone(f"{algo}_{data}") else {backbones[shift], *of_usual}
-                found[algo] |= set(itertools.product([data], spoken))
-    assert not missing
+                spoken = speaks_of_the_backbone(f"{algo}_{data}")
+                found[algo] |= {
+                    (data, name) for name in (backbones if spoken else [*of_usual, backbones[turn % len(backbones)]])
+                }
     return found
 
 

@@ -137,11 +137,16 @@ def _first(key: str, value: Any, hint: Any, check: Callable[[Any], Any]) -> Any:
     return value
 
 
+@functools.cache
+def _holder(kind: Any) -> type:
+    return make_dataclass("Value", [("value", kind, field(default=MISSING))])
+
+
 def _of_type(key: str, value: Any, member: Any, hint: Any) -> Any:
     if type(value) in (int, float, bool) and plain(member) is type(value):
         return value  # as omegaconf would return it, which takes a thousand times as long
     try:
-        structured = OmegaConf.structured(make_dataclass("Value", [("value", plain(member), field(default=MISSING))]))
+        structured = OmegaConf.structured(_holder(plain(member)))
     except (OmegaConfBaseException, TypeError):
         return value  # a type that no config can hold is the constructor's own business
     try:

@@ -27,7 +27,8 @@ from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 from metarun.system import platform
 
-PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
+# The last is what the first optimiser of a process imports, which takes it more than a second.
+PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard", "torch._dynamo"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
 
 

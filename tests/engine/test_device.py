@@ -108,7 +108,7 @@ def few_steps(name: str) -> list[str]:
     """A network that this kind of fine-tuning takes, and few steps of it."""
     settings = OmegaConf.load(Path(CONF) / "transfer" / f"{name}.yaml")
     # Boosting turns the order of float sums into other votes; a few rounds of it do not.
-    few = {"steps": 20, "rounds": 3, "head_steps": 10 if settings.get("head_steps") else 0}
+    few = {"steps": 6, "rounds": 3, "head_steps": 4 if settings.get("head_steps") else 0}
     signature = read(settings._target_)
     assert signature is not None
     known = {setting.name for setting in signature.settings}

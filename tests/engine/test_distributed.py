@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from helpers import build, compose, toy_images
-from shell import SINUSOID, environment, lines, metarun, result, run_folder
+from shell import SINUSOID, environment, lines, metarun, result, run_folder, start
 
 from metarun import run as metarun_in_python
 from metarun.config import task_of
@@ -40,31 +40,17 @@ SHARED = [word.replace("train.steps=6", "train.steps=20") for word in SHORT]
 LONG = [word.replace("train.steps=6", "train.steps=1000000") for word in SHORT] + ["train.save_every=5"]
 
 
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
 
 
-def start(
-    *words: str, launcher: Sequence[str] = (), cwd: Path | None = None, **variables: str
-) -> subprocess.Popen[str]:
-    """`metarun words...` as a process of its own, or under a launcher, with environment variables."""
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "metarun", *words],
-        env=environment(**variables),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def torchrun(*words: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+def torchrun(*words: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen[str] | warm.Process:
     """`metarun words...` in two processes of torch's launcher."""
     return start(*words, launcher=LAUNCHER, cwd=cwd, **variables)
 
 
-def said(process: subprocess.Popen[str]) -> list[str]:
+def said(process: subprocess.Popen[str] | warm.Process) -> list[str]:
     """What metarun printed as errors, in whichever process, when all have ended."""
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     return [line for line in err.splitlines() if line.startswith("metarun: ")]
 
 
@@ -87,7 +73,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240.0) -> None:
     """Returns as soon as `condition()` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -137,7 +123,7 @@ def test_one_process_two_and_torchrun_give_the_same_numbers(algo: str, tmp_path:
         beside = one.with_name(f"{one.name}__2")
         processes[beside] = torchrun(*words, "resume=false", f"outputs={tmp_path / 'one'}")
     for folder, process in processes.items():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         assert err.count("run folder: ") == err.count("hardware: ") == out.count("results  ") == 1
         assert_close(one, folder)
@@ -199,7 +185,7 @@ def test_search_prunes_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "staged.py").write_text(STAGE)
     words = [*LONG, "recipe.stages=[staged.Train]", "hardware.processes=2", "outputs=out"]
     process = start(*words, cwd=tmp_path, PRUNE="10")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode
     assert err.count("pruned at step 10") == 1, err
     folder = run_folder(tmp_path / "out")
@@ -297,7 +283,7 @@ def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
 def test_error_in_the_input_is_said_once_under_torchrun(word: str, message: str, tmp_path: Path) -> None:
     words = [given for given in SHORT if given.split("=")[0] != word.split("=")[0]]
     process = torchrun(*words, word, f"outputs={tmp_path}")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     (line,) = (line for line in err.splitlines() if line.startswith("metarun: "))
     assert line.startswith(f"metarun: {message}")
     assert (process.returncode, out) == (1, "")  # torchrun's own status
@@ -313,7 +299,7 @@ def test_finished_run_is_shown_once_under_torchrun(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = torchrun(*words)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert set(alone.out.splitlines()) <= set(out.splitlines())
     assert out.count("finished before") == 1
@@ -388,7 +374,7 @@ def test_killed_rank_of_torchrun_ends_the_run_and_the_same_command_goes_on(victi
     wait_for(lambda: list(tmp_path.glob("*/*/last.pt")))
     ranks = {rank(pid): pid for pid in children(process.pid)}
     os.kill(ranks[victim], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert f"rank      : {victim} (local_rank: {victim})\n  exitcode  : -9 " in err
     assert err.count("Traceback") == 1  # torchrun's own

@@ -21,10 +21,21 @@ from metarun.runs.trial import database
 from metarun.sweeps.study import Study
 
 
-def meanwhile(seconds: float, act: Callable[[], object]) -> threading.Timer:
-    timer = threading.Timer(seconds, act)
-    timer.start()
-    return timer
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Has something happen a little after a run begins to wait for a lock that another holds."""
+
+    def have(act: Callable[[], object]) -> None:
+        acquire, timers = FileLock.acquire, [threading.Timer(0.1, act)]
+
+        def acquired(self: FileLock, timeout: float | None = None, **options: Any) -> Any:
+            if timeout and timers:  # the first try waits not at all
+                timers.pop().start()
+            return acquire(self, timeout=timeout, **options)
+
+        monkeypatch.setattr(FileLock, "acquire", acquired)
+
+    return have
 
 
 @pytest.fixture
@@ -36,20 +47,19 @@ def interrupted(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_rerun_waits_for_a_job_that_is_still_saving(interrupted: Path) -> None:
+def test_a_rerun_waits_for_a_job_that_is_still_saving(interrupted: Path, meanwhile: Callable[..., None]) -> None:
     """As the jobs of a sweep do that was killed: they save and end within half a minute."""
     lock = FileLock(interrupted / ".lock", thread_local=False)
     lock.acquire()
-    timer = meanwhile(4.0, lock.release)
+    meanwhile(lock.release)
     done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
-    timer.join()
     assert done.status == 0, done.err
     assert "another process is running this, or is just saving and ending; waiting for it, 33 s at most" in done.err
     assert (interrupted / "result.json").is_file()
 
 
 def test_what_another_process_finished_meanwhile_is_shown_and_not_tested_again(
-    interrupted: Path, tmp_path: Path
+    interrupted: Path, tmp_path: Path, meanwhile: Callable[..., None]
 ) -> None:
     lock = FileLock(interrupted / ".lock", thread_local=False)
     lock.acquire()
@@ -58,16 +68,15 @@ def test_what_another_process_finished_meanwhile_is_shown_and_not_tested_again(
         shutil.copy(tmp_path / "result.json", interrupted / "result.json")
         lock.release()
 
-    timer = meanwhile(1.0, finish)
+    meanwhile(finish)
     done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
-    timer.join()
     assert done.status == 0, done.err
     assert "This run had finished before: nothing was computed" in done.out
     assert (interrupted / "result.json").read_bytes() == (tmp_path / "result.json").read_bytes()
 
 
 def test_a_config_that_another_process_wrote_meanwhile_is_compared(
-    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+    interrupted: Path, meanwhile: Callable[..., None]
 ) -> None:
     kept = (interrupted / "config.yaml").read_text()
     (interrupted / "config.yaml").unlink()
@@ -78,9 +87,8 @@ def test_a_config_that_another_process_wrote_meanwhile_is_compared(
         (interrupted / "config.yaml").write_text(kept.replace("\nseed: 0", "\nseed: 1"))
         lock.release()
 
-    timer = meanwhile(1.0, other)
+    meanwhile(other)
     done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
-    timer.join()
     assert done.status == 2
     assert "was made with another config (seed 1 -> 0)" in done.err
 
@@ -126,7 +134,9 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "hydra/launcher=serial", "hydra.sweeper.
           *(word for word in SINUSOID), "algo.test_inner_steps=1"]  # fmt: skip
 
 
-def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_search_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[..., None]
+) -> None:
     """It then finds all trials done, and the best one tested."""
     at_work: list[Any] = []
     paths: list[Path] = []
@@ -141,7 +151,7 @@ def test_a_second_search_waits_for_the_first(tmp_path: Path, monkeypatch: pytest
                 other = threading.Thread(target=lock.acquire)  # filelock refuses a second lock of the same thread
                 other.start()
                 other.join()
-                meanwhile(1.0, lock.release)
+                meanwhile(lock.release)
         return locked(path, told, *given, **options)
 
     monkeypatch.setattr(files, "locked", noted)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, make_images, metarun, one_line, result, run_folder, start
@@ -293,7 +294,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.gpus() == []
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: subprocess.Popen[str] | warm.Process) -> None:
     """SIGKILL to a sweep and all that it started."""
     victims, waiting = [process.pid], [process.pid]
     while waiting:
@@ -397,6 +398,7 @@ def test_interrupted_sweep_saves_its_jobs_and_goes_on(number: signal.Signals, tm
     words = [
         "-m",
         "hydra/launcher=local",
+        "hydra.launcher.at_once=2",  # also where there is one core
         "seed=0,1",
         "algo=maml",
         *LONGER[:-2],
@@ -425,6 +427,15 @@ def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
     _, err = process.communicate()  # returns when nobody holds its output any more
     assert list(tmp_path.glob("*/*/last.pt"))
     assert "Traceback" not in err
+
+
+def test_what_jobs_are_forked_from_has_imported_what_an_optimiser_needs(tmp_path: Path) -> None:
+    """The hundreds of modules that torch imports for the first one would take each job more than a second."""
+    code = "import sys, torch\nknown = {*sys.modules}\ntorch.optim.Adam([torch.zeros(1)]).step()\n"
+    (tmp_path / "optimiser.py").write_text(f"{code}print(len({{*sys.modules}} - known))\n")
+    out, err = warm.start(["optimiser"], environment(), tmp_path, start_new_session=False).communicate(timeout=240)
+    assert err == ""
+    assert int(out) < 20
 
 
 def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
@@ -462,7 +473,7 @@ def test_many_tiny_jobs_cost_little_and_leave_no_memory(tmp_path: Path) -> None:
 
 def test_ray(tmp_path: Path) -> None:
     words = ["-m", "hydra/launcher=ray", "algo=protonet,maml", *SINUSOID[1:], f"outputs={tmp_path}"]
-    process = start(*words, env=environment(PYTHONWARNINGS="ignore", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"))
+    process = start(*words, PYTHONWARNINGS="ignore", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1, err
     assert "  algo=protonet\n    algo: ProtoNet only classifies" in err

@@ -82,6 +82,7 @@ class Domains(DataSource):
         _refuse_other_divisions(sets, own)
         depth = channels or max(source.input_shape[0] for source in own.values())
         self.input_shape = self.image_shape = (depth, size, size)
+        self.normalize = normalize
         self.statistics = (np.zeros(1), np.ones(1))
         if normalize:
             self.statistics = _pooled(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metarun.data.image_batches import to_shape
-from metarun.data.source import Reader, Split
+from metarun.data.source import DataSource, Reader, Split
 from metarun.data.table import Table
 from metarun.data.table_source import TableSource
 from metarun.text import shape_text
@@ -111,10 +111,13 @@ class ImageSource(TableSource):
             self._statistics[key] = self.measured(rows)
         return self._statistics[key]
 
-    def normalize_as(self, other: ImageSource) -> None:
+    def normalize_as(self, other: DataSource) -> None:
         """Normalises the pixels if those of the source `other` are: a network that was trained on one kind is no use for the other.
 
         It is called before any image is read.
+
+        Args:
+            other: One data set of images, or several.
         """
         if self.normalize != other.normalize:
             self.normalize = other.normalize

@@ -213,14 +213,14 @@ def test_sets_that_divide_the_same_images_otherwise_are_refused() -> None:
 def of_classes(
     numbers: range, side: int = 6, order: int = 1, names: str = "bird", seed: int = 0, places: Sequence[int] = range(5)
 ) -> ImageSource:
-    """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round.
+    """Some of 12 classes of 5 images each (`places` may leave out some), a third of them in each split, in their order or the other way round.
 
     The images are drawn by `seed`, and lie in a class in the order of `places`.
     """
     draw = np.random.default_rng(seed)
     every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)[:, list(places)]
     chosen = list(numbers)[::order]
-    held = table(every[chosen].reshape(-1, 1, side, side), [5] * len(chosen))
+    held = table(every[chosen].reshape(-1, 1, side, side), [len(places)] * len(chosen))
     held.names[:] = [f"{names} {number}" for number in chosen]
     third = len(chosen) // 3
     splits: dict[Split, range] = {
@@ -312,6 +312,23 @@ def test_the_same_images_are_known_again_in_another_order() -> None:
     assert shared.shared_classes(known, again) == ({0, 1, 2, 3}, set())
     with pytest.raises(UserError, match="are the same images, divided otherwise: 4 classes"):
         Domains(sets={"one": Built(of_classes(range(12))), "two": Built(of_classes(range(12), order=-1))})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("places", [[1, 2, 4], [4, 1, 3, 0], [2, 0, 3, 4, 1]])
+def test_a_part_of_the_same_images_is_known_again_under_other_names(places: list[int]) -> None:
+    source, part = of_classes(range(12)), of_classes(range(12), places=places, names="other")
+    assert shared.shared_classes(seen.classes(source, "train"), part) == ({0, 1, 2, 3}, set())
+    (found,) = fit_to_network({"part": Built(part)}, source).values()  # type: ignore[dict-item]
+    assert {split: numbers.tolist() for split, numbers in found.splits.items()} == {
+        split: numbers.tolist() for split, numbers in source.splits.items()
+    }
+
+
+def test_one_image_in_two_classes_of_other_names_makes_them_not_the_same() -> None:
+    """It may be a placeholder, or lie in a wrong class."""
+    source, other = of_classes(range(12)), of_classes(range(12), seed=1, names="other")
+    other.table.images[0] = source.table.images[0]
+    assert shared.shared_classes(seen.classes(source, "train"), other) == (set(), set())
 
 
 def test_names_count_where_images_cannot_be_compared_and_a_line_says_so() -> None:

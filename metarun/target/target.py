@@ -100,7 +100,7 @@ class Target:
             UserError: Its items are of another shape, and not both are images.
         """
         if source.item == "image" and isinstance(self.source, ImageSource):
-            self.source.normalize_as(source.underlying)
+            self.source.normalize_as(source.underlying.normalize, "target")
         shape, own = source.input_shape, self.source.input_shape
         if shape == own:
             return

@@ -38,11 +38,13 @@ from metarun.encoders.building import encoded_as
 from metarun.encoders.encoded import saw_of
 from metarun.errors import UserError
 from metarun.files import digest
+from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import contents, seen
+from metarun.runs.building import normalize_as_trained
 from metarun.stages import training_data
 from metarun.stages.scores import over_sets
 
@@ -213,9 +215,9 @@ def test_sets_that_divide_the_same_images_otherwise_are_refused() -> None:
 def of_classes(
     numbers: range, side: int = 6, order: int = 1, names: str = "bird", seed: int = 0, places: Sequence[int] = range(5)
 ) -> ImageSource:
-    """Some of 12 classes of 5 images each (`places` may leave out some), a third of them in each split, in their order or the other way round.
+    """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round.
 
-    The images are drawn by `seed`, and lie in a class in the order of `places`.
+    The images are drawn by `seed`, and lie in a class in the order of `places`, which may leave out some.
     """
     draw = np.random.default_rng(seed)
     every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)[:, list(places)]
@@ -590,6 +592,21 @@ def test_several_sets_behind_an_encoder_are_told_of_as_one_is(
     refused = metarun(*again, *encoder, "++encoder.side=2", "++encoder.scale=2", f"outputs={tmp_path / 'out'}")
     assert refused.status == 2
     assert "was trained on the vectors of an encoder, Squares, which has other weights or settings now" in refused.err
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_other_data_for_a_run_are_normalised_where_its_own_were(trained: bool, tmp_path: Path) -> None:
+    own, other = (ImageSource(of_classes(range(12)).table, {"train": [0], "val": [1], "test": [2]}) for _ in "ab")
+    own.normalize, other.normalize = trained, not trained
+    preprocessing = Preprocessing.of(own, own.input_shape)
+    assert preprocessing is not None
+    told = {"learner": {"preprocessing": preprocessing.describe()}}
+    (tmp_path / contents.RESULT).write_text(json.dumps(told))
+    normalize_as_trained(other, str(tmp_path / contents.BEST))
+    assert other.normalize is trained
+    (tmp_path / contents.RESULT).unlink()
+    normalize_as_trained(own, str(tmp_path))
+    assert own.normalize is trained
 
 
 def test_a_set_that_is_tested_on_is_centred_by_all_sets_in_their_shares() -> None:

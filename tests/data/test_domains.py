@@ -594,6 +594,20 @@ def test_several_sets_behind_an_encoder_are_told_of_as_one_is(
     assert "was trained on the vectors of an encoder, Squares, which has other weights or settings now" in refused.err
 
 
+def test_a_further_file_is_read_as_all_sets_read_theirs() -> None:
+    built = [of_classes(range(12), seed=seed, names=name) for seed, name in enumerate(("bird", "fish"))]
+    nodes: Any = {str(number): Built(one) for number, one in enumerate(built)}
+    for one in built:
+        one.mapped, one.inverted = (0.0, 4095.0), True
+    found = Domains(sets=nodes)
+    preprocessing = Preprocessing.of(found, found.input_shape)
+    assert preprocessing is not None
+    assert (preprocessing.values, preprocessing.inverted) == ((0.0, 4095.0), True)
+    built[0].mapped, built[0].inverted = None, False
+    found = Domains(sets=nodes)
+    assert (found.mapped, found.inverted) == (None, False)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_other_data_for_a_run_are_normalised_where_its_own_were(trained: bool, tmp_path: Path) -> None:
     own, other = (ImageSource(of_classes(range(12)).table, {"train": [0], "val": [1], "test": [2]}) for _ in "ab")

@@ -118,7 +118,8 @@ def refuse_unlabelled(root: Path, names: list[str]) -> None:
     """
     tables = tables_in(root)
     parts = [name for name, kind in zip(names, kinds_of(names), strict=True) if kind]
-    called_so = parts_alone(parts) or (len(names) == 1 and (parts or tables))
+    others = [name for name in names if name.lower() not in NO_CLASSES]
+    called_so = parts_alone(parts if tables else others) or (len(names) == 1 and (parts or tables))
     if (called_so and not any(_folders(root / name) for name in parts)) or _no_classes(root, names):
         raise _unlabelled(root / (parts or names)[0], tables)
 

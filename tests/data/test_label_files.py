@@ -382,7 +382,7 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         ("labelled", "unlabelled"),
         ("images_training_rev1", "images_test_rev1"),
         ("training", "validation", "evaluation"),
-        ("train", "test", "thumbnails"),
+        ("train", "test", "masks"),
         ("images", "masks"),
         ("train/images", "train/masks", "test/images"),
     ],

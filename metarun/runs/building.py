@@ -80,8 +80,8 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     else:
         check_installed(config)
         data, target = build_data(config, built)
-        if config.checkpoint:
-            normalize_as_trained(data, config.checkpoint)
+        if origin := used_as_trained(config):
+            normalize_as_trained(data, origin, "data" if config.recipe.source else "target")
         if target is not None:
             target.fit_to(data)
         tests = build_tests(config, built, data)
@@ -94,17 +94,28 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     return run
 
 
-def normalize_as_trained(data: DataSource, origin: str) -> None:
+def used_as_trained(config: DictConfig) -> str | None:
+    """The run, or its file of weights, whose network is used as it was trained; None where there is none.
+
+    Weights of `backbone.from` are, where no source trains them further. A library's network knows by itself how pixels come.
+    """
+    if config.checkpoint or config.recipe.source or "standardized" in config.backbone:
+        return config.checkpoint or None
+    return config.backbone.get("from")
+
+
+def normalize_as_trained(data: DataSource, origin: str, where: str) -> None:
     """Normalises the pixels of one data set if those are that the weights of a run were trained on; other items are left alone.
 
     Args:
         data: The data set.
         origin: The run, or its file of weights. One without a result tells nothing.
+        where: What a line about it begins with.
     """
     learner = stored_beside(origin).get(result.LEARNER) or {}
     told, images = learner.get("preprocessing", {}), data.underlying
     if isinstance(images, ImageSource) and "mean" in told and not told.get("encoder"):
-        images.normalize_as((told["mean"], told["deviation"]) != ([0.0], [1.0]), "data")
+        images.normalize_as((told["mean"], told["deviation"]) != ([0.0], [1.0]), where)
 
 
 def check_installed(config: DictConfig) -> None:

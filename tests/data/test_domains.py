@@ -44,7 +44,7 @@ from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import contents, seen
-from metarun.runs.building import normalize_as_trained
+from metarun.runs.building import normalize_as_trained, used_as_trained
 from metarun.stages import training_data
 from metarun.stages.scores import over_sets
 
@@ -616,11 +616,26 @@ def test_other_data_for_a_run_are_normalised_where_its_own_were(trained: bool, t
     assert preprocessing is not None
     told = {"learner": {"preprocessing": preprocessing.describe()}}
     (tmp_path / contents.RESULT).write_text(json.dumps(told))
-    normalize_as_trained(other, str(tmp_path / contents.BEST))
+    normalize_as_trained(other, str(tmp_path / contents.BEST), "data")
     assert other.normalize is trained
     (tmp_path / contents.RESULT).unlink()
-    normalize_as_trained(own, str(tmp_path))
+    normalize_as_trained(own, str(tmp_path), "data")
     assert own.normalize is trained
+
+
+@pytest.mark.parametrize(
+    ("words", "origin"),
+    [
+        (["recipe=test", "checkpoint=a"], "a"),
+        (["recipe=target_only", "target=digits", "+backbone.from=b"], "b"),
+        (["recipe=target_only", "target=digits", "backbone=efficientnet_lite0", "+backbone.from=b"], None),
+        (["recipe=transfer", "target=digits", "+backbone.from=b"], None),
+        (["recipe=target_only", "target=digits"], None),
+        ([], None),
+    ],
+)
+def test_weights_that_are_used_as_they_were_trained(words: list[str], origin: str | None) -> None:
+    assert used_as_trained(compose(*words)) == origin
 
 
 def test_a_set_that_is_tested_on_is_centred_by_all_sets_in_their_shares() -> None:

@@ -80,7 +80,7 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     else:
         check_installed(config)
         data, target = build_data(config, built)
-        if origin := used_as_trained(config):
+        if data.members and (origin := used_as_trained(config)):
             normalize_as_trained(data, origin, "data" if config.recipe.source else "target")
         if target is not None:
             target.fit_to(data)

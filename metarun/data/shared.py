@@ -120,7 +120,7 @@ def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterabl
     """Finds the classes of a data set that are among the noted ones of this or of other data sets.
 
     A class is known again by the noted items, see `ClassIndex`, which are looked for among all of its items: another division into
-    parts, and some items more or less, change which ones it begins and ends with.
+    parts, and some items more or less, change which ones it begins and ends with. Of a very large table only some are looked at.
 
     Args:
         known: What `told` noted.
@@ -132,7 +132,7 @@ def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterabl
     others = [classes for other, classes in known.items() if other != own and forms[other] in ([], [data.form])]
     noted = [told for classes in others for told in by_rank(classes).values() if told]
     index = ClassIndex((name, digests) for name, *digests in noted)
-    by_images = {number for number in asked if noted and index.has(names[number], data.every_digest(number))}
+    by_images = {number for number in asked if noted and index.has(names[number], data.known_digests(number))}
     by_names = set[int]()
     for other, classes in known.items():
         if not named_as(other, data):

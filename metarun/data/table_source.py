@@ -24,6 +24,9 @@ from metarun.data.varied import VariedSampler
 from metarun.errors import UserError
 
 NOTED = 8  # a class is known again by so many items: two of half as many are nearly always among them
+COMPARED_BYTES = (
+    2**28
+)  # of larger tables of images not all are compared at each start, which reads them whole: a second or two
 TOGETHER = 256  # so many items are read at once where all of a class are compared
 RARELY = 1e-3  # a class that is cut short with a smaller probability is not worth a message
 
@@ -241,6 +244,16 @@ class TableSource(DataSource):
             found = (item_digest(item) for block in blocks for item in block)
             self._every_digest[number] = frozenset(digest for digest in found if digest is not None)
         return self._every_digest[number]
+
+    def known_digests(self, number: int) -> frozenset[str]:
+        """Digests of all items of a class, or of some of them, `digests`, where the table is too large to be read whole.
+
+        Args:
+            number: The number of the class.
+        """
+        images = getattr(self.table, "images", None)
+        small = images is None or images.nbytes <= COMPARED_BYTES
+        return self.every_digest(number) if small else frozenset(self.digests(number))
 
     @property
     def has_test_part(self) -> bool:

@@ -72,14 +72,16 @@ def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[i
     """The rows of the target, of those that are `asked` for, whose items are those of the `rows` of another data set."""
     if own.form != target.form:
         return set()
-    every = frozenset[str]().union(*(target.every_digest(number) for number in range(len(target.table.names))))
+    tested = {row: target.digest_of(row) for row in asked}
+    every = set(tested.values()).union(*(target.known_digests(number) for number in range(len(target.table.names))))
+    every.discard(None)  # a blank image, which may be anything's
     known = set[str | None]()
     for number, name in enumerate(own.table.names):
         # Of a class that shares none of some of its items all are compared where the other has its name.
         if name in target.table.names or not every.isdisjoint(own.digests(number)):
             known |= {own.digest_of(row) for row in range(*own.table.offsets[number : number + 2]) if row in rows}
-    known &= every  # without blank images, which may be anything's
-    return {row for row in asked if target.digest_of(row) in known} if known else set()
+    known.discard(None)
+    return {row for row, digest in tested.items() if digest in known}
 
 
 def warn_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:

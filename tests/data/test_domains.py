@@ -23,7 +23,7 @@ from tiny_encoder import Squares
 import metarun as package
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
-from metarun.data import shared
+from metarun.data import shared, table_source
 from metarun.data.domains import Domains
 from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
@@ -324,6 +324,13 @@ def test_a_part_of_the_same_images_is_known_again_under_other_names(places: list
     assert {split: numbers.tolist() for split, numbers in found.splits.items()} == {
         split: numbers.tolist() for split, numbers in source.splits.items()
     }
+
+
+def test_of_a_large_table_some_images_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_source, "COMPARED_BYTES", 0)
+    source, copied = of_classes(range(12)), of_classes(range(12), names="other", order=-1)
+    monkeypatch.delattr(TableSource, "every_digest")  # which would read the table whole
+    assert shared.shared_classes(seen.classes(source, "train"), copied) == ({8, 9, 10, 11}, set())
 
 
 def test_one_image_in_two_classes_of_other_names_makes_them_not_the_same() -> None:

@@ -68,7 +68,8 @@ def build_learner(
     wrapper = build_wrapper(run, wrapper_key, algorithm, trains)
 
     def fresh(seed: int | None = None) -> Algorithm:
-        own = config if seed is None else OmegaConf.merge(config, {"seed": seed})
+        own = config.copy()
+        own.seed = config.seed if seed is None else seed
         found = build_algorithm(own, run.data, task, run.target, algo, train, run.training_split)
         return prepared_by(wrapper, found)
 

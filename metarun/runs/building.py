@@ -101,7 +101,8 @@ def used_as_trained(config: DictConfig) -> str | None:
     """
     if config.checkpoint or config.recipe.source or "standardized" in config.backbone:
         return config.checkpoint or None
-    return config.backbone.get("from")
+    origin: str | None = config.backbone.get("from")
+    return origin
 
 
 def normalize_as_trained(data: DataSource, origin: str, where: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data.label_files import (
+    NO_CLASSES,
     Columns,
-    kind_of,
+    kinds_of,
     labelled_files,
     may_be_image,
     part_of,
@@ -106,7 +107,7 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
 
 
 def refuse_unlabelled(root: Path, names: list[str]) -> None:
-    """Refuses images that lie in `train` and `test` without class folders, as competitions publish them.
+    """Refuses images that lie in `train` and `test` without class folders, as competitions publish them, or in `images` and `masks`.
 
     Args:
         root: The folder.
@@ -116,19 +117,30 @@ def refuse_unlabelled(root: Path, names: list[str]) -> None:
         UserError: The folders are no classes.
     """
     tables = tables_in(root)
-    parts = [name for name in names if kind_of(name)]
-    called_so = parts_alone(parts if tables else names) or (len(names) == 1 and (parts or tables))
-    if called_so and not any(_folders(root / name) for name in parts):
-        held = (parts or names)[0]
-        labels = [table for table in tables if "submission" not in table.lower()]  # a form to fill in holds none
-        advice = (
-            f"name the table that does with data.labels={labels[0]}"
-            if labels
-            else "put the images of each class into a folder of its own, or name a table of file and label with data.labels"
-        )
-        raise UserError(
-            f"data.root: {root / held} holds images but no class folders, so that nothing says which class they are of; {advice}"
-        )
+    parts = [name for name, kind in zip(names, kinds_of(names), strict=True) if kind]
+    others = [name for name in names if name.lower() not in NO_CLASSES]
+    called_so = parts_alone(parts if tables else others) or (len(names) == 1 and (parts or tables))
+    if (called_so and not any(_folders(root / name) for name in parts)) or _no_classes(root, names):
+        raise _unlabelled(root / (parts or names)[0], tables)
+
+
+def _no_classes(root: Path, names: list[str]) -> bool:
+    """Whether all of several folders, with no folders in them, have names that say nothing of classes."""
+    called_so = len(names) > 1 and all(name.lower() in NO_CLASSES for name in names)
+    return called_so and not any(_folders(root / name) for name in names)
+
+
+def _unlabelled(held: Path, tables: list[str]) -> UserError:
+    """The error of images in a folder that says nothing of their classes, beside these tables."""
+    labels = [table for table in tables if "submission" not in table.lower()]  # a form to fill in holds none
+    advice = (
+        f"name the table that does with data.labels={labels[0]}"
+        if labels
+        else "put the images of each class into a folder of its own, or name a table of file and label with data.labels"
+    )
+    return UserError(
+        f"data.root: {held} holds images but no class folders, so that nothing says which class they are of; {advice}"
+    )
 
 
 def _divided(
@@ -151,6 +163,9 @@ def _divided(
             f"data.root: {root} is divided into {', '.join(folders.values())}, but there are no class folders in "
             f"{folders.get(part, part)}{hint}"
         )
+    for found in folders.values():
+        if all(name.lower() in NO_CLASSES and not _folders(root / found / name) for name in inside[found]):
+            raise _unlabelled(root / found / inside[found][0], tables_in(root))
     if others:
         log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))
     return _sound(

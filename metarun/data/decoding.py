@@ -15,6 +15,7 @@ from metarun.files import special
 
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow's modes without colour
 THREADS = 4
+PHOTOMETRIC, WHITE_IS_ZERO = 262, "white is zero"  # the tag of a TIFF file, and where an image notes what it says
 SIXTEEN_BITS = (0.0, 65535.0)  # what becomes 0 and 255 of an image of more than eight bits, where no range is given
 SMALL_PART = 0.25  # images that use less than this share of the range keep at most 64 of 256 grey levels
 
@@ -112,7 +113,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
                 raise ValueError(
                     f"{file_bits(file)} bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
                 )
-            image = ImageOps.exif_transpose(file)
+            image = upright(file)
             used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
             return Decoded(square(image, size, channels, values), used)
     except UnknownRange:
@@ -192,6 +193,20 @@ def square(image: Image.Image, size: int, channels: int, values: Range | None = 
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data say, and notes of a deep one whether its file has white where others have black.
+
+    A TIFF file may say that 0 is white. Pillow turns such values round in eight bits, and leaves deeper ones as they are.
+
+    Args:
+        image: What `opened` opened, or any other.
+    """
+    found = ImageOps.exif_transpose(image)
+    if _deep(image) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        found.info[WHITE_IS_ZERO] = True
+    return found
+
+
 def _deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
@@ -257,7 +272,7 @@ def _eight_bits(image: Image.Image, values: Range | None) -> Image.Image:
     if values is not None or _deep(image):
         low, high = values or SIXTEEN_BITS
         mapped = np.rint((_numbers(plain) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
-        plain = Image.fromarray(mapped)
+        plain = Image.fromarray(255 - mapped if image.info.get(WHITE_IS_ZERO) else mapped)
     if image.has_transparency_data:
         layer = plain.convert("RGBA")
         layer.putalpha(image.convert("RGBA").getchannel("A"))

@@ -82,6 +82,11 @@ class Domains(DataSource):
         _refuse_other_divisions(sets, own)
         depth = channels or max(source.input_shape[0] for source in own.values())
         self.input_shape = self.image_shape = (depth, size, size)
+        self.normalize = normalize
+        # How a further file is read, where all sets say the same of it.
+        ranges = {source.mapped for source in own.values()}
+        self.mapped = ranges.pop() if len(ranges) == 1 else None
+        self.inverted = all(source.inverted for source in own.values())
         self.statistics = (np.zeros(1), np.ones(1))
         if normalize:
             self.statistics = _pooled(

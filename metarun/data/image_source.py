@@ -111,16 +111,21 @@ class ImageSource(TableSource):
             self._statistics[key] = self.measured(rows)
         return self._statistics[key]
 
-    def normalize_as(self, other: ImageSource) -> None:
-        """Normalises the pixels if those of the source `other` are: a network that was trained on one kind is no use for the other.
+    def normalize_as(self, trained: bool, where: str) -> None:
+        """Normalises the pixels if those that a network was trained on are: one that was trained on one kind is no use for the other.
 
         It is called before any image is read.
+
+        Args:
+            trained: Whether the pixels were normalised that the network was trained on.
+            where: What a line about it begins with, `target` say.
         """
-        if self.normalize != other.normalize:
-            self.normalize = other.normalize
+        if self.normalize != trained:
+            self.normalize = trained
             log.info(
-                "target: its pixels are %s, as those of the source are",
-                "normalised" if self.normalize else "left in 0 to 1",
+                "%s: its pixels are %s, as those are that the network is trained on",
+                where,
+                "normalised" if trained else "left in 0 to 1",
             )
 
     def fitted(self, shape: tuple[int, ...], statistics: tuple[np.ndarray, np.ndarray]) -> Self:

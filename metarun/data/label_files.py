@@ -31,7 +31,17 @@ PARTS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 BESIDE_PARTS = {"data", "dataset", "images", "image", "img", "imgs", "labels", "set", "split"}  # in names of parts
-KINDS = {**PARTS, "labeled": "labelled", "labelled": "labelled", "unlabeled": "unlabelled", "unlabelled": "unlabelled"}
+KINDS = {
+    **PARTS, "eval": "test", "evaluation": "test",
+    "labeled": "labelled", "labelled": "labelled", "unlabeled": "unlabelled", "unlabelled": "unlabelled",
+}  # fmt: skip
+NO_CLASSES = {
+    *BESIDE_PARTS,
+    "annotation",
+    "annotations",
+    "mask",
+    "masks",
+}  # folders that are called so say nothing of classes
 # In names of folders that competitions publish: stage1_train, test_stg2, train-jpg, test-jpg-v2.
 BESIDE_KINDS = {
     *BESIDE_PARTS, "all", "final", "full", "jpeg", "jpg", "phase", "png", "private", "public", "raw", "stage", "stg", "tif", "v",
@@ -71,20 +81,23 @@ def part_of(name: str) -> str:
     return PARTS.get(words[0], "") if len(words) == 1 else ""
 
 
-def kind_of(name: str) -> str:
-    """Which part of a data set the name of a folder may mean, more generously than `part_of`; an empty string for none.
+def kinds_of(names: Sequence[str]) -> list[str]:
+    """Which part of a data set the name of each folder may mean, more generously than `part_of`; an empty string for none.
 
-    Numbers and words of the trade are left away: `test1`, `train2017`, `testset`, `stage1_train`. Beside `PARTS` there are labelled
-    and unlabelled.
+    Numbers and words of the trade are left away: `test1`, `train2017`, `testset`, `stage1_train`; and words that all of several names
+    have, as `images_test_rev1` beside `images_training_rev1`. Beside `PARTS` there are labelled and unlabelled.
     """
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-    found = [KIND.fullmatch(word) for word in map(str.lower, words) if word not in BESIDE_KINDS]
-    return KINDS[found[0][1]] if len(found) == 1 and found[0] else ""
+    words = [
+        [word.lower() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))] for name in names
+    ]
+    common = {word for word in set(words[0]).intersection(*words) if not KIND.fullmatch(word)} if len(words) > 1 else {}
+    found = [[KIND.fullmatch(word) for word in own if word not in {*BESIDE_KINDS, *common}] for own in words]
+    return [KINDS[own[0][1]] if len(own) == 1 and own[0] else "" for own in found]
 
 
 def parts_alone(names: Sequence[str]) -> bool:
     """Whether folders are called as parts of a data set, and of two at least: a class alone may be called `train`."""
-    kinds = [kind_of(name) for name in names]
+    kinds = kinds_of(names)
     return all(kinds) and len({*kinds}) > 1
 
 

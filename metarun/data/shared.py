@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,28 +17,36 @@ Classes = dict[str, dict[int, list[str]]]
 
 
 class ClassIndex:
-    """Classes, to be found again by the items that they begin and end with.
+    """Classes, to be known again by some of their items among all items of another class, in any order and with others.
 
-    One shared item and the same name make two classes the same, and so do all of these items under any name.
+    One shared item and the same name make two classes the same, and so do two shared items under any name: one may be a placeholder, or
+    a copy that was put in a wrong class. A class of which one item is noted is another one of this item alone.
 
     Args:
-        classes: Of each class its key, its name and the digests of its items, see `TableSource.digests`.
+        classes: Of each class its name and the digests of some items, see `TableSource.digests`.
     """
 
-    def __init__(self, classes: Iterable[tuple[int, str, Sequence[str]]]) -> None:
-        self._named: dict[tuple[str, str], int] = {}
-        self._items: dict[frozenset[str], int] = {}
-        for key, name, digests in classes:
-            self._named |= {(name, digest): key for digest in digests}
-            if digests:
-                self._items[frozenset(digests)] = key
+    def __init__(self, classes: Iterable[tuple[str, Sequence[str]]]) -> None:
+        self._names: list[str] = []
+        self._alone: set[str] = set()
+        self._homes: dict[str, list[int]] = {}
+        for place, (name, digests) in enumerate(classes):
+            self._names.append(name)
+            self._alone |= {*digests} if len({*digests}) == 1 else set()
+            for digest in {*digests}:
+                self._homes.setdefault(digest, []).append(place)
 
-    def find(self, name: str, digests: Sequence[str]) -> int | None:
-        """The key of a class; None where it is none of these, or has no item by which that could be told."""
-        for digest in digests:
-            if (name, digest) in self._named:
-                return self._named[name, digest]
-        return self._items.get(frozenset(digests)) if digests else None
+    def has(self, name: str, digests: frozenset[str]) -> bool:
+        """Whether a class is one of these.
+
+        Args:
+            name: Its name.
+            digests: Those of all its items.
+        """
+        shared = Counter(place for digest in digests for place in self._homes.get(digest, ()))
+        if any(count > 1 or self._names[place] == name for place, count in shared.items()):
+            return True
+        return len(digests) == 1 and not digests.isdisjoint(self._alone)
 
 
 class Shared(NamedTuple):
@@ -110,8 +119,8 @@ def by_rank(known: Any) -> dict[int, list[str]]:
 def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterable[int] | None = None) -> Shared:
     """Finds the classes of a data set that are among the noted ones of this or of other data sets.
 
-    A class is known again by the items that it begins and ends with, see `ClassIndex`. Those of a data set with the same names are
-    looked for among all items of the class: another division into parts gives it other ends.
+    A class is known again by the noted items, see `ClassIndex`, which are looked for among all of its items: another division into
+    parts, and some items more or less, change which ones it begins and ends with. Of a very large table only some are looked at.
 
     Args:
         known: What `told` noted.
@@ -119,23 +128,23 @@ def shared_classes(known: Mapping[str, Any], data: TableSource, numbers: Iterabl
         numbers: Those of the classes that are asked for; None for all.
     """
     asked, names, own = ranks(data, numbers), data.table.names, key(data)
-    others = [classes for other, classes in known.items() if other != own]
+    forms = {other: other.split("/")[1:2] for other in known}
+    others = [classes for other, classes in known.items() if other != own and forms[other] in ([], [data.form])]
     noted = [told for classes in others for told in by_rank(classes).values() if told]
-    index = ClassIndex((0, name, digests) for name, *digests in noted)
-    ends = {number: data.digests(number) for number in asked} if noted else {}
-    by_images = {number for number, digests in ends.items() if index.find(names[number], digests) is not None}
+    index = ClassIndex((name, digests) for name, *digests in noted)
+    by_images = {number for number in asked if noted and index.has(names[number], data.known_digests(number))}
     by_names = set[int]()
     for other, classes in known.items():
         if not named_as(other, data):
             continue
-        form, noted_of = other.split("/")[1:2], by_rank(classes)
+        form, noted_of = forms[other], by_rank(classes)
         for number, rank in asked.items():
             if number in by_images or rank not in noted_of:
                 continue
             digests = noted_of[rank][1:]
             if other == own or (form in ([], [data.form]) and not data.every_digest(number).isdisjoint(digests)):
                 by_images.add(number)
-            elif other not in data.told_apart and (form != [data.form] or not digests or not ends.get(number)):
+            elif other not in data.told_apart and (form != [data.form] or not digests or not data.digests(number)):
                 by_names.add(number)
     return Shared(by_images, by_names - by_images)
 

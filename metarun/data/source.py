@@ -38,6 +38,7 @@ class DataSource(Checked, ABC):
         input_shape: The shape of an item, (C, H, W) of an image or (D,) of a vector.
         outputs: The dimensions of a regression target; None for classification.
         classes_in: The collections for pretraining that have (some of) its classes; None where that is not known.
+        normalize: Whether the pixels of its images are shifted and scaled by their mean and deviation.
         inverted: Whether an image is the negative of its file.
         mapped: The values of its files that became 0 and 255; None for those of the depth.
     """
@@ -48,6 +49,7 @@ class DataSource(Checked, ABC):
     input_shape: tuple[int, ...]
     outputs: int | None = None
     classes_in: tuple[str, ...] | None = None
+    normalize: bool = False
     inverted: bool = False
     mapped: tuple[float, float] | None = None
 

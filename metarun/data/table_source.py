@@ -23,6 +23,10 @@ from metarun.data.task_check import TaskCheck
 from metarun.data.varied import VariedSampler
 from metarun.errors import UserError
 
+NOTED = 8  # a class is known again by so many items: two of half as many are nearly always among them
+COMPARED_BYTES = (
+    2**28
+)  # of larger tables of images not all are compared at each start, which reads them whole: a second or two
 TOGETHER = 256  # so many items are read at once where all of a class are compared
 RARELY = 1e-3  # a class that is cut short with a smaller probability is not worth a message
 
@@ -219,13 +223,13 @@ class TableSource(DataSource):
         return item_digest(item)
 
     def digests(self, number: int) -> list[str]:
-        """Digests of the first and the last item of a class, by which it is known again in another table.
+        """Digests of some items of a class, from its first to its last, by which it is known again in another table.
 
         Args:
             number: The number of the class.
         """
         first, stop = map(int, self.table.offsets[number : number + 2])
-        rows = {first, stop - 1} if first < stop else set[int]()
+        rows = {*np.linspace(first, stop - 1, min(stop - first, NOTED)).round().astype(int).tolist()}
         return sorted({digest for row in rows if (digest := self.digest_of(row)) is not None})
 
     def every_digest(self, number: int) -> frozenset[str]:
@@ -240,6 +244,16 @@ class TableSource(DataSource):
             found = (item_digest(item) for block in blocks for item in block)
             self._every_digest[number] = frozenset(digest for digest in found if digest is not None)
         return self._every_digest[number]
+
+    def known_digests(self, number: int) -> frozenset[str]:
+        """Digests of all items of a class, or of some of them, `digests`, where the table is too large to be read whole.
+
+        Args:
+            number: The number of the class.
+        """
+        images = getattr(self.table, "images", None)
+        small = images is None or images.nbytes <= COMPARED_BYTES
+        return self.every_digest(number) if small else frozenset(self.digests(number))
 
     @property
     def has_test_part(self) -> bool:

@@ -89,7 +89,7 @@ class Trainable:
         sampler: The `Episodes` or the `Batch` from `start` to `stop`.
         task: The shape of its training tasks; None where it trains on batches of images, or not at all.
         wrapper: Has the loss that is trained on in place of the method's; None for the method's own.
-        fresh: Builds the same method anew, with the weights that it had before any training.
+        fresh: Builds the same method anew, with the weights that it had before any training; a loaded one knows by which seed.
         seen: The images that it was trained on, which a checkpoint keeps (see `metarun.runs.seen`).
         origins: Where what it begins with comes from: the weights of its backbone, those of an encoder.
         selected_by: The rule that chose its weights, for `result.json`.
@@ -108,7 +108,7 @@ class Trainable:
     sampler: Sampler | None = None
     task: TaskShape | None = None
     wrapper: Wrapper | None = None
-    fresh: Callable[[], Algorithm] | None = None
+    fresh: Callable[..., Algorithm] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     origins: Sequence[Origin] = ()
     selected_by: str = ""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from metarun.data.decoding import UnknownRange, square
+from metarun.data.decoding import Range, UnknownRange, square, upright
 from metarun.errors import InputError, first_line
 from metarun.files import typed_path
 from metarun.inference.image_files import TRAINED_WITH_RANGE, ImageFiles, find_images, of_paths
@@ -76,7 +76,7 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
     Args:
         images: PIL images; or a tensor, or what numpy makes an array of, `[n, H, W]`, `[n, H, W, C]` or `[n, C, H, W]`; or a list of
             single ones.
-        how: What they are brought to.
+        how: What they are brought to. Its range of values is of files and of whole numbers.
         size: The most that are held at once.
 
     Raises:
@@ -91,7 +91,8 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
         if isinstance(part, Sequence):
             yield np.stack([_item(image, place, how) for place, image in enumerate(part, start)])
         else:
-            yield np.stack([square(picture, how.image_size, how.channels, how.values) for picture in _pictures(part)])
+            values = _range(part, how)
+            yield np.stack([square(picture, how.image_size, how.channels, values) for picture in _pictures(part)])
 
 
 def _item(image: Any, place: int, how: Preprocessing) -> np.ndarray:
@@ -102,9 +103,16 @@ def _item(image: Any, place: int, how: Preprocessing) -> np.ndarray:
         raise InputError(str(error).replace("images:", f"images: item {place}:", 1)) from error
 
 
+def _range(array: np.ndarray | torch.Tensor, how: Preprocessing) -> Range | None:
+    """Which values of an array become black and white; None for floating-point ones, of which 0 and 1 are."""
+    floating = array.is_floating_point() if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
+    return None if floating else how.values
+
+
 def _one(image: Any, how: Preprocessing) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         raise InputError("images: the list has paths and images in memory; give images of one kind")
+    values = how.values
     if not isinstance(image, Image.Image):
         if not hasattr(image, "__len__") or isinstance(image, bytes):
             raise _no_image(image)
@@ -114,11 +122,12 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
             raise InputError(f"images: is no array, {first_line(error)}") from error
         if array.ndim not in (2, 3):
             raise InputError(f"images: has the shape {list(array.shape)}; {WANTED}")
+        values = _range(array, how)
         (image,) = _pictures(array[None])
     if 0 in image.size:
         raise InputError(f"images: is {image.width} by {image.height} pixels; leave it out")
     try:
-        return square(ImageOps.exif_transpose(image), how.image_size, how.channels, how.values)
+        return square(upright(image), how.image_size, how.channels, values)
     except UnknownRange as error:
         raise InputError(
             f"images: {error}; give an array of values in 0 to 1, or use a run {TRAINED_WITH_RANGE}"

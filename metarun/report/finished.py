@@ -22,6 +22,7 @@ from metarun.runs.result import (
     CHECKPOINT_DIGEST,
     COMMAND,
     CONTENT,
+    CONTINUAL,
     DATA,
     MEASURES,
     OVERRIDES,
@@ -56,7 +57,9 @@ class Setting(NamedTuple):
     queries: Count
     measure: str  # acc or mse; of a run without a test what it would be
     tested: bool
-    over: str  # what its interval is over: `episodes`; of a target `repeats`, or `test images` where there are none
+    # What its interval is over: `episodes`; `orders` of classes that arrive one after the other; of a target `repeats`, or `test images`
+    # where there are none.
+    over: str
     content: str  # the fingerprint of the images and what else decides on the test episodes
     more: str = ""  # what is unusual of the test tasks beside their sizes, in words
     one_of_many: bool = False  # whether it is one of several data sets that the same weights were tested on
@@ -64,7 +67,7 @@ class Setting(NamedTuple):
     @property
     def target(self) -> bool:
         """Whether `data` is a target: `shots` are its training images and `queries` its test images, of all classes."""
-        return self.over != "episodes"
+        return self.over in ("repeats", "test images")
 
     @property
     def title(self) -> str:
@@ -77,6 +80,8 @@ class Setting(NamedTuple):
         if self.measure == ERROR:
             return f"{self.data}{split}, {count_text(self.shots)} points, {count_text(self.queries)} queries"
         ways, shots, queries = map(count_text, (self.ways, self.shots, self.queries))
+        if self.over == "orders":
+            return f"{self.data}{split}, {ways} classes one after the other, {shots} images each, {queries} to test{self.more}"
         return f"{self.data}{split}, {ways}-way {shots}-shot, {queries} queries a class{self.more}"
 
     def tells(self, column: str, value: Any) -> bool:
@@ -211,7 +216,7 @@ class FinishedRun:
             as_count(task["queries"]),
             measure,
             bool(tested),
-            "episodes",
+            "orders" if CONTINUAL in protocol else "episodes",
             repr(content),
             more_of_task(task),
             self.one_of_many,

@@ -23,6 +23,7 @@ MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
 DRAWN = {
     "episodes": "the drawn test episodes (Student's t, or Wilson's interval where all have the same accuracy)",
+    "orders": "the orders in which the classes come, each with other images of them (Student's t)",
     "repeats": "the repeats, each with other images of the target (Student's t), or, where a cell says so since all repeats agree, "
     "over the test images of one (Wilson's interval)",
     "test images": "the test images (Wilson's interval)",

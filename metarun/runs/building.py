@@ -16,11 +16,14 @@ from metarun.config.types import Given
 from metarun.config.validation import check_target
 from metarun.core import Backbone
 from metarun.data.domains import named
+from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, NoData
 from metarun.data.test_sets import fit_to_network
 from metarun.encoders.building import encoded, encoded_as
 from metarun.engine.distributed import World
+from metarun.engine.origins import stored_beside
 from metarun.errors import UserError, nearest, reason
+from metarun.runs import result
 from metarun.runs.logger import RunLogger
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -77,6 +80,8 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     else:
         check_installed(config)
         data, target = build_data(config, built)
+        if data.members and (origin := used_as_trained(config)):
+            normalize_as_trained(data, origin, "data" if config.recipe.source else "target")
         if target is not None:
             target.fit_to(data)
         tests = build_tests(config, built, data)
@@ -87,6 +92,31 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
         raise UserError("recipe.stages: no stage trains, loads or builds a learner; add metarun.stages.Train, say")
     run.logger = RunLogger(folder if world.main else None)  # last: all is well
     return run
+
+
+def used_as_trained(config: DictConfig) -> str | None:
+    """The run, or its file of weights, whose network is used as it was trained; None where there is none.
+
+    Weights of `backbone.from` are, where no source trains them further. A library's network knows by itself how pixels come.
+    """
+    if config.checkpoint or config.recipe.source or "standardized" in config.backbone:
+        return config.checkpoint or None
+    origin: str | None = config.backbone.get("from")
+    return origin
+
+
+def normalize_as_trained(data: DataSource, origin: str, where: str) -> None:
+    """Normalises the pixels of one data set if those are that the weights of a run were trained on; other items are left alone.
+
+    Args:
+        data: The data set.
+        origin: The run, or its file of weights. One without a result tells nothing.
+        where: What a line about it begins with.
+    """
+    learner = stored_beside(origin).get(result.LEARNER) or {}
+    told, images = learner.get("preprocessing", {}), data.underlying
+    if isinstance(images, ImageSource) and "mean" in told and not told.get("encoder"):
+        images.normalize_as((told["mean"], told["deviation"]) != ([0.0], [1.0]), where)
 
 
 def check_installed(config: DictConfig) -> None:

@@ -35,6 +35,7 @@ UNNAMED = (
     "train.save_every",
     "train.save_seconds",
 )
+DIGEST = 8  # characters at the end of a folder's name that does not say all
 LONGEST = 72  # characters of a folder's name
 LONGEST_EARLIER = 120  # up to version 0.2
 # An override that `key-value` is one to one with, on file systems that do not tell capitals either. A digest of eight
@@ -79,7 +80,7 @@ def folder_name(overrides: Sequence[str], named: bool, source: bool = True, long
     slug = "__".join(filter(None, map(_slug, kept)))
     if len(slug) <= longest and all(EXACT.fullmatch(word) and "__" not in word for word in kept):
         return slug
-    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:DIGEST]
     return "__".join(filter(None, (slug[: longest - len(digest) - 2].rstrip("_.-"), digest)))
 
 
@@ -155,7 +156,10 @@ def choose_folder(config: DictConfig, overrides: list[str]) -> Path:
         return {
             int(text.removeprefix(mark)): found
             for text, found in numbers.items()
-            if text.startswith(mark) and text.removeprefix(mark).isdecimal() and found.is_dir()
+            # As many digits as a digest has are one: of other overrides, which are written alike.
+            if text.startswith(mark)
+            and re.fullmatch(rf"\d{{1,{DIGEST - 1}}}", text.removeprefix(mark))
+            and found.is_dir()
         }
 
     found = {

@@ -62,7 +62,6 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "norm": algorithm.backbone.norm,
         result.TRANSDUCTIVE: algorithm.transductive,
-        **({"assumes_balanced_queries": algorithm.assumes_balanced_queries} if algorithm.transductive else {}),
     }
     if run.target:
         found["labelled_images"] = batch_norm.labelled_rule(algorithm.backbone.norm)
@@ -84,7 +83,9 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         said = stage.protocol(run)
         seen |= said.get(result.SEEN, {})
         found |= said
-    return {**found, result.SEEN: seen}
+    # Of one query alone nothing is assumed of the others.
+    assumed = {"assumes_balanced_queries": algorithm.assumes_balanced_queries} if found[result.TRANSDUCTIVE] else {}
+    return {**found, **assumed, result.SEEN: seen}
 
 
 def labels_read(own: str, origins: Iterable[Origin]) -> str:

@@ -223,6 +223,8 @@ class Continual(Stage):
     def protocol(self, run: Run) -> dict[str, Any]:
         config = run.config.continual
         return {
+            # Whatever the method does with the queries of an episode: each image is answered by its features alone.
+            result.TRANSDUCTIVE: False,
             "test": {
                 "ways": self.classes,
                 "shots": config.images,

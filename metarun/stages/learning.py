@@ -67,8 +67,10 @@ def build_learner(
     algorithm = build_algorithm(bare, run.data, task, run.target, algo, train, run.training_split)
     wrapper = build_wrapper(run, wrapper_key, algorithm, trains)
 
-    def fresh() -> Algorithm:
-        found = build_algorithm(config, run.data, task, run.target, algo, train, run.training_split)
+    def fresh(seed: int | None = None) -> Algorithm:
+        own = config.copy()
+        own.seed = config.seed if seed is None else seed
+        found = build_algorithm(own, run.data, task, run.target, algo, train, run.training_split)
         return prepared_by(wrapper, found)
 
     prepared_by(wrapper, algorithm)

@@ -16,8 +16,9 @@ from metarun.encoders import encoded_members
 from metarun.engine import checkpoint, origins
 from metarun.engine.learner import Trainable
 from metarun.errors import UserError
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.runs.fingerprints import differences, kept, weights
+from metarun.runs.folder import stored_config
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, training_protocol
@@ -93,20 +94,22 @@ def without_weights(backbone: DictConfig, stored: dict[str, Any]) -> DictConfig:
     return found
 
 
-def before_training(config: DictConfig, fresh: Callable[[], Algorithm]) -> Algorithm:
-    """Builds the method of a loaded run as it was before any training.
+def before_training(config: DictConfig, fresh: Callable[[int | None], Algorithm]) -> Algorithm:
+    """Builds the method of a loaded run as it was before any training, by the seed of that run, whatever the test's is.
 
     Args:
         config: The config.
-        fresh: Builds it, with the weights that `config.backbone` names.
+        fresh: Builds it by a seed, with the weights that `config.backbone` names.
 
     Raises:
         UserError: Other weights are there by now than those that the run began with, or none.
     """
-    began = kept(checkpoint.folder_of("checkpoint", config.checkpoint))
+    folder = checkpoint.folder_of("checkpoint", config.checkpoint)
+    began = kept(folder)
     if other := next((key for key, changed in differences(began, weights(config)).items()), None):
         raise UserError(f"{other}: the file has other weights now than those that the run began with")
-    return fresh()
+    own = folder / contents.CONFIG
+    return fresh(int(stored_config(own, "test another run").get("seed") or 0) if own.is_file() else None)
 
 
 def refuse_other_encoder(stored: dict[str, Any], data: DataSource, origin: str) -> None:

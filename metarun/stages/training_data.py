@@ -12,7 +12,7 @@ import numpy as np
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
-from metarun.data.shared import ClassIndex, key, same_names, shared_classes
+from metarun.data.shared import key, shared_classes
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
 from metarun.engine.learner import Sampler, Trainable
@@ -70,19 +70,18 @@ def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource,
 
 def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[int]) -> set[int]:
     """The rows of the target, of those that are `asked` for, whose items are those of the `rows` of another data set."""
-    classes = enumerate(target.table.names)
-    index = ClassIndex((number, name, target.digests(number)) for number, name in classes)
-    # Another division of the same images into parts gives their classes other ends.
-    place = {name: number for number, name in enumerate(target.table.names)} if same_names(own, target) else {}
-    found = set[int]()
+    if own.form != target.form:
+        return set()
+    tested = {row: target.digest_of(row) for row in asked}
+    every = set(tested.values()).union(*(target.known_digests(number) for number in range(len(target.table.names))))
+    every.discard(None)  # a blank image, which may be anything's
+    known = set[str | None]()
     for number, name in enumerate(own.table.names):
-        if (same := index.find(name, own.digests(number))) is not None or (same := place.get(name)) is not None:
-            of_own, of_target = (
-                range(*table.offsets[n : n + 2]) for table, n in ((own.table, number), (target.table, same))
-            )
-            known = {own.digest_of(row) for row in of_own if row in rows} - {None}
-            found |= {row for row in of_target if row in asked and target.digest_of(row) in known}
-    return found
+        # Of a class that shares none of some of its items all are compared where the other has its name.
+        if name in target.table.names or not every.isdisjoint(own.digests(number)):
+            known |= {own.digest_of(row) for row in range(*own.table.offsets[number : number + 2]) if row in rows}
+    known.discard(None)
+    return {row for row, digest in tested.items() if digest in known}
 
 
 def warn_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> dict[str, int]:

@@ -99,8 +99,8 @@ class Target:
         Raises:
             UserError: Its items are of another shape, and not both are images.
         """
-        if isinstance(source, ImageSource) and isinstance(self.source, ImageSource):
-            self.source.normalize_as(source)
+        if source.item == "image" and isinstance(self.source, ImageSource):
+            self.source.normalize_as(source.underlying.normalize, "target")
         shape, own = source.input_shape, self.source.input_shape
         if shape == own:
             return

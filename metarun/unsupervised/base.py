@@ -72,6 +72,9 @@ class PseudoTasks(TableSource):
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         return self.source.reader(device, reference)
 
+    def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return self.source.statistics_of(rows)
+
     def make_ready(self, device: torch.device) -> None:
         self.source.make_ready(device)
 

@@ -55,6 +55,30 @@ def test_the_same_pictures_of_any_depth_are_the_same(tmp_path: Path, depth: str,
     assert other.describe()["values"]["mapped"] == (values if values != "auto" else [0, 100])
 
 
+@pytest.mark.parametrize("values", [None, "auto"])
+def test_white_is_zero_where_a_file_says_so(tmp_path: Path, values: Any) -> None:
+    """In 16 bits as in 8, of which Pillow turns the values round itself."""
+    tables = []
+    for bits, scale in ((8, 1), (16, 257)):
+        root = tmp_path / str(bits)
+        for number in range(4):
+            folder = root / f"c{number}"
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8)) * scale
+            pixels[0, :2] = 0, 255 * scale
+            Image.fromarray(pixels.astype(f"u{bits // 8}")).save(path := folder / "0.tiff")
+            content = bytearray(path.read_bytes())
+            first = struct.unpack_from("<I", content, 4)[0]
+            for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", content, first)[0], 12):
+                if struct.unpack_from("<H", content, entry)[0] == 262:  # how values are to be shown
+                    struct.pack_into("<H", content, entry + 8, 0)
+            path.write_bytes(content)
+            (folder / "1.tiff").write_bytes(content)
+        tables.append(Folder(root=str(root), image_size=8, value_range=values).table.images)
+    assert np.array_equal(tables[0], tables[1])
+    assert tables[0][0, 0, 0, :2].tolist() == [255, 0]
+
+
 def test_the_range_is_mapped_in_proportion_and_cut_off(tmp_path: Path) -> None:
     pictures(tmp_path / "ct", "32 bits", high=4000, offset=-1000)  # Hounsfield units
     pixels = Folder(root=str(tmp_path / "ct"), image_size=8, value_range=[-1000, 3000], channels=1).table.images

@@ -23,7 +23,7 @@ from tiny_encoder import Squares
 import metarun as package
 from metarun.config.shorthand import expanded, folded, folded_choices
 from metarun.core import TaskShape
-from metarun.data import shared
+from metarun.data import shared, table_source
 from metarun.data.domains import Domains
 from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
@@ -38,11 +38,13 @@ from metarun.encoders.building import encoded_as
 from metarun.encoders.encoded import saw_of
 from metarun.errors import UserError
 from metarun.files import digest
+from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import overview
 from metarun.runs import contents, seen
+from metarun.runs.building import normalize_as_trained, used_as_trained
 from metarun.stages import training_data
 from metarun.stages.scores import over_sets
 
@@ -215,12 +217,12 @@ def of_classes(
 ) -> ImageSource:
     """Some of 12 classes of 5 images each, a third of them in each split, in their order or the other way round.
 
-    The images are drawn by `seed`, and lie in a class in the order of `places`.
+    The images are drawn by `seed`, and lie in a class in the order of `places`, which may leave out some.
     """
     draw = np.random.default_rng(seed)
     every = draw.integers(0, 256, (12, 5, 1, side, side), np.uint8)[:, list(places)]
     chosen = list(numbers)[::order]
-    held = table(every[chosen].reshape(-1, 1, side, side), [5] * len(chosen))
+    held = table(every[chosen].reshape(-1, 1, side, side), [len(places)] * len(chosen))
     held.names[:] = [f"{names} {number}" for number in chosen]
     third = len(chosen) // 3
     splits: dict[Split, range] = {
@@ -312,6 +314,30 @@ def test_the_same_images_are_known_again_in_another_order() -> None:
     assert shared.shared_classes(known, again) == ({0, 1, 2, 3}, set())
     with pytest.raises(UserError, match="are the same images, divided otherwise: 4 classes"):
         Domains(sets={"one": Built(of_classes(range(12))), "two": Built(of_classes(range(12), order=-1))})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("places", [[1, 2, 4], [4, 1, 3, 0], [2, 0, 3, 4, 1]])
+def test_a_part_of_the_same_images_is_known_again_under_other_names(places: list[int]) -> None:
+    source, part = of_classes(range(12)), of_classes(range(12), places=places, names="other")
+    assert shared.shared_classes(seen.classes(source, "train"), part) == ({0, 1, 2, 3}, set())
+    (found,) = fit_to_network({"part": Built(part)}, source).values()  # type: ignore[dict-item]
+    assert {split: numbers.tolist() for split, numbers in found.splits.items()} == {
+        split: numbers.tolist() for split, numbers in source.splits.items()
+    }
+
+
+def test_of_a_large_table_some_images_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_source, "COMPARED_BYTES", 0)
+    source, copied = of_classes(range(12)), of_classes(range(12), names="other", order=-1)
+    monkeypatch.delattr(TableSource, "every_digest")  # which would read the table whole
+    assert shared.shared_classes(seen.classes(source, "train"), copied) == ({8, 9, 10, 11}, set())
+
+
+def test_one_image_in_two_classes_of_other_names_makes_them_not_the_same() -> None:
+    """It may be a placeholder, or lie in a wrong class."""
+    source, other = of_classes(range(12)), of_classes(range(12), seed=1, names="other")
+    other.table.images[0] = source.table.images[0]
+    assert shared.shared_classes(seen.classes(source, "train"), other) == (set(), set())
 
 
 def test_names_count_where_images_cannot_be_compared_and_a_line_says_so() -> None:
@@ -573,6 +599,50 @@ def test_several_sets_behind_an_encoder_are_told_of_as_one_is(
     refused = metarun(*again, *encoder, "++encoder.side=2", "++encoder.scale=2", f"outputs={tmp_path / 'out'}")
     assert refused.status == 2
     assert "was trained on the vectors of an encoder, Squares, which has other weights or settings now" in refused.err
+
+
+def test_a_further_file_is_read_as_all_sets_read_theirs() -> None:
+    built = [of_classes(range(12), seed=seed, names=name) for seed, name in enumerate(("bird", "fish"))]
+    nodes: Any = {str(number): Built(one) for number, one in enumerate(built)}
+    for one in built:
+        one.mapped, one.inverted = (0.0, 4095.0), True
+    found = Domains(sets=nodes)
+    preprocessing = Preprocessing.of(found, found.input_shape)
+    assert preprocessing is not None
+    assert (preprocessing.values, preprocessing.inverted) == ((0.0, 4095.0), True)
+    built[0].mapped, built[0].inverted = None, False
+    found = Domains(sets=nodes)
+    assert (found.mapped, found.inverted) == (None, False)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_other_data_for_a_run_are_normalised_where_its_own_were(trained: bool, tmp_path: Path) -> None:
+    own, other = (ImageSource(of_classes(range(12)).table, {"train": [0], "val": [1], "test": [2]}) for _ in "ab")
+    own.normalize, other.normalize = trained, not trained
+    preprocessing = Preprocessing.of(own, own.input_shape)
+    assert preprocessing is not None
+    told = {"learner": {"preprocessing": preprocessing.describe()}}
+    (tmp_path / contents.RESULT).write_text(json.dumps(told))
+    normalize_as_trained(other, str(tmp_path / contents.BEST), "data")
+    assert other.normalize is trained
+    (tmp_path / contents.RESULT).unlink()
+    normalize_as_trained(own, str(tmp_path), "data")
+    assert own.normalize is trained
+
+
+@pytest.mark.parametrize(
+    ("words", "origin"),
+    [
+        (["recipe=test", "checkpoint=a"], "a"),
+        (["recipe=target_only", "target=digits", "+backbone.from=b"], "b"),
+        (["recipe=target_only", "target=digits", "backbone=efficientnet_lite0", "+backbone.from=b"], None),
+        (["recipe=transfer", "target=digits", "+backbone.from=b"], None),
+        (["recipe=target_only", "target=digits"], None),
+        ([], None),
+    ],
+)
+def test_weights_that_are_used_as_they_were_trained(words: list[str], origin: str | None) -> None:
+    assert used_as_trained(compose(*words)) == origin
 
 
 def test_a_set_that_is_tested_on_is_centred_by_all_sets_in_their_shares() -> None:

@@ -28,7 +28,7 @@ from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
 from metarun.errors import UserError
-from metarun.inference import store
+from metarun.inference import arrays, store
 from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
@@ -458,6 +458,17 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, e
         assert "empty.png: the file is empty\n" in outcome.out
         assert len(rows(folder_of(tmp_path))) == 3
     assert result(folder_of(tmp_path))["predict/ignored"] == 1
+
+
+def test_floating_point_arrays_are_from_black_to_white_whatever_the_range_of_files() -> None:
+    how = Preprocessing(8, 1, (0.0, 4095.0), False, (0.0,), (1.0,), (1, 8, 8))
+    grey = np.linspace(0, 1, 64).reshape(1, 8, 8)
+    wanted = np.rint(grey * 255).astype(np.uint8)[:, None]
+    for given in (grey, [grey[0]], torch.from_numpy(grey), [torch.from_numpy(grey[0]).half()]):
+        (found,) = arrays.batches(given, how, 4)
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+    (found,) = arrays.batches(wanted[:, 0], how, 4)  # as a file of eight bits
+    assert found.max() == 16
 
 
 def test_deep_images_that_become_almost_black_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

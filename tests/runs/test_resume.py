@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from shell import SINUSOID, events, lines, make_images, metarun, result, run_fol
 from metarun.core import Algorithm
 from metarun.engine import train_state
 from metarun.runs import carry_out, logger
-from metarun.runs.folder import UNNAMED, choose_folder
+from metarun.runs.folder import UNNAMED, choose_folder, folder_name
 
 # What was measured of the machine, not computed, may differ between two equal runs.
 MEASURED = ("seconds", "train/seconds", "train/tasks_per_second", "peak_memory", "git_commit")
@@ -257,6 +258,17 @@ def test_folder_is_named_by_what_was_overridden(words: list[str], name: str, tmp
     config = OmegaConf.create({"outputs": str(tmp_path), "name": "upper", "resume": True})
     assert choose_folder(config, words) == tmp_path / "upper" / name
     assert choose_folder(config, words[::-1]) == tmp_path / "upper" / name
+
+
+def test_a_digest_of_digits_is_no_number_of_a_repeat(tmp_path: Path) -> None:
+    """`k=v w1` and `k=v_w1` are written alike but for the digest of the one, which may have no letter."""
+    config = OmegaConf.create({"outputs": str(tmp_path), "name": "upper", "resume": True})
+    numbers = itertools.count()
+    other = next(name for n in numbers if (name := folder_name([f"train.k=v w{n}"], False))[-8:].isdecimal())
+    (tmp_path / "upper" / other).mkdir(parents=True)
+    words = [f"train.k=v_w{next(numbers) - 1}"]
+    assert other.startswith(f"{folder_name(words, False)}__")
+    assert choose_folder(config, words) == tmp_path / "upper" / folder_name(words, False)
 
 
 def test_long_names_are_cut_and_stay_apart(tmp_path: Path) -> None:

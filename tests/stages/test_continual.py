@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from metarun.ops.online import online_head, with_new_rows
 from metarun.report import figures
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
+from metarun.report.tables import explained, section_table
 
 IMAGES = toy_images(per_class=12)
 
@@ -281,6 +283,37 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
         assert again[key] == first[key]
     (section,) = summarise(collect([tmp_path], tmp_path / "report"))
     assert figures._points(section.rows[0].group) == ("classes so far", [3, 6])
+    assert section.title == "glyphs, 6 classes one after the other, 4 images each, 2 to test"
+    assert (section.setting.over, section.setting.target, section.rows[0].over) == ("orders", False, "orders")
+    heading = "± over orders"
+    assert explained([table := section_table(section)])[heading].startswith(
+        "95% interval of the same mean over the orders"
+    )
+    assert heading in table.headings
+    # What has tasks of as many classes and images is another thing, and compared with it by nothing.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    found = result(other)
+    del found["continual"], found["protocol"]["continual"]
+    (other / "result.json").write_text(json.dumps(found))
+    assert len(summarise(collect([tmp_path], tmp_path / "report"))) == 2
+
+
+def test_no_method_is_transductive_where_each_image_is_answered_by_its_features_alone(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images", classes=9, per_class=4)
+    words = [
+        "recipe=continual",
+        "algo=bdcspn",
+        "data=folder",
+        f"data.root={images}",
+        "data.image_size=8",
+        "backbone=pixels",
+    ]
+    small = ["train.steps=0", "task.queries=2", "continual.classes=2", "continual.images=1", "continual.test_images=1"]
+    assert metarun(*words, *small, "continual.orders=2", "continual.rates=[0.1]", f"outputs={tmp_path}").status == 0
+    protocol = result(run_folder(tmp_path))["protocol"]
+    assert protocol["transductive"] is False
+    assert "assumes_balanced_queries" not in protocol
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import compose
-from shell import make_images, metarun, result, run_folder
+from shell import SINUSOID, make_images, metarun, result, run_folder
 
 from metarun.errors import UserError
 from metarun.runs.continuation import refuse_untrained, with_checkpoint
@@ -130,6 +130,25 @@ def test_testing_on_other_data(made: Made, tmp_path: Path) -> None:
     folders = sorted((tmp_path / "outputs").glob("*/*"))
     assert {result(folder)["data"]["images"]["test"] for folder in folders} == {20, 24}
     assert len(folders) == 2
+
+
+def test_the_method_before_training_is_of_the_seed_of_the_training(tmp_path: Path) -> None:
+    """Whatever the seed of the test is, by which its episodes are drawn."""
+
+    def tested(steps: int) -> dict[str, Any]:
+        words = [*SINUSOID[:3], f"train.steps={steps}", "test.episodes=8", "test.baseline_episodes=8"]
+        assert metarun(*words, f"outputs={tmp_path / f'of {steps}'}").status == 0
+        again = [
+            f"checkpoint={run_folder(tmp_path / f'of {steps}')}",
+            "seed=3",
+            f"outputs={tmp_path / f'test of {steps}'}",
+        ]
+        assert metarun("recipe=test", *again).status == 0
+        return result(run_folder(tmp_path / f"test of {steps}"))
+
+    trained, untrained = tested(2), tested(0)
+    assert trained["untrained/mse"] == untrained["test/mse"] != trained["test/mse"]
+    assert "untrained/mse" not in untrained
 
 
 def test_testing_with_other_settings_of_the_method(made: Made, tmp_path: Path) -> None:

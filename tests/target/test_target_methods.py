@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, hardware, table, toy_images
+from omegaconf import OmegaConf
 from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
@@ -25,6 +26,7 @@ from metarun.backbones.mlp import MLP
 from metarun.backbones.vit import ViT
 from metarun.config import TargetSettings as Settings
 from metarun.core import Backbone, Batch, Spec, TaskShape
+from metarun.data.domains import Domains
 from metarun.data.image_batches import Labelled, allot, batches, divide_images
 from metarun.data.image_source import ImageSource
 from metarun.engine.augmentation import augmented
@@ -35,6 +37,7 @@ from metarun.target.base import Own, features
 from metarun.target.features import LinearProbe, LogisticRegression, NearestCentroid
 from metarun.target.finetuning import FineTuning, Shuffled
 from metarun.target.target import Target
+from metarun.unsupervised.instances import Instances
 
 SOURCE = toy_images(classes=4, per_class=40)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -194,10 +197,39 @@ def test_target_is_normalised_where_the_source_is(shape: tuple[int, int, int], n
     source.input_shape = shape
     target = Target(own, Settings(train_images=12))
     target.fit_to(source)
+    refuse_other_pixels(target, normalized)
+
+
+def refuse_other_pixels(target: Target, normalized: bool) -> None:
+    """Checks that the pixels of the training images have the mean 0, or lie in 0 to 1."""
     pixels = target.train.whole(CPU).x
     assert (
         abs(pixels.mean().item()) < 0.01 if normalized else 0 <= pixels.min() < 0.3 < pixels.mean() < pixels.max() <= 1
     )
+
+
+class Node:
+    """In place of a node of a config that builds one data set."""
+
+    def __init__(self, built: ImageSource) -> None:
+        self.built, self.node = built, OmegaConf.create({"image_size": 16})
+
+    def knows(self, name: str) -> bool:
+        return False
+
+    def build(self, **settings: Any) -> ImageSource:
+        return self.built
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_target_is_normalised_where_several_sources_or_their_unlabelled_tasks_are(normalized: bool) -> None:
+    everything = {"train": range(12), "val": range(12), "test": range(12)}
+    one = ImageSource(toy_images().table, everything, normalize=normalized)
+    nodes: Any = {"one": Node(one)}
+    for source in (Instances(one, shift=0.2), Domains(sets=nodes, normalize=normalized)):
+        target = Target(ImageSource(toy_images().table, everything, normalize=not normalized), Settings())
+        target.fit_to(source)
+        refuse_other_pixels(target, normalized)
 
 
 # Measures

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +19,7 @@ from shell import make_images, metarun, result, run_folder
 from metarun.config.schema import ENCODING_DEFAULTS
 from metarun.core import Episodes, TaskShape
 from metarun.data.image_source import ImageSource
+from metarun.data.test_sets import fit_to_network
 from metarun.data.text import TextSource
 from metarun.data.text_files import LabelledText
 from metarun.encoders.base import Encoder, Encoding
@@ -119,6 +121,20 @@ def test_test_tasks_are_the_data_sets_own(make: Any) -> None:
     same(tasks(make(source(), validation="labels"), "val"), tasks(source(), "val"))
     with pytest.raises(UserError, match=r"unsupervised: withholds the labels .* algo=protonet"):
         make(source()).labelled(None, "train")
+
+
+def test_other_test_sets_are_normalised_as_the_images_that_tasks_are_made_of() -> None:
+    own, other = (
+        ImageSource(table(images(28, 12), [12] * 28), source().splits, normalize=normalize)
+        for normalize in (True, False)
+    )
+    other.table.names[:] = [f"other {name}" for name in other.table.names]
+    node: Any = SimpleNamespace(build=lambda **_: other, knows=lambda _: False, node={})
+    (tested,) = fit_to_network({"other": node}, umtra(own)).values()
+    mean, deviation = own.statistics_of(None)
+    assert tested.reader(CPU)(np.array([3]), np.array(0))[0].numpy() == pytest.approx(
+        (other.table.images[3] / 255 - mean[0]) / deviation[0], abs=1e-5
+    )
 
 
 def test_umtras_support_is_the_image_and_its_queries_are_not() -> None:

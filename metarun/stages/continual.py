@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core.backbone import IMAGES_AT_ONCE
-from metarun.data.image_batches import Labelled, generator
+from metarun.data.image_batches import Labelled, generator, make_ready
 from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
 from metarun.errors import UserError
@@ -101,6 +101,7 @@ class Continual(Stage):
             files.make_folder(where)
         world.barrier()
         run.algorithm.eval()
+        make_ready(run.hardware.device, *self.images.values())
         self.features = {split: self._embed(run, images) for split, images in self.images.items()}
         rate, validated = self._rate(run)
         log.info(

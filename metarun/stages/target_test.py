@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from metarun import files
+from metarun.data.image_batches import make_ready
 from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
 from metarun.inference.kept import keep_trained
@@ -56,6 +57,7 @@ class TargetTest(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         images = run.target.test
+        make_ready(run.hardware.device, images)
         plain = replace(run.hardware, autocast_dtype=None)  # else the scores would depend on what shares their batch
         ready = with_training_statistics(run.algorithm, run.hardware, run.learner.sampler)
         scores = classified(ready, images, plain)

@@ -221,6 +221,7 @@ class Target:
             folder.mkdir(exist_ok=True)
             (folder.parent / contents.OF_REPEATS).mkdir(exist_ok=True)
         world.barrier()
+        make_ready(hardware.device, *(part for job in jobs for part in self.subset(*job)))
         began = time.perf_counter()
         with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
@@ -254,6 +255,8 @@ class Target:
                 for repeat in range(self.settings.repeats)
             ]
             point = metrics.over_repeats(repeats, same_images=not self.varied(size))
+            # Whether the way with the target draws random numbers; of an earlier version's repeats it is not known.
+            point["drawn"] = any(repeat.get("drawn", True) for repeat in repeats)
             curve.append(point)
             values.append([repeat[ACCURACY] for repeat in repeats])
             logger.curve("target/acc_of_train_images", point[ACCURACY], point["train_images"])

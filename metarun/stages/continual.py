@@ -216,10 +216,19 @@ class Continual(Stage):
                     for name, curve in curves.items()
                 },
             },
-            "interval": "too few for an interval"
-            if half is None
-            else f"95%, over {len(orders)} orders of the classes, Student's t",
+            "interval": "too few for an interval" if half is None else self._interval(len(orders)),
         }
+
+    def _interval(self, orders: int) -> str:
+        """Says over what the interval of the online head is: what differs from order to order."""
+        drawn = (
+            ["the classes", "their order"]
+            if self.classes < len(self.images["test"].names)
+            else ["the order of the classes"]
+        )
+        return (
+            f"95%, over {orders} orders ({', '.join([*drawn, 'their images', 'the start of the head'])}), Student's t"
+        )
 
     def protocol(self, run: Run) -> dict[str, Any]:
         config = run.config.continual

@@ -71,7 +71,7 @@ class TargetTest(Stage):
         found |= {result.half_of(name): half for name, half in halves.items()}
         found |= {
             "over": "test images",
-            "interval": f"95%, over the {len(images)} test images, Wilson",
+            "interval": f"95%, over the {len(images)} test {run.target.kind}, Wilson",
             "test_images": len(images),
             "classes": images.names,
         }

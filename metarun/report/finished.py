@@ -22,6 +22,7 @@ from metarun.runs.result import (
     CHECKPOINT_DIGEST,
     COMMAND,
     CONTENT,
+    CONTINUAL,
     DATA,
     MEASURES,
     OVERRIDES,
@@ -202,6 +203,9 @@ class FinishedRun:
         measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
         content = [items_of(data), data.get("classes"), self.of_test("data.within_group")]
+        in_order = CONTINUAL in self.result
+        if in_order:  # its episodes are orders of the classes
+            content.append(CONTINUAL)
         name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,
@@ -213,7 +217,7 @@ class FinishedRun:
             bool(tested),
             "episodes",
             repr(content),
-            more_of_task(task),
+            more_of_task(task) + (", classes one after the other" if in_order else ""),
             self.one_of_many,
         )
 

@@ -22,7 +22,8 @@ SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite numb
 MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
 DRAWN = {
-    "episodes": "the drawn test episodes (Student's t, or Wilson's interval where all have the same accuracy)",
+    "episodes": "the drawn test episodes, or the orders of classes that arrive one after the other (Student's t, or Wilson's interval "
+    "where all have the same accuracy)",
     "repeats": "the repeats, each with other images of the target (Student's t), or, where a cell says so since all repeats agree, "
     "over the test images of one (Wilson's interval)",
     "test images": "the test images (Wilson's interval)",

@@ -201,6 +201,17 @@ def test_other_test_tasks_are_never_compared(tmp_path: Path, other: dict[str, An
     assert all((row.on_episodes is None) == row.best for section in found for row in section.rows)
 
 
+def test_classes_one_after_the_other_are_no_episodes(tmp_path: Path) -> None:
+    """Whose accuracy is of all classes at once, or of those so far."""
+    make_run(tmp_path / "a", scores=[0.5, 0.6])
+    make_run(tmp_path / "b", scores=[0.2, 0.3], choices={"recipe": "continual"}, result={"continual": {"classes": 5}})
+    titles = sorted(section.setting.title for section in sections(tmp_path))
+    assert titles == [
+        "omniglot, 5-way 1-shot, 15 queries a class",
+        "omniglot, 5-way 1-shot, 15 queries a class, classes one after the other",
+    ]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_tested_checkpoint_counts_as_the_method_it_was_trained_with(tmp_path: Path, kept: bool) -> None:
     """Also if the run that made it is gone; Hydra's choices of the testing command are the defaults."""

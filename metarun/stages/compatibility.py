@@ -153,8 +153,11 @@ def check_statistics(algorithm: Algorithm, task: TaskShape | None, *, training: 
         label = torch.zeros(1, dtype=torch.int64, device=device)
         blank: Any = Batch(torch.zeros(1, *spec.input_shape, device=device), label, label)
     elif task.ways == 1 and 1 in (sizes := (least(task.shots), least(task.queries))):
-        shapes = [(1, rows, *shape) for rows in sizes for shape in (spec.input_shape, (spec.outputs,))]
-        blank = Episodes(*(torch.zeros(shape, device=device) for shape in shapes), ways=1)
+        (x, y), (query_x, query_y) = (
+            [torch.zeros(1, rows, *shape, device=device) for shape in (spec.input_shape, (spec.outputs,))]
+            for rows in sizes
+        )
+        blank = Episodes(x, y, query_x, query_y, ways=1)
     else:
         return
     tried = copy.deepcopy(algorithm).train(training)

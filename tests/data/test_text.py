@@ -711,6 +711,19 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}
 
 
+def test_a_target_of_texts_is_tested_on_texts(tmp_path: Path) -> None:
+    for part, each in (("train", 4), ("val", 2), ("test", 3)):
+        table(tmp_path / "texts" / f"{part}.csv", many(list("abc"), each, f" {part}"))
+    words = [
+        "recipe=domain_adaptation", "algo=mmd", "encoder=tfidf", "backbone=mlp", "data=text", f"data.root={tmp_path / 'texts'}",
+        "target=text", f"target.data.root={tmp_path / 'texts'}", "train.steps=1", f"outputs={tmp_path}",
+    ]  # fmt: skip
+    outcome = metarun(*words)
+    assert outcome.status == 0, outcome.err
+    (folder,) = tmp_path.glob("*/*/result.json")
+    assert result(folder.parent)["target/interval"] == "95%, over the 9 test texts, Wilson"
+
+
 def test_out_of_scope_queries_are_the_unknown_ones() -> None:
     """Of the part of the split, in no task a query of a class; ordinary labels do not know them."""
     source = Clinc150(out_of_scope=True)

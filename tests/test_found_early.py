@@ -26,7 +26,7 @@ REFUSED = {
     "a rate that is no number": (["train.optimizer.lr=nan"], "train.optimizer"),
     "negative inner rate": (["algo.inner_lr=-1"], "algo.inner_lr=-1: must be at least 0"),
     "a norm of one value in training": (["backbone.norm=batch", "train.task.shots=1"], "norm=batch: 1 row of one value per channel has no"),
-    "a norm of one value in a test": (["backbone.norm=support", "test.task.shots=[1,9]"], "norm=support: 1 row of one value per channel"),
+    "a norm of one value in a test": (["backbone.norm=support", "test.task.shots=1"], "norm=support: 1 row of one value per channel"),
     "one task for ATS": (["wrapper=ats", "train.tasks_per_step=1"], "train.tasks_per_step=1"),
     "a transfer without a target": (["transfer=linear_probe"], "transfer: this recipe learns no target"),
     "a target of another kind": (["recipe=transfer", "target=digits"], "items are images 1x28x28, but those of data are vectors"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.core import Algorithm, Batch, Episodes, TaskShape, count_text, least
+from metarun.core import Algorithm, Batch, Episodes, TaskShape, count_text, largest, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Trainable
 from metarun.errors import UserError
@@ -138,6 +138,8 @@ def check_train_task(learner: Trainable, train_task: TaskShape, train: str, test
 def check_statistics(algorithm: Algorithm, task: TaskShape | None, *, training: bool) -> None:
     """Checks that no norm is to take its statistics of one value, by a blank task of which a set has one row, or by one blank image.
 
+    Of a range of sizes the largest counts: the data may have no task of the others.
+
     Args:
         algorithm: The method, which is left as it is.
         task: The shape of the tasks; None for steps of one image.
@@ -152,7 +154,7 @@ def check_statistics(algorithm: Algorithm, task: TaskShape | None, *, training: 
     if task is None:
         label = torch.zeros(1, dtype=torch.int64, device=device)
         blank: Any = Batch(torch.zeros(1, *spec.input_shape, device=device), label, label)
-    elif task.ways == 1 and 1 in (sizes := (least(task.shots), least(task.queries))):
+    elif task.ways == 1 and 1 in (sizes := (largest(task.shots), largest(task.queries))):
         (x, y), (query_x, query_y) = (
             [torch.zeros(1, rows, *shape, device=device) for shape in (spec.input_shape, (spec.outputs,))]
             for rows in sizes

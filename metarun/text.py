@@ -6,6 +6,7 @@ import codecs
 import errno
 import io
 import os
+import re
 import shlex
 import stat
 import sys
@@ -143,6 +144,19 @@ def shape_text(shape: Iterable[int]) -> str:
 def composed(text: str) -> str:
     """The one way to write what looks the same (NFC): file systems of macOS take an accent apart from its letter, tables seldom do."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def separator_named(text: str) -> tuple[str | None, str]:
+    """Finds the separator of a table that its first line names, `sep=;`, as spreadsheets write and read it.
+
+    Args:
+        text: The table.
+
+    Returns:
+        The separator, None where none is named; and the text with that line left empty, so that others keep their numbers.
+    """
+    found = re.match(r'\s*"?sep=([^\w\s"]|\t)"?[ \t]*(?=\r?\n)', text, re.IGNORECASE)
+    return (found[1], "\n" * found[0].count("\n") + text[found.end() :]) if found else (None, text)
 
 
 def lines_of(text: str) -> list[str]:

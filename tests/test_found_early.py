@@ -25,6 +25,8 @@ REFUSED = {
     "negative rate": (["train.optimizer.lr=-1"], "Invalid learning rate"),
     "a rate that is no number": (["train.optimizer.lr=nan"], "train.optimizer"),
     "negative inner rate": (["algo.inner_lr=-1"], "algo.inner_lr=-1: must be at least 0"),
+    "a norm of one value in training": (["backbone.norm=batch", "train.task.shots=1"], "norm=batch: 1 row of one value per channel has no"),
+    "a norm of one value in a test": (["backbone.norm=support", "test.task.shots=1"], "norm=support: 1 row of one value per channel"),
     "one task for ATS": (["wrapper=ats", "train.tasks_per_step=1"], "train.tasks_per_step=1"),
     "a transfer without a target": (["transfer=linear_probe"], "transfer: this recipe learns no target"),
     "a target of another kind": (["recipe=transfer", "target=digits"], "items are images 1x28x28, but those of data are vectors"),
@@ -43,6 +45,20 @@ def test_refused_in_one_line_and_nothing_is_left(words: list[str], expected: str
     assert expected in done.said[-1]
     assert len(done.said) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_norm_of_one_image_a_step_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    data = [
+        "data=folder",
+        f"data.root={make_images(tmp_path / 'images')}",
+        "data.image_size=8",
+        "task.ways=2",
+        "task.queries=2",
+    ]
+    words = ["recipe=train", "algo=baseline", "backbone=mlp", "backbone.norm=running", "train.steps=2"]
+    done = metarun(*data, *words, "train.tasks_per_step=1", f"outputs={tmp_path}/out")
+    assert (done.status, (tmp_path / "out").exists()) == (2, False)
+    assert "backbone.norm=running: 1 row of one value per channel has no statistics" in done.said[-1]
 
 
 @pytest.mark.parametrize(

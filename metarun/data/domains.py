@@ -120,9 +120,9 @@ class Domains(DataSource):
             found.rule = f"all items are vectors of {first.input_shape[0]}"
         return found
 
-    def make_ready(self, device: torch.device) -> None:
+    def make_ready(self, device: torch.device, split: Split | None = None) -> None:
         for source in self.sets.values():
-            source.make_ready(device)
+            source.make_ready(device, split)
 
     @property
     def origins(self) -> Sequence[Origin]:
@@ -181,6 +181,10 @@ class Domains(DataSource):
 
             return read
 
+        def make_rows_ready(device: torch.device, places: np.ndarray) -> None:
+            for images, first, last in zip(found, rows[:-1], rows[1:], strict=True):
+                images.make_rows_ready(device, places[(places >= first) & (places < last)] - first)
+
         def identify(places: np.ndarray) -> list[str]:
             domain = np.searchsorted(rows, places, side="right") - 1
             names, images = list(self.sets), list(self.sets.values())
@@ -197,6 +201,7 @@ class Domains(DataSource):
             reader=reader,
             identify=identify,
             views=found[0].views,
+            make_rows_ready=make_rows_ready,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class Labelled:
     identify: Callable[[np.ndarray], list[str]] = lambda rows: [str(row) for row in rows]
     reference: np.ndarray | None = None  # rows that give the pixel statistics; None: training images of the source
     views: int = 1  # the vectors of each item, of itself and of changed copies, where an encoder made such
+    # Computes what lies between the table and the items of some rows, if anything.
+    make_rows_ready: Callable[[torch.device, np.ndarray], None] = lambda device, rows: None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -212,6 +214,16 @@ class Labelled:
             order = generator("subset", seed, repeat, label).permutation(len(members))
             chosen.append(members[order[:n]])
         return self.take(np.concatenate(chosen))
+
+
+def make_ready(device: torch.device, *parts: Labelled) -> None:
+    """Computes what lies between the table of a data set and the images of some parts of it that are going to be read, if anything.
+
+    Args:
+        device: Where it is computed.
+        parts: These images.
+    """
+    parts[0].make_rows_ready(device, np.unique(np.concatenate([images.rows for images in parts])))
 
 
 def batches(

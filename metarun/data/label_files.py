@@ -15,7 +15,7 @@ from typing import NamedTuple
 from metarun import files
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
-from metarun.text import composed, lines_of, listed
+from metarun.text import composed, lines_of, listed, separator_named
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_file", "image_path", "img",
@@ -339,9 +339,9 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
 
 def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     """The number and the cells of each line that is not empty, all of equal length; the first is the header."""
-    text = text_of(path, key)
+    named, text = separator_named(text_of(path, key))
     first = next((line for line in lines_of(text) if line.strip()), "")
-    delimiter = max("\t;,", key=first.count)
+    delimiter = named or max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []
     try:
@@ -427,11 +427,14 @@ class _Header:
 
 
 def text_of(path: Path, key: str) -> str:
-    """The text of a file in UTF-8 or UTF-16; `UserError` for any other file."""
+    """The text of a file in UTF-8, or in UTF-16 with its mark; `UserError` for any other file."""
     try:
         raw = path.read_bytes()
-        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{key}: {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error
+    if "\0" in text:
+        raise UserError(f"{key}: {path} is no text in UTF-8 (it holds zero bytes, as UTF-16 does); save it as UTF-8")
+    return text

@@ -38,13 +38,16 @@ from metarun.data.table import data_root
 from metarun.errors import UserError
 from metarun.files import typed_path
 from metarun.ops.metrics import ndcg
-from metarun.text import shown_path
+from metarun.text import counted, shown_path
 
 GENRES = 19  # flags of a film in u.item
 FILES = {"u.data": ("\t", 4), "u.item": ("|", 5 + GENRES), "u.user": ("|", 5)}  # separators, and fields of a line
+BETWEEN = {"\t": "tabs", "|": "bars"}
+DIGITS = 18  # of a number at most
 RATIOS = (0.7, 0.1, 0.2)  # of users, and of films, for training, validation and testing
 LEAST, MOST = 1, 5  # of a rating
 OLDEST = 120  # years of a user
+YEARS = 1870, 2100  # from which and to which a film may be
 GENDERS = ("M", "F")
 ADDRESS = "https://grouplens.org/datasets/movielens/100k/"
 
@@ -201,7 +204,7 @@ def _lines(root: Path, name: str, digest: Any) -> list[Line]:
         fields = line.rstrip("\r").split(separator)
         if len(fields) != count:
             raise UserError(
-                f"data.root: {where}, line {number}: has {len(fields)} fields and not {count}, apart by {separator!r}"
+                f"data.root: {where}, line {number}: has {counted(len(fields), 'field')} and not {count}, apart by {BETWEEN[separator]}"
             )
         found.append(Line(f"data.root: {where}", number, fields))
     if not found:
@@ -232,8 +235,11 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
 
 
 def _number(text: str, where: str, what: str) -> int:
-    if not (text.strip().isascii() and text.strip().removeprefix("-").isdecimal()):  # int() takes 1_0 for 10
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):  # int() takes 1_0 for 10
         raise UserError(f"{where}: the {what} {text!r} is no whole number")
+    if len(digits) > DIGITS:
+        raise UserError(f"{where}: the {what} has {len(digits)} digits, more than any number here")
     return int(text)
 
 
@@ -273,6 +279,8 @@ def _films(lines: Sequence[Line]) -> dict[int, np.ndarray]:
         if not set(flags.tolist()) <= {0.0, 1.0}:
             raise UserError(f"{line.where}: the genres must be {GENRES} flags of 0 and 1")
         year = line.fields[2].rpartition("-")[2]
+        if year.isdecimal() and not YEARS[0] <= _number(year, line.where, "year") <= YEARS[1]:
+            raise UserError(f"{line.where}: the year {year} is not from {YEARS[0]} to {YEARS[1]}")
         decades = (int(year) - 1990) / 10 if year.isdecimal() else 0.0
         found[number] = np.concatenate([[decades], flags]).astype(np.float32)
     return found

@@ -186,11 +186,12 @@ class DataSource(Checked, ABC):
         """The data set whose items these are, where only its tasks are other ones; else itself."""
         return self
 
-    def make_ready(self, device: torch.device) -> None:
-        """Computes what lies between a table and its items, if anything, before the first item is asked for.
+    def make_ready(self, device: torch.device, split: Split | None = None) -> None:
+        """Computes what lies between a table and the items of a split, if anything, before the first of them is asked for.
 
         Args:
             device: Where it is computed.
+            split: The split; None for all classes.
         """
 
 

@@ -133,23 +133,25 @@ def cached(name: str, key: dict[str, Any], build: Build) -> Table:
     return _open(folder, key)
 
 
-def build_once(folder: Path, waiting: str, build: Callable[[], None]) -> None:
+def build_once(folder: Path, waiting: str, build: Callable[[], None], there: Callable[[], bool] | None = None) -> None:
     """Has a folder of the cache made, if it is not there, by one of all processes that want it.
 
     Args:
         folder: The folder.
         waiting: What is said while another process makes it.
         build: Makes it, whole or not at all.
+        there: Whether what is wanted of it is there; None for a folder that is there as soon as it has its name.
 
     Raises:
         UserError: The cache cannot be written.
     """
-    if folder.is_dir():
+    there = there or folder.is_dir
+    if there():
         return
     try:
         files.make_folder(folder.parent)
         with files.locked(folder.with_name(f"{folder.name}.lock"), waiting):
-            if not folder.is_dir():
+            if not there():
                 build()
     except OSError as error:
         raise UserError(
@@ -249,14 +251,14 @@ def sample_digest(raw: np.ndarray) -> str:
 
     A mapped file is read, not touched through its map, whose pages would count as this process's memory.
     """
-    path = getattr(raw, "filename", None)
+    path, begins = getattr(raw, "filename", None), getattr(raw, "offset", 0)
     length = SAMPLED_BYTES // SAMPLES
     whole = raw.size <= SAMPLED_BYTES
     starts = np.arange(0, raw.size, length) if whole else np.linspace(0, raw.size - length, SAMPLES).astype(np.int64)
     digest = hashlib.sha256(str(raw.size).encode())
     for start in map(int, starts):
         stop = min(start + length, raw.size)
-        part = raw[start:stop] if path is None else np.fromfile(path, np.uint8, stop - start, offset=start)
+        part = raw[start:stop] if path is None else np.fromfile(path, np.uint8, stop - start, offset=begins + start)
         digest.update(part.data)
     return digest.hexdigest()
 

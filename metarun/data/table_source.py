@@ -171,6 +171,12 @@ class TableSource(DataSource):
 
     def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
         if split not in self.unknown:
+            here, ways = len(self.classes_of(split, task)) * self.turns, largest(task.ways)
+            if ways <= here < ways + more:
+                on = f"take at most {here - ways}" if ways < here else "take fewer ways"
+                raise UserError(
+                    f"test.unknown_ways={more}: with {ways} ways they are above the {here} classes of the {split} split; {on}"
+                )
             return super().with_unknown(split, task, more, seed, device)
         known, read = self.sampler(split, task, seed, device), self.reader(device)
         queries = largest(task.queries)  # of a range the most that a task takes

@@ -101,7 +101,7 @@ class TaskCheck:
         if here < ways:
             total = len(np.unique(np.concatenate([source.classes_of(one, task) for one in source.splits]))) * turns
             told = ", ".join(f"{count} for {PURPOSE[one]}" for one, count in counts.items())
-            fits = min(counts.values())
+            fits = min(counts.values()) - task.distractors
             fitting = f"[{least(task.ways)},{fits}]" if least(task.ways) < min(ways, fits) else fits
             where = f" ({self.key}.ways, where that is given)"  # which one is not known here
             take = f"take task.ways={fitting}{where}, more classes" if fits > 1 else "take more classes"
@@ -146,7 +146,7 @@ class TaskCheck:
         drawn = [
             f"{key}.{name}=[1,{count}]"
             for name, count in (("shots", task.shots), ("queries", task.queries))
-            if task.plain and isinstance(count, int) and count > 1
+            if isinstance(count, int) and count > 1
         ]
         lowered = [f"lower {' or '.join(lower)}"] if lower else []
         lowered += [f"let each task draw what its classes have: {' '.join(drawn)}"] if drawn else []
@@ -160,9 +160,24 @@ class TaskCheck:
             found = left_out or [f"{lowered[-1]}, and leave small classes out: {out}" for _ in lowered[:1] if out]
         if task.labelled_share < 1 and shortage(replace(task, labelled_share=1.0), sizes) is None:
             found.append(f"raise {key}.labelled_share")
-        return ", or ".join(found) or (
-            f"too few classes of this split have enough for any such task. {self._as_target(len(self.source.table.names))}"
+        return (
+            ", or ".join(found)
+            or self._fewer_ways()
+            or (
+                f"too few classes of this split have enough for any such task. {self._as_target(len(self.source.table.names))}"
+            )
         )
+
+    def _fewer_ways(self) -> str:
+        """The ways that the classes which are large enough can serve; empty where these are fewer than 2, or as many as are asked for."""
+        task, items = self.task, max(self.task.min_items, fewest_items(self.task))
+        large = int((self.source.table.sizes[self.source.splits[self.split]] >= items).sum()) * self.source.turns
+        fits, fewest = large - task.distractors, least(task.ways) if isinstance(task.ways, tuple) else 2
+        if not fewest <= fits < task.needed_ways:
+            return ""
+        out = f" and {self.key}.min_items={items}" if items > task.min_items else ""
+        ways = f"[{fewest},{fits}]" if isinstance(task.ways, tuple) and fewest < fits else fits
+        return f"take {self.key}.ways={ways}{out}"
 
     def _leaving_out(self, items: int) -> str:
         """The setting that leaves classes of fewer items out; empty where too few would be left.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, parts_alone, twins, visible
 from metarun.data.splits import SPLITS
-from metarun.data.text_rows import ROW, decoded, json_rows, list_within, shortened, table_rows
+from metarun.data.text_rows import ROW, Several, decoded, json_rows, list_within, listed_in, shortened, table_rows
 from metarun.errors import UserError, nearest
 from metarun.text import composed, counted, printable
 
@@ -271,7 +271,9 @@ class _Reader:
         rows = list(json_rows(text, path, self.key) if lines else table_rows(text, path, self.key, alone))
         if not rows:
             raise UserError(f"{self.key}: {path} has no rows")
-        names = list(dict.fromkeys(name for _, row in rows for name in row)) if lines else list(rows[0][1])
+        every = list(dict.fromkeys(name for _, row in rows for name in row))
+        single = {name for _, row in rows for name, cell in row.items() if not isinstance(cell, Several)}
+        names = [name for name in every if name in single]
         if lines and not self._has_text(names) and (holder := list_within(text)):
             raise UserError(
                 f"{self.key}: {path}: is one object, whose {printable(holder)} is a list of objects; give that list alone, "
@@ -286,12 +288,19 @@ class _Reader:
         usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
         optional = usual[0] if len(usual) == 1 else None
         group_column = self._chosen("group", names, path) if self.columns.group else None
-        label_column = self._column("label", names, path, text_column, group_column) if self.labels else optional
+        known = any(name.lower() in INTENT_COLUMNS for name in names)
+        lists = [name for name in every if name.lower() in INTENT_COLUMNS] if not known else []
+        labelled = [name for name in every if name in (*names, *lists, self.columns.label)]
+        label_column = self._column("label", labelled, path, text_column, group_column) if self.labels else optional
         part_column = next((name for name in names if name.lower() in PART_COLUMNS), None) if not part else None
         for where, row in rows:
             for column in filter(None, (text_column, label_column, group_column)):
                 if column not in row:
                     raise UserError(f"{self.key}: {where}: has no {printable(column)}; it has {_listed(list(row))}")
+                if column != label_column and isinstance(row[column], Several):
+                    raise UserError(
+                        f"{self.key}: {where}: its {printable(column)} is a list, {shortened(row[column])!r}; it must be one text"
+                    )
             own = row.get(part_column, "") if part_column else ""
             if own and not part_of(own):
                 raise UserError(f"{self.key}: {where}: {printable(own)!r} is not train, val or test")
@@ -303,6 +312,12 @@ class _Reader:
         if not text:
             self.found.empty.append(where)
             return
+        if (several := listed_in(label)) is not None:
+            if len(several) > 1:
+                raise UserError(
+                    f"{self.key}: {where}: is of several classes ({_listed(several, 3)}); a text must be of one"
+                )
+            label = "".join(several)
         lacking = "label" if self.labels and not label else self.columns.group if not group else None
         if lacking:
             raise UserError(f"{self.key}: {where}: has no {lacking}, the text is {shortened(text)!r}")

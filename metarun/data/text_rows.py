@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 from metarun.errors import UserError
 from metarun.files import parsed, special
-from metarun.text import composed, lines_of, printable
+from metarun.text import composed, lines_of, printable, separator_named
 
 ROW = '{"text": "...", "label": "..."}'  # as an object of JSON has it
 SHOWN = 60  # characters of a text in a message
@@ -55,9 +56,8 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
             f"{key}.encoding={encoding}: Python knows no such encoding; try utf-8, cp1252 or latin-1"
         ) from error
     except UnicodeError as error:
-        binary = b"\0" in raw[:4096] and not marked
-        if binary:
-            raise UserError(f"{key}: {path} is no text, it holds bytes of another kind") from error
+        if b"\0" in raw[:4096] and not marked:
+            raise _no_text(raw, path, key, encoding) from error
         place = getattr(error, "start", 0)
         line = raw.count(b"\n", 0, place) + 1
         other = "utf-8" if encoding else "cp1252 or latin-1"
@@ -65,8 +65,22 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
             f"{key}: {path}, line {line}: is no text in {encoding or 'UTF-8'}; name its encoding, {key}.encoding={other}, say"
         ) from error
     if "\0" in text:
-        raise UserError(f"{key}: {path} is no text, it holds bytes of another kind")
-    return text
+        raise _no_text(raw, path, key, encoding)
+    return text.removeprefix("\ufeff")  # the mark, which UTF-16-LE and UTF-16-BE leave in
+
+
+def _no_text(raw: bytes, path: Path, key: str, encoding: str | None) -> UserError:
+    """The error of a file that holds zero bytes: every other one is such in UTF-16 without its mark, of most languages."""
+    for form, zeros, others in (("utf-16-le", raw[1:4096:2], raw[:4096:2]), ("utf-16-be", raw[:4096:2], raw[1:4096:2])):
+        if not encoding and zeros.count(0) > len(zeros) / 2 and 0 not in others:
+            return UserError(
+                f"{key}: {path} is no text in UTF-8, but seems to be UTF-16 without its mark; name its encoding, {key}.encoding={form}"
+            )
+    return UserError(f"{key}: {path} is no text, it holds bytes of another kind")
+
+
+class Several(str):
+    """A list as its object of JSON has it: no text, and a label where it has one value."""
 
 
 Row = tuple[str, dict[str, str]]
@@ -74,8 +88,9 @@ Row = tuple[str, dict[str, str]]
 
 def table_rows(text: str, path: Path, key: str, alone: Collection[str] = ()) -> list[Row]:
     """Reads the rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
+    named, text = separator_named(text)
     first = next((line for line in lines_of(text) if line.strip()), "")
-    delimiter = max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts
+    delimiter = named or max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts
     if not first.count(delimiter) and composed(first.strip().strip('"')).lower() not in alone:
         raise UserError(
             f"{key}: {path} is no table: its first line, {shortened(first)!r}, has one column; it must name the columns, as "
@@ -144,7 +159,7 @@ def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> li
 
 
 def _named(delimiter: str) -> str:
-    return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
+    return {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}.get(delimiter, delimiter)
 
 
 def _cell(value: str | float | None) -> str:
@@ -153,6 +168,19 @@ def _cell(value: str | float | None) -> str:
         return ""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if whole else value).strip()
+
+
+def listed_in(cell: str) -> list[str] | None:
+    """The values of a cell that is a list, as JSON or Python writes it: `["a", "b"]`; None of any other cell."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    for read in (parsed, ast.literal_eval):
+        try:
+            found: Any = read(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return [_cell(value) if isinstance(value, str | int | float) else str(value) for value in found]
+    return None
 
 
 def _one_object(text: str) -> dict[str, Any] | None:
@@ -211,8 +239,10 @@ def json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
             raise UserError(f"{key}: {where}: is no object such as {ROW}")
         row: dict[str, str] = {}
         for name, value in entry.items():
-            if isinstance(value, str | int | float) or value is None:  # nested values are nobody's text or label
-                name = composed(name)
+            name = composed(name)
+            if isinstance(value, list):
+                row[name] = Several(json.dumps(value, ensure_ascii=False))
+            elif not isinstance(value, dict):  # an object is nobody's text or label
                 row[name] = _cell(value)
                 if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
                     raise UserError(

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ import torch.nn.functional as F
 
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
-from metarun.data.image_source import DEVICE_TABLE_BYTES, gathered
+from metarun.data.image_source import gathered
 from metarun.data.origin import Origin
 from metarun.data.shared import shared_classes
 from metarun.data.source import DataSource, EpisodeSampler, Reader, Split
 from metarun.data.table_source import TableSource
-from metarun.encoders import vectors
 from metarun.encoders.base import Encoder, Encoding
+from metarun.encoders.vectors import VectorTable
 from metarun.errors import UserError
 from metarun.runs.result import NOTHING
 
@@ -33,8 +32,9 @@ MEASURED = 10_000  # training vectors, at most, that the mean is taken over
 class EncodedSource(TableSource):
     """The classes, splits and tasks of a source, its items replaced by an encoder's vectors.
 
-    Episode i has the items that it has without the encoder. Vectors are computed when the first is asked for, or by
-    `make_ready`. What is measured on vectors (their mean) is measured on training items alone.
+    Episode i has the items that it has without the encoder. The vectors of a split are computed by `make_ready`, and those of a class
+    that was not made ready when its first item is asked for. What is measured on vectors (their mean) is measured on training items
+    alone.
 
     Args:
         source: The data set.
@@ -53,27 +53,39 @@ class EncodedSource(TableSource):
             encoder.changed(None, 1)  # which refuses it, before anything is made
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.vectors = VectorTable(
+            source, encoder, encoding
+        )  # of each row its quarter turns, of each of these its views
         self.as_target, self.unknown = source.as_target, source.unknown
         self.form, self.told_apart = source.form, source.told_apart
         self.input_shape = (encoder.features,)
         self._centre: DataSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[bytes, np.ndarray] = {}
-        self._on_device: dict[torch.device, torch.Tensor] = {}
-        self._computed_on = torch.device("cpu")
 
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """The table, `[M, copies, D]`: of each row its quarter turns, of each of these its views."""
-        return vectors.table(self.source, self.encoder, self.encoding, self._computed_on)
+    def make_ready(self, device: torch.device, split: Split | None = None) -> None:
+        self.source.make_ready(device, split)
+        self.make_rows_ready(
+            device, self._rows_of(range(len(self.table.names)) if split is None else self.splits[split])
+        )
+        if split is not None:
+            self.mean()
 
-    def make_ready(self, device: torch.device) -> None:
-        self.source.make_ready(device)
-        self._computed_on = device
-        _ = self.vectors
+    def make_rows_ready(self, device: torch.device, rows: np.ndarray) -> None:
+        """Computes the vectors of rows of the table, int64 `[n]`, on a device."""
+        self.vectors.device = device
+        if rows.size:
+            self.vectors.with_rows(rows)
+
+    def _rows_of(self, classes: Iterable[int]) -> np.ndarray:
+        """The rows of all items of some classes, int64 `[n]`."""
+        ends = self.table.offsets
+        return np.concatenate([np.zeros(0, np.int64), *(np.arange(ends[c], ends[c + 1]) for c in classes)])
 
     def items(self, start: int, stop: int, turns: int = 0) -> np.ndarray:
-        found: np.ndarray = self.vectors[start:stop, turns * self.encoding.views]
+        if start == stop:
+            return np.zeros((0, self.encoder.features), self.encoding.dtype)
+        found: np.ndarray = self.vectors.with_rows(np.arange(start, stop))[start:stop, turns * self.encoding.views]
         return found
 
     def mean(self, reference: np.ndarray | None = None) -> np.ndarray:
@@ -90,7 +102,7 @@ class EncodedSource(TableSource):
         rows = rows[:: -(-len(rows) // MEASURED)]
         key = rows.tobytes()
         if key not in self._means:
-            self._means[key] = self.vectors[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
+            self._means[key] = self.vectors.with_rows(rows)[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
 
     def centred_as(self, other: DataSource) -> EncodedSource:
@@ -115,26 +127,23 @@ class EncodedSource(TableSource):
         views, drawn = self.encoding.views, self._drawn
 
         @functools.cache  # when the first items are read: vectors are not made before
-        def parts() -> tuple[torch.Tensor, torch.Tensor]:
-            return self._table(device), torch.from_numpy(self.mean(reference)).to(device)
+        def mean() -> torch.Tensor:
+            return torch.from_numpy(self.mean(reference)).to(device)
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            table, mean = parts()
+            if not rows.size:
+                return torch.zeros(*rows.shape, self.encoder.features, device=device)
+            if not self.vectors.is_whole(rows):
+                classes = np.searchsorted(self.table.offsets, rows, side="right") - 1
+                self.vectors.with_rows(self._rows_of(np.unique(classes)))
+            table = self.vectors.on(device, rows)
             copies = np.zeros_like(rows) + (turns % 4 * views + turns // 4)[..., None]
             if drawn is not None:
                 copies += drawn_views(drawn, rows, views)
             found = gathered(table.flatten(0, 1), rows * table.shape[1] + copies)
-            return transformed(found.to(device).float(), mean, self.encoding.transform)
+            return transformed(found.to(device).float(), mean(), self.encoding.transform)
 
         return read
-
-    def _table(self, device: torch.device) -> torch.Tensor:
-        if device not in self._on_device:
-            table = torch.from_numpy(self.vectors)
-            if self.vectors.nbytes <= DEVICE_TABLE_BYTES:
-                table = table.clone() if device.type == "cpu" else table.to(device)
-            self._on_device[device] = table
-        return self._on_device[device]
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         if split != "train" or self.encoding.views == 1:
@@ -144,7 +153,8 @@ class EncodedSource(TableSource):
         return super(EncodedSource, drawing).sampler(split, task, seed, device)
 
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
-        return replace(self.source.labelled(part, split), reader=self.reader, views=self.encoding.views)
+        found = self.source.labelled(part, split)
+        return replace(found, reader=self.reader, views=self.encoding.views, make_rows_ready=self.make_rows_ready)
 
     def saw(self, split: Split | None) -> dict[str, Any]:
         """What `result.json` says of the encoder's pretraining, under `protocol`, see `saw_of`.

@@ -1,9 +1,10 @@
-"""The table of an encoder's vectors: made once, in chunks that a kill leaves whole, and then only mapped.
+"""The table of an encoder's vectors, made as far as rows of it are asked for, in chunks that a kill leaves whole, and then only mapped.
 
-A table is a folder with `vectors.f16` (or `.f32`, raw numbers `[M, copies, D]`) and `table.json`. While it is made the folder is
-called `….unfinished`, and `progress.json` in it says how many rows are whole and what digest they have: whoever goes on
-cuts off what came after them, compares them with the digest, and goes on with the next row. Chunks are whole batches, so that
-a table which was interrupted has the same numbers.
+A table is a folder with `vectors.f16` (or `.f32`, raw numbers `[M, copies, D]`) and `table.json`, which lists the parts of it that are
+whole: from which row to which, and the digest of their bytes. Rows of no part are a hole in the file. Whoever asks for rows that are in
+no part has them made, under a lock: in a run that only tests these are those of the test items, and a training adds others later. Rows
+are encoded with those that share their batch, and batches are counted from the first row, so that a vector depends neither on what was
+asked for before nor on interruptions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from metarun import files
+from metarun.data.image_source import DEVICE_TABLE_BYTES
 from metarun.data.table import build_once, cache_root, check_key, checksum, described, mapped, sample_digest
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
@@ -35,166 +37,291 @@ from metarun.text import shape_text
 
 FORMAT_VERSION = 1
 SAVE_SECONDS = 5.0  # between two marks of progress; what lies between them is encoded again after a kill
-PROGRESS = "progress.json"
 BATCH = {"cpu": 16, "cuda": 256}  # what goes through fastest: a CPU's caches are small
 AHEAD = 2  # batches that are prepared while one is encoded
 BLOCK = 2**22  # bytes that are read at once where a digest is taken
+CHANGED = "the bytes of {} have changed since it was made"
 
 log = logging.getLogger("metarun")
 
 
-def table(source: TableSource, encoder: Encoder, encoding: Encoding, device: torch.device) -> np.ndarray:
-    """The vectors of all items of a source, memory-mapped `[M, copies, D]`; encoded if they are not there yet.
-
-    Of several processes that want the same table one encodes and the others wait.
+class VectorTable:
+    """The vectors of all items of a source, `[M, copies, D]`, of which those are made that are asked for.
 
     Args:
         source: The data set.
         encoder: What encodes its items.
         encoding: How.
-        device: Where it computes.
 
-    Raises:
-        UserError: The cache cannot be written, or a table in it was damaged.
+    Attributes:
+        device: Where the encoder computes.
     """
-    turns = source.turns
-    key = {
-        "format": FORMAT_VERSION,
-        "items": source.table.fingerprint,
-        "turns": turns,
-        "views": encoding.views,
-        "dtype": encoding.dtype,
-        "encoder": [type(encoder).__name__, encoder.identity()],
-    }
-    folder = cache_root() / f"vectors-{files.digest(key)}"
-    shape = (int(source.table.offsets[-1]), turns * encoding.views, encoder.features)
-    told = "encoder: another process encodes the same items"
 
-    def build() -> None:
-        """Goes on with what an interrupted build left."""
-        with _unfinished(folder) as unfinished:
-            _build(unfinished, key, shape, source, encoder, encoding, device)
+    def __init__(self, source: TableSource, encoder: Encoder, encoding: Encoding) -> None:
+        self.source, self.encoder, self.encoding = source, encoder, encoding
+        self.device = torch.device("cpu")
+        rows = int(source.table.offsets[-1])
+        self.shape = (rows, source.turns * encoding.views, encoder.features)
+        self._raw: np.ndarray | None = None
+        self._whole = np.zeros(rows, dtype=bool)  # the rows that were found whole
+        self._on_device: dict[torch.device, torch.Tensor] = {}
 
-    build_once(folder, told, build)
-    return _open(folder, key, shape, encoding.dtype)
+    def with_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The table, memory-mapped, in which these rows are whole; those that are not there yet are encoded.
+
+        Of several processes that want rows of the same table one encodes and the others wait.
+
+        Args:
+            rows: int64, of any shape.
+
+        Raises:
+            UserError: The cache cannot be written, or the table in it was damaged.
+        """
+        if self._raw is None or not self._whole[rows].all():
+            told = "encoder: another process encodes items of the same data set"
+            build_once(self.folder, told, lambda: self._build(rows), lambda: self._there(rows))
+            if not self._there(rows):
+                raise UserError(f"data cache {self.folder}: another process removed it; run this again")
+        assert self._raw is not None
+        return self._raw.view(self.encoding.dtype).reshape(self.shape)
+
+    def is_whole(self, rows: np.ndarray) -> bool:
+        """Whether these rows are known to be there."""
+        return bool(self._whole[rows].all())
+
+    def on(self, device: torch.device, rows: np.ndarray) -> torch.Tensor:
+        """The table on a device, or mapped where it is large, in which these rows are whole.
+
+        Args:
+            device: The device.
+            rows: int64, of any shape.
+        """
+        found = self.with_rows(rows)
+        if device not in self._on_device:
+            table = torch.from_numpy(found)
+            if found.nbytes <= DEVICE_TABLE_BYTES:
+                table = table.clone() if device.type == "cpu" else table.to(device)
+            self._on_device[device] = table
+        return self._on_device[device]
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """JSON values that the vectors depend on."""
+        return {
+            "format": FORMAT_VERSION,
+            "items": self.source.table.fingerprint,
+            "turns": self.source.turns,
+            "views": self.encoding.views,
+            "dtype": self.encoding.dtype,
+            "encoder": [type(self.encoder).__name__, self.encoder.identity()],
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where the table lies."""
+        return cache_root() / f"vectors-{files.digest(self.key)}"
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / f"vectors.{'f16' if self.encoding.dtype == 'float16' else 'f32'}"
+
+    @property
+    def _width(self) -> int:
+        """The bytes of a row."""
+        return self.shape[1] * self.shape[2] * np.dtype(self.encoding.dtype).itemsize
+
+    @property
+    def _description(self) -> Path:
+        """What lists the parts; where it is not there, no part is whole yet."""
+        return self.folder / "table.json"
+
+    def _there(self, rows: np.ndarray) -> bool:
+        """Maps what is there, and finds which of these rows are whole; returns whether all are.
+
+        Raises:
+            UserError: It was damaged.
+        """
+        if not self._description.exists():
+            return False
+        with self._damage_told():
+            parts, touched = self._parts()
+            self._raw = mapped(self._file)
+            for part in parts:
+                first, last = part["rows"]
+                if not self.is_whole(rows[(rows >= first) & (rows < last)]):
+                    self._check(part, all_of_it=touched)
+                    self._whole[first:last] = True
+        self._on_device.clear()
+        return self.is_whole(rows)
+
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Raises `UserError` for what is raised where a table is not as it was made."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"data cache {self.folder}: the vectors cannot be read ({error}); delete this folder to have them made again"
+            ) from error
+
+    def _parts(self) -> tuple[list[dict[str, Any]], bool]:
+        """What is said of the parts, and whether the file was written since. What an earlier version says is of the whole table."""
+        description = described(self.folder)
+        if description.pop("checksum") != checksum(description):
+            raise ValueError("what table.json says has changed since it was made")
+        check_key(description["key"], self.key)
+        status = self._file.stat()
+        if status.st_size != self.shape[0] * self._width:
+            raise ValueError(CHANGED.format(self._file.name))
+        whole = {"rows": [0, self.shape[0]], **{name: description.get(name) for name in ("fingerprint", "sample")}}
+        return description.get("parts", [whole]), status.st_mtime_ns != description["modified"]
+
+    def _check(self, part: dict[str, Any], *, all_of_it: bool) -> None:
+        """Raises `ValueError` where the bytes of a part are not those that it was made with."""
+        first, last = part["rows"]
+        start, size = first * self._width, (last - first) * self._width
+        if not all_of_it and part["sample"] is not None:
+            same = _sample(self._file, start, size) == part["sample"]
+        else:
+            digest = hashlib.sha256()
+            with open(self._file, "rb") as file:
+                file.seek(start)
+                while size and (block := file.read(min(size, BLOCK))):
+                    digest.update(block)
+                    size -= len(block)
+            same = digest.hexdigest() == part["fingerprint"]
+        if not same:
+            raise ValueError(CHANGED.format(self._file.name))
+
+    def _build(self, rows: np.ndarray) -> None:
+        """Makes the rows that are not whole yet, and those that share their batches; the folder is removed where no row of it is whole."""
+        # What an earlier version left of a table that it did not finish.
+        shutil.rmtree(self.folder.with_name(f"{self.folder.name}.unfinished"), ignore_errors=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir()
+            platform.sync_folder(self.folder.parent)
+        try:
+            self._encode(rows)
+        except BaseException:
+            if not self._description.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _encode(self, rows: np.ndarray) -> None:
+        size = self.encoding.batch_size or BATCH.get(self.device.type, BATCH["cpu"])
+        parts = self._known_parts()
+        ends = batches(rows, [part["rows"] for part in parts], self.shape[0], size)
+        known, wanted = (sum(stop - start for start, stop in some) for some in ([p["rows"] for p in parts], ends))
+        kinds = PLURAL[self.source.item]
+        log.info(
+            "encoder: making the vectors of %d %s%s",
+            wanted,
+            kinds,
+            f", beside those of {known} that are there" if known else f" in {self.folder}",
+        )
+        self.encoder.to(self.device)
+        began = saved = time.monotonic()
+        made, digest = 0, hashlib.sha256()
+        with (
+            open(self._file, "r+b" if self._file.exists() else "w+b") as file,
+            progress_bar("encoding", wanted) as advance,
+        ):
+            file.truncate(self.shape[0] * self._width)
+            for (start, stop), vectors in zip(ends, self._chunks(ends), strict=True):
+                if not made or parts[-1]["rows"][1] != start:
+                    digest = hashlib.sha256()
+                    parts.append({"rows": [start, start], "sample": None})
+                    file.seek(start * self._width)
+                raw = np.ascontiguousarray(vectors).data
+                digest.update(raw)
+                file.write(raw)
+                parts[-1] |= {"rows": [parts[-1]["rows"][0], stop], "fingerprint": digest.hexdigest()}
+                made += stop - start
+                advance(made)
+                if time.monotonic() - saved > SAVE_SECONDS or made == wanted:
+                    file.flush()
+                    files.sync(file)
+                    self._save(parts, sampled=made == wanted)
+                    saved = time.monotonic()
+        platform.sync_folder(self.folder)
+        seconds = time.monotonic() - began
+        log.info("encoder: encoded %d %s in %.1f s, %.0f/s", made, kinds, seconds, made / seconds)
+
+    def _known_parts(self) -> list[dict[str, Any]]:
+        """The parts that are whole before others are added to them, all compared where the file was written since: it will be anew."""
+        if not self._description.exists():
+            return []
+        with self._damage_told():
+            parts, touched = self._parts()
+            for part in parts:
+                if touched or part["sample"] is None:
+                    self._check(part, all_of_it=True)
+        return parts
+
+    def _save(self, parts: list[dict[str, Any]], *, sampled: bool) -> None:
+        """Writes `table.json`.
+
+        Args:
+            parts: What it says of the parts.
+            sampled: Whether parts get a digest of a sample of them, which is for those that grow no more.
+        """
+        for part in parts if sampled else []:
+            if part["sample"] is None:
+                first, last = part["rows"]
+                part["sample"] = _sample(self._file, first * self._width, (last - first) * self._width)
+        modified = self._file.stat().st_mtime_ns
+        description = {"key": self.key, "shape": self.shape, "parts": parts, "modified": modified}
+        description["checksum"] = checksum(json.loads(json.dumps(description)))
+        files.save_json(self._description, description)
+
+    def _prepared(self, start: int, stop: int) -> list[Any]:
+        """The items of rows from a first to a last, prepared: for each quarter turn, and for each view of it."""
+        found = []
+        for turns in range(self.source.turns):
+            items = self.source.items(start, stop, turns)
+            for view in range(self.encoding.views):
+                found.append(self.encoder.prepare(self.encoder.changed(items, view) if view else items))
+        return found
+
+    def _chunks(self, ends: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+        """The vectors `[n, copies, D]` of one batch after another, each from a row to another one.
+
+        Items are read and prepared by another thread while the batch before is encoded.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            ahead = deque(pool.submit(self._prepared, *end) for end in ends[:AHEAD])
+            for number in range(len(ends)):
+                prepared = ahead.popleft().result()
+                if number + AHEAD < len(ends):
+                    ahead.append(pool.submit(self._prepared, *ends[number + AHEAD]))
+                yield np.stack([_kept(self.encoder, self.encoding, one) for one in prepared], 1)
 
 
-def _file(folder: Path, dtype: str) -> Path:
-    return folder / f"vectors.{'f16' if dtype == 'float16' else 'f32'}"
+def batches(rows: np.ndarray, parts: list[list[int]], count: int, size: int) -> list[tuple[int, int]]:
+    """The batches that have some of the rows, without what is there already: the first row of each and the row after its last.
 
-
-@contextlib.contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """The folder that a table is made in: it gets the name `folder` in the end, and is removed where no row of it is whole."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if not unfinished.is_dir():
-        unfinished.mkdir()
-        platform.sync_folder(unfinished.parent)
-    try:
-        yield unfinished
-    except BaseException:
-        if not (unfinished / PROGRESS).exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    os.rename(unfinished, folder)
-    platform.sync_folder(folder.parent)
-
-
-def _build(
-    unfinished: Path,
-    key: dict[str, Any],
-    shape: tuple[int, int, int],
-    source: TableSource,
-    encoder: Encoder,
-    encoding: Encoding,
-    device: torch.device,
-) -> None:
-    """Writes the vectors, in the folder of an unfinished table, up to the last, and what describes them."""
-    rows, copies, features = shape
-    path, width = _file(unfinished, encoding.dtype), copies * features * np.dtype(encoding.dtype).itemsize
-    done, digest = _done(unfinished, key, path, width)
-    kinds = PLURAL[source.item]
-    log.info(
-        "encoder: %s of %d %s%s",
-        "going on with the vectors" if done else "making the vectors",
-        rows,
-        kinds,
-        f", {done} of which are done" if done else f" in {unfinished.with_suffix('')}",
-    )
-    encoder.to(device)
-    size = encoding.batch_size or BATCH.get(device.type, BATCH["cpu"])
-    began = saved = time.monotonic()
-    first = done
-    with open(path, "r+b" if path.exists() else "w+b") as file, progress_bar("encoding", rows, done) as advance:
-        file.truncate(done * width)
-        file.seek(done * width)
-        for done, made in _chunks(source, encoder, encoding, copies, first, rows, size):
-            raw = np.ascontiguousarray(made).data
-            digest.update(raw)
-            file.write(raw)
-            advance(done)
-            if time.monotonic() - saved > SAVE_SECONDS or done == rows:
-                file.flush()
-                files.sync(file)
-                told = {"rows": done, "digest": digest.hexdigest(), "key": files.digest(key)}
-                files.save_json(unfinished / PROGRESS, told)
-                saved = time.monotonic()
-    description = {
-        "key": key, "shape": shape, "fingerprint": digest.hexdigest(), "modified": path.stat().st_mtime_ns,
-        "sample": sample_digest(np.memmap(path, np.uint8, "r")),
-    }  # fmt: skip
-    description["checksum"] = checksum(json.loads(json.dumps(description)))
-    files.save_json(unfinished / "table.json", description)
-    (unfinished / PROGRESS).unlink()
-    platform.sync_folder(unfinished)
-    seconds = time.monotonic() - began
-    log.info("encoder: encoded %d %s in %.1f s, %.0f/s", rows - first, kinds, seconds, (rows - first) / seconds)
-
-
-def _done(unfinished: Path, key: dict[str, Any], path: Path, width: int) -> tuple[int, Any]:
-    """How many rows an interrupted build left whole, and the digest of their bytes; 0 where what it left is not what it wrote."""
-    try:
-        told = files.parsed((unfinished / PROGRESS).read_text(encoding="utf-8"))
-        rows, digest, left = int(told["rows"]), hashlib.sha256(), int(told["rows"]) * width
-        with open(path, "rb") as file:
-            while left and (block := file.read(min(left, BLOCK))):
-                digest.update(block)
-                left -= len(block)
-        own = files.digest(key)  # which one of an earlier version does not have
-        if not left and digest.hexdigest() == told["digest"] and told.get("key", own) == own:
-            return rows, digest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return 0, hashlib.sha256()
-
-
-def _prepared(
-    source: TableSource, encoder: Encoder, encoding: Encoding, copies: int, rows: tuple[int, int]
-) -> list[Any]:
-    """The items of rows from a first to a last, prepared: for each quarter turn, and for each view of it."""
+    Args:
+        rows: The rows, int64 of any shape.
+        parts: What is there already, from rows to rows.
+        count: The rows of the table.
+        size: The rows of a batch; the first one begins at row 0.
+    """
+    wanted = np.zeros(-(-count // size), dtype=bool)
+    wanted[rows // size] = True
+    missing = np.repeat(wanted, size)[:count]
+    for first, last in parts:
+        missing[first:last] = False
     found = []
-    for turns in range(copies // encoding.views):
-        items = source.items(*rows, turns)
-        for view in range(encoding.views):
-            found.append(encoder.prepare(encoder.changed(items, view) if view else items))
+    for block in np.flatnonzero(wanted):
+        inside = np.flatnonzero(missing[block * size : (block + 1) * size]) + block * size
+        stretches = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1) if inside.size else []
+        found += [(int(one[0]), int(one[-1]) + 1) for one in stretches]
     return found
 
 
-def _chunks(
-    source: TableSource, encoder: Encoder, encoding: Encoding, copies: int, start: int, rows: int, size: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The vectors `[n, copies, D]` of one batch of `size` rows after another, and the row after their last.
-
-    Items are read and prepared by another thread while the batch before is encoded.
-    """
-    ends = [(first, min(first + size, rows)) for first in range(start, rows, size)]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(_prepared, source, encoder, encoding, copies, end) for end in ends[:AHEAD])
-        for number, (_, stop) in enumerate(ends):
-            prepared = ahead.popleft().result()
-            if number + AHEAD < len(ends):
-                ahead.append(pool.submit(_prepared, source, encoder, encoding, copies, ends[number + AHEAD]))
-            yield stop, np.stack([_kept(encoder, encoding, one) for one in prepared], 1)
+def _sample(path: Path, start: int, size: int) -> str:
+    """Digests a sample of some bytes of a file, see `sample_digest`."""
+    return sample_digest(np.memmap(path, np.uint8, "r", offset=start, shape=(size,)))
 
 
 @torch.inference_mode()
@@ -215,24 +342,3 @@ def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
     if not np.isfinite(kept).all():
         raise UserError("encoder.dtype=float16: a vector has values beyond 65504; use encoder.dtype=float32")
     return kept
-
-
-def _open(folder: Path, key: dict[str, Any], shape: tuple[int, int, int], dtype: str) -> np.ndarray:
-    try:
-        description = described(folder)
-        if description.pop("checksum") != checksum(description):
-            raise ValueError("what table.json says has changed since it was made")
-        check_key(description["key"], key)
-        path = _file(folder, dtype)
-        raw = mapped(path)
-        if sample_digest(raw) != description["sample"] or raw.size != np.prod(shape) * np.dtype(dtype).itemsize:
-            raise ValueError(f"the bytes of {path.name} have changed since it was made")
-        if path.stat().st_mtime_ns != description["modified"]:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != description["fingerprint"]:
-                    raise ValueError(f"the bytes of {path.name} have changed since it was made")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"data cache {folder}: the vectors cannot be read ({error}); delete this folder to have them made again"
-        ) from error
-    return raw.view(dtype).reshape(shape)

@@ -88,6 +88,15 @@ class Hardware:
         elif self.device.type == "mps":
             torch.mps.manual_seed(number)
 
+    def random_state(self) -> torch.Tensor:
+        """The state of the generators that `seed` seeds, uint8 `[n]`: it changes where a number is drawn."""
+        states = [torch.default_generator.get_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        elif self.device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        return torch.cat(states)
+
     def backward(
         self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:

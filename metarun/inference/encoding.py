@@ -11,11 +11,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from metarun import files
 from metarun.config import construct
 from metarun.data.source import DataSource
 from metarun.encoders import Encoder
 from metarun.encoders.encoded import encoded_members, mean_of, transformed
 from metarun.errors import UserError
+from metarun.runs import contents
+from metarun.runs.folder import stored_config
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
@@ -57,10 +60,13 @@ class EncoderStep:
         Raises:
             UserError: It names a class that is not to be trusted, or the encoder cannot be had any more, or is another one now.
         """
-        node = OmegaConf.create(values["settings"] if tensors is None else values["blueprint"])
+        settings = dict(values["settings"])
+        if tensors is None and "origin" in values["blueprint"] and "origin" not in settings:
+            settings["origin"] = _origin_in_config(origin.with_name(contents.CONFIG))
+        node = OmegaConf.create(settings if tensors is None else values["blueprint"])
         check_classes(OmegaConf.create({"encoder": node}), origin, OmegaConf.create({}))
         encoder: Encoder = construct(node, "encoder")
-        encoder.settings = values["settings"]
+        encoder.settings = settings
         if tensors is not None or values["learned"]:
             encoder.restore(values["learned"], tensors or {})
         if encoder.identity() != values["identity"]:
@@ -102,3 +108,14 @@ class EncoderStep:
 
     def _finished(self, x: Tensor) -> Tensor:
         return transformed(x.float(), self.mean.to(x.device), self.transform)
+
+
+def _origin_in_config(path: Path) -> str:
+    """The run that an encoder is the backbone of, by the config of a run whose result, of an earlier version, does not name it."""
+    known = OmegaConf.select(stored_config(path, files.MADE_AGAIN), "encoder.from") if path.is_file() else None
+    if known is None:
+        raise UserError(
+            f"{shown_path(path.parent)}: does not say of which run its encoder is, since an earlier version of metarun made it; run its "
+            "command again with resume=false"
+        )
+    return str(known)

@@ -39,12 +39,12 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         return {"problem": str(error)}
     learner = train.learner
     hardware, settings = learner.hardware, learner.settings
-    data.make_ready(hardware.device)
     trained = learner.wrapper or learner.algorithm
     trained.train()
     tasks, taken, spent = settings.tasks_per_step, 0, 0.0
     if learner.sampler is None or not settings.steps:
         return {"problem": "train.steps=0: nothing is trained"}
+    train.make_ready(run)
     while taken <= STEPS or spent < SECONDS:
         began = time.perf_counter()
         batch = learner.sampler(taken * tasks, (taken + 1) * tasks)

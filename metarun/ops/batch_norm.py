@@ -188,6 +188,10 @@ def group_count(channels: int) -> int:
     return max(groups for groups in range(1, 9) if groups == 1 or (channels % groups == 0 and channels // groups >= 4))
 
 
+class NoStatistics(UserError):
+    """A norm has one value per channel, of which there is no deviation."""
+
+
 class Norm(nn.Module):
     """Normalises each channel of `[B, C]` or `[B, C, H, W]`, then scales and shifts it by learned numbers (1 and 0 at first).
 
@@ -258,7 +262,7 @@ class Norm(nn.Module):
 
     def _check(self, rows: int, x: Tensor) -> None:
         if rows * x[0, 0].numel() < 2:
-            raise UserError(
+            raise NoStatistics(
                 f"backbone.norm={self.kind}: {counted(rows, 'row')} of one value per channel {'has' if rows == 1 else 'have'} no "
                 "statistics; try backbone.norm=group"
             )

@@ -291,7 +291,7 @@ def _test_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     figure.legend([handles[label] for label in labels], [_short(label) for label in labels], loc="outside right upper")
     dropped = f" (of {len(found)} panels the first {MOST_PANELS})" if len(found) > len(panels) else ""
     caption = (
-        "Curves that were measured in the test: the mean, and its 95% band over episodes (or orders of the classes)"
+        "Curves that were measured in the test: the mean, and its 95% band over episodes (or sequences of classes)"
     )
     return "test_curves", ", ".join([caption, *common]) + dropped, figure
 

@@ -229,7 +229,5 @@ def carry_out(run: Run, world: World) -> None:
         log.warning("%s", told)
     if world.main and (told := run.trained_on_tests):
         log.warning("data: %s", told)
-    for source in (run.data, *([run.target.source] if run.target else []), *run.tests.values()):
-        source.make_ready(run.hardware.device)
     for stage in run.stages:
         stage.execute(run)

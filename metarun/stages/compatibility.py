@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.core import Algorithm, TaskShape, count_text, least
+from metarun.core import Algorithm, Batch, Episodes, TaskShape, count_text, largest, least
 from metarun.engine.distributed import World
 from metarun.engine.learner import Trainable
 from metarun.errors import UserError
+from metarun.ops import batch_norm, draws
 from metarun.ops.draws import drawing
 
 
@@ -98,6 +101,7 @@ def check_test_task(learner: Trainable, test_task: TaskShape) -> None:
             f"test.task.ways={test_task.ways}: {type(learner.algorithm).__name__}'s head has the {ways} outputs that it is "
             f"trained with; use test.task.ways={ways}, or train with train.task.ways={test_task.ways}"
         )
+    check_statistics(learner.algorithm, test_task, training=False)
 
 
 def check_train_task(learner: Trainable, train_task: TaskShape, train: str, test_task: TaskShape) -> None:
@@ -127,6 +131,40 @@ def check_train_task(learner: Trainable, train_task: TaskShape, train: str, test
             )
     if learner.wrapper is not None:
         learner.wrapper.check_tasks(train_task, test_task)
+    if learner.settings.steps:
+        check_statistics(algorithm, train_task, training=True)
+
+
+def check_statistics(algorithm: Algorithm, task: TaskShape | None, *, training: bool) -> None:
+    """Checks that no norm is to take its statistics of one value, by a blank task of which a set has one row, or by one blank image.
+
+    Of a range of sizes the largest counts: the data may have no task of the others.
+
+    Args:
+        algorithm: The method, which is left as it is.
+        task: The shape of the tasks; None for steps of one image.
+        training: Whether it is trained on them; otherwise it predicts.
+
+    Raises:
+        UserError: One is.
+    """
+    if algorithm.backbone.norm not in (*batch_norm.OF_A_SET, *(["running"] if training else [])):
+        return
+    spec, device = algorithm.spec, next(algorithm.parameters()).device
+    if task is None:
+        label = torch.zeros(1, dtype=torch.int64, device=device)
+        blank: Any = Batch(torch.zeros(1, *spec.input_shape, device=device), label, label)
+    elif task.ways == 1 and 1 in (sizes := (largest(task.shots), largest(task.queries))):
+        (x, y), (query_x, query_y) = (
+            [torch.zeros(1, rows, *shape, device=device) for shape in (spec.input_shape, (spec.outputs,))]
+            for rows in sizes
+        )
+        blank = Episodes(x, y, query_x, query_y, ways=1)
+    else:
+        return
+    tried = copy.deepcopy(algorithm).train(training)
+    with draws.untouched(device):
+        tried.loss(blank, 0) if training else tried.predict(blank)
 
 
 def check_shape(algorithm: Algorithm, task: TaskShape, part: str) -> None:

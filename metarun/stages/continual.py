@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun import files
 from metarun.core.backbone import IMAGES_AT_ONCE
-from metarun.data.image_batches import Labelled, generator
+from metarun.data.image_batches import Labelled, generator, make_ready
 from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
 from metarun.errors import UserError
@@ -101,6 +101,7 @@ class Continual(Stage):
             files.make_folder(where)
         world.barrier()
         run.algorithm.eval()
+        make_ready(run.hardware.device, *self.images.values())
         self.features = {split: self._embed(run, images) for split, images in self.images.items()}
         rate, validated = self._rate(run)
         log.info(
@@ -215,10 +216,19 @@ class Continual(Stage):
                     for name, curve in curves.items()
                 },
             },
-            "interval": "too few for an interval"
-            if half is None
-            else f"95%, over {len(orders)} orders of the classes, Student's t",
+            "interval": "too few for an interval" if half is None else self._interval(len(orders)),
         }
+
+    def _interval(self, orders: int) -> str:
+        """Says over what the interval of the online head is: what differs from order to order."""
+        drawn = (
+            ["the classes", "their order"]
+            if self.classes < len(self.images["test"].names)
+            else ["the order of the classes"]
+        )
+        return (
+            f"95%, over {orders} orders ({', '.join([*drawn, 'their images', 'the start of the head'])}), Student's t"
+        )
 
     def protocol(self, run: Run) -> dict[str, Any]:
         config = run.config.continual

@@ -27,7 +27,7 @@ from metarun.engine.learner import Trainable, build_optimizer
 from metarun.errors import UserError
 from metarun.runs import seen
 from metarun.runs.run import Run
-from metarun.stages.compatibility import check_labels, check_training
+from metarun.stages.compatibility import check_labels, check_statistics, check_training
 from metarun.stages.training_data import image_batches, sequence_images, training_episodes, training_images
 from metarun.target.target import Target
 from metarun.wrappers.base import Wrapper
@@ -153,6 +153,8 @@ def give_training_data(run: Run, learner: Trainable, algo: str, train: str, task
     if algorithm.trains_on == "batches":
         if learner.settings.steps:
             check_labels(algorithm, run.config, train)
+            if learner.settings.tasks_per_step == 1:
+                check_statistics(algorithm, None, training=True)
         learner.sampler = image_batches(run, learner, algo, split)
     else:
         learner.task = task

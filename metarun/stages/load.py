@@ -80,16 +80,23 @@ class Load(Stage):
 def without_weights(backbone: DictConfig, stored: dict[str, Any]) -> DictConfig:
     """Takes the weights that a run began with out of the settings of its backbone, since its own replace them: no file of these is read.
 
+    Weights that are named by a library's name decide what images the network expects, which the result of an older version does not
+    say: they stay then, and are read.
+
     Args:
         backbone: The backbone of its config.
         stored: Its result, which tells what images a library's network expects; without it such weights are read after all.
     """
     told = ((stored.get(result.LEARNER) or {}).get("blueprint") or {}).get("backbone", {})
     found = without(backbone, ["from"])
-    if "weights" in told and told["_target_"] == found._target_:
+    expected = {"image_size", "images_of"} & found.keys()
+    unknown = [name for name in expected - told.keys() if found[name] is None]
+    if found.get("weights") in (None, "pretrained"):
+        unknown = []
+    if "weights" in told and told["_target_"] == found._target_ and not unknown:
         for name in {"weights", "checksum"} & found.keys():
             found[name] = None
-        for name in {"image_size", "images_of"} & found.keys():
+        for name in expected:
             found[name] = told.get(name) if found[name] is None else found[name]
     return found
 

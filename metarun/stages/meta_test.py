@@ -117,6 +117,10 @@ class MetaTest(Stage):
 
     def execute(self, run: Run) -> None:
         algorithm, hardware, number = run.algorithm, run.hardware, run.learner.settings.validate_episodes
+        for test in self.tests:
+            run.tests[test.name].make_ready(hardware.device, "test")
+        if self.validation is not None:
+            run.data.make_ready(hardware.device, "val")
         last = algorithm.test_steps
         steps = [step for step in range(last + 1) if step in (0, 1, 5, 10, last) or last <= 10]
         temperature = self.temperature_alone = None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from metarun import files
+from metarun.data.image_batches import make_ready
 from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
 from metarun.inference.kept import keep_trained
@@ -56,6 +57,7 @@ class TargetTest(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         images = run.target.test
+        make_ready(run.hardware.device, images)
         plain = replace(run.hardware, autocast_dtype=None)  # else the scores would depend on what shares their batch
         ready = with_training_statistics(run.algorithm, run.hardware, run.learner.sampler)
         scores = classified(ready, images, plain)
@@ -69,7 +71,7 @@ class TargetTest(Stage):
         found |= {result.half_of(name): half for name, half in halves.items()}
         found |= {
             "over": "test images",
-            "interval": f"95%, over the {len(images)} test images, Wilson",
+            "interval": f"95%, over the {len(images)} test {run.target.kind}, Wilson",
             "test_images": len(images),
             "classes": images.names,
         }

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 import metarun
 from metarun import files
 from metarun.config import flat
-from metarun.data.image_batches import Labelled
+from metarun.data.image_batches import Labelled, make_ready
 from metarun.engine import checkpoint
 from metarun.engine.evaluate import classified, evaluate
 from metarun.engine.learner import Trainable
@@ -116,7 +116,8 @@ class Train(Stage):
         if self.apart:
             numbers = self._train_apart(run)
         else:
-            if self.held_out is None and not (run.folder / contents.LAST).exists():
+            self.make_ready(run)
+            if self.held_out is None and run.data.item == "image" and not (run.folder / contents.LAST).exists():
                 run.logger.tasks(next(self.validation(0, 1).split(1)))
             target = run.target.source if run.target else None
             told = {role: each.get("fingerprint") for role, each in descriptions(run.data, target).items()}
@@ -126,6 +127,23 @@ class Train(Stage):
             own = f"{result.TRAIN}/"
             numbers = {result.key(self.name, key.removeprefix(own)): value for key, value in numbers.items()}
         run.result |= numbers
+
+    def make_ready(self, run: Run) -> None:
+        """Computes what the items that the training reads are made of, before its clock starts.
+
+        Args:
+            run: The run.
+        """
+        learner, device = self.learner, self.learner.hardware.device
+        if learner.settings.steps:
+            on_images = learner.task is None and learner.settings.validate_on == "images"
+            run.data.make_ready(device, run.training_split if on_images else "train")
+            if learner.algorithm.uses_target != "no" and run.target:
+                make_ready(device, run.target.train)
+        if self.chooses and self.held_out is None:
+            run.data.make_ready(device, "val")
+        elif self.chooses and self.held_out is not None:
+            make_ready(device, self.held_out)
 
     def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
         """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
@@ -202,6 +220,7 @@ class Train(Stage):
                 )
             else:
                 log.info("stage %s: training in %s", self.name, folder)
+                self.make_ready(run)
                 logger = RunLogger(folder if world.main else None)
                 try:
                     numbers = self._train_in(run, folder, logger)

@@ -68,6 +68,8 @@ class Transfer(Stage):
     def execute(self, run: Run) -> None:
         assert run.target is not None
         run.algorithm.eval()
+        if self.method.needs_source:
+            run.data.make_ready(run.hardware.device)
 
         def keep(classifier: TargetClassifier, train: Labelled, known: Batch) -> None:
             keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)

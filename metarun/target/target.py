@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from metarun import files
 from metarun.core import Batch
-from metarun.data.image_batches import Labelled, generator, to_shape
+from metarun.data.image_batches import Labelled, generator, make_ready, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, Split
 from metarun.data.splits import SPLITS
@@ -221,6 +222,7 @@ class Target:
             folder.mkdir(exist_ok=True)
             (folder.parent / contents.OF_REPEATS).mkdir(exist_ok=True)
         world.barrier()
+        make_ready(hardware.device, *(part for job in jobs for part in self.subset(*job)))
         began = time.perf_counter()
         with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
@@ -254,6 +256,8 @@ class Target:
                 for repeat in range(self.settings.repeats)
             ]
             point = metrics.over_repeats(repeats, same_images=not self.varied(size))
+            # Whether the way with the target draws random numbers; of an earlier version's repeats it is not known.
+            point["drawn"] = any(repeat.get("drawn", True) for repeat in repeats)
             curve.append(point)
             values.append([repeat[ACCURACY] for repeat in repeats])
             logger.curve("target/acc_of_train_images", point[ACCURACY], point["train_images"])
@@ -301,6 +305,7 @@ class Target:
             return
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
+        before = hardware.random_state()
         known, asked = (images.whole(hardware.device, domain=1) for images in (train.with_views(), test))
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
@@ -310,6 +315,7 @@ class Target:
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
                 "transfer.optimizer.lr"
             )
+        drawn = not torch.equal(before, hardware.random_state())
         logs = classifier.log_probabilities(scores).cpu().numpy()
         values = scores.double().cpu().numpy()
         files.save_arrays(scored, log_probabilities=logs, classes=values.argmax(1))
@@ -317,7 +323,8 @@ class Target:
         if keep is not None:  # before the numbers, which mark what is done
             with hardware.autocast():
                 keep(classifier, train, known)
-        files.save_json(numbers, {"train_images": len(train), "test_images": len(test), **found})
+        told = {"train_images": len(train), "test_images": len(test), "drawn": drawn}
+        files.save_json(numbers, {**told, **found})
 
     def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
         """Returns the test images of the first repeat with the most training images, and their log probabilities `[n, classes]`.
@@ -349,10 +356,11 @@ class Target:
         repeats, tested = point["repeats"], point["test_images"]
         if point[result.half_of(ACCURACY)] is None:
             return "too few for an interval"
+        draws = ["draws"] if point["drawn"] else []
         if point["over"] == "test images":
-            draws = f"; {repeats} repeats (draws) have the same {self.kind}" if repeats > 1 else ""
-            return f"95%, over the {tested} test {self.kind}, Wilson{draws}"
-        varied = ", ".join([*self.varied(size), "draws"])
+            same = f"{repeats} repeats (draws) have the same {self.kind}" if draws else f"{repeats} repeats are one"
+            return f"95%, over the {tested} test {self.kind}, Wilson{f'; {same}' if repeats > 1 else ''}"
+        varied = ", ".join([*self.varied(size), *draws])
         if point["agree"]:
             return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test {self.kind} of one, Wilson"
         same = "" if "test" in varied else f" on the same {tested} test {self.kind}"

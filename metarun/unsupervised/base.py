@@ -75,8 +75,8 @@ class PseudoTasks(TableSource):
     def statistics_of(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         return self.source.statistics_of(rows)
 
-    def make_ready(self, device: torch.device) -> None:
-        self.source.make_ready(device)
+    def make_ready(self, device: torch.device, split: Split | None = None) -> None:
+        self.source.make_ready(device, split)
 
     def pool(self, split: Split) -> np.ndarray:
         """The table rows of all images of a split in the order of the table, int64 `[n]`: which class each is of, is not told."""

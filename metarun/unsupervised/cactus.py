@@ -264,6 +264,7 @@ class Cactus(PseudoTasks):
         log.info(
             "unsupervised: %d partitions of %d %s images into %d clusters", self.partitions, len(rows), split, clusters
         )
+        self.make_ready(torch.device("cpu"), split)
         z = self.embed(rows)
         if self.components is not None:
             z = principal_components(z, self.components, self.whiten)

@@ -32,8 +32,8 @@ def throughput(rounds: int, seconds: float) -> dict[str, Any]:
     """
     import torch
 
-    from metarun.encoders import vectors
     from metarun.encoders.images import standardised
+    from metarun.encoders.vectors import VectorTable
     from metarun.engine.hardware import keep_freed_memory
 
     keep_freed_memory()  # as every run does
@@ -52,7 +52,7 @@ def throughput(rounds: int, seconds: float) -> dict[str, Any]:
                     encoder.network(batch[: IMAGES - first])
             found["bare"].append(IMAGES / (time.perf_counter() - started))
             started = time.perf_counter()
-            vectors.table(source, encoder, encoding, torch.device("cpu"))
+            VectorTable(source, encoder, encoding).with_rows(np.arange(IMAGES))
             found["ours"].append(IMAGES / (time.perf_counter() - started))
             for path in Path(folder).glob("vectors-*/*"):
                 path.unlink()
@@ -108,15 +108,15 @@ def main() -> None:
     """Encodes as many images as the first word says, and prints the peak memory of this process in bytes."""
     import torch
 
-    from metarun.encoders import vectors
+    from metarun.encoders.vectors import VectorTable
     from metarun.engine.hardware import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["METARUN_CACHE"] = folder
-        source, encoder, encoding = _parts(int(sys.argv[1]), SMALL_SIDE)
-        vectors.table(source, encoder, encoding, torch.device("cpu"))
+        count = int(sys.argv[1])
+        VectorTable(*_parts(count, SMALL_SIDE)).with_rows(np.arange(count))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

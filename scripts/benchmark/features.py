@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from metarun.data.table import Table
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoding
 from metarun.encoders.encoded import EncodedSource
+from metarun.encoders.vectors import VectorTable
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import evaluate
 from metarun.engine.hardware import choose, keep_freed_memory
@@ -46,6 +46,21 @@ def vectors() -> np.ndarray:
     return unit
 
 
+class InMemory(VectorTable):
+    """The vectors as a table that was made."""
+
+    def __init__(self) -> None:
+        self._made, self._on_device = vectors().reshape(-1, 1, FEATURES), {}
+
+    def is_whole(self, rows: np.ndarray) -> bool:
+        """All rows are there."""
+        return True
+
+    def with_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The table, `[M, 1, D]`."""
+        return self._made
+
+
 class Vectors(EncodedSource):
     """The vectors as a data set that was encoded."""
 
@@ -56,16 +71,11 @@ class Vectors(EncodedSource):
         everything: dict[Split, range] = {"train": range(CLASSES), "val": range(CLASSES), "test": range(CLASSES)}
         TableSource.__init__(self, table, everything)
         self.encoding, self.input_shape = Encoding("float32", 1, 256, "un", None), (FEATURES,)
-        self._drawn, self._means, self._on_device = None, {}, {}
+        self._drawn, self._means, self.vectors = None, {}, InMemory()
 
     def mean(self, reference: np.ndarray | None = None) -> np.ndarray:
         """Nothing is taken off."""
         return np.zeros(FEATURES, np.float32)
-
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """The table, `[M, 1, D]`."""
-        return vectors().reshape(-1, 1, FEATURES)
 
 
 class Ours:

@@ -345,6 +345,17 @@ def test_a_table_that_does_not_fit_is_one_line(tmp_path: Path, text: str, says: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_first_line_may_name_the_separator_and_zero_bytes_are_no_table(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    (root / "train.csv").write_text("sep=;\nfile;label\n0.png;a, b\n1.png;c\n")
+    assert Folder(root=str(root), labels="train.csv").table.names == ["a, b", "c"]
+    (root / "train.csv").write_bytes("file,label\n0.png,a\n".encode("utf-16-le"))
+    with pytest.raises(
+        UserError, match=r"train.csv is no text in UTF-8 \(it holds zero bytes, as UTF-16 does\); save it as"
+    ):
+        Folder(root=str(root), labels="train.csv")
+
+
 def test_a_table_that_is_none(tmp_path: Path) -> None:
     root = competition(tmp_path / "images")
     write(root / "train.csv", "file,label", rows())

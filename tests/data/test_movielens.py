@@ -92,6 +92,10 @@ def test_an_archive_is_read_where_it_lies(root: Path, tmp_path: Path) -> None:
     ("name", "line", "message"),
     [
         ("u.data", "1\t2\t3", "u.data, line 1: has 3 fields and not 4"),
+        ("u.data", "1,2,3,0", "u.data, line 1: has 1 field and not 4, apart by tabs"),
+        ("u.item", "1;A", "u.item, line 1: has 1 field and not 24, apart by bars"),
+        ("u.item", "1|A|01-Jan-95||http://x|" + "|".join(["0"] * 19), "line 1: the year 95 is not from 1870 to 2100"),
+        ("u.data", f"1\t2\t{'9' * 5000}\t0", "line 1: the rating has 5000 digits, more than any number here"),
         ("u.data", "1\t2\t6\t0", "line 1: the rating 6 is not from 1 to 5"),
         ("u.data", "1\t2\tx\t0", "line 1: the rating 'x' is no whole number"),
         ("u.data", "99\t2\t3\t0", "line 1: there is no user 99 in u.user"),

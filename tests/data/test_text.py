@@ -44,6 +44,57 @@ def test_a_table_is_read_whatever_its_delimiter_and_mark(tmp_path: Path, delimit
     assert read(table(tmp_path / "a.csv", ROWS, delimiter=delimiter, encoding=encoding)) == ROWS
 
 
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;  "])
+def test_a_first_line_may_name_the_separator(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"{first}\r\ntext;label\r\npay, now;pay\r\nhi;greet\r\n".encode("utf-8-sig"))
+    assert [(row.text, row.where.rpartition(" ")[2]) for row in labelled_texts(path).rows] == [
+        ("pay, now", "3"),
+        ("hi", "4"),
+    ]
+    path.write_text(f"{first}\ntext;label\npay;pay\nhi;you;greet\n")
+    with pytest.raises(
+        UserError, match=r"line 4: has 3 columns, the first line 2; a text with a semicolon in it needs quotes$"
+    ):
+        labelled_texts(path)
+
+
+def test_utf_16_without_its_mark_is_told_of_and_read_where_it_is_named(tmp_path: Path) -> None:
+    for name in ("utf-16-le", "utf-16-be"):
+        path = table(tmp_path / f"{name}.csv", ROWS, encoding=name)
+        with pytest.raises(
+            UserError, match=rf"seems to be UTF-16 without its mark; name its encoding, data.encoding={name}$"
+        ):
+            labelled_texts(path)
+        assert [row.text for row in labelled_texts(path, encoding=name).rows] == [text for text, _ in ROWS]
+        path.write_bytes("\ufeff".encode(name) + path.read_bytes())
+        assert [row.text for row in labelled_texts(path, encoding=name).rows] == [text for text, _ in ROWS]
+
+
+def test_a_list_of_one_label_is_that_label_and_of_several_refused(tmp_path: Path) -> None:
+    lines, cells = tmp_path / "a.jsonl", tmp_path / "a.csv"
+    lines.write_text('{"text": "a", "label": ["pay"], "tokens": ["a", "b"]}\n{"text": "b", "label": [3]}\n')
+    cells.write_text('text,label\na,"[""pay""]"\nb,[3]\n')
+    assert read(lines) == read(cells) == [("a", "pay"), ("b", "3")]
+    for content in ('{"text": "b", "label": ["pay", "ask"]}', '{"text": "b", "labels": ["pay", "ask"], "other": 1}'):
+        lines.write_text(content)
+        with pytest.raises(
+            UserError, match=r"a.jsonl, line 1: is of several classes \(pay, ask\); a text must be of one$"
+        ):
+            read(lines)
+    cells.write_text("text,label\na,pay\nb,\"['pay', 'ask']\"\n")
+    with pytest.raises(UserError, match=r"a.csv, line 3: is of several classes \(pay, ask\); a text must be of one$"):
+        read(cells)
+    lines.write_text('{"text": "b", "label": []}')
+    with pytest.raises(UserError, match=r"line 1: has no label, the text is 'b'$"):
+        read(lines)
+    lines.write_text('{"text": "b", "label": "x"}\n{"text": ["b", "c"], "label": "x"}')
+    with pytest.raises(UserError, match=r'line 2: its text is a list, \'\["b", "c"\]\'; it must be one text$'):
+        read(lines)
+    lines.write_text('{"text": "a", "labels": ["x", "y"], "intent": "ask"}')  # which is the label then
+    assert read(lines) == [("a", "ask")]
+
+
 def test_json_lines_and_a_json_list(tmp_path: Path) -> None:
     objects = [{"sentence": text, "intent": label, "meta": {"id": 1}} for text, label in ROWS]
     (tmp_path / "a.jsonl").write_text("\n".join([*map(json.dumps, objects), ""]), encoding="utf-8")
@@ -658,6 +709,19 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     assert found["data"]["encoder"]["class"] == "TfIdf"
     assert found["data"]["classes"] == {"train": 6, "val": 2, "test": 2}
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}
+
+
+def test_a_target_of_texts_is_tested_on_texts(tmp_path: Path) -> None:
+    for part, each in (("train", 4), ("val", 2), ("test", 3)):
+        table(tmp_path / "texts" / f"{part}.csv", many(list("abc"), each, f" {part}"))
+    words = [
+        "recipe=domain_adaptation", "algo=mmd", "encoder=tfidf", "backbone=mlp", "data=text", f"data.root={tmp_path / 'texts'}",
+        "target=text", f"target.data.root={tmp_path / 'texts'}", "train.steps=1", f"outputs={tmp_path}",
+    ]  # fmt: skip
+    outcome = metarun(*words)
+    assert outcome.status == 0, outcome.err
+    (folder,) = tmp_path.glob("*/*/result.json")
+    assert result(folder.parent)["target/interval"] == "95%, over the 9 test texts, Wilson"
 
 
 def test_out_of_scope_queries_are_the_unknown_ones() -> None:

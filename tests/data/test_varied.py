@@ -493,6 +493,11 @@ DRAW = "let each task draw what its classes have: test.task.queries=[1,15]"
         ([19, 17], [1, 14], TaskShape(2, 1, 15), NOTHING),
         ([19, 17], [1, 14], TaskShape(2, 1, 15, min_items=16), NOTHING),
         ([19, 17], [16, 14], TaskShape(2, 1, 15), f"lower test.task.queries, or {DRAW}"),
+        ([19, 17], [1, 4, 4], TaskShape(3, 1, 1, min_items=2), "take test.task.ways=2"),
+        ([19, 17], [1, 4, 4, 4], TaskShape((2, 4), 1, 1, min_items=2), "take test.task.ways=[2,3]"),
+        ([19, 17], [1, 4, 4], TaskShape(3, 1, 1), "take test.task.ways=2 and test.task.min_items=2"),
+        ([19, 17], [16, 3], TaskShape(2, (1, 10), 15), f"lower test.task.queries, or {DRAW}"),
+        ([19, 17], [16, 3], TaskShape(2, 1, 15, unlabelled=1), f"lower test.task.queries or test.task.unlabelled, or {DRAW}"),
         ([19, 17], [16, 3], TaskShape(2, 1, 15, min_items=4), f"{DRAW}, and leave small classes out: test.task.min_items=2"),
         ([19, 17], [16, 3, 18], TaskShape(2, 1, 15), f"lower test.task.queries, or {DRAW}, or leave small classes out: task.min_items=16"),
         ([19, 17], [1, 16, 14], TaskShape(2, 1, 1), "leave small classes out: task.min_items=2"),
@@ -513,6 +518,15 @@ def test_what_is_advised_for_small_classes_leads_on(
     said = str(caught.value).partition("; ")[2]
     assert said.startswith(advice)
     assert advice == NOTHING or said == advice
+
+
+def test_ways_that_are_advised_leave_room_for_distractors() -> None:
+    source = toy_images()
+    source.splits = {"train": np.arange(5), "val": np.arange(5, 8), "test": np.arange(8, 12)}
+    task = TaskShape((2, 9), 1, 1, unlabelled=1, distractors=1)
+    with pytest.raises(UserError, match=r"ways = 9 is above the 4 classes of the test split.*; take task.ways=2 "):
+        source.sampler("test", task, 0, CPU)
+    source.sampler("val", replace(task, ways=2), 0, CPU)
 
 
 def test_balanced_sizes_are_what_the_smallest_class_can_have() -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from helpers import CPU, compose, table, toy_images
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from shell import done, make_images, metarun
+from shell import Outcome, done, make_images, metarun
 from tiny_encoder import Fitted, OfTexts, Squares
 
 import metarun as package
@@ -31,7 +32,7 @@ from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, re
 from metarun.config import check
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
-from metarun.data.table import ClassImages, cached
+from metarun.data.table import ClassImages, cached, checksum
 from metarun.encoders import EncodedSource, Encoder, Encoding
 from metarun.encoders import vectors as made
 from metarun.encoders.building import encoded
@@ -69,6 +70,13 @@ def divided(**options: Any) -> ImageSource:
     return source
 
 
+def whole(source: ImageSource, encoder: Encoder, how: Encoding, device: torch.device) -> np.ndarray:
+    """All vectors of a source."""
+    table = made.VectorTable(source, encoder, how)
+    table.device = device
+    return table.with_rows(np.arange(len(source.table.images)))
+
+
 def encoding(**changes: Any) -> Encoding:
     return Encoding(**{**vars(PLAIN), **changes})
 
@@ -104,7 +112,7 @@ def test_float16_is_kept_and_float32_is_read() -> None:
     source = divided()
     half = EncodedSource(source, Squares(), encoding(dtype="float16"))
     x = half.labelled(None).whole(CPU).x
-    assert half.vectors.dtype == np.float16
+    assert half.vectors.with_rows(np.arange(1)).dtype == np.float16
     assert x.dtype == torch.float32
     torch.testing.assert_close(
         x, EncodedSource(source, Squares(), PLAIN).labelled(None).whole(CPU).x, atol=1e-3, rtol=0
@@ -291,47 +299,115 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
     source, encoder = divided(), Squares(side=4)
     encoder.last = 80
     with pytest.raises(KeyboardInterrupt):
-        made.table(source, encoder, PLAIN, CPU)
-    (unfinished,) = own_cache.glob("*.unfinished")
-    assert json.loads((unfinished / "progress.json").read_text())["rows"] == 80
-    with open(unfinished / "vectors.f32", "ab") as file:  # of a row that a kill cut off
+        whole(source, encoder, PLAIN, CPU)
+    (told,) = own_cache.glob("*/table.json")
+    assert [part["rows"] for part in json.loads(told.read_text())["parts"]] == [[0, 80]]
+    with open(told.with_name("vectors.f32"), "r+b") as file:  # of a row that a kill cut off
+        file.seek(80 * 16 * 4)
         file.write(b"half a row")
     encoder.last, encoder.encoded = None, 0
-    found = made.table(source, encoder, PLAIN, CPU)
+    found = whole(source, encoder, PLAIN, CPU)
     assert encoder.encoded == 240 - 80
-    assert "encoder: going on with the vectors of 240 images, 80 of which are done" in caplog.messages
+    assert "encoder: making the vectors of 160 images, beside those of 80 that are there" in caplog.messages
     images = torch.from_numpy(source.table.images.copy()).float()
     np.testing.assert_array_equal(found[:, 0], encoder.of_pixels(images).numpy())
-    assert list(own_cache.glob("*.unfinished")) == []
 
 
 def test_a_build_that_is_refused_at_once_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, encoder = divided(), Squares()
     monkeypatch.setattr(encoder, "encode", lambda items: torch.full((len(items), encoder.features), torch.nan))
     with pytest.raises(UserError, match="gives vectors that are not finite"):
-        made.table(source, encoder, PLAIN, CPU)
+        whole(source, encoder, PLAIN, CPU)
     assert [path for path in own_cache.iterdir() if path.is_dir()] == []
 
 
 def killed_build(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ImageSource, Squares, Path]:
-    """A source, its encoder, and what a build of their table left that was killed after 80 rows."""
+    """A source, its encoder, and the folder that a build of their table left which was killed after 80 rows."""
     monkeypatch.setattr(made, "SAVE_SECONDS", 0.0)
     source, encoder = divided(), Squares()
     encoder.last = 80
     with pytest.raises(KeyboardInterrupt):
-        made.table(source, encoder, PLAIN, CPU)
-    (unfinished,) = cache.glob("*.unfinished")
-    return source, encoder, unfinished
-
-
-def test_a_build_whose_rest_is_damaged_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, encoder, unfinished = killed_build(own_cache, monkeypatch)
-    raw = bytearray((unfinished / "vectors.f32").read_bytes())
-    raw[5] ^= 1
-    (unfinished / "vectors.f32").write_bytes(raw)
+        whole(source, encoder, PLAIN, CPU)
+    (told,) = cache.glob("*/table.json")
     encoder.last, encoder.encoded = None, 0
-    made.table(source, encoder, PLAIN, CPU)
+    return source, encoder, told.parent
+
+
+def test_a_build_whose_rest_is_damaged_is_noticed_before_others_are_added(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, encoder, folder = killed_build(own_cache, monkeypatch)
+    raw = bytearray((folder / "vectors.f32").read_bytes())
+    raw[5] ^= 1
+    (folder / "vectors.f32").write_bytes(raw)
+    for rows in (np.arange(240), np.arange(200, 240)):
+        with pytest.raises(
+            UserError, match=r"the bytes of vectors.f32 have changed since it was made\); delete this folder"
+        ):
+            made.VectorTable(source, encoder, PLAIN).with_rows(rows)
+    assert encoder.encoded == 0
+
+
+def test_a_table_is_made_as_far_as_it_is_asked_for(own_cache: Path) -> None:
+    source, encoder, alone = divided(), Squares(side=4), Squares(side=4)
+    expected = whole(source, alone, encoding(transform="l2n", dtype="float16"), CPU)
+    part = EncodedSource(source, encoder, PLAIN)
+    part.make_ready(CPU, "test")
+    assert encoder.encoded == 64  # the 60 test items, the first of which share a batch of 8 with 4 others
+    part.make_ready(CPU, "val")
+    part.make_ready(CPU, "test")
+    assert encoder.encoded == 64 + 56
+    again = EncodedSource(source, encoder, PLAIN)  # another process
+    found = again.sampler("test", TASK, 0, CPU)(0, 5).query_x
+    assert encoder.encoded == 120
+    again.make_ready(CPU)
     assert encoder.encoded == 240
+    images = torch.from_numpy(source.table.images.copy()).float()
+    np.testing.assert_array_equal(again.items(0, 240), encoder.of_pixels(images).numpy())
+    assert torch.equal(found, again.sampler("test", TASK, 0, CPU)(0, 5).query_x)
+    assert expected.shape == (240, 1, 16)
+    assert torch.equal(found, part.sampler("test", TASK, 0, CPU)(0, 5).query_x)
+
+
+def test_items_that_were_not_made_ready_are_encoded_with_their_class() -> None:
+    source, encoder = divided(), Squares()
+    found = EncodedSource(source, encoder, encoding(batch_size=20))
+    drawn = found.labelled("train").take(np.array([3])).whole(CPU)
+    assert encoder.encoded == 20
+    torch.testing.assert_close(
+        drawn.x, Squares().of_pixels(source.labelled("train").take(np.array([3])).whole(CPU).x * 255)
+    )
+    assert found.reader(CPU)(np.zeros((2, 0), np.int64), np.zeros(2, np.int64)).shape == (2, 0, 4)
+    assert encoder.encoded == 20
+
+
+def test_batches_are_those_of_the_whole_table() -> None:
+    """A vector may depend on the size of its batch, in its last bits."""
+    rows = np.array([5, 21])
+    assert made.batches(rows, [], 22, 8) == [(0, 8), (16, 22)]
+    assert made.batches(rows, [[0, 8]], 22, 8) == [(16, 22)]
+    assert made.batches(rows, [[2, 4], [5, 6]], 22, 8) == [
+        (0, 2),
+        (4, 5),
+        (6, 8),
+        (16, 22),
+    ]  # made in batches of another size
+    assert made.batches(rows, [[0, 22]], 22, 8) == []
+
+
+def test_a_table_of_an_earlier_version_is_used(own_cache: Path) -> None:
+    source, encoder = divided(), Squares()
+    expected = whole(source, encoder, PLAIN, CPU).copy()
+    (path,) = own_cache.glob("*/table.json")
+    told = json.loads(path.read_text())
+    del told["checksum"]
+    (part,) = told.pop("parts")
+    told |= {"fingerprint": part["fingerprint"], "sample": part["sample"]}
+    path.write_text(json.dumps({**told, "checksum": checksum(told)}))
+    (path.parent.with_name(f"{path.parent.name}.unfinished")).mkdir()
+    encoder.encoded = 0
+    np.testing.assert_array_equal(whole(source, encoder, PLAIN, CPU), expected)
+    assert encoder.encoded == 0
 
 
 def test_of_two_that_encode_the_same_one_does_and_the_other_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -341,12 +417,12 @@ def test_of_two_that_encode_the_same_one_does_and_the_other_waits(caplog: pytest
 
     def slowly(items: Any) -> Any:
         began.set()
-        while not any("another process encodes the same" in line for line in caplog.messages):
+        while not any("another process encodes items of the same data set" in line for line in caplog.messages):
             pass
         return encode(items)
 
     encoder.encode = slowly  # type: ignore[method-assign]
-    threads = [threading.Thread(target=lambda: found.append(made.table(source, encoder, PLAIN, CPU))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(whole(source, encoder, PLAIN, CPU))) for _ in range(2)]
     threads[0].start()
     began.wait()
     threads[1].start()
@@ -358,44 +434,35 @@ def test_of_two_that_encode_the_same_one_does_and_the_other_waits(caplog: pytest
 
 def test_a_table_that_was_changed_is_noticed(own_cache: Path) -> None:
     source, encoder = divided(), Squares()
-    made.table(source, encoder, PLAIN, CPU)
+    whole(source, encoder, PLAIN, CPU)
     (path,) = own_cache.glob("*/vectors.f32")
     raw = bytearray(path.read_bytes())
     raw[100] ^= 1
     path.write_bytes(raw)
     with pytest.raises(UserError, match=r"^data cache .*: the vectors cannot be read .*; delete this folder"):
-        made.table(source, encoder, PLAIN, CPU)
+        whole(source, encoder, PLAIN, CPU)
 
 
 def test_a_description_that_cannot_be_parsed_is_noticed(own_cache: Path) -> None:
     source, encoder = divided(), Squares()
-    made.table(source, encoder, PLAIN, CPU)
+    whole(source, encoder, PLAIN, CPU)
     (path,) = own_cache.glob("*/table.json")
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"^data cache .*: the vectors cannot be read .*deeply.*; delete this folder"):
-        made.table(source, encoder, PLAIN, CPU)
+        whole(source, encoder, PLAIN, CPU)
 
 
 def test_two_tables_of_vectors_that_were_renamed_into_each_other_are_noticed(own_cache: Path) -> None:
     source, encoders = divided(), [Squares(), Squares(scale=2.0)]
     for encoder in encoders:
-        made.table(source, encoder, PLAIN, CPU)
+        whole(source, encoder, PLAIN, CPU)
     one, other = (path for path in own_cache.iterdir() if path.is_dir())
     one.rename(own_cache / "third")
     other.rename(one)
     (own_cache / "third").rename(other)
     for encoder in encoders:
         with pytest.raises(UserError, match=r"the vectors cannot be read \(it was made of other items or settings"):
-            made.table(source, encoder, PLAIN, CPU)
-
-
-def test_rest_of_a_build_under_another_name_begins_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, encoder, unfinished = killed_build(own_cache, monkeypatch)
-    told = json.loads((unfinished / "progress.json").read_text())
-    (unfinished / "progress.json").write_text(json.dumps({**told, "key": "another"}))
-    encoder.last, encoder.encoded = None, 0
-    made.table(source, encoder, PLAIN, CPU)
-    assert encoder.encoded == 240
+            whole(source, encoder, PLAIN, CPU)
 
 
 def test_rows_are_read_from_the_file_and_not_through_its_map(own_cache: Path) -> None:
@@ -416,9 +483,9 @@ def test_values_beyond_float16_and_values_that_are_no_numbers() -> None:
     source, encoder = divided(), Squares()
     encoder.scale = float("nan")
     with pytest.raises(UserError, match=r"^encoder.dtype=float16: a vector has values beyond 65504; use .*=float32$"):
-        made.table(source, Squares(scale=1e6), encoding(dtype="float16"), CPU)
+        whole(source, Squares(scale=1e6), encoding(dtype="float16"), CPU)
     with pytest.raises(UserError, match=r"^encoder: Squares gives vectors that are not finite$"):
-        made.table(source, encoder, PLAIN, CPU)
+        whole(source, encoder, PLAIN, CPU)
 
 
 # Encoders that do not go with the data
@@ -743,6 +810,48 @@ def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Pat
     assert "This run had finished before" in again.out
 
 
+def encodings(outcome: Outcome) -> list[str]:
+    """What a run said of each encoding."""
+    return re.findall(r"encoder: encoded (\d+ images)", outcome.err)
+
+
+def test_a_run_encodes_the_splits_that_its_stages_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    root, outputs = make_images(tmp_path / "images", classes=8, per_class=4), tmp_path / "out"
+    words = [
+        "++encoder._target_=tiny_encoder.Squares", "++encoder.batch_size=4", "backbone=mlp",
+        "data=folder", f"data.root={root}", *SMALL, "task.shots=2", "train.validate_episodes=2", "train.validate_every=1",
+        "test.baseline_episodes=0",
+    ]  # fmt: skip
+    tested = done(*words, "train.steps=0", f"outputs={outputs}/tested")
+    assert encodings(tested) == ["32 images", "32 images"]  # the test, and the validation that gives a temperature
+    shown = done("recipe=inspect", *words, "train.steps=0", f"outputs={outputs}/seen")
+    assert encodings(shown) == []
+    trained = done(*words, "train.steps=1", f"outputs={outputs}/trained")
+    assert encodings(trained) == ["32 images"]
+    assert trained.err.index("encoder: encoded") < trained.err.index("step 1")
+    again = done(
+        "recipe=test", f"checkpoint={only(outputs / 'trained')}", f"outputs={outputs}/again", "test.episodes=8"
+    )
+    assert encodings(again) == []
+    results = [
+        json.loads((only(outputs / name) / "result.json").read_text()) for name in ("trained", "again", "tested")
+    ]
+    assert results[0]["test/acc"] == results[1]["test/acc"]
+    assert len({one["data"]["fingerprint"] for one in results}) == 1
+
+
+def test_of_a_target_the_images_are_encoded_that_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    words = [
+        "recipe=target_only", "transfer=nearest_centroid", "backbone=identity", "target=folder", "target.data.image_size=16",
+        f"target.data.root={shaded(tmp_path / 'images', classes=3, images=40)}",
+        "++encoder._target_=tiny_encoder.Squares", "++encoder.batch_size=1", "target.train_images=[3,6]", "target.test_images=9",
+    ]  # fmt: skip
+    (told,) = encodings(done(*words, "target.repeats=2", f"outputs={tmp_path}/out"))
+    assert 15 <= int(told.split()[0]) <= 2 * 15
+
+
 def test_what_weights_saw_is_known_of_a_library_s_own_and_of_drawn_ones(weights: Path) -> None:
     def told(*words: str, name: str = "timm:test_resnet") -> dict[str, Any]:
         (source,) = encoded([divided()], compose("encoder=pretrained", f"encoder.name={name}", *words).encoder)
@@ -881,6 +990,12 @@ def test_a_run_as_encoder(tmp_path: Path) -> None:
     used = package.load(only(tmp_path / "second")).held.preprocessing.encoding
     assert used is not None
     assert used.encoder.identity() == encoder.identity()
+    whole_result = json.loads((only(tmp_path / "second") / "result.json").read_text())
+    del whole_result["learner"]["preprocessing"]["encoder"]["settings"]["origin"]  # as an earlier version left it
+    (only(tmp_path / "second") / "result.json").write_text(json.dumps(whole_result))
+    used = package.load(only(tmp_path / "second")).held.preprocessing.encoding
+    assert used is not None
+    assert used.encoder.identity() == encoder.identity()
     first.rename(tmp_path / "gone")
     assert package.load(only(tmp_path / "target")).classifier.predict(str(root)).size  # classifier.pt holds the encoder
     with pytest.raises(UserError, match=r"^encoder.from=.*: there is no such run folder"):
@@ -902,7 +1017,7 @@ def test_runs_of_equal_weights_have_tables_of_their_own_where_their_backbones_di
         assert other.digest == first.digest
         encoded_by_it = EncodedSource(source, other, PLAIN)
         assert encoded_by_it.describe()["fingerprint"] != table.describe()["fingerprint"]
-        assert not np.array_equal(encoded_by_it.vectors, table.vectors)
+        assert not np.array_equal(encoded_by_it.items(0, 9), table.items(0, 9))
     assert trained().identity() == first.identity()
 
 

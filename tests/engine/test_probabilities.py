@@ -215,7 +215,14 @@ def test_a_run_that_names_the_data_that_it_tests_on_keeps_its_thresholds(tmp_pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["test.unknown_ways=3"], "test.unknown_ways=3: with them a test needs 5 classes"),
+        (
+            ["test.unknown_ways=3"],
+            "test.unknown_ways=3: with 2 ways they are above the 4 classes of the val split; take at most 2",
+        ),
+        (
+            ["test.unknown_ways=1", "task.ways=4"],
+            "test.unknown_ways=1: with 4 ways they are above the 4 classes of the val split; take fewer ways",
+        ),
         (["test.unknown_ways=-1"], "test.unknown_ways=-1"),
         (
             ["test.unknown_ways=1", "task.unlabelled=2"],

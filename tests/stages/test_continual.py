@@ -258,7 +258,10 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
     told = first["continual"]
     assert first["test/points"] == {"at": [3, 6], "name": "classes so far"}
     assert first["test/acc"] == told["online"]["acc"] == first["test/curves"]["acc_online"]["mean"][-1]
-    assert first["interval"] == "95%, over 2 orders of the classes, Student's t"
+    assert (
+        first["interval"]
+        == "95%, over 2 orders (the classes, their order, their images, the start of the head), Student's t"
+    )
     assert first["protocol"]["test"] == {"ways": 6, "shots": 4, "queries": 2}
     assert told["prototypes"]["acc"] > told["online"]["acc"]
     assert told["linear_probe"]["acc"] > 1 / 6

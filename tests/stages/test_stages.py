@@ -27,6 +27,7 @@ from metarun.errors import UserError
 from metarun.runs import building
 from metarun.runs.run import Run
 from metarun.stages import train
+from metarun.stages.load import without_weights
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
 SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
@@ -585,3 +586,23 @@ def test_weights_from_elsewhere_are_not_called_untrained(images: Path, tmp_path:
     assert 0 <= found["before_training/acc"] <= 1
     assert "before meta-training" in shown.out
     assert "untrained" not in shown.out
+
+
+def test_weights_by_name_are_read_where_an_older_result_does_not_say_what_images_they_expect() -> None:
+    """They decide on it, and `images_of` says it in the blueprints of this version."""
+    settings = {"_target_": "metarun.backbones.pretrained.Pretrained", "name": "timm:test_resnet", "from": None}
+    own = {"weights": "r160_in1k", "checksum": None, "image_size": None, "images_of": None}
+
+    def loaded(known: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        blueprint = {**settings, "weights": None, **known}
+        stored = {"learner": {"blueprint": {"backbone": blueprint}}}
+        found = OmegaConf.to_container(without_weights(OmegaConf.create({**settings, **own, **changes}), stored))
+        assert isinstance(found, dict)
+        return {name: found[name] for name in ("weights", "image_size", "images_of")}
+
+    told = {"image_size": 160, "images_of": "r160_in1k"}
+    assert loaded(told) == {"weights": None, **told}
+    assert loaded({"image_size": 160}) == {"weights": "r160_in1k", "image_size": None, "images_of": None}
+    assert loaded({}) == {"weights": "r160_in1k", "image_size": None, "images_of": None}
+    assert loaded({}, **told) == {"weights": None, **told}
+    assert loaded({"image_size": 160}, weights="pretrained") == {"weights": None, "image_size": 160, "images_of": None}

@@ -49,12 +49,13 @@ class Sure(TargetClassifier):
 
 
 class Rule(TargetMethod):
-    """Learns nothing."""
+    """Learns nothing, and draws a number that it does not use unless it `draws` none."""
 
-    def __init__(self, wrong: float = 0.0) -> None:
-        self.wrong = wrong
+    def __init__(self, wrong: float = 0.0, *, draws: bool = True) -> None:
+        self.wrong, self.draws = wrong, draws
 
     def fit(self, train: Batch, classes: int) -> Sure:
+        torch.rand(int(self.draws))
         return Sure(self.wrong)
 
     restore = None  # type: ignore[assignment]
@@ -194,6 +195,22 @@ def test_the_interval_says_over_what_it_is(
         scores = np.load(tmp_path / "test_scores.npz")
         assert scores["right"].shape == (found["target/test_images"],)
         assert scores["right"].mean() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "said"),
+    [
+        (True, {}, "95%, over the 15 test images, Wilson; 4 repeats are one"),
+        (True, {"repeats": 1}, "95%, over the 15 test images, Wilson"),
+        (True, {"test_images": 6}, "95%, over 4 repeats (test subset), Student's t"),
+        (False, {}, "95%, over 4 repeats (division into training and test images), Student's t"),
+    ],
+)
+def test_draws_are_named_where_a_way_draws(parts: bool, settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    source = with_parts(12, 5) if parts else SOURCE
+    found = measured(source, tmp_path, Rule(0.5, draws=False), **{"repeats": 4, **settings})
+    assert found["target/interval"] == said
+    assert found["target/drawn"] is False
 
 
 def test_on_the_same_test_images_other_training_subsets_vary(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from . import __doc__ as about
 from .choices import fuzz_choices
-from .commands import BASE
+from .commands import BASE, texts_parsed_once
 from .files import Scenes, fuzz_files
 from .words import fuzz_words
 
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"  # timm asks for weights by name, and waits for an answer
     began, tried, found, turn = time.monotonic(), 0, 0, 0
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ), texts_parsed_once():
         scenes = None
         while (left := given.seconds - (time.monotonic() - began)) > 0:
             what, seed, seconds = given.what[turn % len(given.what)], given.seed + 1000 * turn, min(left, TURN)

@@ -46,7 +46,7 @@ def texts_parsed_once() -> Iterator[None]:
     """
     load, known = yaml.load, dict[tuple[Any, str], Any]()
 
-    def remembered(stream: Any, Loader: Any) -> Any:  # noqa: N803  (its name in yaml)
+    def remembered(stream: Any, Loader: Any) -> Any:
         text = stream if isinstance(stream, str | bytes) else stream.read()
         if (key := (text, Loader.__name__)) not in known:
             known[key] = load(text, Loader)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from metarun.config import Config, check_keys
-from metarun.config.overrides import make_literal, refuse_unused
+from metarun.config.overrides import make_literal, refuse_unused, wholes_of_training
 from metarun.errors import UserError, nearest
 from metarun.text import shell_path, shown_path
 
@@ -44,7 +44,7 @@ def check_words(config: DictConfig, overrides: Sequence[str]) -> None:
         UserError: A key is unknown, or none that it reads.
     """
     check_keys(config, Config)
-    parts = {*map(str, config), "optimizer", "schedule", "preset"} - {"recipe", *READ}
+    parts = {*map(str, config), "optimizer", "schedule", "preset"} - {"recipe", *READ} | wholes_of_training(overrides)
     refuse_unused(overrides, parts, f"it reads {' and '.join(READ)} alone")
 
 

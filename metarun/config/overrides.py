@@ -178,10 +178,16 @@ def refuse_unused(words: Iterable[str], unused: Collection[str], why: str, used:
     Raises:
         UserError: A word is for one of them.
     """
-    for word in words:
-        key, section = key_of(word), key_of(word).partition(".")[0]
-        if section in unused and not {key, section} & set(used) and "=" in word and not word.endswith("=null"):
-            raise UserError(f"{word}: this recipe has no use for it; {why}")
+    found = [
+        word
+        for word in words
+        if key_of(word).partition(".")[0] in unused
+        and not {key_of(word), key_of(word).partition(".")[0]} & set(used)
+        and "=" in word
+        and not word.endswith("=null")
+    ]
+    if found:
+        raise UserError(f"{', '.join(found)}: this recipe has no use for {'them' if found[1:] else 'it'}; {why}")
 
 
 def read(word: str, how: Reading, sweep: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
     refuse_unread(overrides, built, bool(config.target.data))
-    refuse_untrained(config, overrides, built, compares(overrides))
     check_order(built)
+    refuse_untrained(config, overrides, built, compares(overrides))
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
         try:
@@ -114,19 +114,26 @@ def refuse_untrained(
     Raises:
         UserError: There is one.
     """
-    read = {key for stage in built for key in (*stage.reads, *stage.trains_by())}
+    keys = {key for stage in built for key in stage.trains_by()}
+    read = {key for stage in built for key in stage.reads} | {key.partition(".")[0] for key in keys}
     if not any(stage.continues_config or stage.needs_data for stage in built):
         parts = {*unused(config), *wholes_of_training(overrides)}
         refuse_unused(overrides, parts, "what checkpoint= names is used as it was trained", read)
     elif any(stage.needs_checkpoint for stage in built):
         why = "it takes the weights of checkpoint= as they are, and none of its stages reads it"
         refuse_unused(overrides, TRAINING, why, read)
-    elif not compared:
+    elif not compared and could_be(config, built, keys):
         why = "none of its stages pretrains; recipe=pretrain_meta has one that does"
         refuse_unused(overrides, ["pretrain"], why, read)
         why = "it trains on no source; how the target is learned is for transfer=all and transfer.*, say"
         refuse_unused(overrides, TRAINING, why, read)
         refuse_unused(overrides, unused(config), "it uses the target alone", read)
+
+
+def could_be(config: DictConfig, built: Sequence[Stage], keys: Collection[str]) -> bool:
+    """Whether the stages have their target, and what they train by is there; what is lacking they tell themselves."""
+    there = all(OmegaConf.select(config, key) is not None for key in keys if key.partition(".")[0] in config)
+    return there and all(config.target.data or not stage.needs_target for stage in built)
 
 
 def unread(config: DictConfig, words: Sequence[str]) -> set[str]:

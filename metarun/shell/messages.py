@@ -83,6 +83,8 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
         typed = next((word.partition("=")[2] for word in words if key_of(word) == found[1]), "")
         number = typed.replace(",", "." if typed.startswith("0,") else "")
+        if found[1].isidentifier() and found[1] not in {key for key, _ in settings(Config)} | {*_groups()}:
+            return f"{found[1]}: there is no such key{nearest(found[1], [key for key, _ in settings(Config)])}"
         if re.fullmatch(r"0,\d+|[1-9]\d{0,2}(,\d{3})+", typed):
             return f"{found[1]}={typed}: a comma separates the values of a sweep, which needs -m; one number is written {number}"
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
@@ -188,6 +190,8 @@ def unknown_choice(name: str, choices: list[str]) -> str:
     if choice in ("all", "*"):
         near = f"; all of them are a sweep: -m '{group}=glob(*)'"
     near = near or (_of_a_library(choice) if group == "data" else "")
+    if not near and choice.isidentifier() and (others := sorted(CONF.glob(f"*/{choice}.yaml"))):
+        near = f"; did you mean {' or '.join(f'{path.parent.name}={choice}' for path in others[:3])}?"
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
 
 
@@ -246,6 +250,8 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
+    if not above and not any(name.endswith(f".{key}") for name in known):
+        near = _as_ends(key)
     near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:
         near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
@@ -257,6 +263,14 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
         if not _continues_config(parent._get_root()):
             near = f"; the checkpoint brings its own {what}, and this recipe changes no setting of it"
     return f"{key}: there is no such key{near}"
+
+
+def _as_ends(word: str) -> str:
+    """The keys of other choices that end in a word; an empty string where none does."""
+    from metarun.config.reference import Reference
+
+    found = sorted(known for known in Reference([CONF]).words if known.endswith(f".{word}") and "=" not in known)
+    return f"; did you mean {', '.join(found[:3])}?" if found else ""
 
 
 def _continues_config(config: Any) -> bool:

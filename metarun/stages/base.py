@@ -78,7 +78,7 @@ class Stage(ABC):
         """
 
     def trains_by(self) -> tuple[str, ...]:
-        """Lists the parts and groups of the config by which it trains: of a stage that does not say which, all."""
+        """Lists the parts and groups of the config, or keys in them, by which it trains: of a stage that does not say which, all."""
         return TRAINING if self.gives_weights and not self.needs_checkpoint else ()
 
     def depends_on(self, run: Run) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Train(Stage):
         return self.name
 
     def trains_by(self) -> tuple[str, ...]:
-        return "optimizer", "schedule", *(key.partition(".")[0] for key in (self.algo, self.train))
+        return "optimizer", "schedule", self.algo, self.train
 
     def prepare(self, run: Run) -> None:
         for parameter in ("algo", "train", "wrapper"):

@@ -708,6 +708,7 @@ def test_what_a_recipe_has_no_use_for_is_refused(
         (["recipe=report", "runs=p*"], "runs=p*: is a pattern, and folders are meant: runs=[pictures]"),
         (["train.max_seconds=1.5h"], "train.max_seconds=1.5h: is no number; it is in seconds: 5400"),
         (["train.steps=1,000"], "train.steps=1,000: a comma separates the values of a sweep, which needs -m; one number is written 1000"),
+        (["seed=0,1"], "seed=0,1: several values make a sweep, which needs -m; a list is written [a,b]"),
         (["algo=maml", "algo.inner_lr=0,01"], "algo.inner_lr=0,01: a comma separates the values of a sweep, which needs -m; one number is"),
         (["optimizer=cosine"], "optimizer=cosine: there is no such choice; did you mean schedule=cosine?"),
         (["seeds=0,1"], "seeds: there is no such key; did you mean seed?"),

@@ -81,12 +81,15 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
         search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
         return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
-        typed = next((word.partition("=")[2] for word in words if key_of(word) == found[1]), "")
-        number = typed.replace(",", "." if typed.startswith("0,") else "")
-        if found[1].isidentifier() and found[1] not in {key for key, _ in settings(Config)} | {*_groups()}:
-            return f"{found[1]}: there is no such key{nearest(found[1], [key for key, _ in settings(Config)])}"
-        if re.fullmatch(r"0,\d+|[1-9]\d{0,2}(,\d{3})+", typed):
-            return f"{found[1]}={typed}: a comma separates the values of a sweep, which needs -m; one number is written {number}"
+        key, _, value = found[1].partition("=")
+        keys = [known for known, _ in settings(Config)]
+        if key.isidentifier() and key not in [*keys, *_groups()]:
+            return f"{key}: there is no such key{nearest(key, keys)}"
+        if re.fullmatch(r"0,0\d+|[1-9]\d{0,2}(,\d{3})+", value):
+            number = value.replace(",", "." if value.startswith("0,") else "")
+            return (
+                f"{found[1]}: a comma separates the values of a sweep, which needs -m; one number is written {number}"
+            )
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
 from metarun.system.launched import rank_and_size
 from metarun.system.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
-from metarun.text import has_control, outlasting, printable
+from metarun.text import below_here, has_control, outlasting, printable
 
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:
@@ -122,7 +123,8 @@ def attempt(words: list[str]) -> Outcome:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in heeded:
             signal.signal(number, _stop)
-        return _outcome_of(words)
+        outcome = _outcome_of(words)
+        return replace(outcome, message=below_here(outcome.message)) if outcome.message else outcome
     except KeyboardInterrupt as interrupt:  # also one that comes while an error is being told
         afterwards = signal.SIG_IGN  # what the first one ended has its exit status
         by = f" by {interrupt}" if str(interrupt) else ""

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import stat
 import sys
 import unicodedata
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WIDTH, NARROWEST = 80, 20
 # Control characters, halves of characters (bytes that are no UTF-8), and what ends a line or turns its direction.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -136,6 +138,14 @@ def shell_path(path: Path | str) -> str:
     return shlex.quote(shown_path(path))
 
 
+def below_here(text: str) -> str:
+    """A message in which paths below the working folder are relative, as they were most likely typed."""
+    here = os.getcwd()
+    if here == os.path.dirname(here):
+        return text
+    return re.sub(rf"(?<![\w./~-]){re.escape(printable(here) + os.sep)}(?=[^\s/-])", "", text)
+
+
 def shape_text(shape: Iterable[int]) -> str:
     """A shape as people write it: `3x84x84`."""
     return "x".join(map(str, shape))
@@ -185,6 +195,13 @@ def counted(count: int, one: str, several: str = "") -> str:
         several: What several are called; empty for `one` with an s.
     """
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def text_width() -> int:
+    """The columns that running text takes: 80, or as many as a narrower terminal has."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    return max(NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def duration(seconds: float) -> str:

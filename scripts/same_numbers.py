@@ -105,7 +105,7 @@ RUNS: dict[str, list[str]] = {
     "tradaboost": [*SHORT, *TARGET, "recipe=transfer", "data=digits", "transfer=tradaboost", "task.ways=2", "backbone.channels=8"],
     "logistic_regression": [*SHORT, *IMAGES, *TARGET, "recipe=transfer", "transfer=logistic_regression"],
     "meta_transfer": [*SHORT, *IMAGES, *TARGET, *MAML, "recipe=meta_transfer", "transfer.steps=5"],
-    "target_only": [*SHORT, *TARGET, "recipe=target_only", "backbone.channels=8", "transfer.steps=5"],
+    "target_only": [*SHORT[:2], *TARGET, "recipe=target_only", "backbone.channels=8", "transfer.steps=5"],
     "domain_adaptation": [*SHORT, "recipe=domain_adaptation", "data=digits", "target=digits", "backbone.channels=8"],
     "predict": ["recipe=predict", "checkpoint=protonet", "support=images/test", "images=images/val"],
     "export": ["recipe=export", "checkpoint=protonet", "support=images/test", "format=torch"],

@@ -21,7 +21,7 @@ find_python() {
 made_from="$root $(cat pyproject.toml metarun/__init__.py scripts/constraints.txt | cksum)"
 
 if [ "$(cat .venv/made-from 2>/dev/null)" != "$made_from" ] || ! .venv/bin/python -c '' 2>/dev/null; then
-    [ -L .venv ] && [ -e .venv/bin ] && fail ".venv is a link to $(readlink .venv), and making it anew would empty that; remove the link"
+    [ -L .venv ] && [ -n "$(ls -A .venv/ 2>&1)" ] && fail ".venv is a link to $(readlink .venv), and making it anew would empty that; remove the link"
     python=$(find_python) || fail "needs Python 3.11 or newer, and found none${PYTHON:+ at $PYTHON}; install one, or set PYTHON=/path/to/python"
     "$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python cannot make virtual environments; install its venv package (apt install python3-venv)"
     echo "making .venv with $("$python" --version) (once; PyTorch is large)" >&2

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
+from rights import kept_out
 from shell import SINUSOID, environment, make_images, metarun, one_line, run_folder
 
 from metarun import config as schema
@@ -629,6 +630,23 @@ def test_bad_folder_is_one_line(prepare: Callable[[Path], list[str]], expected: 
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("outputs", ["locked/outputs", "locked", "file/below"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_data_are_read(
+    outputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o555)
+    monkeypatch.setattr("metarun.runs.carry_out.prepare_for_processes", functools.partial(pytest.fail, "read the data"))
+    with kept_out():
+        done = metarun(*SINUSOID, f"outputs={tmp_path / outputs}")
+    one_line(
+        done,
+        "no folder; choose another outputs="
+        if "file" in outputs
+        else f"{tmp_path}/locked: nothing can be written there by",
+    )
+
+
 @pytest.mark.parametrize("variable", ["METARUN_DATA", "METARUN_CACHE"])
 def test_root_that_cannot_be_written(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
@@ -664,6 +682,19 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
         ("recipe=test_continual checkpoint=x train.validate_episodes=5", "train.validate_episodes=5: this recipe has no use for it"),
         ("recipe=test checkpoint=x preset=paper", "checkpoint=x: there is no such run"),
         ("recipe=predict checkpoint=x images=x preset=paper", "preset=paper: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=predict checkpoint=x images=x debug=fast", "debug=fast: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=export checkpoint=x approach=maml", "approach=maml: this recipe has no use for it; what checkpoint= names"),
+        ("recipe=report runs=. experiment=omniglot_short/maml", "experiment=omniglot_short/maml: this recipe has no use for it; it reads"),
+        ("runs . debug=fast", "debug=fast: this recipe has no use for it; it reads runs and outputs alone"),
+        ("recipe=target_only target=digits train.steps=5", "train.steps=5: this recipe has no use for it; it trains on no source; how the"),
+        ("recipe=target_only target=digits algo=maml", "algo=maml: this recipe has no use for it; it uses the target alone"),
+        ("recipe=target_only target=digits transfer=own train.steps=5", "train.steps=5: this recipe has no use for it; it trains on no"),
+        ("recipe=target_only target=digits data=omniglot", "data=omniglot: this recipe has no use for it; it uses the target alone"),
+        ("pretrain.train.steps=5", "pretrain.train.steps=5: this recipe has no use for it; none of its stages pretrains; recipe="),
+        ("recipe=transfer target=digits pretrain.train.steps=5", "pretrain.train.steps=5: this recipe has no use for it; none of its"),
+        ("-m recipe=meta,train pretrain.train.steps=5", "pretrain.train.steps=5: this recipe has no use for it; none of its stages"),
+        ("checkpoint=x", "metarun: checkpoint=x: is for testing a finished run; add recipe=test"),
+        ("data=folder data.root=x/y", "metarun: data.root: there is no folder x/y"),
         ("recipe=inspect images=x", "images=x: this recipe has no use for it; it looks at data= and target=: data=folder data.root="),
         ("recipe=inspect unknown=auto", "unknown=auto: this recipe has no use for it; it looks at data= and target="),
     ],
@@ -674,6 +705,46 @@ def test_what_a_recipe_has_no_use_for_is_refused(
     monkeypatch.chdir(tmp_path)
     one_line(metarun(*words.split()), expected)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "algo=maml"], "run: cannot be read as key=value or group=choice; no verb is needed: metarun algo=maml data=omniglot, say"),
+        (["version"], "version: cannot be read as key=value or group=choice; metarun --version tells it"),
+        (["algo=maml data=omniglot seed=1"], "cannot be read as key=value or group=choice; these are several words, around which no"),
+        (["algo=maml,", "data=omniglot"], "algo=maml,: cannot be read as key=value or group=choice; words stand apart by spaces alone"),
+        (["--seed=3"], "unrecognized arguments: --seed=3; did you mean seed=3?"),
+        (["--seed", "3"], "unrecognized arguments: --seed; a key has a value, seed=VALUE, and metarun help seed says more"),
+        (["--epochs=5"], "unrecognized arguments: --epochs=5; did you mean train.steps?"),
+        (["--batch-size=5"], "unrecognized arguments: --batch-size=5; did you mean"),
+        (["data=my_images/"], "; images of your own are data=folder data.root=my_images/, and texts data=text data.root=my_images/"),
+        (["data=pictures"], "; images of your own are data=folder data.root=pictures, and texts data=text data.root=pictures"),
+        (["recipe=report", "runs=pictures", "else/where"], "else/where: cannot be read as key=value or group=choice; a path is the"),
+        (["recipe=test", "pictures"], "pictures: cannot be read as key=value or group=choice; a path is the value of a key: runs="),
+        (["recipe=test", "checkpoint=p*"], "checkpoint=p*: is a pattern, and one is meant: pictures"),
+        (["recipe=report", "runs=p*"], "runs=p*: is a pattern, and folders are meant: runs=[pictures]"),
+        (["train.max_seconds=1.5h"], "train.max_seconds=1.5h: is no number; it is in seconds: 5400"),
+        (["train.steps=1,000"], "train.steps=1,000: a comma separates the values of a sweep, which needs -m; one number is written 1000"),
+        (["seed=0,1"], "seed=0,1: several values make a sweep, which needs -m; a list is written [a,b]"),
+        (["algo=maml", "algo.inner_lr=0,01"], "algo.inner_lr=0,01: a comma separates the values of a sweep, which needs -m; one number is"),
+        (["optimizer=cosine"], "optimizer=cosine: there is no such choice; did you mean schedule=cosine?"),
+        (["seeds=0,1"], "seeds: there is no such key; did you mean seed?"),
+        (["inner_steps=5"], "inner_steps: there is no such key; did you mean algo.inner_steps"),
+        (["-m", "seed=0-2"], "seed=0-2: is no whole number; several are a sweep: -m 'seed=range(0,3)'"),
+        (["-m", "seed=[0,1]"], "seed=[0, 1]: is no whole number; several are a sweep: -m seed=0,1"),
+        (["-m", "algo=*"], "algo=*: there is no such choice; all of them are a sweep: -m 'algo=glob(*)'"),
+        (["recipe=transfer", "target=~/x"], "; images of your own are target=folder target.data.root=~/x, and texts target=text target"),
+        (["encoder=outputs/run"], "encoder=outputs/run: there is no such choice; the backbone of a run is encoder.from=outputs/run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_words_of_other_programs_lead_to_those_of_this_one(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    one_line(metarun(*words), told)
 
 
 @pytest.mark.parametrize("no", ["", "0", "false"])

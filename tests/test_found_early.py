@@ -98,8 +98,9 @@ def test_what_is_no_image_is_not_augmented(tmp_path: Path) -> None:
     (["backbone=pretrained", "backbone.name=timm:resnet18"], "timm"),
     (["augment=standard"], "kornia"),
     (["hardware=cuda"], "CUDA"),
+    (["backbone.from=nowhere"], "backbone.from=nowhere: there is no such run folder or file"),
 ])  # fmt: skip
-def test_what_is_not_installed_is_told_before_a_table_is_built(
+def test_what_is_not_there_is_told_before_a_table_is_built(
     words: list[str], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))

@@ -184,15 +184,17 @@ def test_missing_venv_module_is_one_line(checkout: Path, tmp_path: Path) -> None
     assert "apt install python3-venv" in done.stderr
 
 
-def test_environment_that_a_link_leads_to_is_not_emptied(checkout: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs" / "bin").mkdir(parents=True)
+@pytest.mark.parametrize("held", ["bin", "env/bin", "notes", ""])
+def test_environment_that_a_link_leads_to_is_not_emptied(held: str, checkout: Path, tmp_path: Path) -> None:
+    if held:  # else it leads nowhere
+        (tmp_path / "theirs" / held).mkdir(parents=True)
     (checkout / ".venv").symlink_to(tmp_path / "theirs")
     done = enter(checkout, Path(sys.executable))
     assert done.returncode == 1
     assert done.stderr == (
         f"metarun: .venv is a link to {tmp_path}/theirs, and making it anew would empty that; remove the link\n"
     )
-    assert (tmp_path / "theirs" / "bin").is_dir()
+    assert (tmp_path / "theirs" / held).is_dir() == bool(held)
 
 
 def test_environment_is_used_again_until_its_recipe_changes(checkout: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from metarun import config as schema
 from metarun import stages
 from metarun.config.folder import CONF
 from metarun.config.shorthand import expanded
+from metarun.runs.continuation import unread
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -184,7 +185,9 @@ def test_long_command_is_accepted(page: str, words: list[str]) -> None:
     first = [re.sub(r"=([\w./]+)(,[\w./]+)+$", r"=\1", word) for word in kept]  # of several choices
     overrides = [re.sub(r"=(tag.*|[^(\[,]*,.*)", "=1", word) for word in first]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        schema.check(hydra.compose("config", overrides=overrides))
+        config = hydra.compose("config", overrides=overrides)
+    schema.check(config)
+    assert not (config.recipe.stages and unread(config, overrides))
 
 
 def test_keys_exist() -> None:
@@ -259,7 +262,9 @@ def test_commands_of_the_rows_compose(table: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("METARUN_DATA", "/data")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for row in TABLES[table].rows:
-            schema.check(hydra.compose("config", overrides=expanded(row.runs[0].arguments)))
+            config = hydra.compose("config", overrides=expanded(row.runs[0].arguments))
+            schema.check(config)
+            assert not unread(config, row.runs[0].arguments)
 
 
 def test_a_row_of_every_method_that_has_a_short_experiment() -> None:

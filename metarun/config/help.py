@@ -13,9 +13,9 @@ from metarun.config.shorthand import PAPER
 from metarun.config.signature import ABSENT
 from metarun.errors import UserError, nearest
 from metarun.renamed import renamed_choice, renamed_key
-from metarun.text import listed
+from metarun.text import listed, text_width
 
-WIDTH = 80
+NARROW = 60  # columns below which a meaning stands under its name
 WITHIN = "\N{NO-BREAK SPACE}"  # a space inside a word of an example, at which no line may end
 
 FRONT = """\
@@ -57,7 +57,11 @@ def front_page(reference: Reference) -> str:
 
 def _listing(group: str, names: Sequence[str]) -> list[str]:
     return textwrap.wrap(
-        f"{group}: {', '.join(names)}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        f"{group}: {', '.join(names)}",
+        text_width(),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -253,9 +257,14 @@ def _short(entry: Entry) -> Iterator[str]:
 
 
 def _item(name: str, text: str) -> Iterator[str]:
-    """A name and what it means; the text stands in a column of its own, below a long name."""
+    """A name and what it means; the text stands in a column of its own, below a long name, or below any where columns are few."""
+    width = text_width()
+    if width < NARROW:
+        yield f"  {name}"
+        yield from _wrapped(text, "      ")
+        return
     column = 26
-    lines = textwrap.wrap(text, WIDTH - column, break_long_words=False, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False) or [""]
     if len(name) > column - 4:
         yield f"  {name}"
     else:
@@ -265,7 +274,12 @@ def _item(name: str, text: str) -> Iterator[str]:
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text,
+        text_width(),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

@@ -23,6 +23,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config import signature as signatures
+from metarun.config.folder import CONF
 from metarun.config.hints import fields_of, hints_of
 from metarun.config.ranges import parts
 from metarun.config.schema import Config
@@ -32,6 +33,7 @@ from metarun.config.values import flat
 from metarun.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
+WHOLE = {"approach", "experiment", "debug"}  # the groups of whole commands
 UNESCAPED = re.compile(r"[\w./+%@~-]*")  # what Hydra writes without a backslash
 NO_TEXT = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # but for these
 # Functions of Hydra's grammar.
@@ -158,6 +160,12 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
+def wholes_of_training(words: Iterable[str]) -> set[str]:
+    """The groups of whole commands of which words choose one of metarun's own, all for training; a file of one's own may set anything."""
+    chosen = {key_of(word): word.partition("=")[2] for word in words}
+    return {group for group in WHOLE & chosen.keys() if (CONF / group / f"{chosen[group]}.yaml").is_file()}
+
+
 def refuse_unused(words: Iterable[str], unused: Collection[str], why: str, used: Collection[str] = ()) -> None:
     """Refuses words for parts of the config that a recipe does not use, which would be taken without a word and change nothing.
 
@@ -170,10 +178,16 @@ def refuse_unused(words: Iterable[str], unused: Collection[str], why: str, used:
     Raises:
         UserError: A word is for one of them.
     """
-    for word in words:
-        key, section = key_of(word), key_of(word).partition(".")[0]
-        if section in unused and not {key, section} & set(used) and "=" in word and not word.endswith("=null"):
-            raise UserError(f"{word}: this recipe has no use for it; {why}")
+    found = [
+        word
+        for word in words
+        if key_of(word).partition(".")[0] in unused
+        and not {key_of(word), key_of(word).partition(".")[0]} & set(used)
+        and "=" in word
+        and not word.endswith("=null")
+    ]
+    if found:
+        raise UserError(f"{', '.join(found)}: this recipe has no use for {'them' if found[1:] else 'it'}; {why}")
 
 
 def read(word: str, how: Reading, sweep: bool = False) -> str:

@@ -223,7 +223,7 @@ def _problem(value: Any, base: Any, found: Sequence[Any]) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ""
     text = range_text(found)
-    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and text)):
+    if isinstance(value, float) and not math.isfinite(value):  # which no setting has a use for, torch's neither
         return f"be a finite number{f', {text}' if text else ''}"
     if any(not _holds(value, mark) for mark in found):
         return f"be {text}"

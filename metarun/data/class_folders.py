@@ -194,7 +194,7 @@ def _classes(home: Path, names: list[str], part: str) -> list[ClassFiles]:
 def _class(path: Path, part: str) -> ClassFiles:
     """The images of a class folder; lists and texts beside them, as benchmarks have them, are left."""
     entries = _visible(path)
-    if inside := next((entry for entry in entries if entry.is_dir()), None):
+    if inside := next(filter(_is_folder, entries), None):
         raise UserError(
             f"data.root: {inside.path} is a folder inside a class folder; class folders hold images alone{_deeper(path.parent)}"
         )
@@ -211,7 +211,7 @@ def _deeper(root: Path) -> str:
     for folder, names, _ in os.walk(root):
         names[:] = sorted(filter(visible, names))
         inside = [_visible(Path(folder, name)) for name in names]
-        count = sum(bool(held) and not any(entry.is_dir() for entry in held) for held in inside)
+        count = sum(bool(held) and not any(map(_is_folder, held)) for held in inside)
         if count == len(names) and count > most:
             best, most = folder, count
     return f"; {best} has {most} class folders" if best else ""
@@ -225,5 +225,12 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"data.root: folder {folder} cannot be read ({error.strerror})") from error
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link in a circle, which leads to nothing
+        return False
+
+
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+    return [entry.name for entry in _visible(folder) if _is_folder(entry)]

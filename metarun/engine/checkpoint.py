@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,8 @@ def folder_of(key: str, origin: str) -> Path:
 
 def _instead(path: Path) -> str:
     """Says why `path` has no weights, and what to give."""
+    if not path.is_dir() and (matched := _matching(path)):
+        return f"is a pattern, and one is meant: {', '.join(map(shell_path, matched[:NAMED]))}{_more(matched)}"
     if not path.is_dir():
         beside = [shell_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         return f"there is no such run folder or file{nearest(shell_path(path), beside)}"
@@ -192,8 +196,20 @@ def _instead(path: Path) -> str:
         runs = sorted(found.parent for found in path.glob("*/*/config.yaml"))
     if not runs:
         return "there is no such run folder or file; this folder has neither weights nor a run in it"
-    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
-    return f"there is no such run folder or file, but a folder of runs; give one of them: {', '.join(map(shell_path, runs[:NAMED]))}{more}"
+    named = ", ".join(map(shell_path, runs[:NAMED]))
+    return f"there is no such run folder or file, but a folder of runs; give one of them: {named}{_more(runs)}"
+
+
+def _matching(path: Path) -> list[Path]:
+    """What a path matches that is a pattern, which the shell leaves as it is in `checkpoint=outputs/*/*`."""
+    try:
+        return sorted(map(Path, glob.glob(str(path)))) if glob.has_magic(str(path)) else []
+    except (OSError, re.error):
+        return []
+
+
+def _more(paths: Sequence[Path]) -> str:
+    return f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
 
 
 def _shape(state: dict[str, Any], name: str) -> object:

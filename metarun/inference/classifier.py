@@ -25,7 +25,7 @@ from metarun.errors import InputError, UserError, first_line
 from metarun.files import given_path
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
-from metarun.inference.items import How, Listed, examples, listed, word
+from metarun.inference.items import How, Listed, examples, listed, warn_of_two_classes, word
 from metarun.inference.learner import Learner, turn
 from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import calibration, draws
@@ -117,7 +117,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.examples_ = [str(files.paths[place]) for place in order] if files else []
         held = self.learner.held.calibration
         self.calibration_ = store.Calibration() if held.of_classes else held
-        self.digests_ = {digest for content, _ in parts for item in content if (digest := item_digest(item))}
+        digests = [item_digest(item) for content, _ in parts for item in content]
+        self.digests_ = set(filter(None, digests))
+        warn_of_two_classes(digests, classes[places], files, self._how)
         return self
 
     def restored(self) -> Classifier:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,12 +43,14 @@ class ImageFiles:
         labels: The class of each, where a folder or a table tells; None for others.
         ignored: How many files of the folders are no images by their names.
         unreadable: The reason of each file that `batches` could not read.
+        others: The folders of files without a class whose names may be meant for one, and how many files each has.
     """
 
     paths: list[Path]
     labels: list[str | None]
     ignored: int = 0
     unreadable: dict[Path, str] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
 
     def batches(self, how: Preprocessing, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yields the places of at most `size` files that can be read, and their pixels uint8 `[B, C, S, S]`, batch after batch.
@@ -129,7 +131,9 @@ def find_images(origin: str | os.PathLike[str], key: str = "images", classes: It
         if not found:
             more = f"; {counted(ignored, 'other file')} in it" if ignored else ""
             raise UserError(f"{key}={shown_path(path)}: the folder holds no image{more}")
-        return ImageFiles(found, [folder_label(file, path, set(classes)) for file in found], ignored)
+        names = set(classes)
+        labels = [folder_label(file, path, names) for file in found]
+        return ImageFiles(found, labels, ignored, others=other_folders(found, labels, names, path))
     if any(character in text for character in "*?["):
         if matched := _matching(str(path)):
             return of_paths(matched, f"{key}={text}", classes)
@@ -152,7 +156,8 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
     if not paths:
         raise UserError(f"{origin}: names no file")
     names = set(classes)
-    return ImageFiles(list(paths), [_nearest(Path(os.path.abspath(path)).parts[:-1], names) for path in paths])
+    labels = [_nearest(Path(os.path.abspath(path)).parts[:-1], names) for path in paths]
+    return ImageFiles(list(paths), labels, others=other_folders(paths, labels, names))
 
 
 def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
@@ -220,6 +225,27 @@ def _matches(pattern: str) -> Iterator[Path]:
 def folder_label(path: Path, root: Path, classes: set[str]) -> str | None:
     """The class that a folder from `root` on down to the file names; the nearest to the file counts."""
     return _nearest((os.path.basename(os.path.abspath(root)), *path.relative_to(root).parts[:-1]), classes)
+
+
+def other_folders(
+    paths: Iterable[Path], labels: Sequence[str | None], classes: set[str], root: Path | None = None
+) -> dict[str, int]:
+    """Finds folders whose names may be meant for classes, and are none.
+
+    Args:
+        paths: Files.
+        labels: The class of each; None where no folder is called like one.
+        classes: The names of the classes.
+        root: The folder that was named, whose own name is for no class.
+
+    Returns:
+        How many files of no class each has, by its name. None has any where no file is of a class and no name is almost that of
+        one: the folders then divide the files by something else.
+    """
+    unlabelled = [path.parent for path, label in zip(paths, labels, strict=True) if label is None]
+    names = Counter(composed(folder.name) for folder in unlabelled if folder.name and folder != root)
+    meant = any(label is not None for label in labels) or any(nearest(name, classes) for name in names)
+    return dict(names.most_common()) if meant else {}
 
 
 def _nearest(folders: Sequence[str], classes: set[str]) -> str | None:

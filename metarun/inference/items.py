@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from metarun.data.text_rows import shortened
 from metarun.inference import arrays, image_files, texts
 from metarun.inference.image_files import ImageFiles
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextItems, TextPreprocessing
+from metarun.text import printable, shown_path
+
+log = logging.getLogger("metarun")
 
 How = Preprocessing | TextPreprocessing
 Listed = ImageFiles | TextItems
@@ -26,6 +33,37 @@ class Examples(NamedTuple):
     def files(self) -> list[Path]:
         """The files among them."""
         return [item for item in self.items if isinstance(item, Path)]
+
+
+def warn_of_two_classes(
+    digests: Sequence[str | None], labels: Sequence[Any] | np.ndarray, files: Listed | None, how: How
+) -> None:
+    """Warns where one item is an example of two classes.
+
+    Args:
+        digests: Of each example's content; None of one that may look like others.
+        labels: The class of each.
+        files: What the examples are, where they were named; None for images in memory.
+        how: What their kind is called by.
+    """
+    first: dict[str, int] = {}
+    twice = [
+        (first[digest], place)
+        for place, digest in enumerate(digests)
+        if digest and labels[first.setdefault(digest, place)] != labels[place]
+    ]
+    if not twice:
+        return
+    kind = word(how).removesuffix("s")
+
+    def named(place: int) -> str:
+        item = files.paths[place] if files else f"{kind} {place}"
+        shown = shown_path(item) if isinstance(item, Path) else shortened(item)
+        return f"{shown} of {printable(str(labels[place]))}"
+
+    one, other = map(named, twice[0])
+    more = f" (and {len(twice) - 1} more such)" if len(twice) > 1 else ""
+    log.warning("support: %s is the same %s as %s, and one is of one class%s", other, kind, one, more)
 
 
 def word(how: How) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from metarun.data.text_rows import shortened
+from metarun.errors import nearest
 from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.items import Listed, word
 from metarun.ops import metrics
@@ -19,7 +20,7 @@ from metarun.ops.calibration import Reliability
 from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.terminal import Terminal
-from metarun.text import counted, printable, shell_path
+from metarun.text import counted, listed, printable, shell_path
 
 LEAST_CERTAIN = 5  # images that the terminal names
 
@@ -156,6 +157,7 @@ class Predictions:
             result.TRANSDUCTIVE: self.classifier.network_.transductive,
             "assumes_balanced": self.assumes_balanced,
             "ignored": self.images.ignored,
+            **({"others": self.images.others} if self.images.others else {}),
             "learned_from": int(self.scored.learned.sum()),
             "least_certain": [
                 {
@@ -192,6 +194,23 @@ def of_examples(found: dict[str, Any]) -> str:
     return f"{told}, left out of the accuracy" if ACCURACY in found else f"{told}; of no other is the class known"
 
 
+def of_others(found: dict[str, Any]) -> str:
+    """What was left without a class though its folder, or its label, may be meant for one; empty where nothing was.
+
+    Args:
+        found: What `Predictions.describe` describes.
+    """
+    others, kind = found.get("others", {}), found.get("kind", "images")
+    if not others:
+        return ""
+    near = next(((name, told) for name in others if (told := nearest(name, found["classes"]))), ("", ""))
+    meant = f"{near[1].removesuffix('?')} by {printable(near[0])}?" if near[1] else ""
+    number = counted(sum(others.values()), kind.removesuffix("s"))
+    return (
+        f"without a class: {number} with a folder or a label that is none of the classes ({listed(others, 100)}){meant}"
+    )
+
+
 def show(found: dict[str, Any], folder: Path) -> None:
     """Prints how many images each class has, the least certain ones, and where everything lies."""
     kind = found.get("kind", "images")
@@ -210,6 +229,8 @@ def show(found: dict[str, Any], folder: Path) -> None:
             f"accuracy {found[ACCURACY]:.2%} of {counted(found['labelled'], others)}, "
             f"expected calibration error {found['ece']:.2%}"
         )
+    if sentence := of_others(found):
+        print(sentence)
     if found.get(result.TRANSDUCTIVE):
         print(f"the method is transductive: other {kind} beside them may change these predictions")
     if found.get("assumes_balanced"):

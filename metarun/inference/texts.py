@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from metarun.encoders import EncodedSource
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
 from metarun.inference.encoding import EncoderStep
-from metarun.inference.image_files import folder_label
+from metarun.inference.image_files import folder_label, other_folders
 from metarun.text import lines_of, listed, printable, shown_path
 
 ITEM = "text"
@@ -89,12 +90,14 @@ class TextItems:
         labels: The class of each, where a column or a folder tells; None for others.
         ignored: How many rows have no text.
         unreadable: Nothing, for a text that is there can be read.
+        others: The labels, or folders, that may be meant for a class and are none, and how many texts each has.
     """
 
     paths: list[str]
     labels: list[str | None]
     ignored: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
 
     def batches(self, how: Any, size: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yields the places of at most `size` texts, and the texts, batch after batch."""
@@ -161,13 +164,14 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
         if not kept:
             raise UserError(f"{key}={shown_path(path)}: holds no text, all {len(texts)} files are empty")
         labels = [folder_label(file, path, known) for _, file in kept]
-        return TextItems([text for text, _ in kept], labels, len(texts) - len(kept))
+        others = other_folders([file for _, file in kept], labels, known, path)
+        return TextItems([text for text, _ in kept], labels, len(texts) - len(kept), others=others)
     with _named(key):
         found = labelled_texts(path, key=key, labels=False)
     rows = found.rows
-    return TextItems(
-        [row.text for row in rows], [row.label if row.label in known else None for row in rows], len(found.empty)
-    )
+    own = [row.label if row.label in known else None for row in rows]
+    others = dict(Counter(row.label for row in rows if row.label and row.label not in known).most_common())
+    return TextItems([row.text for row in rows], own, len(found.empty), others=others if known else {})
 
 
 def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[LabelledText]:

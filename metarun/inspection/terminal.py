@@ -12,9 +12,8 @@ from metarun.core import TaskShape
 from metarun.data.source import Split
 from metarun.inspection.words import asked, class_line, duplicate_lines, text_lines, time_lines
 from metarun.terminal import Terminal
-from metarun.text import bytes_text, counted, printable, shape_text
+from metarun.text import bytes_text, counted, printable, shape_text, text_width
 
-WIDTH = 80
 SHOWN = 5  # bad files, sizes
 
 
@@ -84,5 +83,5 @@ def _show_one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> None:
 
 def _say(line: str) -> None:
     indent = " " * 9 if line[8:9] == " " or line[:9].isspace() else "  "
-    for part in textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]:
+    for part in textwrap.wrap(line, text_width(), subsequent_indent=indent, break_on_hyphens=False) or [""]:
         Terminal().print(Text(part), soft_wrap=True)

@@ -20,6 +20,7 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, NoData
 from metarun.data.test_sets import fit_to_network
 from metarun.encoders.building import encoded, encoded_as
+from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.origins import stored_beside
 from metarun.errors import UserError, nearest, reason
@@ -120,15 +121,17 @@ def normalize_as_trained(data: DataSource, origin: str, where: str) -> None:
 
 
 def check_installed(config: DictConfig) -> None:
-    """Checks that the libraries are here which the backbone and the augmentation need: before a table of images is built.
+    """Checks that the libraries and the run are here which backbone and augmentation need: before a table of images is built.
 
     Raises:
-        UserError: One is not; it names the extra.
+        UserError: One is not; of a library it names the extra.
     """
     backbone = get_class(config.backbone._target_)
     if issubclass(backbone, Backbone):
         # The weights of a checkpoint take the place of those that it began with, which may be gone.
         backbone.check_installed(config.backbone if not config.checkpoint else {**config.backbone, "weights": None})
+    if config.backbone.get("from") and not config.checkpoint:
+        checkpoint.weights_file("backbone.from", str(config.backbone["from"]))
     if config.augment:
         construct(config.augment, "augment")
 

@@ -29,7 +29,7 @@ from metarun.runs import contents, result
 from metarun.runs.building import build_data, build_stages, build_tests, prepare
 from metarun.runs.continuation import complete, refuse_other_weights
 from metarun.runs.fingerprints import Descriptions, descriptions, keep, refuse_other_data, tested_on_others, weights
-from metarun.runs.folder import choose_folder, create, refuse_other_config
+from metarun.runs.folder import check_writable, choose_folder, create, refuse_other_config
 from metarun.runs.logger import logging_to, start_logging
 from metarun.runs.recording import finish, recorded
 from metarun.runs.run import Run
@@ -82,6 +82,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
             if result.intact(folder, stored) and all(stage.is_current(folder, config, stored) for stage in built):
                 show_stored(folder, unchecked_data(config, folder))
                 return conclude(built, folder)
+        check_writable(folder)  # before the data are read, which may take minutes
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare_for_processes(config, folder, world)
         described = descriptions(*data_of(shared)) | brought(config, built)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
 from metarun.config import Config, check
-from metarun.config.overrides import key_of, refuse_unused
+from metarun.config.overrides import key_of, refuse_unused, wholes_of_training
 from metarun.engine import checkpoint
 from metarun.errors import UserError
 from metarun.runs import contents, result
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, whole_config
 from metarun.runs.recording import unused
-from metarun.stages.base import Stage, check_order
+from metarun.stages.base import TRAINING, Stage, check_order
 from metarun.text import shown_path
 from metarun.trust import check_classes
 
 SECTIONS = {"continual"}  # keys that hold others, which stages name among what they read
-TRAINING = ("train", "pretrain", "optimizer", "schedule")  # what only a stage that trains reads
 CHOSEN_IN = {"optimizer": "train.optimizer", "schedule": "train.schedule"}  # where the choice of such a group stands
+COMPARED = ("approach", "experiment")  # groups whose choices are compared, each with the same other words
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -50,8 +50,8 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
             else f"checkpoint={config.checkpoint}: is for testing a finished run; add recipe=test"
         )
     refuse_unread(overrides, built, bool(config.target.data))
-    refuse_untrained(config, overrides, built)
     check_order(built)
+    refuse_untrained(config, overrides, built, compares(overrides))
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
         try:
@@ -95,25 +95,65 @@ def refuse_unread(overrides: Sequence[str], built: Sequence[Stage], target: bool
             raise UserError(f"{word}: this recipe has no use for it; {advice}")
 
 
-def refuse_untrained(config: DictConfig, overrides: Sequence[str], built: Sequence[Stage]) -> None:
-    """Refuses words for the training of a run whose weights are used as they are.
+def compares(overrides: Sequence[str]) -> bool:
+    """Whether words choose among ways that are compared, of which the other words need not concern each."""
+    return any(key_of(word) in COMPARED for word in overrides)
+
+
+def refuse_untrained(
+    config: DictConfig, overrides: Sequence[str], built: Sequence[Stage], compared: bool = False
+) -> None:
+    """Refuses words for a training or a source that the recipe does not have.
 
     Args:
         config: The config of the command line.
         overrides: Its words.
         built: The stages.
+        compared: Whether the command is one of several that are compared: it may then have words that concern the others alone.
 
     Raises:
         UserError: There is one.
     """
-    if not any(stage.needs_checkpoint for stage in built):
-        return
-    read = {key for stage in built for key in stage.reads}
+    keys = {key for stage in built for key in stage.trains_by()}
+    read = {key for stage in built for key in stage.reads} | {key.partition(".")[0] for key in keys}
     if not any(stage.continues_config or stage.needs_data for stage in built):
-        refuse_unused(overrides, unused(config), "what checkpoint= names is used as it was trained", read)
-    elif not any(stage.gives_weights and not stage.needs_checkpoint for stage in built):
+        parts = {*unused(config), *wholes_of_training(overrides)}
+        refuse_unused(overrides, parts, "what checkpoint= names is used as it was trained", read)
+    elif any(stage.needs_checkpoint for stage in built):
         why = "it takes the weights of checkpoint= as they are, and none of its stages reads it"
         refuse_unused(overrides, TRAINING, why, read)
+    elif not compared and could_be(config, built, keys):
+        why = "none of its stages pretrains; recipe=pretrain_meta has one that does"
+        refuse_unused(overrides, ["pretrain"], why, read)
+        why = "it trains on no source; how the target is learned is for transfer=all and transfer.*, say"
+        refuse_unused(overrides, TRAINING, why, read)
+        refuse_unused(overrides, unused(config), "it uses the target alone", read)
+
+
+def could_be(config: DictConfig, built: Sequence[Stage], keys: Collection[str]) -> bool:
+    """Whether the stages have their target, and what they train by is there; what is lacking they tell themselves."""
+    there = all(OmegaConf.select(config, key) is not None for key in keys if key.partition(".")[0] in config)
+    return there and all(config.target.data or not stage.needs_target for stage in built)
+
+
+def unread(config: DictConfig, words: Sequence[str]) -> set[str]:
+    """The words of a command line that its recipe has no use for.
+
+    Args:
+        config: The config that they make.
+        words: All of them.
+
+    Raises:
+        UserError: The recipe names a stage that cannot be built.
+    """
+    built, found = build_stages(config), set[str]()
+    for word in words:
+        try:
+            refuse_unread([word], built, bool(config.target.data))
+            refuse_untrained(config, [word], built, compares(words))
+        except UserError:
+            found.add(word)
+    return found
 
 
 def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:

@@ -201,7 +201,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(
             f"{shown_path(folder)}: cannot be written, for {shown_path(there)} is no folder; choose another outputs="
         )
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{shown_path(there)}: nothing can be written there by this user; choose another outputs=")
 
 

@@ -45,7 +45,8 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     def refuse(message: str) -> NoReturn:
         _, known, word = message.partition("unrecognized arguments: --")
-        hint = meant(word.partition(" ")[0]) if known else ""
+        key, equals, value = word.partition(" ")[0].partition("=")
+        hint = meant(f"{key.replace('-', '_')}{equals}{value}") if known else ""
         raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
 
     parser.error = refuse  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,15 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
         search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
         return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
     if found := re.match(r"Ambiguous value for argument '(.+)'", text):
+        key, _, value = found[1].partition("=")
+        keys = [known for known, _ in settings(Config)]
+        if key.isidentifier() and key not in [*keys, *_groups()]:
+            return f"{key}: there is no such key{nearest(key, keys)}"
+        if re.fullmatch(r"0,0\d+|[1-9]\d{0,2}(,\d{3})+", value):
+            number = value.replace(",", "." if value.startswith("0,") else "")
+            return (
+                f"{found[1]}: a comma separates the values of a sweep, which needs -m; one number is written {number}"
+            )
         return f"{found[1]}: several values make a sweep, which needs -m; a list is written [a,b]"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
@@ -120,7 +130,8 @@ def _wrong_value(key: str, message: str, node_below: bool) -> str:
     """What OmegaConf says of a key's value, in words; `node_below` says whether the key has keys of its own."""
     if (found := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)) and found[2] in KINDS:
         whole = re.fullmatch(r"(-?\d+)\.0", found[1])
-        written = f"; write {whole[1]}" if whole and found[2] == "Integer" else ""
+        written = f"; write {whole[1]}" if whole and found[2] == "Integer" else _in_seconds(key, found[1])
+        written = written or _as_a_sweep(key, found[1])
         return f"{key}={found[1]}: is no {KINDS[found[2]]}{written}"
     if found := re.match(r"Value '(.*)' is not a valid bool", message):
         return f"{key}={found[1]}: is no {KINDS['Boolean']}"
@@ -135,6 +146,24 @@ def _wrong_value(key: str, message: str, node_below: bool) -> str:
         advice = f"{group}=NAME chooses one" if group else f"metarun help {key} lists them"
         return f"{key}: has settings of its own, and is no single value; {advice}"
     return f"{key}: {message}"
+
+
+def _in_seconds(key: str, value: str) -> str:
+    """A time with a unit in seconds, for a key that takes these; an empty string for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d)", value)
+    if not found or not key.endswith("seconds"):
+        return ""
+    seconds = float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[found[2]]
+    return f"; it is in seconds: {seconds:.10g}"
+
+
+def _as_a_sweep(key: str, value: str) -> str:
+    """How several values are given, where a person wrote them for one key in another way; an empty string where nobody did."""
+    if found := re.fullmatch(r"(-?\d+)(?:-|\.\.+|:)(\d+)", value):
+        return f"; several are a sweep: -m '{key}=range({found[1]},{int(found[2]) + 1})'"
+    if found := re.fullmatch(r"\[(.+)\]", value):
+        return f"; several are a sweep: -m {key}={found[1].replace(' ', '')}"
+    return ""
 
 
 def _chooses(key: str) -> str | None:
@@ -160,13 +189,28 @@ def unknown_choice(name: str, choices: list[str]) -> str:
         choices = [*choices, *sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in folders)]
     there_are = f"; there are {listed(choices)} (metarun help {group})" if choices else ""
     own = next((one for one in choices if _plain(one) == _plain(choice)), None)
-    near = f"; did you mean {own}?" if own else _of_a_library(choice) if group == "data" else ""
+    near = f"; did you mean {own}?" if own else _of_ones_own(group, choice)
+    if choice in ("all", "*"):
+        near = f"; all of them are a sweep: -m '{group}=glob(*)'"
+    near = near or (_of_a_library(choice) if group == "data" else "")
+    if not near and choice.isidentifier() and (others := sorted(CONF.glob(f"*/{choice}.yaml"))):
+        near = f"; did you mean {' or '.join(f'{path.parent.name}={choice}' for path in others[:3])}?"
     return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
 
 
 def _plain(name: str) -> str:
     """A name in small letters and digits alone."""
     return re.sub(r"[\W_]", "", name).lower()
+
+
+def _of_ones_own(group: str, value: str) -> str:
+    """How files of one's own are given, where their path stands in place of a choice; an empty string for what is no path."""
+    if group not in ("data", "target", "encoder") or not (re.search(r"[/\\~.]", value) or Path(value).exists()):
+        return ""
+    if group == "encoder":
+        return f"; the backbone of a run is encoder.from={value}"
+    root = f"{group}.root" if group == "data" else f"{group}.data.root"
+    return f"; images of your own are {group}=folder {root}={value}, and texts {group}=text {root}={value}"
 
 
 def _of_a_library(name: str) -> str:
@@ -209,6 +253,8 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
+    if not above and not any(name.endswith(f".{key}") for name in known):
+        near = _as_ends(key)
     near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:
         near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
@@ -220,6 +266,14 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
         if not _continues_config(parent._get_root()):
             near = f"; the checkpoint brings its own {what}, and this recipe changes no setting of it"
     return f"{key}: there is no such key{near}"
+
+
+def _as_ends(word: str) -> str:
+    """The keys of other choices that end in a word; an empty string where none does."""
+    from metarun.config.reference import Reference
+
+    found = sorted(known for known in Reference([CONF]).words if known.endswith(f".{word}") and "=" not in known)
+    return f"; did you mean {', '.join(found[:3])}?" if found else ""
 
 
 def _continues_config(config: Any) -> bool:
@@ -246,16 +300,41 @@ def _addition(key: str, parent: Any) -> str:
     return f"; its file leaves this setting of {target} out; +{key}=... gives it" if takes and name not in given else ""
 
 
+# Words that stand first in commands of other programs, and what they are here.
+VERBS = {
+    "list": "metarun help lists what can be chosen, metarun runs the runs so far",
+    "resume": "the same command, given again, goes on",
+    "run": "no verb is needed: metarun algo=maml data=omniglot, say, is a run",
+    "start": "no verb is needed: metarun algo=maml data=omniglot, say, is a run",
+    "sweep": "a sweep is written metarun -m algo=maml,protonet",
+    "version": "metarun --version tells it",
+}
+
+
 def meant(word: str) -> str:
     """What was meant by words that Hydra cannot read, `; did you mean recipe=report?` say; an empty string where nobody knows.
 
     Args:
         word: The words as they were typed: `report`, `algo:maml`, `algo maml`, or what follows the hyphens of `--algo=maml`.
     """
+    if word in VERBS:
+        return f"; {VERBS[word]}"
+    if re.fullmatch(r"[\w./@+~-]+=\S*(\s+[\w./@+~-]+=\S*)+", word):
+        return "; these are several words, around which no quotes stand"
+    if word.endswith(",") and "=" in word:
+        return "; words stand apart by spaces alone, without commas"
+    if "=" not in word and (os.sep in word or Path(word).exists()):
+        return "; a path is the value of a key: runs=[PATH,PATH], checkpoint=PATH, images=PATH or data.root=PATH, say"
     found = re.fullmatch(r"([\w./]+)[ :=]+([\w./~-]+)", word)
     of_group = found and found[1] != "recipe" and (CONF / found[1]).is_dir()
     if found and (of_group or (":" in word and "=" not in word)):
-        return f"; did you mean {found[1]}={found[2]}?"
+        right = f"{found[1]}={found[2]}"
+        return f"; did you mean {right}?" if right != word else _of_ones_own(found[1], found[2])
+    keys = [key for key, _ in settings(Config)]
+    if found and "=" not in word.partition(found[1])[2][1:]:  # an option of another program
+        return f"; did you mean {found[1]}={found[2]}?" if found[1] in keys else nearest(found[1], keys)
+    if word in keys:
+        return f"; a key has a value, {word}=VALUE, and metarun help {word} says more"
     if (CONF / word).is_dir() and word.isidentifier():
         return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"
     chosen = sorted(CONF.glob(f"*/{word}.yaml")) if word.isidentifier() else []

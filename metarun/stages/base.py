@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from metarun.runs.run import Run
 
 
+TRAINING = ("train", "pretrain", "optimizer", "schedule")  # the parts and groups that only a stage that trains reads
+
+
 class Stage(ABC):
     """One part of a run, which builds what it needs and then carries it out.
 
@@ -73,6 +76,10 @@ class Stage(ABC):
         Args:
             run: The run, as it was given to `prepare`.
         """
+
+    def trains_by(self) -> tuple[str, ...]:
+        """Lists the parts and groups of the config, or keys in them, by which it trains: of a stage that does not say which, all."""
+        return TRAINING if self.gives_weights and not self.needs_checkpoint else ()
 
     def depends_on(self, run: Run) -> dict[str, Any]:
         """Lists everything that the stage's outcome depends on, as JSON values: their digest names a stage that is kept apart.

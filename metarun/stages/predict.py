@@ -63,6 +63,7 @@ class Predict(Stage):
             learner.method.check(len(set(known.labels)))
         self.images = items.found(origin, how, key, known.labels or held.classes or ())
         self.digest = inputs_digest(held, known, self.images)  # before any is read: one may change meanwhile
+        check_readable(self.images, how, key)
         if config.support:
             self.classifier = Classifier(learner, unknown=unknown, seed=config.seed).fit(*known)
         else:
@@ -76,10 +77,7 @@ class Predict(Stage):
             scored = classifier.scored(images, advance)
         found = Predictions(classifier, images, scored)
         if not found.readable.any():
-            path, reason = next((str(path), reason) for path, reason in images.unreadable.items())
-            raise UserError(
-                f"{given(run.config)[1]}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}"
-            )
+            raise none_readable(images, given(run.config)[1])  # all of them were damaged, or removed, only now
         files.save_bytes(run.folder / contents.PREDICTIONS, found.table().encode(errors="backslashreplace"))
         files.save_bytes(run.folder / contents.PAGE, page(found, run.folder).encode(errors="backslashreplace"))
         run.wrote(contents.PREDICTIONS, contents.PAGE)
@@ -130,6 +128,28 @@ class Predict(Stage):
         if stored.get(result.key(PREDICT, "certainty")) and off and again:
             steps.append(f"{stored[result.COMMAND]} unknown=auto")
         return steps
+
+
+def check_readable(images: items.Listed, how: Any, key: str) -> None:
+    """Checks that something of what is to be classified can be read, by reading it up to there.
+
+    Args:
+        images: The images, or texts.
+        how: How they are read.
+        key: What names them.
+
+    Raises:
+        UserError: Nothing can.
+    """
+    if next(images.batches(how, 1), None) is None:
+        raise none_readable(images, key)
+    images.unreadable.clear()  # `batches` finds these anew
+
+
+def none_readable(images: items.Listed, key: str) -> UserError:
+    """The error that says so of images of which none can be read, with the reason of the first."""
+    path, reason = next((str(path), reason) for path, reason in images.unreadable.items())
+    return UserError(f"{key}: none of the {len(images.paths)} can be read; {shown_path(path)}: {reason}")
 
 
 def left_out(unreadable: dict[str, str], rest: str, read: int) -> str:

@@ -72,6 +72,9 @@ class Train(Stage):
     def __str__(self) -> str:
         return self.name
 
+    def trains_by(self) -> tuple[str, ...]:
+        return "optimizer", "schedule", self.algo, self.train
+
     def prepare(self, run: Run) -> None:
         for parameter in ("algo", "train", "wrapper"):
             check_key(run, self, parameter)

@@ -178,7 +178,7 @@ def start_server() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in platform.stop_signals()}
     try:
-        with exporting(OPENBLAS_NUM_THREADS="1"):  # a process with threads must not fork
+        with platform.folder_for_sockets(), exporting(OPENBLAS_NUM_THREADS="1"):  # a process with threads must not fork
             forkserver.ensure_running()
     finally:
         for number, handler in before.items():

@@ -101,6 +101,20 @@ def uses_source(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]])
     return any(map(one, chosen.values()))
 
 
+def without_unread(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """The words of each job; where recipes are swept, without those that its own has no use for and another's has."""
+    if len({word for words in batch for word in words if key_of(word) == "recipe"}) < 2:
+        return batch
+    from metarun.runs.continuation import unread  # here: it has torch imported
+
+    try:
+        found = [unread(loader.load_sweep_config(master, expanded(words)), words) for words in batch]
+    except (HydraException, OmegaConfBaseException, UserError):  # which `jobs_of` tells
+        return batch
+    by_all = set.intersection(*found)
+    return [[word for word in words if word not in own - by_all] for words, own in zip(batch, found, strict=True)]
+
+
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:
     """The jobs of these words, each with its config; raises `JobRefused` where one cannot be composed, before any has run.
 
@@ -108,6 +122,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
     """
     if rank_and_size()[1] > 1:
         raise UserError("-m: a sweep starts its own processes; torchrun is for a single run")
+    batch = without_unread(loader, master, batch)
     jobs: dict[Path, tuple[Job, Any]] = {}
     options = options_of(master.hydra)
     common = set(batch[0]).intersection(*batch) if batch else set()

@@ -5,6 +5,7 @@ Everything else asks here, and no other module names what Windows or macOS lack.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import getpass
 import hashlib
@@ -13,11 +14,15 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from metarun.errors import UserError
+
 WINDOWS = os.name == "nt"
+LONGEST_FOR_SOCKETS = 70  # bytes of a folder: multiprocessing adds 32, and the path of a socket has at most 103
+SHORT = "/tmp"
 
 
 def number_of(name: str, otherwise: int) -> int:
@@ -143,6 +148,28 @@ def start_method() -> str:
     import multiprocessing
 
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@contextlib.contextmanager
+def folder_for_sockets() -> Iterator[None]:
+    """Has sockets that are made meanwhile lie where the system takes their paths, however long that of temporary files is.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    import tempfile
+
+    before, usual = tempfile.tempdir, tempfile.gettempdir()
+    if len(os.fsencode(usual)) > LONGEST_FOR_SOCKETS and not WINDOWS:
+        if not os.access(SHORT, os.W_OK | os.X_OK):
+            raise UserError(
+                f"TMPDIR={usual}: is too long for the sockets by which jobs are started; set one of at most {LONGEST_FOR_SOCKETS} bytes"
+            )
+        tempfile.tempdir = SHORT
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def sync_folder(folder: Path) -> None:

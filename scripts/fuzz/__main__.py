@@ -17,7 +17,7 @@ import torch
 
 from . import __doc__ as about
 from .choices import fuzz_choices
-from .commands import BASE
+from .commands import BASE, texts_parsed_once
 from .files import Scenes, fuzz_files
 from .words import fuzz_words
 
@@ -38,14 +38,11 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"  # timm asks for weights by name, and waits for an answer
     began, tried, found, turn = time.monotonic(), 0, 0, 0
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
-        scenes = None
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ), texts_parsed_once():
+        scenes = Scenes(Path(folder))
         while (left := given.seconds - (time.monotonic() - began)) > 0:
             what, seed, seconds = given.what[turn % len(given.what)], given.seed + 1000 * turn, min(left, TURN)
-            if what != "choices" and scenes is None:
-                scenes = Scenes(Path(folder))
-                print(f"the scenes are set up after {time.monotonic() - began:.0f} s", flush=True)
-            if what == "choices" or scenes is None:
+            if what == "choices":
                 # The tables are neither those of the user nor of a scene, which may be damaged.
                 os.environ["METARUN_CACHE"] = str(Path(folder, "tables"))
                 counts = fuzz_choices(seconds, seed)

@@ -53,6 +53,8 @@ NEEDS: Mapping[str, Sequence[str]] = {
         "continual.test_images=2",
     ],
 }
+# How words begin that a target alone has no use for.
+OF_SOURCES = ("algo=", "data", "train.", "task.", "test.", "wrapper=", "unsupervised=", "optimizer=", "schedule=")
 RECIPES = ("meta", "meta_transfer", "transfer", "target_only", "train", "pretrain_meta", "pretrain_meta_transfer", "domain_adaptation",
            "distill", "continual")  # fmt: skip
 BACKBONES: Mapping[str, Sequence[str]] = {
@@ -117,7 +119,11 @@ def drawn(draw: random.Random) -> list[str]:
         for name in perhaps(0.8, options("transfer")):
             steps = "steps:" in (CONF / "transfer" / f"{name}.yaml").read_text(encoding="utf-8")
             words += [f"transfer={name}", *(["transfer.steps=2"] if steps else [])]
-    return [*BRIEF, "task.shots=1", "task.queries=2", *words]
+    words = [*BRIEF, "task.shots=1", "task.queries=2", *words]
+    if recipe == "target_only" and draw.random() < 0.95:  # else it is refused
+        read = ("algo=", "task.") if "transfer=own" in words else ()
+        words = [word for word in words if not word.startswith(OF_SOURCES) or word.startswith(read)]
+    return words
 
 
 FOLLOWING: Sequence[Callable[[str], list[str]]] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -12,8 +13,10 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
 
 import metarun.runs.carry_out  # noqa: F401  (takes seconds, in which no signal may come)
@@ -33,6 +36,24 @@ BASE = ["algo=maml", "data=sinusoid", "backbone=mlp", "train.steps=2", "test.epi
 
 class Finding(Exception):
     """An input after which metarun did what it must not."""
+
+
+@contextlib.contextmanager
+def texts_parsed_once() -> Iterator[None]:
+    """Has a YAML text that was parsed before not be parsed again: most of a short command's time goes into the same two hundred files.
+
+    Each command is given values of its own, and a text that cannot be parsed raises what it raises every time.
+    """
+    load, known = yaml.load, dict[tuple[Any, str], Any]()
+
+    def remembered(stream: Any, Loader: Any) -> Any:
+        text = stream if isinstance(stream, str | bytes) else stream.read()
+        if (key := (text, Loader.__name__)) not in known:
+            known[key] = load(text, Loader)
+        return copy.deepcopy(known[key])
+
+    with mock.patch.object(yaml, "load", remembered):
+        yield
 
 
 @contextlib.contextmanager

@@ -40,23 +40,21 @@ def set_up(scene: Scene, here: Path) -> list[list[str]]:
 
 
 class Scenes:
-    """Scenes that are set up in a folder, and a copy of each, so that what was damaged can be had whole again.
+    """Scenes in a folder, each set up when it is first asked for, and a copy of it, so that what was damaged can be had whole again.
 
     Args:
         top: The folder.
         names: Those of the scenes; none are all that have files.
 
     Attributes:
-        commands: The commands of each scene.
+        names: The same, in order.
+        commands: The commands of each scene that is set up.
     """
 
     def __init__(self, top: Path, names: Sequence[str] = ()) -> None:
         self.top = top
+        self.names = sorted(names or [name for name in SCENES if name != "regression"])
         self.commands = dict[str, list[list[str]]]()
-        for name in names or [name for name in SCENES if name != "regression"]:
-            self._tables(name)
-            self.commands[name] = set_up(SCENES[name], self.here(name))
-            shutil.copytree(self.here(name), self._kept(name), symlinks=True)
 
     def here(self, name: str) -> Path:
         """The folder of a scene."""
@@ -71,12 +69,16 @@ class Scenes:
     def whole(self, name: str) -> Path:
         """A scene as it was set up, its tables those that the next commands find; returns its folder."""
         self._tables(name)
+        if name not in self.commands:
+            self.commands[name] = set_up(SCENES[name], self.here(name))
+            shutil.copytree(self.here(name), self._kept(name), symlinks=True)
+            return self.here(name)
         shutil.rmtree(self.here(name))
         shutil.copytree(self._kept(name), self.here(name), symlinks=True)
         return self.here(name)
 
     def all_whole(self) -> list[list[str]]:
-        """All scenes as they were set up; returns their commands."""
+        """All scenes that are set up by now, as they were then; returns their commands."""
         for name in self.commands:
             self.whole(name)
         os.environ["METARUN_CACHE"] = str(self.top / "tables")
@@ -97,7 +99,7 @@ def fuzz_files(seconds: float, seed: int, scenes: Scenes) -> tuple[int, int]:
     draw, began, found = random.Random(seed), time.monotonic(), Findings("commands on damaged files")
     with contextlib.chdir(scenes.top):
         while time.monotonic() - began < seconds:
-            name = draw.choice(sorted(scenes.commands))
+            name = draw.choice(scenes.names)
             here = scenes.whole(name)
             if draw.random() < 0.3:  # the runs are to go on
                 for path in here.glob("runs/*/*/result.json"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -293,3 +294,20 @@ def test_the_page_of_the_configs_is_current() -> None:
     text = PAGE.read_text()
     assert all(f"`{key}`" in text for key in REFERENCE.keys if not key.startswith("pretrain.train."))
     assert all(f"| `{entry.key}` |" in text for _, entry in entries() if not entry.key.startswith("pretrain.train."))
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("columns", "most"), [("40", 40), ("200", 80), ("3", 20)])
+def test_help_is_as_wide_as_a_narrow_terminal(columns: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", Screen())
+    for words in ([], ["algo"], ["train.steps"]):
+        lines = answer(words, REFERENCE).splitlines()
+        whole = ("metarun ", "Groups (", "Keys (")  # a command, and headings
+        broken = [line for line in lines if len(line) > most and len(line.split()) > 1 and not line.startswith(whole)]
+        assert not broken
+        assert max(map(len, lines)) > most - 10

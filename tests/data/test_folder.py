@@ -262,6 +262,7 @@ def listening(path: Path) -> None:
         (os.mkfifo, "it is a pipe, and no file"),
         (listening, "it is a socket, and no file"),
         (lambda path: path.symlink_to("/dev/zero"), "it is a device, and no file"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
         (lambda path: path.write_bytes(b""), "the file is empty"),
     ],
 )
@@ -278,6 +279,12 @@ def test_bad_files_are_named_or_skipped(
     source = Folder(root=str(root), skip_bad=True)
     assert source.describe()["skipped"] == 1
     assert source.table.sizes.tolist() == [3] * 10
+
+
+def test_a_link_in_a_circle_that_is_no_image_is_left(root: Path, own_cache: Path) -> None:
+    (root / "c4" / "notes.txt").symlink_to("notes.txt")
+    (root / "around").symlink_to("around")
+    assert Folder(root=str(root)).table.sizes.tolist() == [3] * 10
 
 
 def test_an_image_of_unknown_range_is_named_or_skipped(root: Path, own_cache: Path) -> None:

@@ -436,6 +436,55 @@ def test_a_method_that_supposes_equal_classes_says_so(
     assert "It supposes equally many images of each class" in (folder_of(tmp_path) / "index.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"ash": 1, "Elm": 2, "oak": 1}, "3 images with a folder or a label that is none of the classes (Elm, oak); did you mean elm by"),
+        ({"ash": 1, "oak": 1}, "1 image with a folder or a label that is none of the classes (oak)"),
+        ({"Elm": 1}, "1 image with a folder or a label that is none of the classes (Elm); did you mean elm by"),
+        ({"2024": 2, "holiday": 1}, ""),
+        ({"ash": 1, "elm": 1}, ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_folders_that_are_called_almost_like_classes_are_told(
+    sizes: dict[str, int], told: str, tmp_path: Path, episodic: Path
+) -> None:
+    support, images = kinds(tmp_path / "support", {"ash": 2, "elm": 2}), kinds(tmp_path / "images", sizes, seed=1)
+    words = [f"checkpoint={episodic}", f"support={support}", f"images={images}", f"outputs={tmp_path / 'out'}"]
+    for _ in range(2):  # the stored result, too
+        lines = [line for line in done("recipe=predict", *words).out.splitlines() if line.startswith("without a class")]
+        assert [line.removesuffix(" Elm?") for line in lines] == ([f"without a class: {told}"] if told else [])
+
+
+def test_an_image_that_is_an_example_of_two_classes_is_told(tmp_path: Path, episodic: Path) -> None:
+    support, images = kinds(tmp_path / "support", {"ash": 2, "elm": 2}), kinds(tmp_path / "images", {"a": 1}, seed=1)
+    shutil.copy(support / "ash" / "1.png", support / "elm" / "copy.png")
+    words = [f"checkpoint={episodic}", f"support={support}", f"images={images}"]
+    said = done("recipe=predict", *words, f"outputs={tmp_path / 'out'}").err
+    twice = f"support: {support}/elm/copy.png of elm is the same image as {support}/ash/1.png of ash, and one is of one class\n"
+    assert twice in said
+    (support / "elm" / "copy.png").unlink()
+    assert "the same image" not in done("recipe=predict", *words, f"outputs={tmp_path / 'out'}").err
+
+
+def test_a_report_on_predictions_says_what_they_are_and_where_the_run_is(tmp_path: Path, episodic: Path) -> None:
+    support, images = kinds(tmp_path / "support", {"ash": 2, "elm": 2}), kinds(tmp_path / "images", {"a": 1}, seed=1)
+    done(
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path / 'out'}",
+    )
+    told = "only 1 run that only used what another has learned (predictions, exports)"
+    one_line(
+        metarun("recipe=report", f"runs={tmp_path / 'out'}"),
+        f"{told}; runs={episodic.parent} has the run that they used",
+    )
+    assert not (tmp_path / "out" / "report").exists()
+
+
 def test_unreadable_images_are_listed_and_do_not_stop_the_rest(tmp_path: Path, episodic: Path) -> None:
     support = kinds(tmp_path / "support", {"ash": 2, "elm": 2})
     images = kinds(tmp_path / "images", {"a": 3})
@@ -599,6 +648,7 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
         ({"images": "missing"}, "there is no such file or folder"),
         ({"images": "none/*.png"}, "no file matches this pattern"),
         ({"images": "empty"}, "the folder holds no image"),
+        ({"images": "broken"}, "images: none of the 2 can be read; {root}/broken/0.png: the file is empty"),
         ({"support": None}, "has no classes of its own; add support="),
         ({"support": "missing"}, "support: there is no folder"),
         ({"support": "one"}, "has one class alone (ash)"),
@@ -628,6 +678,9 @@ def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str,
     kinds(tmp_path / "hollow", {"ash": 2, "elm": 0})
     kinds(tmp_path / "images", {"a": 1})
     (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for number in range(2):
+        (tmp_path / "broken" / f"{number}.png").touch()
     for name in ("flat", "bare"):
         kinds(tmp_path / name, {"train": 2, "test": 2})
     (tmp_path / "flat" / "labels.csv").write_text("file,label\ntrain/0.png,ash\ntrain/1.png,elm\n")

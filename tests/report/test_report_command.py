@@ -32,7 +32,7 @@ def test_command_needs_finished_runs(tmp_path: Path) -> None:
             f"runs={tmp_path}/outputs/glyps: there is no such folder; did you mean {tmp_path}/outputs/glyphs?"
         ),
         f"runs={tmp_path}/outputs/glyphs": (
-            f"runs={tmp_path}/outputs/glyphs: no finished test lies there (none has a result.json of one that can be read)"
+            f"runs={tmp_path}/outputs/glyphs: no finished test lies there, only 1 unfinished run"
         ),
     }
     for word, message in given.items():

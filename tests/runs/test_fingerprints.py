@@ -251,7 +251,7 @@ def divided(images: Path) -> Path:
 
 def test_a_moved_boundary_between_training_and_test_images_is_noticed(tmp_path: Path) -> None:
     images = divided(tmp_path / "images")
-    words = ["recipe=target_only", "target=folder", f"target.data.root={images}", "target.data.image_size=16", "algo=protonet",
+    words = ["recipe=target_only", "target=folder", f"target.data.root={images}", "target.data.image_size=16",
              "transfer=nearest_centroid", "backbone.channels=4", "target.repeats=1", f"outputs={tmp_path / 'runs'}"]  # fmt: skip
     assert metarun(*words).status == 0
     moved_boundary(images)

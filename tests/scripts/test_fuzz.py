@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from shell import metarun, one_line
 
 from scripts.fuzz import commands, damage
@@ -130,3 +133,23 @@ def test_every_mutation_changes_bytes_and_can_be_repeated() -> None:
     content = bytes(range(48, 123)) * 20
     for name, mutate in damage.MUTATIONS.items():
         assert mutate(content, random.Random(1)) == mutate(content, random.Random(1)) != content, name
+
+
+def test_a_yaml_text_is_parsed_once_and_given_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    load = yaml.load
+
+    def counted(stream: str, Loader: Any) -> Any:
+        parsed.append(stream)
+        return load(stream, Loader)
+
+    monkeypatch.setattr(yaml, "load", counted)
+    with commands.texts_parsed_once():
+        one, other = yaml.safe_load("a: [1]"), yaml.safe_load(io.StringIO("a: [1]"))
+        one["a"].append(2)
+        assert other == yaml.safe_load("a: [1]") == {"a": [1]}
+        assert parsed == ["a: [1]"]
+        for _ in range(2):
+            with pytest.raises(yaml.YAMLError):
+                yaml.safe_load("a: [")
+    assert yaml.load is counted

@@ -16,7 +16,7 @@ import yaml
 from helpers import compose
 from omegaconf import OmegaConf
 from PIL import Image
-from shell import ROOT, done, make_images, metarun, result
+from shell import ROOT, done, make_images, metarun, one_line, result
 
 from metarun import files
 from metarun.data.image_batches import Labelled
@@ -522,12 +522,17 @@ def test_target_only_records_no_source_and_no_method(target: Path, tmp_path: Pat
     assert result(only_run(tmp_path / "own"))["choices"]["algo"] == "protonet"
 
 
-def test_the_choice_of_a_method_changes_nothing_for_the_target_alone(target: Path, tmp_path: Path) -> None:
+def test_the_target_alone_has_no_use_for_a_method_and_a_source(target: Path, tmp_path: Path) -> None:
     words = ["recipe=target_only", *ON_TARGET, f"target.data.root={target}", "backbone.channels=4", "transfer=all",
              "transfer.steps=3"]  # fmt: skip
-    for algo in ("protonet", "mtl"):
-        done(*words, f"algo={algo}", f"outputs={tmp_path / algo}")
-    one, other = (result(only_run(tmp_path / algo)) for algo in ("protonet", "mtl"))
+    refused = metarun(*words, "algo=mtl", "data=digits", f"outputs={tmp_path / 'refused'}")
+    one_line(refused, "algo=mtl, data=digits: this recipe has no use for them; it uses the target alone")
+    assert not (tmp_path / "refused").exists()
+    done(
+        *words, "approach=scratch", "algo=mtl", "data=digits", f"outputs={tmp_path / 'compared'}"
+    )  # with others, that have one
+    done(*words, f"outputs={tmp_path / 'alone'}")
+    one, other = (result(only_run(tmp_path / name)) for name in ("compared", "alone"))
     assert (one["target/acc"], one["parameters"]) == (other["target/acc"], other["parameters"])
 
 

@@ -362,6 +362,14 @@ def test_killed_sweep_goes_on_and_runs_no_finished_job_twice(
     assert sum(sittings(made[name]) for name in finished) <= len(finished) + 2 * 2
 
 
+def test_recipes_that_are_swept_are_given_the_words_that_each_has_a_use_for(tmp_path: Path) -> None:
+    words = [*SINUSOID, "recipe=train,continual", "continual.orders=2", f"outputs={tmp_path}"]
+    jobs = [line.split()[-1] for line in metarun("-m", *words, "--dry-run").out.splitlines()[:2]]
+    assert ["continual.orders-2" in job for job in jobs] == [False, True]
+    alone = metarun("-m", *SINUSOID, "recipe=train,meta", "continual.orders=2", f"outputs={tmp_path}", "--dry-run")
+    one_line(alone, "continual.orders=2: this recipe has no use for it")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

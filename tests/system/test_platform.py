@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from shell import ROOT, SINUSOID, environment, metarun, result
 
+from metarun.errors import UserError
 from metarun.sweeps import local
 from metarun.system import platform
 
@@ -168,3 +172,23 @@ def test_threads_asked_of_the_environment(text: str, count: int | None) -> None:
 def test_gpus_as_cuda_reads_them(text: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
     assert local.gpus() == names
+
+
+def test_a_long_folder_of_temporary_files_does_not_keep_jobs_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
+    local.start_server()
+    assert len(server._forkserver_address) < 104
+    assert tempfile.gettempdir() == str(long)
+    server._stop()
+    monkeypatch.setattr(platform, "SHORT", str(tmp_path / "none"))
+    with pytest.raises(
+        UserError, match=r"^TMPDIR=\S+: is too long for the sockets by which jobs are started; set one of"
+    ):
+        local.start_server()

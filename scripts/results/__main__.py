@@ -5,6 +5,7 @@
     python -m scripts.results --list               # every row: its command, and the state of its stored result
     python -m scripts.results --dry-run            # which runs would be made
     python -m scripts.results --write              # the tables alone, from what is stored
+    python -m scripts.results --compare            # short runs of rows of older code, at their commit and in this tree
 
 A killed run goes on where it was when the same line is given again. Run folders lie in OUTPUTS/CODE, where CODE names the
 code that made them, so that a run never goes on from what other code began.
@@ -21,9 +22,10 @@ from typing import Any
 
 from metarun.runs.result import CHOICES
 
-from . import picture, store
+from . import picture, short_runs, store
 from .changed import ROOT, Checkout
 from .rows import DATA, HERE, Run, load, selected
+from .short_runs import ShortRuns
 from .tables import commits_of, marks, rewritten
 
 TEXTS = (HERE / "README.md", ROOT / "README.md")
@@ -71,6 +73,30 @@ def make(run: Run, outputs: Path, data: Path = DATA) -> dict[str, Any]:
     return store.keep(results[0].parent, run.stored(data), run.places)
 
 
+def compare(runs: list[Run], checkout: Checkout, folder: Path, data: Path = DATA) -> None:
+    """Compares short runs of older code with this tree's, one for each row and commit, but for those of which it is known.
+
+    Args:
+        runs: Runs; those without a result of their command are passed over.
+        checkout: The checkout of this tree.
+        folder: Where old trees, tables and run folders are kept.
+        data: The folder of stored results.
+    """
+    short, head = ShortRuns(data / short_runs.FILE), checkout.git("rev-parse", "HEAD").strip()
+    seen: set[tuple[str, str]] = set()
+    for run in runs:
+        result = store.load(run.stored(data))
+        if result is None or not store.is_of(result, run.words):
+            continue
+        for commit in {commit.rstrip("+") for commit in commits_of(result)}:
+            known = short.kept.get(run.row.id, {}).get(commit)
+            if (run.row.id, commit) in seen or (known and not checkout.since(known["at"], result[CHOICES])):
+                continue
+            seen.add((run.row.id, commit))
+            verdict = short.compare(run, commit, head, folder, checkout.root)
+            print(f"results: {run.id} of {commit[:7]}: {verdict.text} ({verdict.numbers} numbers)", flush=True)
+
+
 def write(checkout: Checkout) -> None:
     """Writes the tables of today, and the pictures that are made of them."""
     tables = load()
@@ -93,6 +119,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show every row, and run nothing")
     parser.add_argument("--dry-run", action="store_true", help="show which runs would be made, and run nothing")
     parser.add_argument("--write", action="store_true", help="write the tables alone")
+    parser.add_argument(
+        "--compare", action="store_true", help="see whether older code gives the same numbers in short runs"
+    )
     parser.add_argument("--again", action="store_true", help="store the runs anew whose result is of today's code too")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "results", help="folder of run folders")
     asked = parser.parse_args(words)
@@ -114,6 +143,10 @@ def main(words: list[str] | None = None) -> int:
         shown = ", ".join(dirty[:3])
         print(f"results: uncommitted changes ({shown}); commit them first, so that a row has a commit", file=sys.stderr)
         return 2
+    if asked.compare:
+        compare([run for run in runs if states[run]], checkout, asked.outputs.absolute() / "short")
+        write(checkout)
+        return 0
     outputs = asked.outputs.absolute() / checkout.code()
     for number, run in enumerate(wanted, 1):
         print(f"results: {number} of {len(wanted)}: {run.command}  ({states[run] or 'again'})", flush=True)

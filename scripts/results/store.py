@@ -92,11 +92,15 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
+def words_of(result: dict[str, Any]) -> list[str]:
+    """The overrides of a stored result, as they were typed."""
+    stored = result.get(OVERRIDES)
+    return [str(word) for word in (stored if isinstance(stored, list) else shlex.split(result[COMMAND])[1:])]
+
+
 def overrides(result: dict[str, Any]) -> set[str]:
     """The overrides of a stored result that say what was computed, whatever their order."""
-    stored = result.get(OVERRIDES)
-    words = stored if isinstance(stored, list) else shlex.split(result[COMMAND])[1:]
-    return {str(word) for word in words if key_of(str(word)) not in UNSHOWN}
+    return {word for word in words_of(result) if key_of(word) not in UNSHOWN}
 
 
 def is_of(result: dict[str, Any], words: list[str]) -> bool:

@@ -44,6 +44,7 @@ from metarun.runs.result import (
 from . import store
 from .changed import ROOT, Checkout
 from .rows import DATA, Row, Run, Table
+from .short_runs import ShortRuns
 
 STEPS = ("1", "5", "10")  # inner steps whose errors are shown, as in the MAML paper
 CHANGED = "; code changed since"
@@ -68,12 +69,14 @@ def stored(row: Row, data: Path = DATA) -> list[Made]:
     return [Made(run, result) for run, result in pairs if result is not None]
 
 
-def marks(checkout: Checkout | None) -> Marks:
+def marks(checkout: Checkout | None, short: ShortRuns | None = None) -> Marks:
     """Says of a stored result at which commit it was made, and what no longer holds of it.
 
     Args:
         checkout: The checkout whose code is compared with that of the result; None for no comparison.
+        short: What short runs of changed code came to; None for those that are kept.
     """
+    short = short or ShortRuns()
 
     def mark(made: Made) -> str:
         commits = commits_of(made.result)
@@ -81,7 +84,7 @@ def marks(checkout: Checkout | None) -> Marks:
         if any(commit.endswith("+") for commit in commits):
             text += UNCOMMITTED
         if checkout and any(checkout.since(commit.rstrip("+"), made.result[CHOICES]) for commit in commits):
-            text += CHANGED
+            text += CHANGED + short.mark(made.run, {commit.rstrip("+") for commit in commits})
         return text + settings_mark(made)
 
     return mark
@@ -445,4 +448,4 @@ def rewritten(text: str, tables: dict[str, Table], mark: Marks, data: Path = DAT
 
 def unmarked(text: str) -> str:
     """A text without what later commits change in it: which results are of older code."""
-    return text.replace(CHANGED, "")
+    return re.sub(re.escape(CHANGED) + r"(, short run [a-z ]+ at `\w+`)?", "", text)

@@ -14,10 +14,10 @@ import pytest
 from metarun.report.published import find
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-from results import __main__ as command  # noqa: E402
-from results import picture, rows, store, tables  # noqa: E402
-from results.changed import Checkout, meaning  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from scripts.results import __main__ as command  # noqa: E402
+from scripts.results import picture, rows, short_runs, store, tables  # noqa: E402
+from scripts.results.changed import Checkout, meaning  # noqa: E402
 
 FILES = {
     "conf/config.yaml": "seed: 0\n",
@@ -337,3 +337,92 @@ def test_a_run_is_made_once_and_stored_as_its_row(tmp_path: Path, capfd: pytest.
 def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--only", "nothing/at_all"]) == 2
     assert "no row matches nothing/at_all" in capsys.readouterr().err
+
+
+SHORT = """import json, pathlib, sys
+
+def main():
+    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    folder = pathlib.Path(words["outputs"], words["name"], "r")
+    folder.mkdir(parents=True)
+    steps = int(words["train.steps"])
+    (folder / "result.json").write_text(json.dumps({"test/acc": 0.5, "test/acc_ci95": WIDTH, "seconds": WIDTH, "train/steps": steps}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": LOSS}) + "\\n")
+    print("done")
+"""
+
+
+def door(loss: str, width: str = "0.1") -> dict[str, str]:
+    """A small version of metarun, whose runs have this loss."""
+    return {"metarun/cli.py": SHORT.replace("LOSS", loss).replace("WIDTH", width)}
+
+
+@pytest.mark.parametrize(
+    ("now", "said", "marked"),
+    [
+        ("0.25", "the same to the last bit", "short run the same at"),
+        ("0.2500001", "the same but for rounding", "short run the same but for rounding at"),
+        ("0.26", "loss of step 1 was 0.25 and is 0.26", "short run differs at"),
+        ("1 / 0", "not compared: now ZeroDivisionError: division by zero", ""),
+    ],
+)
+def test_a_short_run_tells_whether_changed_code_moves_numbers(
+    clone: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory, now: str, said: str, marked: str
+) -> None:
+    root, _ = clone
+    first = commit(root, door("0.25"))
+    head = commit(root, door(now, width="0.2"))  # what only few tasks or an hour decide is not compared
+    folder = tmp_path_factory.mktemp("short")
+    run = rows.Run(rows.Row("t", "r", ("algo=a",)), None)
+    run.stored(folder).parent.mkdir()
+    made = result("algo=a", git_commit=first, **{"train/steps": 5000, "test/acc": 0.9, "test/episodes": 1000})
+    run.stored(folder).write_text(json.dumps(made))
+    kept = short_runs.ShortRuns(folder / short_runs.FILE)
+    verdict = kept.compare(run, first, head, folder / "work", root)
+    assert verdict.text == said
+    assert verdict.numbers == (3 if marked else 0)  # accuracy, steps, loss
+    again = short_runs.ShortRuns(folder / short_runs.FILE)
+    mark = tables.marks(Checkout(root), again)(tables.Made(run, made))
+    expected = f", {marked} `{head[:7]}`" if marked else ""
+    assert again.mark(run, {first}) == expected
+    assert again.mark(run, {first, "b" * 40}) == ""  # a stage of another commit was not compared
+    assert tables.unmarked(mark) == tables.marks(None)(tables.Made(run, made))
+
+
+def test_a_short_run_has_few_steps_tasks_and_draws_of_what_the_run_has() -> None:
+    curve = [{"train_images": 50}, {"train_images": 20}]
+    trained = result("algo=a", **{"train/steps": 5000, "untrained/acc": 0.3, "test/omniglot/episodes": 1000})
+    assert short_runs.shortened(trained) == [
+        "train.steps=4",
+        "train.validate_every=2",
+        "train.validate_episodes=4",
+        "train.log_every=1",
+        "test.episodes=8",
+        "test.baseline_episodes=4",
+    ]
+    probe = result("algo=a", **{"pretrain/steps": 600, "target/curve": curve})
+    assert short_runs.shortened(probe)[-2:] == ["target.repeats=2", "target.train_images=[20]"]
+    assert short_runs.shortened(probe)[0] == "pretrain.train.steps=4"
+    sequence = result("algo=a", **{"test/episodes": 10}) | {"choices": {"recipe": "continual"}}
+    assert short_runs.shortened(sequence) == ["continual.orders=2"]
+
+
+def test_what_was_compared_is_not_compared_again(
+    clone: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = clone
+    first = commit(root, door("0.25"))
+    commit(root, {"metarun/ops.py": "def loss(x):\n    return 2 * x\n"})
+    runs = [rows.Run(rows.Row("t", "r", ("algo=a",), (0, 1)), seed) for seed in (0, 1)]
+    data, work = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("work")
+    for run in runs:
+        run.stored(data).parent.mkdir(exist_ok=True)
+        made = result(f"algo=a seed={run.seed}", git_commit=first, **{"train/steps": 9})
+        run.stored(data).write_text(json.dumps(made))
+    command.compare(runs, Checkout(root), work, data)
+    assert capsys.readouterr().out.count("the same to the last bit") == 1  # of one seed
+    command.compare(runs, Checkout(root), work, data)
+    assert capsys.readouterr().out == ""
+    commit(root, {"metarun/ops.py": "def loss(x):\n    return 3 * x\n"})
+    command.compare(runs, Checkout(root), work, data)
+    assert "t/r.seed0" in capsys.readouterr().out

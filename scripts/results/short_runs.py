@@ -23,13 +23,13 @@ from .rows import DATA, Run
 FILE = "short_runs.json"
 STEPS = 4
 EQUAL, CLOSE = "the same to the last bit", "the same but for rounding"
-TOLERANCE = (
-    1e-3  # of CLOSE, relative: rounding of float32 after a few steps; an accuracy moves by more if one answer does
-)
+# Of CLOSE: the relative rounding of losses after a few steps, by precision, and a few answers of some hundred.
+ROUNDING, ANSWERS = {"float32": 1e-3, "bfloat16": 1e-2}, 1e-2
 DOOR = "from metarun.cli import main; main()"  # every version has it
 UNCOMPARED = ("protocol", "data", "choices", "stages", "hardware", "versions")
-# No table shows a calibration, and intervals of so few tasks depend on the formula for few, which the tables' thousands do not.
-LEFT_OUT = ("calibration", "ci95")
+# No table shows a calibration; intervals of so few tasks depend on the formula for few, which the tables' thousands do not; and a
+# best step follows from scores that are compared.
+LEFT_OUT = ("calibration", "ci95", "selected_step")
 
 
 class Verdict(NamedTuple):
@@ -107,8 +107,14 @@ def numbers(folder: Path) -> Iterator[tuple[str, float]]:
                 yield f"{name} of step {entry.get('step')}", entry[name]
 
 
-def compared(before: dict[str, float] | str, now: dict[str, float] | str) -> Verdict:
-    """The verdict on the numbers of two versions, of those that both have."""
+def compared(before: dict[str, float] | str, now: dict[str, float] | str, rounding: float) -> Verdict:
+    """Judges the numbers of two versions, of those that both have.
+
+    Args:
+        before: The numbers of the first, or why there are none.
+        now: Those of the second.
+        rounding: By how much, relative to it, a loss may move by rounding.
+    """
     for which, numbers in (("then", before), ("now", now)):
         if isinstance(numbers, str):
             return Verdict(f"not compared: {which} {numbers}", 0)
@@ -121,7 +127,8 @@ def compared(before: dict[str, float] | str, now: dict[str, float] | str) -> Ver
         return Verdict(EQUAL, len(shared))
     for name in shared:
         then, today = before[name], now[name]
-        if repr(then) != repr(today) and not math.isclose(then, today, rel_tol=TOLERANCE, abs_tol=TOLERANCE / 10):
+        answers = 0.0 if "loss" in name else ANSWERS
+        if repr(then) != repr(today) and not math.isclose(then, today, rel_tol=rounding, abs_tol=answers):
             return Verdict(f"{name} was {then:.6g} and is {today:.6g}", len(shared))
     return Verdict(CLOSE, len(shared))
 
@@ -174,7 +181,7 @@ class ShortRuns:
         before = carry_out(code, [*store.words_of(result), *shorter], outputs / "then", folder / "tables_then")
         now = carry_out(root, [*run.words, *shorter], outputs / "now", folder / "tables")
         shutil.rmtree(outputs, ignore_errors=True)
-        verdict = compared(before, now)
+        verdict = compared(before, now, ROUNDING[result["hardware"]["precision"]])
         if verdict.numbers:
             entry = {"at": at, "verdict": verdict.text, "numbers": verdict.numbers}
             self.kept.setdefault(run.row.id, {})[commit] = entry

@@ -145,7 +145,7 @@ def test_a_docstring_is_no_meaning_but_its_function_is() -> None:
 
 def result(words: str, **more: Any) -> dict[str, Any]:
     base = {"command": f"metarun {words}", "git_commit": "a" * 40, "choices": CHOICES, "peak_memory": {"host": 1}}
-    return {**base, **more}
+    return {**base, "hardware": {"precision": "float32"}, **more}
 
 
 def test_what_is_stored(tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ def unknown_choice(name: str, choices: list[str]) -> str:
     if choice in ("all", "*"):
         near = f"; all of them are a sweep: -m '{group}=glob(*)'"
     near = near or (_of_a_library(choice) if group == "data" else "")
+    near = near or nearest(choice, choices)
     if not near and choice.isidentifier() and (others := sorted(CONF.glob(f"*/{choice}.yaml"))):
         near = f"; did you mean {' or '.join(f'{path.parent.name}={choice}' for path in others[:3])}?"
-    return f"{group}={choice}: there is no such choice{near or nearest(choice, choices) or there_are}"
+    return f"{group}={choice}: there is no such choice{near or there_are}"
 
 
 def _plain(name: str) -> str:

@@ -254,7 +254,7 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
-    if not above and not any(name.endswith(f".{key}") for name in known):
+    if not above and not any(name.endswith(f".{key}") for name in (*known, *nodes)):
         near = _as_ends(key)
     near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:

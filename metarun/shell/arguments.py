@@ -46,7 +46,7 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     def refuse(message: str) -> NoReturn:
         _, known, word = message.partition("unrecognized arguments: --")
         key, equals, value = word.partition(" ")[0].partition("=")
-        hint = meant(f"{key.replace('-', '_')}{equals}{value}") if known else ""
+        hint = meant(key.replace("-", "_") + (f" {value}" if equals else "")) if known else ""
         raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
 
     parser.error = refuse  # type: ignore[method-assign]

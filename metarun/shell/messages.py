@@ -23,7 +23,7 @@ from metarun.config.overrides import hint_of, is_free, key_of
 from metarun.config.schema import Config
 from metarun.config.validation import given_to, settings
 from metarun.config.values import flat
-from metarun.errors import JobRefused, UserError, first_line, nearest
+from metarun.errors import ELSEWHERE, JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
 from metarun.text import listed
 
@@ -254,7 +254,7 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
     nodes = {name.rpartition(".")[0] for name in known} - {""}
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
-    if not above and not any(name.endswith(f".{key}") for name in known):
+    if not above and key not in ELSEWHERE and not any(name.endswith(f".{key}") for name in (*known, *nodes)):
         near = _as_ends(key)
     near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:
@@ -334,10 +334,10 @@ def meant(word: str) -> str:
     keys = [key for key, _ in settings(Config)]
     if found and "=" not in word.partition(found[1])[2][1:]:  # an option of another program
         return f"; did you mean {found[1]}={found[2]}?" if found[1] in keys else nearest(found[1], keys)
-    if word in keys:
-        return f"; a key has a value, {word}=VALUE, and metarun help {word} says more"
     if (CONF / word).is_dir() and word.isidentifier():
         return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"
+    if word in keys:
+        return f"; a key has a value, {word}=VALUE, and metarun help {word} says more"
     chosen = sorted(CONF.glob(f"*/{word}.yaml")) if word.isidentifier() else []
     words = [f"{path.parent.name}={word}" for path in chosen]
     return f"; did you mean {' or '.join(words[:3])}?" if words else ""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import metarun
 from metarun import files
+from metarun.backbones.weights import COUNTER
 from metarun.engine import checkpoint
 from metarun.errors import UserError, lacks
 from metarun.files import typed_path
@@ -92,8 +93,13 @@ class Stored:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Collects all parameters and buffers of a module on the CPU, those too that its `state_dict` leaves out."""
-    found = {**dict(module.named_buffers()), **module.state_dict()}
+    """Collects all parameters and buffers of a module on the CPU, those too that its `state_dict` leaves out.
+
+    How many batches a norm has seen is left out where the `state_dict` does: a run that was interrupted counts anew, and nothing
+    that is stored depends on it.
+    """
+    buffers = {name: value for name, value in module.named_buffers() if not name.endswith(COUNTER)}
+    found = {**buffers, **module.state_dict()}
     return {name: value.detach().cpu() for name, value in found.items()}
 
 

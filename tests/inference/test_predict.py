@@ -33,6 +33,7 @@ from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import find_texts
+from metarun.ops.batch_norm import Norm
 from metarun.ops.calibration import fit_temperature
 from metarun.report.next_steps import next_steps
 from metarun.runs import carry_out
@@ -1007,3 +1008,19 @@ def test_a_name_with_a_tilde_is_a_name_where_there_is_no_such_user(
         path for path in Path(metarun_package.__file__).parent.rglob("*.py") if ".expanduser()" in path.read_text()
     ]
     assert homes == []  # files.typed_path takes such a name literally
+
+
+def test_a_file_does_not_tell_how_many_batches_a_norm_has_seen_where_a_resumed_run_counts_anew() -> None:
+    """Its bytes would depend on whether the training was interrupted."""
+    network = torch.nn.Sequential(Norm(3, "running"), torch.nn.BatchNorm2d(3))
+    before = {name: value.clone() for name, value in store.tensors(network).items()}
+    network.train()
+    network(torch.ones(2, 3, 2, 2))
+    after = store.tensors(network)
+    assert "0.running_mean" in after
+    assert not any(name.startswith("0.num_batches") for name in (*before, *after))
+    assert after["1.num_batches_tracked"] == 1  # of a norm whose state_dict has it, and a checkpoint too
+    store.load_tensors(
+        network, {**before, "0.num_batches_tracked": torch.tensor(7)}, Path("old.pt")
+    )  # of an earlier version
+    assert not network[0].running_mean.any()

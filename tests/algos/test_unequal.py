@@ -324,7 +324,7 @@ def learner(name: str, task: TaskShape, *words: str, wrapper: str | None = None)
         node = OmegaConf.load(Path(CONF) / "wrapper" / f"{wrapper}.yaml")
         node = OmegaConf.merge(node, {"steps": 10} if wrapper == "ats" else {}, OmegaConf.from_dotlist(list(words)))
         around = construct(node, "wrapper", method=algorithm, validation=IMAGES.sampler("val", task, 0, CPU))  # type: ignore[arg-type]
-    return Trainable(name, algorithm, None, 0, hardware(), task=task, wrapper=around)
+    return Trainable(name, algorithm, OmegaConf.create({"steps": 1}), 0, hardware(), task=task, wrapper=around)
 
 
 REFUSED = {

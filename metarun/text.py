@@ -140,7 +140,10 @@ def shell_path(path: Path | str) -> str:
 
 def below_here(text: str) -> str:
     """A message in which paths below the working folder are relative, as they were most likely typed."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed, and nothing lies below it
+        return text
     if here == os.path.dirname(here):
         return text
     return re.sub(rf"(?<![\w./~-]){re.escape(printable(here) + os.sep)}(?=[^\s/-])", "", text)

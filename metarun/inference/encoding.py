@@ -61,7 +61,7 @@ class EncoderStep:
             UserError: It names a class that is not to be trusted, or the encoder cannot be had any more, or is another one now.
         """
         settings = dict(values["settings"])
-        if tensors is None and "origin" in values["blueprint"] and "origin" not in settings:
+        if tensors is None and "origin" in values.get("blueprint", ()) and "origin" not in settings:
             settings["origin"] = _origin_in_config(origin.with_name(contents.CONFIG))
         node = OmegaConf.create(settings if tensors is None else values["blueprint"])
         check_classes(OmegaConf.create({"encoder": node}), origin, OmegaConf.create({}))

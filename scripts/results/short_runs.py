@@ -84,6 +84,7 @@ def carry_out(code: Path, words: Sequence[str], outputs: Path, cache: Path) -> d
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
         errors="replace",
     )
     results = sorted(outputs.glob("short/*/" + contents.RESULT))

@@ -60,13 +60,11 @@ class EncoderStep:
         Raises:
             UserError: It names a class that is not to be trusted, or the encoder cannot be had any more, or is another one now.
         """
-        settings = dict(values["settings"])
-        if tensors is None and "origin" in values.get("blueprint", ()) and "origin" not in settings:
-            settings["origin"] = _origin_in_config(origin.with_name(contents.CONFIG))
-        node = OmegaConf.create(settings if tensors is None else values["blueprint"])
+        described = values["blueprint"] if tensors is not None else _with_origin(values, origin)
+        node = OmegaConf.create(described)
         check_classes(OmegaConf.create({"encoder": node}), origin, OmegaConf.create({}))
         encoder: Encoder = construct(node, "encoder")
-        encoder.settings = settings
+        encoder.settings = described if tensors is None else dict(values["settings"])
         if tensors is not None or values["learned"]:
             encoder.restore(values["learned"], tensors or {})
         if encoder.identity() != values["identity"]:
@@ -108,6 +106,14 @@ class EncoderStep:
 
     def _finished(self, x: Tensor) -> Tensor:
         return transformed(x.float(), self.mean.to(x.device), self.transform)
+
+
+def _with_origin(values: dict[str, Any], origin: Path) -> dict[str, Any]:
+    """The settings of an encoder in a result, with the run whose backbone it is, if it is one and an earlier version did not name it."""
+    settings = dict(values["settings"])
+    if "origin" in values.get("blueprint", ()) and "origin" not in settings:
+        settings["origin"] = _origin_in_config(origin.with_name(contents.CONFIG))
+    return settings
 
 
 def _origin_in_config(path: Path) -> str:

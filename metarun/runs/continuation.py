@@ -127,7 +127,8 @@ def refuse_untrained(
         refuse_unused(overrides, ["pretrain"], why, read)
         why = "it trains on no source; how the target is learned is for transfer=all and transfer.*, say"
         refuse_unused(overrides, TRAINING, why, read)
-        refuse_unused(overrides, unused(config), "it uses the target alone", read)
+        if config.recipe.source or not keys:  # else the stage that trains says that it needs a source
+            refuse_unused(overrides, unused(config), "it uses the target alone", read)
 
 
 def could_be(config: DictConfig, built: Sequence[Stage], keys: Collection[str]) -> bool:

@@ -163,7 +163,7 @@ def test_a_folder_that_takes_no_jobs_is_told_before_the_first(
         metarun(*given), "sinusoid-maml/.jobs: cannot be written, for ", ".jobs is no folder; choose another outputs="
     )
     (tmp_path / "sinusoid-maml" / ".jobs").unlink()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # another user's
+    monkeypatch.setattr(os, "access", lambda path, mode, **settings: False)  # another user's
     one_line(metarun(*given), "sinusoid-maml: nothing can be written there by this user; choose another outputs=")
     assert not list((tmp_path / "sinusoid-maml").iterdir())
 

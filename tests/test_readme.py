@@ -59,7 +59,7 @@ LATER = [
 CHEAP = {" ".join(words): (page, words) for page, words in COMMANDS if (page, words) not in [*OTHER, *OWN, *LATER]}
 
 sys.path.insert(0, str(ROOT))
-from benchmark import readme as speed  # noqa: E402
+from scripts.benchmark import readme as speed  # noqa: E402
 from scripts.results import picture, rows, tables  # noqa: E402
 
 RESULTS = TEXTS["scripts/results/README.md"]

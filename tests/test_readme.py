@@ -103,7 +103,7 @@ def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
     assert len(commands(README)) == 10
     assert "](scripts/assets/report.png)" in README
     (table,) = re.findall(r"<!-- made by .*?-->\n(.*?)<!-- end", README, re.S)
-    assert len(table.splitlines()) == 2 + 6
+    assert len(table.splitlines()) == 2 + 5
 
 
 def test_the_front_page_leads_to_every_other() -> None:

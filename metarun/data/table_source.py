@@ -24,9 +24,8 @@ from metarun.data.varied import VariedSampler
 from metarun.errors import UserError
 
 NOTED = 8  # a class is known again by so many items: two of half as many are nearly always among them
-COMPARED_BYTES = (
-    2**28
-)  # of larger tables of images not all are compared at each start, which reads them whole: a second or two
+# A start that compares all images reads their table whole, in a second or two; of larger tables only some are compared.
+COMPARED_BYTES = 2**28
 TOGETHER = 256  # so many items are read at once where all of a class are compared
 RARELY = 1e-3  # a class that is cut short with a smaller probability is not worth a message
 

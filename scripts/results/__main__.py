@@ -88,7 +88,10 @@ def compare(runs: list[Run], checkout: Checkout, folder: Path, data: Path = DATA
         result = store.load(run.stored(data))
         if result is None or not store.is_of(result, run.words):
             continue
-        for commit in {commit.rstrip("+") for commit in commits_of(result)}:
+        commits = set(commits_of(result))
+        if any(commit.endswith("+") for commit in commits):  # the code that made it is in no commit
+            continue
+        for commit in commits:
             known = short.kept.get(run.row.id, {}).get(commit)
             if (run.row.id, commit) in seen or (known and not checkout.since(known["at"], result[CHOICES])):
                 continue

@@ -176,7 +176,10 @@ class ShortRuns:
         assert result is not None
         code = folder / "trees" / commit
         if not code.is_dir():
-            same_numbers.extract(commit, code, root)
+            begun = code.with_name(f"{commit}.unfinished")  # a kill leaves no half of a tree under its name
+            shutil.rmtree(begun, ignore_errors=True)
+            same_numbers.extract(commit, begun, root)
+            begun.rename(code)
         shorter, outputs = shortened(result), folder / "runs"
         shutil.rmtree(outputs, ignore_errors=True)
         before = carry_out(code, [*store.words_of(result), *shorter], outputs / "then", folder / "tables_then")

@@ -81,10 +81,11 @@ def marks(checkout: Checkout | None, short: ShortRuns | None = None) -> Marks:
     def mark(made: Made) -> str:
         commits = commits_of(made.result)
         text = f"`{commits[0].rstrip('+')[:7]}`"
-        if any(commit.endswith("+") for commit in commits):
+        uncommitted = any(commit.endswith("+") for commit in commits)
+        if uncommitted:
             text += UNCOMMITTED
         if checkout and any(checkout.since(commit.rstrip("+"), made.result[CHOICES]) for commit in commits):
-            text += CHANGED + short.mark(made.run, {commit.rstrip("+") for commit in commits})
+            text += CHANGED + ("" if uncommitted else short.mark(made.run, set(commits)))
         return text + settings_mark(made)
 
     return mark

@@ -386,6 +386,8 @@ def test_a_short_run_tells_whether_changed_code_moves_numbers(
     expected = f", {marked} `{head[:7]}`" if marked else ""
     assert again.mark(run, {first}) == expected
     assert again.mark(run, {first, "b" * 40}) == ""  # a stage of another commit was not compared
+    uncommitted = tables.Made(run, made | {"git_commit": f"{first}+"})  # what made it is in no commit
+    assert tables.marks(Checkout(root), again)(uncommitted) == f"`{first[:7]}`{tables.UNCOMMITTED}{tables.CHANGED}"
     assert tables.unmarked(mark) == tables.marks(None)(tables.Made(run, made))
 
 

@@ -371,7 +371,8 @@ def test_a_short_run_tells_whether_changed_code_moves_numbers(
 ) -> None:
     root, _ = clone
     first = commit(root, door("0.25"))
-    head = commit(root, door(now, width="0.2"))  # what only few tasks or an hour decide is not compared
+    changed = {"metarun/ops.py": "def loss(x):\n    return 2 * x\n"}
+    head = commit(root, door(now, width="0.2") | changed)  # what only few tasks or an hour decide is not compared
     folder = tmp_path_factory.mktemp("short")
     run = rows.Run(rows.Row("t", "r", ("algo=a",)), None)
     run.stored(folder).parent.mkdir()
@@ -388,6 +389,7 @@ def test_a_short_run_tells_whether_changed_code_moves_numbers(
     assert again.mark(run, {first, "b" * 40}) == ""  # a stage of another commit was not compared
     uncommitted = tables.Made(run, made | {"git_commit": f"{first}+"})  # what made it is in no commit
     assert tables.marks(Checkout(root), again)(uncommitted) == f"`{first[:7]}`{tables.UNCOMMITTED}{tables.CHANGED}"
+    assert mark == f"`{first[:7]}`{tables.CHANGED}{expected}"
     assert tables.unmarked(mark) == tables.marks(None)(tables.Made(run, made))
 
 

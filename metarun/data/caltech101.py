@@ -17,9 +17,9 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
+from metarun.data.file_names import visible
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
-from metarun.data.label_files import visible
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError
 from metarun.files import typed_path

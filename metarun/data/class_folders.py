@@ -8,18 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import (
-    NO_CLASSES,
-    Columns,
-    kinds_of,
-    labelled_files,
-    may_be_image,
-    part_of,
-    parts_alone,
-    tables_in,
-    twins,
-    visible,
-)
+from metarun.data.file_names import NO_CLASSES, kinds_of, may_be_image, part_of, parts_alone, tables_in, twins, visible
+from metarun.data.label_files import Columns, labelled_files
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, same_in_all
 from metarun.errors import UserError, nearest

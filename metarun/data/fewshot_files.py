@@ -11,7 +11,9 @@ import numpy as np
 
 from metarun import files
 from metarun.data import pickles
-from metarun.data.label_files import ImageIndex, may_be_image, rows_of, text_of, visible
+from metarun.data.file_names import may_be_image, visible
+from metarun.data.image_index import ImageIndex
+from metarun.data.label_files import rows_of, text_of
 from metarun.data.source import Split
 from metarun.errors import UserError
 from metarun.text import composed, lines_of

@@ -18,8 +18,8 @@ from metarun import files
 from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download
+from metarun.data.file_names import visible
 from metarun.data.image_source import ImageSource
-from metarun.data.label_files import visible
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
 from metarun.data.table import ClassImages, cached, data_root

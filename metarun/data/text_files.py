@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, part_of, parts_alone, twins, visible
+from metarun.data.file_names import part_of, parts_alone, twins, visible
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS
 from metarun.data.splits import SPLITS
 from metarun.data.text_rows import ROW, Several, decoded, json_rows, list_within, listed_in, shortened, table_rows
 from metarun.errors import UserError, nearest

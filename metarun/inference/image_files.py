@@ -20,7 +20,7 @@ import numpy as np
 from metarun import files
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnknownRange, UnreadableImage, read, too_small_a_part
-from metarun.data.label_files import TABLES, may_be_image, visible
+from metarun.data.file_names import TABLES, may_be_image, visible
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
 from metarun.text import composed, counted, printable, shown_path

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarun import files
-from metarun.data.label_files import visible
+from metarun.data.file_names import visible
 from metarun.data.source import DataSource
 from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, labelled_texts

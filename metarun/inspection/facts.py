@@ -13,9 +13,9 @@ from hydra.utils import get_class
 
 from metarun.config import Node
 from metarun.core import TaskShape
+from metarun.data.file_names import may_be_image
 from metarun.data.folder import Folder, classes_of
 from metarun.data.image_source import ImageSource
-from metarun.data.label_files import may_be_image
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
 from metarun.data.table_source import TableSource

@@ -15,7 +15,7 @@ from PIL.ImageFile import StubImageFile
 
 from metarun import files
 from metarun.data.decoding import GREY, THREADS, file_bits, opened, unknown_format
-from metarun.data.label_files import may_be_image, visible
+from metarun.data.file_names import may_be_image, visible
 from metarun.errors import first_line
 
 DEPTHS = {

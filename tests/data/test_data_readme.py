@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shell import metarun, result, run_folder
 
-from metarun.data import label_files
+from metarun.data import file_names, label_files
 
 PAGE = (Path(__file__).parents[2] / "metarun" / "data" / "README.md").read_text()
 
@@ -50,4 +50,4 @@ def test_the_page_names_what_tables_may_call_their_columns() -> None:
         assert name.strip("`") in label_files.LABEL_COLUMNS
     for name in ("training", "valid", "validation", "dev", "testing"):
         assert f"`{name}`" in PAGE
-        assert label_files.part_of(name)
+        assert file_names.part_of(name)

@@ -99,6 +99,7 @@ def test_what_is_no_image_is_not_augmented(tmp_path: Path) -> None:
     (["augment=standard"], "kornia"),
     (["hardware=cuda"], "CUDA"),
     (["backbone.from=nowhere"], "backbone.from=nowhere: there is no such run folder or file"),
+    (["hardware.processes=1000"], "hardware.processes=1000: share the tasks of a step, but train.tasks_per_step="),
 ])  # fmt: skip
 def test_what_is_not_there_is_told_before_a_table_is_built(
     words: list[str], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

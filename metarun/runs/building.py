@@ -74,8 +74,7 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     """
     built = build_stages(config)
     for stage in built:
-        if stage.one_process and world.size > 1:
-            raise UserError(f"hardware.processes={world.size}: {stage} is carried out by one process; leave it at 1")
+        stage.check(config, world)
     if before is not None:
         data, target, tests = before.data, before.target, before.tests
     else:

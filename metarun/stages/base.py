@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from metarun.engine.distributed import World
     from metarun.engine.learner import Trainable
     from metarun.runs.run import Run
 
@@ -57,6 +58,19 @@ class Stage(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     shares_training: ClassVar[bool] = False
     learner: Trainable | None = None
+
+    def check(self, config: DictConfig, world: World) -> None:
+        """Checks what needs no data, before these are read, which may take minutes.
+
+        Args:
+            config: The whole config.
+            world: The processes.
+
+        Raises:
+            UserError: The config cannot be carried out.
+        """
+        if self.one_process and world.size > 1:
+            raise UserError(f"hardware.processes={world.size}: {self} is carried out by one process; leave it at 1")
 
     @abstractmethod
     def prepare(self, run: Run) -> None:

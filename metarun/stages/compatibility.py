@@ -32,11 +32,8 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         UserError: It cannot.
     """
     name = type(algorithm).__name__
+    check_shares(settings, world, train)
     shared = world.size > 1 and settings.steps > 0
-    if shared and world.size > settings.tasks_per_step:
-        raise UserError(
-            f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
-        )
     if algorithm.trains_on != "batches" and settings.validate_on == "images":
         raise UserError(
             f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
@@ -60,6 +57,23 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         raise UserError(
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
             "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
+        )
+
+
+def check_shares(settings: Any, world: World, train: str) -> None:
+    """Checks that each of so many processes has a task of every step.
+
+    Args:
+        settings: The settings of a training.
+        world: The processes.
+        train: The key of these settings, for the message of an error.
+
+    Raises:
+        UserError: There are fewer tasks.
+    """
+    if settings.steps > 0 and world.size > max(1, settings.tasks_per_step):
+        raise UserError(
+            f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
         )
 
 

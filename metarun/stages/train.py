@@ -16,6 +16,7 @@ from metarun import files
 from metarun.config import flat
 from metarun.data.image_batches import Labelled, make_ready
 from metarun.engine import checkpoint
+from metarun.engine.distributed import World
 from metarun.engine.evaluate import classified, evaluate
 from metarun.engine.learner import Trainable
 from metarun.engine.train import Validate, fit
@@ -28,7 +29,7 @@ from metarun.runs.logger import RunLogger
 from metarun.runs.provenance import git_commit
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
-from metarun.stages.compatibility import check_test_task
+from metarun.stages.compatibility import check_shares, check_test_task
 from metarun.stages.learning import build_learner, told_of, training_protocol
 from metarun.stages.training_data import held_out_images
 from metarun.text import shown_path
@@ -74,6 +75,12 @@ class Train(Stage):
 
     def trains_by(self) -> tuple[str, ...]:
         return "optimizer", "schedule", self.algo, self.train
+
+    def check(self, config: DictConfig, world: World) -> None:
+        super().check(config, world)
+        settings = OmegaConf.select(config, self.train)
+        if isinstance(settings, DictConfig) and {"steps", "tasks_per_step"} <= settings.keys():  # else `prepare` says so
+            check_shares(settings, world, self.train)
 
     def prepare(self, run: Run) -> None:
         for parameter in ("algo", "train", "wrapper"):

@@ -268,7 +268,8 @@ class Norm(nn.Module):
         """
         running = self.kind == "running" and self.training
         whole = self.kind in OF_A_SET and _support.get() is None and self._reference(x, n_support) >= len(x)
-        if not (running or whole) or vectorized() or not worthwhile(x):
+        watched = self._forward_pre_hooks or self._forward_hooks  # who waits for its call, as `keep_statistics` does
+        if not (running or whole) or watched or vectorized() or not worthwhile(x):
             return F.max_pool2d(self(x, n_support), 2)
         self._check(len(x), x)
         maxima, mean, variance = pooled_batch_norm(x, self.weight, self.bias, EPSILON)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.conv4 import Conv4
 from metarun.ops import pooled_norm
-from metarun.ops.batch_norm import Norm
+from metarun.ops.batch_norm import Norm, keep_statistics
 from metarun.ops.pooled_norm import pooled_batch_norm, worthwhile
 from metarun.ops.tasks import over_tasks
 
@@ -143,6 +143,15 @@ def test_running_averages_are_torchs() -> None:
         torchs(x + step)
     torch.testing.assert_close(norm.running_mean, torchs.running_mean)
     torch.testing.assert_close(norm.running_var, torchs.running_var)
+
+
+@pytest.mark.parametrize("kind", ["batch", "support"])
+def test_statistics_are_kept_of_large_batches_too(kind: str) -> None:
+    network = Conv4((1, 28, 28), channels=16, norm=kind).to(memory_format=torch.channels_last)
+    x = torch.randn(40, 1, 28, 28)
+    expected = network(x)
+    keep_statistics(network, lambda: network(x))
+    torch.testing.assert_close(network.eval()(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_under_vmap_and_with_activations_changed_the_two_go_one_after_the_other(

@@ -40,6 +40,7 @@ def table(result: dict[str, Any]) -> str:
         kinds = {"metarun": memory["ours"]["plain"], "metarun, `algo.recompute=true`": memory["ours"]["recompute"]}
         kinds["learn2learn"] = memory["peer"]["plain"]
         rows += ["", f"| {memory['title']}, MB | {' | '.join(f'inner steps: {n}' for n in kinds['metarun'])} |"]
+        memory_rounds = len(next(iter(kinds["metarun"].values()))["values"])
         rows += [f"| --- |{' --- |' * len(kinds['metarun'])}"]
         for kind, by_steps in kinds.items():
             rows.append(f"| {kind} | {' | '.join(spread(found, 1e6) for found in by_steps.values())} |")
@@ -70,9 +71,10 @@ def table(result: dict[str, Any]) -> str:
         )
         rows.append(f"| predict | {' | '.join(told)} |")
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""  # files made before it could be one have no such key
+    rounds = memory_rounds if set(lines) == {"peak_memory"} else result["rounds"]  # it is measured in fewer
     where = (
         f"{gpu}{machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; medians and ranges of "
-        f"{result['rounds']} rounds."
+        f"{rounds} rounds."
     )
     return "\n".join([*rows, "", where]).lstrip()
 

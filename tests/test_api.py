@@ -637,3 +637,9 @@ def test_the_words_of_the_program_are_none_of_the_run(tmp_path: Path, monkeypatc
         metarun.run("data=5")
     folder = metarun.run(*SINUSOID, "train.steps=1", outputs=os.fsencode(tmp_path / "o"))["folder"]
     assert str(folder).startswith(f"{tmp_path / 'o'}{os.sep}")
+
+
+def test_one_example_of_each_of_many_classes_is_learned_without_a_word(learner: metarun.Learner) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    classifier = learner.fit(images, [f"kind{number:02}" for number in range(24)])
+    assert len(classifier.classes_) == 24

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from shell import SINUSOID, make_images, metarun
 
+from metarun.errors import UserError
+from metarun.runs.continuation import refuse_unread
+from metarun.stages import TargetTest, Train, Transfer
+
 REFUSED = {
     "interval alone": (["train.optimizer.lr=interval(1e-4,1e-1)"], "add -m hydra/sweeper=optuna"),
     "range alone": (["task.shots=range(1,5)"], "add -m"),
@@ -112,3 +116,10 @@ def test_what_is_not_there_is_told_before_a_table_is_built(
     assert missing in done.err
     assert len(done.said) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["target.train_images=20", "target.test_images=50"])
+def test_sizes_of_subsets_are_refused_where_none_is_drawn(word: str) -> None:
+    with pytest.raises(UserError, match="no use for it"):
+        refuse_unread([word], [Train(), TargetTest()], True)
+    refuse_unread([word], [Train(), Transfer()], True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from metarun.errors import UserError
@@ -15,6 +16,11 @@ from metarun.files import special
 
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow's modes without colour
 THREADS = 4
+# By the orientation in EXIF data. Pillow's own `exif_transpose` writes all of these data anew, and fails where one of them is odd.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 PHOTOMETRIC, WHITE_IS_ZERO = 262, "white is zero"  # the tag of a TIFF file, and where an image notes what it says
 SIXTEEN_BITS = (0.0, 65535.0)  # what becomes 0 and 255 of an image of more than eight bits, where no range is given
 SMALL_PART = 0.25  # images that use less than this share of the range keep at most 64 of 256 grey levels
@@ -201,7 +207,11 @@ def upright(image: Image.Image) -> Image.Image:
     Args:
         image: What `opened` opened, or any other.
     """
-    found = ImageOps.exif_transpose(image)
+    image.load()
+    turn = None
+    with contextlib.suppress(Exception):  # whatever Pillow raises: data that nobody can read turn nothing
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    found = image.copy() if turn is None else image.transpose(turn)
     if _deep(image) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
         found.info[WHITE_IS_ZERO] = True
     return found

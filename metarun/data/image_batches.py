@@ -202,7 +202,7 @@ class Labelled:
         missing = [name for name, n in zip(self.names, self.counts, strict=True) if not n]
         if missing:
             raise UserError(f"{key}: there is no image of class {missing[0]} to draw from")
-        if count is None:
+        if count is None or count == len(self):
             return self
         if count > len(self):
             raise UserError(f"{key}={count}: there are only {len(self)} images to draw from")

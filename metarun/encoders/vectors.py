@@ -294,7 +294,8 @@ class VectorTable:
                 prepared = ahead.popleft().result()
                 if number + AHEAD < len(ends):
                     ahead.append(pool.submit(self._prepared, *ends[number + AHEAD]))
-                yield np.stack([_kept(self.encoder, self.encoding, one) for one in prepared], 1)
+                start, stop = ends[number]
+                yield np.stack([_kept(self.encoder, self.encoding, one, stop - start) for one in prepared], 1)
 
 
 def batches(rows: np.ndarray, parts: list[list[int]], count: int, size: int) -> list[tuple[int, int]]:
@@ -325,15 +326,16 @@ def _sample(path: Path, start: int, size: int) -> str:
 
 
 @torch.inference_mode()
-def _kept(encoder: Encoder, encoding: Encoding, prepared: Any) -> np.ndarray:
-    """Vectors of prepared items as they are kept, `[n, D]`."""
+def _kept(encoder: Encoder, encoding: Encoding, prepared: Any, count: int) -> np.ndarray:
+    """Vectors of `count` prepared items as they are kept, `[count, D]`."""
     found = encoder.encode(prepared)
-    if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[1] != encoder.features:
+    if not isinstance(found, torch.Tensor) or found.shape != (count, encoder.features):
         gives = (
             f"a tensor of {shape_text(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
         )
         raise UserError(
-            f"encoder: {type(encoder).__name__}.encode gives {gives}, not a tensor of n x {encoder.features}, a vector for each item"
+            f"encoder: {type(encoder).__name__}.encode gives {gives}, not a tensor of {count}x{encoder.features}, a vector for each "
+            "item"
         )
     x = found.float()
     if not x.isfinite().all():

@@ -101,10 +101,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise InputError(f"labels: have one class alone ({classes[0]}); there is nothing to tell apart")
         self.learner.method.check(len(classes))
         parts = [(content, x) for _, content, x in self._placed(files, images)]
-        x = torch.cat([x for _, x in parts])
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
             raise UserError(f"{path} cannot be read ({reason}), and an example must be")
+        x = torch.cat([x for _, x in parts])
         order = places.argsort(kind="stable")  # examples are class-major
         y = torch.from_numpy(places[order]).to(x.device)
         with turn, draws.untouched(x.device), self._autocast():

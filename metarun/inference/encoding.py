@@ -16,7 +16,7 @@ from metarun.config import construct
 from metarun.data.source import DataSource
 from metarun.encoders import Encoder
 from metarun.encoders.encoded import encoded_members, mean_of, transformed
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 from metarun.runs import contents
 from metarun.runs.folder import stored_config
 from metarun.text import shown_path
@@ -66,7 +66,13 @@ class EncoderStep:
         encoder: Encoder = construct(node, "encoder")
         encoder.settings = described if tensors is None else dict(values["settings"])
         if tensors is not None or values["learned"]:
-            encoder.restore(values["learned"], tensors or {})
+            try:
+                encoder.restore(values["learned"], tensors or {})
+            except RuntimeError as error:  # torch's, where a name or a shape differs
+                raise UserError(
+                    f"{shown_path(origin)}: the weights of its encoder do not fit the network that is built here "
+                    f"({first_line(error)}); use the versions of the libraries that made it"
+                ) from error
         if encoder.identity() != values["identity"]:
             raise UserError(
                 f"{shown_path(origin)}: its encoder has other weights now than the run had; bring those back, or use the classifier.pt "

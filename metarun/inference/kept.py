@@ -11,7 +11,8 @@ from torch import Tensor
 
 from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
-from metarun.data.table_source import TableSource
+from metarun.data.table_source import TableSource, item_digest
+from metarun.encoders import EncodedSource
 from metarun.engine import checkpoint
 from metarun.inference import store
 from metarun.inference.blueprint import OWN, Blueprint
@@ -127,7 +128,13 @@ def digests_of(run: Run, images: Labelled) -> list[str]:
     assert run.target is not None
     source = run.target.source
     assert isinstance(source, TableSource)
-    return sorted({digest for row in images.rows.tolist() if (digest := source.digest_of(row))})
+    items = source.source if isinstance(source, EncodedSource) else source
+
+    def digest_of(row: int) -> str | None:
+        # As its file shows it, by which a classifier knows it again, where the table holds negatives.
+        return item_digest(255 - items.items(row, row + 1)[0]) if items.inverted else items.digest_of(row)
+
+    return sorted({digest for row in images.rows.tolist() if (digest := digest_of(row))})
 
 
 def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, seed: int) -> float | None:

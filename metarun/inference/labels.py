@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 
 from metarun.errors import InputError, first_line
@@ -39,9 +39,12 @@ def checked_labels(labels: Any, number: int, kind: str = "images") -> np.ndarray
     if given.dtype.kind == "f" and not np.isfinite(given).all():
         raise InputError("labels: one of them is NaN or inf, which names no class")
     try:
-        check_classification_targets(given)
+        # Not `check_classification_targets`, which takes one image of each of many classes for a regression.
+        kind = type_of_target(given, input_name="y")
     except (ValueError, TypeError) as error:
         raise InputError(f"labels: {str(error).splitlines()[0]}") from error
+    if kind not in ("binary", "multiclass"):
+        raise InputError(f"labels: Unknown label type: {kind}; labels name classes")
     return given
 
 

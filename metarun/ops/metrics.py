@@ -227,12 +227,13 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {**scored, "confusion": confusion.tolist(), **({"undefined": int(silent.sum())} if silent.any() else {})}
 
 
-def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) -> dict[str, Any]:
+def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False, overlap: float = 0.0) -> dict[str, Any]:
     """Averages `classification`'s numbers over repeats, with half their 95% intervals; the confusions are added up.
 
     Args:
         repeats: Of each repeat `classification`'s numbers, `train_images` and `test_images`.
         same_images: Whether all repeats have the same images, to train on and to test.
+        overlap: How far they test the same images, see `metarun.ops.measures.overlap_of`.
 
     Returns:
         For each number its mean and, as `NAME_ci95`, half the interval: by Student's t over the repeats, or, where all have the
@@ -252,7 +253,7 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False) ->
     if not fixed and varied[ACCURACY]:
         # One basis for all numbers: by chance the repeats may (all but) agree in another one alone.
         t = float(stdtrit(n - 1, 0.975))
-        halves = {name: t * deviations[name] / math.sqrt(n) if varied[name] else None for name in names}
+        halves = {name: t * deviations[name] * math.sqrt(1 / n + overlap) if varied[name] else None for name in names}
     result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and not varied[ACCURACY]}
     for name in names:
         result |= {name: means[name], f"{name}{CI95}": halves[name]}

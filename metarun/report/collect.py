@@ -16,7 +16,7 @@ from metarun.config.overrides import key_of
 from metarun.errors import lacks
 from metarun.renamed import current_choices
 from metarun.report.finished import IMAGES, FinishedRun, cause, has_file, items_of, records, words_of
-from metarun.report.grouping import Group, crossed, grouped, swept, unsaid_differences
+from metarun.report.grouping import Group, crossed, grouped, recipes, swept, unsaid_differences
 from metarun.runs import contents
 from metarun.runs.result import (
     CHECKPOINT_DATA,
@@ -89,6 +89,7 @@ def collect(roots: Sequence[Path], besides: Path, without: Mapping[Path, str] | 
             collection.problems.append(f"{folder / contents.METRICS}: {damage}")
     collection.columns = swept(runs)
     collection.columns += [column for column in crossed(runs) if column not in collection.columns]
+    collection.columns += recipes(runs, collection.columns)
     if unsaid := unsaid_differences(grouped(runs, collection.columns)[0]):
         collection.columns += unsaid
     collection.groups, repeated = grouped(runs, collection.columns)

@@ -14,7 +14,7 @@ import numpy as np
 from metarun import files
 from metarun.config.overrides import key_of
 from metarun.errors import UserError, first_line
-from metarun.ops.measures import ACCURACY, ERROR
+from metarun.ops.measures import ACCURACY, ERROR, overlap_of
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
 from metarun.runs.folder import FREE
@@ -35,6 +35,7 @@ from metarun.runs.result import (
     TARGET_CURVE,
     TARGET_DIVISION,
     TARGET_OVER,
+    TARGET_TEST_IMAGES,
     TEST,
     TRAIN_STEPS,
 )
@@ -43,6 +44,7 @@ from metarun.text import counted
 
 # Overrides that say where, how often or from what, but not what was compared.
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
+WITHIN = ("within_alphabet", "within_script")  # the keys of data sets that draw all ways of a task from one group
 Count = int | tuple[int, ...]  # a number, or the two ends of a range
 IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
 
@@ -74,7 +76,10 @@ class Setting(NamedTuple):
         """The setting in words, as the heading of a table."""
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
-            return f"{self.data} as the target, {self.shots} training images, {self.queries} test images{self.more}"
+            learned = (
+                f"{self.shots} training images, " if self.shots else ""
+            )  # none of what trains on the whole target, or on none of it
+            return f"{self.data} as the target, {learned}{self.queries} test images{self.more}"
         if not self.ways:
             return f"{self.data}{split}, held-out images"
         if self.measure == ERROR:
@@ -206,7 +211,7 @@ class FinishedRun:
         # A data set without classes is one of regression tasks.
         measure = tested[0] if tested else ACCURACY if "classes" in data else ERROR
         # Rotated classes and episodes within one group have the images' fingerprint, but are other episodes.
-        content = [items_of(data), data.get("classes"), self.of_test("data.within_group")]
+        content = [items_of(data), data.get("classes"), self._within_group]
         name = self.tested_on or self.choices.get("data", "data")
         return Setting(
             name,
@@ -220,6 +225,22 @@ class FinishedRun:
             repr(content),
             more_of_task(task),
             self.one_of_many,
+        )
+
+    @property
+    def _within_group(self) -> bool:
+        """Whether a setting has all ways of a test task drawn from one group."""
+        own = (f"test.data.{self.tested_on}.", f"data.sets.{self.tested_on}.") if self.one_of_many else ()
+        begins = next((each for each in own if any(key.startswith(each) for key in self.config)), "data.")
+        return any(self.of_test(f"{begins}{name}") for name in WITHIN)
+
+    @property
+    def overlap(self) -> float:
+        """How far the repeats of a target share their images, see `overlap_of`; 0 of any other test."""
+        images = self.result.get(CONTENT, {}).get("images", {})
+        every = images.get("all", images.get("test", 0))
+        return (
+            overlap_of(int(self.result[TARGET_TEST_IMAGES]), every) if self.setting.over == "repeats" and every else 0.0
         )
 
     @property
@@ -238,6 +259,8 @@ class FinishedRun:
 
     def value(self, column: str) -> Any:
         """What the run had for a key, or the choice for a group; None if it has no such key."""
+        if column == "recipe" and self.origin is not None:  # by which its weights were trained
+            return self.origin.value(column)
         return self.choices[column] if column in self.choices else self.config.get(column)
 
     def scores(self) -> np.ndarray | None:

@@ -47,6 +47,16 @@ def crossed(runs: Sequence[FinishedRun]) -> list[str]:
     return ["data", *sorted(keys)] if across else []
 
 
+def recipes(runs: Sequence[FinishedRun], columns: Sequence[str]) -> list[str]:
+    """`recipe`, where runs that are alike in `columns` were trained by several: with a source and without one, say."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        if run.digest is None and (recipe := run.choices.get("recipe")):
+            alike = (run.setting, *(repr(run.value(column)) for column in columns))
+            found.setdefault(alike, set()).add(recipe)
+    return ["recipe"] if any(len(each) > 1 for each in found.values()) else []
+
+
 def unsaid_differences(groups: Sequence[Group]) -> list[str]:
     """Keys that differ within a group though no command names them, as when a config file was edited between two runs."""
     found = set()

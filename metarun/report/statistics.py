@@ -19,15 +19,15 @@ class Paired(NamedTuple):
     pairs: int
 
 
-def over_seeds(values: Sequence[float]) -> float | None:
-    """Half the 95% interval of the mean of n seeds, Student's t with n - 1 degrees of freedom.
+def over_seeds(values: Sequence[float], overlap: float = 0.0) -> float | None:
+    """Half the 95% interval of the mean of n seeds, or of n repeats with such an `overlap`, Student's t with n - 1 degrees of freedom.
 
     None where there is too little for one: for one seed, and for seeds that all agree.
     """
     n = len(values)
     if n < 2 or alike(values):
         return None
-    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) * math.sqrt(1 / n + overlap))
 
 
 def alike(values: Sequence[float] | np.ndarray) -> bool:
@@ -70,16 +70,16 @@ def over_same_draws(halves: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(halves) if known and len(known) == len(halves) else None
 
 
-def paired(differences: np.ndarray) -> Paired | None:
+def paired(differences: np.ndarray, overlap: float = 0.0) -> Paired | None:
     """The paired t test of `[n]` finite differences; None if n < 2.
 
     Differences that are all alike have no interval, for how they vary is unknown; their p is that of the sign test, 2^(1 - n), or
-    1 if they are all 0.
+    1 if they are all 0. Of repeats of a target `overlap` says how far they test the same images (`metarun.ops.measures.overlap_of`).
     """
     n = len(differences)
     if n < 2:
         return None
-    mean, error = float(np.mean(differences)), float(np.std(differences, ddof=1)) / math.sqrt(n)
+    mean, error = float(np.mean(differences)), float(np.std(differences, ddof=1)) * math.sqrt(1 / n + overlap)
     if alike(differences):
         return Paired(mean, None, 2.0 ** (1 - n) if mean else 1.0, n)
     return Paired(mean, float(stdtrit(n - 1, 0.975)) * error, float(2 * stdtr(n - 1, -abs(mean) / error)), n)

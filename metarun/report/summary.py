@@ -203,7 +203,8 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
             row.over = _bases(run.interval_over for together in finite for run in together)
         if measure == ERROR:
-            row.median = _mean(run.result[TEST_MEDIAN] for run in runs)
+            medians = [run.result[TEST_MEDIAN] for together in finite for run in together]
+            row.median = fmean(medians) if medians else None  # infinite where most tasks of one diverged
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
     scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
@@ -310,7 +311,8 @@ def _against_the_best(section: Section) -> None:
     for row in rows:
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
-            row.on_episodes = statistics.paired(pooled(by_seed, row.group.setting.target)) if by_seed else None
+            drawn = pooled(by_seed, row.group.setting.target) if by_seed else np.empty(0)
+            row.on_episodes = statistics.paired(drawn, best.group.runs[0].overlap)
             row.on_seeds = statistics.paired(np.array(_of_seeds(row.group.runs, best.group.runs, scores)))
 
 

@@ -24,7 +24,8 @@ DIVISIONS = "mean ± over divisions"
 DRAWN = {
     "episodes": "the drawn test episodes (Student's t, or Wilson's interval where all have the same accuracy)",
     "orders": "the orders in which the classes come, each with other images of them (Student's t)",
-    "repeats": "the repeats, each with other images of the target (Student's t), or, where a cell says so since all repeats agree, "
+    "repeats": "the repeats, each with other images of the target (Student's t, corrected for the images that repeats share: Nadeau and "
+    "Bengio 2003), or, where a cell says so since all repeats agree, "
     "over the test images of one (Wilson's interval)",
     "test images": "the test images (Wilson's interval)",
 }

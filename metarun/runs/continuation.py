@@ -25,6 +25,7 @@ from metarun.trust import check_classes
 SECTIONS = {"continual"}  # keys that hold others, which stages name among what they read
 CHOSEN_IN = {"optimizer": "train.optimizer", "schedule": "train.schedule"}  # where the choice of such a group stands
 COMPARED = ("approach", "experiment")  # groups whose choices are compared, each with the same other words
+SUBSETS = ("target.train_images", "target.test_images")  # of a stage that learns labelled subsets of the target
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -87,6 +88,11 @@ def refuse_unread(overrides: Sequence[str], built: Sequence[Stage], target: bool
         key, section = key_of(word), key_of(word).partition(".")[0]
         if section == "target" and not target and key != "target":
             raise UserError(f"{word}: there is no target; add recipe=transfer target=pneumoniamnist, say")
+        whole = any(stage.needs_target for stage in built) and not any(stage.uses_transfer for stage in built)
+        if whole and key in SUBSETS and not word.endswith("=null"):
+            raise UserError(
+                f"{word}: this recipe has no use for it; it takes all images of the target, and recipe=transfer subsets of them"
+            )
         if (key in single - read and not word.endswith("=null")) or section in SECTIONS - read:
             readers = [name.lower() for name in stages.__all__ if section in getattr(stages, name).reads]
             advice = (

@@ -82,7 +82,7 @@ class TargetTest(Stage):
             copied = run.target.copies(known, images)
             run.result |= run.target.warn_copies([int(copied.sum())], len(images))
             files.save_arrays(run.folder / contents.SCORES, values=right[None], right=right)
-            one = Predicted(0, len(run.target.train), images, predicted, scores.softmax(1).numpy())
+            one = Predicted(0, len(known), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
             run.wrote(contents.PREDICTIONS)
             found["predictions"] = {"file": contents.PREDICTIONS}

@@ -79,7 +79,9 @@ class Train(Stage):
     def check(self, config: DictConfig, world: World) -> None:
         super().check(config, world)
         settings = OmegaConf.select(config, self.train)
-        if isinstance(settings, DictConfig) and {"steps", "tasks_per_step"} <= settings.keys():  # else `prepare` says so
+        if (
+            isinstance(settings, DictConfig) and {"steps", "tasks_per_step"} <= settings.keys()
+        ):  # else `prepare` says so
             check_shares(settings, world, self.train)
 
     def prepare(self, run: Run) -> None:

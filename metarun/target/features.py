@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -39,7 +40,13 @@ class LogisticRegression(TargetMethod):
         backbone = with_statistics(self.learner.backbone, train.x)
         known = features(backbone, train.x).double()
         scaling = Scaling(known)
-        model = Model(C=self.inverse_penalty, max_iter=5000).fit(scaling(known).cpu().numpy(), train.y.cpu().numpy())
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes"
+            )  # one image of each class is no regression
+            model = Model(C=self.inverse_penalty, max_iter=5000).fit(
+                scaling(known).cpu().numpy(), train.y.cpu().numpy()
+            )
         found = (
             torch.as_tensor(array, device=known.device) for array in (model.coef_, model.intercept_, model.classes_)
         )

@@ -23,7 +23,7 @@ from metarun.data.table_source import TableSource
 from metarun.encoders import EncodedSource
 from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
-from metarun.ops.measures import ACCURACY
+from metarun.ops.measures import ACCURACY, overlap_of
 from metarun.runs import contents, result
 from metarun.target import predictions
 from metarun.target.predictions import Predicted
@@ -255,7 +255,8 @@ class Target:
                 files.read_json(folder / f"{_stem(size, repeat)}.json", files.MADE_AGAIN)
                 for repeat in range(self.settings.repeats)
             ]
-            point = metrics.over_repeats(repeats, same_images=not self.varied(size))
+            overlap = self._overlap(repeats[0]["test_images"])
+            point = metrics.over_repeats(repeats, same_images=not self.varied(size), overlap=overlap)
             # Whether the way with the target draws random numbers; of an earlier version's repeats it is not known.
             point["drawn"] = any(repeat.get("drawn", True) for repeat in repeats)
             curve.append(point)
@@ -364,7 +365,12 @@ class Target:
         if point["agree"]:
             return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test {self.kind} of one, Wilson"
         same = "" if "test" in varied else f" on the same {tested} test {self.kind}"
-        return f"95%, over {repeats} repeats ({varied}){same}, Student's t"
+        shared = ", corrected for the images that they share" if self._overlap(tested) else ""
+        return f"95%, over {repeats} repeats ({varied}){same}, Student's t{shared}"
+
+    def _overlap(self, tested: int) -> float:
+        """How far repeats test the same images, see `overlap_of`."""
+        return overlap_of(tested, len(self.test if self.images is None else self.images))
 
     def describe(self) -> dict[str, Any]:
         """Gives JSON values for `result.json`."""

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from metarun.report import run as report
-from metarun.report.statistics import over_seeds
 from metarun.report.target import learning_curve
 from metarun.runs.result import ACCURACY, COMMAND, TARGET_CHANCE, TARGET_CURVE, TARGET_VALUES, half_of
 
 from .rows import DATA, Table
-from .tables import Made, stored
+from .tables import Made, half_of_draws, mean_of, stored
 
 RESULT = DATA / "main" / "glyphs_protonet.json"
 PICTURE = Path(__file__).parents[1] / "assets" / "demo.svg"
@@ -62,10 +60,9 @@ def draw_curves(table: Table, data: Path = DATA) -> None:
 def curve_of(runs: list[Made]) -> list[dict[str, Any]]:
     """The learning curve of a row: that of its run, or the means over its runs, whose intervals are over the draws."""
     first = runs[0].result[TARGET_CURVE]
-    if len(runs) == 1 or not all(TARGET_VALUES in made.result for made in runs):
+    if len(runs) > 1 and not all(TARGET_VALUES in made.result for made in runs):
         return list(first)
-    draws = np.mean([made.result[TARGET_VALUES] for made in runs], axis=0)  # [sizes, draws]
     return [
-        point | {ACCURACY: float(values.mean()), half_of(ACCURACY): over_seeds(list(values))}
-        for point, values in zip(first, draws, strict=True)
+        point | {ACCURACY: mean_of(runs, place, ACCURACY), half_of(ACCURACY): half_of_draws(runs, place, ACCURACY)}
+        for place, point in enumerate(first)
     ]

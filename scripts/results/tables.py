@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
-from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, ERROR, MACRO_F1
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, ERROR, MACRO_F1, overlap_of
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
 from metarun.report.text import half, task_text
 from metarun.runs.result import (
     CHOICES,
+    CONTENT,
     GIT_COMMIT,
     PROTOCOL,
     SETS,
@@ -26,6 +28,8 @@ from metarun.runs.result import (
     TARGET_CLASSES,
     TARGET_CONFUSION,
     TARGET_CURVE,
+    TARGET_INTERVAL,
+    TARGET_TEST_IMAGES,
     TARGET_VALUES,
     TEST,
     TEST_ACCURACY,
@@ -378,14 +382,31 @@ def mean_of(runs: list[Made], place: int, name: str) -> float:
 
 
 def over_draws(runs: list[Made], place: int, name: str) -> str:
-    """The mean over source seeds and draws; half its 95% interval is over the draws (Student's t), seeds averaged first."""
-    mean = mean_of(runs, place, name)
-    if len(runs) == 1:
-        return f"{mean:.1%} {half(runs[0].result[TARGET_CURVE][place][half_of(name)], '.1%')}"
-    if name == ACCURACY and all(TARGET_VALUES in made.result for made in runs):
-        draws = np.mean([made.result[TARGET_VALUES][place] for made in runs], axis=0)
-        return f"{mean:.1%} {half(over_seeds(list(draws)), '.1%')}"
-    return f"{mean:.1%}"
+    """The mean over source seeds and draws, and half its 95% interval, see `half_of_draws`."""
+    mean = f"{mean_of(runs, place, name):.1%}"
+    told = len(runs) == 1 or (name == ACCURACY and all(TARGET_VALUES in made.result for made in runs))
+    return f"{mean} {half(half_of_draws(runs, place, name), '.1%')}" if told else mean
+
+
+def half_of_draws(runs: list[Made], place: int, name: str) -> float | None:
+    """Half the 95% interval of a score: over the draws, the source seeds averaged first, with the images that draws share in mind.
+
+    Of one run it is the stored one, which earlier versions of metarun computed as if draws shared no images.
+    """
+    result = runs[0].result
+    point = result[TARGET_CURVE][place]
+    if len(runs) > 1:
+        return over_seeds(list(np.mean([made.result[TARGET_VALUES][place] for made in runs], axis=0)), overlap(result))
+    width: float | None = point[half_of(name)]
+    if width is None or "Student" not in result[TARGET_INTERVAL] or "share" in result[TARGET_INTERVAL]:
+        return width
+    return width * math.sqrt(1 + point["repeats"] * overlap(result))
+
+
+def overlap(result: dict[str, Any]) -> float:
+    """How far the draws of a target test the same images, see `overlap_of`."""
+    images = result[CONTENT]["images"]
+    return overlap_of(result[TARGET_TEST_IMAGES], images.get("all", images.get("test")))
 
 
 def against(runs: list[Made], scratch: list[Made]) -> str:
@@ -393,7 +414,7 @@ def against(runs: list[Made], scratch: list[Made]) -> str:
     if runs is scratch or not all(TARGET_VALUES in made.result for made in [*runs, *scratch]) or not scratch:
         return ""
     ours, theirs = (np.mean([made.result[TARGET_VALUES][-1] for made in side], axis=0) for side in (runs, scratch))
-    found = paired(ours - theirs)
+    found = paired(ours - theirs, overlap(runs[0].result))
     if found is None:
         return ""
     return f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points"

@@ -524,3 +524,19 @@ def test_sub_folders_of_the_same_classes_divide_the_images(tmp_path: Path) -> No
         assert (pixels.round() == 10 * count).all()
     assert len(source.labelled(None)) == 18
     assert source.describe()["parts"] == {"train": 8, "val": 4, "test": 6}
+
+
+TEXT_FOR_A_NUMBER = bytes.fromhex(  # orientation 6, and a resolution as the text "72"
+    "4578696600004d4d002a000000080002011200030000000100060000011a0002000000033732000000000000"
+)
+
+
+@pytest.mark.parametrize(("exif", "turned"), [(TEXT_FOR_A_NUMBER, True), (b"Exif\0\0garbage", False)])
+def test_a_flaw_in_exif_data_spoils_no_image(tmp_path: Path, exif: bytes, turned: bool) -> None:
+    image = Image.new("L", (8, 8), 0)
+    image.paste(255, (0, 0, 8, 4))  # the upper half
+    save(tmp_path / "images" / "a" / "1.png", image, exif=exif)
+    pixels = the_image(tmp_path / "images")[0]
+    bright, dark = (pixels[:, 4:], pixels[:, :4]) if turned else (pixels[:4], pixels[4:])
+    assert (bright == 255).all()
+    assert (dark == 0).all()

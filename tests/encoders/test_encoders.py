@@ -1105,3 +1105,28 @@ def test_copies_that_an_encoder_does_not_make_are_refused_at_once() -> None:
 
     with pytest.raises(UserError, match="makes no changed copies"):
         EncodedSource(toy_images(), Plain(), encoding(views=2))
+
+
+def test_an_encoder_that_gives_another_number_of_vectors_is_named() -> None:
+    class Pooled(Squares):
+        def encode(self, items: Any) -> Any:
+            return super().encode(items).mean(0, keepdim=True)
+
+    with pytest.raises(UserError, match="gives a tensor of 1x4, not a tensor of 8x4, a vector for each item"):
+        EncodedSource(toy_images(), Pooled(), PLAIN).make_ready(CPU)
+
+
+def test_an_encoder_in_a_file_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    settings = {
+        "_target_": "metarun.encoders.pretrained.Pretrained",
+        "name": "metarun:efficientnet_lite0",
+        "weights": None,
+        "image_size": 32,
+    }
+    encoder = Pretrained(name="metarun:efficientnet_lite0", weights=None, image_size=32)
+    encoder.settings = settings
+    told = json.loads(json.dumps(EncoderStep(encoder, "un", torch.zeros(encoder.features)).describe()))
+    tensors = dict(encoder.tensors())
+    tensors.pop(next(iter(tensors)))
+    with pytest.raises(UserError, match="the weights of its encoder do not fit"):
+        EncoderStep.stored(told, tmp_path / "classifier.pt", tensors)

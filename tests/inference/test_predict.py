@@ -11,6 +11,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import compose
+from helpers import compose, toy_images
 from PIL import Image
 from shell import done, killed_at_files, make_images, metarun, one_line, result
 
@@ -27,8 +28,9 @@ from metarun.algos.protonet import ProtoNet
 from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled
+from metarun.data.table_source import item_digest
 from metarun.errors import UserError
-from metarun.inference import arrays, store
+from metarun.inference import arrays, kept, store
 from metarun.inference.image_files import ImageFiles, find_images
 from metarun.inference.learner import Learner
 from metarun.inference.preprocessing import Preprocessing
@@ -1024,3 +1026,28 @@ def test_a_file_does_not_tell_how_many_batches_a_norm_has_seen_where_a_resumed_r
         network, {**before, "0.num_batches_tracked": torch.tensor(7)}, Path("old.pt")
     )  # of an earlier version
     assert not network[0].running_mean.any()
+
+
+def test_examples_none_of_which_can_be_read_are_refused_in_a_line(tmp_path: Path, episodic: Path) -> None:
+    support, images = kinds(tmp_path / "support", {"ash": 2, "elm": 2}), kinds(tmp_path / "images", {"a": 1})
+    for path in support.rglob("*.png"):
+        path.write_bytes(b"")
+    outcome = metarun(
+        "recipe=predict",
+        f"checkpoint={episodic}",
+        f"support={support}",
+        f"images={images}",
+        f"outputs={tmp_path / 'out'}",
+    )
+    assert outcome.status == 2
+    (line,) = outcome.said
+    assert f"{support}/ash/0.png cannot be read (the file is empty), and an example must be" in line
+
+
+def test_examples_whose_table_holds_negatives_are_known_again_by_their_files() -> None:
+    source = toy_images()
+    source.inverted = True
+    images = source.labelled("train")
+    run: Any = SimpleNamespace(target=SimpleNamespace(source=source))
+    files = {item_digest(255 - source.items(row, row + 1)[0]) for row in images.rows.tolist()}
+    assert set(kept.digests_of(run, images)) == files

@@ -79,7 +79,7 @@ def test_runs_that_differ_without_a_word_are_not_averaged(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "other",
-    [{"fingerprint": "f1"}, {"ways": 20}, {"shots": 5}, {"config": {"data": {"within_group": True}}},
+    [{"fingerprint": "f1"}, {"ways": 20}, {"shots": 5}, {"config": {"data": {"within_alphabet": True}}},
      {"result": {"data": {"fingerprint": "f0", "classes": {"train": 32, "val": 16, "test": 16}}}}],
     ids=["images", "ways", "shots", "alphabets", "rotations"],
 )  # fmt: skip
@@ -318,3 +318,24 @@ def test_runs_on_vectors_of_an_encoder_are_compared_with_those_on_the_items(tmp_
             tmp_path / "test" / algo, f"algo={algo}", scores=[0.5, 1], choices={"algo": algo}, result={"data": data}
         )
     assert [len(section.rows) for section in sections(tmp_path / "test")] == [2]
+
+
+def test_recipes_that_differ_are_never_one_run(tmp_path: Path) -> None:
+    found = {
+        "target/acc": 0.5,
+        "target/acc_ci95": 0.1,
+        "target/classes": ["a", "b"],
+        "target/data": {"fingerprint": "f"},
+    }
+    for recipe in ("transfer", "target_only"):
+        make_run(
+            tmp_path / recipe,
+            f"recipe={recipe}",
+            "target=digits",
+            "transfer=all",
+            result=found,
+            choices={"recipe": recipe, "target": "digits", "transfer": "all"},
+        )
+    collection = collect([tmp_path], tmp_path / "report")
+    assert collection.problems == []
+    assert [group.values for group in collection.groups] == [{"recipe": "target_only"}, {"recipe": "transfer"}]

@@ -212,3 +212,12 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
     once, twice = np.array([0.1, 0.3, -0.1]), [np.array([0.1, 0.3, -0.1])] * 2
     assert statistics.paired(pooled(twice, same_draws=True)) == statistics.paired(once)
     assert statistics.paired(pooled(twice, same_draws=False)).half < statistics.paired(once).half  # type: ignore[union-attr]
+
+
+def test_a_seed_most_of_whose_tasks_diverged_is_in_the_median(tmp_path: Path) -> None:
+    for seed in range(3):
+        scores = 1 + GENERATOR.random(5)
+        scores[: 3 * (seed == 2)] = math.inf
+        make_run(tmp_path / str(seed), "algo=maml", seed=seed, measure="mse", scores=scores)
+    (row,) = sections(tmp_path)[0].rows
+    assert (row.counted, row.median) == (3, math.inf)

@@ -20,6 +20,7 @@ from metarun.config import TargetSettings as Settings
 from metarun.core import Batch
 from metarun.data.image_source import ImageSource
 from metarun.ops import metrics
+from metarun.ops.measures import overlap_of
 from metarun.report import statistics
 from metarun.report.text import half
 from metarun.runs.logger import RunLogger
@@ -27,6 +28,7 @@ from metarun.target.base import TargetClassifier, TargetMethod
 from metarun.target.target import Target
 
 SOURCE = toy_images(classes=3, per_class=20)
+SHARED = ", corrected for the images that they share"
 
 
 def with_parts(train: int, test: int) -> ImageSource:
@@ -151,18 +153,23 @@ def test_all_rotations_of_an_image_are_on_one_side() -> None:
 @pytest.mark.parametrize(
     ("parts", "settings", "over", "said"),
     [
-        (False, {}, "repeats", "95%, over 4 repeats (division into training and test images, draws), Student's t"),
+        (
+            False,
+            {},
+            "repeats",
+            f"95%, over 4 repeats (division into training and test images, draws), Student's t{SHARED}",
+        ),
         (
             False,
             {"train_images": 9},
             "repeats",
-            "95%, over 4 repeats (division into training and test images, training subset, draws), Student's t",
+            f"95%, over 4 repeats (division into training and test images, training subset, draws), Student's t{SHARED}",
         ),
         (
             False,
             {"train_images": 9, "test_images": 6},
             "repeats",
-            "95%, over 4 repeats (division into training and test images, training subset, test subset, draws), Student's t",
+            f"95%, over 4 repeats (division into training and test images, training subset, test subset, draws), Student's t{SHARED}",
         ),
         (True, {}, "test images", "95%, over the 15 test images, Wilson; 4 repeats (draws) have the same images"),
         (
@@ -171,7 +178,12 @@ def test_all_rotations_of_an_image_are_on_one_side() -> None:
             "test images",
             "95%, over the 15 test images, Wilson; 4 repeats (draws) have the same images",
         ),
-        (True, {"test_images": 6}, "repeats", "95%, over 4 repeats (test subset, draws), Student's t"),
+        (
+            True,
+            {"test_images": 6},
+            "repeats",
+            f"95%, over 4 repeats (test subset, draws), Student's t{SHARED}",
+        ),
         (False, {"repeats": 1}, "test images", "95%, over the 12 test images, Wilson"),
     ],
 )
@@ -184,7 +196,9 @@ def test_the_interval_says_over_what_it_is(
     assert found["target/acc_ci95"] > 0
     accuracies = [json.loads(path.read_text())["acc"] for path in (tmp_path / "target").iterdir()]
     if over == "repeats":
-        expected = stats.t.ppf(0.975, 3) * stats.sem(accuracies)
+        pool, tested = (15 if parts else 60), found["target/test_images"]
+        shared = tested / (pool - tested) if tested < pool else 0
+        expected = stats.t.ppf(0.975, 3) * stats.sem(accuracies) * np.sqrt(1 + 4 * shared)
         assert found["target/acc_ci95"] == pytest.approx(expected)
     else:
         low, high = stats.binomtest(
@@ -202,8 +216,16 @@ def test_the_interval_says_over_what_it_is(
     [
         (True, {}, "95%, over the 15 test images, Wilson; 4 repeats are one"),
         (True, {"repeats": 1}, "95%, over the 15 test images, Wilson"),
-        (True, {"test_images": 6}, "95%, over 4 repeats (test subset), Student's t"),
-        (False, {}, "95%, over 4 repeats (division into training and test images), Student's t"),
+        (
+            True,
+            {"test_images": 6},
+            f"95%, over 4 repeats (test subset), Student's t{SHARED}",
+        ),
+        (
+            False,
+            {},
+            f"95%, over 4 repeats (division into training and test images), Student's t{SHARED}",
+        ),
     ],
 )
 def test_draws_are_named_where_a_way_draws(parts: bool, settings: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -273,6 +295,30 @@ def test_a_run_that_is_taken_up_again_has_the_same_table(tmp_path: Path) -> None
 
 
 # Mathematics
+
+
+def test_repeats_that_test_the_same_images_are_not_independent() -> None:
+    """Of 60 images each repeat tests 12: the interval covers the true accuracy as often as it says, and two equal classifiers agree."""
+    draw, covered, told_apart = np.random.default_rng(0), 0, 0
+    shared = overlap_of(12, 60)
+    for _ in range(1000):
+        right = draw.random((2, 60)) < 0.7
+        tests = np.argsort(draw.random((10, 60)), axis=1)[:, :12]
+        repeats = [
+            {
+                "train_images": 48,
+                "test_images": 12,
+                "acc": float(right[0, each].mean()),
+                "confusion": [[int(right[0, each].sum()), int((~right[0, each]).sum())], [0, 0]],
+            }
+            for each in tests
+        ]
+        found = metrics.over_repeats(repeats, overlap=shared)
+        covered += abs(found["acc"] - 0.7) <= (found["acc_ci95"] or 0)
+        pairs = statistics.paired(right[0, tests].mean(1) - right[1, tests].mean(1), shared)
+        told_apart += pairs is not None and pairs.p < 0.05
+    assert 920 < covered < 980  # 730 where they are taken for independent
+    assert told_apart < 80  # 250
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 400])

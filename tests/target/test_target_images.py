@@ -381,3 +381,8 @@ def test_images_that_are_not_normalised_stay_so() -> None:
     plain = ImageSource(table(bright(), [20] * 3), {"train": [0], "val": [1], "test": [2]})
     train, _ = Target(plain, Settings(test_images=None)).division(0)
     assert torch.equal((train.whole(CPU).x * 255).round(), torch.from_numpy(bright())[train.rows].float())
+
+
+def test_a_subset_of_all_images_is_all_of_them_in_their_order() -> None:
+    images = toy_images(classes=2, per_class=6).labelled(None)
+    assert list(images.subset(12, "target.test_images", 0, 0).rows) == list(images.rows)

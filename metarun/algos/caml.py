@@ -18,7 +18,8 @@ Differences from the official code (cfifty/CAML):
 - There the image encoder is pretrained and frozen; here that is `frozen`, or the vectors of an encoder as the data set, and otherwise the
   backbone is trained with the transformer.
 - It trains on ImageNet, Fungi, COCO and WikiArt, with 5 ways; here on the source's tasks, with the ways of these.
-- There is no dropout.
+- The transformer's layers start as PyTorch's linear layers do; there queries, keys, values and hidden layers start Xavier-uniform, and
+  the blocks' biases at 0 or within some millionths of it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Its upper triangle is the image's representation. A class's is the mean over its
 squared distances to the classes', with one shot the inner products (Meta DeepBDC). t is learned, from 1 / (2 M) at first.
 
 Differences from the official code (Fei-Long121/DeepBDC):
-- It takes the channels down to `reduce_dim` (640 with ResNet-12, which is what it has) by a 1x1 convolution, whose batch norm is of the
-  backbone's kind here.
+- It takes the channels down to `reduce_dim` by a 1x1 convolution, unless the network has as many (256 of ResNet-18's 512; 640 with
+  ResNet-12, which is what it has); the batch norm after it is of the backbone's kind here.
 - The backbone's last block pools; there ResNet-12's does not: `unpooled=1`, or 2 for 21x21 places of conv4.
 - The classifier of the source's classes that it starts from is recipe=pretrain_meta here, on plain features.
 - A backbone without maps (mlp) has one place, and channels are compared by what they are there.
@@ -40,7 +40,7 @@ class DeepBDC(Algorithm):
 
     Args:
         unpooled: The blocks at the end of the backbone that do not pool; 0 with backbone.downsample=stride.
-        reduce_dim: The channels that a 1x1 convolution leaves; null leaves them as they are.
+        reduce_dim: The channels that a 1x1 convolution leaves; null, or as many as there are, leaves them as they are.
     """
 
     recordable = True
@@ -53,7 +53,7 @@ class DeepBDC(Algorithm):
         self.unpooled = unpooled
         self.log_scale = nn.Parameter(torch.tensor(-math.log(2 * height * width)))
         self.reduction: nn.Conv2d | None = None
-        if reduce_dim is not None:
+        if reduce_dim is not None and reduce_dim != channels:
             self.reduction = nn.Conv2d(channels, reduce_dim, 1, bias=False)
             nn.init.kaiming_normal_(self.reduction.weight, mode="fan_out")
             self.norm = Norm(reduce_dim, backbone.norm)

@@ -16,6 +16,7 @@ Differences from the official code (yhu01/PT-MAP):
 - Each task's Sinkhorn ends by itself, when its rows add up to 1 within 1e-6 or after 1000 rounds, and is in double precision;
   there all tasks end together, when no row's sum changes by more.
 - It reduces features by a QR decomposition first, which changes no distance and is left out.
+- Its features are of S2M2_R (rotations and manifold mixup); here of a plain classifier.
 - `transform=un` leaves the features to PT; the other transformations come before it.
 """
 

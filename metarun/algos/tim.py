@@ -19,6 +19,7 @@ Differences from the official code (mboudiaf/TIM; oveilleux/Realistic_Transducti
   from two on. Of classes of unequal sizes the mean counts here: 2 below two.
 - As in that code, alpha-TIM's cross-entropy is Shannon's; the paper has one with alpha, too.
 - The variant by alternating directions (TIM-ADM) is not here.
+- TIM's scripts train the source's classifier with `label_smoothing=0.1`; here it is 0 unless told.
 """
 
 from __future__ import annotations

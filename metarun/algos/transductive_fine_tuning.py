@@ -16,6 +16,7 @@ Differences from the paper and its code (amazon-science/few-shot-baseline):
 - The classifier is on the features; there on the source classes' logits.
 - The backbone is in evaluation mode; there its batch norms take the statistics of what they are tuned on, and images are augmented.
 - A norm's statistics are never tuned, and there is no dropout.
+- There the source's classifier is trained with a label smoothing of 0.1 and mixup; here without (`label_smoothing`).
 """
 
 from __future__ import annotations

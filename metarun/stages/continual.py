@@ -37,7 +37,10 @@ class Continual(Stage):
     it stand the nearest class mean (`prototypes`), and a linear head that may look at all images so far again and again
     (`linear_probe`). The learning rate of the online head is chosen on sequences of validation classes.
 
-    Source: the meta-test of Javed and White (2019), section 4, and of Beaulieu et al. (2020), section 3.
+    Source: the meta-test of Javed and White (2019), section 4, and of Beaulieu et al. (2020), section 3. In the first's code
+    (khurramjaved96/mrcl, `evaluate_omniglot.py`) each length has sequences and a learning rate of its own, the best on learned
+    images of test classes, and the head has 1000 rows; here the points are of one sequence, with the rate that is best at its end
+    on other images of validation classes, and a row for each of its classes.
     """
 
     needs_weights = True

@@ -17,7 +17,8 @@ out. There Omniglot has 500 clusters of 24,000 images. Differences:
 - The paper's embeddings (BiGAN, ACAI, DeepCluster) are not here.
 - Pixels are reduced to their principal components, without whitening unless `whiten` is set, after images are brought to at most
   32 pixels a side; the official code whitens all pixels (ZCA).
-- The official code repeats k-means until three quarters of the clusters are large enough; here as many as a task has are enough.
+- The official code repeats k-means, except on pixels, until three quarters of the clusters are large enough; here as many as a task
+  has are enough. With a single partition it takes the best of ten starts, here there is one.
 - Where the data set counts rotated images as further classes, each cluster turned is a further cluster. The images are clustered
   as they are.
 """

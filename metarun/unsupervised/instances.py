@@ -12,6 +12,8 @@ UMTRA argues that N of very many images are mostly of different classes (its sec
 Differences from the papers and their official codes (siavash-khodadadeh/UMTRA-Release, indy-lab/ProtoTransfer):
 - A task with more shots than one has distorted images as its further shots. UMTRA trains with one shot only.
 - Where the data set counts rotated images as further classes, an image and the same image turned are two classes.
+- UMTRA's code shifts by up to 6 of 28 pixels, to the nearest pixel; here by up to a fifth of the side (5.6), between pixels
+  (bilinear), so that strokes are blurred.
 - A crop whose window is larger than the image shrinks it; in the official code of ProtoTransfer such a crop is drawn again.
 - The papers' distortions of hue and saturation are not here; a share of the images turns grey instead.
 - ProtoTransfer trains on the validation images of Omniglot too (`--merge_train_val`).

@@ -571,6 +571,12 @@ def test_deepbdc_can_take_channels_down() -> None:
     close(support[0], distance_matrices(reduced.relu(), 1 / 8))
 
 
+def test_deepbdc_leaves_channels_that_are_as_many_as_asked_for() -> None:
+    algorithm, batch = mapped(DeepBDC, reduce_dim=4)
+    assert algorithm.reduction is None
+    close(algorithm.embed(batch)[0][0], distance_matrices(maps(algorithm, batch.support_x[0]), 1 / 8))
+
+
 def test_elmes_are_of_equal_length_and_maximally_equiangular() -> None:
     torch.manual_seed(0)
     codes = elmes(5, 12).double()

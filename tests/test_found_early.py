@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import compose
 from shell import SINUSOID, make_images, metarun
 
+from metarun.engine.distributed import World
 from metarun.errors import UserError
 from metarun.runs.continuation import refuse_unread
 from metarun.stages import TargetTest, Train, Transfer
@@ -116,6 +118,15 @@ def test_what_is_not_there_is_told_before_a_table_is_built(
     assert missing in done.err
     assert len(done.said) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["train.max_seconds=0", "encoder=tfidf"])
+def test_a_training_that_may_have_no_step_is_not_refused_for_its_shares(word: str) -> None:
+    words = ["train.tasks_per_step=1", "train.steps=5"]
+    two = World(0, 2, 0, 2)
+    Train().check(compose(*words, word), two)
+    with pytest.raises(UserError, match="share the tasks of a step"):
+        Train().check(compose(*words), two)
 
 
 @pytest.mark.parametrize("word", ["target.train_images=20", "target.test_images=50"])

@@ -86,7 +86,9 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
         # All that can be wrong with the input is found before anything is written, and before other ranks look at it.
         shared = prepare_for_processes(config, folder, world)
         described = descriptions(*data_of(shared)) | brought(config, built)
-        refuse_other_data(folder, described)
+        # What a killed sitting left of a part, an order of classes say, is of the weights that were there then.
+        begun = described | (tested_weights(config) if continues else {})
+        refuse_other_data(folder, begun)
         if continues:
             origin = checkpoint.folder_of("checkpoint", config.checkpoint)
             shared.result |= tested_on_others(origin, described, overrides)
@@ -99,7 +101,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                     return conclude(built, folder)
                 if (folder / contents.CONFIG).is_file():
                     refuse_other_config(folder, config)
-                keep(folder, described)
+                keep(folder, begun)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / contents.CONFIG, text.encode())
                 # Before the files that it tells of are replaced, so that a kill leaves no number beside another's file.
@@ -217,6 +219,11 @@ def _data_now(config: DictConfig) -> Descriptions | str:
 def brought(config: DictConfig, built: Sequence[Stage]) -> Descriptions:
     """Describes the weights that a run begins with; none where those of a checkpoint take their place."""
     return {} if any(stage.needs_checkpoint for stage in built) else weights(config)
+
+
+def tested_weights(config: DictConfig) -> Descriptions:
+    """Describes the weights of the checkpoint that a run goes on with."""
+    return {"checkpoint": {"fingerprint": checkpoint.digest(checkpoint.weights_file("checkpoint", config.checkpoint))}}
 
 
 def carry_out(run: Run, world: World) -> None:

@@ -23,6 +23,8 @@ from metarun.runs.run import Run
 from metarun.stages.base import Stage
 from metarun.stages.learning import build_learner, training_protocol
 
+REPLACED = "its weights were replaced while they were read; test them when their training has ended"
+
 
 class Load(Stage):
     """Builds the method of the run that `checkpoint=` names, and takes its weights."""
@@ -34,7 +36,10 @@ class Load(Stage):
     def prepare(self, run: Run) -> None:
         origin = run.config.checkpoint
         file = checkpoint.weights_file("checkpoint", origin)
+        self.digest = checkpoint.digest(file)
         state = checkpoint.load(file)
+        if checkpoint.digest(file) != self.digest:
+            raise UserError(f"checkpoint={origin}: {REPLACED}")
         known = state.get(seen.KEY)
         if known is None:
             known = self._assumed(run)
@@ -56,7 +61,6 @@ class Load(Stage):
         self.learner = learner
         with checkpoint.fitting(file):
             self.step = state["step"] if "step" in state else state["state"]["step"]
-        self.digest = checkpoint.digest(file)
         self.text = stored.get(result.PROTOCOL, {}).get(result.SEEN, {})
 
     def _assumed(self, run: Run) -> dict[str, Any]:
@@ -68,6 +72,8 @@ class Load(Stage):
         return {"checkpoint": self.digest}
 
     def execute(self, run: Run) -> None:
+        if run.world.broadcast(self.digest) != self.digest:  # each process has read the file by itself
+            raise UserError(f"checkpoint={run.config.checkpoint}: {REPLACED}")
         run.result |= {
             result.CHECKPOINT_STEP: self.step,
             result.CHECKPOINT_DIGEST: self.digest,

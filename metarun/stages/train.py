@@ -79,9 +79,10 @@ class Train(Stage):
     def check(self, config: DictConfig, world: World) -> None:
         super().check(config, world)
         settings = OmegaConf.select(config, self.train)
-        if (
-            isinstance(settings, DictConfig) and {"steps", "tasks_per_step"} <= settings.keys()
-        ):  # else `prepare` says so
+        if not isinstance(settings, DictConfig) or not {"steps", "tasks_per_step"} <= settings.keys():
+            return  # `prepare` says so
+        # Without time, or on vectors that leave nothing to train, there is no step to share: `prepare` knows.
+        if settings.get("max_seconds") != 0 and not config.encoder:
             check_shares(settings, world, self.train)
 
     def prepare(self, run: Run) -> None:
@@ -160,7 +161,8 @@ class Train(Stage):
     def _train_in(self, run: Run, folder: Path, logger: RunLogger) -> dict[str, Any]:
         """Trains in `folder`, takes the best weights, and returns numbers for `result.json`."""
         validate = self._validation() if self.chooses else None
-        numbers = fit(self.learner, validate, folder, logger, run.watch)
+        # A search goes by the score of the last training, and takes one score of each step.
+        numbers = fit(self.learner, validate, folder, logger, run.watch if self.last else None)
         return {**numbers, **self._take_best(folder)}
 
     def _validation(self) -> Validate:

@@ -302,6 +302,27 @@ def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: P
     assert len(summarise(collect([tmp_path], tmp_path / "report"))) == 2
 
 
+def test_orders_that_other_weights_left_are_not_taken(tmp_path: Path) -> None:
+    """The run may have gone on since the test of it was killed."""
+    assert metarun(*PIXELS, f"outputs={tmp_path / 'runs'}").status == 0
+    run = run_folder(tmp_path / "runs")
+    words = ["recipe=test_continual", f"checkpoint={run}", f"outputs={tmp_path / 'tests'}"]
+    done = metarun(*words)
+    assert done.status == 0, done.err
+    folder = run_folder(tmp_path / "tests")
+    (folder / "result.json").unlink()  # as killed in the second order
+    (folder / "continual" / "order-1.json").unlink()
+    assert metarun(*words).status == 0  # by the same weights
+    (folder / "result.json").unlink()
+    (folder / "continual" / "order-1.json").unlink()
+    last = torch.load(run / "last.pt", weights_only=True)
+    torch.save({**last, "step": 17}, run / "last.pt")
+    done = metarun(*words)
+    assert done.status == 2
+    assert "was made with other weights (checkpoint: the file has changed)" in done.said[-1]
+    assert metarun(*words, "resume=false").status == 0
+
+
 def test_no_method_is_transductive_where_each_image_is_answered_by_its_features_alone(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", classes=9, per_class=4)
     words = [

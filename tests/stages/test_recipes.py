@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import yaml
 from helpers import compose
 from shell import SINUSOID, make_images, metarun, result, run_folder
 
+from metarun.engine.distributed import World
 from metarun.errors import UserError
 from metarun.runs.continuation import refuse_untrained, with_checkpoint
 from metarun.stages import Load, MetaTest
@@ -178,6 +180,20 @@ def test_stored_result_of_other_weights_is_not_shown(made: Made, tmp_path: Path)
     assert done.said[0].endswith("has now; test these beside it with resume=false")
     assert metarun(*words, "resume=false").status == 0
     assert sorted(result(folder)["checkpoint/step"] for folder in tmp_path.glob("outputs/*/*"))[-1] == 17
+
+
+def test_processes_that_read_other_weights_are_noticed() -> None:
+    """Each reads the file by itself, which a training that goes on replaces."""
+
+    class First(World):
+        def broadcast(self, value: Any) -> Any:
+            return "0" * 64
+
+    stage = Load()
+    stage.digest, stage.step = "1" * 64, 4
+    run: Any = SimpleNamespace(world=First(1, 2, 1, 2), config=SimpleNamespace(checkpoint="run"), result={})
+    with pytest.raises(UserError, match="^checkpoint=run: its weights were replaced while they were read"):
+        stage.execute(run)
 
 
 def test_checkpoint_is_for_testing(made: Made, tmp_path: Path) -> None:

@@ -302,6 +302,20 @@ def test_weights_depend_on_the_classes_that_they_may_see_and_on_the_target_that_
     assert found(*adapted, "target.min_images=3") != found(*adapted, "target.min_images=5")
 
 
+def test_a_search_watches_the_training_whose_score_it_goes_by(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def watch(step: int, score: float) -> bool:
+        asked.append(step)
+        return False
+
+    monkeypatch.setattr("metarun.runs.carry_out.watcher", lambda folder: watch)
+    done("recipe=pretrain_meta", "algo=maml", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}")
+    assert asked == [2, 4]  # and none of the pretraining, at 2 and 3
+
+
 def test_pretraining_is_done_once_whether_a_wrapper_follows_or_not(images: Path, tmp_path: Path) -> None:
     words = ["recipe=pretrain_meta", "algo=maml", *SMALL, *PRETRAIN, f"data.root={images}", f"outputs={tmp_path}"]
     done(*words)

@@ -192,7 +192,7 @@ def test_processes_that_read_other_weights_are_noticed() -> None:
     stage = Load()
     stage.digest, stage.step = "1" * 64, 4
     run: Any = SimpleNamespace(world=First(1, 2, 1, 2), config=SimpleNamespace(checkpoint="run"), result={})
-    with pytest.raises(UserError, match="^checkpoint=run: its weights were replaced while they were read"):
+    with pytest.raises(UserError, match=r"^checkpoint=run: its weights were replaced while they were read"):
         stage.execute(run)
 
 

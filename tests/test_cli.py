@@ -681,6 +681,7 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
         ("recipe=test checkpoint=x train.validate_episodes=5", "checkpoint=x: there is no such run"),
         ("recipe=test_continual checkpoint=x train.validate_episodes=5", "train.validate_episodes=5: this recipe has no use for it"),
         ("recipe=test checkpoint=x preset=paper", "checkpoint=x: there is no such run"),
+        ("-m recipe=test checkpoint=x preset=paper seed=0,1", "checkpoint=x: there is no such run"),
         ("recipe=predict checkpoint=x images=x preset=paper", "preset=paper: this recipe has no use for it; what checkpoint= names"),
         ("recipe=predict checkpoint=x images=x debug=fast", "debug=fast: this recipe has no use for it; what checkpoint= names"),
         ("recipe=export checkpoint=x approach=maml", "approach=maml: this recipe has no use for it; what checkpoint= names"),

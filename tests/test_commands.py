@@ -248,6 +248,8 @@ def test_folders_are_one_to_one_with_what_was_overridden() -> None:
     )
     assert not any(re.search(r"__\d{1,5}$", name) for name in names)  # as repeats are called
     assert folder_name(["seed=1", "seed=2"], True) == folder_name(["seed=2"], True)
+    assert folder_name(["algo=maml", "seed=1"], False) == folder_name(["seed=1"], False)
+    assert folder_name(["algo@pretrain=maml", "seed=1"], False) != folder_name(["seed=1"], False)
 
 
 def test_run_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:

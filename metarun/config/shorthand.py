@@ -110,6 +110,11 @@ def folded(words: Iterable[str]) -> list[str]:
     return found
 
 
+def keys_of(words: Iterable[str]) -> set[str]:
+    """The keys and groups that words override, as they are typed: `test.data` of its list, `algo@pretrain` apart from `algo`."""
+    return {word.lstrip("+~").partition("=")[0] for word in folded(words)}
+
+
 def folded_choices(choices: Mapping[str, str], config: DictConfig) -> dict[str, str]:
     """Hydra's choices of groups, with `data` naming each data set of a list, between commas.
 

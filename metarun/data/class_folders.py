@@ -58,7 +58,7 @@ def by_labels(root: Path, tables: list[str], columns: Columns | None = None) -> 
     order = ["", *SPLITS]
     return _sound(
         [
-            ClassFiles(label, part, f"class {label} of data.labels", sorted(paths))
+            ClassFiles(label, part, f"class {label} of data.labels", sorted(paths, key=_by_parts))
             for (part, label), paths in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
         ],
         root,
@@ -207,10 +207,16 @@ def _deeper(root: Path) -> str:
     return f"; {best} has {most} class folders" if best else ""
 
 
+def _by_parts(path: Path) -> list[str]:
+    return [composed(part) for part in path.parts]
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, in an order that is the same however its names are written; classes are divided in that order."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if visible(entry.name)), key=lambda entry: entry.name)
+            found = (entry for entry in entries if visible(entry.name))
+            return sorted(found, key=lambda entry: (composed(entry.name), entry.name))
     except OSError as error:
         raise UserError(f"data.root: folder {folder} cannot be read ({error.strerror})") from error
 

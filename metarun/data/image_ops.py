@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from metarun.data.decoding import square
+from metarun.data.decoding import square, upright
 from metarun.data.image_batches import generator
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide
@@ -70,7 +70,7 @@ def picture(raw: bytes, size: int, channels: int, where: str) -> np.ndarray:
     """An image file's contents as uint8 `[channels, size, size]`; raises `UserError` naming `where` for no whole image."""
     try:
         with Image.open(io.BytesIO(raw)) as file:
-            return square(ImageOps.exif_transpose(file), size, channels)
+            return square(upright(file), size, channels)
     except Exception as error:  # the decoders raise whatever a broken file provokes
         raise UserError(f"{where} is not a whole image ({error})") from error
 

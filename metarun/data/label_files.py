@@ -112,7 +112,8 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
     if not lines:
         raise UserError(f"{key}: {path} has no rows")
     table = _Header(names, path, key, columns)
-    part = next((table.lower.index(name) for name in PART_COLUMNS if name in table.lower), None)
+    named = {composed(name).lower() for name in columns or () if name}  # a part of the body may be the label
+    part = next((table.lower.index(name) for name in PART_COLUMNS if name in table.lower and name not in named), None)
     file, label = table.file_and_label(part)
     kinds = [number for number in range(len(names)) if number not in (file, part)] if label is None else []
     if label is None and not _marks_classes(lines, kinds):

@@ -75,9 +75,15 @@ def same_names(one: TableSource, two: TableSource) -> bool:
     return _names(one) == _names(two)
 
 
+def _ordered(data: TableSource) -> list[int]:
+    """The numbers of all classes in the order of their names; a library may number the classes of each split from 0 and name none."""
+    every = (number for number in range(len(data.table.names)) if number not in data.unknown.values())
+    return sorted(every, key=lambda number: (data.table.names[number], number))
+
+
 def _names(data: TableSource) -> list[str]:
     """The names of all classes, in the order of the alphabet: CIFAR-FS and FC100 have the same ones, each in its own order."""
-    return sorted(name for number, name in enumerate(data.table.names) if number not in data.unknown.values())
+    return [data.table.names[number] for number in _ordered(data)]
 
 
 def _digest_of_names(data: TableSource) -> str:
@@ -91,13 +97,9 @@ def ranks(data: TableSource, numbers: Iterable[int] | None = None) -> dict[int, 
         data: The data set.
         numbers: Those of the classes; None for all.
     """
-    place = {name: rank for rank, name in enumerate(_names(data))}
-    names, every = data.table.names, range(len(data.table.names))
-    return {
-        int(number): place[names[number]]
-        for number in (every if numbers is None else numbers)
-        if names[number] in place
-    }
+    place = {number: rank for rank, number in enumerate(_ordered(data))}
+    every = range(len(data.table.names))
+    return {int(number): place[number] for number in (every if numbers is None else numbers) if number in place}
 
 
 def told(data: TableSource, numbers: Iterable[int] | None = None) -> Classes:

@@ -82,16 +82,16 @@ def _divided(
                 "%s: is taken for a data set that is trained on: both have the same names of classes, and images that cannot be compared",
                 where,
             )
-        division = division or _division_of(member, built.table.names)
+        division = division or _division_of(member, built)
     found = built.divided(division or _division_by_images(trained, alike))
     found.told_apart |= apart
     return found
 
 
-def _division_of(member: TableSource, names: Sequence[str]) -> dict[Split, list[int]]:
+def _division_of(member: TableSource, built: TableSource) -> dict[Split, list[int]]:
     """The division of a set for another one of the same classes in any order: FC100 has CIFAR-FS's images."""
-    place = {name: number for number, name in enumerate(names)}
-    return {split: [place[member.table.names[c]] for c in numbers] for split, numbers in member.splits.items()}
+    own, place = ranks(member), {rank: number for number, rank in ranks(built).items()}
+    return {split: [place[own[int(c)]] for c in numbers] for split, numbers in member.splits.items()}
 
 
 def _division_by_images(trained: Sequence[TableSource], alike: Sequence[TableSource]) -> dict[Split, list[int]]:

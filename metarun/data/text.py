@@ -291,6 +291,7 @@ class Text(TextSource):
         if grouped:
             rows = [row._replace(label=f"{row.group}/{row.label}") for row in rows]
             names = sorted({(row.group, row.label) for row in rows})
+            _refuse_same_names(names)
             divided = {split: [name for group, name in names if group in own] for split, own in divided.items()}
         super().__init__(
             sorted(rows, key=lambda row: (row.group, row.label)),
@@ -303,6 +304,17 @@ class Text(TextSource):
                 **({"unread": len(found.unread)} if found.unread else {}),
             },
         )
+
+
+def _refuse_same_names(names: Iterable[tuple[str, str]]) -> None:
+    """Checks that no classes of two groups have one name: class c of group a/b and class b/c of group a are both a/b/c."""
+    homes: dict[str, str] = {}
+    for group, name in names:
+        if (other := homes.setdefault(name, group)) != group:
+            raise UserError(
+                f"data.group_column: a class of group {printable(other)} and one of group {printable(group)} are both "
+                f"{printable(name)}; write one of these names otherwise"
+            )
 
 
 def _units_by_part(rows: Iterable[LabelledText], grouped: bool) -> dict[Split, set[str]]:

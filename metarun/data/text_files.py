@@ -293,7 +293,9 @@ class _Reader:
         lists = [name for name in every if name.lower() in INTENT_COLUMNS] if not known else []
         labelled = [name for name in every if name in (*names, *lists, self.columns.label)]
         label_column = self._column("label", labelled, path, text_column, group_column) if self.labels else optional
-        part_column = next((name for name in names if name.lower() in PART_COLUMNS), None) if not part else None
+        named = {composed(name).lower() for name in self.columns if name}  # a subset may be a domain
+        parts = (name for name in names if name.lower() in PART_COLUMNS and name.lower() not in named)
+        part_column = next(parts, None) if not part else None
         for where, row in rows:
             for column in filter(None, (text_column, label_column, group_column)):
                 if column not in row:

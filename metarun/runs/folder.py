@@ -90,7 +90,8 @@ def _naming(overrides: Sequence[str], named: bool, source: bool) -> list[str]:
     if any(key_of(override) == "name" for override in overrides):
         left_out.remove("experiment")
     latest = {override.partition("=")[0]: override for override in overrides}
-    return sorted(word for key, word in latest.items() if key_of(key) not in left_out)
+    # `algo@pretrain` is no `algo`, which is in the run's name.
+    return sorted(word for key, word in latest.items() if key.lstrip("+~") not in left_out)
 
 
 def _slug(word: str) -> str:

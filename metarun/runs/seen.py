@@ -39,11 +39,12 @@ def namesakes(seen: Mapping[str, Any], data: TableSource, numbers: Iterable[int]
     They may be the same classes, of images of another size, say. Names that mean nothing by themselves, as `0` does, count where both
     data sets have the same names of all classes.
     """
-    numbers = set(shared.ranks(data, numbers))
+    numbers, own = set(shared.ranks(data, numbers)), shared.key(data)
     names = {str(data.table.names[number]) for number in numbers - trained_on(seen, data, numbers)}
     told = {
         noted[0]
         for other, known in seen.items()
+        if other != own  # of which each class is known, also where two have one name
         for noted in by_rank(known).values()
         if noted and (shared.named_as(other, data) or shared.says_what_it_is(noted[0]))
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NoReturn
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -170,19 +172,26 @@ def expanded_folder(word: str, folder: str) -> str:
 
 def _composed(arguments: argparse.Namespace) -> DictConfig:
     """The config that the choices of groups make, of which a sweep has the first ones; raises Hydra's errors."""
-    words = []
-    for word in expanded(arguments.overrides):
-        key, _, value = word.partition("=")
-        if (settled(word, arguments.multirun) and "." not in key.partition("@")[0]) or key.endswith("._target_"):
-            choices = re.fullmatch(r"choice\((.*)\)", value)
-            first = split(choices[1] if choices else value)[0]
-            words += expanded([f"{key}={first}"] if arguments.multirun and value and key.isidentifier() else [word])
     search_path = create_config_search_path(arguments.config_path or str(CONF))
     if arguments.config_dir:
         added = f"file://{os.path.abspath(arguments.config_dir)}"
         search_path.prepend("command-line", added, anchor=SearchPathQuery(provider="schema"))
     loader = ConfigLoaderImpl(search_path)
+    words: list[str] = []
+    for word in expanded(arguments.overrides):
+        key = word.partition("=")[0]
+        if (settled(word, arguments.multirun) and "." not in key.partition("@")[0]) or key.endswith("._target_"):
+            words += expanded(_first(word, loader) if arguments.multirun else [word])
     return loader.load_configuration(arguments.config_name or "config", words, RunMode.RUN)
+
+
+def _first(word: str, loader: ConfigLoaderImpl) -> list[str]:
+    """A word of a sweep with the first of its values; nothing where these are no list, or none."""
+    (override,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
+    if not override.is_sweep_override():
+        return [word]
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
+    return [f"{override.get_key_element()}={value}" for value in itertools.islice(values, 1)]
 
 
 def folder_of_configs(typed: str) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from metarun.config.overrides import canonical, key_of
+from metarun.config.overrides import canonical
 from metarun.config.ranges import check_value
-from metarun.config.shorthand import check_paper, folded_choices
+from metarun.config.shorthand import check_paper, folded_choices, keys_of
 from metarun.errors import UserError, reason
 
 
@@ -72,7 +72,7 @@ def check_swept(words: Sequence[str], params: Mapping[str, str]) -> None:
     Raises:
         UserError: A key has no value on the command line.
     """
-    if left := sorted(params.keys() - {key_of(word) for word in words}):
+    if left := sorted(params.keys() - keys_of(words)):
         raise UserError(
             f"{', '.join(left)}: the experiment sweeps over {'them' if len(left) > 1 else 'it'} "
             f"({left[0]}={params[left[0]]}); add -m for all its runs, or give a value to each for one run"

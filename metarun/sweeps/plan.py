@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import check
 from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
-from metarun.config.shorthand import check_paper, expanded, folded, folded_choices
+from metarun.config.shorthand import check_paper, expanded, folded, folded_choices, keys_of
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
@@ -49,7 +49,7 @@ def read_words(loader: Any, config: DictConfig, arguments: Sequence[str], params
     Returns:
         The overrides, those of the file first.
     """
-    typed = {key_of(word) for word in arguments}  # which goes before what stands in a file
+    typed = keys_of(arguments)  # which goes before what stands in a file
     own = {key: value for key, value in params.items() if key not in typed}
     found = OverridesParser.create(config_loader=loader).parse_overrides([*read_params(own, config), *arguments])
     for override in found:
@@ -133,7 +133,8 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
             config = loader.load_sweep_config(master, expanded(words))
             raw = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))  # as they are, `${...}` too
             choices = folded_choices(config.hydra.runtime.choices, config)
-            check_paper(raw, config.hydra.runtime.choices)
+            if not config.checkpoint:  # whose run has a method and data of its own, and its preset with them
+                check_paper(raw, config.hydra.runtime.choices)
             with open_dict(config):
                 del config["hydra"]
             overrides = canonical(raw, config)

@@ -86,7 +86,7 @@ def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> N
 
     Args:
         possible: Jobs of draws with their configs; each but the first differs from it in one key.
-        space: The keys that are searched.
+        space: The keys that are searched, as they are typed: with `+` and `@package`.
 
     Raises:
         UserError: The search would choose by nothing.
@@ -102,7 +102,7 @@ def check_scored(possible: Sequence[tuple[Job, Any]], space: Iterable[str]) -> N
         for key in map(key_of, {*job.overrides} - {*first.overrides}):
             values_of.setdefault(key, []).append(scored(other))
     for key in space:
-        if key in values_of and all(values == own for values in values_of[key]):
+        if (name := key_of(key)) in values_of and all(values == own for values in values_of[name]):
             raise UserError(
                 f"{key}: is not searched, no validation score depends on it; sweep it over the best settings afterwards"
             )
@@ -132,7 +132,7 @@ def sweep(
     name = plan.sweep_name(overrides, config)
     for item in overrides:
         check_whole(item, config)
-    space = {item.key_or_group: distribution(item) for item in overrides if varies(item)}
+    space = {item.get_key_element(): distribution(item) for item in overrides if varies(item)}
     if not space:
         raise UserError("hydra/sweeper=optuna: nothing to search; give a key several values or an interval(a,b)")
     said = [plan.fixed_word(item) for item in overrides if not varies(item)]

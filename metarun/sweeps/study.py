@@ -47,10 +47,15 @@ def _distribution(value: Any, override: Override) -> Any:
     """The distribution of an override's values; raises the errors of Python and of Optuna."""
     from optuna import distributions
 
+    tags = getattr(value, "tags", set())
+    if unknown := sorted(tags - {"log"}):
+        raise ValueError(f"{unknown[0]} is no tag of a search; tag(log,...) draws by the logarithm")
+    log = "log" in tags
+    if log and not isinstance(value, IntervalSweep):
+        raise ValueError("tag(log,...) is for an interval, of whole numbers tag(log,int(interval(1,8)))")
     if isinstance(value, IntervalSweep):
         if not all(math.isfinite(float(end or 0)) for end in (value.start, value.end)):
             raise ValueError("its ends must be finite")
-        log = "log" in value.tags
         if isinstance(value.start, int) and isinstance(value.end, int):
             return distributions.IntDistribution(value.start, value.end, log=log)
         return distributions.FloatDistribution(float(value.start or 0), float(value.end or 0), log=log)

@@ -252,6 +252,20 @@ def test_classes_that_two_sets_share_are_known_one_by_one() -> None:
     assert seen.trained_on(seen.classes(Toy(40, 1, 6, classes=12).build(), None), blank, range(9)) == set()
 
 
+def test_classes_of_one_name_in_several_splits_are_told_apart() -> None:
+    """As those that a library numbers from 0 in each split."""
+    source = of_classes(range(12))
+    source.table.names[:] = [f"{number % 4}" for number in range(12)]
+    known = seen.classes(source, "train")
+    assert seen.trained_on(known, source, range(12)) == {0, 1, 2, 3}
+    assert seen.namesakes(known, source, range(12)) == []
+    seen.refuse_test_classes(known, source, "stage train")
+    (found,) = fit_to_network({"again": Built(source)}, source).values()  # type: ignore[dict-item]
+    assert {split: numbers.tolist() for split, numbers in found.splits.items()} == {
+        split: numbers.tolist() for split, numbers in source.splits.items()
+    }
+
+
 def test_what_older_checkpoints_say_of_seen_classes_is_read() -> None:
     source = of_classes(range(12))
     new = seen.classes(source, "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from metarun.core import TaskShape
 from metarun.data import cifar100 as cifar100_module
 from metarun.data import fewshot, pickles
 from metarun.data.fewshot import RELEASES, FewShot
+from metarun.data.image_ops import picture
 from metarun.errors import UserError
 
 FEW = {"train": 4, "val": 2, "test": 3}
@@ -615,3 +618,16 @@ def test_a_class_in_the_folders_of_two_splits(tmp_path: Path) -> None:
             files.write(tmp_path / "mini_imagenet" / split / f"n{number}" / "0.png", files.encoded(number))
     message = error(lambda: FewShot(dataset="mini_imagenet", image_size=files.SIDE))
     assert "class n0 is for both train and val (train and val in " in message
+
+
+def test_a_flaw_in_exif_data_spoils_no_image_of_a_benchmark() -> None:
+    exif = bytes.fromhex(  # orientation 6, and a resolution as the text "72"
+        "4578696600004d4d002a000000080002011200030000000100060000011a0002000000033732000000000000"
+    )
+    image = Image.new("L", (8, 8), 0)
+    image.paste(255, (0, 0, 8, 4))  # the upper half
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    (pixels,) = picture(file.getvalue(), 8, 1, "image 1")
+    assert (pixels[:, 4:] == 255).all()
+    assert (pixels[:, :4] == 0).all()

@@ -362,6 +362,18 @@ def test_a_class_folder_is_found_however_its_accent_is_written(tmp_path: Path) -
         Folder(root=str(tmp_path / "images"), image_size=8)
 
 
+def test_an_accent_changes_no_division_however_it_is_written(tmp_path: Path) -> None:
+    found = []
+    for form in ("NFC", "NFD"):  # an archive that was made on a Mac has the latter
+        for number, name in enumerate(("é", "f", "z")):
+            for i, file in enumerate(("é", "f")):
+                path = tmp_path / form / unicodedata.normalize(form, name) / f"{unicodedata.normalize(form, file)}.png"
+                save(path, Image.new("L", (8, 8), 2 * number + i))
+        found.append(Folder(root=str(tmp_path / form), image_size=8))
+    assert names(found[0]) == names(found[1])
+    assert found[0].table.fingerprint == found[1].table.fingerprint
+
+
 def test_class_lists_without_validation(root: Path) -> None:
     found = names(Folder(root=str(root), train_classes=["c0", "c1", "c2", "c3", "c4"], test_classes=["c9"]))
     assert (len(found["train"]), len(found["val"]), found["test"]) == (4, 1, ["c9"])

@@ -131,6 +131,12 @@ def test_a_column_may_divide_the_images(tmp_path: Path) -> None:
     assert sorted(pixels.round().int().tolist()) == [8, 9, 10, 11]
 
 
+def test_a_column_that_is_named_as_the_label_divides_nothing(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    write(root / "all.csv", "file,part", rows(name="train/{}.png"))
+    check(Folder(root=str(root), labels="all.csv", label_column="Part", image_size=8))
+
+
 def test_several_tables_are_parts(tmp_path: Path) -> None:
     root = tmp_path / "images"
     for part, first in {"train": 0, "valid": 4, "test": 6}.items():

@@ -602,6 +602,21 @@ def test_tasks_never_mix_groups_and_groups_are_divided_whole(tmp_path: Path) -> 
         assert len({text.split()[0] for text in items[torch.cat([support, queries])]}) == 1
 
 
+def test_a_column_that_is_named_is_no_part(tmp_path: Path) -> None:
+    rows = [(f"{group} {label}", label, group) for group in ("books", "films") for label in ("good", "bad")]
+    path = table(tmp_path / "a.csv", rows, "text,label,subset")
+    found = labelled_texts(path, TextColumns(group="Subset")).rows
+    assert [(row.part, row.group) for row in found] == [("", "books")] * 2 + [("", "films")] * 2
+    assert {row.label for row in labelled_texts(path, TextColumns(label="subset")).rows} == {"books", "films"}
+
+
+def test_classes_of_two_groups_with_one_name_are_refused(tmp_path: Path) -> None:
+    rows = [(f"{group} {label}", label, group) for group, label in (("a", "b/c"), ("a/b", "c"), ("d", "c"))]
+    path = table(tmp_path / "a.csv", rows, "text,label,domain")
+    with pytest.raises(UserError, match="a class of group a and one of group a/b are both a/b/c"):
+        Text(root=str(path), group_column="domain")
+
+
 def test_clinc150_is_divided_by_domains() -> None:
     source = Clinc150()
     groups = {split: {source.table.groups[number] for number in own} for split, own in source.splits.items()}

@@ -40,8 +40,16 @@ def test_distributions() -> None:
     assert space("a=range(0.5,2.0,0.5)") == d.CategoricalDistribution(["0.5", "1.0", "1.5"])
     assert space("a=x,y") == d.CategoricalDistribution(["x", "y"])
     assert space("a=choice(1,x)") == d.CategoricalDistribution(["1", "x"])
+    assert space("a=tag(log,int(interval(1,8)))") == d.IntDistribution(1, 8, log=True)
     with pytest.raises(UserError, match="seed: is not searched"):
         space("seed=0,1")
+    with pytest.raises(
+        UserError, match=r"^a: cannot be searched in tag\(lg,interval\(1,8\)\) \(lg is no tag of a search; tag\(log"
+    ):
+        space("a=tag(lg,interval(1,8))")
+    for word in ("a=tag(log,range(1,9))", "a=tag(log,choice(1,8))"):
+        with pytest.raises(UserError, match=r"tag\(log,...\) is for an interval"):
+            space(word)
 
 
 def trials(outputs: Path) -> list[optuna.trial.FrozenTrial]:
@@ -294,6 +302,23 @@ def test_a_search_is_over_what_a_validation_score_can_depend_on(
         one_line(given, f"{refused}: is not searched, no validation score depends on it")
     else:
         assert given.status == 0, given.err
+
+
+@pytest.mark.parametrize(
+    ("words", "searched"),
+    [
+        ([*SINUSOID, "+train.optimizer.eps=tag(log,interval(1e-9,1e-7))"], "+train.optimizer.eps"),
+        (
+            ["recipe=pretrain_meta", "optimizer=adam,sgd", "optimizer@pretrain.train.optimizer=adam,sgd"],
+            "optimizer, optimizer@pretrain.train.optimizer",
+        ),
+    ],
+    ids=str,
+)
+def test_a_key_is_searched_as_it_was_typed(words: list[str], searched: str, tmp_path: Path) -> None:
+    """With the `+` that adds it, and at the place of a choice that has several."""
+    given = done("-m", "hydra/sweeper=optuna", *words, f"outputs={tmp_path}", "--dry-run")
+    assert given.out.startswith(f"search   20 trials of {searched}\n")
 
 
 def test_choices_of_a_group_are_searched_by_a_pattern(tmp_path: Path) -> None:

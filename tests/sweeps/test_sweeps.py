@@ -637,6 +637,38 @@ def test_what_is_typed_goes_before_what_an_experiment_searches(tmp_path: Path) -
     assert "train.steps" not in listed.out
 
 
+def test_a_list_of_test_sets_takes_no_sweep_over_data_away(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(
+        "# @package _global_\n# Mine\nhydra:\n  sweeper:\n    params:\n      data: glyphs,omniglot\n"
+    )
+    words = ["--config-dir", str(own.parent), "experiment=mine", "test.data=[glyphs]", f"outputs={tmp_path / 'out'}"]
+    listed = metarun("-m", *words, "--dry-run")
+    assert listed.status == 0, listed.err
+    assert "2 jobs: 0 finished before, 2 to run" in listed.out
+    one_line(metarun(*words), "data: the experiment sweeps over it (data=glyphs,omniglot); add -m")
+    alone = metarun("-m", *words, "data=omniglot", "--dry-run")
+    assert "1 job: 0 finished before, 1 to run" in alone.out
+
+
+@pytest.mark.parametrize(
+    "swept",
+    [
+        ["seed=range(0,2)"],
+        ["optimizer=glob(a*)"],
+        ["recipe=pretrain_meta", "optimizer@pretrain.train.optimizer=adam,sgd"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("root", ["~/images", "/x/bücher", "/x/a=b"])
+def test_ranges_stand_beside_paths_that_hydra_cannot_read(swept: list[str], root: str, tmp_path: Path) -> None:
+    """Such a path has the config composed for its type, in which what is swept has its first value."""
+    listed = metarun("-m", *swept, "data=folder", f"data.root={root}", f"outputs={tmp_path}", "--dry-run")
+    assert listed.status == 0, listed.err
+    assert "2 jobs: " in listed.out
+
+
 def test_a_single_run_leaves_out_nothing_that_its_experiment_sweeps_over(tmp_path: Path) -> None:
     ran = metarun("experiment=omniglot_table", "algo=maml", f"outputs={tmp_path / 'out'}")
     assert ran.status == 2

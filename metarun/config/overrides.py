@@ -34,7 +34,7 @@ from metarun.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
 WHOLE = {"approach", "experiment", "debug"}  # the groups of whole commands
-UNESCAPED = re.compile(r"[\w./+%@~-]*")  # what Hydra writes without a backslash
+UNESCAPED = re.compile(r"[\w./+%@~-]*", re.ASCII)  # what Hydra writes without a backslash, and can read without quotes
 NO_TEXT = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # but for these
 # Functions of Hydra's grammar.
 FUNCTION = re.compile(r"(range|interval|tag|glob|sort|shuffle|int|float|str|bool)\(.*\)", re.DOTALL)

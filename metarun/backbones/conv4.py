@@ -29,9 +29,12 @@ class ConvBlock(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, n_support: int | None, change: Callable[[Tensor], Tensor] | None) -> Tensor:
-        x = self.norm(self.conv(x), n_support)
-        x = x if change is None else change(x)
+        x = self.conv(x)
         # The maximum of ReLUs is the ReLU of the maximum, on a quarter of the values.
+        if self.pool and change is None:
+            return F.relu(self.norm.pooled(x, n_support))
+        x = self.norm(x, n_support)
+        x = x if change is None else change(x)
         return F.relu(F.max_pool2d(x, 2) if self.pool else x)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarun.errors import UserError, nearest
 from metarun.ops.numerics import precise
+from metarun.ops.pooled_norm import pooled_batch_norm, worthwhile
 from metarun.ops.second_order import batch_norm
 from metarun.ops.support import of_support, remembering
 from metarun.ops.tasks import vectorized
@@ -247,7 +248,7 @@ class Norm(nn.Module):
             return self._running(x)
         if self.kind == "support" and (known := _support.get()) is not None:
             return self._of_support(x, known)
-        reference = n_support if self.kind == "support" and n_support is not None else len(x)
+        reference = self._reference(x, n_support)
         self._check(reference, x)
         if reference >= len(x) and not vectorized():
             return batch_norm(x, self.weight, self.bias, EPSILON)[0]
@@ -259,6 +260,25 @@ class Norm(nn.Module):
         variance = centred[:reference].square().mean(axes, keepdim=True)
         scale = self.weight.view(shape) * torch.rsqrt(variance + EPSILON)
         return (centred * scale + self.bias.view(shape)).to(x.dtype)
+
+    def pooled(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Normalises images `[B, C, H, W]` and takes the maxima of 2x2 positions, `[B, C, H // 2, W // 2]`.
+
+        Large batches on a CPU go through both at once, where their own statistics are taken (`metarun.ops.pooled_norm`).
+        """
+        running = self.kind == "running" and self.training
+        whole = self.kind in OF_A_SET and _support.get() is None and self._reference(x, n_support) >= len(x)
+        if not (running or whole) or vectorized() or not worthwhile(x):
+            return F.max_pool2d(self(x, n_support), 2)
+        self._check(len(x), x)
+        maxima, mean, variance = pooled_batch_norm(x, self.weight, self.bias, EPSILON)
+        if running:
+            self._follow(x, mean, variance)
+        return maxima
+
+    def _reference(self, x: Tensor, n_support: int | None) -> int:
+        """How many rows the statistics of a set are taken from."""
+        return n_support if self.kind == "support" and n_support is not None else len(x)
 
     def _check(self, rows: int, x: Tensor) -> None:
         if rows * x[0, 0].numel() < 2:
@@ -276,12 +296,16 @@ class Norm(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
         self._check(len(x), x)
         normalised, mean, variance = batch_norm(x, self.weight, self.bias, EPSILON)
+        self._follow(x, mean, variance)
+        return normalised
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running averages towards the statistics of a batch."""
         count = x.numel() // x.shape[1]
         self.num_batches_tracked += 1
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
-            self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)
-        return normalised
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+        self.running_var.lerp_(variance.to(self.running_var.dtype) * count / (count - 1), MOMENTUM)
 
     def _of_support(self, x: Tensor, known: dict[Norm, tuple[Tensor, Tensor]]) -> Tensor:
         """The support set, which comes first, leaves its statistics in `known`; the queries are normalised by them."""

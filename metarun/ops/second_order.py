@@ -38,12 +38,19 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     three digits of a large batch. Here each column of pixels has statistics of its own first, in the same time.
 
     Args:
-        x: Activations `[B, C, H, W]`, float32, in torch's memory format `channels_last`.
+        x: Activations `[B, C, H, W]` on a CPU, in torch's memory format `channels_last`.
 
     Returns:
-        Both, `[C]` each.
+        Both, `[C]` each, in float32 where `x` is in bfloat16.
     """
     count, channels, height, width = x.shape
+    if x.dtype != torch.float32:
+        if x.dtype == torch.float64:
+            variance, mean = torch.var_mean(x, [0, 2, 3], correction=0)
+            return mean, variance
+        zeros = torch.zeros(channels)  # float32 averages, of which nothing is taken, say which type the result has
+        mean, variance = torch.batch_norm_update_stats(x, zeros, torch.ones_like(zeros), 0.0)
+        return mean, variance
     mean, variance = torch.batch_norm_update_stats(
         x.movedim(1, -1).reshape(count * height, width * channels), None, None, 0.0
     )

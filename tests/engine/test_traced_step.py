@@ -20,6 +20,7 @@ from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import Hardware, choose
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
+from metarun.ops import pooled_norm
 
 IMAGES = toy_images()
 MLP = ["backbone=mlp", "backbone.hidden=[16]", "backbone.init_std=null", "task.queries=4"]
@@ -151,9 +152,18 @@ def convolutions(name: str, norm: str, *words: str) -> tuple[Algorithm, list[Epi
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])
-@pytest.mark.parametrize("norm", ["batch", "running", "support", "group"])
-def test_convolutions_are_played_back_to_the_bit(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever they are recorded, gradients, scalars and running averages are those of the plain steps."""
+@pytest.mark.parametrize(
+    ("norm", "least"),
+    [("batch", 0), ("batch", 2**16), ("running", 0), ("running", 2**16), ("support", 0), ("group", 0)],
+)
+def test_convolutions_are_played_back_to_the_bit(
+    name: str, norm: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever they are recorded, gradients, scalars and running averages are those of the plain steps.
+
+    Values from `least` on are normalised and pooled at once.
+    """
+    monkeypatch.setattr(pooled_norm, "LEAST", least)
     monkeypatch.setattr(traced_step, "_faster", lambda one, other: True)
     algorithm, batches, plain = (
         convolutions(name, norm, "algo.inner_steps=2") if name == "maml" else convolutions(name, norm)

@@ -15,6 +15,8 @@ Differences from the paper and its official code (cbfinn/maml):
 - The outer loss is the mean over the tasks, as in the code, not their sum; Adam does not feel the difference.
 - Test tasks take as many steps as training tasks; the paper's 5-way Omniglot runs train with 1 and test with 3
   (appendix A.1): `test_inner_steps=3`. Its code clips mini-ImageNet's outer gradients at 10: `train.clip_value=10`.
+- Its Omniglot tasks have as many queries as shots, at test time too, where batch norm sees them together; test tasks here have
+  15 a class unless told (`test.task.queries`).
 - Inner steps move the scales and shifts of the norms too. The code's norms have a shift alone, which inner steps leave
   as it is; its author saw no difference (issue 43).
 - The head starts near zero (truncated normal, 0.01), as the code's fully connected networks do; that of its Omniglot

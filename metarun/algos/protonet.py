@@ -6,9 +6,11 @@ https://arxiv.org/abs/1703.05175
     p(y = k | x) = softmax_k(-d(f(x), c_k)),  d the squared Euclidean distance   (equation 2)
 
 Differences from the official code (jakesnell/prototypical-networks): none in the method; its Adam's 0.001 is halved
-every 2,000 episodes, the YAML's stays. There as here the support and query images of an episode go through the backbone
-together, so with `norm=batch` or `running` a training episode shares its batch statistics; at test time `running` (the
-official code's, and the default) uses the stored averages.
+every 2,000 episodes, the YAML's stays. After its training it trains anew on the training and validation classes together
+(run_trainval.py), and tests that network; here the weights that were best on validation are tested. There as here the
+support and query images of an episode go through the backbone together, so with `norm=batch` or `running` a training
+episode shares its batch statistics; at test time `running` (the official code's, and the default) uses the stored
+averages.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ fewer steps. Differences:
 - A mini-batch is at most the support set; there it goes on into the next pass and holds images twice.
 - At test time `norm=batch` classifies all queries together (the paper's "transductive"). Its non-transductive rows
   normalise each query together with the support set; nearest is `norm=support`, the support set's statistics alone.
+- Its Omniglot has 1,200 training characters and none for validation, test characters are not turned, and a test task has one query
+  a class. Here `data.split=random` keeps 100 of the 1,200 to select weights on, `data.rotations` turns the characters of all splits,
+  and queries are 15 a class unless told (`test.task.queries`).
 - The head starts near zero (there Glorot-uniform); Adam's epsilon is added to the corrected root, as in torch.
 """
 

@@ -28,7 +28,8 @@ Differences:
 - The mask counts once, as in the paper; the official code multiplies the shares by it twice.
 - The official code predicts the distractors' cluster of a query too, which is then wrong; here predictions are of the classes.
 - The MLP's beta_c is exp of its output plus, in further steps, a share of another output, as there; the paper has one.
-- Its rate of 0.001 is halved every 2,000 of 20,000 steps, and weights decay by 5e-5; the YAML's rate stays.
+- On Omniglot its rate of 0.001 is halved after 6,000, 8,000 and 12,000 of 20,000 steps and every 2,000 from there, and weights decay by
+  5e-5; the YAML's rate stays.
 """
 
 from __future__ import annotations

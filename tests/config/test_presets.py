@@ -13,6 +13,7 @@ from shell import metarun
 from metarun.config import schema
 from metarun.config.shorthand import expanded, folded
 from metarun.config.validation import check
+from metarun.config.values import values_of_task
 
 QUICK = ["maml", "fomaml", "anil", "metasgd", "reptile", "protonet"]  # of the methods that people try first
 
@@ -62,6 +63,16 @@ def test_rates_of_a_paper() -> None:
     """Finn et al. step by 0.4 along the gradient of a sum over five ways, which is 2.0 along that of their mean."""
     config = compose("algo=maml", "data=omniglot", "preset=paper")
     assert (config.algo.inner_lr, config.algo.test_inner_steps, config.train.tasks_per_step) == (0.4 * 5, 3, 32)
+
+
+@pytest.mark.parametrize("algo", ["maml", "fomaml"])
+def test_tasks_of_a_paper_have_as_many_queries_as_shots(algo: str) -> None:
+    """Finn et al.'s code draws `update_batch_size * 2` images of a class, half of them for the outer loss."""
+    for shots in (1, 5):
+        config = compose(f"algo={algo}", "data=omniglot", "preset=paper", f"task.shots={shots}")
+        check(config)
+        assert (config.train.task.queries, values_of_task(config, "train")["queries"]) == (shots, shots)
+        assert config.test.task.queries is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import errno
 import io
 import os
@@ -12,10 +13,10 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 WIDTH, NARROWEST = 80, 20
 # Control characters, halves of characters (bytes that are no UTF-8), and what ends a line or turns its direction.
@@ -170,6 +171,18 @@ def separator_named(text: str) -> tuple[str | None, str]:
     """
     found = re.match(r'\s*"?sep=([^\w\s"]|\t)"?[ \t]*(?=\r?\n)', text, re.IGNORECASE)
     return (found[1], "\n" * found[0].count("\n") + text[found.end() :]) if found else (None, text)
+
+
+def csv_line(cells: Sequence[object]) -> str:
+    """A line of a table. Python leaves a carriage return without quotes where lines end otherwise, and readers end a line at it."""
+
+    def written(quoting: Literal[0, 1]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n", quoting=quoting).writerow(cells)
+        return line.getvalue()
+
+    line = written(csv.QUOTE_MINIMAL)
+    return written(csv.QUOTE_ALL) if "\r" in line else line
 
 
 def lines_of(text: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from metarun.ops.calibration import Reliability
 from metarun.ops.measures import ACCURACY
 from metarun.runs import contents, result
 from metarun.terminal import Terminal
-from metarun.text import counted, listed, printable, shell_path
+from metarun.text import counted, csv_line, listed, printable, shell_path
 
 LEAST_CERTAIN = 5  # images that the terminal names
 
@@ -122,21 +120,20 @@ class Predictions:
 
     def table(self) -> str:
         """Writes the content of `predictions.csv`: a line for each image that could be read."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         names, truth = self.names, ["truth", "right"] if self.labelled.any() else []
         learned = ["learned_from"] if self.scored.learned.any() else []
-        writer.writerow(
-            [self.column, *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown", *learned]
-        )
+        heading = [
+            self.column, *truth, "class", *(f"probability of {name}" for name in names), "margin", "unknown", *learned
+        ]  # fmt: skip
+        lines = [csv_line(heading)]
         for place, path in enumerate(self.paths):
             own, chosen = self.truth[place], self.predicted[place]
             told = [names[own] if own >= 0 else "", int(own == chosen) if own >= 0 else ""] if truth else []
             shares = [f"{share:.6g}" for share in self.probabilities[place]]
             own_learned = [int(self.scored.learned[place])] if learned else []
             last = [f"{self.margin[place]:.6g}", int(self.unknown[place]), *own_learned]
-            writer.writerow([path, *told, names[chosen], *shares, *last])
-        return text.getvalue()
+            lines.append(csv_line([path, *told, names[chosen], *shares, *last]))
+        return "".join(lines)
 
     def describe(self) -> dict[str, Any]:
         """Numbers for `result.json`."""

@@ -29,7 +29,8 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         data: What is trained on.
 
     Returns:
-        JSON values: seconds a step, a validation and a test take, and all of them together; or `problem`, why they cannot be.
+        JSON values: seconds a step, a validation and a test take, and all of them together; or `problem`, why they cannot be. A
+        validation on held-out images, and the test beside it, are not timed: they are null then.
     """
     try:
         train = Train()
@@ -66,8 +67,8 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         "timed_steps": taken - 1,
         "hardware": str(hardware),
         "train_seconds": step * steps,
-        "validation_seconds": 0.0,
-        "test_seconds": 0.0,
+        "validation_seconds": None,
+        "test_seconds": None,
     }
     if train.held_out is None:
         began = time.perf_counter()
@@ -75,6 +76,8 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         episode = (time.perf_counter() - began) / EPISODES
         validations = -(-steps // settings.validate_every)
         found["validation_seconds"] = episode * settings.validate_episodes * validations
-        found["test_seconds"] = episode * config.test.episodes
-    found["seconds"] = found["train_seconds"] + found["validation_seconds"] + found["test_seconds"]
+        # Each data set has a test of its own, and one of the method as it was before its training.
+        tests = len(config.test.data) or len(data.tested)
+        found["test_seconds"] = episode * tests * (config.test.episodes + config.test.baseline_episodes)
+    found["seconds"] = math.fsum(found[f"{part}_seconds"] or 0.0 for part in ("train", "validation", "test"))
     return found

@@ -68,8 +68,10 @@ def time_lines(time: dict[str, Any]) -> list[str]:
     """How long the training would take."""
     if "problem" in time:
         return [f"time     not measured: {time['problem']}"]
+    rest = "validation and test not timed"
+    if time["test_seconds"] is not None:
+        rest = f"validation {duration(time['validation_seconds'])}, test {duration(time['test_seconds'])}"
     return [
         f"time     about {duration(time['seconds'])} here: {time['steps']:,} steps of {time['step_seconds']:.3g} s "
-        f"({duration(time['train_seconds'])}), validation {duration(time['validation_seconds'])}, test "
-        f"{duration(time['test_seconds'])}; by {time['timed_steps']} steps timed on {time['hardware']}"
+        f"({duration(time['train_seconds'])}), {rest}; by {time['timed_steps']} steps timed on {time['hardware']}"
     ]

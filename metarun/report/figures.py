@@ -107,14 +107,16 @@ def _target_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | Non
         axes.minorticks_off()
         axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 1.02))
 
+    items = " or ".join(sorted({one.setting.items for one in sections if one.setting.target})) or "images"
     caption = (
-        "Accuracy on the target against the number of training images: the mean over seeds, and its 95% band over repeats or "
-        "test images"
+        f"Accuracy on the target against the number of training {items}: the mean over seeds, and its 95% band over repeats or "
+        f"test {items}"
     )
-    across = "training images of the target"
+    across = f"training {items} of the target"
     # A setting is named after its largest training subsets, and the curve has the others too.
     named = [
-        replace(one, title=re.sub(r", (\d+ training images)", r", up to \1", one.title, count=1)) for one in sections
+        replace(one, title=re.sub(r", (\d+ training (?:images|texts))", r", up to \1", one.title, count=1))
+        for one in sections
     ]
     return _lines("target_curves", caption, named, band, across, "test accuracy", "test error", dress)
 

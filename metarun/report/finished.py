@@ -15,6 +15,7 @@ from metarun import files
 from metarun.config.overrides import key_of
 from metarun.errors import UserError, first_line
 from metarun.ops.measures import ACCURACY, ERROR, overlap_of
+from metarun.report.target import kind
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
 from metarun.runs.folder import FREE
@@ -65,6 +66,7 @@ class Setting(NamedTuple):
     content: str  # the fingerprint of the images and what else decides on the test episodes
     more: str = ""  # what is unusual of the test tasks beside their sizes, in words
     one_of_many: bool = False  # whether it is one of several data sets that the same weights were tested on
+    items: str = "images"  # what those of a target are called: `images` or `texts`
 
     @property
     def target(self) -> bool:
@@ -76,10 +78,9 @@ class Setting(NamedTuple):
         """The setting in words, as the heading of a table."""
         split = f" ({self.split} split)" if self.split else ""
         if self.target:
-            learned = (
-                f"{self.shots} training images, " if self.shots else ""
-            )  # none of what trains on the whole target, or on none of it
-            return f"{self.data} as the target, {learned}{self.queries} test images{self.more}"
+            # None of what trains on the whole target, or on none of it.
+            learned = f"{self.shots} training {self.items}, " if self.shots else ""
+            return f"{self.data} as the target, {learned}{self.queries} test {self.items}{self.more}"
         if not self.ways:
             return f"{self.data}{split}, held-out images"
         if self.measure == ERROR:
@@ -204,7 +205,8 @@ class FinishedRun:
             over = self.result.get(TARGET_OVER, "repeats" if TARGET_CURVE in self.result else "test images")
             ways = len(self.result[TARGET_CLASSES])
             more = _repeats(self.config.get("target.repeats")) if over == "repeats" else ""
-            return Setting(name, None, ways, shots, queries, ACCURACY, True, over, repr(content), more)
+            asked = (name, None, ways, shots, queries, ACCURACY, True, over, repr(content), more)
+            return Setting(*asked, items=kind(self.result))
         protocol, data = self.result[PROTOCOL], self.result[DATA]
         task = protocol.get(TEST, IMAGES)
         tested = [measure for measure in MEASURES if key_of_result(TEST, measure) in self.result]

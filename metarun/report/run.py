@@ -179,8 +179,10 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
     prefixes = [prefix for prefix in BASELINES if key(prefix, ACCURACY) in result]
     columns = ("tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance")
-    queries = count_text(result[PROTOCOL]["test"]["queries"])
-    table = _table(result, f"{what}{counted(len(sets), 'data set')}, {queries} queries a class", columns)
+    queries = {name: count_text(told["task"]["queries"]) for name, told in sets.items()}  # a set may have its own
+    alike = len({*queries.values()}) == 1
+    in_all = f", {next(iter(queries.values()))} queries a class" if alike else ""
+    table = _table(result, f"{what}{counted(len(sets), 'data set')}{in_all}", columns)
 
     def row(title: str, tasks: str, name: str) -> None:
         def number(kind: str, measure: str = ACCURACY) -> str:
@@ -191,7 +193,8 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
         table.add_row(title, tasks, number(TEST), interval, *map(number, prefixes[:1]), number(CHANCE))
 
     for name, told in sets.items():
-        row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot", name)
+        own = "" if alike else f", {queries[name]} queries"
+        row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot{own}", name)
     table.add_section()
     row("mean", "", "")
     told = (f"{name}: {', '.join(filter(None, (of.get('classes'), of.get('images'))))}" for name, of in sets.items())

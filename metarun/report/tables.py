@@ -344,8 +344,8 @@ def target_curve(section: Section) -> ReportTable | None:
         for column, value in enumerate(values)
         if len(rows) > 1 and value == max(other[column] for other in means)
     }
-    title = f"{section.setting.data} as the target, accuracy by training images ± over {over}"
-    headings = [*swept, *(f"{size} images" for size in sizes)]
+    title = f"{section.setting.data} as the target, accuracy by training {section.setting.items} ± over {over}"
+    headings = [*swept, *(f"{size} {section.setting.items}" for size in sizes)]
     return ReportTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
 
 

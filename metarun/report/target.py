@@ -77,9 +77,12 @@ def _value(point: dict[str, Any], name: str) -> str:
 
 
 def learning_curve(
-    curves: Mapping[str, Sequence[dict[str, Any]]], measure: str = ACCURACY, chance: float | None = None
+    curves: Mapping[str, Sequence[dict[str, Any]]],
+    measure: str = ACCURACY,
+    chance: float | None = None,
+    items: str = "images",
 ) -> bytes:
-    """A PNG of `measure` against the number of training images: a line for each of the named curves, bars the intervals."""
+    """A PNG of `measure` against the number of training items: a line for each of the named curves, bars the intervals."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,7 +112,7 @@ def learning_curve(
         axes.set_xscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-        axes.set_xlabel("training images of the target")
+        axes.set_xlabel(f"training {items} of the target")
         axes.set_ylabel(TITLES[measure])
         axes.grid(alpha=0.3)
         if len(curves) > 1:

@@ -82,7 +82,7 @@ class Transfer(Stage):
         curve = run.result[result.TARGET_CURVE]
         if run.hardware.world.main and len(curve) > 1:
             chance = run.result[result.TARGET_CHANCE]
-            picture = learning_curve({"": curve}, chance=chance)
+            picture = learning_curve({"": curve}, chance=chance, items=run.target.kind)
             files.save_bytes(run.folder / contents.LEARNING_CURVE, picture)
             run.logger.picture("target/learning_curve", picture)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ import numpy as np
 
 from metarun import files
 from metarun.data.image_batches import Labelled
+from metarun.text import csv_line
 
 LIMIT = 200_000  # rows, at most, beyond those of the first repeat
 
@@ -35,13 +34,12 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
     Returns:
         How many repeats were written: all, or as many as have `LIMIT` lines together, but one at least.
     """
-    text, rows, repeats = io.StringIO(), 0, 0
-    writer = csv.writer(text, lineterminator="\n")
+    lines, rows, repeats = list[str](), 0, 0
     for one in every:
         names = one.images.names
         if repeats == 0:
             heading = ["repeat", "train_images", "file", "truth", "prediction", "right"]
-            writer.writerow([*heading, *(f"probability of {name}" for name in names)])
+            lines.append(csv_line([*heading, *(f"probability of {name}" for name in names)]))
         elif rows + len(one.images) > LIMIT:
             break
         for file, truth, found, shares in zip(
@@ -49,7 +47,8 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
         ):
             shown = [f"{share:.6g}" for share in shares]
             taken_for = names[found] if found >= 0 else ""
-            writer.writerow([one.repeat, one.train_images, file, names[truth], taken_for, int(truth == found), *shown])
+            told = [one.repeat, one.train_images, file, names[truth], taken_for, int(truth == found)]
+            lines.append(csv_line([*told, *shown]))
         rows, repeats = rows + len(one.images), repeats + 1
-    files.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
+    files.save_bytes(path, "".join(lines).encode(errors="backslashreplace"))
     return repeats

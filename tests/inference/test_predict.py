@@ -344,6 +344,10 @@ def test_tables_and_pages_are_utf8_whatever_a_file_is_called(tmp_path: Path, epi
     )
     predictions.write(tmp_path / "run.csv", [predictions.Predicted(0, 4, one, np.zeros(1, int), np.ones((1, 1)))])
     assert "0,4,\\udce9,ash,ash,1,1" in (tmp_path / "run.csv").read_text("utf-8")
+    lone = replace(one, identify=lambda rows: ["two\rlines"])  # of a text, in quotes or in JSON
+    predictions.write(tmp_path / "run.csv", [predictions.Predicted(0, 4, lone, np.zeros(1, int), np.ones((1, 1)))])
+    with open(tmp_path / "run.csv", encoding="utf-8", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["two\rlines"]
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -874,6 +878,27 @@ def test_the_next_test_is_one_that_the_smallest_class_can_serve(
         tmp_path, {"learner": learner, "test/acc": 0.5, "protocol": {"test": {"ways": 5, **task}}, "data": data}
     )
     assert found[-1].endswith(ends)
+
+
+@pytest.mark.parametrize(
+    ("sets", "ends"),
+    [
+        ({"large": (20, 1, 15), "small": (17, 1, 15)}, "images=FOLDER"),
+        ({"large": (20, 1, 15), "small": (17, 1, 5)}, "test.task.shots=5"),  # queries of its own
+        ({"large": (20, 1, 15), "small": (17, 2, 15)}, "test.task.shots=5"),  # shots of its own, which stay
+        ({"own": (90, 2, 15)}, "images=FOLDER"),
+    ],
+)
+def test_the_next_test_is_one_that_each_data_set_can_serve(
+    tmp_path: Path, sets: dict[str, tuple[int, int, int]], ends: str
+) -> None:
+    task = {"ways": 5, "shots": 1, "queries": 15}
+    found = {"learner": {"weights": None, "preprocessing": {"size": 28}}, "test/acc": 0.5}
+    own = {name: {"task": {**task, "shots": shots, "queries": queries}} for name, (_, shots, queries) in sets.items()}
+    data = {name: {"images_of_smallest_class": {"test": images}} for name, (images, _, _) in sets.items()}
+    trained_on = {"images_of_smallest_class": {"test": 600}}
+    told = {"protocol": {"test": task, "sets": own}, "test/sets": data, "data": trained_on}
+    assert next_steps(tmp_path, {**found, **told})[-1].endswith(ends)
 
 
 def test_a_test_of_other_weights_is_used_wherever_both_were_moved(tmp_path: Path, episodic: Path) -> None:

@@ -218,6 +218,7 @@ def test_inspect_tells_of_everything_and_fits_the_terminal(
 def test_a_limit_of_seconds_ends_validations_too(signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
     words = [*SMALL, "train.steps=1000000", "train.validate_every=1", "train.max_seconds=0.000001"]
+    words.append("test.baseline_episodes=0")
     outcome = metarun("recipe=inspect", "data=folder", f"data.root={signs}", *words, f"outputs={tmp_path}")
     assert outcome.status == 0, outcome.err
     (told,) = tmp_path.glob("inspect/*/inspection.json")
@@ -226,6 +227,26 @@ def test_a_limit_of_seconds_ends_validations_too(signs: Path, tmp_path: Path, mo
     assert time["train_seconds"] == time["step_seconds"]
     # A test of ten episodes, and one validation of two.
     assert time["validation_seconds"] == pytest.approx(time["test_seconds"] / 5)
+
+
+def test_the_time_of_a_test_is_that_of_each_data_set_and_of_the_untrained_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
+    words = [*SMALL, "train.validate_every=10", "test.baseline_episodes=5", "test.data=[one:digits,two:digits]"]
+    outcome = metarun("recipe=inspect", "data=digits", *words, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (told,) = tmp_path.glob("inspect/*/inspection.json")
+    time = json.loads(told.read_text(encoding="utf-8"))["time"]
+    # One validation of two episodes; on two data sets ten of the trained method and five of the untrained one.
+    assert time["test_seconds"] == pytest.approx(time["validation_seconds"] / 2 * 2 * (10 + 5))
+
+
+def test_what_was_not_timed_does_not_take_no_time() -> None:
+    told = {"seconds": 9.0, "train_seconds": 9.0, "validation_seconds": None, "test_seconds": None, "steps": 3,
+            "step_seconds": 3.0, "timed_steps": 3, "hardware": "cpu"}  # fmt: skip
+    (line,) = words.time_lines(told)
+    assert "(9 s), validation and test not timed; by 3 steps" in line
 
 
 def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path: Path) -> None:

@@ -132,6 +132,21 @@ def test_one_data_set_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 data set, 15 queries a class" in " ".join(capsys.readouterr().out.split())
 
 
+def test_data_sets_with_queries_of_their_own_each_have_theirs_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = untrained(make_run(tmp_path / "run", scores=[0.5, 1]))
+    queries = {"one": 15, "two": 5}
+    told = {name: {"task": {"ways": 5, "shots": 1, "queries": number}} for name, number in queries.items()}
+    numbers = {name.removeprefix("test/"): value for name, value in found.items() if name.startswith("test/")}
+    own = {f"test/{name}/{number}": value for name in told for number, value in numbers.items()}
+    show(tmp_path / "run", found | own | {"protocol": {**found["protocol"], "sets": told}})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "queries a class" not in shown
+    assert "5-way 1-shot, 15 queries" in shown
+    assert "5-way 1-shot, 5 queries" in shown
+
+
 def test_a_result_of_others_that_cannot_be_shown_is_damaged(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", scores=[0.5, 1])
     with pytest.raises(UserError, match=r"result\.json: is damaged \(it has no train/tasks_per_second\); delete it"):

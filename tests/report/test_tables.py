@@ -154,6 +154,25 @@ def test_divisions_that_no_key_tells_apart_are_numbered(tmp_path: Path) -> None:
     assert [section.title.rpartition(", ")[2] for section in sections(tmp_path)] == ["data 1", "data 2"]
 
 
+def test_texts_of_a_target_are_called_so(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {
+        "target/train_images": 10,
+        "target/test_images": 40,
+        "target/data": {"fingerprint": "f", "items": "text"},
+    }
+    with_target(tmp_path, "maml", 0.4, 0.6, **numbers)
+    (section,) = sections(tmp_path)
+    assert section.title == "digits as the target, 10 training texts, 40 test texts"
+    table = tables.target_curve(section)
+    assert table is not None
+    assert "accuracy by training texts" in table.title
+    assert table.headings[1:] == ["5 texts", "10 texts"]
+    (drawing,) = (each for each in figures.draw([section]) if each.name == "target_curves")
+    assert "number of training texts" in drawing.caption
+    assert ", up to 10 training texts" in drawing.caption
+    assert "images" not in drawing.caption
+
+
 def test_subsets_of_a_target_have_a_mean_and_numbers_of_repeats_are_apart(tmp_path: Path) -> None:
     """Also at several numbers of training images, given one by one."""
     for images in (10, 20):

@@ -129,6 +129,8 @@ def _unquoted(text: str, path: Path, key: str) -> list[Row]:
 def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> list[Row]:
     rows: list[Row] = []
     header: list[str] = []
+    width = 0
+    run_on: list[str] = []  # rows with something in columns without a name
     begins = 1
     with _field_limit:
         limit = csv.field_size_limit(2**31 - 1)  # a long text is one field
@@ -143,19 +145,33 @@ def _parsed(text: str, path: Path, key: str, delimiter: str, quoting: Any) -> li
                     continue
                 if not header:
                     header = [composed(cell.strip()) for cell in cells]
+                    width, header = len(header), _named_alone(header)
                     if double := next((name for name in header if header.count(name) > 1), None):
                         raise UserError(f"{key}: {path} has several columns {printable(double)!r}")
                     continue
-                if len(cells) != len(header):
-                    hint = f"; a text with a {_named(delimiter)} in it needs quotes" if len(cells) > len(header) else ""
-                    raise UserError(f"{key}: {where}: has {len(cells)} columns, the first line {len(header)}{hint}")
-                rows.append((where, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+                if len(cells) != width:
+                    hint = f"; a text with a {_named(delimiter)} in it needs quotes" if len(cells) > width else ""
+                    raise UserError(f"{key}: {where}: has {len(cells)} columns, the first line {width}{hint}")
+                rows.append((where, dict(zip(header, (cell.strip() for cell in cells), strict=False))))
+                if any(cell.strip() for cell in cells[len(header) :]):
+                    run_on.append(where)
         except csv.Error as error:
             reason = "a quote is opened and not closed" if "unexpected end" in str(error) else str(error)
             raise UserError(f"{key}: {path}, line {begins}: cannot be read ({reason})") from error
         finally:
             csv.field_size_limit(limit)
+    if run_on:
+        log.warning(
+            "%s: %s: holds something in a column without a name, as %s; the last columns have no names, and are left out",
+            key, run_on[0], "no other row does" if len(run_on) == 1 else f"{len(run_on)} rows do",
+        )  # fmt: skip
     return rows
+
+
+def _named_alone(header: list[str]) -> list[str]:
+    """The names of columns without the empty ones at the end, which spreadsheets write for columns that they had once."""
+    named = max((place for place, name in enumerate(header, 1) if name), default=len(header))
+    return header[:named]
 
 
 def _named(delimiter: str) -> str:

@@ -296,6 +296,17 @@ def test_bad_tables_are_one_line(tmp_path: Path, content: bytes, columns: dict[s
     assert all(word in one_line(error) for word in told), str(error.value)
 
 
+def test_columns_without_a_name_at_the_end_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As spreadsheets write them; a text that runs on into them is told of."""
+    path = tmp_path / "spam.csv"
+    path.write_bytes(b'label,text,,,\nham,see you,,,\nspam,win,"and win again",,\nham,late,,,\n')
+    with caplog.at_level("WARNING", "metarun"):
+        found = read(path)
+    assert found == [("see you", "ham"), ("win", "spam"), ("late", "ham")]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "line 3: holds something in a column without a name, as no other row does" in said
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [

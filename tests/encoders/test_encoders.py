@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -413,12 +414,13 @@ def test_a_table_of_an_earlier_version_is_used(own_cache: Path) -> None:
 def test_of_two_that_encode_the_same_one_does_and_the_other_waits(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "metarun")
     source, encoder, began = divided(), Squares(), threading.Event()
-    encode, found = encoder.encode, []
+    encode, found, give_up = encoder.encode, [], time.monotonic() + 60
 
     def slowly(items: Any) -> Any:
         began.set()
         while not any("another process encodes items of the same data set" in line for line in caplog.messages):
-            pass
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
         return encode(items)
 
     encoder.encode = slowly  # type: ignore[method-assign]

@@ -164,6 +164,8 @@ def test_curves_are_in_the_report_of_runs_that_have_them(tmp_path: Path) -> None
 
 
 def test_files_of_figures(written: Path) -> None:
+    for kind in ("png", "svg"):
+        assert {path.stem for path in written.glob(f"*.{kind}")} == {"cost", "inner_steps", "learning_curves"}
     for path in written.glob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 250

@@ -162,41 +162,53 @@ def test_a_second_search_waits_for_the_first(
     assert paths[0].name.startswith(".search-")
 
 
-def test_a_trial_enters_the_study_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash at any call of the storage while a trial is drawn leaves no trial without all its values."""
+def test_a_trial_enters_the_study_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A crash before any write to the storage while a trial is drawn leaves no trial without all its values."""
     import optuna
     from optuna.distributions import FloatDistribution
-    from optuna.storages import RDBStorage
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
     space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(0.0, 1.0)}
-    whole = Study(database(tmp_path / "whole.db"), ["x"], space, sampler="tpe", seed=0)
+
+    def opened(name: str) -> Study:
+        return Study(database(tmp_path / f"{name}.db"), ["x"], space, sampler="tpe", seed=0)
+
+    whole = opened("whole")
     expected = whole.next(1)
 
-    class Crash(BaseException):
+    class Crash(Exception):
         pass
 
-    writes = [
-        "create_new_trial",
-        "set_trial_param",
-        "set_trial_state_values",
-        "set_trial_system_attr",
-        "set_trial_user_attr",
-    ]
-    for name in writes:
-        study = Study(database(tmp_path / f"{name}.db"), ["x"], space, sampler="tpe", seed=0)
+    left: int | None = None  # writes until the crash
 
-        def crash(*given: Any, **options: Any) -> Any:
-            raise Crash
+    def write(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        nonlocal left
+        if left is not None and statement.lstrip().startswith(("INSERT", "UPDATE")):
+            if not left:
+                left = None
+                raise Crash
+            left -= 1
 
-        with monkeypatch.context() as patch:
-            patch.setattr(RDBStorage, name, crash)
+    crashes = 0
+    event.listen(Engine, "before_cursor_execute", write)
+    try:
+        while True:
+            study, left = opened(f"crash{crashes}"), crashes
             try:
                 study.next(1)
             except Crash:
-                assert not study.study.get_trials()
-        for trial in study.study.get_trials():
-            assert trial.params.keys() == space.keys()
-        assert study.next(1) == expected  # as if nothing had happened
+                again = opened(f"crash{crashes}")  # as another process does
+                assert again.study.get_trials() == []
+                assert again.next(1) == expected  # as if nothing had happened
+                crashes += 1
+            else:
+                break
+    finally:
+        event.remove(Engine, "before_cursor_execute", write)
+    assert crashes >= 2  # the trial and its values are several writes
+    (trial,) = study.study.get_trials()
+    assert trial.params.keys() == space.keys()
     assert whole.study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
 
 

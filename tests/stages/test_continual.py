@@ -165,12 +165,32 @@ def test_anmls_inner_steps_move_the_body_and_leave_the_modulation(first_order: b
         torch.testing.assert_close(one, other)
 
 
-def test_rows_are_reset_and_replayed_images_count() -> None:
-    found = sequence()
-    losses = [method("oml", f"algo.reset={reset}").loss(found, 0)[0].item() for reset in (False, True)]
-    assert losses[0] != losses[1]
-    both = [method("anml", f"algo.replayed={one}", "algo.reset=false").loss(found, 0)[0] for one in (False, True)]
-    assert both[0] != both[1]
+def test_rows_of_a_trajectorys_classes_are_drawn_anew_before_it() -> None:
+    algorithm, found = method("oml", "algo.inner_lr=0.5"), sequence()
+    nn.init.normal_(algorithm.head.weight)
+    torch.manual_seed(1)
+    drawn = algorithm.new_rows(found)
+    torch.manual_seed(1)
+    loss, _ = algorithm.loss(found, 0)
+    plain = []
+    for support_x, support_y, query_x, query_y, rows in zip(*found.tensors, drawn, strict=True):
+        weight = algorithm.head.weight.detach().clone()
+        for place in (0, 2):  # where the first image of a class is
+            weight[support_y[place]] = rows[place]
+        z, q = algorithm.features_of(support_x), algorithm.features_of(query_x)
+        head = stepped(weight.requires_grad_(), algorithm.head.bias, z, support_y, 0.5)
+        plain.append(F.cross_entropy(F.linear(q, *head), query_y))
+    torch.testing.assert_close(loss, torch.stack(plain).mean())
+
+
+def test_replayed_images_are_asked_about_too() -> None:
+    algorithm, found = method("anml", "algo.reset=false"), sequence()
+    nn.init.normal_(algorithm.head.weight)
+    loss, _ = algorithm.loss(found, 0)
+    algorithm.replayed = False
+    x, y = torch.cat([found.query_x, found.support_x], 1), torch.cat([found.query_y, found.support_y], 1)
+    torch.testing.assert_close(loss, algorithm.loss(Episodes(found.support_x, found.support_y, x, y, found.ways), 0)[0])
+    assert loss != algorithm.loss(found, 0)[0]
 
 
 def test_predictions_are_of_a_new_head_that_saw_each_image_once() -> None:

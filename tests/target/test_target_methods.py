@@ -432,6 +432,25 @@ def test_l2_sp_draws_to_the_start_and_not_to_zero(learner: Baseline) -> None:
         torch.testing.assert_close(drawn, free - second_rate * 2.0 * (first - start), rtol=1e-4, atol=1e-6)
 
 
+def test_l2_head_draws_the_head_alone_and_to_zero(learner: Baseline) -> None:
+    """The head begins at zero, so that the second step is the first with lr * beta * w1 on top of its gradient."""
+    plain = partial(torch.optim.SGD, lr=0.1)
+
+    def fitted(steps: int, beta: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        method = FineTuning(learner, optimizer=plain, steps=steps, batch_size=40, l2_head=beta)
+        found = method.fit(images("train", 40), 4)
+        return dict(found.head.named_parameters()), dict(found.backbone.named_parameters())
+
+    (first, _), (free, body), (drawn, same) = fitted(1, 0.0), fitted(2, 0.0), fitted(2, 2.0)
+    second_rate = 0.1 * (1 + math.cos(math.pi / 2)) / 2
+    assert first["weight"].abs().max() > 1e-4
+    for name, value in drawn.items():
+        torch.testing.assert_close(value, free[name] - second_rate * 2.0 * first[name], rtol=1e-4, atol=1e-6)
+    for name, value in same.items():
+        torch.testing.assert_close(value, body[name])
+
+
 def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
     draws = Shuffled(33, 16)
     sizes = [len(draws.next()) for _ in range(4)]

@@ -333,6 +333,27 @@ def test_an_evaluation_is_of_prepared_tasks() -> None:
         assert scores.final[number].item() == pytest.approx(right)
 
 
+def test_an_evaluation_predicts_what_a_preparation_gives() -> None:
+    """Here each class gets the support images of another one, with which every query is wrong."""
+    method: Algorithm = build(compose("algo=protonet", "backbone=pixels", "train.steps=0"), IMAGES).eval()
+    tasks = alone(IMAGES, UNEQUAL, 6, "test")
+
+    def given(start: int, stop: int) -> Episodes | MixedEpisodes:
+        return together(tasks[start:stop])
+
+    def moved_on(method: Algorithm, episodes: Episodes) -> Episodes | MixedEpisodes:
+        found = []
+        for task in episodes.split(1):
+            labels = (task.support_y[0] + 1) % task.ways
+            order = labels.argsort(stable=True)
+            found.append(task.with_support(task.support_x[:, order], labels[order][None]))
+        return together(found)
+
+    assert evaluate(method, given, 6, hardware()).final.tolist() == [1.0] * 6
+    method.prepare = moved_on
+    assert evaluate(method, given, 6, hardware()).final.tolist() == [0.0] * 6
+
+
 def test_what_cannot_be_trained_by_itself_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"^wrapper=self_training: makes classes of different sizes, and MTL needs equal ones"

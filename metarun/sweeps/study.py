@@ -47,7 +47,7 @@ def _distribution(value: Any, override: Override) -> Any:
     """The distribution of an override's values; raises the errors of Python and of Optuna."""
     from optuna import distributions
 
-    tags = getattr(value, "tags", set())
+    tags: set[str] = getattr(value, "tags", set())
     if unknown := sorted(tags - {"log"}):
         raise ValueError(f"{unknown[0]} is no tag of a search; tag(log,...) draws by the logarithm")
     log = "log" in tags

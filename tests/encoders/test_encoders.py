@@ -1092,13 +1092,14 @@ def test_an_encoder_that_gives_other_vectors_than_it_says_is_named() -> None:
             return self.given
 
     for given, told in (
-        (torch.zeros(2, 3), "gives a tensor of 2x3, not a tensor of n x 4"),
+        (torch.zeros(2, 3), "gives a tensor of 2x3, not a tensor of 2x4, a vector for each item"),
+        (torch.zeros(1, 4), "gives a tensor of 1x4, not a tensor of 2x4"),
         (np.zeros((2, 4)), "gives a ndarray"),
     ):
         wrong = Wrong()
         wrong.given = given
         with pytest.raises(UserError, match=told):
-            made._kept(wrong, PLAIN, None)
+            made._kept(wrong, PLAIN, None, 2)
 
 
 def test_copies_that_an_encoder_does_not_make_are_refused_at_once() -> None:

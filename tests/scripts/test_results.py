@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -255,7 +256,8 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
     for seed, values in enumerate(([0.5, 0.7], [0.9, 0.7])):
         point = {"train_images": 9, "acc": float(np.mean(values)), "acc_ci95": 1.0, "balanced_acc": 0.5, "auroc": 0.5}
         made = result("algo=a", **{"target/curve": [point], "target/values": [values], "target/chance": 0.6,
-                                   "target/classes": ["a", "b"], "train/steps": 10 + seed})  # fmt: skip
+                                   "target/classes": ["a", "b"], "train/steps": 10 + seed, "target/test_images": 5,
+                                   "target/data": {"images": {"train": 9, "test": 5}}})  # fmt: skip
         (tmp_path / "t").mkdir(exist_ok=True)
         (tmp_path / "t" / f"scratch.seed{seed}.json").write_text(json.dumps(made))
     table = rows.Table(
@@ -272,16 +274,22 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
 
 
 def test_a_row_s_curve_is_the_mean_over_its_seeds() -> None:
-    """With the interval over the draws, the seeds averaged first; a row of one run keeps its own."""
+    """With the interval over the draws, the seeds averaged first, and widened for test images that draws share."""
     run = rows.row("t", "r", "metarun", ()).runs[0]
-    point = {"train_images": 9, "acc": 0.4, "acc_ci95": 0.3}
+    point = {"train_images": 9, "acc": 0.4, "acc_ci95": 0.3, "repeats": 2}
+    told = {"target/curve": [point], "target/test_images": 2, "target/data": {"images": {"all": 10}}}
     of_seeds = [
-        tables.Made(run, {"target/curve": [point], "target/values": [values]}) for values in ([0.5, 0.7], [0.9, 0.9])
+        tables.Made(run, {**told, "target/interval": "95%, Student's t", "target/values": [values]})
+        for values in ([0.3, 0.5], [0.7, 0.7])
     ]
     (found,) = picture.curve_of(of_seeds)
-    assert (found["train_images"], found["acc"]) == (9, pytest.approx(0.75))
-    assert found["acc_ci95"] == pytest.approx(12.706 * 0.05, rel=1e-3)  # Student's t of two draws, 0.7 and 0.8
-    assert picture.curve_of(of_seeds[:1]) == [point]
+    assert (found["train_images"], found["acc"]) == (9, 0.4)
+    # Student's t of two draws, 0.5 and 0.6, that test 2 of 10 images each
+    assert found["acc_ci95"] == pytest.approx(12.706 * 0.1 / math.sqrt(2) * math.sqrt(1 / 2 + 2 / 8), rel=1e-3)
+    (alone,) = picture.curve_of(of_seeds[:1])
+    assert alone == {**point, "acc_ci95": pytest.approx(0.3 * math.sqrt(1 + 2 * 2 / 8))}  # as if they shared none
+    newer = tables.Made(run, {**of_seeds[0].result, "target/interval": "95%, Student's t, corrected for shared ones"})
+    assert picture.curve_of([newer]) == [point]
 
 
 def test_each_data_set_has_a_column_and_other_ways_are_said(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from metarun import files
 from metarun.config.overrides import key_of
 from metarun.errors import UserError, first_line
-from metarun.ops.measures import ACCURACY, ERROR, overlap_of
-from metarun.report.target import kind
+from metarun.ops.measures import ACCURACY, ERROR
+from metarun.report.target import kind, overlap
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
 from metarun.runs.folder import FREE
@@ -36,7 +36,6 @@ from metarun.runs.result import (
     TARGET_CURVE,
     TARGET_DIVISION,
     TARGET_OVER,
-    TARGET_TEST_IMAGES,
     TEST,
     TRAIN_STEPS,
 )
@@ -239,11 +238,7 @@ class FinishedRun:
     @property
     def overlap(self) -> float:
         """How far the repeats of a target share their images, see `overlap_of`; 0 of any other test."""
-        images = self.result.get(CONTENT, {}).get("images", {})
-        every = images.get("all", images.get("test", 0))
-        return (
-            overlap_of(int(self.result[TARGET_TEST_IMAGES]), every) if self.setting.over == "repeats" and every else 0.0
-        )
+        return overlap(self.result) if self.setting.over == "repeats" else 0.0
 
     @property
     def interval_over(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, MACRO_F1
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, MACRO_F1, overlap_of
 from metarun.report.text import half
 from metarun.runs.result import (
     CONTENT,
@@ -57,6 +57,13 @@ def _over(point: dict[str, Any]) -> str | None:
 def kind(result: dict[str, Any]) -> str:
     """What the items of the target are called: `images` or `texts`."""
     return "texts" if result.get(CONTENT, {}).get("items") == "text" else "images"
+
+
+def overlap(result: dict[str, Any]) -> float:
+    """How far the repeats of a target test the same images, see `overlap_of`; 0 where nothing is said of how many there are."""
+    images = result.get(CONTENT, {}).get("images", {})
+    every = images.get("all", images.get("test"))
+    return overlap_of(int(result[TARGET_TEST_IMAGES]), every) if every else 0.0
 
 
 def kept(result: dict[str, Any]) -> str:

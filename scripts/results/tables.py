@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
-from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, ERROR, MACRO_F1, overlap_of
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, ERROR, MACRO_F1
 from metarun.report.published import find
 from metarun.report.statistics import over_seeds, paired
+from metarun.report.target import overlap
 from metarun.report.text import half, task_text
 from metarun.runs.result import (
     CHOICES,
-    CONTENT,
     GIT_COMMIT,
     PROTOCOL,
     SETS,
@@ -29,7 +29,6 @@ from metarun.runs.result import (
     TARGET_CONFUSION,
     TARGET_CURVE,
     TARGET_INTERVAL,
-    TARGET_TEST_IMAGES,
     TARGET_VALUES,
     TEST,
     TEST_ACCURACY,
@@ -401,12 +400,6 @@ def half_of_draws(runs: list[Made], place: int, name: str) -> float | None:
     if width is None or "Student" not in result[TARGET_INTERVAL] or "share" in result[TARGET_INTERVAL]:
         return width
     return width * math.sqrt(1 + point["repeats"] * overlap(result))
-
-
-def overlap(result: dict[str, Any]) -> float:
-    """How far the draws of a target test the same images, see `overlap_of`."""
-    images = result[CONTENT]["images"]
-    return overlap_of(result[TARGET_TEST_IMAGES], images.get("all", images.get("test")))
 
 
 def against(runs: list[Made], scratch: list[Made]) -> str:

@@ -15,6 +15,7 @@ from shell import SINUSOID, events, metarun, result, run_folder
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
 from metarun.errors import UserError
+from metarun.report.listing import found
 
 CPU = torch.device("cpu")
 
@@ -126,6 +127,16 @@ def test_the_runs_so_far_as_a_table(
         assert text in flat
     for folder in outputs.glob("*/*"):
         assert str(folder) in flat  # can be pasted
+
+
+def test_the_runs_so_far_tell_all_that_was_overridden(tmp_path: Path) -> None:
+    """The name of a folder is cut where much was overridden: of which two runs differ in what cannot be read there."""
+    words = ("train.validate_episodes=3", "test.episodes=4", "train.optimizer.lr=0.002", "algo.inner_lr=0.02")
+    assert metarun(*SINUSOID, *words, f"outputs={tmp_path}").status == 0
+    assert words[2] not in run_folder(tmp_path).name
+    (line,) = found([tmp_path])
+    assert [word for word in line.overridden.split() if word in words] == list(words)
+    assert "outputs=" not in line.overridden
 
 
 def test_no_runs_are_told_in_one_line(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import files
+from metarun.config.overrides import key_of
 from metarun.errors import UserError
 from metarun.report.collect import NothingTested, Unreadable, check_usable, has_result, read, run_folders
 from metarun.report.command import check_words, folders
+from metarun.report.finished import words_of
 from metarun.report.text import main_number
 from metarun.runs import contents
-from metarun.runs.folder import stored_config
+from metarun.runs.folder import UNNAMED, stored_config
 from metarun.terminal import Terminal
 from metarun.text import counted, printable, shell_path
 
@@ -34,7 +36,7 @@ class Entry:
     Attributes:
         folder: Its folder.
         name: The name that it shares with other runs: that of the folder above.
-        overridden: The overrides that name its folder, as far as they can be read there.
+        overridden: What was overridden, as it was typed; without a result the name of the folder, which may cut it short.
         result: The main test number with half of its interval; else the validation score; empty without a result.
         state: How far it is.
         when: When it was last written to, seconds since the epoch.
@@ -86,6 +88,8 @@ def described(folder: Path) -> Entry:
     except Unreadable as error:
         return Entry(**told, result="", state=_harm(error, error.path), when=when)
     number = main_number(finished.result, brief=True)
+    typed = [word for word in words_of(finished.result) if "=" in word and key_of(word) not in UNNAMED]
+    told["overridden"] = " ".join(typed) or told["overridden"]
     return Entry(**told, result=number, state="finished", when=finished.finished)
 
 

@@ -34,6 +34,7 @@ from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.ops import batch_norm
 from metarun.ops.measures import ACCURACY
 from metarun.ops.numerics import full_precision, precise
+from metarun.ops.optimizers import uncompiled
 from metarun.ops.support import of_support
 
 
@@ -143,7 +144,7 @@ class Baseline(Algorithm):
             head = self.new_head(classes).to(features)
             for value in head.parameters():
                 value.data = value.data.repeat(len(features), *(1 for _ in value.shape))
-            optimizer = torch.optim.SGD(head.parameters(), **self.descent)
+            optimizer = uncompiled(torch.optim.SGD)(head.parameters(), **self.descent)
             for _ in range(self.head_epochs):
                 for chosen in torch.randperm(features.shape[1]).to(features.device).split(self.head_batch):
                     optimizer.zero_grad()

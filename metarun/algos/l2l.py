@@ -37,6 +37,7 @@ from metarun.core import Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.inner_loop import Params, call
 from metarun.ops.numerics import precise
+from metarun.ops.optimizers import uncompiled
 from metarun.ops.support import of_support
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
@@ -171,7 +172,7 @@ class L2L(MAML):
         curves = {"loss_learned": self.over_tasks(learned, start, x, y)}
         for name, rate in self.rates.items():
             theta, losses = start.clone(), []
-            optimizer = OPTIMIZERS[name]([theta], lr=rate)  # coordinate by coordinate: all tasks at once
+            optimizer = uncompiled(OPTIMIZERS[name])([theta], lr=rate)  # coordinate by coordinate: all tasks at once
             for _ in range(self.test_steps + 1):
                 theta.grad, loss = self.over_tasks(lambda *task: support_gradient(self, like, *task), theta, x, y)
                 losses.append(loss)

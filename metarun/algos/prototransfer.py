@@ -25,6 +25,7 @@ from torch import Tensor
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.ops.numerics import full_precision
+from metarun.ops.optimizers import uncompiled
 from metarun.ops.prototypes import class_means, negative_squared_distances
 from metarun.ops.support import of_support
 
@@ -72,7 +73,7 @@ class ProtoTransfer(Algorithm):
         prototypes = class_means(support, labels, ways)
         weight = (2 * prototypes).requires_grad_()
         bias = (-prototypes.square().sum(-1)).requires_grad_()
-        optimizer = torch.optim.Adam([weight, bias], lr=self.head_lr)
+        optimizer = uncompiled(torch.optim.Adam)([weight, bias], lr=self.head_lr)
         order = torch.Generator().manual_seed(0)
         kept = {}
         for epoch in range(max(steps) + 1):

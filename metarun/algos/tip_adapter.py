@@ -28,6 +28,7 @@ from torch import Tensor
 from metarun.algos.transformed import MeanMomentum, Transform, TransformedFeatures
 from metarun.config.types import DropRate, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from metarun.core import Backbone, Spec
+from metarun.ops.optimizers import uncompiled
 from metarun.ops.prototypes import class_sums
 from metarun.ops.support import of_support
 
@@ -79,7 +80,7 @@ class TipAdapter(TransformedFeatures):
 
         def tuned() -> Tensor:
             keys = support.clone().requires_grad_()
-            optimizer = torch.optim.AdamW([keys], lr=self.tune_lr, eps=EPSILON)
+            optimizer = uncompiled(torch.optim.AdamW)([keys], lr=self.tune_lr, eps=EPSILON)
             for step in range(self.tune_steps):
                 optimizer.param_groups[0]["lr"] = self.tune_lr * (1 + math.cos(math.pi * step / self.tune_steps)) / 2
                 with torch.enable_grad():

@@ -6,6 +6,7 @@ import re
 import typing
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hydra.errors import HydraException
@@ -59,12 +60,27 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
             else:
                 given[name] = check_value(f"{path}.{name}", value, hint)
         with keyed(path, hints):
-            return build(**given)
+            return _lean(build)(**given)
     except Exception as error:
         # torch's optimisers index and compare what they are given before they look at it.
         if not isinstance(error, HydraException | ValueError) and not _of_torch(getattr(build, "func", None)):
             raise
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+def _lean(build: partial[Any]) -> partial[Any]:
+    """What builds an object; of an optimiser, one that does not import torch's compiler."""
+    kind: Any = build.func
+    if not isinstance(kind, type) or not any(map(_of_torch, kind.__mro__)):
+        return build
+    from torch.optim import Optimizer
+
+    from metarun.ops.optimizers import uncompiled
+
+    if not issubclass(kind, Optimizer):
+        return build
+    lean: Any = uncompiled(typing.cast(Any, kind))
+    return partial(lean, *build.args, **build.keywords)
 
 
 def _of_torch(kind: Any) -> bool:
@@ -147,6 +163,7 @@ def _tried(build: Any, path: str) -> Any:
 
     kind = getattr(build, "func", None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+        build = _lean(build)
         try:
             build([torch.nn.Parameter(torch.zeros(()))])
         except Exception as error:

@@ -13,6 +13,7 @@ from metarun.errors import Diverged
 from metarun.ops import metrics
 from metarun.ops.linear_head import Scaling, trained_head
 from metarun.ops.online import kaiming
+from metarun.ops.optimizers import uncompiled
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
 
@@ -63,7 +64,7 @@ def online(
     weight = kaiming(start).to(sequence.learned).requires_grad_()
     bias = torch.zeros_like(weight[:, 0]).requires_grad_()
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-    descent = kind([weight, bias], lr=learning_rate)
+    descent = uncompiled(kind)([weight, bias], lr=learning_rate)
     unseen: list[float] = []
     seen: list[float] = []
     so_far: list[float] = []

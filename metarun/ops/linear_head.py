@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.ops.optimizers import uncompiled
+
 
 class Scaling(nn.Module):
     """Shifts and scales features by the mean and deviation of each of them in `known` `[n, D]`; constant ones become 0."""
@@ -48,7 +50,7 @@ def trained_head(
     """
     weight = torch.zeros(classes, known.shape[1], device=known.device, requires_grad=True)
     bias = torch.zeros(classes, device=known.device, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate, weight_decay=weight_decay)
+    optimizer = uncompiled(torch.optim.AdamW)([weight, bias], lr=learning_rate, weight_decay=weight_decay)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(F.linear(known, weight, bias), labels).backward()

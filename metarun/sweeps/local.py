@@ -27,8 +27,7 @@ from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.plan import Ended, say
 from metarun.system import platform
 
-# The last is what the first optimiser of a process imports, which takes it more than a second.
-PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard", "torch._dynamo"]
+PRELOADED = ["metarun.cli", "metarun.runs.carry_out", "torch.utils.tensorboard"]
 LAST_SAVE = 30.0  # seconds that a job may take to save and end when the sweep is interrupted
 
 

@@ -128,7 +128,7 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("a number in it is too large") from error
     layer = [found]
     for _ in range(LEVELS + 1):
-        if not (layer := [inner for one in layer for inner in _inside(one)]):
+        if not (layer := [inner for one in layer for inner in values_in(one)]):
             return found
     raise ValueError(TOO_DEEP)
 
@@ -139,7 +139,8 @@ def _whole(digits: str) -> int:
     return number
 
 
-def _inside(value: Any) -> Collection[Any]:
+def values_in(value: Any) -> Collection[Any]:
+    """The values in a mapping or a list, as JSON and YAML have them; none in anything else."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 

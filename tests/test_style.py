@@ -161,6 +161,20 @@ def test_every_room_says_what_lies_in_it(room: Path) -> None:
     assert (ast.get_docstring(parsed(room / "__init__.py")) or "").endswith(".")
 
 
+def test_the_readme_of_a_room_names_its_files() -> None:
+    """But for those of a method, a network or a data set, which a YAML names, and those of a stage, which the room's `__init__.py` does."""
+    choices = "".join(path.read_text() for path in YAMLS)
+    missing = []
+    for path in MODULES:
+        page = path.with_name("README.md")
+        if path.name == "__init__.py" or path.parent.name == "metarun" or not page.is_file():
+            continue
+        named = re.search(rf"[`/]{path.name}`", page.read_text()) or f"{dotted(path)}." in choices
+        if not named and f"from {dotted(path)} " not in path.with_name("__init__.py").read_text():
+            missing.append(f"{path.relative_to(ROOT)} in {page.relative_to(ROOT)}")
+    assert missing == []
+
+
 def test_every_module_begins_with_what_it_is() -> None:
     assert [str(path) for path in MODULES if not ast.get_docstring(parsed(path))] == []
 

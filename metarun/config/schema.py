@@ -291,7 +291,11 @@ ENCODING = {
         Literal["un", "l2n", "cl2n"],
         Doc("What is done to vectors: nothing, unit length, or the training items' mean taken off and unit length."),
     ],
-    "from": Annotated[FilePath | None, Doc("The run whose trained backbone encodes, with `encoder=run`.")],
+    "from": Annotated[
+        FilePath | None,
+        Example("outputs/RUN", beside="encoder=run"),
+        Doc("The run whose trained backbone encodes, with `encoder=run`."),
+    ],
     "saw": Annotated[
         str | None, Doc("What the encoder was pretrained on; null is what a library says of its own weights.")
     ],

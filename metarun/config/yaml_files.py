@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from metarun.errors import UserError, first_line
+from metarun.files import values_in
 from metarun.text import printable, shown_path
 
 
@@ -65,15 +65,11 @@ def values_of(path: Path) -> dict[Any, Any]:
 
 
 def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
-    return id(value) in above or any(_contains_itself(item, (*above, id(value))) for item in _inside(value))
+    return id(value) in above or any(_contains_itself(item, (*above, id(value))) for item in values_in(value))
 
 
 def _has_null_key(value: Any) -> bool:
-    return (isinstance(value, dict) and None in value) or any(map(_has_null_key, _inside(value)))
-
-
-def _inside(value: Any) -> Collection[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (isinstance(value, dict) and None in value) or any(map(_has_null_key, values_in(value)))
 
 
 def install() -> None:

@@ -18,8 +18,7 @@ from scipy.special import betainc, gammaincinv
 
 from metarun.core import Episodes, TaskShape
 from metarun.data.sampler import ClassSampler, uniforms
-
-Reader = Callable[[np.ndarray, np.ndarray], torch.Tensor]
+from metarun.data.source import Reader
 
 
 def dirichlet(draws: np.ndarray, concentration: float) -> np.ndarray:

@@ -3,4 +3,5 @@
 from metarun.encoders.base import Encoder as Encoder
 from metarun.encoders.base import Encoding as Encoding
 from metarun.encoders.encoded import EncodedSource as EncodedSource
+from metarun.encoders.encoded import before_encoding as before_encoding
 from metarun.encoders.encoded import encoded_members as encoded_members

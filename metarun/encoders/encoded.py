@@ -220,6 +220,11 @@ class EncodedSource(TableSource):
         }
 
 
+def before_encoding(data: DataSource) -> DataSource:
+    """The data set whose items an encoder turned into those of `data`; `data` itself where none did."""
+    return data.source if isinstance(data, EncodedSource) else data
+
+
 def encoded_members(data: DataSource) -> dict[str, EncodedSource]:
     """The sets of vectors that a data set's tasks are drawn from, by name; none where its items are not encoded."""
     members = data.underlying.members

@@ -19,7 +19,7 @@ from metarun.engine.interruption import Interrupted, Signals
 from metarun.engine.learner import Trainable
 from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Diverged, Pruned
-from metarun.runs import contents
+from metarun.runs import contents, seen
 from metarun.runs.logger import RunLogger
 from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
@@ -191,7 +191,7 @@ class Training:
     def _origin(self) -> dict[str, Any]:
         """Gives what both checkpoints say of where they come from."""
         made_by = self.learner.made_by
-        return {"seen": self.learner.seen, **({checkpoint.MADE_BY: made_by} if made_by is not None else {})}
+        return {seen.KEY: self.learner.seen, **({checkpoint.MADE_BY: made_by} if made_by is not None else {})}
 
 
 def fit(

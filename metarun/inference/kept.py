@@ -12,7 +12,7 @@ from torch import Tensor
 from metarun.core import Algorithm, Batch
 from metarun.data.image_batches import Labelled
 from metarun.data.table_source import TableSource, item_digest
-from metarun.encoders import EncodedSource
+from metarun.encoders import before_encoding
 from metarun.engine import checkpoint
 from metarun.inference import store
 from metarun.inference.blueprint import OWN, Blueprint
@@ -126,9 +126,8 @@ def keep_trained(run: Run, algorithm: Algorithm, path: Path) -> bool:
 def digests_of(run: Run, images: Labelled) -> list[str]:
     """Digests of images of the target, by which they are known again wherever they lie."""
     assert run.target is not None
-    source = run.target.source
-    assert isinstance(source, TableSource)
-    items = source.source if isinstance(source, EncodedSource) else source
+    items = before_encoding(run.target.source)
+    assert isinstance(items, TableSource)
 
     def digest_of(row: int) -> str | None:
         # As its file shows it, by which a classifier knows it again, where the table holds negatives.

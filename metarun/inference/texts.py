@@ -23,7 +23,7 @@ from metarun.data.source import DataSource
 from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, labelled_texts
 from metarun.data.text_rows import decoded
-from metarun.encoders import EncodedSource
+from metarun.encoders import before_encoding
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
 from metarun.inference.encoding import EncoderStep
@@ -50,9 +50,9 @@ class TextPreprocessing:
     @classmethod
     def of(cls, data: DataSource, reference: np.ndarray | None = None) -> TextPreprocessing | None:
         """The steps that a data set takes, see `Preprocessing.of`; None for data that are no texts."""
-        if isinstance(data, EncodedSource) and data.source.item == ITEM:
-            return cls(data.input_shape, EncoderStep.of(data, reference))
-        return cls(data.input_shape) if data.item == ITEM else None
+        if before_encoding(data).item != ITEM:
+            return None
+        return cls(data.input_shape, None if data.item == ITEM else EncoderStep.of(data, reference))
 
     @classmethod
     def stored(

@@ -8,6 +8,8 @@ MACRO_F1 = "macro_f1"
 AUROC = "auroc"
 # What is measured of classified images, the first of all before the others.
 OF_CLASSES = (ACCURACY, BALANCED_ACCURACY, MACRO_F1, AUROC)
+CONFUSION = "confusion"  # [i][j] counts images of class i that were taken for j
+UNDEFINED = "undefined"  # how many tasks or images have a prediction that is no number; absent where none has
 ERROR = "mse"  # of regression
 MEDIAN_ERROR = "mse_median"  # of the episodes
 CI95 = "_ci95"  # ends the name of half of a 95% interval

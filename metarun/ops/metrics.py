@@ -10,7 +10,18 @@ import torch
 from scipy.special import stdtrit  # Student's t: quicker to import than scipy.stats
 from torch import Tensor
 
-from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, CI95, ERROR, MACRO_F1, MEDIAN_ERROR, OF_CLASSES
+from metarun.ops.measures import (
+    ACCURACY,
+    AUROC,
+    BALANCED_ACCURACY,
+    CI95,
+    CONFUSION,
+    ERROR,
+    MACRO_F1,
+    MEDIAN_ERROR,
+    OF_CLASSES,
+    UNDEFINED,
+)
 
 DIVERGED = 100.0  # an error above so many times the mean squared target counts as diverged
 
@@ -224,7 +235,7 @@ def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         negative, positive = np.sort(margin[labels == 0]), margin[labels == 1]
         below = [np.searchsorted(negative, positive, side) for side in ("left", "right")]  # a tie counts half
         scored[AUROC] = float(np.mean(below) / sizes[0])
-    return {**scored, "confusion": confusion.tolist(), **({"undefined": int(silent.sum())} if silent.any() else {})}
+    return {**scored, CONFUSION: confusion.tolist(), **({UNDEFINED: int(silent.sum())} if silent.any() else {})}
 
 
 def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False, overlap: float = 0.0) -> dict[str, Any]:
@@ -245,7 +256,7 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False, ov
     n = len(repeats)
     fixed = same_images or n == 1
     names = [name for name in OF_CLASSES if all(name in repeat for repeat in repeats)]
-    confusion = np.sum([repeat["confusion"] for repeat in repeats], axis=0)
+    confusion = np.sum([repeat[CONFUSION] for repeat in repeats], axis=0)
     means = {name: float(np.mean([repeat[name] for repeat in repeats])) for name in names}
     deviations = {name: float(np.std([repeat[name] for repeat in repeats], ddof=1)) if n > 1 else 0.0 for name in names}
     varied = {name: deviations[name] > ALIKE * abs(means[name]) for name in names}
@@ -257,6 +268,6 @@ def over_repeats(repeats: list[dict[str, Any]], *, same_images: bool = False, ov
     result |= {"over": "test images" if fixed else "repeats", "agree": not fixed and not varied[ACCURACY]}
     for name in names:
         result |= {name: means[name], f"{name}{CI95}": halves[name]}
-    result["confusion"] = confusion.tolist()
+    result[CONFUSION] = confusion.tolist()
     result["repeats"] = n
     return result

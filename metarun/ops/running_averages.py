@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarun.ops.batch_norm import MOMENTUM, Norm
-from metarun.ops.draws import current
-
-AllReduce = Callable[[Sequence[Tensor]], None]
+from metarun.ops.draws import AllReduce, current
 
 
 class RunningAverages:

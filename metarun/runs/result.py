@@ -14,7 +14,7 @@ from typing import Any
 
 from metarun import files
 from metarun.errors import UserError
-from metarun.ops.measures import ACCURACY, CI95, ERROR, MEDIAN_ERROR
+from metarun.ops.measures import ACCURACY, CI95, CONFUSION, ERROR, MEDIAN_ERROR
 from metarun.runs import contents
 from metarun.text import shown_path
 
@@ -56,7 +56,6 @@ SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
 TEST_ACCURACY, TEST_ERROR = f"{TEST}/{ACCURACY}", f"{TEST}/{ERROR}"
 TEST_EPISODES = f"{TEST}/{EPISODES}"
 TEST_MEDIAN = f"{TEST}/{MEDIAN_ERROR}"
-UNDEFINED = "undefined"  # the test tasks with a prediction that is no number, or a target's test images
 TEST_DIVERGED = f"{TEST}/diverged"  # the episodes whose error is not finite
 TEST_CURVES, TEST_POINTS = f"{TEST}/{CURVES}", f"{TEST}/{POINTS}"
 TEST_AFTER_INNER_STEPS = f"{TEST}/{AFTER_INNER_STEPS}"
@@ -72,7 +71,7 @@ TARGET_ACCURACY = f"{TARGET}/{ACCURACY}"
 TARGET_CURVE = (
     f"{TARGET}/curve"  # a point for each size of training subsets: measures, `train_images`, `test_images`, `over`
 )
-TARGET_CONFUSION = f"{TARGET}/confusion"
+TARGET_CONFUSION = f"{TARGET}/{CONFUSION}"
 TARGET_TEST_IMAGES = f"{TARGET}/test_images"
 TARGET_OVER = f"{TARGET}/over"  # what the interval is over
 TARGET_AGREE = f"{TARGET}/agree"  # whether the repeats all agree: then it is over the test images of one

@@ -23,7 +23,7 @@ from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart
 from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
-from metarun.ops.measures import ACCURACY, MEDIAN_ERROR
+from metarun.ops.measures import ACCURACY, MEDIAN_ERROR, UNDEFINED
 from metarun.report.reliability import reliability_diagram
 from metarun.runs import contents, result
 from metarun.runs.run import Run
@@ -162,7 +162,7 @@ class MetaTest(Stage):
             scores.measures |= measured.gather(hardware)
         kind = result.of_set(result.TEST, test.name)
         if scores.undefined:
-            run.result[test.key(result.TEST, result.UNDEFINED)] = scores.undefined
+            run.result[test.key(result.TEST, UNDEFINED)] = scores.undefined
             log.warning(
                 "%s: %s of %s test tasks have predictions that are no numbers, which count as wrong; smaller inner steps, or another "
                 "temperature, may keep the method from diverging", kind, scores.undefined, settings.episodes,

@@ -15,7 +15,7 @@ from metarun.engine.evaluate import classified, with_training_statistics
 from metarun.errors import UserError
 from metarun.inference.kept import keep_trained
 from metarun.ops import metrics
-from metarun.ops.measures import ACCURACY, AUROC
+from metarun.ops.measures import ACCURACY, AUROC, CONFUSION, UNDEFINED
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -62,18 +62,19 @@ class TargetTest(Stage):
         ready = with_training_statistics(run.algorithm, run.hardware, run.learner.sampler)
         scores = classified(ready, images, plain)
         found = metrics.classification(scores.numpy(), images.labels)
-        if result.UNDEFINED in found:
+        if UNDEFINED in found:
             log.warning(
                 "target: the predictions of %d of %d test images are no numbers, which count as wrong; a lower train.optimizer.lr "
-                "may keep the training from diverging", found[result.UNDEFINED], len(images),
+                "may keep the training from diverging", found[UNDEFINED], len(images),
             )  # fmt: skip
-        halves = metrics.over_images(np.array(found["confusion"]), found.get(AUROC))
+        halves = metrics.over_images(np.array(found[CONFUSION]), found.get(AUROC))
         found |= {result.half_of(name): half for name, half in halves.items()}
-        found |= {
-            "over": "test images",
-            "interval": f"95%, over the {len(images)} test {run.target.kind}, Wilson",
-            "test_images": len(images),
-            "classes": images.names,
+        run.result |= {
+            **{result.key(result.TARGET, name): value for name, value in found.items()},
+            result.TARGET_OVER: "test images",
+            result.TARGET_INTERVAL: f"95%, over the {len(images)} test {run.target.kind}, Wilson",
+            result.TARGET_TEST_IMAGES: len(images),
+            result.TARGET_CLASSES: images.names,
         }
         if run.hardware.world.main:
             predicted = torch.where(metrics.undefined(scores), -1, scores.argmax(1)).numpy()
@@ -85,14 +86,13 @@ class TargetTest(Stage):
             one = Predicted(0, len(known), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
             run.wrote(contents.PREDICTIONS)
-            found["predictions"] = {"file": contents.PREDICTIONS}
+            run.result[result.TARGET_PREDICTIONS] = {"file": contents.PREDICTIONS}
             if keep_trained(run, ready, run.folder / contents.CLASSIFIER):
-                found["classifier"] = {
+                run.result[result.TARGET_CLASSIFIER] = {
                     "file": contents.CLASSIFIER,
                     ACCURACY: found[ACCURACY],
                     **accuracy_of_others(right, copied),
                 }
-        run.result |= {result.key(result.TARGET, name): value for name, value in found.items()}
 
     def protocol(self, run: Run) -> dict[str, Any]:
         # `classified` takes no statistics of the images that it classifies.

@@ -20,7 +20,7 @@ from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, Split
 from metarun.data.splits import SPLITS
 from metarun.data.table_source import TableSource
-from metarun.encoders import EncodedSource
+from metarun.encoders import before_encoding
 from metarun.errors import Diverged, UserError
 from metarun.ops import metrics
 from metarun.ops.measures import ACCURACY, overlap_of
@@ -88,8 +88,7 @@ class Target:
     @property
     def kind(self) -> str:
         """What its items are called: `images` or `texts`."""
-        source = self.source.source if isinstance(self.source, EncodedSource) else self.source
-        return "texts" if source.item == "text" else "images"
+        return "texts" if before_encoding(self.source).item == "text" else "images"
 
     def fit_to(self, source: DataSource) -> None:
         """Brings all images to the shape of the source's, for a backbone that was trained on these, and normalises both or neither.

@@ -101,7 +101,7 @@ def settings_mark(made: Made) -> str:
 
 def commits_of(result: dict[str, Any]) -> list[str]:
     """The commits that a result was made at: of the run, and of the stages that it took over."""
-    stages = [stage.get("git_commit") for stage in result.get(STAGES, {}).values()]
+    stages = [stage.get(GIT_COMMIT) for stage in result.get(STAGES, {}).values()]
     return [str(commit) for commit in (result[GIT_COMMIT] or "unknown", *stages) if commit]
 
 

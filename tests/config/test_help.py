@@ -173,6 +173,10 @@ def test_an_example_has_what_its_key_needs_beside_it(key: str, example: str) -> 
     assert composed.status == 0, composed.err
 
 
+def test_an_example_of_the_run_that_encodes_has_the_choice_that_takes_one() -> None:
+    assert "metarun encoder=run encoder.from=outputs/RUN" in " ".join(answer(["encoder.from"], REFERENCE).split())
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [
@@ -194,12 +198,16 @@ def test_an_example_of_a_choices_key_would_run(key: str, words: list[str]) -> No
 
 @pytest.mark.parametrize("choice", [one for one in CHOICES if required(one)], ids=lambda one: f"{one.group}={one.name}")
 def test_an_example_gives_every_key_that_its_choice_needs(choice: Choice) -> None:
-    for key in {entry.key for entry in choice.entries()}:
-        _, told, command = answer([key], REFERENCE).rpartition("\n  Example: metarun ")
-        if told and f"{choice.group}={choice.name}" in (words := shlex.split(command)):
-            composed = compose(*words)
-            check(composed)
-            assert all(OmegaConf.select(composed, needed) for needed in required(choice)), words
+    """A key's example is of one choice that has it, so that a choice whose keys others have too may be in none."""
+    keys = {entry.key for entry in choice.entries()}
+    parted = [answer([key], REFERENCE).rpartition("\n  Example: metarun ") for key in keys]
+    commands = [shlex.split(command) for _, told, command in parted if told]
+    own = [words for words in commands if f"{choice.group}={choice.name}" in words]
+    assert own or keys <= {entry.key for other in CHOICES if other is not choice for entry in other.entries()}
+    for words in own:
+        composed = compose(*words)
+        check(composed)
+        assert all(OmegaConf.select(composed, needed) for needed in required(choice)), words
 
 
 def test_a_key_of_several_choices_says_what_it_is_in_each() -> None:

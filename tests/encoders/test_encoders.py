@@ -34,7 +34,7 @@ from metarun.config import check
 from metarun.core import TaskShape
 from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached, checksum
-from metarun.encoders import EncodedSource, Encoder, Encoding
+from metarun.encoders import EncodedSource, Encoder, Encoding, before_encoding
 from metarun.encoders import vectors as made
 from metarun.encoders.building import encoded
 from metarun.encoders.encoded import training_items
@@ -96,6 +96,12 @@ def test_an_episode_has_the_vectors_of_the_images_that_it_has_without_an_encoder
             expected = encoder.of_pixels(x.flatten(0, 1) * 255).unflatten(0, x.shape[:2])
             torch.testing.assert_close(vector, expected)
         assert torch.equal(pixels.query_y, found.query_y)
+
+
+def test_what_was_encoded_is_found_again() -> None:
+    source = divided()
+    assert before_encoding(EncodedSource(source, Squares(), PLAIN)) is source
+    assert before_encoding(source) is source
 
 
 def test_labelled_items_keep_their_parts_names_and_files() -> None:

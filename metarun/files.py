@@ -267,10 +267,11 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: Writes the new content into a file that is open.
 
     Raises:
-        UserError: It cannot be written, as on a full disk; the file is as it was.
+        UserError: It cannot be written, as on a full disk; the file is as it was, unless its folder alone could not be synced.
     """
     writer = f"{process_space()}-{os.getpid()}-{os.urandom(4).hex()}"
     aside = path.with_name(f".{path.name}.{writer}.writing")
+    replaced = False
     try:
         _remove_left_aside(path)
         _WRITERS.add(writer)
@@ -280,6 +281,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
+            replaced = True
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -287,7 +289,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             _WRITERS.discard(writer)
         sync_folder(path.parent)
     except OSError as error:
-        kept = "; the previous one is untouched" if path.exists() else ""
+        kept = "; the previous one is untouched" if path.exists() and not replaced else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
 
 

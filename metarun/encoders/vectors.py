@@ -146,11 +146,14 @@ class VectorTable:
         with self._damage_told():
             parts, touched = self._parts()
             self._raw = mapped(self._file)
+            listed = np.zeros_like(self._whole)
             for part in parts:
                 first, last = part["rows"]
+                listed[first:last] = True
                 if not self.is_whole(rows[(rows >= first) & (rows < last)]):
                     self._check(part, all_of_it=touched)
                     self._whole[first:last] = True
+            self._whole &= listed  # not those of a table that was removed meanwhile, which are holes in the new one
         self._on_device.clear()
         return self.is_whole(rows)
 

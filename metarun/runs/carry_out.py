@@ -101,6 +101,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
                     return conclude(built, folder)
                 if (folder / contents.CONFIG).is_file():
                     refuse_other_config(folder, config)
+                refuse_other_data(folder, begun)
                 keep(folder, begun)
                 text = OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
                 files.save_bytes(folder / contents.CONFIG, text.encode())

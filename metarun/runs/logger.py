@@ -231,7 +231,7 @@ class RunLogger:
                     writer.flush()
             for path in (self.folder / contents.METRICS, *self.folder.glob("events.*")):
                 if path.is_file():
-                    with open(path, "rb") as file:
+                    with open(path, "r+b") as file:  # Windows syncs no file that is open for reading alone
                         files.sync(file)
             platform.sync_folder(self.folder)
 

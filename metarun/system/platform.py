@@ -6,6 +6,7 @@ Everything else asks here, and no other module names what Windows or macOS lack.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import getpass
 import hashlib
@@ -23,6 +24,7 @@ from metarun.errors import UserError
 WINDOWS = os.name == "nt"
 LONGEST_FOR_SOCKETS = 70  # bytes of a folder: multiprocessing adds 32, and the path of a socket has at most 103
 SHORT = "/tmp"
+SYNCS_NO_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that cannot
 
 
 def number_of(name: str, otherwise: int) -> int:
@@ -173,11 +175,17 @@ def folder_for_sockets() -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk. Windows opens no folder, and keeps its names safe by itself."""
+    """Has the names in a folder reach the disk. Windows opens no folder, and keeps its names safe by itself.
+
+    So it is with file systems that sync files alone, as folders that a virtual machine shares and some network folders.
+    """
     if not hasattr(os, "O_DIRECTORY"):
         return
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in SYNCS_NO_FOLDER:
+            raise
     finally:
         os.close(opened)

@@ -207,7 +207,8 @@ class Target:
             hardware: Where it is computed.
             folder: The folder of the numbers of each repeat.
             logger: Where the learning curve goes.
-            keep: Leaves the classifier of the first repeat with the most training images; it is called once at least.
+            keep: Leaves `classifier.pt` beside `folder`, of the first repeat with the most training images, which is measured again
+                where that file is not there.
 
         Returns:
             Numbers for `result.json`.
@@ -301,7 +302,8 @@ class Target:
     ) -> None:
         stem = _stem(size, repeat)
         numbers, scored = folder / f"{stem}.json", folder.parent / contents.OF_REPEATS / f"{stem}.npz"
-        if numbers.is_file() and _has_log_probabilities(scored):
+        kept = keep is None or (folder.parent / contents.CLASSIFIER).is_file()
+        if kept and numbers.is_file() and _has_log_probabilities(scored):
             return
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -374,6 +375,17 @@ def test_a_table_is_made_as_far_as_it_is_asked_for(own_cache: Path) -> None:
     assert torch.equal(found, again.sampler("test", TASK, 0, CPU)(0, 5).query_x)
     assert expected.shape == (240, 1, 16)
     assert torch.equal(found, part.sampler("test", TASK, 0, CPU)(0, 5).query_x)
+
+
+def test_rows_of_a_table_that_was_removed_are_made_again(own_cache: Path) -> None:
+    """In a process that had found them whole: in the new file they are holes."""
+    source, encoder = divided(), Squares(side=4)
+    table = made.VectorTable(source, encoder, PLAIN)
+    expected = table.with_rows(np.arange(120))[:120].copy()
+    shutil.rmtree(table.folder)
+    table.with_rows(np.arange(200, 240))
+    np.testing.assert_array_equal(table.with_rows(np.arange(120))[:120], expected)
+    assert encoder.encoded == 120 + 40 + 120
 
 
 def test_items_that_were_not_made_ready_are_encoded_with_their_class() -> None:

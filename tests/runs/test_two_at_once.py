@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -91,6 +92,25 @@ def test_a_config_that_another_process_wrote_meanwhile_is_compared(
     done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
     assert done.status == 2
     assert "was made with another config (seed 1 -> 0)" in done.err
+
+
+def test_data_that_another_process_noted_meanwhile_are_compared(
+    interrupted: Path, meanwhile: Callable[..., None]
+) -> None:
+    noted = interrupted / "data.json"
+    kept = json.loads(noted.read_text())
+    noted.unlink()
+    lock = FileLock(interrupted / ".lock", thread_local=False)
+    lock.acquire()
+
+    def other() -> None:
+        noted.write_text(json.dumps({"data": {**kept["data"], "fingerprint": "of others"}}))
+        lock.release()
+
+    meanwhile(other)
+    done = metarun(*SINUSOID, f"outputs={interrupted.parents[1]}")
+    assert done.status == 2
+    assert "was made with other data" in done.err
 
 
 @pytest.mark.parametrize("launcher", ["local", "serial"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 from shell import ROOT, SINUSOID, environment, metarun, result
 
+from metarun import files
 from metarun.errors import UserError
 from metarun.sweeps import local
 from metarun.system import platform
@@ -139,6 +143,25 @@ def test_what_is_lacking_gives_an_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     platform.sync_folder(Path("nowhere"))
     monkeypatch.delattr(os, "setsid", raising=False)
     platform.own_session()
+
+
+@pytest.mark.parametrize("reason", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_synced_is_no_error_where_its_file_system_syncs_none(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def of_files(opened: int) -> None:
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(reason, os.strerror(reason))
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    (tmp_path / "x").write_bytes(b"before")
+    refused = pytest.raises(UserError, match=r"cannot be written \(Input/output error\)$")  # it is not untouched
+    with contextlib.nullcontext() if reason == errno.EINVAL else refused:
+        files.save_bytes(tmp_path / "x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

@@ -194,6 +194,22 @@ def test_predictions_of_a_repeat_that_are_damaged_are_named_and_made_again(
     assert numbers(folder) == whole
 
 
+def test_a_classifier_that_was_lost_is_kept_again(images: Path, target: Path, tmp_path: Path) -> None:
+    command = [
+        *words("target_only", images, target, tmp_path),
+        "transfer=nearest_centroid",
+        "target.data.image_size=16",
+    ]
+    done(*command)
+    folder = runs(tmp_path)
+    whole = result(folder)["target/classifier"]
+    (folder / "result.json").unlink()
+    (folder / "classifier.pt").unlink()
+    done(*command)
+    assert (folder / "classifier.pt").is_file()
+    assert result(folder)["target/classifier"] == whole
+
+
 def test_two_processes_share_the_training_and_the_repeats(images: Path, target: Path, tmp_path: Path) -> None:
     more = ["algo=protonet", "transfer=nearest_centroid", "train.task.ways=3", "backbone.norm=group"]
     one, two = (words("meta_transfer", images, target, tmp_path / name) for name in ("one", "two"))

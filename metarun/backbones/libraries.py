@@ -246,7 +246,7 @@ def _timm(wanted: Wanted) -> Built:
         tuple(settings["mean"]),
         tuple(settings["std"]),
         settings["interpolation"],
-        1.0 if settings.get("crop_mode") == "squash" else settings["crop_pct"],
+        settings["crop_pct"],
     )
     tag = settings.get("tag") or ""
     saw = "imagenet" if published and OF_IMAGENET.search(tag) else None

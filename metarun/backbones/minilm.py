@@ -108,10 +108,7 @@ class MiniLM(Backbone):
                     nn.init.zeros_(module.bias)
         else:
             self.pretrained = True
-            file = model_folder(weights, KEY) / "model.safetensors"
-            load_tensors(
-                self, renamed(read_tensors(file, f"{KEY}={weights}")), f"{KEY}={weights}", ("pooler", "embeddings")
-            )
+            load_published(self, weights, KEY)
         self.register_buffer("numbers", torch.arange(POSITIONS), persistent=False)  # of the places
 
     numbers: Tensor
@@ -135,6 +132,22 @@ class MiniLM(Backbone):
         share = present.to(pieces.dtype)[..., None]
         mean = (precise(pieces) * share).sum(1) / share.sum(1).clamp_min(1)
         return F.normalize(mean, dim=1)
+
+
+def load_published(network: MiniLM, weights: str, setting: str) -> None:
+    """The published weights, or those of a folder, into a network.
+
+    Args:
+        network: The network.
+        weights: What `MiniLM` takes.
+        setting: The key of the config, for messages.
+
+    Raises:
+        UserError: They are not there, cannot be read, or do not fit.
+    """
+    key = f"{setting}={weights}"
+    tensors = read_tensors(model_folder(weights, setting) / "model.safetensors", key)
+    load_tensors(network, renamed(tensors), key, ("pooler", "embeddings"))
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

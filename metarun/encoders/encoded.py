@@ -77,6 +77,12 @@ class EncodedSource(TableSource):
         if rows.size:
             self.vectors.with_rows(rows)
 
+    def encoding_seconds(self, device: torch.device, splits: Iterable[Split]) -> float:
+        """Estimates how long it takes to compute the vectors of some splits that are not there yet, on a device."""
+        self.vectors.device = device
+        classes = {int(number) for split in splits for number in self.splits[split]}
+        return self.vectors.seconds(self._rows_of(sorted(classes)))
+
     def _rows_of(self, classes: Iterable[int]) -> np.ndarray:
         """The rows of all items of some classes, int64 `[n]`."""
         ends = self.table.offsets
@@ -223,6 +229,33 @@ class EncodedSource(TableSource):
 def before_encoding(data: DataSource) -> DataSource:
     """The data set whose items an encoder turned into those of `data`; `data` itself where none did."""
     return data.source if isinstance(data, EncodedSource) else data
+
+
+class StandIn(EncodedSource):
+    """An encoded source whose vectors are drawn, of length 1: what is timed on it has no item encoded."""
+
+    def make_rows_ready(self, device: torch.device, rows: np.ndarray) -> None:
+        pass
+
+    def mean(self, reference: np.ndarray | None = None) -> np.ndarray:
+        return np.zeros(self.encoder.features, np.float32)
+
+    def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
+        def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
+            return F.normalize(torch.randn(*rows.shape, self.encoder.features, device=device), dim=-1)
+
+        return read
+
+
+def stand_in(data: DataSource) -> DataSource:
+    """A data set of encoded items with drawn vectors in their place, see `StandIn`; any other data set as it is."""
+    if not encoded_members(data):
+        return data
+    return data.each(
+        lambda member: (
+            StandIn(member.source, member.encoder, member.encoding) if isinstance(member, EncodedSource) else member
+        )
+    )
 
 
 def encoded_members(data: DataSource) -> dict[str, EncodedSource]:

@@ -139,8 +139,8 @@ def shape_before_crop(high: int, wide: int, recipe: TrainingImages) -> list[int]
 
 
 def cut(images: Tensor, size: int) -> Tensor:
-    """The middle of images `[n, C, H, W]`, `[n, 3, size, size]`; one channel is repeated."""
-    top, left = ((side - size) // 2 for side in images.shape[2:])
+    """The middle of images `[n, C, H, W]`, `[n, 3, size, size]`, as torchvision rounds it; one channel is repeated."""
+    top, left = (round((side - size) / 2) for side in images.shape[2:])
     return images[:, :, top : top + size, left : left + size].expand(-1, 3, -1, -1)
 
 

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from metarun.backbones.minilm import POSITIONS, WIDTH, MiniLM
+from metarun.backbones.minilm import POSITIONS, WIDTH, MiniLM, load_published
 from metarun.config.types import NameOrPath
 from metarun.data.text_rows import shortened
 from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
@@ -52,7 +52,9 @@ class MiniLMEncoder(Encoder):
     def network(self) -> MiniLM:
         """The network, read when the first text is encoded: vectors that are there already need none."""
         with torch.random.fork_rng(devices=[]):
-            return MiniLM((self.length,), weights=self.weights).eval().requires_grad_(False).to(self.device)
+            found = MiniLM((self.length,), weights=None)
+        load_published(found, self.weights, KEY)
+        return found.eval().requires_grad_(False).to(self.device)
 
     def identity(self) -> dict[str, Any]:
         files = {name: checkpoint.digest(self.folder / name) for name in ("model.safetensors", "tokenizer.json")}

@@ -39,6 +39,7 @@ FORMAT_VERSION = 1
 SAVE_SECONDS = 5.0  # between two marks of progress; what lies between them is encoded again after a kill
 BATCH = {"cpu": 16, "cuda": 256}  # what goes through fastest: a CPU's caches are small
 AHEAD = 2  # batches that are prepared while one is encoded
+TIMED = 8  # batches by which the time of others is estimated
 BLOCK = 2**22  # bytes that are read at once where a digest is taken
 CHANGED = "the bytes of {} have changed since it was made"
 
@@ -89,6 +90,27 @@ class VectorTable:
         """Whether these rows are known to be there."""
         return bool(self._whole[rows].all())
 
+    def seconds(self, rows: np.ndarray) -> float:
+        """Estimates how long it takes to make those of some rows that are not there, by a few batches; nothing is kept.
+
+        Args:
+            rows: int64, of any shape.
+
+        Raises:
+            UserError: The table in the cache was damaged, or these items cannot be encoded.
+        """
+        self._there(rows)
+        missing = rows[~self._whole[rows]]
+        if not missing.size:
+            return 0.0
+        ends = batches(missing, [], self.shape[0], self._batch)[: TIMED + 1]
+        self.encoder.to(self.device)
+        times = [time.monotonic()]
+        for _ in self._chunks(ends):
+            times.append(time.monotonic())
+        first = 1 if len(ends) > 1 else 0  # the first batch warms up
+        return missing.size * (times[-1] - times[first]) / sum(stop - start for start, stop in ends[first:])
+
     def on(self, device: torch.device, rows: np.ndarray) -> torch.Tensor:
         """The table on a device, or mapped where it is large, in which these rows are whole.
 
@@ -129,6 +151,11 @@ class VectorTable:
     def _width(self) -> int:
         """The bytes of a row."""
         return self.shape[1] * self.shape[2] * np.dtype(self.encoding.dtype).itemsize
+
+    @property
+    def _batch(self) -> int:
+        """How many items are encoded together."""
+        return self.encoding.batch_size or BATCH.get(self.device.type, BATCH["cpu"])
 
     @property
     def _description(self) -> Path:
@@ -211,9 +238,8 @@ class VectorTable:
             raise
 
     def _encode(self, rows: np.ndarray) -> None:
-        size = self.encoding.batch_size or BATCH.get(self.device.type, BATCH["cpu"])
         parts = self._known_parts()
-        ends = batches(rows, [part["rows"] for part in parts], self.shape[0], size)
+        ends = batches(rows, [part["rows"] for part in parts], self.shape[0], self._batch)
         known, wanted = (sum(stop - start for start, stop in some) for some in ([p["rows"] for p in parts], ends))
         kinds = PLURAL[self.source.item]
         log.info(

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from metarun.data.source import DataSource
+from metarun.data.source import DataSource, Split
+from metarun.encoders.encoded import encoded_members, stand_in
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import evaluate
 from metarun.engine.gradients import gradient_step
@@ -24,17 +25,20 @@ EPISODES = 4  # whose validation is timed
 def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
     """Times some steps of the training that the config asks for, and of its validation; nothing is written.
 
+    Behind an encoder the steps are timed on drawn vectors, and the encoding by a few batches of the items that have no vectors yet.
+
     Args:
         config: The whole config.
         data: What is trained on.
 
     Returns:
-        JSON values: seconds a step, a validation and a test take, and all of them together; or `problem`, why they cannot be. A
-        validation on held-out images, and the test beside it, are not timed: they are null then.
+        JSON values: seconds the encoding, a step, a validation and a test take, and all of them together; or `problem`, why they cannot
+        be. Those of the encoding are null without an encoder, and do not count other data sets that are tested on. A validation on
+        held-out images, and the test beside it, are not timed: they are null then.
     """
     try:
         train = Train()
-        run = Run(config, [train, MetaTest()], World(), Path(), data, None)
+        run = Run(config, [train, MetaTest()], World(), Path(), stand_in(data), None)
         train.prepare(run)
     except UserError as error:
         return {"problem": str(error)}
@@ -60,7 +64,13 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
     steps = settings.steps
     if settings.max_seconds is not None:  # which ends the training, and its validations with it
         steps = min(steps, math.ceil(settings.max_seconds / step))
+    splits: tuple[Split, ...] = ("train", "val") if config.test.data else ("train", "val", "test")
+    try:
+        encoding = [each.encoding_seconds(hardware.device, splits) for each in encoded_members(data).values()]
+    except UserError as error:
+        return {"problem": str(error)}
     found: dict[str, Any] = {
+        "encoding_seconds": math.fsum(encoding) if encoding else None,
         "steps": steps,
         "tasks_per_step": tasks,
         "step_seconds": step,
@@ -79,5 +89,7 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         # Each data set has a test of its own, and one of the method as it was before its training.
         tests = len(config.test.data) or len(data.tested)
         found["test_seconds"] = episode * tests * (config.test.episodes + config.test.baseline_episodes)
-    found["seconds"] = math.fsum(found[f"{part}_seconds"] or 0.0 for part in ("train", "validation", "test"))
+    found["seconds"] = math.fsum(
+        found[f"{part}_seconds"] or 0.0 for part in ("encoding", "train", "validation", "test")
+    )
     return found

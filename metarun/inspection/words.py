@@ -71,7 +71,8 @@ def time_lines(time: dict[str, Any]) -> list[str]:
     rest = "validation and test not timed"
     if time["test_seconds"] is not None:
         rest = f"validation {duration(time['validation_seconds'])}, test {duration(time['test_seconds'])}"
+    before = f"encoding {duration(time['encoding_seconds'])}, " if time.get("encoding_seconds") else ""
     return [
-        f"time     about {duration(time['seconds'])} here: {time['steps']:,} steps of {time['step_seconds']:.3g} s "
+        f"time     about {duration(time['seconds'])} here: {before}{time['steps']:,} steps of {time['step_seconds']:.3g} s "
         f"({duration(time['train_seconds'])}), {rest}; by {time['timed_steps']} steps timed on {time['hardware']}"
     ]

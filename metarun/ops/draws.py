@@ -26,11 +26,11 @@ AllReduce = Callable[[Sequence[Tensor]], None]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Kind = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
-# By the class of a module that draws from torch's global generator, besides torch's dropouts: its rate.
-RATES = {
-    "MultiheadAttention": "dropout", "StochasticDepth": "p", "DropPath": "drop_prob", "DropBlock2d": "drop_prob",
-    "PatchDropout": "prob", "PatchDropoutWithIndices": "prob",
+# The classes of modules that draw from torch's global generator, besides torch's dropouts, and the names that their rates may have.
+DRAWING = {
+    "MultiheadAttention", "StochasticDepth", "DropPath", "DropBlock2d", "PatchDropout", "PatchDropoutWithIndices",
 }  # fmt: skip
+RATES = ("p", "drop_prob", "prob", "dropout")
 
 _share: ContextVar[StepShare | None] = ContextVar("share", default=None)
 _task: ContextVar[int | Tensor | None] = ContextVar("task", default=None)  # within the share; a tensor under vmap
@@ -276,8 +276,9 @@ def drawing(module: nn.Module) -> list[nn.Module]:
     """Lists the parts of a module that in training draw from torch's global generator: dropouts of torch, torchvision and timm."""
 
     def rate(part: nn.Module) -> float:
-        name = "p" if isinstance(part, _DropoutNd) else RATES.get(type(part).__name__)
-        return float(getattr(part, name)) if name else 0.0
+        if not isinstance(part, _DropoutNd) and type(part).__name__ not in DRAWING:
+            return 0.0
+        return float(next((getattr(part, name) for name in RATES if hasattr(part, name)), 1.0))
 
     return [part for part in module.modules() if rate(part)]
 

@@ -175,6 +175,7 @@ def test_methods_train_on_it(algo: str, name: str) -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_what_libraries_draw_in_training_is_known(rate: float, timm: Any) -> None:
     from timm.layers import DropBlock2d, DropPath, PatchDropout
+    from torchvision.ops import DropBlock2d as OfTorchvision
     from torchvision.ops import StochasticDepth
 
     class Attention(nn.MultiheadAttention):
@@ -189,8 +190,8 @@ def test_what_libraries_draw_in_training_is_known(rate: float, timm: Any) -> Non
         StochasticDepth(rate, "row"),
         Attention(4, 1, rate),
     ]
-    for part in [*parts, PatchDropout(rate), DropBlock2d(rate)]:
-        x = torch.randn(2, 4, 4, 4) if isinstance(part, DropBlock2d) else torch.randn(2, 4, 4)
+    for part in [*parts, PatchDropout(rate), DropBlock2d(rate), OfTorchvision(rate, 3)]:
+        x = torch.randn(2, 4, 4, 4) if isinstance(part, DropBlock2d | OfTorchvision) else torch.randn(2, 4, 4)
         before = torch.get_rng_state()
         part.train()(x)
         moved = not torch.equal(torch.get_rng_state(), before)

@@ -723,7 +723,17 @@ def test_positions_of_a_file_are_resampled_once_at_most(side: int, size: int | N
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("shape", "crop"), [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0)])
+def test_squashed_images_have_their_margin_cut_off_too(timm: Any) -> None:
+    name = "tf_efficientnetv2_b3.in21k_ft_in1k"
+    built = build(Wanted("encoder", f"timm:{name}"))
+    assert timm.get_pretrained_cfg(name).crop_mode == "squash"
+    assert built.recipe.crop == timm.get_pretrained_cfg(name).crop_pct == 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop"),
+    [((84, 84), 0.875), ((40, 60), 1.0), ((300, 260), 0.9), ((224, 224), 1.0), ((84, 84), 0.95)],
+)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop: float, interpolation: str) -> None:
     recipe = TrainingImages(224, (0.5,) * 3, (0.5,) * 3, interpolation, crop)
@@ -733,7 +743,7 @@ def test_images_are_resized_and_cut_as_pillow_does(shape: tuple[int, int], crop:
     side = int(224 / crop)
     scale = side / min(shape)
     size = tuple(max(224, round(length * scale)) for length in shape)
-    top, left = ((length - 224) // 2 for length in size)
+    top, left = (round((length - 224) / 2) for length in size)  # as torchvision's `center_crop` has it
     whole = np.asarray(image.resize(size[::-1], kind)).astype(int)
     expected = whole[top : top + 224, left : left + 224].transpose(2, 0, 1)
     pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())[None]
@@ -847,6 +857,10 @@ def test_a_run_encodes_the_splits_that_its_stages_read(tmp_path: Path, monkeypat
     assert encodings(tested) == ["32 images", "32 images"]  # the test, and the validation that gives a temperature
     shown = done("recipe=inspect", *words, "train.steps=0", f"outputs={outputs}/seen")
     assert encodings(shown) == []
+    monkeypatch.setattr("metarun.inspection.timing.SECONDS", 0.0)
+    timed = done("recipe=inspect", *words, "train.steps=1", f"outputs={outputs}/timed")
+    assert encodings(timed) == []  # a few batches of the training images say how long it takes
+    assert re.search(r"time +about .* here: encoding ", timed.out)
     trained = done(*words, "train.steps=1", f"outputs={outputs}/trained")
     assert encodings(trained) == ["32 images"]
     assert trained.err.index("encoder: encoded") < trained.err.index("step 1")
@@ -854,6 +868,8 @@ def test_a_run_encodes_the_splits_that_its_stages_read(tmp_path: Path, monkeypat
         "recipe=test", f"checkpoint={only(outputs / 'trained')}", f"outputs={outputs}/again", "test.episodes=8"
     )
     assert encodings(again) == []
+    timed = done("recipe=inspect", *words, "train.steps=1", f"outputs={outputs}/timed")
+    assert re.search(r"time +about .* here: 1 step", timed.out)  # all vectors are there
     results = [
         json.loads((only(outputs / name) / "result.json").read_text()) for name in ("trained", "again", "tested")
     ]

@@ -99,6 +99,10 @@ def test_first_weights_that_a_checkpoint_replaces_may_be_gone(tmp_path: Path) ->
 def test_weights_that_are_not_there_or_others_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=rf"encoder.weights={tmp_path}: there is no model.safetensors in"):
         MiniLMEncoder(weights=str(tmp_path))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(UserError, match=rf"^encoder.weights={tmp_path}: .*model.safetensors cannot be read"):
+        _ = MiniLMEncoder(weights=str(tmp_path)).network
     with pytest.raises(UserError, match=r"encoder.length=600: must be from 3 to 512"):
         MiniLMEncoder(length=600)
     monkeypatch.setattr("metarun.data.tokens.PACKAGE", "no_such_package")

@@ -59,7 +59,7 @@ class HSML(MAML):
         embedding: The width of g and h; the official code has 40 for functions, 128 for images.
         leaves: The clusters of the first level.
         nodes: The clusters of the second level.
-        spread: What squared distances to a centre are divided by; the official code has 10 for images, 2 for
+        spread: Half of what squared distances to a centre are divided by; the official code has 10 for images, 2 for
             functions.
         embedding_weight: The weight of the loss of reconstruction.
     """

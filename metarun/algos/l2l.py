@@ -96,6 +96,7 @@ class L2L(MAML):
         self.requires_grad_(False)
         self.optimizer = LearnedOptimizer(hidden, output_scale)
         self.unroll, self.objective, self.rates = unroll, objective, rates or {}
+        self.soft_labels = objective == "query"  # those of queries that nothing is learned from would change nothing
         self.activation_hook = (lambda number, x: x.sigmoid()) if activation == "sigmoid" else None  # ReLUs change none
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:

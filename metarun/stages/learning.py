@@ -150,6 +150,8 @@ def give_training_data(run: Run, learner: Trainable, algo: str, train: str, task
     """
     split = run.training_split  # of whose classes a method on batches sees images
     algorithm, seed, device = learner.algorithm, run.config.seed, learner.hardware.device
+    if algorithm.trains_on != "episodes" and learner.wrapper is not None:  # of episodes `training_episodes` checks it
+        learner.wrapper.check_tasks(task, run.test_task)
     if algorithm.trains_on == "batches":
         if learner.settings.steps:
             check_labels(algorithm, run.config, train)

@@ -130,6 +130,12 @@ class PseudoTasks(TableSource):
         refuse_one_way(split, task)
         return self.pseudo_sampler(split, task, seed, device)
 
+    def with_unknown(self, split: Split, task: TaskShape, more: int, seed: int, device: torch.device) -> EpisodeSampler:
+        if split == "val" and self.validation == "pseudo" and split not in self.unknown:
+            # The table's own would count the classes of the split, of which made-up ones are none.
+            return DataSource.with_unknown(self, split, task, more, seed, device)
+        return super().with_unknown(split, task, more, seed, device)
+
     def labelled(self, part: Split | None, split: Split | None = None) -> Labelled:
         if split == "test" or (split == "val" and self.validation == "labels"):
             return self.source.labelled(part, split)

@@ -58,6 +58,11 @@ class MetaMix(Wrapper):
             raise UserError(
                 f"wrapper=metamix: {type(method).__name__} takes no mixed labels of queries; leave out wrapper="
             )
+        if method.backbone.reads_texts:
+            raise UserError(
+                "wrapper=metamix: mixes items, but this backbone reads texts, whose word pieces have numbers that mean no place; add "
+                "encoder=minilm or encoder=tfidf, or leave the wrapper out"
+            )
         # The input of the first block is the input of a backbone that has none.
         known = list(range(max(len(method.backbone.blocks), 1)))
         self.layers = known if layers is None else list(layers)

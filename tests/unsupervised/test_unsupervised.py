@@ -55,6 +55,20 @@ def test_items_of_no_class_stay_the_unknown_ones() -> None:
     assert torch.equal(found.query_x, plain.query_x)
 
 
+@pytest.mark.parametrize("validation", ["pseudo", "labels"])
+def test_made_up_tasks_have_more_classes_than_their_split(validation: Any) -> None:
+    """Unknown ones among them; the validation split has eight classes of its own."""
+    data, task = umtra(source(), validation=validation), TaskShape(7, 1, 1)
+    if validation == "labels":
+        with pytest.raises(
+            UserError, match=r"^test.unknown_ways=2: with 7 ways they are above the 8 classes of the val split"
+        ):
+            data.with_unknown("val", task, 2, 0, CPU)
+    else:
+        (found,) = data.with_unknown("val", task, 2, 0, CPU)(0, 1).split(1)
+        assert found.ways == 9
+
+
 def source(sizes: list[int] | None = None, *, rotations: bool = False) -> ImageSource:
     """Twelve classes of twelve images for training, eight classes each for validation and test."""
     sizes = sizes or [12] * 12

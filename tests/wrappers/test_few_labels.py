@@ -366,6 +366,14 @@ def test_what_cannot_be_trained_by_itself_is_refused() -> None:
     wrapped("reptile")
 
 
+@pytest.mark.parametrize("algo", ["baseline", "oml"])
+def test_without_unlabelled_items_it_is_refused_for_methods_on_images_too(algo: str, tmp_path: Path) -> None:
+    words = [f"algo={algo}", "data=folder", f"data.root={make_images(tmp_path / 'images')}", "data.image_size=16"]
+    ended = metarun(*words, "backbone.channels=4", "wrapper=self_training", f"outputs={tmp_path / 'runs'}")
+    assert ended.status == 2
+    assert "wrapper=self_training: learns from the unlabelled items of validation and test tasks" in ended.said[0]
+
+
 WORDS = [
     "algo=protonet", "data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=[2,3]", "task.shots=[1,2]",
     "task.queries=2", "task.balanced=false", "task.unlabelled=1", "task.distractors=1", "train.steps=2", "train.validate_every=4",

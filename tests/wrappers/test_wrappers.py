@@ -18,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from shell import make_images, metarun, result, run_folder
 from torch import Tensor
 
+from metarun.algos.protonet import ProtoNet
+from metarun.backbones.minilm import MiniLM
 from metarun.config import construct, task_of
-from metarun.core import Algorithm, Episodes, TaskShape
+from metarun.core import Algorithm, Episodes, Spec, TaskShape
 from metarun.data.noise import noisy_tasks, with_noise
 from metarun.data.regression import Sinusoid
 from metarun.data.source import DataSource
@@ -347,6 +349,20 @@ def test_what_cannot_be_mixed_is_refused_in_one_line() -> None:
     few.check_tasks(TaskShape(5, 4, 1), TaskShape(5, 1, 1))
     with pytest.raises(UserError, match=r"the support set is as large \(20 items\)"):
         few.check_tasks(TaskShape(5, 4, 1, unlabelled=2), TaskShape(5, 1, 1))
+
+
+def test_queries_that_nothing_is_learned_from_are_not_mixed() -> None:
+    with pytest.raises(UserError, match=r"^wrapper=metamix: L2L takes no mixed labels of queries"):
+        wrap(config_of("wrapper=metamix", algo="l2l"))
+    batch = batch_of(2)
+    wrapper = wrap(config_of("wrapper=metamix", "wrapper.layers=[0]", "algo.objective=query", algo="l2l"))
+    assert not torch.isclose(wrapper.loss(batch, 0)[0], wrapper.method.loss(batch, 0)[0])
+
+
+def test_word_pieces_are_not_mixed() -> None:
+    method = ProtoNet(MiniLM((4,), weights=None), Spec((4,), "classification", 5))
+    with pytest.raises(UserError, match=r"^wrapper=metamix: .* word pieces have numbers that mean no place"):
+        MetaMix(method, None)  # type: ignore[arg-type]
 
 
 def test_unlabelled_items_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,15 @@ while (($#)); do
     *) given+=("$1") && shift ;;
     esac
 done
-if ! python -c 'import pytest, metarun.cli, metarun.stages.train' 2>/dev/null && [[ $wheels ]]; then
+there() { # whether all that is needed is installed
+    needed | python -c '
+import re, sys
+from importlib.metadata import version
+for line in sys.stdin:
+    version(re.match(r"[\w.-]+", line)[0])' 2>/dev/null
+}
+
+if [[ $wheels ]] && ! there; then
     place=$(mktemp -d)
     trap 'rm -rf "$place"' EXIT
     needed >"$place/needed"

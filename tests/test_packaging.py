@@ -126,8 +126,20 @@ def test_workflow_runs_the_test_command_on_every_python_that_the_package_names()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: 3." in line]
     assert jobs["linux"]["strategy"]["matrix"]["python"] == named
-    scripts = {word for lines in commands.values() for line in lines for word in line.split() if "/" in word}
-    assert [path for path in scripts if not (ROOT / path).exists()] == []
+    scripts = {word for lines in commands.values() for line in lines for word in line.split()}
+    paths = [word for word in scripts if word.startswith(("scripts/", "tests/"))]
+    assert {"scripts/demo.sh", "scripts/test.sh", "tests/test_style.py"} <= set(paths)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_data_of_the_workflow_lie_where_git_does_not_see_them_and_are_there_before_the_tests() -> None:
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]["linux"]
+    folder = job["env"]["METARUN_DATA"].removeprefix("${{ github.workspace }}/")
+    assert folder.split("/")[0] + "/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert [step["with"]["path"] for step in job["steps"] if "cache@" in step.get("uses", "")] == [folder]
+    before = "".join(step.get("run", "") for step in job["steps"][:-1])
+    assert "Omniglot()" in before
+    assert "$METARUN_DATA/omniglot/splits/vinyals/" in before
 
 
 def test_hooks_before_a_commit_are_the_checks_of_the_test_command() -> None:
@@ -178,7 +190,7 @@ def test_no_new_enough_python_is_one_line(checkout: Path, tmp_path: Path) -> Non
 
 
 def test_missing_venv_module_is_one_line(checkout: Path, tmp_path: Path) -> None:
-    done = enter(checkout, fake_python(tmp_path / "python", old=False))
+    done = enter(checkout, fake_python(tmp_path / "a python", old=False))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "apt install python3-venv" in done.stderr

@@ -27,7 +27,7 @@ from metarun.encoders.encoded import EncodedSource
 from metarun.encoders.vectors import VectorTable
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import evaluate
-from metarun.engine.hardware import choose, keep_freed_memory
+from metarun.engine.hardware import allow_tf32, choose, keep_freed_memory
 from metarun.errors import UserError
 from metarun.stages.learning import build_backbone
 
@@ -116,7 +116,9 @@ class Peer:
 
     def __init__(self, line: Line) -> None:
         keep_freed_memory()  # as on our side
-        self.line, task = line, task_of(line.config(), "test")
+        config = line.config()
+        self.line, self.device, task = line, str(config.hardware.device), task_of(config, "test")
+        allow_tf32(config.hardware.tf32)  # as on our side
         try:
             optional.torchvision()
             # Its sampler calls a constructor that torch's has no longer.
@@ -132,7 +134,7 @@ class Peer:
         named = {str(name): torch.from_numpy(each) for name, each in enumerate(vectors())}
         self.features, self.shape = datasets.FeaturesDataset.from_dict(named), (task.ways, task.shots, task.queries)
         kinds: dict[str, Callable[..., Any]] = {"protonet": methods.PrototypicalNetworks, "tim": methods.TIM}
-        steps = {"fine_tuning_steps": line.config().algo.steps} if "steps" in line.config().algo else {}
+        steps = {"fine_tuning_steps": config.algo.steps} if "steps" in config.algo else {}
         self.method = kinds[line.algo](torch.nn.Identity(), **steps)
 
     def run(self, steps: int, threads: int) -> float:
@@ -143,7 +145,7 @@ class Peer:
             self.features, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn
         )
         started = time.perf_counter()
-        self.utils.evaluate(self.method, loader, device="cpu", use_tqdm=False)
+        self.utils.evaluate(self.method, loader, device=self.device, use_tqdm=False)
         return time.perf_counter() - started
 
     def check(self, path: str) -> dict[str, dict[str, float]]:

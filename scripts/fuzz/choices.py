@@ -145,9 +145,11 @@ def begun_in_vain(words: Sequence[str], outputs: Path) -> int:
     """Checks a command, and that what can be known before anything is computed is; returns its exit status.
 
     Raises:
-        Finding: It is refused after it has begun, or does what no command may.
+        Finding: It is refused after it has begun, does not end, or does what no command may.
     """
     status, err = check(words, outputs, LIMIT)
+    if status >= 128:
+        raise Finding(f"it does not end\n{err[-800:]}")
     if status == 2 and RUN in err and not any(word in err for word in LATE):
         raise Finding(f"it is refused after it has begun\n{err[-800:]}")
     return status

@@ -78,8 +78,8 @@ class Scenes:
         return self.here(name)
 
     def all_whole(self) -> list[list[str]]:
-        """All scenes that are set up by now, as they were then; returns their commands."""
-        for name in self.commands:
+        """All scenes as they were set up; returns their commands."""
+        for name in self.names:
             self.whole(name)
         os.environ["METARUN_CACHE"] = str(self.top / "tables")
         return [words for commands in self.commands.values() for words in commands if "outputs=" not in " ".join(words)]

@@ -6,11 +6,13 @@ import dataclasses
 import io
 import json
 import mmap
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark.__main__ as command  # noqa: E402
-from benchmark import features, measure, readme  # noqa: E402
+from benchmark import encoding, features, measure, readme  # noqa: E402
 from benchmark.device import growth  # noqa: E402
 from benchmark.limit import Convolutions, Layer, needed  # noqa: E402
 from benchmark.lines import LINES, MEMORY, Line  # noqa: E402
@@ -295,3 +297,42 @@ def test_vectors_are_tested_as_a_run_tests_them(tmp_path: Path, monkeypatch: pyt
         measure.UserError, match=r"^easyfsl cannot be imported \(.*easyfsl.*\); scripts/benchmark/features.py says"
     ):
         features.Peer(line)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_both_sides_of_vectors_are_on_the_hardware_that_is_asked_for(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    methods = SimpleNamespace(PrototypicalNetworks=lambda network: network, TIM=None)
+    parts = {
+        "datasets": SimpleNamespace(FeaturesDataset=SimpleNamespace(from_dict=lambda named: [torch.zeros(1)])),
+        "samplers": SimpleNamespace(TaskSampler=lambda *shape: SimpleNamespace(episodic_collate_fn=None)),
+        "methods": methods,
+        "utils": SimpleNamespace(evaluate=lambda method, loader, device, use_tqdm: given.append(device)),
+    }
+    for name, part in parts.items():
+        monkeypatch.setitem(sys.modules, f"easyfsl.{name}", part)
+    monkeypatch.setitem(sys.modules, "easyfsl", SimpleNamespace(**parts))
+    monkeypatch.setattr(features.optional, "torchvision", lambda: None)
+    monkeypatch.setattr(torch.utils.data.Sampler, "__init__", torch.utils.data.Sampler.__init__)  # the peer replaces it
+    monkeypatch.setattr(features, "ITEMS", 1)
+    line = command.on([device], next(line for line in LINES if line.name == "features_protonet"))
+    features.Peer(line).run(1, threads=1)
+    assert given == [device]
+
+
+def test_the_tables_of_the_encoding_are_not_those_of_the_lines_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[str] = []
+
+    def parts(count: int, image_size: int | None) -> Any:
+        inside.append(os.environ["METARUN_CACHE"])
+        raise measure.UserError("no further")
+
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoding, "_parts", parts)
+    with pytest.raises(measure.UserError, match="no further"):
+        encoding.throughput(1, 0.0)
+    assert inside != [os.environ["METARUN_CACHE"]] == [str(tmp_path)]

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from shell import metarun, one_line
 
-from scripts.fuzz import commands, damage
+from scripts.fuzz import commands, damage, files
 from scripts.fuzz.choices import begun_in_vain, fuzz_choices
+from scripts.fuzz.scenes import SCENES, Scene
 from scripts.fuzz.words import fuzz_words
 
 
@@ -105,6 +106,25 @@ def test_choices_are_combined_and_what_is_refused_late_is_told(tmp_path: Path, m
         begun_in_vain(["seed=1"], tmp_path / "outputs")
     monkeypatch.setattr(commands.cli, "main", lambda: begins_and_refuses("the loss is not finite"))
     assert begun_in_vain(["seed=1"], tmp_path / "outputs") == 2
+
+    def is_stopped() -> None:
+        raise SystemExit(128 + 15)
+
+    monkeypatch.setattr(commands.cli, "main", is_stopped)
+    with pytest.raises(commands.Finding, match="does not end"):
+        begun_in_vain(["seed=1"], tmp_path / "outputs")
+
+
+def test_words_vary_the_commands_of_all_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_up(scene: Scene, here: Path) -> list[list[str]]:
+        here.mkdir(parents=True)
+        return [list(words) for words in scene.commands]
+
+    monkeypatch.setattr(files, "set_up", set_up)
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "tables"))
+    bases = files.Scenes(tmp_path).all_whole()
+    for name in files.Scenes(tmp_path).names:
+        assert any(list(words) in bases for words in SCENES[name].commands), name
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shell import ROOT
 
 sys.path.insert(0, str(ROOT))
 
+from metarun import optional
+from metarun.backbones import resnet12
+from metarun.errors import UserError
 from scripts import gpu_check
 from scripts.gpu_check import PARTS, SECONDS, Part
 
@@ -75,3 +80,64 @@ def test_parts_run_in_miniature(name: str) -> None:
         (ways,) = found.values()
         assert ways.keys() == {"plain", "recorded", "captured"}
         assert ways["plain"]["ratio"] == 1
+
+
+def test_sides_that_differ_fail_the_part_and_a_peer_that_is_not_there_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        Path(command[command.index("--json") + 1]).write_text(
+            '{"lines": {"compute_maml_q15": {"error": "they differ"}}}'
+        )
+        return subprocess.CompletedProcess(command, 1, "", "benchmark: compute_maml_q15: they differ\n")
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", differs)
+    monkeypatch.setattr(optional, "learn2learn", lambda: None)
+    with pytest.raises(RuntimeError, match="they differ"):
+        gpu_check.learn2learn(False)
+
+    def lacks() -> None:
+        raise UserError("learn2learn cannot be imported")
+
+    monkeypatch.setattr(optional, "learn2learn", lacks)
+    assert gpu_check.learn2learn(False) == {"error": "learn2learn cannot be imported"}
+
+
+def test_both_encoders_take_an_image_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As learn2learn's network does in evaluation mode."""
+    made: list[torch.nn.Module] = []
+
+    class Narrow(resnet12.ResNet12):
+        def __init__(self, shape: tuple[int, ...], **options: Any) -> None:
+            super().__init__(shape, widths=[2, 2, 2, 2], **options)
+            made.append(self)
+
+    monkeypatch.setattr(resnet12, "ResNet12", Narrow)
+    monkeypatch.setattr(optional, "learn2learn", lambda: 1 / 0)
+    gpu_check.encoding(True)
+    x = torch.rand(2, 3, 84, 84)
+    with torch.no_grad():
+        torch.testing.assert_close(made[0](x, 2)[:1], made[0](x[:1], 1))
+
+
+@pytest.mark.parametrize("lacking", [[], ["pytest-timeout"]])
+def test_wheels_are_installed_where_anything_that_is_needed_lacks(lacking: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"""
+from importlib import metadata
+version = metadata.version
+def found(name):
+    if name in {lacking}:
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = found
+""")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"""#!/bin/sh
+case "$*" in *"-m pip install"*) echo installed ;; *scripts.gpu_check*) echo checked ;; *) exec {sys.executable} "$@" ;; esac
+""")
+    python.chmod(0o755)
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    told = subprocess.run(
+        [ROOT / "scripts" / "gpu_check.sh", "--wheels", tmp_path, "--dry-run"],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)}, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    assert told == [*(["installed"] if lacking else []), "checked"]

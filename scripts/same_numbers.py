@@ -3,9 +3,9 @@
 Usage: python -m scripts.same_numbers COMMIT [RUN...]
 
 The tree that this file lies in is compared with COMMIT, on one core, in a few minutes; RUN names some of the runs
-alone. A number of `result.json` that is not the same, or gone, is a difference, and so is a tensor of a checkpoint or of
-the scores of a test. What an hour or a machine decides (seconds, memory, versions, commits) is not compared, and no text
-is. The exit status is 1 if anything differs, 2 if a run failed.
+alone, which brings those whose weights they take. A number of `result.json` that is not the same, or gone, is a
+difference, and so is a tensor of a checkpoint or of the scores of a test. What an hour or a machine decides (seconds,
+memory, versions, commits) is not compared, and no text is. The exit status is 1 if anything differs, 2 if a run failed.
 """
 
 from __future__ import annotations
@@ -303,6 +303,15 @@ def at_work(work: Path, word: str) -> str:
     return word if folder is None else f"{key}={folder.relative_to(work).as_posix()}"
 
 
+def chosen(names: Iterable[str]) -> dict[str, list[str]]:
+    """The runs with these names, and those whose weights they take, in their order; all runs where none is named."""
+    wanted = set(names) or set(RUNS)
+    for name, words in reversed(RUNS.items()):  # what a run takes weights of stands before it
+        if name in wanted:
+            wanted |= {word.partition("=")[2] for word in words if word.startswith("checkpoint=")}
+    return {name: words for name, words in RUNS.items() if name in wanted}
+
+
 def differences(before: Made, now: Made) -> list[str]:
     """What is not the same in a run of two trees, a line each; what only the second has is none."""
     if before.problem or now.problem:
@@ -364,7 +373,7 @@ def main(words: Iterable[str] | None = None, root: Path = ROOT) -> int:
     if unknown := sorted(set(given.runs) - set(RUNS)):
         parser.error(f"{unknown[0]}: there is no such run; there are {', '.join(RUNS)}")
     try:
-        return compare(root, given.commit, {name: RUNS[name] for name in given.runs or RUNS})
+        return compare(root, given.commit, chosen(given.runs))
     except ValueError as error:
         parser.error(str(error))
 

@@ -132,10 +132,11 @@ def main(words: list[str] | None = None) -> int:
     if asked.write:
         write(checkout)
         return 0
-    runs = selected(load(), asked.only)
-    if not runs:
-        print(f"results: no row matches {' '.join(asked.only)}; --list shows all", file=sys.stderr)
+    known = load()
+    if idle := [pattern for pattern in asked.only if not selected(known, [pattern])]:
+        print(f"results: no row matches {' '.join(idle)}; --list shows all", file=sys.stderr)
         return 2
+    runs = selected(known, asked.only)
     states = {run: state(run, checkout) for run in runs}
     wanted = [run for run in runs if states[run] or asked.again]
     if asked.list or asked.dry_run:

@@ -13,8 +13,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
-# They report and launch, and compute no number of a run.
+# They report and launch, and compute no number of a run, but for what builds its data sets and draws its tasks.
 UNRELATED = ("metarun.cli", "metarun.report", "metarun.sweeps", "metarun.plugins", "metarun.runs")
+BUILDING = ("metarun.runs.building", "metarun.runs.run")  # which no config names
 
 
 class Checkout:
@@ -69,7 +70,7 @@ class Checkout:
     def files(self, choices: Mapping[str, Any]) -> list[str]:
         """Configs of a run's choices, and modules that these name, with all that they import."""
         configs = set(self._configs(choices))
-        modules = {module for path in configs for module in self._modules(path)}
+        modules = {*BUILDING, *(module for path in configs for module in self._modules(path))}
         found: set[str] = set()
         open_ = {path for module in modules for path in self._located(module)}
         while open_:
@@ -91,13 +92,22 @@ class Checkout:
                 continue
             seen.add(name)
             yield path
-            waiting += self._bases(path)
+            waiting += [base for group, base in self._bases(path) if group not in choices]
 
-    def _read_bases(self, path: str) -> list[str]:
-        """The configs that a config is built on."""
+    def _read_bases(self, path: str) -> list[tuple[str, str]]:
+        """The configs that a config is built on, each with the group that it is chosen in, or an empty string."""
         entries = (yaml.safe_load(self._now(path) or "") or {}).get("defaults", [])
         folder = Path(path).relative_to("conf").parent
-        return [entry if entry.startswith("/") else str(folder / entry) for entry in entries if isinstance(entry, str)]
+        found = []
+        for entry in entries:
+            if isinstance(entry, str):
+                found.append(("", str(folder / entry)))
+                continue
+            for group, choice in entry.items():  # `/data@test.data.omniglot: omniglot`
+                if choice and not group.startswith("override "):  # what is overridden is among the choices
+                    group = str(folder / group.removeprefix("optional ")).removeprefix("/")
+                    found.append((group, f"{group.partition('@')[0]}/{choice}"))
+        return found
 
     def _now(self, path: str) -> str | None:
         file = self.root / path
@@ -106,7 +116,7 @@ class Checkout:
     def _located(self, module: str) -> list[str]:
         """The file of a module, or of that which a dotted name is in, with the packages above it."""
         parts = module.split(".")
-        if any(module == name or module.startswith(f"{name}.") for name in UNRELATED):
+        if _within(module, UNRELATED) and not _within(module, BUILDING):
             return []
         found = []
         for length in range(2, len(parts) + 1):  # the top package has no code of a run
@@ -150,6 +160,10 @@ class Checkout:
 
     def _read_meaning(self, suffix: str, blob: str) -> Any:
         return meaning(suffix, self.git("cat-file", "blob", blob))
+
+
+def _within(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
 def meaning(suffix: str, text: str) -> Any:

@@ -20,7 +20,7 @@ from metarun.report.target import learning_curve
 from metarun.runs.result import ACCURACY, COMMAND, TARGET_CHANCE, TARGET_CURVE, TARGET_VALUES, half_of
 
 from .rows import DATA, Table
-from .tables import Made, half_of_draws, mean_of, stored
+from .tables import ITEMS, Made, half_of_draws, mean_of, sizes_of, stored
 
 RESULT = DATA / "main" / "glyphs_protonet.json"
 PICTURE = Path(__file__).parents[1] / "assets" / "demo.svg"
@@ -54,7 +54,8 @@ def draw_curves(table: Table, data: Path = DATA) -> None:
     if found:
         curves = {label: curve_of(runs) for label, runs in found.items()}
         chance = next(iter(found.values()))[0].result[TARGET_CHANCE]
-        (data / table.name / "learning_curve.png").write_bytes(learning_curve(curves, chance=chance))
+        drawn = learning_curve(curves, chance=chance, items=table.options.get("items", ITEMS))
+        (data / table.name / "learning_curve.png").write_bytes(drawn)
 
 
 def curve_of(runs: list[Made]) -> list[dict[str, Any]]:
@@ -63,6 +64,7 @@ def curve_of(runs: list[Made]) -> list[dict[str, Any]]:
     if len(runs) > 1 and not all(TARGET_VALUES in made.result for made in runs):
         return list(first)
     return [
-        point | {ACCURACY: mean_of(runs, place, ACCURACY), half_of(ACCURACY): half_of_draws(runs, place, ACCURACY)}
-        for place, point in enumerate(first)
+        point | {ACCURACY: mean_of(runs, size, ACCURACY), half_of(ACCURACY): half_of_draws(runs, size, ACCURACY)}
+        for point in first
+        if (size := point["train_images"]) in sizes_of(runs)
     ]

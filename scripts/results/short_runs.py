@@ -178,7 +178,10 @@ class ShortRuns:
         if not code.is_dir():
             begun = code.with_name(f"{commit}.unfinished")  # a kill leaves no half of a tree under its name
             shutil.rmtree(begun, ignore_errors=True)
-            same_numbers.extract(commit, begun, root)
+            try:
+                same_numbers.extract(commit, begun, root)
+            except ValueError as error:
+                return Verdict(f"not compared: {error}", 0)
             begun.rename(code)
         shorter, outputs = shortened(result), folder / "runs"
         shutil.rmtree(outputs, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from metarun.config.shorthand import expanded
 from metarun.renamed import current_choices
 from metarun.runs import contents
 from metarun.runs.result import (
@@ -24,6 +25,7 @@ from metarun.runs.result import (
     TEST_CURVES,
     UNTRAINED,
     key,
+    restored,
 )
 
 UNSHOWN = (
@@ -37,11 +39,15 @@ DROPPED = (key(UNTRAINED, AFTER_INNER_STEPS), TEST_CURVES, "peak_memory")
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A stored result, with the choices of an older one under today's names; None if there is none."""
+    """A stored result, with the choices of an older one under today's names; None if there is none.
+
+    An infinite error is one again, and a list of data sets is a choice for each of them.
+    """
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result | {CHOICES: current_choices(result[CHOICES])}
+    result = restored(json.loads(path.read_text(encoding="utf-8")))
+    lists = {key_of(word): word.partition("=")[2] for word in expanded(words_of(result)) if word.startswith("+data@")}
+    return result | {CHOICES: current_choices(result[CHOICES]) | lists}
 
 
 def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -54,6 +54,7 @@ CHANGED = "; code changed since"
 UNCOMMITTED = " with uncommitted changes"
 OTHER_COMMAND = "; settings changed since"
 NOTHING_YET = "No run of this table has been stored yet."
+ITEMS = "images"  # what the items of a target are called where a table says nothing else
 
 
 class Made(NamedTuple):
@@ -311,7 +312,7 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
         lines.append(["the commonest class", f"**{confusion.sum(1).max() / confusion.sum():.1%}**", "", "", "", ""])
     for row in table.rows:
         runs = rows[row.name]
-        if not runs:
+        if not runs or (only and row.name not in only):
             continue
         values = [made.result[TARGET_ACCURACY] for made in runs]
         pairs = [made.result[TARGET_ACCURACY] - control[made.run.seed] for made in runs if made.run.seed in control]
@@ -335,7 +336,7 @@ def adaptation(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
 
 
 def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str] = ()) -> str:
-    """Accuracy for each number of training items, beside the commonest class.
+    """Accuracy for each number of training items, beside the commonest class; a cell is empty where a row was not made with so many.
 
     The best of each column is in bold, unless the rows are of different targets (`best: false`); `items` are called images where
     nothing else is said.
@@ -345,11 +346,16 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     if not rows:
         return NOTHING_YET
     first = next(iter(rows.values()))[0].result
-    sizes = [point["train_images"] for point in first[TARGET_CURVE]]
-    means = {row: [mean_of(runs, place, ACCURACY) for place in range(len(sizes))] for row, runs in rows.items()}
+    sizes = sorted(set[int]().union(*(sizes_of([made]) for runs in rows.values() for made in runs)))
+    means = {
+        row: {size: mean_of(runs, size, ACCURACY) for size in sizes if size in sizes_of(runs)}
+        for row, runs in rows.items()
+    }
     compared = table.options.get("best", True)
-    best = [max(column) if compared else None for column in zip(*means.values(), strict=True)]
-    items = table.options.get("items", "images")
+    best = {
+        size: max((mean[size] for mean in means.values() if size in mean), default=None) for size in sizes if compared
+    }
+    items = table.options.get("items", ITEMS)
     majority, classes = first[TARGET_CHANCE], len(first[TARGET_CLASSES])
     last = f"{sizes[-1]} {items}: "
     columns = ["Approach", "Trained on the source", *(f"{size} {items}" for size in sizes)]
@@ -365,49 +371,69 @@ def approaches(table: Table, mark: Marks, data: Path = DATA, only: Sequence[str]
     of_majority = [value for _, value in scores.values()]
     lines = [["the commonest class", "", *[f"{majority:.1%}"] * len(sizes), *of_majority, *["" for _ in scratch], ""]]
     for row, runs in rows.items():
+        if only and row.name not in only:
+            continue
         cells = []
-        for place, mean in enumerate(means[row]):
-            cell = over_draws(runs, place, ACCURACY)
-            cells.append(f"**{cell}**" if mean == best[place] else cell)
-        cells += [over_draws(runs, len(sizes) - 1, name) for name in scores]
-        differences = [against(runs, other) for other in scratch]
+        for size in sizes:
+            cell = over_draws(runs, size, ACCURACY)
+            cells.append(f"**{cell}**" if cell and means[row][size] == best.get(size) else cell)
+        cells += [over_draws(runs, sizes[-1], name) for name in scores]
+        differences = [against(runs, other, sizes[-1]) for other in scratch]
         lines.append([row.label, source_training(runs), *cells, *differences, mark_of_all(runs, mark)])
     return markdown(columns, lines)
 
 
-def mean_of(runs: list[Made], place: int, name: str) -> float:
-    """The mean of a score over the source seeds, with the number of training images at `place`."""
-    return float(np.mean([made.result[TARGET_CURVE][place][name] for made in runs]))
+def sizes_of(runs: list[Made]) -> set[int]:
+    """The numbers of training images that each of some runs was made with."""
+    return set.intersection(*({point["train_images"] for point in made.result[TARGET_CURVE]} for made in runs))
 
 
-def over_draws(runs: list[Made], place: int, name: str) -> str:
-    """The mean over source seeds and draws, and half its 95% interval, see `half_of_draws`."""
-    mean = f"{mean_of(runs, place, name):.1%}"
+def place_of(made: Made, size: int) -> int:
+    """Where a number of training images stands in the curve of a run."""
+    return [point["train_images"] for point in made.result[TARGET_CURVE]].index(size)
+
+
+def mean_of(runs: list[Made], size: int, name: str) -> float:
+    """The mean of a score over the source seeds, with `size` training images."""
+    return float(np.mean([made.result[TARGET_CURVE][place_of(made, size)][name] for made in runs]))
+
+
+def values_of(runs: list[Made], size: int) -> np.ndarray:
+    """The accuracy of each draw with `size` training images, the source seeds averaged."""
+    means: np.ndarray = np.mean([made.result[TARGET_VALUES][place_of(made, size)] for made in runs], axis=0)
+    return means
+
+
+def over_draws(runs: list[Made], size: int, name: str) -> str:
+    """The mean over source seeds and draws, and half its 95% interval, see `half_of_draws`; empty for a size that a seed lacks."""
+    if size not in sizes_of(runs):
+        return ""
+    mean = f"{mean_of(runs, size, name):.1%}"
     told = len(runs) == 1 or (name == ACCURACY and all(TARGET_VALUES in made.result for made in runs))
-    return f"{mean} {half(half_of_draws(runs, place, name), '.1%')}" if told else mean
+    return f"{mean} {half(half_of_draws(runs, size, name), '.1%')}" if told else mean
 
 
-def half_of_draws(runs: list[Made], place: int, name: str) -> float | None:
+def half_of_draws(runs: list[Made], size: int, name: str) -> float | None:
     """Half the 95% interval of a score: over the draws, the source seeds averaged first, with the images that draws share in mind.
 
     Of one run it is the stored one, which earlier versions of metarun computed as if draws shared no images.
     """
     result = runs[0].result
-    point = result[TARGET_CURVE][place]
+    point = result[TARGET_CURVE][place_of(runs[0], size)]
     if len(runs) > 1:
-        return over_seeds(list(np.mean([made.result[TARGET_VALUES][place] for made in runs], axis=0)), overlap(result))
+        return over_seeds(list(values_of(runs, size)), overlap(result))
     width: float | None = point[half_of(name)]
     if width is None or "Student" not in result[TARGET_INTERVAL] or "share" in result[TARGET_INTERVAL]:
         return width
     return width * math.sqrt(1 + point["repeats"] * overlap(result))
 
 
-def against(runs: list[Made], scratch: list[Made]) -> str:
-    """The paired difference of accuracy from training from scratch with the most images, over the draws."""
-    if runs is scratch or not all(TARGET_VALUES in made.result for made in [*runs, *scratch]) or not scratch:
+def against(runs: list[Made], scratch: list[Made], size: int) -> str:
+    """The paired difference of accuracy from training from scratch with `size` images, over the draws."""
+    both = [*runs, *scratch]
+    if runs is scratch or not all(TARGET_VALUES in made.result for made in both) or size not in sizes_of(both):
         return ""
-    ours, theirs = (np.mean([made.result[TARGET_VALUES][-1] for made in side], axis=0) for side in (runs, scratch))
-    found = paired(ours - theirs, overlap(runs[0].result))
+    found = paired(values_of(runs, size) - values_of(scratch, size), overlap(runs[0].result))
     if found is None:
         return ""
     return f"{found.mean * 100:+.1f} {half(points(found.half), '.1f')} points"
@@ -456,6 +482,8 @@ def rewritten(text: str, tables: dict[str, Table], mark: Marks, data: Path = DAT
         name, *only = found[1].split()
         start, end = markers(found[1])
         table = tables[name]
+        if unknown := sorted(set(only) - {row.name for row in table.rows}):
+            raise SystemExit(f"results: a marker names the row {name}/{unknown[0]}, which rows.yaml does not have")
         return f"{start}\n{KINDS[table.kind](table, mark, data, only)}\n{end}"
 
     return pattern.sub(replaced, text)

@@ -26,13 +26,19 @@ FILES = {
     "conf/algo/a.yaml": "# A\nalgo: {_target_: metarun.algos.a.A}\n",
     "conf/algo/b.yaml": "# B\nalgo: {_target_: metarun.algos.b.B}\n",
     "conf/experiment/base.yaml": "lr: 1\n",
-    "conf/experiment/one.yaml": "defaults:\n  - /experiment/base\n  - override /algo: a\n",
+    "conf/experiment/one.yaml": "defaults:\n  - /experiment/base\n  - /data@test.data.x: x\n  - override /algo: a\n",
+    "conf/data/x.yaml": "_target_: metarun.data.x.X\n",
+    "conf/data/y.yaml": "_target_: metarun.data.y.Y\n",
     "metarun/__init__.py": "",
     "metarun/stages.py": '"""Stages."""\nfrom metarun.engine import fit\nfrom metarun import report\n',
     "metarun/report.py": "shown = 1\n",
     "metarun/engine/__init__.py": "",
     "metarun/engine/fit.py": "from ..ops import loss\n\nsteps = 1\n",
     "metarun/ops.py": "def loss(x):\n    return x\n",
+    "metarun/data/x.py": "X = 1\n",
+    "metarun/data/y.py": "Y = 1\n",
+    "metarun/runs/building.py": "from metarun.runs import logger\n\nbuilt = 1\n",
+    "metarun/runs/logger.py": "said = 1\n",
     "metarun/algos/__init__.py": "",
     "metarun/algos/a.py": "def A():\n    from metarun.algos.shared import x\n    return x\n",
     "metarun/algos/b.py": "B = 1\n",
@@ -75,6 +81,9 @@ def clone(tmp_path: Path) -> tuple[Path, str]:
         ("metarun/algos/shared.py", "x = 2\n"),
         ("metarun/engine/fit.py", FILES["metarun/engine/fit.py"].replace("1", "2")),
         ("metarun/ops.py", "def loss(x):\n    return 2 * x\n"),
+        ("conf/data/x.yaml", "_target_: metarun.data.x.X\nsize: 2\n"),  # which the experiment brings to the test
+        ("metarun/data/x.py", "X = 2\n"),
+        ("metarun/runs/building.py", "from metarun.runs import logger\n\nbuilt = 2\n"),  # which no config names
     ],
 )
 def test_a_change_of_what_the_choices_lead_to_is_seen(clone: tuple[Path, str], path: str, text: str) -> None:
@@ -91,6 +100,8 @@ def test_a_change_of_what_the_choices_lead_to_is_seen(clone: tuple[Path, str], p
         ("conf/algo/b.yaml", "algo: {}\n"),
         ("metarun/algos/b.py", "B = 2\n"),
         ("metarun/report.py", "shown = 2\n"),
+        ("metarun/runs/logger.py", "said = 2\n"),
+        ("metarun/data/y.py", "Y = 2\n"),
         ("conf/algo/a.yaml", "# Another comment\n" + FILES["conf/algo/a.yaml"]),
         ("metarun/ops.py", 'def loss(x):\n    """Says what."""\n    return x  # so it is\n'),
     ],
@@ -165,6 +176,20 @@ def test_what_is_stored(tmp_path: Path) -> None:
     assert kept["stages"]["train"]["folder"] == "train-1"
     assert "peak_memory" not in kept
     assert "/home" not in (tmp_path / "data" / "t" / "r.json").read_text()
+
+
+def test_a_data_set_of_a_list_is_a_choice_whose_code_is_looked_at(clone: tuple[Path, str], tmp_path: Path) -> None:
+    """Hydra's choices, as a result keeps them, have no word of `test.data=[NAME:CHOICE]`."""
+    root, first = clone
+    made = result("'test.data=[mine:y,x]'", overrides=["test.data=[mine:y,x]"], **{"test/mse": None})
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    kept = store.load(tmp_path / "r.json")
+    assert kept is not None
+    assert kept["choices"] == {**CHOICES, "data@test.data.mine": "y", "data@test.data.x": "x"}
+    assert kept["test/mse"] == math.inf
+    commit(root, {"metarun/data/y.py": "Y = 2\n"})
+    assert Checkout(root).since(first, CHOICES) == []
+    assert Checkout(root).since(first, kept["choices"]) == ["metarun/data/y.py"]
 
 
 @pytest.mark.parametrize("stored", [{}, {"overrides": ["seed=1", "train.steps=4", "algo=a", "name=n"]}])
@@ -273,6 +298,53 @@ def test_seeds_are_averaged_before_the_interval_over_draws(tmp_path: Path) -> No
     assert "train: 10, 11 steps, 2 seeds" in text
 
 
+def approach(data: Path, name: str, curve: dict[int, float]) -> rows.Row:
+    """A row whose one run has these accuracies, by number of training images, in each of two draws but for 0.1."""
+    points = [
+        {"train_images": size, "acc": acc, "acc_ci95": 0.1, "balanced_acc": acc, "balanced_acc_ci95": 0.1}
+        for size, acc in curve.items()
+    ]
+    made = result(f"algo={name}", **{"target/curve": points, "target/values": [[acc, acc + 0.1] for acc in curve.values()],
+                                     "target/chance": 0.5, "target/classes": ["a", "b", "c"], "target/interval": "",
+                                     "target/test_images": 5, "target/data": {"images": {"train": 9, "test": 5}}})  # fmt: skip
+    (data / "t").mkdir(exist_ok=True)
+    (data / "t" / f"{name}.json").write_text(json.dumps(made))
+    return rows.row("t", name, {"command": f"metarun algo={name}", "label": name}, ())
+
+
+def test_a_number_stands_below_its_own_number_of_images(tmp_path: Path) -> None:
+    """Of rows that were made before and after the sizes were changed."""
+    listed = [approach(tmp_path, "scratch", {10: 0.3, 40: 0.5}), approach(tmp_path, "a", {10: 0.4, 20: 0.6})]
+    lines = tables.approaches(rows.Table("t", "approaches", listed, {}), tables.marks(None), tmp_path).splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert cells[0][2:5] == ["10 images", "20 images", "40 images"]
+    assert cells[3][2:5] == ["30.0% ± 10.0%", "", "**50.0% ± 10.0%**"]
+    assert cells[4][2:7] == ["**40.0% ± 10.0%**", "**60.0% ± 10.0%**", "", "", ""]  # no difference with 40 either
+    mixed = [made for row in listed for made in tables.stored(row, tmp_path)]
+    assert [point["train_images"] for point in picture.curve_of(mixed)] == [10]
+
+
+def test_a_marker_may_name_some_rows(tmp_path: Path) -> None:
+    listed = [approach(tmp_path, name, {10: acc}) for name, acc in (("scratch", 0.3), ("a", 0.4), ("b", 0.5))]
+    table = rows.Table("t", "approaches", listed, {})
+    start, end = tables.markers("t a")
+    text = tables.rewritten(f"{start}\n{end}", {"t": table}, tables.marks(None), tmp_path)
+    assert [line.split(" | ")[0] for line in text.splitlines()[3:-1]] == ["| the commonest class", "| a"]
+    assert "+10.0" in text  # above scratch, which is not shown, and not the best
+    assert "**" not in text
+    with pytest.raises(SystemExit, match="t/nothing, which"):
+        tables.rewritten(text.replace(" a -->", " nothing -->"), {"t": table}, tables.marks(None), tmp_path)
+
+
+def test_a_curve_of_texts_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(picture, "learning_curve", lambda curves, **more: asked.update(more) or b"")
+    listed = [approach(tmp_path, "a", {10: 0.4})]
+    for options, items in (({}, "images"), ({"items": "texts"}, "texts")):
+        picture.draw_curves(rows.Table("t", "approaches", listed, options), tmp_path)
+        assert asked["items"] == items
+
+
 def test_a_row_s_curve_is_the_mean_over_its_seeds() -> None:
     """With the interval over the draws, the seeds averaged first, and widened for test images that draws share."""
     run = rows.row("t", "r", "metarun", ()).runs[0]
@@ -345,6 +417,8 @@ def test_a_run_is_made_once_and_stored_as_its_row(tmp_path: Path, capfd: pytest.
 def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--only", "nothing/at_all"]) == 2
     assert "no row matches nothing/at_all" in capsys.readouterr().err
+    assert command.main(["--list", "--only", "main", "mian"]) == 2
+    assert "no row matches mian;" in capsys.readouterr().err
 
 
 SHORT = """import json, pathlib, sys
@@ -438,3 +512,6 @@ def test_what_was_compared_is_not_compared_again(
     commit(root, {"metarun/ops.py": "def loss(x):\n    return 3 * x\n"})
     command.compare(runs, Checkout(root), work, data)
     assert "t/r.seed0" in capsys.readouterr().out
+    runs[0].stored(data).write_text(json.dumps(made | {"git_commit": "0" * 40}))  # as in a clone without it
+    command.compare(runs[:1], Checkout(root), work, data)
+    assert "0000000: not compared: " in capsys.readouterr().out

@@ -104,6 +104,17 @@ def test_a_file_is_its_tensors_and_not_its_bytes_or_its_place(tmp_path: Path) ->
     assert digests(tmp_path / "one")["best.pt"] != digests(tmp_path / "other")["best.pt"]
 
 
+def test_a_run_brings_those_whose_weights_it_takes() -> None:
+    assert list(same_numbers.chosen(["test_continual", "tim", "test"])) == [
+        "maml",
+        "tim",
+        "test",
+        "continual",
+        "test_continual",
+    ]
+    assert same_numbers.chosen([]) == same_numbers.RUNS
+
+
 def test_what_is_gone_differs_and_what_is_new_does_not() -> None:
     before, now = Made({"a": float("nan"), "b": 1}), Made({"a": float("nan"), "c": 2})
     assert differences(before, now) == ["b: gone"]

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "optim": ("optimizer",),
     "path": ("root",),
     "precision": ("hardware.autocast", "autocast"),
+    "time": ("minutes", "max_seconds", "train.max_seconds"),
     "workers": ("hardware.processes", "processes"),
 }
 

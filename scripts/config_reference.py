@@ -35,7 +35,7 @@ Three groups hold files that set keys of all kinds. They differ in what they are
   approaches: `metarun -m approach=scratch,fine_tuning,maml data=caltech101 target=pneumoniamnist`.
 - An **experiment** is a whole command that reproduces a row of results, its data, budget and hardware included, and
   perhaps a sweep: `metarun experiment=omniglot_maml`. It comes after all other groups but `debug`, whose `debug=fast`
-  carries any command out in seconds.
+  cuts the steps, episodes and repeats of any command to a few, as a trial.
 
 The keys that are typed most:
 

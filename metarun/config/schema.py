@@ -231,7 +231,9 @@ class HardwareSettings:
         Annotated[
             int,
             Interval(ge=1, le=1024),
-            Doc("The processes that share the tasks of a step; null: one a core for long trainings on a CPU, else 1."),
+            Doc(
+                "The processes that share the tasks of a step; null: one a core, but at most 8, for long trainings on a CPU, else 1."
+            ),
         ]
         | None
     ) = None
@@ -244,7 +246,14 @@ class HardwareSettings:
         | None
     ) = None
     vectorize: (
-        Annotated[bool, Doc("Tasks by vmap; null does so on CUDA and for backbones without convolutions.")] | None
+        Annotated[
+            bool,
+            Doc(
+                "Tasks by vmap; null does so on CUDA and for backbones without convolutions, but for backbone.norm=running and methods "
+                "that cannot."
+            ),
+        ]
+        | None
     ) = None
     record: (
         Annotated[

@@ -174,6 +174,14 @@ def _chooses(key: str) -> str | None:
     return home[0] if home and home[1] == key else above if above in _groups() else None
 
 
+def _node_of(group: str) -> str | None:
+    """The node that a group fills below another, `train.optimizer` of `optimizer`; None where there is none."""
+    from metarun.config.reference import Reference
+
+    choices = Reference([CONF]).groups.get(group, {}).values()
+    return next((place for one in choices for place, _, _ in one.nodes if place.endswith(f".{group}")), None)
+
+
 def _groups() -> list[str]:
     return [path.name for path in CONF.iterdir() if path.is_dir()]
 
@@ -241,6 +249,15 @@ def _of_other_choices(key: str) -> str:
 
 def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     """A key that the config does not have, wherever it was written; `parent` is the node that lacks it, `words` are the command's."""
+    typed = next((word for word in map(key_of, words) if word.startswith(f"{key}.")), "")
+    if typed and key in _groups():  # whose files set keys that lie elsewhere
+        home = _node_of(key)
+        near = (
+            f"did you mean {home}{typed.removeprefix(key)}?"
+            if home
+            else f"{key}=NAME chooses one, and has no keys below"
+        )
+        return f"{typed}: there is no such key; {near}"
     if key in ("experiment", "preset"):  # the file's keys went below its group
         return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
     if old := renamed_key(key):
@@ -256,7 +273,8 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
     if not above and key not in ELSEWHERE and not any(name.endswith(f".{key}") for name in (*known, *nodes)):
         near = _as_ends(key)
-    near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
+    if not key.startswith("hydra."):  # to which no key of a run comes near
+        near = near or nearest(tail, {*(() if above else beside), *known, *nodes, *_groups()} - {key})
     if not near:
         near = (f"; {above} has {listed(beside)}" if above and beside else "") + _of_other_choices(key)
     if above == "encoder" and "_target_" not in parent:

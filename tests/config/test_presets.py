@@ -48,6 +48,14 @@ def test_preset_sets_the_schedule_and_the_network_where_they_were_not_chosen() -
     check(config("backbone=mlp"))  # the preset names no setting of a network that was not chosen
 
 
+@pytest.mark.parametrize("name", ["oml", "anml", "protonet"])
+def test_a_trial_cuts_the_classes_that_arrive_too(name: str) -> None:
+    """Of 600 classes in ten orders, and six rates, the online head takes a quarter of an hour."""
+    config = compose(f"experiment=continual/{name}", "debug=fast")
+    check(config)
+    assert config.continual.orders * config.continual.classes * config.continual.images <= 100
+
+
 @pytest.mark.parametrize("name", [name for name in choices("preset") if name.startswith("paper/")])
 def test_settings_of_papers(name: str) -> None:
     algo, _, data = name.removeprefix("paper/").partition("_")

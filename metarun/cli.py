@@ -23,7 +23,7 @@ from metarun.config.folder import CONF
 from metarun.config.overrides import quoted
 from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
 from metarun.runs.result import SCORE
-from metarun.shell.arguments import folder_of_configs, for_hydra, parsed
+from metarun.shell.arguments import folder_of_configs, for_hydra, overrides_of, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out, swept
 from metarun.sweeps.jobs import PRUNED, Outcome, options_of
@@ -138,11 +138,16 @@ def attempt(words: list[str]) -> Outcome:
 
 def listing(words: list[str]) -> list[str]:
     """`metarun runs words...`, in which folders may stand alone, as the words of its recipe."""
-    folders = [word for word in words[1:] if ("=" not in word and not word.startswith("-")) or Path(word).is_dir()]
+    folders, others, standing = list[str](), list[str](), overrides_of(words[1:])
+    for word in words[1:]:
+        if stands := standing[:1] == [word]:  # and is no option, nor the value of one
+            standing.pop(0)
+        named = (stands and "=" not in word) or ((stands or word.startswith("-")) and Path(word).is_dir())
+        (folders if named else others).append(word)
     asked = (
         f"runs=[{','.join(map(quoted, folders))}]" if len(folders) > 1 else "".join(f"runs={one}" for one in folders)
     )
-    return ["recipe=runs", *filter(None, [asked]), *(word for word in words[1:] if word not in folders)]
+    return ["recipe=runs", *filter(None, [asked]), *others]
 
 
 def show_part(arguments: argparse.Namespace) -> None:
@@ -171,8 +176,10 @@ def _explain(words: list[str]) -> Outcome:
             else:
                 asked.append(word)
         print(answer(asked, Reference(folders)))
-    except UserError as error:
-        return Outcome(2, str(error))
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as error:  # of a folder that may not be looked into, too
+        return Outcome(2, one_line(error))
     return Outcome()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any, NoReturn
 
@@ -23,7 +24,9 @@ class Terminal(Console):
     """
 
     def __init__(self, width: int | None = None) -> None:
-        super().__init__(width=width or (None if sys.stdout.isatty() else PIPED), markup=False, emoji=False)
+        # Rich would believe COLUMNS=0, which some shells set, and show nothing.
+        own = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
+        super().__init__(width=width or own, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raises `BrokenPipeError`, of which rich would make exit status 1."""

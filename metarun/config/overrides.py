@@ -338,6 +338,15 @@ def split(value: str) -> list[str]:
     return [*parts, value[start:].strip()]
 
 
+def is_read(word: str) -> bool:
+    """Whether Hydra's grammar has a meaning for a word."""
+    try:
+        OverridesParser.create().parse_rule(word, "override")
+    except HydraException:
+        return False
+    return True
+
+
 def settled(word: str, sweep: bool) -> bool:
     """Whether Hydra reads a word as its text, so that the type of its key makes no difference to what it is given."""
     value = word.partition("=")[2]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from metarun.config.folder import CONF
 from metarun.config.task_schema import SIZES
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 
 MANY = "domains"  # the choice of the group `data` that holds several data sets
 PLACES = {"data": "data.sets", "test.data": "test.data"}  # the keys that take a list, and where its nodes lie
@@ -130,20 +130,28 @@ def folded_choices(choices: Mapping[str, str], config: DictConfig) -> dict[str, 
     return {**found, "data": ",".join(sets)} if sets and found.get("data") == MANY else found
 
 
-def check_paper(words: Iterable[str], choices: Mapping[str, str]) -> None:
-    """Checks that `preset=paper` found a file: Hydra passes a preset over that is not there, since none need be.
+def check_preset(words: Iterable[str], choices: Mapping[str, str]) -> None:
+    """Checks that the preset that was chosen is there: Hydra passes one over that is not, since the one that applies by itself need not be.
 
     Args:
         words: The overrides that Hydra was given.
         choices: Hydra's choices of groups.
 
     Raises:
-        UserError: There are no settings of the paper of this method on this data set.
+        UserError: There is no such preset, or there are no settings of the paper of this method on this data set.
     """
-    if f"preset={PAPER}{OF_THE_RUN}" not in words:
+    chosen, alone = choices.get("preset"), OF_THE_RUN[1:]
+    by_itself = alone.replace("${algo}", str(choices.get("algo"))).replace("${data}", str(choices.get("data")))
+    if not isinstance(chosen, str) or chosen == by_itself:
         return
-    there = GlobalHydra.instance().config_loader().get_group_options(f"preset/{PAPER}")
-    if choices["preset"].removeprefix(f"{PAPER}/") not in there:
+    folder, _, name = chosen.rpartition("/")
+    there = GlobalHydra.instance().config_loader().get_group_options(f"preset/{folder}".rstrip("/"))
+    if name in there:
+        return
+    if f"preset={PAPER}{OF_THE_RUN}" in words:
         raise UserError(
             f"preset={PAPER}: there is none for algo={choices['algo']} on data={choices['data']}, only for {', '.join(there)}"
         )
+    raise UserError(
+        f"preset={chosen}: there is no such choice{nearest(name, there, folder) or '; metarun help preset'}"
+    )

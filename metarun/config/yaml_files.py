@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from hydra._internal import defaults_list
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -72,8 +74,25 @@ def _has_null_key(value: Any) -> bool:
     return (isinstance(value, dict) and None in value) or any(map(_has_null_key, values_in(value)))
 
 
+def _without_loops(tree: Callable[..., Any]) -> Callable[..., Any]:
+    """Hydra's function that follows the defaults of a file, for files that do not lead back to themselves alone."""
+
+    @functools.wraps(tree)
+    def follow(repo: Any, root: Any, *arguments: Any, **options: Any) -> Any:
+        above = root.parent
+        while above is not None and not above.node.is_virtual():
+            if root.node.get_name() is not None and above.node.get_config_path() == root.node.get_config_path():
+                raise UserError(
+                    f"{root.node.get_config_path()}: its defaults lead back to itself; what builds on a file needs a name of its own"
+                )
+            above = above.parent
+        return tree(repo, root, *arguments, **options)
+
+    return follow
+
+
 def install() -> None:
-    """Makes Hydra name the file where it cannot read one, and find the first line of one that begins with a mark of UTF-8."""
+    """Makes Hydra name the file that it cannot read or whose defaults never end, and find the first line behind a mark of UTF-8."""
     load, header = ConfigRepository.load_config, ConfigSource._get_header_dict
     if hasattr(load, "__wrapped__"):
         return
@@ -85,12 +104,15 @@ def install() -> None:
             if found is not None and None in list(found.config or ()):  # which Hydra meets later, and says nothing of
                 raise KeyError(None)
             return found
-        except (ValueError, KeyError, OSError, RecursionError, yaml.YAMLError):
+        except (ValueError, KeyError, OSError, RecursionError, yaml.YAMLError) as error:
             source = self._find_object_source(config_path, ObjectType.CONFIG)
             if source is not None and (path := Path(source.path, source._normalize_file_name(config_path))).is_file():
                 values_of(path)  # which says what is wrong
+                if isinstance(error, ValueError):  # of the defaults or the first line, in Hydra's words
+                    raise UserError(f"{shown_path(path)}: {first_line(error)}") from error
             raise
 
     ConfigRepository.load_config = load_config  # type: ignore[method-assign]
+    defaults_list._create_defaults_tree_impl = _without_loops(defaults_list._create_defaults_tree_impl)
     unmarked = staticmethod(lambda text: header(text.removeprefix("\ufeff")))
     ConfigSource._get_header_dict = unmarked  # type: ignore[method-assign, assignment]

@@ -7,8 +7,9 @@ import functools
 import itertools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -18,13 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.folder import CONF
-from metarun.config.overrides import fixed, hint_of, is_free, key_of, read, reading, settled, split
-from metarun.config.shorthand import PAPER, bracketed, expanded
+from metarun.config.overrides import fixed, hint_of, is_free, is_read, key_of, read, reading, settled, split
+from metarun.config.shorthand import GROUPS, PAPER, bracketed, expanded
 from metarun.config.validation import NO_SEARCHPATH
+from metarun.config.yaml_files import below
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 from metarun.shell.messages import meant, unknown_choice
-from metarun.text import has_control, printable
+from metarun.text import has_control, printable, shown_path
 
 OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 # Groups of which a run has a choice, whatever it does.
@@ -40,23 +42,13 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for word in words:
         if has_control(word):
             raise UserError(f"{printable(word)}: has a control character, or bytes that are no UTF-8")
-    parser = get_args_parser()
-    parser._option_string_actions.pop("--version")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
-
-    def refuse(message: str) -> NoReturn:
-        _, known, word = message.partition("unrecognized arguments: --")
-        key, equals, value = word.partition(" ")[0].partition("=")
-        hint = meant(key.replace("-", "_") + (f" {value}" if equals else "")) if known else ""
-        raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    arguments = parser.parse_intermixed_args(words)
+    arguments = _parser().parse_intermixed_args(words)
     if arguments.config_dir:
         typed, arguments.config_dir = arguments.config_dir, os.path.expanduser(arguments.config_dir)
         words = [expanded_folder(word, typed) for word in words]
-        folder_of_configs(typed)
+        folder = folder_of_configs(typed)
+        if not arguments.config_path:
+            refuse_hidden(folder)
     if arguments.package is not None and not arguments.cfg:
         raise UserError("--package: shows a part of the config; add --cfg job")
     if arguments.experimental_rerun is not None:
@@ -74,6 +66,42 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if arguments.cfg == "job" and not arguments.resolve:
         options.append("--resolve")  # what a run would have: numbers, and no references to other keys
     return arguments, options
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What reads Hydra's options and ours; raises `UserError` for what it cannot read."""
+    parser = get_args_parser()
+    parser._option_string_actions.pop("--version")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+
+    def refuse(message: str) -> NoReturn:
+        _, known, word = message.partition("unrecognized arguments: --")
+        key, equals, value = word.partition(" ")[0].partition("=")
+        hint = meant(key.replace("-", "_") + (f" {value}" if equals else "")) if known else ""
+        raise UserError(f"{message}{hint or '; metarun --help shows what can be typed'}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
+def overrides_of(words: list[str]) -> list[str]:
+    """The words of a command line that are no options and no values of options; raises `UserError` where one lacks its value."""
+    return list(_parser().parse_known_intermixed_args(words)[0].overrides)
+
+
+def refuse_hidden(folder: Path) -> None:
+    """Refuses a folder of configs with a file that Hydra would pass over, since metarun has another one of that name.
+
+    Raises:
+        UserError: There is one.
+    """
+    for path in below(folder):
+        name = path.relative_to(folder)
+        if (CONF / name).is_file() and path.read_bytes() != (CONF / name).read_bytes():
+            raise UserError(
+                f"{shown_path(path)}: is not read, since metarun has {name.as_posix()} too; give it another name"
+            )
 
 
 def check_completion(words: list[str]) -> None:
@@ -119,7 +147,10 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
             return word
         free = is_free(key)
         if not free or not settled(word, sweep) or word.endswith("="):
-            how = reading(hint_of(key, lambda path: OmegaConf.select(composed(), path)))
+            hint = hint_of(key, lambda path: OmegaConf.select(composed(), path))
+            if hint is Any and not is_read(word) and is_absent(key, composed):
+                hint = str  # so that Hydra says that there is no such key, and not that it cannot read the value
+            how = reading(hint)
             if how.path and word.endswith(f"{key}="):
                 raise UserError(
                     f"{word}: is empty, and must name a file or a folder{' or be null' * how.optional}; is a variable of the shell "
@@ -130,6 +161,15 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
 
     dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
     return [*map(one, words), *dry]
+
+
+def is_absent(key: str, composed: Callable[[], DictConfig]) -> bool:
+    """Whether what `composed` yields has no such key, which is no group either."""
+    if key in GROUPS or not re.fullmatch(r"\w+(\.\w+)*", key):
+        return False
+    above, _, last = key.rpartition(".")
+    node = OmegaConf.select(composed(), above) if is_free(key) else None
+    return not (isinstance(node, DictConfig) and last in node)
 
 
 def refuse_ending(word: str) -> None:

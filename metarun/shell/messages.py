@@ -269,6 +269,8 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     above, _, tail = key.rpartition(".")
     beside = [name for name in map(str, parent) if name != "hydra" and not name.startswith("_")]
     known = [name for name in flat(OmegaConf.to_container(parent._get_root())) if not name.startswith("hydra.")]
+    if key in known:  # with its dots, in a file
+        return f"{key}: a file says this without a dot: {tail} stands further in, below {above}"
     nodes = {name.rpartition(".")[0] for name in known} - {""}
     near = _addition(key, parent) or (nearest(tail, beside, above) if above else "")
     if not above and key not in ELSEWHERE and not any(name.endswith(f".{key}") for name in (*known, *nodes)):
@@ -351,7 +353,9 @@ def meant(word: str) -> str:
         return f"; did you mean {right}?" if right != word else _of_ones_own(found[1], found[2])
     keys = [key for key, _ in settings(Config)]
     if found and "=" not in word.partition(found[1])[2][1:]:  # an option of another program
-        return f"; did you mean {found[1]}={found[2]}?" if found[1] in keys else nearest(found[1], keys)
+        right = f"{found[1]}={found[2]}"
+        known = found[1] in keys
+        return nearest(found[1], keys) if not known else f"; did you mean {right}?" if right != word else ""
     if (CONF / word).is_dir() and word.isidentifier():
         return f"; a choice of this group is written {word}=NAME, and metarun help {word} lists them"
     if word in keys:

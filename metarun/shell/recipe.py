@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from metarun.config.overrides import canonical
 from metarun.config.ranges import check_value
-from metarun.config.shorthand import check_paper, folded_choices, keys_of
+from metarun.config.shorthand import check_preset, folded_choices, keys_of
 from metarun.errors import UserError, reason
 
 
@@ -40,7 +40,7 @@ def carried_out(
     overrides = canonical(words, config)
     command = [sys.executable, "-m", "metarun", *options, *overrides]
     if not config.checkpoint:  # whose run has a method and data of its own, and its preset with them
-        check_paper(words, choices)
+        check_preset(words, choices)
     check_swept(words, params)
     function = _function(str(config.recipe.run))
     found: dict[str, Any] = function(config, overrides, folded_choices(choices, config), command)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import check
 from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
-from metarun.config.shorthand import check_paper, expanded, folded, folded_choices, keys_of
+from metarun.config.shorthand import check_preset, expanded, folded, folded_choices, keys_of
 from metarun.errors import JobRefused, JobsFailed, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
@@ -134,7 +134,7 @@ def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> 
             raw = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))  # as they are, `${...}` too
             choices = folded_choices(config.hydra.runtime.choices, config)
             if not config.checkpoint:  # whose run has a method and data of its own, and its preset with them
-                check_paper(raw, config.hydra.runtime.choices)
+                check_preset(raw, config.hydra.runtime.choices)
             with open_dict(config):
                 del config["hydra"]
             overrides = canonical(raw, config)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from shell import SINUSOID, done, metarun, one_line
 
+from metarun.terminal import Terminal
+
 HEADER = b"# @package _global_\n"
 DAMAGED = {
     "another encoding": (HEADER + "# café\n".encode("latin-1"), "is no text in UTF-8"),
@@ -23,6 +25,13 @@ REFUSED_IN_A_RUN = {
     "sweeper": (b"hydra: {sweeper: 5}", "hydra.sweeper=5: has settings of its own"),
     "stage": (b"recipe: {stages: [{_target_: 5}]}", "recipe.stages[0]._target_=5: is no dotted path of a class"),
     "null": (b"train: {null: 5}", "experiment/mine.yaml: has null for a key"),
+    "number among defaults": (b"defaults: [1]", "own/experiment/mine.yaml: Unsupported type in defaults"),
+    "loop": (b"defaults: [mine]", "experiment/mine: its defaults lead back to itself"),
+    "dots": (b"train.steps: 5", "experiment/mine: train.steps: a file says this without a dot: steps stands further"),
+    "preset": (
+        b"defaults: [{override /preset: protonet_glyph}]",
+        "preset=protonet_glyph: there is no such choice; did you",
+    ),
 }
 NO_MAPPING = {
     "list": (b"- 1\n", "is no mapping of keys to values"),
@@ -77,3 +86,37 @@ def test_a_mark_of_utf_8_hides_no_first_line(tmp_path: Path, monkeypatch: pytest
     words = written((HEADER + b"train: {steps: 7}\n").decode().encode("utf-8-sig"))
     assert "  steps: 7\n" in done(*words, *SINUSOID[:3], "--cfg", "job").out
     done("help", *words)
+
+
+def test_a_file_that_one_of_metaruns_own_hides_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own/algo").mkdir(parents=True)
+    Path("own/algo/maml.yaml").write_text("inner_lr: 1\n")
+    one_line(
+        metarun("--config-dir", "own", "algo=maml"), "own/algo/maml.yaml: is not read, since metarun has algo/maml.yaml"
+    )
+
+
+def test_help_tells_of_a_folder_that_cannot_be_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(metarun("help", "--config-dir", 300 * "x"), "File name too long")
+
+
+def test_the_value_of_an_option_is_no_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("outputs").mkdir()
+    shown = metarun("runs", "--config-dir", "own", "outputs", "--cfg", "job")
+    assert shown.status == 0
+    assert f"runs: {tmp_path / 'outputs'}" in shown.out.replace("\n- ", " ")
+
+
+def test_a_key_that_is_not_there_is_told_before_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(metarun("data.root=~/photos"), "data.root: there is no such key")
+
+
+def test_a_width_of_zero_hides_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert Terminal().width > 0

@@ -35,7 +35,7 @@ from metarun.progress import progress_bar
 from metarun.system import platform
 from metarun.text import shape_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAVE_SECONDS = 5.0  # between two marks of progress; what lies between them is encoded again after a kill
 BATCH = {"cpu": 16, "cuda": 256}  # what goes through fastest: a CPU's caches are small
 AHEAD = 2  # batches that are prepared while one is encoded
@@ -109,7 +109,8 @@ class VectorTable:
         for _ in self._chunks(ends):
             times.append(time.monotonic())
         first = 1 if len(ends) > 1 else 0  # the first batch warms up
-        return missing.size * (times[-1] - times[first]) / sum(stop - start for start, stop in ends[first:])
+        timed = sum(stop - start for start, stop in ends[first:])
+        return float(missing.size * (times[-1] - times[first]) / timed)
 
     def on(self, device: torch.device, rows: np.ndarray) -> torch.Tensor:
         """The table on a device, or mapped where it is large, in which these rows are whole.

@@ -82,6 +82,10 @@ UPWARDS = {
         "metarun.config.building",
         "metarun.core",
     ): "task_of makes a TaskShape of a config, which is all that config knows of core",
+    (
+        "metarun.config.building",
+        "metarun.ops.optimizers",
+    ): "an optimiser that a config names leaves torch's compiler alone, as those do that methods name",
     ("metarun.sweeps.jobs", "metarun.cli"): "a job is a command line, so the process of a job enters by the door",
 }
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.ops.numerics import full_precision
 from metarun.ops.optimizers import uncompiled
 
 
@@ -51,8 +52,9 @@ def trained_head(
     weight = torch.zeros(classes, known.shape[1], device=known.device, requires_grad=True)
     bias = torch.zeros(classes, device=known.device, requires_grad=True)
     optimizer = uncompiled(torch.optim.AdamW)([weight, bias], lr=learning_rate, weight_decay=weight_decay)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(F.linear(known, weight, bias), labels).backward()
-        optimizer.step()
+    with full_precision(known):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(F.linear(known, weight, bias), labels).backward()
+            optimizer.step()
     return weight.detach(), bias.detach()

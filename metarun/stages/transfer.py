@@ -58,6 +58,12 @@ class Transfer(Stage):
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
         if (augment := run.augment_of(target.source)) is not None:
+            # With a source its images may be changed, and a checkpoint's run may have had use for it.
+            if not (self.method.augments or config.recipe.source or config.checkpoint):
+                raise UserError(
+                    f"augment: changes training images, but {type(self.method).__name__} (transfer) learns from them as they are; leave "
+                    "augment out, or use transfer=all"
+                )
             self.method.augment = augment
         self.method.check(len(target.names))
         self.method.check_names(target.names)

@@ -143,6 +143,7 @@ class TargetMethod(Checked, ABC):
     configured_by = "transfer"
     needs_source: bool = False
     uses_method: bool = False  # whether it predicts by the learner's own method, and does not take its backbone alone
+    augments: bool = True  # whether it learns from images that `augment` changed, and not from them as they are
 
     def __init__(self, learner: Algorithm, source: SourceImages | None = None) -> None:
         self.learner = learner
@@ -203,6 +204,7 @@ class Own(TargetMethod):
         return learner
 
     uses_method = True
+    augments = False
 
     def check(self, classes: int) -> None:
         learner = self.learner

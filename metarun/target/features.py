@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from metarun.config.types import Len, NonNegativeFloat, PositiveFloat, PositiveInt
 from metarun.core import Algorithm, Backbone, Batch
 from metarun.ops.linear_head import Scaling, trained_head
-from metarun.ops.prototypes import negative_squared_distances
+from metarun.ops.numerics import full_precision
+from metarun.ops.prototypes import class_means, negative_squared_distances
 from metarun.target.base import Frozen, TargetMethod, features, loaded, with_statistics
 
 ENSEMBLE = [0.002, 0.01, 0.05]  # the penalty of LogisticRegression, and those that are 5 times stronger and weaker
@@ -30,27 +31,46 @@ class LogisticRegression(TargetMethod):
         inverse_penalty: The inverse penalty, scikit-learn's C.
     """
 
+    augments = False
+
     def __init__(self, learner: Algorithm, source: object = None, *, inverse_penalty: PositiveFloat = 0.01) -> None:
         super().__init__(learner)
         self.inverse_penalty = inverse_penalty
 
     def fit(self, train: Batch, classes: int) -> LogisticScores:
+        backbone, scaling, ((coefficients, intercepts, known_classes),) = self.fitted(train, [self.inverse_penalty])
+        return LogisticScores(backbone, scaling, classes, coefficients, intercepts, known_classes)
+
+    def fitted(
+        self, train: Batch, inverse_penalties: Sequence[float]
+    ) -> tuple[Backbone, Scaling, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Fits a model for each penalty to the same features.
+
+        Args:
+            train: The training images.
+            inverse_penalties: The inverse penalties, scikit-learn's C.
+
+        Returns:
+            The backbone of the features, their scaling, and of each model its coefficients, its intercepts and the classes that it saw.
+        """
         from sklearn.linear_model import LogisticRegression as Model
 
         backbone = with_statistics(self.learner.backbone, train.x)
         known = features(backbone, train.x).double()
         scaling = Scaling(known)
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The number of unique classes"
-            )  # one image of each class is no regression
-            model = Model(C=self.inverse_penalty, max_iter=5000).fit(
-                scaling(known).cpu().numpy(), train.y.cpu().numpy()
+        x, y = scaling(known).cpu().numpy(), train.y.cpu().numpy()
+        found = []
+        for penalty in inverse_penalties:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "The number of unique classes"
+                )  # one image of each class is no regression
+                model = Model(C=penalty, max_iter=5000).fit(x, y)
+            coefficients, intercepts, known_classes = (
+                torch.as_tensor(array, device=known.device) for array in (model.coef_, model.intercept_, model.classes_)
             )
-        found = (
-            torch.as_tensor(array, device=known.device) for array in (model.coef_, model.intercept_, model.classes_)
-        )
-        return LogisticScores(backbone, scaling, classes, *found)
+            found.append((coefficients, intercepts, known_classes))
+        return backbone, scaling, found
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> LogisticScores:
         model = (state[name] for name in ("coefficients", "intercepts", "known_classes"))
@@ -79,14 +99,9 @@ class LogisticEnsemble(LogisticRegression):
         self.inverse_penalties = inverse_penalties
 
     def fit(self, train: Batch, classes: int) -> EnsembleScores:
-        members = []
-        for penalty in self.inverse_penalties:
-            member = LogisticRegression(self.learner, inverse_penalty=penalty)
-            members.append(member.fit(train, classes))
-        last = members[-1]
-        coefficients = torch.stack([one.coefficients for one in members])
-        intercepts = torch.stack([one.intercepts for one in members])
-        return EnsembleScores(last.backbone, last.scaling, classes, coefficients, intercepts, last.known_classes)
+        backbone, scaling, members = self.fitted(train, self.inverse_penalties)
+        coefficients, intercepts, known_classes = (torch.stack(parts) for parts in zip(*members, strict=True))
+        return EnsembleScores(backbone, scaling, classes, coefficients, intercepts, known_classes[0])
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> EnsembleScores:
         model = (state[name] for name in ("coefficients", "intercepts", "known_classes"))
@@ -102,6 +117,8 @@ class LinearProbe(TargetMethod):
         learning_rate: The learning rate of Adam.
         weight_decay: The weight decay, decoupled from the gradient (AdamW).
     """
+
+    augments = False
 
     def __init__(
         self,
@@ -143,6 +160,8 @@ class NearestCentroid(TargetMethod):
             distances.
     """
 
+    augments = False
+
     def __init__(self, learner: Algorithm, source: object = None, *, normalize: bool = True) -> None:
         super().__init__(learner)
         self.normalize = normalize
@@ -153,8 +172,8 @@ class NearestCentroid(TargetMethod):
         if self.normalize:
             mean = known.mean(0)
             known = F.normalize(known - mean, dim=1)
-        members = F.one_hot(train.y, classes).to(known.dtype)
-        return CentroidScores(backbone, members.T @ known / members.sum(0)[:, None], mean)
+        with full_precision(known):
+            return CentroidScores(backbone, class_means(known, train.y, classes), mean)
 
     def restore(self, state: Mapping[str, Tensor], classes: int) -> CentroidScores:
         backbone = copy.deepcopy(self.learner.backbone)

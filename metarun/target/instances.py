@@ -132,6 +132,7 @@ class InstanceTransfer(TargetMethod):
     """
 
     needs_source = True
+    augments = False
 
     def __init__(
         self,

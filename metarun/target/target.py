@@ -15,6 +15,7 @@ import torch
 
 from metarun import files
 from metarun.core import Batch
+from metarun.core.backbone import IMAGES_AT_ONCE
 from metarun.data.image_batches import Labelled, generator, make_ready, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, Split
@@ -223,7 +224,6 @@ class Target:
             (folder.parent / contents.OF_REPEATS).mkdir(exist_ok=True)
         world.barrier()
         make_ready(hardware.device, *(part for job in jobs for part in self.subset(*job)))
-        began = time.perf_counter()
         with logger.progress("target", len(jobs)) as advance:
             for number, (size, repeat) in enumerate(jobs):
                 if number % world.size == world.rank:
@@ -231,7 +231,7 @@ class Target:
                     self._measure_one(method, seed, hardware, folder, size, repeat, kept)
                 advance(number + 1)
         world.barrier()
-        curve, values = self._curve(folder, logger)
+        curve, values, seconds = self._curve(folder, logger)
         subsets = [self.subset(self.sizes[-1], repeat) for repeat in range(settings.repeats)]
         test = subsets[0][1]
         return {
@@ -243,13 +243,22 @@ class Target:
             result.TARGET_CHANCE: float(np.max(test.counts) / len(test)),
             result.TARGET_DIVISION: "the data set's own" if self.images is None else DIVIDED_ANEW,
             result.TARGET_INTERVAL: self.interval(self.sizes[-1], curve[-1]),
-            result.TARGET_SECONDS: time.perf_counter() - began,
+            result.TARGET_SECONDS: seconds,
         }
 
-    def _curve(self, folder: Path, logger: RunLogger) -> tuple[list[dict[str, Any]], list[list[float]]]:
-        """Makes the learning curve, a point for each size, and the accuracies `[sizes][repeats]`, of the numbers kept in `folder`."""
+    def _curve(self, folder: Path, logger: RunLogger) -> tuple[list[dict[str, Any]], list[list[float]], float]:
+        """Makes the learning curve of the numbers kept in `folder`.
+
+        Args:
+            folder: The folder of the numbers of each repeat.
+            logger: Where the curve goes.
+
+        Returns:
+            A point for each size, the accuracies `[sizes][repeats]`, and the seconds that all repeats took, in whatever sitting.
+        """
         curve: list[dict[str, Any]] = []
         values: list[list[float]] = []
+        seconds = 0.0
         for size in self.sizes:
             repeats = [
                 files.read_json(folder / f"{_stem(size, repeat)}.json", files.MADE_AGAIN)
@@ -261,11 +270,12 @@ class Target:
             point["drawn"] = any(repeat.get("drawn", True) for repeat in repeats)
             curve.append(point)
             values.append([repeat[ACCURACY] for repeat in repeats])
+            seconds += sum(repeat.get("seconds", 0.0) for repeat in repeats)  # an earlier version kept none
             logger.curve("target/acc_of_train_images", point[ACCURACY], point["train_images"])
             half = point[result.half_of(ACCURACY)]
             width = "too few for an interval" if half is None else f"+- {half:.4f}"
             log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point[ACCURACY], width)
-        return curve, values
+        return curve, values, seconds
 
     def _keep_predictions(self, folder: Path, point: dict[str, Any], values: list[list[float]]) -> dict[str, Any]:
         """Writes `test_scores.npz`, for paired comparisons, and `predictions.csv`.
@@ -308,10 +318,14 @@ class Target:
         train, test = self.subset(size, repeat)
         hardware.seed(int(generator(seed, size, repeat).integers(2**62)))
         before = hardware.random_state()
-        known, asked = (images.whole(hardware.device, domain=1) for images in (train.with_views(), test))
+        began = time.perf_counter()
+        known = train.with_views().whole(hardware.device, domain=1)
         with hardware.autocast():
             classifier = method.fit(known, len(self.names))
-        scores = classifier(asked.x)  # in single precision: else they would depend on what shares their batch
+        # All together only where they depend on each other. In single precision: else they would depend on what shares their batch.
+        parts = 1 if classifier.transductive else -(-len(test) // IMAGES_AT_ONCE)
+        places = np.array_split(np.arange(len(test)), parts)
+        scores = torch.cat([classifier(test.batch(which, hardware.device, domain=1).x) for which in places])
         if metrics.undefined(scores).any():
             raise Diverged(
                 f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
@@ -326,7 +340,7 @@ class Target:
             with hardware.autocast():
                 keep(classifier, train, known)
         told = {"train_images": len(train), "test_images": len(test), "drawn": drawn}
-        files.save_json(numbers, {**told, **found})
+        files.save_json(numbers, {**told, "seconds": time.perf_counter() - began, **found})
 
     def tested(self, folder: Path) -> tuple[Labelled, np.ndarray]:
         """Returns the test images of the first repeat with the most training images, and their log probabilities `[n, classes]`.

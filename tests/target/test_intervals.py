@@ -294,6 +294,38 @@ def test_a_run_that_is_taken_up_again_has_the_same_table(tmp_path: Path) -> None
     assert (tmp_path / "predictions.csv").read_bytes() == whole
 
 
+def test_seconds_are_those_of_all_sittings(tmp_path: Path) -> None:
+    first = measured(SOURCE, tmp_path, repeats=3)["target/seconds"]
+    assert first > 0
+    assert measured(SOURCE, tmp_path, repeats=3)["target/seconds"] == first  # all repeats are there already
+
+
+@pytest.mark.parametrize(("transductive", "sizes"), [(False, [4, 4, 4]), (True, [12])])
+def test_images_are_scored_together_only_where_they_depend_on_each_other(
+    transductive: bool, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Watched(Sure):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    class Way(Rule):
+        def fit(self, train: Batch, classes: int) -> Sure:
+            found = Watched(self.wrong)
+            found.transductive = transductive
+            return found
+
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = measured(SOURCE, tmp_path / "whole", repeats=1)
+    monkeypatch.setattr("metarun.target.target.IMAGES_AT_ONCE", 5)
+    found = measured(SOURCE, tmp_path / "parts", Way(0.5), repeats=1)
+    assert seen == sizes
+    assert found["target/confusion"] == whole["target/confusion"]
+
+
 # Mathematics
 
 

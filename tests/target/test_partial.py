@@ -117,6 +117,13 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(classes: int) -> N
     torch.testing.assert_close(alone, LogisticRegression(own, inverse_penalty=0.3).fit(train, classes)(test.x))
 
 
+def test_an_ensemble_computes_its_features_once() -> None:
+    own, rows = learner(), list[int]()
+    own.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    LogisticEnsemble(own).fit(images("train", 24), 4)
+    assert rows == [24]
+
+
 def test_rfs_of_several_costs_is_the_mean_of_their_probabilities() -> None:
     torch.manual_seed(0)
     x, q = torch.rand(2, 6, 5), torch.rand(2, 7, 5)

@@ -341,6 +341,19 @@ def test_what_is_learned_is_seen_in_either_precision(
     assert found["target/acc"] > 0.8
 
 
+@pytest.mark.parametrize("make", [LinearProbe, partial(NearestCentroid, normalize=False)])
+def test_what_is_learned_of_features_is_in_single_precision(
+    make: type, learner: Baseline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = images("train", 40)
+    embedded = features(learner.backbone, known.x)
+    monkeypatch.setattr("metarun.target.features.features", lambda backbone, x: embedded)
+    whole = make(learner).fit(known, 4).state_dict()
+    with hardware(bfloat16=True).autocast():
+        found = make(learner).fit(known, 4).state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
+
+
 def test_own_way_is_an_episode_in_the_order_of_classes(learner: Baseline) -> None:
     known, asked = images("train", 30), images("test", 16)
     proto = ProtoNet(learner.backbone, Spec((1, 16, 16), "classification", 4))

@@ -470,6 +470,8 @@ def test_what_cannot_be_is_one_line(images: Path, target: Path, tmp_path: Path) 
         ([*command, "hardware.processes=2"], "hardware.processes=2: Baseline normalises by the statistics of its whole batch"),
         ([*command, "target.repeats=0"], "target.repeats=0: must be at least 1"),
         ([*command, "augment=standard", "test.views=3"], "metarun: test.views: this recipe has no meta-test; use recipe=meta, or"),
+        ([*words("target_only", images, target, tmp_path / "out"), "target.data.image_size=16", "transfer=linear_probe",
+          "augment=standard"], "metarun: augment: changes training images, but LinearProbe"),
         ([*command, "test.unknown_ways=2"], "metarun: test.unknown_ways: this recipe has no meta-test; use recipe=meta, or"),
     ]  # fmt: skip
     for line, said in cases:

@@ -16,8 +16,10 @@ from omegaconf import OmegaConf
 
 from metarun.config.folder import CONF
 from metarun.config.validation import check_hydra
+from metarun.engine.hardware import process_as_it_was
 from metarun.errors import Incomplete, UserError
 from metarun.files import given_path
+from metarun.runs.logger import logging_as_it_was
 from metarun.shell.arguments import for_hydra, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
 from metarun.shell.recipe import carried_out, swept
@@ -32,7 +34,8 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
 
     It may be called in any thread, and inside a program that is an app of Hydra. Runs of one process share PyTorch's generator of random
     numbers, so of several threads one runs and the others wait; runs at once are for processes. A run that is not in the main thread is
-    told of no signal, and saves at its intervals alone.
+    told of no signal, and saves at its intervals alone. Afterwards PyTorch's generators, its threads and TF32, and the logger
+    `metarun`, are as they were before.
 
     Args:
         words: The words of the command line, each `key=value` or `group=choice`.
@@ -56,7 +59,7 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
         if options:
             raise UserError(f"{options[0]}: metarun.run carries out one run; it takes key=value alone")
         typed = for_hydra(arguments)
-        with _ONE_RUN, _own_hydra():
+        with _ONE_RUN, process_as_it_was(), logging_as_it_was(), _own_hydra():
             config = hydra.compose("config", overrides=typed, return_hydra_config=True)
             check_hydra(config.hydra)
             HydraConfig.instance().set_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import pickle
 import re
@@ -33,6 +34,7 @@ from torch import Tensor
 import metarun
 from metarun.core import Batch, Episodes
 from metarun.export.graphs import of_classifier
+from metarun.inference import store
 from metarun.inference.classifier import Classifier, Scored
 from metarun.inference.kept import held_out_temperature
 from metarun.ops.calibration import fit_temperature
@@ -498,6 +500,77 @@ def test_class_folders_bring_their_labels_to_fit_and_score(tmp_path: Path, learn
     assert classifier.score(images, wrong, np.arange(12)) == np.average(
         classifier.predict(images) == wrong, weights=range(12)
     )
+
+
+def test_the_score_of_a_divided_folder_is_that_of_its_test_images(tmp_path: Path, learner: metarun.Learner) -> None:
+    images, labels = greys()
+    for part, named in {"train": labels, "test": np.roll(labels, 4)}.items():  # all test images are of another class
+        for number, (image, label) in enumerate(zip(images, named, strict=True)):
+            (tmp_path / part / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / part / label / f"{number:02}.png")
+    classifier = learner.fit(tmp_path)
+    assert classifier.score(images, labels) == 1
+    assert classifier.score(tmp_path) == 0
+    table = [f"{path.relative_to(tmp_path)},{path.parent.name}," for path in sorted(tmp_path.glob("train/*/*.png"))]
+    parts = [f"{line}{part}" for line, part in zip(table, ["train", "val"] * 6, strict=True)]
+    (tmp_path / "divided.csv").write_text("\n".join(["file,label,split", *parts]))
+    with pytest.raises(
+        metarun.UserError, match=r"^images=.*divided.csv: no image is for the test, but for train and val$"
+    ):
+        classifier.score(tmp_path / "divided.csv")
+
+
+def test_examples_in_memory_are_not_at_hand_for_the_nearest(learner: metarun.Learner) -> None:
+    images, labels = greys()
+    classifier = learner.fit(images, labels)
+    assert classifier.nearest_examples(images, np.zeros(len(images), dtype=np.int64)) is None
+
+
+class Drawing:
+    """A way with the target that draws a network before it loads its weights."""
+
+    def restore(self, state: Any, classes: int) -> Far:
+        torch.rand(1)
+        return Far()
+
+
+def test_what_is_loaded_leaves_the_callers_random_numbers_alone(
+    made: tuple[dict[str, Any], Path], learner: metarun.Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, plain = torch.get_rng_state(), store.load
+
+    def drawing(path: Path) -> store.Stored:
+        torch.rand(1)  # as an encoder is drawn that is the network of a run
+        return plain(path)
+
+    monkeypatch.setattr(store, "load", drawing)
+    assert metarun.load(made[1], device="cpu").held.classes is None
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = copy.copy(learner)
+    kept.held, kept.method = replace(learner.held, classes=["a", "b"]), Drawing()  # type: ignore[assignment]
+    assert kept.classifier.names == ["a", "b"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_leaves_the_process_of_its_caller_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its threads would be those of the next run, and its seed that of what the caller draws."""
+    logger, products, convolutions = logging.getLogger("metarun"), torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(convolutions, "allow_tf32", True)  # torch's own default
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+
+    def process() -> list[Any]:
+        of_torch = [
+            torch.get_num_threads(),
+            torch.get_rng_state().tolist(),
+            products.allow_tf32,
+            convolutions.allow_tf32,
+        ]
+        return [*of_torch, logger.handlers[:], logger.level, logger.propagate]
+
+    before = process()
+    metarun.run(*SINUSOID, f"hardware.threads={torch.get_num_threads() + 1}", outputs=tmp_path)
+    assert process() == before
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -196,6 +197,25 @@ def keep_freed_memory() -> None:
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, the largest that is allowed
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         mallopt(-2, 64 * 2**20)  # M_TOP_PAD
+
+
+@contextlib.contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Puts back afterwards what a run sets for its whole process: torch's global generators, its threads, and TF32."""
+    threads, products, convolutions = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed = None
+    # They cannot be read where the caller has set torch's `fp32_precision` instead.
+    with contextlib.suppress(RuntimeError):
+        allowed = products.allow_tf32, convolutions.allow_tf32
+    # A process that has not used CUDA yet is not made to.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if allowed is not None:
+            products.allow_tf32, convolutions.allow_tf32 = allowed
 
 
 def allow_tf32(allowed: bool) -> None:

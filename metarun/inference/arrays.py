@@ -145,10 +145,9 @@ def _pictures(images: np.ndarray | torch.Tensor) -> list[Image.Image]:
     shape = list(array.shape)
     if array.ndim == 2:
         raise InputError(f"images: the shape {shape} is that of one grey image, or of vectors; {WANTED}")
-    if array.ndim == 3 and (array.shape[-1] in (1, 3) or array.shape[0] in (1, 3)) and min(shape) < 4 < max(shape):
-        if array.shape[-1] in (1, 3):
-            raise InputError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
-    elif array.ndim not in (3, 4):
+    if array.ndim == 3 and array.shape[-1] in (1, 3) and max(shape) > 4:
+        raise InputError(f"images: the shape {shape} is that of one image; give several as one array, images[None]")
+    if array.ndim not in (3, 4):
         raise InputError(f"images: the shape {shape} has {array.ndim} axes; {WANTED}")
     if 0 in shape:
         raise InputError(f"images: the shape {shape} has a length of 0, which leaves no pixels; {WANTED}")

@@ -17,6 +17,7 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_range
 from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
+from metarun.data.source import Split
 from metarun.data.table_source import item_digest
 from metarun.errors import InputError, UserError
 from metarun.files import given_path
@@ -126,7 +127,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         assert held.classes is not None
         self.classes_, self.labels_ = np.array(held.classes), np.array([], dtype=np.int64)
         state = {name: value.to(self.learner.device) for name, value in held.state.items()}
-        blank = self.learner.method.restore(state, len(held.classes))
+        with turn, draws.untouched(self.learner.device):  # a head is drawn before its weights are loaded
+            blank = self.learner.method.restore(state, len(held.classes))
         self.network_ = blank.to(self.learner.device).eval()
         self.examples_, self.digests_, self.calibration_ = list(held.examples), set(held.digests), held.calibration
         return self
@@ -192,14 +194,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Computes the accuracy on labelled images.
 
         Args:
-            images: What `fit` takes.
+            images: What `fit` takes; of class folders or a table that are divided into train and test the latter.
             labels: The class of each image; None where `images` are class folders or a table.
             sample_weight: How much each image counts; None for all alike.
 
         Raises:
             UserError: The images cannot be read, there is not one label for each, or the weights are none.
         """
-        images, labels = self._labelled(images, labels)
+        images, labels = self._labelled(images, labels, "test")
         predicted = self.predict(images)
         known = checked_labels(labels, len(predicted), word(self._how))
         if is_text(predicted) != is_text(known):  # a classifier's file has names alone: 3 became "3"
@@ -229,7 +231,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             The places; None where the classifier compares images with no examples, or its examples are not at hand.
         """
         self._fitted()
-        known = self._embedded(self.examples_) if len(self.labels_) else None
+        known = self._embedded(self.examples_) if self.examples_ and len(self.labels_) else None
         asked = self._embedded(images) if known is not None else None
         if known is None or asked is None:
             return None
@@ -277,13 +279,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise InputError(f"learner: {type(self.learner).__name__} is none; give what metarun.load returns")
         return self.learner.held.preprocessing
 
-    def _labelled(self, images: Images, labels: Any) -> tuple[Images, Any]:
-        """Images and their labels, which class folders or a table bring along."""
+    def _labelled(self, images: Images, labels: Any, part: Split = "train") -> tuple[Images, Any]:
+        """Images and their labels, which class folders or a table bring along: of divided ones those of a part."""
         if labels is not None:
             return images, labels
         if not isinstance(images, str | os.PathLike):
             raise InputError("labels: must be given, one for each image; a folder of class folders needs none")
-        return examples(images, self._how, "images")
+        return examples(images, self._how, "images", part)
 
     def _listed(self, images: Images) -> Listed | None:
         return listed(images, self._how)

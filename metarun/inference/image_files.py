@@ -21,6 +21,7 @@ from metarun import files
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
 from metarun.data.decoding import THREADS, Range, UnknownRange, UnreadableImage, read, too_small_a_part
 from metarun.data.file_names import TABLES, may_be_image, visible
+from metarun.data.source import PURPOSE, Split
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
 from metarun.text import composed, counted, printable, shown_path
@@ -160,13 +161,17 @@ def of_paths(paths: Sequence[Path], origin: str, classes: Iterable[str] = ()) ->
     return ImageFiles(list(paths), labels, others=other_folders(paths, labels, names))
 
 
-def examples(origin: str | os.PathLike[str], key: str = "support") -> list[ClassFiles]:
+def examples(origin: str | os.PathLike[str], key: str = "support", part: Split = "train") -> list[ClassFiles]:
     """Finds the labelled examples of some classes: a folder of class folders, or a table of file and label.
 
-    A folder that is divided into `train` and `test` folders gives the former.
+    Args:
+        origin: The folder or the table.
+        key: What errors are about.
+        part: What a folder or a table gives that is divided into train and test.
 
     Raises:
-        UserError: There is no such folder or table, a class has no image, or there is one class alone.
+        UserError: There is no such folder or table, it is divided and has no such part, a class has no image, or there is one class
+            alone.
     """
     path = given_path(origin, key).absolute()
     try:
@@ -174,8 +179,11 @@ def examples(origin: str | os.PathLike[str], key: str = "support") -> list[Class
         classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
     except UserError as error:  # of a data set, by whose keys it names what is wrong and what is right
         raise UserError(_by_key(str(error), key, path)) from error
-    parts = {entry.part for entry in classes}
-    chosen = [entry for entry in classes if entry.part in (("train",) if "train" in parts else ("",))]
+    wanted = {part, ""}  # those of no part are of data that are not divided
+    chosen = [entry for entry in classes if entry.part in wanted]
+    if not chosen:
+        told = " and ".join(sorted({entry.part for entry in classes}))
+        raise UserError(f"{key}={shown_path(path)}: no image is for {PURPOSE[part]}, but for {told}")
     if len(chosen) < 2:
         raise UserError(
             f"{key}={shown_path(path)}: has one class alone ({chosen[0].name}); there is nothing to tell apart"

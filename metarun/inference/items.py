@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metarun.data.source import Split
 from metarun.data.text_rows import shortened
 from metarun.inference import arrays, image_files, texts
 from metarun.inference.image_files import ImageFiles
@@ -89,11 +90,11 @@ def support(origin: str | None, how: How) -> Examples:
     return examples(origin, how) if origin else Examples([], [])
 
 
-def examples(origin: str | os.PathLike[str], how: How, key: str = "support") -> Examples:
+def examples(origin: str | os.PathLike[str], how: How, key: str = "support", part: Split = "train") -> Examples:
     """The labelled examples of a folder or a table; see `image_files.examples` and `text_examples`."""
     if isinstance(how, TextPreprocessing):
-        rows = texts.text_examples(origin, key)
+        rows = texts.text_examples(origin, key, part)
         return Examples([row.text for row in rows], [row.label for row in rows])
-    classes = image_files.examples(origin, key)
+    classes = image_files.examples(origin, key, part)
     pairs = [(path, entry.name) for entry in classes for path in entry.paths]
     return Examples([path for path, _ in pairs], [name for _, name in pairs])

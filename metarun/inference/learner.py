@@ -97,7 +97,10 @@ def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto")
         UserError: There is no such file or folder, or it cannot be used.
     """
     keep_freed_memory()
-    return Learner(store.load(given_path(origin, "checkpoint")), device)
+    path = given_path(origin, "checkpoint")
+    with turn, torch.random.fork_rng(devices=[]):  # a network that is an encoder is drawn before its weights are read
+        held = store.load(path)
+    return Learner(held, device)
 
 
 def _device(name: torch.device | str) -> torch.device:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metarun import files
 from metarun.data.file_names import visible
-from metarun.data.source import DataSource
+from metarun.data.source import PURPOSE, DataSource, Split
 from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, labelled_texts
 from metarun.data.text_rows import decoded
@@ -116,7 +116,8 @@ def as_texts(texts: Any) -> TextItems:
     """
     if isinstance(texts, TextItems):
         return texts
-    if isinstance(texts, os.PathLike) or (isinstance(texts, str) and typed_path(texts).exists()):
+    # `Path.exists` raises an error where a text is too long for the name of a file.
+    if isinstance(texts, os.PathLike) or (isinstance(texts, str) and os.path.exists(typed_path(texts))):
         return find_texts(texts)
     if isinstance(texts, str):
         raise UserError("texts: this is one text; give a list of them, [text]")
@@ -174,22 +175,26 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     return TextItems([row.text for row in rows], own, len(found.empty), others=others if known else {})
 
 
-def text_examples(origin: str | os.PathLike[str], key: str = "support") -> list[LabelledText]:
+def text_examples(origin: str | os.PathLike[str], key: str = "support", part: Split = "train") -> list[LabelledText]:
     """Finds the labelled examples of some classes: a table, JSON lines, or a folder of .txt files for each class.
 
-    Files that are divided into train and test give the former.
+    Args:
+        origin: The table, the file or the folder.
+        key: What errors are about.
+        part: What files give that are divided into train and test.
 
     Raises:
-        UserError: There is no such file, none of its texts is for training, or there is one class alone.
+        UserError: There is no such file, it is divided and none of its texts is of that part, or there is one class alone.
     """
     path = given_path(origin, key).absolute()
     with _named(key):
         rows = labelled_texts(path, key=key).rows
     parts = {row.part for row in rows}
-    if parts.isdisjoint({"train", ""}):
+    wanted = {part, ""}  # those of no part are of files that are not divided
+    if parts.isdisjoint(wanted):
         told = " and ".join(sorted(parts))
-        raise UserError(f"{key}={shown_path(path)}: no text is for training, but for {told}")
-    chosen = [row for row in rows if row.part in ("train", "")]
+        raise UserError(f"{key}={shown_path(path)}: no text is for {PURPOSE[part]}, but for {told}")
+    chosen = [row for row in rows if row.part in wanted]
     names = sorted({row.label for row in chosen})
     if len(names) < 2:
         raise UserError(f"{key}={shown_path(path)}: has one class alone ({names[0]}); there is nothing to tell apart")

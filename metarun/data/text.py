@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -332,7 +333,8 @@ def _names(given: str | list[str] | None, key: str, root: Path, encoding: str | 
     path = typed_path(given)
     home = root if root.is_dir() else root.parent
     places = [path] if path.is_absolute() else [Path.cwd() / path, home / path]
-    file = next((place for place in places if place.is_file()), None)
+    # Unlike `Path.is_file` it takes a list of names in one text too, which may be longer than any name of a file.
+    file = next((place for place in places if os.path.isfile(place)), None)
     if file is None:
         raise UserError(f"{key}={given}: is neither a list, [a,b], nor a file with a class in each line")
-    return [line.strip() for line in lines_of(decoded(file, key, encoding)) if line.strip()]
+    return [line.strip() for line in lines_of(decoded(file, "data", encoding)) if line.strip()]

@@ -274,7 +274,8 @@ class _Reader:
             raise UserError(f"{self.key}: {path} has no rows")
         every = list(dict.fromkeys(name for _, row in rows for name in row))
         single = {name for _, row in rows for name, cell in row.items() if not isinstance(cell, Several)}
-        names = [name for name in every if name in single]
+        # A column without a name, the index that pandas writes, is neither of texts nor of labels.
+        names = [name for name in every if name and name in single]
         if lines and not self._has_text(names) and (holder := list_within(text)):
             raise UserError(
                 f"{self.key}: {path}: is one object, whose {printable(holder)} is a list of objects; give that list alone, "
@@ -285,13 +286,14 @@ class _Reader:
                 f"{self.key}: {path}: its objects hold no text or number of their own, but lists, objects or nothing; each must be "
                 f"like {ROW}"
             )
-        text_column = self._column("text", names, path)
-        usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
-        optional = usual[0] if len(usual) == 1 else None
         group_column = self._chosen("group", names, path) if self.columns.group else None
         known = any(name.lower() in INTENT_COLUMNS for name in names)
         lists = [name for name in every if name.lower() in INTENT_COLUMNS] if not known else []
         labelled = [name for name in every if name in (*names, *lists, self.columns.label)]
+        given = self._chosen("label", labelled, path) if self.columns.label else None
+        text_column = self._column("text", names, path, given, group_column)
+        usual = [name for name in names if name.lower() in INTENT_COLUMNS and name != text_column]
+        optional = usual[0] if len(usual) == 1 else None
         label_column = self._column("label", labelled, path, text_column, group_column) if self.labels else optional
         named = {composed(name).lower() for name in self.columns if name}  # a subset may be a domain
         parts = (name for name in names if name.lower() in PART_COLUMNS and name.lower() not in named)
@@ -347,7 +349,7 @@ class _Reader:
     def _column(
         self, what: str, names: Sequence[str], path: Path, taken: str | None = None, group: str | None = None
     ) -> str:
-        """The column of the texts or of the labels, which is neither the one that is taken nor that of the groups."""
+        """The column of the texts or of the labels, which is neither the one that the other is in, if known, nor that of the groups."""
         if getattr(self.columns, what):
             return self._chosen(what, names, path)
         lower = Counter(name.lower() for name in names)
@@ -362,12 +364,10 @@ class _Reader:
                 )
             if fit:
                 return fit[0]
-        other = next((name for name in names if name.lower() in INTENT_COLUMNS), None) if what == "text" else taken
+        other = taken or next((name for name in names if name.lower() in INTENT_COLUMNS), None)
         if what == "text" and len(names) == 1 and not self.labels:
             return names[0]
-        if self.columns.label in names and what == "text":
-            other = self.columns.label
-        rest = [name for name in names if name != other]
+        rest = [name for name in free if name != other]
         if len(names) == 2 and other and len(rest) == 1:
             return rest[0]
         known = ", ".join(TEXT_COLUMNS[0][:3] if what == "text" else INTENT_COLUMNS[:4])

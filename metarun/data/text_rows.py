@@ -19,6 +19,7 @@ from metarun.text import composed, lines_of, printable, separator_named
 
 ROW = '{"text": "...", "label": "..."}'  # as an object of JSON has it
 SHOWN = 60  # characters of a text in a message
+HALF = "half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; write the whole character, or leave it out"
 _field_limit = threading.Lock()
 
 log = logging.getLogger("metarun")
@@ -28,6 +29,15 @@ def shortened(text: str) -> str:
     """Shortens a text to its beginning, for a message."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+
+
+def has_half(text: str) -> bool:
+    """Whether a text holds `HALF`, of which neither bytes nor word pieces can be made."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def decoded(path: Path, key: str, encoding: str | None) -> str:
@@ -49,8 +59,9 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from error
     marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     chosen = encoding or ("utf-16" if marked else "utf-8-sig")
+    is_utf8 = chosen.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
     try:
-        text = raw.decode("utf-8-sig" if chosen.lower().replace("_", "-") in ("utf-8", "utf8") else chosen)
+        text = raw.decode("utf-8-sig" if is_utf8 else chosen)
     except LookupError as error:
         raise UserError(
             f"{key}.encoding={encoding}: Python knows no such encoding; try utf-8, cp1252 or latin-1"
@@ -60,7 +71,7 @@ def decoded(path: Path, key: str, encoding: str | None) -> str:
             raise _no_text(raw, path, key, encoding) from error
         place = getattr(error, "start", 0)
         line = raw.count(b"\n", 0, place) + 1
-        other = "utf-8" if encoding else "cp1252 or latin-1"
+        other = "utf-8" if encoding and not is_utf8 else "cp1252 or latin-1"
         raise UserError(
             f"{key}: {path}, line {line}: is no text in {encoding or 'UTF-8'}; name its encoding, {key}.encoding={other}, say"
         ) from error
@@ -260,9 +271,6 @@ def json_rows(text: str, path: Path, key: str) -> Iterator[Row]:
                 row[name] = Several(json.dumps(value, ensure_ascii=False))
             elif not isinstance(value, dict):  # an object is nobody's text or label
                 row[name] = _cell(value)
-                if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
-                    raise UserError(
-                        f"{key}: {where}: {name} holds half of a character that UTF-16 writes as two (\\ud83d, say), which is no text; "
-                        "write the whole character, or leave it out"
-                    )
+                if has_half(row[name]):
+                    raise UserError(f"{key}: {where}: {name} holds {HALF}")
         yield where, row

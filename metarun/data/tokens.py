@@ -60,6 +60,24 @@ def _tokenizer(folder: Path, key: str) -> Any:
     return tokenizer
 
 
+def refuse_other_pieces(weights: str, key: str) -> None:
+    """Checks that a network reads the word pieces that data without an encoder give, which are those of all-MiniLM-L6-v2.
+
+    Args:
+        weights: The network's folder.
+        key: What errors are about.
+
+    Raises:
+        UserError: The folder's tokenizer has other pieces, or numbers them otherwise.
+    """
+    own, usual = (_tokenizer(model_folder(one, key), key).get_vocab() for one in (weights, "pretrained"))
+    if own != usual:
+        raise UserError(
+            f"{key}={weights}: its tokenizer.json has other word pieces than all-MiniLM-L6-v2, by which texts are read here; take "
+            f"encoder=minilm encoder.weights={weights}, which reads them by its own"
+        )
+
+
 def tokenize(texts: Sequence[str], folder: Path, key: str, length: int = LENGTH) -> tuple[np.ndarray, list[int]]:
     """Cuts texts into word pieces, and returns their numbers.
 

@@ -22,7 +22,7 @@ from metarun.data.file_names import visible
 from metarun.data.source import PURPOSE, DataSource, Split
 from metarun.data.text import as_pieces
 from metarun.data.text_files import PLAIN, READ, LabelledText, labelled_texts
-from metarun.data.text_rows import decoded
+from metarun.data.text_rows import HALF, decoded, has_half
 from metarun.encoders import before_encoding
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
@@ -129,6 +129,8 @@ def as_texts(texts: Any) -> TextItems:
             raise UserError(f"texts: item {place} is {type(text).__name__}, not str; this learner reads texts")
         if not text.strip():
             raise UserError(f"texts: item {place} is empty")
+        if has_half(text):
+            raise UserError(f"texts: item {place} holds {HALF}")
     if not found:
         raise UserError("texts: there is none")
     return TextItems([str(text) for text in found], [None] * len(found))
@@ -150,17 +152,17 @@ def find_texts(origin: str | os.PathLike[str], key: str = "items", classes: Iter
     if name == "-":
         return _lines(_standard_input(f"{key}=-"), f"{key}=-")
     path = given_path(origin, key)
-    if not path.exists():
-        there = [shown_path(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not os.path.exists(path):  # unlike `Path.exists` also of a text that is longer than any name of a file
+        there = [shown_path(other) for other in path.parent.iterdir()] if os.path.isdir(path.parent) else []
         raise UserError(
             f"{key}={shown_path(path)}: there is no such file or folder{nearest(shown_path(path), there)}; a text itself goes in by "
             f"{key}=-"
         )
     if path.is_file() and path.suffix.lower() not in READ:
-        return _lines(decoded(path, key, None), f"{key}={shown_path(path)}")
+        return _lines(_decoded(path, key), f"{key}={shown_path(path)}")
     if path.is_dir() and (files := sorted(_plain(path))):
         _beside(path, files, key)
-        texts = [(decoded(file, key, None).strip(), file) for file in files]
+        texts = [(_decoded(file, key).strip(), file) for file in files]
         kept = [(text, file) for text, file in texts if text]
         if not kept:
             raise UserError(f"{key}={shown_path(path)}: holds no text, all {len(texts)} files are empty")
@@ -217,6 +219,12 @@ class _named:
             told = re.sub(rf", or be named by {self.key}\.\w+_column", "", told)
             told = re.sub(rf"; name its encoding, {self.key}\.encoding=.*", "; write it in UTF-8", told)
             raise UserError(told) from error
+
+
+def _decoded(path: Path, key: str) -> str:
+    """The text of a file; `UserError` where it is none in UTF-8, or in UTF-16 with its mark, since no setting names another encoding."""
+    with _named(key):
+        return decoded(path, key, None)
 
 
 def _standard_input(where: str) -> str:

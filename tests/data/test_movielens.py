@@ -185,6 +185,18 @@ def test_what_is_of_classes_is_refused_of_values(root: Path, more: dict[str, Any
             source.sampler("test", TaskShape(1, (1, 3), 3, **more), 0, CPU)
 
 
+def test_where_tasks_are_from_is_told_of_users_and_of_films(root: Path) -> None:
+    """What is not cold is of training, in a test too."""
+    told = {cold: MovieLens(root=str(root), cold=cold).tasks_of("test") for cold in ("users", "items", "both")}  # type: ignore[arg-type]
+    assert told == {
+        "users": "ratings by users of the test of films of training",
+        "items": "ratings by users of training of films of the test",
+        "both": "ratings by users of the test of films of the test",
+    }
+    with pytest.raises(UserError, match=r"that any user of training has of films of the test \(data\.cold=items\)"):
+        MovieLens(root=str(root), cold="items").sampler("test", TaskShape(1, 30, 10), 0, CPU)
+
+
 def test_ndcg_by_hand() -> None:
     relevance = torch.tensor([[3.0, 5.0, 1.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
     prediction = torch.tensor([[2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])

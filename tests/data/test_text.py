@@ -200,6 +200,10 @@ def test_a_header_in_quotes_says_that_quotes_are_no_characters(tmp_path: Path) -
         ("answer,question,intent", {"text": "answer"}, "answer"),
         ("a,b", {"text": "b", "label": "a"}, "b"),
         ("a,b,c", {"text": "B", "label": "c"}, "b"),
+        ("title,passage", {"label": "title"}, "passage"),  # what is named is not the text, though it may be called so
+        ("title,passage", {"label": "Title"}, "passage"),
+        ("question,answer,score", {"label": "score", "group": "question"}, "answer"),
+        (",text,mood", {}, "text"),  # as pandas writes its index
     ],
 )
 def test_columns_are_found_by_usual_names_or_named(
@@ -279,6 +283,9 @@ def test_a_table_of_texts_alone(tmp_path: Path) -> None:
         (b"text,label\na,b\n", {"text": "txet"}, ["data.text_column=txet", "did you mean text?"]),
         (b"question,answer,label\na,b,c\n", {}, ["question and answer", "data.text_column=question"]),
         (b"one,two,three\na,b,c\n", {}, ["one, two, three", "data.text_column"]),
+        (b"question,reply,label\na,b,c\n", {"group": "question"}, ["question, reply, label", "data.text_column"]),
+        (b"text,language\na,b\n", {"group": "language"}, ["text, language", "data.label_column"]),
+        (b",text\n0,a\n", {}, ["the columns text;", "data.label_column"]),
         (b"text,other,more\na,b,c\n", {}, ["text, other, more", "data.label_column"]),
         (b"text,topic,sentiment\na,b,c\n", {}, ["topic and sentiment may be the label", "data.label_column=topic"]),
         (b"text,category,intent\na,b,c\n", {}, ["category and intent", "data.label_column=category"]),
@@ -416,6 +423,13 @@ def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
     assert [row.text for row in labelled_texts(path, encoding="cp1252").rows] == [text for text, _ in ROWS]
     with pytest.raises(UserError, match=r"data.encoding=klingon: .* try utf-8"):
         labelled_texts(path, encoding="klingon")
+    for named in ("utf-8", "UTF_8", "utf-8-sig"):  # nobody is told to name it again
+        with pytest.raises(
+            UserError, match=rf"is no text in {named}; name its encoding, data.encoding=cp1252 or latin-1"
+        ):
+            labelled_texts(path, encoding=named)
+    with pytest.raises(UserError, match=r"is no text in ascii; name its encoding, data.encoding=utf-8, say"):
+        labelled_texts(path, encoding="ascii")
 
 
 def test_rows_without_a_text_are_left_out_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -572,8 +586,14 @@ def test_classes_are_divided_by_lists_by_files_of_names_or_by_a_seed(tmp_path: P
     first, second, other = ({split: own.tolist() for split, own in source.splits.items()} for source in drawn)
     assert first == second != other
     assert [len(first[split]) for split in ("train", "val", "test")] == [6, 2, 2]
-    with pytest.raises(UserError, match=r"data.train_classes=nowhere.txt: is neither a list"):
-        Text(root=str(path), train_classes="nowhere.txt")
+    for given in ("nowhere.txt", ", ".join(["one of many names"] * 20)):  # the latter is longer than any name of a file
+        with pytest.raises(UserError, match=rf"data.train_classes={given}: is neither a list"):
+            Text(root=str(path), train_classes=given)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(
+        UserError, match=r"^data: .*latin.txt, line 1: is no text in UTF-8; name its encoding, data.encoding=cp"
+    ):
+        Text(root=str(path), train_classes="latin.txt")
 
 
 def test_a_text_that_is_tested_on_is_left_out_of_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

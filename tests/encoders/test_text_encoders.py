@@ -114,6 +114,21 @@ def test_weights_that_are_not_there_or_others_are_one_line(tmp_path: Path, monke
         encoder.restore({**encoder.learned(), "weights": "0"}, {})
 
 
+def test_a_backbone_with_other_word_pieces_than_its_data_is_refused(tmp_path: Path) -> None:
+    """Its texts would be read by the numbers of other words."""
+    told = json.loads((model_folder("pretrained", "data") / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    MiniLM.check_installed({"weights": str(tmp_path)})
+    other, pieces = tmp_path / "other", told["model"]["vocab"]
+    pieces["river"], pieces["tower"] = pieces["tower"], pieces["river"]
+    other.mkdir()
+    (other / "model.safetensors").touch()
+    (other / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"^backbone.weights={other}: its tokenizer.json has other word pieces"):
+        MiniLM.check_installed({"weights": str(other)})
+
+
 def test_drawn_weights_take_gradients_of_a_text() -> None:
     torch.manual_seed(0)
     network = MiniLM((LENGTH,), weights=None)

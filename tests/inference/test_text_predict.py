@@ -129,6 +129,14 @@ def test_advice_names_the_key_that_was_given(tmp_path: Path) -> None:
         table(tmp_path / name, worded(["river", "tower"], 2))
     with pytest.raises(UserError, match=r"^support: .* give the file itself, support=\S+one.csv, or call"):
         text_examples(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "new.txt", tmp_path / "folder/new.txt"):
+        path.write_bytes(b"caf\xe9\n")
+    for origin in (tmp_path / "new.txt", tmp_path / "folder"):
+        with pytest.raises(UserError, match=r"^items: .*new.txt, line 1: is no text in UTF-8; write it in UTF-8$"):
+            find_texts(origin)
+    with pytest.raises(UserError, match=r"there is no such file or folder; a text itself goes in by items=-$"):
+        find_texts("a river and a stone " * 20 + "and/or")  # longer than the name of any file
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "stdin"])
@@ -206,7 +214,8 @@ def test_from_python(tmp_path: Path, episodic: Path, support: Path) -> None:
     np.testing.assert_array_equal(kept.predict_proba(texts), classifier.predict_proba(texts))
     for wrong, told in (
         ("a river", "this is one text"),
-        ("a river " * 99, "this is one text"),  # which is too long for the name of a file
+        ("a river and a stone / " * 20, "this is one text"),  # longer than the name of any file
+        (["a river", "cut \ud83d"], "item 1 holds half of a character"),
         ([b"a river"], "item 0 is bytes, not str"),
         (["a river", " "], "item 1 is empty"),
         ([], "there is none"),

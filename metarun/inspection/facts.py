@@ -30,7 +30,6 @@ from metarun.text import printable
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
 SHEET = 6  # classes of a split on the sheet of samples
 SAMPLES = 6  # items of such a class
-LISTED = 2000  # classes that are listed one by one
 CLASSES, IMAGES = (
     "splits of classes",
     "parts of images",
@@ -168,8 +167,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape], as_target: bool) 
         "sizes": {name: int(number) for name, number in told.items()},
         "same_classes": same,
         "parts": {part: int(sum(numbers)) for part, numbers in parts.items()} if parts else None,
-        "classes": listed[:LISTED],
-        "classes_not_listed": max(0, len(listed) - LISTED),
+        "classes": listed,
     }
 
 

@@ -51,7 +51,7 @@ def _one(one: dict[str, Any], tasks: dict[Split, TaskShape]) -> dict[str, Any]:
     told["items"] = text_lines(one.get("texts")) or ["An item is " + shape_text(one["input_shape"])]
     told["samples"] = one.get("texts", {}).get("samples", [])
     told["listed"] = one["classes"][:CLASSES]
-    told["more"] = len(one["classes"]) - len(told["listed"]) + one["classes_not_listed"]
+    told["more"] = len(one["classes"]) - len(told["listed"])
     if isinstance(source, ImageSource):
         told["pixels"] = [f"{m:.4f} ± {d:.4f}" for m, d in zip(one["mean"], one["deviation"], strict=True)]
         told["sheet"] = [

@@ -30,7 +30,6 @@ from metarun.runs.result import (
     TEST_CURVES,
     TEST_POINTS,
     VALIDATION_ACCURACY,
-    VALIDATION_ERROR,
     VALIDATION_MEDIAN,
     key,
 )
@@ -82,13 +81,12 @@ def draw(sections: Sequence[Section]) -> list[Drawing]:
 
 def _learning_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     def curve(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
-        return run.curve((VALIDATION_ACCURACY, VALIDATION_MEDIAN, VALIDATION_ERROR))
+        return run.curve((VALIDATION_ACCURACY, VALIDATION_MEDIAN))
 
     caption = "Validation during training: the mean over seeds, and the band from the lowest to the highest seed"
     band = partial(_band, curve=curve)
-    return _lines(
-        "learning_curves", caption, sections, band, "training step", "validation accuracy", "validation error"
-    )
+    accuracy, error = "validation accuracy", "validation error (median)"
+    return _lines("learning_curves", caption, sections, band, "training step", accuracy, error)
 
 
 def _target_curves(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
@@ -192,7 +190,7 @@ def _lines(
     error: str,
     dress: Callable[[Axes, dict[str, Band]], None] | None = None,
 ) -> tuple[str, str, Figure] | None:
-    """A panel for each setting with curves, a line for each group; the tenth and further groups are thin and grey."""
+    """A panel for each setting with curves, a line for each group; the eleventh and further groups are thin and grey."""
     panels, labelled = [], joint_labels(sections)
     for section in sections:
         curves = {labelled[id(row)]: curve(row.group) for row in _ranked(section)}
@@ -305,16 +303,22 @@ def _points(group: Group) -> tuple[str, list[int]]:
 
 
 def _measured(group: Group) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """For each quantity its curves by name: the mean over seeds and half its 95% interval over episodes, both `[n]`."""
+    """For each quantity its curves by name: the mean over seeds and half its 95% interval over episodes, both `[n]`.
+
+    Several tests of the same weights are one seed, of which it is the mean.
+    """
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    kept = [run.result.get(TEST_CURVES, {}) for run in group.runs]
-    for name in dict.fromkeys(name for curves in kept for name in curves):
-        seeds = [curves[name] for curves in kept if name in curves]
-        draws = [run.seed for run in group.runs if name in run.result.get(TEST_CURVES, {})]
-        length = min(len(curve["mean"]) for curve in seeds)
-        mean = np.array([curve["mean"][:length] for curve in seeds], dtype=float).mean(0)  # null is no number
-        halves = zip(*(curve["ci95"][:length] for curve in seeds), strict=True)
-        half = np.array([over_episodes(each, draws) for each in halves], dtype=float)  # NaN where there is none
+    kept = [[(run.seed, run.result.get(TEST_CURVES, {})) for run in together] for together in group.trainings]
+    for name in dict.fromkeys(name for together in kept for _, curves in together for name in curves):
+        seeds = [[(seed, curves[name]) for seed, curves in together if name in curves] for together in kept]
+        seeds = [together for together in seeds if together]
+        tests = [(*test, 1 / len(together) / len(seeds)) for together in seeds for test in together]
+        draws, shares = [seed for seed, _, _ in tests], [share for _, _, share in tests]
+        length = min(len(curve["mean"]) for _, curve, _ in tests)
+        means = np.array([curve["mean"][:length] for _, curve, _ in tests], dtype=float)  # null is no number
+        mean = np.array(shares) @ means
+        halves = zip(*(curve["ci95"][:length] for _, curve, _ in tests), strict=True)
+        half = np.array([over_episodes(each, draws, shares) for each in halves], dtype=float)  # NaN where there is none
         quantity, _, rest = name.partition("_")
         found.setdefault(quantity, {})[rest or name] = (mean, half)
     return found

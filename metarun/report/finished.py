@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import stat
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,9 @@ from metarun.runs.result import (
     MEASURES,
     OVERRIDES,
     PROTOCOL,
+    SECONDS,
     SETS,
+    STAGES,
     TARGET,
     TARGET_ACCURACY,
     TARGET_AGREE,
@@ -37,6 +40,7 @@ from metarun.runs.result import (
     TARGET_DIVISION,
     TARGET_OVER,
     TEST,
+    TRAIN,
     TRAIN_STEPS,
 )
 from metarun.runs.result import key as key_of_result
@@ -173,6 +177,13 @@ class FinishedRun:
     def digest(self) -> str | None:
         """That of the weights that it tests and did not train."""
         return None if self.result.get(TRAIN_STEPS) else self.result.get(CHECKPOINT_DIGEST)
+
+    @property
+    def train_seconds(self) -> float | None:
+        """The seconds of all its trainings, that of an earlier stage too; None where it trained nothing."""
+        seconds = [self.result.get(key_of_result(stage, SECONDS)) for stage in {TRAIN, *self.result.get(STAGES, {})}]
+        known = [each for each in seconds if each is not None]
+        return math.fsum(known) if known else None
 
     @property
     def needs(self) -> list[str]:

@@ -22,7 +22,7 @@ from metarun.report.finished import FinishedRun
 from metarun.report.summary import Section, summarise
 from metarun.report.text import TOO_FEW
 from metarun.runs.contents import PAGE
-from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, TRAIN_SECONDS, half_of, key
+from metarun.runs.result import COMMAND, GIT_COMMIT, SCORE, TEST_EPISODES, half_of, key
 from metarun.templates import template
 from metarun.text import counted, printable, shell_path
 
@@ -227,7 +227,7 @@ def _run(run: FinishedRun, label: str, section: Section, to: Path) -> dict[str, 
     else:
         value, spread = result.get(SCORE), ""
         value = -value if value is not None and measure == ERROR else value
-    seconds = result.get(TRAIN_SECONDS)
+    seconds = run.train_seconds
     return {
         "label": label,
         "seed": run.seed,

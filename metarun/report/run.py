@@ -12,7 +12,7 @@ from metarun.errors import UserError, lacks
 from metarun.ops.measures import ACCURACY, ERROR, MEDIAN_ERROR
 from metarun.report import continual, target
 from metarun.report.collect import MALFORMED, Unreadable, read
-from metarun.report.text import count_text, half, task_text
+from metarun.report.text import count_text, error_form, half, task_text
 from metarun.runs.contents import RESULT
 from metarun.runs.result import (
     AFTER_INNER_STEPS,
@@ -212,11 +212,12 @@ def _errors(result: dict[str, Any], what: str) -> Table:
         steps = result.get(key(prefix, AFTER_INNER_STEPS), {})
         for step, numbers in steps.items():
             if int(step) in SHOWN_STEPS or int(step) == last:
+                mean, width, median = (numbers[each] for each in (ERROR, half_of(ERROR), MEDIAN_ERROR))
                 table.add_row(
                     f"{name}, {counted(int(step), 'step')}",
-                    f"{numbers[ERROR]:.3f}",
-                    half(numbers[half_of(ERROR)], ".3f"),
-                    f"{numbers[MEDIAN_ERROR]:.3f}",
+                    f"{mean:{error_form(mean)}}",
+                    half(width, error_form(width or 0.0)),
+                    f"{median:{error_form(median)}}",
                     str(numbers["diverged"]),
                     str(result[key(prefix, EPISODES)]),
                 )

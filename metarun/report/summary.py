@@ -23,7 +23,6 @@ from metarun.runs.result import (
     TARGET_CURVE,
     TEST_DIVERGED,
     TEST_MEDIAN,
-    TRAIN_SECONDS,
     half_of,
     key,
 )
@@ -46,9 +45,9 @@ class Row:
     diverged: int | None = None  # test tasks of regression, of all seeds
     validation: float | None = None  # mean over seeds; higher is better
     validation_half: float | None = None
-    seconds: float | None = None  # of training, mean over seeds
+    seconds: float | None = None  # of all training stages, mean over seeds
     memory: float | None = None  # peak, on the device if that is a GPU; mean over seeds
-    best: bool = False
+    best: bool = False  # several may be, which are equal; the first of them is what the others are held against
     on_episodes: Paired | None = None  # this minus the best, over the episodes that both were tested on
     on_seeds: Paired | None = None  # this minus the best, over the seeds that both have
     published: Published | None = None
@@ -101,7 +100,8 @@ def summarise(collection: Collection) -> list[Section]:
             _against_the_best(section)
         else:
             section.rows.sort(key=lambda row: -math.inf if row.validation is None else row.validation, reverse=True)
-            section.rows[0].best = section.rows[0].validation is not None
+            for row in section.rows:
+                row.best = row.validation is not None and row.validation == section.rows[0].validation
         sections.append(section)
     _adjust([row for section in sections for row in section.rows])
     return sections
@@ -203,14 +203,14 @@ def _row(group: Group, columns: Sequence[str]) -> Row:
             row.episodes_half = _over_draws(finite, tested, group.setting.target)
             row.over = _bases(run.interval_over for together in finite for run in together)
         if measure == ERROR:
-            medians = [run.result[TEST_MEDIAN] for together in finite for run in together]
-            row.median = fmean(medians) if medians else None  # infinite where most tasks of one diverged
+            # Infinite where most tasks of one diverged, or all of them, whose mean is none.
+            row.median = fmean(fmean(run.result[TEST_MEDIAN] for run in together) for together in group.trainings)
             row.diverged = sum(run.result[TEST_DIVERGED] for run in runs)
     scores = _finite(_mean(run.result.get(SCORE) for run in together) for together in group.trainings)
     row.validation, row.validation_half = _mean(scores), statistics.over_seeds(scores)
     if not group.setting.tested:
         row.counted = len(scores)
-    row.seconds = _mean(run.result.get(TRAIN_SECONDS) for run in runs)
+    row.seconds = _mean(run.train_seconds for run in runs)
     memories = [run.result.get("peak_memory", {}) for run in runs]
     row.memory = _mean(memory.get("cuda", memory.get("host")) for memory in memories)
     setting = group.setting
@@ -243,12 +243,20 @@ class Point(NamedTuple):
 
 
 def target_points(group: Group) -> dict[int, Point]:
-    """The points of each number of training images that all runs have, their intervals for these weights."""
-    curves = [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in group.runs]
+    """The points of each number of training images that all runs have, their intervals for these weights.
+
+    Several tests of the same weights are one seed, of which it is the mean.
+    """
+    trainings = [
+        [{point["train_images"]: point for point in run.result.get(TARGET_CURVE, ())} for run in together]
+        for together in group.trainings
+    ]
+    curves = [curve for together in trainings for curve in together]
+    over = statistics.over_same_draws
     return {
         size: Point(
-            fmean(curve[size][ACCURACY] for curve in curves),
-            statistics.over_same_draws([curve[size].get(half_of(ACCURACY)) for curve in curves]),
+            fmean(fmean(curve[size][ACCURACY] for curve in together) for together in trainings),
+            over([over([curve[size].get(half_of(ACCURACY)) for curve in together]) for together in trainings]),
             _bases(basis(curve[size], group.setting.over) for curve in curves),
         )
         for size in sorted(set.intersection(*map(set, curves)))
@@ -306,9 +314,9 @@ def _against_the_best(section: Section) -> None:
         return
     sign = 1 if section.higher_is_better else -1
     best = max(rows, key=lambda row: sign * (row.mean or 0.0))
-    best.best = True
     scores = {id(run): run.scores() for row in rows for run in row.group.runs} if len(rows) > 1 else {}
     for row in rows:
+        row.best = row.mean == best.mean
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
             drawn = pooled(by_seed, row.group.setting.target) if by_seed else np.empty(0)

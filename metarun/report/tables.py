@@ -14,7 +14,7 @@ from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report.finished import Setting
 from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
-from metarun.report.text import TOO_FEW
+from metarun.report.text import TOO_FEW, error_form
 from metarun.runs.result import PROTOCOL, TRANSDUCTIVE
 
 SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
@@ -111,7 +111,7 @@ def number(value: float | None, measure: str) -> str:
         return "–"
     if measure == ACCURACY:
         return f"{value:.2%}"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:{error_form(value)}}"
 
 
 def section_table(section: Section) -> ReportTable:
@@ -155,8 +155,11 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
         cells["pretrained on these classes"] = [each.get("saw_these_classes", "no") for each in encoders]
     if len(rows) > 1:
         points = "" if regression else " (points)"
-        on_episodes = [_against(row, row.on_episodes, f"no common {over}", measure) for row in rows]
-        on_seeds = [_against(row, row.on_seeds, "–", measure) for row in rows]
+        best = next((row for row in rows if row.best), None)
+        on_episodes, on_seeds = (
+            ["the best" if row is best else _against(getattr(row, test), without, measure) for row in rows]
+            for test, without in (("on_episodes", f"no common {over}"), ("on_seeds", "–"))
+        )
         cells[f"{MINUS} over {over}{points}"] = on_episodes
         cells[f"{MINUS} over seeds{points}"] = on_seeds if any(row.on_seeds for row in rows) else ["" for _ in rows]
     cells["published"] = [str(row.published or "") for row in rows]
@@ -172,11 +175,11 @@ def _unlike(half: float | None, own: str, over: str) -> str:
     return "" if half is None or own == over else f" over {own}"
 
 
-def _against(row: Row, paired: Paired | None, without: str, measure: str) -> str:
+def _against(paired: Paired | None, without: str, measure: str) -> str:
     """`−1.20 ± 0.31, p 0.004`: in percentage points, or in errors."""
-    if row.best or paired is None:
-        return "the best" if row.best else without
-    scale, digits = (100, ".2f") if measure == ACCURACY else (1, ".3f" if abs(paired.mean) < 1000 else ".3g")
+    if paired is None:
+        return without
+    scale, digits = (100, ".2f") if measure == ACCURACY else (1, error_form(paired.mean))
     p = "p <0.001" if paired.p < 0.001 else f"p {paired.p:.3f}"
     half = f" ± {scale * paired.half:{digits}}" if paired.half is not None else " in all"
     return f"{scale * paired.mean:+{digits}}{half}, {p}".replace("-", "−")

@@ -122,7 +122,7 @@ def learning_curve(
         axes.set_xlabel(f"training {items} of the target")
         axes.set_ylabel(TITLES[measure])
         axes.grid(alpha=0.3)
-        if len(curves) > 1:
+        if len(curves) > 1 or chance is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         whole = io.BytesIO()
         FigureCanvasAgg(figure).print_png(whole)

@@ -21,6 +21,11 @@ def half(value: float | None, form: str) -> str:
     return f"({TOO_FEW} for an interval)" if value is None else f"± {value:{form}}"
 
 
+def error_form(value: float) -> str:
+    """The format of an error: three decimals, and three digits of a large one, as where tasks diverged."""
+    return ".3f" if abs(value) < 1000 else ".3g"
+
+
 def main_number(result: Mapping[str, Any], brief: bool = False) -> str:
     """The main test number of a run with half of its interval, else its validation score; empty where it has neither.
 

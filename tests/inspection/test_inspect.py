@@ -421,3 +421,9 @@ def test_ranges_and_classes_that_are_left_out_fit_as_they_do_in_a_run() -> None:
     assert "unlabelled" in fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=6))
     assert not fits(source, "train", TaskShape(2, 1, 1, min_items=5, unlabelled=5))
     assert "distractors" in fits(source, "train", TaskShape(2, 1, 1, unlabelled=0, distractors=2))
+
+
+def test_every_class_is_in_the_numbers_that_the_page_leaves_out() -> None:
+    every, images = range(2100), np.zeros((2100, 1, 1, 1), np.uint8)
+    source = ImageSource(table(images, [1] * 2100), {"train": every, "val": every, "test": every})
+    assert len(facts.counts(source, {}, as_target=False)["classes"]) == 2100

@@ -17,7 +17,7 @@ from reported import GENERATOR, make_run, make_test, pair, sections, with_target
 from metarun.report import figures, listing, rendering, statistics, tables
 from metarun.report.collect import collect, read
 from metarun.report.run import subject as run_subject
-from metarun.report.summary import summarise
+from metarun.report.summary import summarise, target_points
 
 
 def test_groups_are_what_was_swept_except_the_seed(tmp_path: Path) -> None:
@@ -212,6 +212,25 @@ def test_the_same_weights_tested_by_other_seeds_are_one_training(tmp_path: Path)
     (trained / "result.json").unlink()
     (section,) = sections(root)
     assert [row.n for row in section.rows] == [1]
+
+
+def test_weights_count_once_in_curves_however_often_they_were_tested(tmp_path: Path) -> None:
+    """One was tested by two seeds, the other by one: the curves are of the mean that the table has."""
+    for seed, (accuracy, tests) in enumerate(((0.4, (0, 1)), (0.8, (0,)))):
+        trained = make_run(tmp_path / "trained" / str(seed), "algo=maml", seed=seed, choices={"algo": "maml"})
+        points = [{"train_images": size, "acc": accuracy, "acc_ci95": accuracy / 4} for size in (5, 10)]
+        found: dict[str, Any] = {"target/acc": accuracy, "target/acc_ci95": accuracy / 4, "target/over": "repeats"}
+        found |= {"target/curve": points, "target/classes": ["a", "b"], "target/data": {"fingerprint": "f"}}
+        found["test/curves"] = {"loss": {"mean": [accuracy], "ci95": [accuracy / 4]}}
+        for test in tests:
+            make_test(tmp_path / "tests" / f"{seed}{test}", trained, f"seed={test}", seed=test, result=found)
+    (section,) = summarise(collect([tmp_path / "tests"], tmp_path / "report"))
+    (row,) = section.rows
+    assert (row.n, row.mean, row.episodes_half) == (2, pytest.approx(0.6), pytest.approx(0.15))
+    for point in target_points(row.group).values():
+        assert point[:2] == (pytest.approx(row.mean), pytest.approx(row.episodes_half))
+    mean, half = figures._measured(row.group)["loss"]["loss"]
+    assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.hypot(0.1 / 4 + 0.2 / 2, 0.1 / 4)))
 
 
 def test_trainings_that_are_tested_by_one_seed_are_several_on_the_same_episodes(tmp_path: Path) -> None:

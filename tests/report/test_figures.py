@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib import colors
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from reported import GENERATOR, make_run, sections, with_target
@@ -21,6 +23,7 @@ from shell import ROOT
 from metarun import report
 from metarun.report import figures, rendering, tables
 from metarun.report.collect import collect
+from metarun.report.target import learning_curve
 
 
 def test_the_same_weights_have_one_colour_and_name_on_each_of_several_data_sets(tmp_path: Path) -> None:
@@ -105,6 +108,13 @@ def test_band_of_curves(tmp_path: Path) -> None:
     np.testing.assert_allclose(band, [[15, 20], [0.35, 0.6], [0.3, 0.4], [0.4, 0.8]])
 
 
+def test_the_curve_of_regression_is_named_after_what_it_is_of(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", measure="mse", scores=[1.0, 2.0], curve=[0.3, 0.2])  # of `val/mse_median`
+    made = figures._learning_curves(sections(tmp_path))
+    assert made is not None
+    assert made[2].axes[0].get_ylabel() == "validation error (median)"
+
+
 def test_many_groups_keep_a_short_legend(tmp_path: Path) -> None:
     for number in range(14):
         config = {"algo": {"inner_lr": number}}
@@ -161,6 +171,15 @@ def test_curves_are_in_the_report_of_runs_that_have_them(tmp_path: Path) -> None
     assert "of 18 panels the first 8" in found.read_text()
     with Image.open(found.parent / "test_curves.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_line_of_the_commonest_class_is_named_beside_a_single_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[list[str]] = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, **place: named.append(axes.get_legend_handles_labels()[1]))
+    points = [{"train_images": size, "acc": size / 20, "acc_ci95": 0.1} for size in (5, 10)]
+    for chance in (None, 0.3):
+        assert learning_curve({"": points}, chance=chance)
+    assert named == [["the commonest class"]]
 
 
 def test_files_of_figures(written: Path) -> None:

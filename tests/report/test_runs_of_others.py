@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,17 @@ def test_a_result_of_others_that_cannot_be_shown_is_damaged(tmp_path: Path) -> N
     folder = make_run(tmp_path / "run", scores=[0.5, 1])
     with pytest.raises(UserError, match=r"result\.json: is damaged \(it has no train/tasks_per_second\); delete it"):
         show_stored(folder)
+
+
+def test_errors_of_tasks_that_diverged_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {"mse": 3.21e24, "mse_ci95": 6.4e24, "mse_median": 2.5e11, "diverged": 600}
+    task = {"ways": 1, "shots": 10, "queries": 10}
+    found: dict[str, Any] = {"protocol": {"norm": "none", "transductive": False, "test": task, "test_inner_steps": 10}}
+    found |= {"test/mse": 3.21e24, "test/episodes": 600, "test/after_inner_steps": {"10": numbers}}
+    show(Path("run"), found)
+    printed = capsys.readouterr().out
+    assert "│ 3.21e+24 │ ± 6.4e+24 │ 2.5e+11 │" in re.sub(" +", " ", printed)
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 DEEP = '{"a":' * 600 + "1" + "}" * 600

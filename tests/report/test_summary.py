@@ -16,7 +16,8 @@ import scipy.stats
 from reported import GENERATOR, make_run, pair, sections
 
 from metarun import files
-from metarun.report import rendering, statistics, tables
+from metarun.report import page, rendering, statistics, tables
+from metarun.report.collect import read
 from metarun.report.summary import pooled
 
 
@@ -196,6 +197,30 @@ def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
         assert any("2 of 3" in term for term in tables.explained([table]))
         (line,) = csv.DictReader(io.StringIO(rendering.as_csv([section])))
         assert line["seeds_in_mean"] == "2"
+        assert section.rows[0].median == (math.inf if name == "tested" else None)  # it is of all three
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_of_equal_rows_each_is_the_best(tested: bool, tmp_path: Path) -> None:
+    for algo, accuracy in (("anil", 0.5), ("maml", 0.75), ("protonet", 0.75)):
+        found = {} if tested else {"val/score": accuracy}
+        scores = np.full(8, accuracy) if tested else None
+        make_run(tmp_path / algo, f"algo={algo}", choices={"algo": algo}, scores=scores, result=found)
+    (section,) = sections(tmp_path)
+    assert {row.label for row in section.rows if row.best} == {"maml", "protonet"}
+    table = tables.section_table(section)
+    assert len(table.best) == 2
+    if tested:
+        at = table.headings.index("minus the best, over episodes (points)")
+        assert [cells[at] for cells in table.rows] == ["−25.00 in all, p 0.016", "the best", "+0.00 in all, p 1.000"]
+
+
+def test_the_time_of_training_is_that_of_all_stages(tmp_path: Path) -> None:
+    stages = {"stages": {"pretrain": {}}, "pretrain/seconds": 600.0}
+    made = make_run(tmp_path / "run", scores=[0.5, 1], result=stages)  # of which the last stage took 60 s
+    (section,) = sections(tmp_path)
+    assert section.rows[0].seconds == 660
+    assert page._run(read(made), "", section, tmp_path)["seconds"] == "660 s"
 
 
 def test_scores_of_another_shape_are_none(tmp_path: Path) -> None:

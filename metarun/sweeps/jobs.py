@@ -167,6 +167,13 @@ def validates(config: DictConfig) -> bool:
     return any(stage.gives_weights and not stage.needs_checkpoint for stage in build_stages(config))
 
 
+def tests(config: DictConfig) -> bool:
+    """Whether a stage of the recipe uses what the others have learned, and so tests it."""
+    from metarun.runs.building import build_stages  # here: it has torch imported
+
+    return any(not stage.gives_weights for stage in build_stages(config))
+
+
 def check_data(job: Job, config: DictConfig, known: dict[str, Any]) -> None:
     """Compares the data that are there with those of a finished job.
 

@@ -112,5 +112,6 @@ def needs(module: str, key: str, extra: str) -> None:
     Raises:
         UserError: It is not installed.
     """
-    if importlib.util.find_spec(module) is None:
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:  # nothing, or a mere folder of that name in the working folder
         raise UserError(f"{key}: needs {module}, which is not installed; pip install 'metarun[{extra}]'")

@@ -101,9 +101,18 @@ def uses_source(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]])
     return any(map(one, chosen.values()))
 
 
-def without_unread(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-    """The words of each job; where recipes are swept, without those that its own has no use for and another's has."""
-    if len({word for words in batch for word in words if key_of(word) == "recipe"}) < 2:
+def without_unread(
+    loader: Any, master: DictConfig, batch: Sequence[Sequence[str]], checked: bool = False
+) -> Sequence[Sequence[str]]:
+    """The words of each job; where recipes are swept, without those that its own has no use for and another's has.
+
+    Args:
+        loader: Hydra's loader of configs.
+        master: The config of the sweep's command line.
+        batch: The words of each job.
+        checked: Whether recipes are swept beside these jobs too, and for each key one of them is known to have a use.
+    """
+    if not checked and len({word for words in batch for word in words if key_of(word) == "recipe"}) < 2:
         return batch
     from metarun.runs.continuation import unread  # here: it has torch imported
 
@@ -111,8 +120,11 @@ def without_unread(loader: Any, master: DictConfig, batch: Sequence[Sequence[str
         found = [unread(loader.load_sweep_config(master, expanded(words)), words) for words in batch]
     except (HydraException, OmegaConfBaseException, UserError):  # which `jobs_of` tells
         return batch
-    by_all = set.intersection(*found)
-    return [[word for word in words if word not in own - by_all] for words, own in zip(batch, found, strict=True)]
+    by_all = set[str]() if checked else set.intersection(*({key_of(word) for word in own} for own in found))
+    return [
+        [word for word in words if word not in own or key_of(word) in by_all]
+        for words, own in zip(batch, found, strict=True)
+    ]
 
 
 def jobs_of(loader: Any, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[tuple[Job, Any]]:

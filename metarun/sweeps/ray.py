@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -68,13 +69,16 @@ def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any
     """Runs the jobs on the Ray at `address` (None: a new one here), each with `resources` (num_cpus, num_gpus, memory)."""
     import ray  # takes a second
 
-    started = time.monotonic()
+    started, on_sigterm = time.monotonic(), signal.getsignal(signal.SIGTERM)
     with exporting():
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            # Without an address Ray would use one that runs here, or that RAY_ADDRESS names.
+            ray.init(address=address or "local", log_to_driver=False, include_dashboard=False, configure_logging=False)
         except Exception as error:  # whatever Ray and what it is made of raise, which depends on the address
             where = "hydra/launcher=ray" if address is None else f"hydra.launcher.address={address}"
             raise UserError(f"{where}: no Ray can be used there ({first_line(error)})") from error
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)  # for which Ray has put one of its own
         try:
             tell_what_is_lacking(ray.nodes(), resources, address)  # type: ignore[no-untyped-call]
             remote = ray.remote(max_calls=1, max_retries=0, **resources)(in_ray)

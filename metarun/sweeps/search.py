@@ -25,7 +25,7 @@ from metarun.runs import trial
 from metarun.runs.folder import FREE
 from metarun.runs.result import SCORE
 from metarun.sweeps import plan
-from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, validates
+from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, tests, validates
 from metarun.sweeps.launcher import Launcher
 from metarun.sweeps.study import Study, check_storage, corners, distribution
 from metarun.text import shell_path
@@ -115,7 +115,7 @@ def sweep(
     arguments: Sequence[str],
     settings: Settings,
 ) -> None:
-    """Runs the trials of a search, tests the weights of the best, once, and writes the report.
+    """Runs the trials of a search, tests the weights of the best, once, unless each trial has a test, and writes the report.
 
     Args:
         launcher: What runs the trials.
@@ -166,8 +166,11 @@ def sweep(
             return
         if best := study.best():
             number, value, drawn = best
-            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; testing it")
-            ended += _test(launcher, loader, config, study, number, [*fixed, *drawn], root)
+            job, chosen = _job(loader, config, study, [*fixed, *drawn])
+            how = "its own run has the test" if tests(chosen) else "testing it"
+            plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; {how}")
+            if not tests(chosen):
+                ended += _test(launcher, loader, config, _in_its_folder(study, number, job), chosen, root)
         more = "a trial that failed counts as done; a larger hydra.sweeper.trials tries others"
         plan.conclude(ended, more)
         if best is None:
@@ -214,7 +217,7 @@ def _run_trials(
     jobs: dict[Path, tuple[Job, Any]] = {}
     numbers_of: dict[Path, list[int]] = {}  # several where the same was drawn twice, which is one run
     for number, words in words_of.items():
-        ((job, whole),) = plan.jobs_of(loader, config, [words])
+        job, whole = _job(loader, config, study, words)
         job = begun if (begun := _in_its_folder(study, number, job)).finished else job
         study.begin(number, job.folder.name)
         drawn = [word for word in words if word.partition("=")[0] in study.space]
@@ -242,6 +245,14 @@ def _run_trials(
         yield job, outcome, seconds
 
 
+def _job(loader: Any, config: DictConfig, study: Study, words: Sequence[str]) -> tuple[Job, Any]:
+    """A trial's job with its config, without those of its words for which other recipes of the search alone have a use."""
+    ((job, whole),) = plan.jobs_of(
+        loader, config, plan.without_unread(loader, config, [words], checked="recipe" in study.space)
+    )
+    return job, whole
+
+
 def _in_its_folder(study: Study, number: int, job: Job) -> Job:
     """A trial's job, in the folder that the trial has had."""
     name = study.folder(number)
@@ -249,17 +260,13 @@ def _in_its_folder(study: Study, number: int, job: Job) -> Job:
 
 
 def _test(
-    launcher: Launcher, loader: Any, config: DictConfig, study: Study, number: int, words: Sequence[str], root: Path
+    launcher: Launcher, loader: Any, config: DictConfig, job: Job, chosen: DictConfig, root: Path
 ) -> Iterable[plan.Ended]:
-    """Tests the weights of the trial with this number and these words, in a run of its own below `root`."""
-    ((job, chosen),) = plan.jobs_of(loader, config, [words])
-    job = _in_its_folder(study, number, job)
+    """Tests the weights of a trial, by its job and its config, in a run of its own below `root`."""
     allow(chosen)  # the trial is the user's own run, so whatever it names may be built again
     where = {"checkpoint": job.folder, "name": root.name}
     where |= {"outputs": root.parent} if chosen.outputs != Config.outputs else {}
-    tests = plan.jobs_of(
-        loader, config, [["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]]
-    )
-    ((job, whole),) = tests
+    words = ["recipe=test", *(f"{key}={quoted(str(value))}" for key, value in where.items())]
+    ((job, whole),) = plan.jobs_of(loader, config, [words])
     job = replace(job, label="the best trial, tested")
     return plan.already_ended([(job, whole)], look_at_data=True) or launcher.launch([job], config)

@@ -162,7 +162,7 @@ class Stuck:
 
 
 def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_seconds: float) -> Iterator[Ended]:
-    """Submits the jobs that are not in the queue yet.
+    """Submits the jobs that are not in the queue yet; of those that failed while no command waited, tells that instead.
 
     Args:
         jobs: The jobs.
@@ -184,12 +184,20 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
         raise UserError("hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?")
     known = {job: note for job in jobs if (note := _noted(job))}
     waiting = {job: name for job, (name, _) in known.items() if name in listed}
-    new = [job for job in jobs if job not in waiting]
+    left = {job: outcome for job in known if job not in waiting and (outcome := _outcome_of(job))}
+    failed = {job: outcome for job, outcome in left.items() if outcome.status}
+    for job, outcome in failed.items():
+        _left(job).unlink(missing_ok=True)  # told once: the next command runs the job again
+        yield job, outcome, time.monotonic() - started
+    new = [job for job in jobs if job not in waiting and job not in failed]
+    if not new and not waiting:
+        return
+    already = len(waiting)
     stuck = Stuck()
     tell_other_settings({name: known[job][1] for job, name in waiting.items()}, parameters)
     if new:
         waiting |= submit(new, parameters)
-    say(f"{counted(len(new), 'job')} submitted, {len(jobs) - len(new)} were in the queue")
+    say(f"{counted(len(new), 'job')} submitted, {already} were in the queue")
     stuck.tell(waiting.values(), listed)
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
@@ -211,6 +219,7 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
                 if outcome is None and absent[job] < LATE:
                     continue
                 del waiting[job]
+                _left(job).unlink(missing_ok=True)
                 lost = Outcome(1, f"Slurm job {name} ended without a result: cancelled, or out of time or memory")
                 yield job, outcome or lost, time.monotonic() - started
             time.sleep(poll_seconds)

@@ -387,6 +387,28 @@ def test_a_search_comes_to_its_end_by_a_launcher_that_does_not_wait(tmp_path: Pa
     assert "2 jobs: 1 finished before, 1 to run" in done("-m", *grid, "--dry-run").out
 
 
+def test_a_trial_is_given_the_words_that_its_recipe_has_a_use_for(tmp_path: Path, submitted: list[Job]) -> None:
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=4", "hydra.sweeper.at_once=4"]
+    later = "hydra.launcher._target_=test_search.Later"
+    words = ["recipe=train,continual", "continual.orders=2"]
+    done(*search, later, *SINUSOID, *words, f"outputs={tmp_path}")
+    given = {
+        word: "continual.orders=2" in job.overrides
+        for job in submitted
+        for word in job.overrides
+        if word.startswith("recipe=")
+    }
+    assert given == {"recipe=train": False, "recipe=continual": True}
+
+
+def test_the_best_trial_of_a_recipe_that_tests_has_no_second_test(tmp_path: Path) -> None:
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.trials=1", *SINUSOID, "recipe=meta", "train.optimizer.lr=0.1,0.01"]
+    searched = done("-m", *words, f"outputs={tmp_path}")
+    (made,) = runs(tmp_path).values()
+    assert "test/mse" in result(made)
+    assert "; its own run has the test" in searched.err
+
+
 def test_what_was_no_fault_of_a_trial_is_run_again(tmp_path: Path, submitted: list[Job]) -> None:
     search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=2", "hydra.launcher._target_=test_search.Busy"]
     searched = metarun(*search, *SINUSOID, "algo.inner_steps=range(1,2)", f"outputs={tmp_path}")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import ROOT, SINUSOID, metarun, start
 from test_sweeps import runs, same, sittings
 
 from metarun.errors import UserError
+from metarun.runs.trial import beside
+from metarun.sweeps import slurm as launcher
+from metarun.sweeps.jobs import PRUNED, Job, Outcome
 from metarun.sweeps.slurm import Slurm, _remove
 
 FEW = [word for word in SINUSOID[1:] if not word.startswith("train.steps")]
@@ -167,6 +173,29 @@ def test_what_slurm_refuses_leaves_nothing(slurm: None, tmp_path: Path) -> None:
     assert done.status == 2
     assert "hydra/launcher=slurm: sbatch: error: Batch job submission failed" in done.err
     assert not (tmp_path / "none").exists()
+
+
+def test_what_failed_while_no_command_waited_is_told_before_it_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(("seed=0",), ("seed=0",), tmp_path / "sweep" / "seed-0", "seed=0")
+    ended, submitted = Outcome(PRUNED, "pruned at step 4"), list[Job]()
+
+    def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
+        submitted.extend(jobs)
+        return dict.fromkeys(jobs, "8")
+
+    monkeypatch.setattr(launcher, "queued", dict)
+    monkeypatch.setattr(launcher, "submit", submit)
+    monkeypatch.setattr(launcher.shutil, "which", str)
+    beside(job.folder, "slurm").parent.mkdir(parents=True)
+    beside(job.folder, "slurm").write_text("7\n{}\n")
+    beside(job.folder, "outcome").write_text(json.dumps(asdict(ended)))
+    told = [*launcher.carry_out([job], {}, wait=False, poll_seconds=1.0)]
+    assert [(one, outcome) for one, outcome, _ in told] == [(job, ended)]
+    assert not submitted
+    assert not [*launcher.carry_out([job], {}, wait=False, poll_seconds=1.0)]
+    assert submitted == [job]
 
 
 def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import warm
@@ -23,6 +24,7 @@ from metarun.errors import JobsFailed, UserError
 from metarun.runs.folder import choose_folder
 from metarun.sweeps import local, ray
 from metarun.sweeps.jobs import Job, Outcome, how_it_ended
+from metarun.sweeps.launcher import needs
 from metarun.sweeps.plan import conclude, progress, sweep_name
 
 GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
@@ -374,6 +376,8 @@ def test_recipes_that_are_swept_are_given_the_words_that_each_has_a_use_for(tmp_
     assert ["continual.orders-2" in job for job in jobs] == [False, True]
     alone = metarun("-m", *SINUSOID, "recipe=train,meta", "continual.orders=2", f"outputs={tmp_path}", "--dry-run")
     one_line(alone, "continual.orders=2: this recipe has no use for it")
+    several = metarun("-m", *SINUSOID, "recipe=train,meta", "continual.orders=2,3", f"outputs={tmp_path}", "--dry-run")
+    one_line(several, "continual.orders=2: this recipe has no use for it")
 
 
 @pytest.mark.parametrize(
@@ -502,6 +506,24 @@ def test_an_address_without_a_ray_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_without_an_address_a_ray_is_started_and_a_signal_means_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself Ray would take one that runs here, and have SIGTERM end the sweep by an exit status of its own."""
+    before, asked = signal.getsignal(signal.SIGTERM), list[str | None]()
+
+    def init(address: str | None, **options: object) -> None:
+        asked.append(address)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, nodes=list, shutdown=lambda: None))
+    try:
+        with pytest.raises(UserError, match="this machine has 0 for a job"):
+            next(ray.carry_out([], None, {"num_cpus": 1, "num_gpus": 0}))
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == ["local"]
+
+
 def test_what_no_node_of_ray_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 1.0}}]
     ray.tell_what_is_lacking(nodes, {"num_cpus": 4, "num_gpus": 0}, None)
@@ -529,6 +551,13 @@ def test_missing_extra_is_named(
     assert done.status == 2
     assert done.said == [f"metarun: {word}: needs {module}, which is not installed; pip install 'metarun[{extra}]'"]
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "library_that_is_a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^a=b: needs library_that_is_a_folder, which is not installed; pip install"):
+        needs("library_that_is_a_folder", "a=b", "extra")
 
 
 def test_fixed_words_apply_to_every_job_and_the_message_names_the_job_that_lacks_the_key(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def test_four_classes_of_own_images_end_in_one_line_that_leads_on(
 def test_debug_fast_carries_a_whole_command_out_in_a_few_steps(words: list[str], tmp_path: Path) -> None:
     done = metarun(*words, "debug=fast", "backbone.channels=4", f"outputs={tmp_path}")
     assert done.status == 0, done.err
-    for path in tmp_path.glob("*/*/result.json"):
+    made = list(tmp_path.glob("*/*/result.json"))
+    assert len(made) == (2 if "-m" in words else 1)
+    for path in made:
         found = result(path.parent)
         assert found["train/steps"] == 4
         assert found["test/episodes"] == 8

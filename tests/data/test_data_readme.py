@@ -29,16 +29,16 @@ def test_the_example_runs_from_an_empty_folder(tmp_path: Path, monkeypatch: pyte
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(rest)
     monkeypatch.chdir(home)
+    (command,) = (one for one in blocks("sh") if "--config-dir" in one)
+    words = shlex.split(command)
+    assert words[0] == "metarun"
     try:
-        for command in (one for one in blocks("sh") if "--config-dir" in one):
-            words = shlex.split(command)
-            assert words[0] == "metarun"
-            outcome = metarun(*words[1:])
-            assert outcome.status == 0, outcome.err
-            found = result(run_folder(home / "outputs"))
-            assert found["data"]["classes"] == {"train": 8, "val": 2, "test": 2}
-            assert found["test/acc"] > 0.6  # of two kinds of rings
-            assert "nothing was computed" in metarun(*words[1:]).out
+        outcome = metarun(*words[1:])
+        assert outcome.status == 0, outcome.err
+        found = result(run_folder(home / "outputs"))
+        assert found["data"]["classes"] == {"train": 8, "val": 2, "test": 2}
+        assert found["test/acc"] > 0.6  # of two kinds of rings
+        assert "nothing was computed" in metarun(*words[1:]).out
     finally:
         sys.modules.pop("rings", None)
 

@@ -198,6 +198,7 @@ def test_the_worst_class_may_be_one_without_an_answer() -> None:
     logits[0, :2] = math.nan
     observed(torch.arange(2), logits, torch.tensor([[0, 0, 1, 1]] * 2))
     assert observed.worst.tolist() == [0, 1]
+    assert observed.chance.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])

@@ -239,6 +239,29 @@ def test_seeds_that_were_tested_on_the_same_draws_lessen_no_interval() -> None:
     assert statistics.paired(pooled(twice, same_draws=False)).half < statistics.paired(once).half  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("images", "shared"), [({"all": 60}, 12 / 48), ({"train": 48, "test": 12}, 0.0), ({}, 0.0)], ids=str
+)
+def test_repeats_of_a_target_that_test_the_same_images_are_not_compared_as_independent(
+    images: dict[str, int], shared: float, tmp_path: Path
+) -> None:
+    """Of 60 images each repeat tests 12: the variance of their mean is s^2 (1 / n + 12 / 48) (Nadeau and Bengio 2003)."""
+    ours, theirs = GENERATOR.normal(0.5, 0.05, 10), GENERATOR.normal(0.9, 0.05, 10)
+    for algo, scores in (("maml", ours), ("protonet", theirs)):
+        found = {"acc": scores.mean(), "acc_ci95": 0.1, "classes": ["a", "b"], "over": "repeats", "train_images": 48,
+                 "test_images": 12, "data": {"fingerprint": "f", "images": images}}  # fmt: skip
+        make_run(
+            tmp_path / algo, f"algo={algo}", scores=scores, choices={"algo": algo, "target": "digits"},
+            result={f"target/{name}": value for name, value in found.items()},
+        )  # fmt: skip
+    (section,) = sections(tmp_path)
+    (test,) = [row.on_episodes for row in section.rows if row.on_episodes]
+    mean, error = (ours - theirs).mean(), (ours - theirs).std(ddof=1) * math.sqrt(1 / 10 + shared)
+    assert (test.mean, test.pairs) == (pytest.approx(mean), 10)
+    assert test.half == pytest.approx(scipy.stats.t.ppf(0.975, 9) * error)
+    assert test.p == pytest.approx(2 * scipy.stats.t.sf(abs(mean) / error, 9))
+
+
 def test_a_seed_most_of_whose_tasks_diverged_is_in_the_median(tmp_path: Path) -> None:
     for seed in range(3):
         scores = 1 + GENERATOR.random(5)

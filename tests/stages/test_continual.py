@@ -6,19 +6,21 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, build, compose, toy_images
+from helpers import CPU, build, compose, hardware, toy_images
 from PIL import Image
 from shell import events, make_images, metarun, result, run_folder
 from torch import nn
 
 from metarun.core import Episodes, TaskShape
 from metarun.data.sequences import sequences
+from metarun.data.source import Split
 from metarun.engine.sequence import ClassSequence, linear_probe, online, prototypes
 from metarun.errors import UserError
 from metarun.ops.online import online_head, with_new_rows
@@ -26,6 +28,9 @@ from metarun.report import figures
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
 from metarun.report.tables import explained, section_table
+from metarun.runs import contents
+from metarun.stages import continual
+from metarun.stages.continual import Continual
 
 IMAGES = toy_images(per_class=12)
 
@@ -263,6 +268,65 @@ def test_class_means_forget_nothing_and_a_probe_sees_all() -> None:
 def test_a_head_that_diverges_is_one_line() -> None:
     with pytest.raises(UserError, match=r"continual.rates: the head is not finite at 1e\+38"):
         online(classes(), [6], 1e38, "sgd", 0)
+
+
+def stage_of_places(tmp_path: Path) -> tuple[Continual, Any]:
+    """The stage before its orders, and its run: classes 4 to 7 validate, 8 to 11 test, and the feature of an image is its row."""
+    config = compose(
+        "recipe=continual", "continual.rates=[1,0.1,0.01,0.001]", "continual.images=3", "continual.test_images=2"
+    )
+    stage = Continual()
+    every: dict[Split, range] = {"val": range(4, 8), "test": range(8, 12)}
+    source = IMAGES.divided({"train": range(4), **every})
+    stage.images = {split: source.labelled(None, split) for split in every}
+    stage.features = {split: torch.from_numpy(images.rows).double()[:, None] for split, images in stage.images.items()}
+    stage.classes = 3
+    (tmp_path / contents.CONTINUAL).mkdir()
+    return stage, SimpleNamespace(config=config, hardware=hardware(), folder=tmp_path)
+
+
+def rows_of(sequence: ClassSequence) -> torch.Tensor:
+    """The rows of the images of each class, `[C, K + Q]`."""
+    return torch.cat([sequence.learned, sequence.asked], 1)[..., 0].long()
+
+
+@pytest.mark.parametrize(("split", "classes"), [("val", range(4, 8)), ("test", range(8, 12))])
+def test_a_sequence_is_of_classes_of_its_split_and_asks_for_images_that_it_does_not_learn(
+    split: Split, classes: range, tmp_path: Path
+) -> None:
+    stage, run = stage_of_places(tmp_path)
+    found = [stage._sequence(run, split, number, 3) for number in range(5)]
+    assert {(one.learned.shape, one.asked.shape) for one in found} == {((3, 3, 1), (3, 2, 1))}
+    for sequence in found:
+        rows = rows_of(sequence)
+        assert len(rows.unique()) == rows.numel()
+        shown = rows // 12  # the images of a class
+        assert (shown == shown[:, :1]).all()
+        assert len(shown[:, 0].unique()) == 3
+        assert set(shown[:, 0].tolist()) <= set(classes)
+    assert len({tuple(rows_of(one)[:, 0].tolist()) for one in found}) == 5
+    assert torch.equal(stage._sequence(run, split, 3, 3).learned, found[3].learned)
+
+
+def test_the_learning_rate_is_the_one_that_is_best_on_other_images_of_validation_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with which a head diverges is none; what was tried is kept."""
+    stage, run = stage_of_places(tmp_path)
+    shown: set[int] = set()
+
+    def tried(sequence: ClassSequence, points: list[int], rate: float, *_: Any) -> tuple[list[float], ...]:
+        assert points == [3]  # at the end of a sequence
+        shown.update((rows_of(sequence) // 12).flatten().tolist())
+        if rate == 1:
+            raise UserError("continual.rates: the head is not finite at 1")
+        return [{0.1: 0.5, 0.01: 0.75, 0.001: 0.25}[rate]], [1 - rate], [rate]
+
+    monkeypatch.setattr(continual, "online", tried)
+    assert stage._rate(run) == (0.01, 0.75)
+    assert shown == {4, 5, 6, 7}
+    monkeypatch.setattr(continual, "online", pytest.fail)
+    assert stage._rate(run) == (0.01, 0.75)
 
 
 PIXELS = ["recipe=continual", "algo=protonet", "backbone=pixels", "train.steps=0", "test.episodes=2",

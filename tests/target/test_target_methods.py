@@ -84,6 +84,7 @@ def test_subsets_are_stratified_grow_and_are_the_same_for_all() -> None:
     assert [len(subset) for subset in drawn] == sizes
     assert drawn[0].counts.tolist() == [1, 1, 1, 1]
     assert drawn[4].counts.tolist() == [4, 16, 16, 16]
+    assert drawn[5].rows.tolist() == uneven.rows.tolist()  # all of them, in their order
     for smaller, larger in itertools.pairwise(drawn):
         assert key(smaller) < key(larger)
     assert key(uneven.subset(26, "n", 0, 3)) == key(drawn[3])

@@ -29,6 +29,7 @@ from metarun.engine import checkpoint
 from metarun.engine.gradients import gradient_step
 from metarun.engine.learner import build_optimizer
 from metarun.errors import UserError
+from metarun.ops.metrics import accuracy
 from metarun.wrappers.ats import Scheduler
 from metarun.wrappers.base import Wrapper
 from metarun.wrappers.metamix import MetaMix
@@ -444,6 +445,27 @@ def test_what_paid_is_drawn_more_often(reward: float, monkeypatch: pytest.Monkey
     assert any(gradient.abs().max() > 0 for gradient in of_draw)
     assert wrapper.average.item() == pytest.approx(reward)
     assert shown["reward"].item() == reward
+
+
+def test_the_reward_is_the_accuracy_on_validation_tasks_that_select_no_weights() -> None:
+    """The training validates on the first tasks; those of the scheduler begin a million later, and each step has others."""
+    images = toy_images(signal=0.1)  # which an untrained network tells apart in part
+    wrapper = wrap(config_of("wrapper=ats", "wrapper.validation_tasks=3"), images).train()
+    asked: list[tuple[int, int]] = []
+
+    def validation(start: int, stop: int) -> Episodes:
+        asked.append((start, stop))
+        return episodes(images, TASK, stop - start, "val", start)
+
+    wrapper.validation = validation
+    still = {name: torch.zeros_like(value) for name, value in wrapper.method.named_parameters()}
+    firsts = {step: 10**6 + 3 * step for step in (0, 1, 7)}
+    rewards = {step: wrapper.reward(still, step).item() for step in firsts}
+    assert asked == [(first, first + 3) for first in firsts.values()]
+    wrapper.method.eval()
+    for step, first in firsts.items():
+        tasks = episodes(images, TASK, 3, "val", first)
+        assert rewards[step] == pytest.approx(accuracy(wrapper.method.predict(tasks), tasks.query_y).mean().item())
 
 
 @pytest.mark.parametrize("tensors", [1, 6])

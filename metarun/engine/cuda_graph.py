@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,9 +12,15 @@ Compute = Callable[[], tuple[Tensor, ...]]
 Capture = Callable[[Compute], tuple[tuple[Tensor, ...], Callable[[], None]]]
 WARM_UP = 3  # passes before the capture, in which libraries choose their kernels and take their workspace
 
+# The graphs that live, with the stream that they were captured on: memory is used again on the same stream alone.
+_living: weakref.WeakKeyDictionary[torch.cuda.CUDAGraph, torch.cuda.Stream] = weakref.WeakKeyDictionary()
+
 
 def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
     """Captures a computation as a CUDA graph.
+
+    All graphs share the memory of what lies between their inputs and their outputs, so that many take as much of it as the largest.
+    A replay may thus write over the outputs of another graph.
 
     Args:
         compute: The computation, without arguments; it must read and write the same memory in every call.
@@ -21,15 +28,17 @@ def cuda_graph(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]
     Returns:
         The outputs that it gave while it was captured, and a function that computes them anew into the same memory.
     """
-    stream = torch.cuda.Stream()
+    other = next(iter(_living.items()), None)
+    pool, stream = (other[0].pool(), other[1]) if other else (None, torch.cuda.Stream())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         outputs = compute()
+    _living[graph] = stream
     return outputs, graph.replay
 
 
@@ -45,6 +54,7 @@ class CudaGraph:
     """
 
     def __init__(self, play: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], capture: Capture) -> None:
+        self.play = play  # a replay reads its constants where they lay, and the graph does not hold them
         self.inputs = [value.detach().clone() for value in inputs]
         with torch.no_grad():
             self.outputs, self.replay = capture(lambda: play(*self.inputs))

@@ -122,10 +122,10 @@ class _Tally:
         """Adds the episodes `rows`, by their predictions after each number of inner steps."""
         last, share = predictions[-1], len(rows) / self.episodes
         if self.algorithm.spec.kind == "regression":
-            self.values[:, rows] = metrics.squared_error(predictions, truth).cpu()
-            self.power += truth.double().square().mean().cpu() * share
+            self.values[:, rows] = metrics.squared_error(predictions, truth)
+            self.power += truth.cpu().double().square().mean() * share
         else:
-            self.values[:, rows] = metrics.accuracy(predictions, truth).cpu()
+            self.values[:, rows] = metrics.accuracy(predictions, truth)
             self.undefined += metrics.undefined(last).any(-1).sum().cpu()
             last = metrics.or_guess(last)
         self.loss += self.algorithm.task_loss(last, truth).cpu() * share
@@ -137,7 +137,7 @@ class _Tally:
                 whole = self.measures.setdefault(
                     name, torch.zeros(self.episodes, *value.shape[1:], dtype=torch.float64)
                 )
-                whole[rows] = value.double().cpu()
+                whole[rows] = value.cpu().double()
 
 
 def prepared_tasks(
@@ -217,7 +217,7 @@ def classified(
         for start in range(first, end, IMAGES_AT_ONCE):
             batch = images.batch(np.arange(start, min(start + IMAGES_AT_ONCE, end)), hardware.device)
             with hardware.autocast():
-                parts.append(algorithm.classify(batch.x).double().cpu())
+                parts.append(algorithm.classify(batch.x).cpu().double())
     known = torch.cat(parts) if parts else torch.zeros(0, algorithm.spec.outputs, dtype=torch.float64)
     if world.size == 1:
         return known

@@ -18,7 +18,7 @@ from metarun.engine.cuda_graph import cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.traced_step import TracedStep
 from metarun.errors import UserError
-from metarun.ops.draws import drawing
+from metarun.ops.draws import drawing, seed_globals, states
 from metarun.system import platform
 from metarun.text import counted
 
@@ -76,27 +76,12 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, cache_enabled=False)
 
     def seed(self, number: int) -> None:
-        """Seeds the global generators of the CPU and of this device.
-
-        `torch.manual_seed` would format a stack trace each time.
-
-        Args:
-            number: The seed, at least 0 and below 2**63.
-        """
-        torch.default_generator.manual_seed(number)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(number)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(number)
+        """Seeds the global generators of the CPU and of this device by a number that is at least 0 and below 2**63."""
+        seed_globals(number, self.device)
 
     def random_state(self) -> torch.Tensor:
         """The state of the generators that `seed` seeds, uint8 `[n]`: it changes where a number is drawn."""
-        states = [torch.default_generator.get_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        elif self.device.type == "mps":
-            states.append(torch.mps.get_rng_state())
-        return torch.cat(states)
+        return torch.cat(states(self.device))
 
     def backward(
         self, algorithm: Algorithm | Wrapper, episodes: Episodes, step: int, weight: float

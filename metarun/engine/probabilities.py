@@ -41,14 +41,14 @@ class Observed:
 
     def __call__(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Counts the episodes of the numbers `rows`: logits `[T, N*Q, N]`, labels `[T, N*Q]`."""
-        ways = logits.shape[-1]
+        logits, labels, ways = logits.cpu(), labels.cpu(), logits.shape[-1]
         right = metrics.right(logits, labels)
         classes = torch.nn.functional.one_hot(labels, ways).double()
         shares = (right[..., None] * classes).sum(1) / classes.sum(1)  # NaN of a class without queries
-        self.worst[rows] = shares.nan_to_num(nan=torch.inf).min(-1).values.cpu()
+        self.worst[rows] = shares.nan_to_num(nan=torch.inf).min(-1).values
         self.chance[rows] = 1 / ways
-        logs = log_softmax(metrics.or_guess(logits).double().cpu().numpy().reshape(-1, ways), axis=1)
-        truth = labels.cpu().numpy().reshape(-1)
+        logs = log_softmax(metrics.or_guess(logits).double().numpy().reshape(-1, ways), axis=1)
+        truth = labels.numpy().reshape(-1)
         self.before.add(logs, truth)
         self.after.add(tempered(logs, self.temperature or 1.0), truth)
 
@@ -97,9 +97,9 @@ def validation_temperature(
 
     def collect(rows: Tensor, found: Tensor, labels: Tensor) -> None:
         queries, own = found.shape[1:]
-        truth[rows, :queries] = labels.double().cpu() + 1
+        truth[rows, :queries] = labels.cpu() + 1
         logits[rows, :queries] = torch.nn.functional.pad(
-            metrics.or_guess(found).double().cpu(), (0, ways - own), value=-torch.inf
+            metrics.or_guess(found).cpu().double(), (0, ways - own), value=-torch.inf
         )
 
     with draws.untouched(hardware.device):
@@ -151,12 +151,12 @@ def known_and_unknown(
                     logits = algorithm.predict(batch)
                     support, queries = algorithm.embed(batch)
                 near = nearness(support.flatten(2), batch.support_y, queries.flatten(2), batch.ways)
-                scores = logits.double().cpu().numpy().reshape(-1, batch.ways)
+                scores = logits.cpu().double().numpy().reshape(-1, batch.ways)
                 with np.errstate(invalid="ignore"):  # of predictions that say nothing
                     logs = tempered(log_softmax(scores, axis=1), temperature or 1.0)
-                found = certainties(scores, logs, near.cpu().numpy().ravel())
+                found = certainties(scores, logs, near.numpy().ravel())
                 size = kind.shape[1]
-                kinds[rows, :size] = kind.double().cpu()
+                kinds[rows, :size] = kind.cpu().double()
                 for row, name in enumerate(NAMES):
                     whole[row, rows, :size] = torch.from_numpy(found[name]).view(len(rows), -1)
             progress(stop * hardware.world.size)

@@ -155,7 +155,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             for rows, content, x in self._placed(files, images, whole=network.transductive):
                 learned[rows] = self.learned_from(content)
                 with turn, torch.no_grad():
-                    scores = network(x).double().cpu()
+                    scores = network(x).cpu().double()
                     if undefined(scores).any():
                         raise UserError(
                             "images: what was learned of the examples gives scores that are not finite; inner steps may diverge on such "

@@ -160,4 +160,4 @@ def held_out_temperature(method: TargetMethod, train: Labelled, known: Batch, se
         scores: Tensor = fitted(asked.x)
     if metrics.undefined(scores).any():
         return None
-    return fit_temperature(fitted.log_probabilities(scores).cpu().numpy(), asked.y.cpu().numpy())
+    return fit_temperature(fitted.log_probabilities(scores.cpu()).numpy(), asked.y.cpu().numpy())

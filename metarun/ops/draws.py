@@ -42,6 +42,41 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def seed_globals(number: int, device: torch.device) -> None:
+    """Seeds the global generators of the CPU and of `device`.
+
+    `torch.manual_seed` would format a stack trace each time.
+
+    Args:
+        number: The seed, at least 0 and below 2**63.
+        device: The device.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)
+
+
+def states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that `seed_globals` seeds, uint8 `[n]` each, the CPU's first."""
+    found = [torch.default_generator.get_state()]
+    if device.type == "cuda":
+        found.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        found.append(torch.mps.get_rng_state())
+    return found
+
+
+def set_states(found: Sequence[Tensor], device: torch.device) -> None:
+    """Puts these generators in states of `states`."""
+    torch.default_generator.set_state(found[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(found[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(found[1])
+
+
 class StepShare:
     """The tasks of a training step that one pass computes: `first` to `first + count` of `total`.
 
@@ -94,10 +129,7 @@ class StepShare:
 
     def seed_global(self, number: int, device: torch.device) -> None:
         """Seeds torch's global generators for a task, so that modules which draw from them (`nn.Dropout`) do so by task."""
-        seed = mixed(self.seed, self.step, self.numbers[number], self.passes)
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_globals(mixed(self.seed, self.step, self.numbers[number], self.passes), device)
 
     def generator(self, number: int) -> np.random.Generator:
         """Returns the generator of a task. It is numpy's: the same numbers on every device, and `vmap` does not take hold of it."""
@@ -199,8 +231,11 @@ def of_the_step() -> Iterator[None]:
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
     """Puts the global generators of the CPU and of `device` back afterwards, whatever is drawn within."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    before = states(device)
+    try:
         yield
+    finally:
+        set_states(before, device)
 
 
 @contextmanager
@@ -293,15 +328,13 @@ def snapshot(device: torch.device) -> Callable[[], Any]:
         A function that returns a context: within it the same numbers are drawn, and after it all is as before.
     """
     share, number = _share.get(), _task.get()
-    state, on_device = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    noted = states(device)
     generators = copy.deepcopy(share.generators) if share else {}
 
     @contextmanager
     def again() -> Iterator[None]:
         with untouched(device):
-            torch.set_rng_state(state)
-            if on_device is not None:
-                torch.cuda.set_rng_state(on_device, device)
+            set_states(noted, device)
             if share is None:
                 yield
                 return

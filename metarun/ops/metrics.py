@@ -130,7 +130,7 @@ def macro_f1(confusion: np.ndarray) -> tuple[float, float | None]:
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Computes the share of right answers of each task, `[..., T]`, from logits `[..., T, M, N]` and labels `[T, M]`.
+    """Computes the share of right answers of each task, `[..., T]` on the CPU, from logits `[..., T, M, N]` and labels `[T, M]`.
 
     Logits that are no numbers are no answer, and so not right.
     """
@@ -138,8 +138,8 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def right(logits: Tensor, target: Tensor) -> Tensor:
-    """Marks rightly answered queries with 1, the others with 0, float64 `[..., T, M]`; the arguments are those of `accuracy`."""
-    return ((logits.argmax(-1) == target) & ~undefined(logits)).double()
+    """Marks rightly answered queries with 1, the others with 0, float64 `[..., T, M]` on the CPU; the arguments are those of `accuracy`."""
+    return ((logits.argmax(-1) == target) & ~undefined(logits)).cpu().double()  # Apple's GPU has no double precision
 
 
 def undefined(logits: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ def or_guess(logits: Tensor) -> Tensor:
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Computes the mean squared error of each task, `[..., T]`, from predictions `[..., T, M, D]` and targets `[T, M, D]`."""
-    return (prediction.double() - target.double()).square().mean((-1, -2))
+    """Computes the mean squared error of each task, `[..., T]` on the CPU, from predictions `[..., T, M, D]` and targets `[T, M, D]`."""
+    return (prediction.cpu().double() - target.cpu().double()).square().mean((-1, -2))
 
 
 def ndcg(prediction: Tensor, relevance: Tensor, k: int) -> Tensor:

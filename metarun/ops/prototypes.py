@@ -36,7 +36,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Tensor:
-    """Computes minus the squared distance of each query to the nearest class mean, `[..., M]` float64.
+    """Computes minus the squared distance of each query to the nearest class mean, `[..., M]` float64 on the CPU.
 
     Args:
         support: Features of labelled items, `[..., S, D]`.
@@ -44,7 +44,9 @@ def nearness(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Ten
         queries: Features `[..., M, D]`.
         ways: The number of classes.
     """
-    return negative_squared_distances(queries.double(), class_means(support.double(), labels, ways)).max(-1).values
+    # On the CPU, since Apple's GPU has no double precision.
+    means = class_means(support.cpu().double(), labels.cpu(), ways)
+    return negative_squared_distances(queries.cpu().double(), means).max(-1).values
 
 
 def negative_squared_distances(points: Tensor, centres: Tensor) -> Tensor:

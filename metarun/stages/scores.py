@@ -31,8 +31,8 @@ class Measured:
 
     def __call__(self, rows: Tensor, predictions: Tensor, targets: Tensor) -> None:
         """Takes the predictions of the episodes of the numbers `rows`, and their targets."""
-        for name, found in self.data.measures(predictions, targets).items():
-            self.values[name][rows] = found.double().cpu()
+        for name, found in self.data.measures(predictions.cpu(), targets.cpu()).items():
+            self.values[name][rows] = found.double()
 
     def gather(self, hardware: Hardware) -> dict[str, Tensor]:
         """Adds up what the ranks took: the values of all episodes by name, float64 `[episodes]`."""

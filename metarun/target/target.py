@@ -332,8 +332,8 @@ class Target:
                 "transfer.optimizer.lr"
             )
         drawn = not torch.equal(before, hardware.random_state())
-        logs = classifier.log_probabilities(scores).cpu().numpy()
-        values = scores.double().cpu().numpy()
+        scores = scores.cpu()
+        logs, values = classifier.log_probabilities(scores).numpy(), scores.double().numpy()
         files.save_arrays(scored, log_probabilities=logs, classes=values.argmax(1))
         found = metrics.classification(values, test.labels)
         if keep is not None:  # before the numbers, which mark what is done

@@ -18,11 +18,14 @@ from shell import make_images, metarun, result, run_folder
 from torch import Tensor
 
 from metarun.config.signature import read
-from metarun.core import Batch, Episodes
+from metarun.core import Batch, Episodes, TaskShape
 from metarun.engine import hardware as chosen
+from metarun.engine.evaluate import evaluate
 from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import choose
+from metarun.engine.probabilities import Observed, known_and_unknown, validation_temperature
 from metarun.engine.traced_step import TracedStep
+from metarun.ops.metrics import squared_error
 from metarun.runs.contents import OF_REPEATS
 
 second_device.device()
@@ -75,6 +78,32 @@ def test_every_method_stays_on_its_device(name: str) -> None:
             assert on_device.keys() == on_cpu.keys()
             for key, value in on_cpu.items():
                 torch.testing.assert_close(on_device[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_scores_take_no_double_precision_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPU has none."""
+
+    def single(tensor: second_device.There, held: Tensor) -> None:
+        assert held.dtype != torch.float64
+        tensor.held = held
+
+    monkeypatch.setattr(second_device.There, "__init__", single)
+    algorithm, batch = learner("protonet", 2)
+    with second_device.present() as device:
+        algorithm.to(device)
+        there = dataclasses.replace(hardware(), device=device)
+
+        def tasks(start: int, stop: int) -> Episodes:
+            return moved(batch, device)
+
+        observed = Observed(2, None)
+        scores = evaluate(algorithm, tasks, 2, there, measure=True, observe=observed)
+        assert scores.final.dtype == torch.float64
+        assert observed.before.totals[0] == batch.query_y.numel()
+        validation_temperature(algorithm, tasks, 2, TaskShape(5, 1, 4), there)
+        known, _ = known_and_unknown(algorithm, tasks, 2, TaskShape(4, 1, 4), 1, None, there)
+        assert "prototype_distance" in known
+        assert squared_error(batch.query_x.flatten(2).to(device), torch.zeros(2, 1, 1, device=device)).shape == (2,)
 
 
 def test_a_captured_step_stays_on_its_device() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metarun.config import construct, task_of
 from metarun.core import Algorithm, Batch, Episodes
 from metarun.engine.distributed import World
-from metarun.engine.hardware import choose
+from metarun.engine.hardware import Hardware, choose
 from metarun.errors import UserError
 from metarun.ops import batch_norm, draws
 from metarun.ops.tasks import over_tasks
@@ -315,6 +315,35 @@ def test_draws_are_of_seed_step_and_task() -> None:
             assert torch.equal(some[1], outside[first : first + count])
     for other in ((1, 0), (0, 1)):
         assert not (drawn(*other, 0, 8)[0] == inside).any()
+
+
+def test_the_generator_of_apples_gpu_is_seeded_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a dropout on it belongs to its task, and drops the same again where inner steps are recomputed."""
+    there, device = torch.Generator(), torch.device("mps")
+    for name, function in (
+        ("manual_seed", there.manual_seed),
+        ("get_rng_state", there.get_state),
+        ("set_rng_state", there.set_state),
+    ):
+        monkeypatch.setattr(torch.mps, name, function)
+
+    def drawn() -> list[float]:
+        return [*torch.rand(2).tolist(), *torch.rand(2, generator=there).tolist()]
+
+    def of_task(first: int, number: int) -> list[float]:
+        draws.StepShare(0, 0, first, 2, 4).seed_global(number, device)
+        return drawn()
+
+    assert of_task(0, 1) == of_task(1, 0)
+    again = draws.snapshot(device)
+    expected = drawn()
+    before = Hardware(device=device).random_state()
+    with again():
+        assert drawn() == expected
+    assert torch.equal(Hardware(device=device).random_state(), before)
+    with draws.untouched(device):
+        drawn()
+    assert torch.equal(Hardware(device=device).random_state(), before)
 
 
 def test_draws_that_are_of_no_task_are_refused() -> None:

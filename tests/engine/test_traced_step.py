@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from metarun.config import task_of
 from metarun.core import Algorithm, Episodes
 from metarun.data.regression import Sinusoid
 from metarun.engine import traced_step
+from metarun.engine.cuda_graph import Compute, CudaGraph, cuda_graph
 from metarun.engine.distributed import World
 from metarun.engine.gradients import gradient_step
 from metarun.engine.hardware import Hardware, choose
@@ -98,6 +103,52 @@ def test_captured_it_is_the_plain_gradient() -> None:
             assert all(torch.equal(*pair) for pair in earlier)
         earlier = [(value, value.clone()) for value in found.values() if isinstance(value, Tensor)]
     assert replays.count == 1 + 6
+
+
+def test_what_a_replay_reads_stays_where_it_was() -> None:
+    """A CUDA graph knows the addresses of a recording's constants, and does not hold them."""
+
+    class Recording:
+        def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (x + 1,)
+
+    def capture(compute: Compute) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        return compute(), lambda: None
+
+    recording = Recording()
+    alive = weakref.ref(recording)
+    graph = CudaGraph(recording, [torch.ones(2)], capture)
+    del recording
+    assert alive() is not None
+    assert graph(torch.ones(2))[0].tolist() == [2, 2]
+
+
+def test_cuda_graphs_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While any of them lives, and on one stream: torch uses memory again on the same stream alone."""
+    used: list[tuple[int | None, object]] = []
+
+    class Graph:
+        def pool(self) -> int:
+            return 7
+
+        def replay(self) -> None:
+            """Nothing is computed here."""
+
+    def captured(graph: Graph, pool: int | None, stream: object) -> AbstractContextManager[None]:
+        used.append((pool, stream))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock)
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.MagicMock)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    graphs = [cuda_graph(tuple), cuda_graph(tuple)]
+    assert [pool for pool, _ in used] == [None, 7]
+    assert used[0][1] is used[1][1]
+    graphs.clear()
+    cuda_graph(tuple)
+    assert used[2][0] is None
 
 
 def test_one_that_changes_from_step_to_step_is_found_out(caplog: pytest.LogCaptureFixture) -> None:

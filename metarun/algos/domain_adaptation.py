@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from metarun.algos.baseline import Baseline
-from metarun.core import Batch
+from metarun.core import Algorithm, Batch
 from metarun.errors import UserError
 from metarun.ops.draws import gather
 from metarun.text import counted
@@ -24,7 +24,7 @@ class DomainAdaptation(Baseline):
     uses_target: Literal["no", "images", "labels"] = "images"
     least: int = 1
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
+    def check(self, tasks: int, *, earlier: Algorithm | None) -> None:
         if tasks < 2 * self.least:  # the domains come by turns
             raise UserError(
                 f"train.tasks_per_step={tasks}: {type(self).__name__} needs {counted(self.least, 'image')} of the source and of "

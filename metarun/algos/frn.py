@@ -26,6 +26,7 @@ Differences from the official code (Tsingularity/FRN):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,22 +70,23 @@ class FRN(Algorithm):
         self.scale = nn.Parameter(torch.ones(()))
 
     def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, overlaps = self.compared(episodes)
+        logits, overlaps = self.compared(episodes, overlap)
         loss = self.task_loss(logits, episodes.query_y) + self.auxiliary_weight * overlaps.mean()
         return loss, self.scores(logits, episodes.query_y)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        return self.compared(episodes)[0]
+        # The overlaps are of all pairs of the support set's places, which grow too many where nothing is trained by them.
+        return self.compared(episodes, lambda support, members: support.new_zeros(()))[0]
 
-    def compared(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Logits `[T, Q, N]` and the auxiliary losses `[T]` of T tasks."""
+    def compared(self, episodes: Episodes, beside: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits `[T, Q, N]` of T tasks, and what `beside` makes of the support maps and classes of each, `[T]`."""
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
             maps = maps_of_sets(self.backbone, support_x, query_x, unpooled=self.unpooled)
             with full_precision(query_x):
                 support, queries = (precise(each).flatten(2).mT / self.divisor for each in maps)  # [images, r, d]
                 members = one_hot(support_y, episodes.ways, support.dtype)
-                return self.logits(support, members, queries), overlap(support, members)
+                return self.logits(support, members, queries), beside(support, members)
 
         logits, overlaps = self.over_tasks(task, *episodes.tensors[:3])
         return logits, overlaps

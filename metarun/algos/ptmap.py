@@ -81,7 +81,7 @@ class PTMAP(TransformedFeatures):
 
     def powered(self, features: Tensor) -> Tensor:
         """Features `[T, M, D]` of a set after the power transformation, centred by their own mean, of unit length."""
-        features = features.sign() * (features.abs() + OFFSET) ** self.power
+        features = torch.where(features < 0, -1, 1) * (features.abs() + OFFSET) ** self.power
         features = F.normalize(features, dim=-1)
         return F.normalize(features - features.mean(-2, keepdim=True), dim=-1)
 

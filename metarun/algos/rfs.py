@@ -87,12 +87,11 @@ class RFS(Baseline):
             weights: The classifier's `state_dict`, of which `backbone` and `head` are read.
 
         Raises:
-            UserError: This method has no teacher.
+            UserError: This method has no teacher, or these are weights of something else.
         """
         if self.teacher is None:
             raise UserError("algo.distill=false: there is no teacher to teach; set algo.distill=true")
-        known = {name: value for name, value in weights.items() if name.startswith(("backbone.", "head."))}
-        self.teacher.load_state_dict(known)
+        self.teacher.load_state_dict(teaching(self.teacher, weights))
         self.taught.fill_(True)
 
     def inherit(self, earlier: Algorithm) -> None:
@@ -108,9 +107,12 @@ class RFS(Baseline):
             self.teacher.eval()
         return self
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
-        if self.teacher is not None and not inherits:
+    def check(self, tasks: int, *, earlier: Algorithm | None) -> None:
+        if self.teacher is None:
+            return
+        if earlier is None:
             raise UserError(UNTAUGHT)
+        teaching(self.teacher, earlier.state_dict())
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.classify(batch.x)
@@ -142,3 +144,15 @@ class RFS(Baseline):
                 return logits[0].to(support.dtype)
             mean = torch.stack([each.log_softmax(-1) for each in logits]).logsumexp(0) - math.log(len(logits))
             return mean.to(support.dtype)
+
+
+def teaching(teacher: nn.ModuleDict, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a trained method that are a teacher's, its `backbone` and `head`; raises `UserError` where they do not fit."""
+    known = {name: value for name, value in weights.items() if name.startswith(("backbone.", "head."))}
+    wanted = teacher.state_dict()
+    if {name: value.shape for name, value in known.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise UserError(
+            f"algo.distill=true: the teacher must be a linear classifier of {len(wanted['head.bias'])} classes, which the earlier stage "
+            "trains none of; use algo@pretrain=rfs, on the same classes"
+        )
+    return known

@@ -91,12 +91,12 @@ class Algorithm(Checked, nn.Module, ABC):
         """Whether the prediction for a query depends on the other queries."""
         return self.couples_queries or batch_norm.transductive(self.backbone.norm)
 
-    def check(self, tasks: int, *, inherits: bool) -> None:
+    def check(self, tasks: int, *, earlier: Algorithm | None) -> None:
         """Checks that it can train as it is to train, before anything is trained.
 
         Args:
             tasks: The tasks (images, for methods on batches) of a step, over all processes.
-            inherits: Whether it takes over what an earlier stage learned (`inherit`).
+            earlier: The method of the stage that it takes over from (`inherit`); None where it starts anew.
 
         Raises:
             UserError: It cannot.

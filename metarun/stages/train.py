@@ -100,7 +100,8 @@ class Train(Stage):
         self.learner = build_learner(run, self.name, self.algo, self.train, self.wrapper, trains=True)
         if self.learner.settings.steps:
             tasks = self.learner.settings.tasks_per_step
-            self.learner.algorithm.check(tasks, inherits=self.start_from is not None)
+            earlier = None if self.start_from is None else run.learners[self.start_from].algorithm
+            self.learner.algorithm.check(tasks, earlier=earlier)
         self.held_out = held_out_images(run, self.learner, self.train)
         later = run.later(self)
         self.last = not any(stage.gives_weights for stage in later)

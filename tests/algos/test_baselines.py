@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -185,6 +186,13 @@ def test_simpleshot_by_hand() -> None:
     assert measured.keys() == {"acc_un", "acc_l2n", "acc_cl2n"}
 
 
+def test_simpleshots_measures_count_no_answer_as_wrong() -> None:
+    """As its accuracy does."""
+    algorithm, batch = built(SimpleShot), tasks()
+    batch.support_x[0] = torch.nan
+    assert all(found[0] == 0 for found in algorithm.measures(batch).values())
+
+
 def test_simpleshots_other_transforms() -> None:
     batch = tasks()
     for transform in ("un", "l2n"):
@@ -284,8 +292,8 @@ def test_distillation() -> None:
     with pytest.raises(UserError, match=r"algo\.distill=true: needs a teacher"):
         student.loss(batch, 0)
     with pytest.raises(UserError, match=r"algo\.distill=true: needs a teacher"):
-        student.check(64, inherits=False)  # before anything is written
-    student.check(64, inherits=True)
+        student.check(64, earlier=None)  # before anything is written
+    student.check(64, earlier=teacher)
     student.inherit(teacher)
     student.train()
     assert not student.teacher["backbone"].training
@@ -303,6 +311,21 @@ def test_distillation() -> None:
     close(third.teacher["head"].weight, student.head.weight)
     third.load_state_dict(student.state_dict())
     assert third.taught
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(Baseline, {"cosine": True}), (MetaBaseline, {}), (RFS, {"outputs": CLASSES - 1})]
+)
+def test_what_is_no_linear_classifier_of_the_classes_teaches_nothing(
+    kind: type[Algorithm], settings: dict[str, Any]
+) -> None:
+    student, earlier = built(RFS, distill=True), built(kind, **settings)
+    told = rf"^algo\.distill=true: the teacher must be a linear classifier of {CLASSES} classes"
+    with pytest.raises(UserError, match=told):
+        student.check(64, earlier=earlier)
+    with pytest.raises(UserError, match=told):
+        student.inherit(earlier)
+    built(RFS).check(64, earlier=earlier)
 
 
 def test_without_distillation_a_stage_hands_on_its_backbone() -> None:

@@ -67,7 +67,7 @@ def test_a_step_of_too_few_images_is_refused_before_anything_is_trained(kind: ty
             UserError, match=rf"^train.tasks_per_step={count}: {kind.__name__} .* at least {least} "
         )
         with refused if count < least else nullcontext():
-            algorithm.check(count, inherits=False)
+            algorithm.check(count, earlier=None)
 
 
 def body(width: int = 16) -> MLP:

@@ -211,6 +211,12 @@ def test_mann_reports_the_accuracy_by_instance(
     assert (found[:, 1:] == 1).all()
 
 
+def test_what_is_no_number_is_right_of_no_instance() -> None:
+    mann, batch = tiny_mann(), batch_of()
+    batch.support_x[0] = batch.query_x[0] = torch.nan
+    assert (mann.measures(batch)["acc_by_instance"][0] == 0).all()
+
+
 def test_mann_learns_from_every_step_of_a_mixed_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     mann = tiny_mann()
     batch = marked(mann, 1, 3)

@@ -320,6 +320,15 @@ def test_ptmap_by_hand() -> None:
     compare(on_vectors(PTMAP, updates=4, rate=0.3), reference, 1e-4)
 
 
+def test_ptmaps_power_is_of_the_offset_where_a_feature_is_zero() -> None:
+    """As where it is not; ReLUs leave many zeros."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 5, D).double() * (torch.rand(1, 5, D) > 0.5)
+    wanted = F.normalize((x + 1e-6) ** 0.1, dim=-1)
+    wanted = F.normalize(wanted - wanted.mean(1, keepdim=True), dim=-1)
+    close(on_vectors(PTMAP, power=0.1).powered(x), wanted)
+
+
 def test_ptmap_gives_every_class_equally_many_queries() -> None:
     shares = on_vectors(PTMAP).predict(vectors()).exp()
     close(shares.sum(1), torch.full((4, WAYS), 13 / WAYS, dtype=torch.float64), 1e-6)
@@ -533,6 +542,20 @@ def test_frns_auxiliary_loss_counts_each_pair_of_classes_once() -> None:
         for task in range(2)
     ]
     close(algorithm.loss(batch, 0)[0], plain + 0.5 * torch.stack(overlaps).mean())
+
+
+def test_frn_compares_no_pairs_of_places_where_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They grow with the square of the support set."""
+    algorithm, batch = mapped(FRN)
+    wanted = algorithm.compared(batch, overlap)[0]
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("pairs of places")
+
+    monkeypatch.setattr("metarun.algos.frn.overlap", refuse)
+    assert torch.equal(algorithm.predict(batch), wanted)
+    with pytest.raises(AssertionError, match="pairs of places"):
+        algorithm.loss(batch, 0)
 
 
 def test_deepbdc_matrices_by_hand() -> None:

@@ -107,6 +107,11 @@ def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, 
 def test_what_a_method_cannot_train_on_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"data.root={images}", "algo=rfs", "algo.distill=true"]
     refused(*words, saying=r"^metarun: algo.distill=true: needs a teacher", outputs=tmp_path / "outputs")
+    for pretrain in ("baseline_plus_plus", "protonet"):
+        words = [*SMALL, *PRETRAIN, f"data.root={images}", "recipe=distill", f"algo@pretrain={pretrain}"]
+        refused(
+            *words, saying=r"^metarun: algo.distill=true: the teacher must be a linear", outputs=tmp_path / "outputs"
+        )
 
 
 def test_a_stage_that_is_there_and_cannot_be_imported_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def validation_temperature(
 
     def collect(rows: Tensor, found: Tensor, labels: Tensor) -> None:
         queries, own = found.shape[1:]
-        truth[rows, :queries] = labels.cpu() + 1
+        truth[rows, :queries] = labels.cpu().double() + 1
         logits[rows, :queries] = torch.nn.functional.pad(
             metrics.or_guess(found).cpu().double(), (0, ways - own), value=-torch.inf
         )

@@ -34,7 +34,7 @@ from metarun.core import Algorithm, Backbone, Episodes, Spec
 from metarun.errors import UserError
 from metarun.ops.batch_norm import Norm, both_sets
 from metarun.ops.draws import rand
-from metarun.ops.metrics import right
+from metarun.ops.metrics import hits
 from metarun.ops.numerics import full_precision, precise
 from metarun.ops.support import of_support
 
@@ -167,7 +167,7 @@ class MANN(Algorithm):
         images = torch.cat([part.view(ways, -1) for part in torch.arange(sum(sizes)).split(sizes)], 1)[:, :10].flatten()
         order = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
         logits, labels = self.mixed(episodes, order[None].to(episodes.support_y.device))
-        return {"acc_by_instance": by_instance(right(logits, labels), labels.cpu(), ways)}
+        return {"acc_by_instance": by_instance(hits(logits, labels), labels, ways)}
 
 
 def by_instance(right: Tensor, labels: Tensor, ways: int) -> Tensor:

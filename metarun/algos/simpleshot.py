@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metarun.algos.transformed import Transform, TransformedFeatures
 from metarun.core import Episodes
-from metarun.ops.metrics import accuracy
+from metarun.ops.metrics import hits
 from metarun.ops.prototypes import class_means, negative_squared_distances
 
 TRANSFORMS: list[Transform] = ["un", "l2n", "cl2n"]
@@ -51,4 +51,4 @@ class SimpleShot(TransformedFeatures):
     def measures(self, episodes: Episodes) -> dict[str, Tensor]:
         """The accuracies `[T]` with each transformation."""
         found = {f"acc_{name}": self.predict_by(episodes, name) for name in TRANSFORMS}
-        return {name: accuracy(logits, episodes.query_y) for name, logits in found.items()}
+        return {name: hits(logits, episodes.query_y).double().mean(1) for name, logits in found.items()}

@@ -137,9 +137,14 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
     return right(logits, target).mean(-1)
 
 
+def hits(logits: Tensor, target: Tensor) -> Tensor:
+    """Whether queries are rightly answered, bool `[..., T, M]`; the arguments are those of `accuracy`."""
+    return (logits.argmax(-1) == target) & ~undefined(logits)
+
+
 def right(logits: Tensor, target: Tensor) -> Tensor:
     """Marks rightly answered queries with 1, the others with 0, float64 `[..., T, M]` on the CPU; the arguments are those of `accuracy`."""
-    return ((logits.argmax(-1) == target) & ~undefined(logits)).cpu().double()  # Apple's GPU has no double precision
+    return hits(logits, target).cpu().double()  # Apple's GPU has no double precision
 
 
 def undefined(logits: Tensor) -> Tensor:

@@ -193,9 +193,14 @@ class Algorithm(Checked, nn.Module, ABC):
             Logits `[B, classes]`.
 
         Raises:
-            NotImplementedError: The method trains on episodes and has no classes of its own.
+            NotImplementedError: The method has no classes of its own (`has_classes`).
         """
         raise NotImplementedError(f"{type(self).__name__} has no classes of its own")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it has classes of its own, which `classify` tells apart: those of its training, where it trains on batches."""
+        return self.trains_on == "batches" and type(self).classify is not Algorithm.classify
 
     @property
     def test_steps(self) -> int:

@@ -275,10 +275,10 @@ class FinishedRun:
         """The score of every test episode after the last inner step, repeat or test image, `[n]`; None if the run left none."""
         over_images = self.tested == "target" and self.setting.over == "test images"
         name = "right" if over_images else "values"
+        both = self.tested == TARGET and any(key_of_result(TEST, measure) in self.result for measure in MEASURES)
+        of = TARGET if both else self.tested_on if self.one_of_many else ""
         try:
-            stored = files.read_arrays(
-                self.folder / contents.scores_file(self.tested_on if self.one_of_many else ""), files.MADE_AGAIN, [name]
-            )
+            stored = files.read_arrays(self.folder / contents.scores_file(of), files.MADE_AGAIN, [name])
             values: np.ndarray = stored[name] if over_images else stored[name][-1]
             return values if values.ndim == 1 else None
         except (UserError, IndexError):

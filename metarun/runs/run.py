@@ -22,7 +22,7 @@ from metarun.engine.hardware import Hardware, worthwhile_processes
 from metarun.engine.learner import Trainable
 from metarun.engine.train import Watch
 from metarun.errors import UserError
-from metarun.runs import result, seen
+from metarun.runs import contents, result, seen
 from metarun.runs.logger import RunLogger
 from metarun.target.target import Target
 
@@ -106,6 +106,11 @@ class Run:
             stage.meta_tests for stage in self.stages
         )
         return None if open_to_all else "train"
+
+    @property
+    def target_scores(self) -> str:
+        """The file with the scores on the target: a meta-test of the same run has the usual one for those of its episodes."""
+        return contents.scores_file(result.TARGET if any(stage.meta_tests for stage in self.stages) else "")
 
     @cached_property
     def augment(self) -> Callable[[Any], Any] | None:

@@ -28,13 +28,16 @@ class Stage(ABC):
 
     Attributes:
         gives_weights: Whether it trains or loads a learner, which the stages after it use.
-        needs_weights: Whether it uses a learner of a stage before it.
+        needs_weights: Whether it uses a learner of a stage before it. Unless it gives weights itself, none after it may give any:
+            what a run uses is its last learner.
         needs_target: Whether it uses the target (`target=`).
         uses_transfer: Whether it learns the target in the way that `transfer=` names.
         needs_checkpoint: Whether it loads `checkpoint=`.
         continues_config: Whether it goes on with the config of the run of `checkpoint=`, instead of this command line's.
         needs_data: Whether it uses images of the source or of the target.
         one_process: Whether one process alone can carry it out.
+        measures: What its main numbers in `result.json` begin with, `test` or `target`, which one stage of a run alone may fill;
+            empty for other numbers.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
         reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
@@ -53,6 +56,7 @@ class Stage(ABC):
     continues_config: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
     one_process: ClassVar[bool] = False
+    measures: ClassVar[str] = ""
     meta_tests: ClassVar[bool] = False
     asks_for_classes: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
@@ -150,15 +154,22 @@ class Stage(ABC):
 
 
 def check_order(stages: list[Stage]) -> None:
-    """Checks that every stage comes after what it needs.
+    """Checks that every stage comes after what it needs, and that none takes the place of what another works on, or has found.
 
     Raises:
-        UserError: There is no stage, or one stands where it has nothing to work on.
+        UserError: There is no stage, one stands where it has nothing to work on, or where it would not use what it seems to, or two
+            would write the same numbers.
     """
     if not stages:
         raise UserError(
             "recipe.stages: is empty, so there is nothing to do; recipe=meta has "
             "[metarun.stages.Train,metarun.stages.MetaTest]"
+        )
+    alone = next((stage for stage in stages if stage.needs_checkpoint and not stage.continues_config), None)
+    other = next((stage for stage in stages if stage.needs_weights or stage.gives_weights), None)
+    if alone and other:
+        raise UserError(
+            f"recipe.stages: {alone} uses what checkpoint= learned, and {other} a learner of this run; give each a recipe of its own"
         )
     given = ""
     for place, stage in enumerate(stages):
@@ -167,5 +178,14 @@ def check_order(stages: list[Stage]) -> None:
             reason = f"it must stand after {later}" if later else "add metarun.stages.Train before it"
             raise UserError(
                 f"recipe.stages: {stage} uses a learner, but no stage before it trains or loads one; {reason}"
+            )
+        if later and not stage.gives_weights and (stage.needs_weights or stage.uses_transfer):
+            raise UserError(
+                f"recipe.stages: {stage} stands before {later}, whose learner it would not use; put it after"
+            )
+        if same := next((one for one in stages[:place] if stage.measures and one.measures == stage.measures), None):
+            raise UserError(
+                f"recipe.stages: {same} and {stage} would write the same numbers of result.json, {stage.measures}/*; give each a recipe "
+                "of its own"
             )
         given = given or (str(stage) if stage.gives_weights else "")

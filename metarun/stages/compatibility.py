@@ -34,11 +34,8 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
     name = type(algorithm).__name__
     check_shares(settings, world, train)
     shared = world.size > 1 and settings.steps > 0
-    if algorithm.trains_on != "batches" and settings.validate_on == "images":
-        raise UserError(
-            f"{train}.validate_on=images: {name} trains on episodes and has no classes of its own; "
-            f"use {train}.validate_on=episodes"
-        )
+    if settings.validate_on == "images" and not algorithm.has_classes:
+        raise UserError(f"{train}.validate_on=images: {without_classes(algorithm)}; use {train}.validate_on=episodes")
     if algorithm.trains_on == "episodes":
         return
     what = "batches" if algorithm.trains_on == "batches" else "sequences"
@@ -58,6 +55,12 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
             f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
             "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
         )
+
+
+def without_classes(algorithm: Algorithm) -> str:
+    """Says, for a message, why a method has no classes that images could be told to be of."""
+    how = "does not define classify" if algorithm.trains_on == "batches" else "trains on episodes"
+    return f"{type(algorithm).__name__} {how} and has no classes of its own"
 
 
 def check_shares(settings: Any, world: World, train: str) -> None:

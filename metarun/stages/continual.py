@@ -44,6 +44,7 @@ class Continual(Stage):
     """
 
     needs_weights = True
+    measures = result.TEST
     meta_tests = True
     reads = ("continual",)
 

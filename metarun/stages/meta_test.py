@@ -68,10 +68,15 @@ class MetaTest(Stage):
     """
 
     needs_weights = True
+    measures = result.TEST
     meta_tests = True
     reads = ("train.validate_episodes",)  # those that the temperature is fitted on
 
     def prepare(self, run: Run) -> None:
+        if not run.tests:
+            raise UserError(
+                f"recipe.stages: {self} is carried out within a stage that does not say so; set meta_tests = True in its class"
+            )
         device, task = run.hardware.device, run.test_task
         self.classifies = run.algorithm.spec.kind == "classification"
         self.tests = [self._test(run, name) for name in run.tests]

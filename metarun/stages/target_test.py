@@ -19,6 +19,7 @@ from metarun.ops.measures import ACCURACY, AUROC, CONFUSION, UNDEFINED
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
+from metarun.stages.compatibility import without_classes
 from metarun.stages.training_data import training_images, warn_brought, warn_trained_on
 from metarun.target import predictions
 from metarun.target.base import refuse_other_places
@@ -34,15 +35,13 @@ class TargetTest(Stage):
     needs_weights = True
     needs_target = True
     asks_for_classes = True
+    measures = result.TARGET
 
     def prepare(self, run: Run) -> None:
         assert run.target is not None
         algorithm = run.algorithm
-        if algorithm.trains_on != "batches":
-            raise UserError(
-                f"algo: {type(algorithm).__name__} trains on episodes and has no classes of its own, which {self} asks for; use "
-                "algo=baseline, say"
-            )
+        if not algorithm.has_classes:
+            raise UserError(f"algo: {without_classes(algorithm)}, which {self} asks for; use algo=baseline, say")
         if algorithm.spec.outputs != len(run.target.names) and algorithm.uses_target != "labels":
             raise UserError(
                 f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
@@ -82,7 +81,7 @@ class TargetTest(Stage):
             known = run.target.train if run.algorithm.uses_target != "no" else run.target.train.take(np.arange(0))
             copied = run.target.copies(known, images)
             run.result |= run.target.warn_copies([int(copied.sum())], len(images))
-            files.save_arrays(run.folder / contents.SCORES, values=right[None], right=right)
+            files.save_arrays(run.folder / run.target_scores, values=right[None], right=right)
             one = Predicted(0, len(known), images, predicted, scores.softmax(1).numpy())
             predictions.write(run.folder / contents.PREDICTIONS, [one])
             run.wrote(contents.PREDICTIONS)

@@ -39,6 +39,7 @@ class Transfer(Stage):
 
     needs_target = True
     uses_transfer = True
+    measures = result.TARGET
     shares_training = True
 
     def prepare(self, run: Run) -> None:
@@ -48,10 +49,6 @@ class Transfer(Stage):
             raise UserError("transfer: must be given; add transfer=all, say")
         self.begins_with: dict[str, str] = {}
         if not run.learners:
-            if later := next((stage for stage in run.later(self) if stage.gives_weights), None):
-                raise UserError(
-                    f"recipe.stages: {self} stands before {later}, whose learner it would not use; put it after"
-                )
             run.add("untrained", untrained(run))
             self.begins_with = told_of(run.learner.origins)
         refuse_target_labels(run)
@@ -81,7 +78,9 @@ class Transfer(Stage):
             keep_classifier(run, self.method, classifier, train, known, run.folder / contents.CLASSIFIER)
 
         where = run.folder / contents.TARGET
-        run.result |= run.target.measure(self.method, run.config.seed, run.hardware, where, run.logger, keep)
+        run.result |= run.target.measure(
+            self.method, run.config.seed, run.hardware, where, run.logger, keep, run.target_scores
+        )
         if run.hardware.world.main:
             run.wrote(contents.PREDICTIONS)
             run.result |= self._probabilities(run)

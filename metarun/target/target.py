@@ -196,11 +196,12 @@ class Target:
         folder: Path,
         logger: RunLogger,
         keep: Keep | None = None,
+        scores: str = contents.SCORES,
     ) -> dict[str, Any]:
         """Scores `method` on every size and repeat, which the ranks share.
 
         Each is kept in `folder` as soon as it is there, so that a killed run goes on with the next. Beside `folder` rank 0
-        leaves `test_scores.npz` for paired comparisons and `predictions.csv` of the largest training subsets.
+        leaves `scores` for paired comparisons and `predictions.csv` of the largest training subsets.
 
         Args:
             method: What is measured.
@@ -210,6 +211,7 @@ class Target:
             logger: Where the learning curve goes.
             keep: Leaves `classifier.pt` beside `folder`, of the first repeat with the most training images, which is measured again
                 where that file is not there.
+            scores: The name of the file with the accuracies.
 
         Returns:
             Numbers for `result.json`.
@@ -236,7 +238,7 @@ class Target:
         test = subsets[0][1]
         return {
             **{result.key(result.TARGET, name): value for name, value in curve[-1].items()},
-            **(self._keep_predictions(folder.parent, curve[-1], values) if world.main else {}),
+            **(self._keep_predictions(folder.parent, curve[-1], values, scores) if world.main else {}),
             **(self.warn_copies([int(self.copies(*one).sum()) for one in subsets], len(test)) if world.main else {}),
             result.TARGET_CURVE: curve,
             result.TARGET_CLASSES: self.names,
@@ -277,13 +279,16 @@ class Target:
             log.info("target: %d %s, accuracy %.4f, %s", point["train_images"], self.kind, point[ACCURACY], width)
         return curve, values, seconds
 
-    def _keep_predictions(self, folder: Path, point: dict[str, Any], values: list[list[float]]) -> dict[str, Any]:
-        """Writes `test_scores.npz`, for paired comparisons, and `predictions.csv`.
+    def _keep_predictions(
+        self, folder: Path, point: dict[str, Any], values: list[list[float]], scores: str
+    ) -> dict[str, Any]:
+        """Writes `scores`, for paired comparisons, and `predictions.csv`.
 
         Args:
             folder: The run's folder.
             point: The last point of the learning curve, whose predictions these are.
             values: The accuracies `[sizes][repeats]`.
+            scores: The name of the file of these.
 
         Returns:
             What `result.json` says of the predictions.
@@ -292,7 +297,7 @@ class Target:
         every = list(self._predictions(folder / contents.OF_REPEATS))
         if point["over"] == "test images":
             arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
-        files.save_arrays(folder / contents.SCORES, **arrays)
+        files.save_arrays(folder / scores, **arrays)
         told = {
             "file": contents.PREDICTIONS,
             "train_images": point["train_images"],

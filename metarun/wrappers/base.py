@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class Wrapper(Checked, nn.Module, ABC):
         method: The method that is trained.
 
     Attributes:
-        prepares: Whether it has a `preparation`.
+        prepares: Whether it defines a `preparation`; found by the class itself.
         trains: Whether it changes the training; of batches of images it could not.
         recordable: Whether `loss` does the same operations in every step, none of them random.
         couples_tasks: Whether `loss` needs all tasks of a step at once, as tasks of one shape.
@@ -44,6 +44,10 @@ class Wrapper(Checked, nn.Module, ABC):
         super().__init__()
         self.method = method
         self.whole_batch = method.whole_batch
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.prepares = cls.preparation is not Wrapper.preparation
 
     def preparation(self) -> Callable[[Algorithm, Episodes], Episodes | MixedEpisodes] | None:
         """What makes other tasks of tasks before a method predicts them: a function of the method and of tasks of one shape.

@@ -46,8 +46,6 @@ class SelfTraining(Wrapper):
         in_training: Whether training tasks are made so too.
     """
 
-    prepares = True
-
     def __init__(
         self,
         method: Algorithm,

@@ -19,15 +19,22 @@ from PIL import Image
 from shell import ROOT, done, make_images, metarun, one_line, result
 
 from metarun import files
+from metarun.backbones.mlp import MLP
+from metarun.core import Spec
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
+from metarun.data.source import NoData
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.errors import UserError
-from metarun.runs import building
+from metarun.report.collect import read
+from metarun.runs import building, contents
 from metarun.runs.run import Run
-from metarun.stages import train
+from metarun.stages import Continual, Load, MetaTest, Predict, Stage, TargetTest, Train, Transfer, train
+from metarun.stages.base import check_order
+from metarun.stages.compatibility import check_training
 from metarun.stages.load import without_weights
+from metarun.target.base import Bare
 
 TRAIN, META_TEST = "{_target_: metarun.stages.Train}", "{_target_: metarun.stages.MetaTest}"
 SMALL = ["data=folder", "data.image_size=16", "backbone.channels=4", "task.ways=3", "task.queries=2", "train.steps=4",
@@ -102,6 +109,58 @@ def only_run(outputs: Path) -> Path:
 def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, images: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"data.root={images}", f"recipe.stages={stages}"]
     refused(*words, saying=saying, outputs=tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("order", "saying"),
+    [
+        ([Train(), MetaTest(), Train(name="second", start_from="train")], "MetaTest stands before second, whose learner"),
+        ([Train(), Transfer(), Train(name="second")], "Transfer stands before second, whose learner"),
+        ([Train(), MetaTest(), Continual()], r"MetaTest and Continual would write the same numbers of result.json, test/\*;"),
+        ([Train(), Transfer(), TargetTest()], r"Transfer and TargetTest would write the same .*, target/\*;"),
+        ([Load(), MetaTest(), Predict()], "Predict uses what checkpoint= learned, and load a learner of this run;"),
+    ],
+)  # fmt: skip
+def test_no_stage_takes_the_place_of_what_another_works_on_or_has_found(order: list[Stage], saying: str) -> None:
+    with pytest.raises(UserError, match=f"^recipe.stages: {saying}"):
+        check_order(order)
+
+
+def test_orders_in_which_all_that_is_done_is_used_are_allowed() -> None:
+    check_order([Train(name="first"), Train(start_from="first"), Transfer(), MetaTest()])
+    check_order([Load(), MetaTest()])
+    check_order([Predict()])
+
+
+def test_a_meta_test_and_a_target_leave_scores_of_their_own(images: Path, target: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"data.root={images}", *ON_TARGET, f"target.data.root={target}", "transfer=nearest_centroid"]
+    done(*words, f"recipe.stages=[{TRAIN},metarun.stages.Transfer,{META_TEST}]", f"outputs={tmp_path}")
+    folder = only_run(tmp_path)
+    found = result(folder)
+    for name, key in (("", "test/acc"), ("target", "target/acc")):
+        with np.load(folder / contents.scores_file(name)) as stored:
+            assert stored["values"][-1].mean() == pytest.approx(found[key])
+    scores = read(folder).scores()
+    assert scores is not None
+    assert scores.mean() == pytest.approx(found["target/acc"])
+
+
+def test_a_meta_test_within_a_stage_that_does_not_say_so_is_refused(tmp_path: Path) -> None:
+    run = Run(compose(), [], World(), tmp_path, NoData(), None)
+    with pytest.raises(
+        UserError, match=r"^recipe.stages: MetaTest is carried out within a stage that .* meta_tests = True"
+    ):
+        MetaTest().prepare(run)
+
+
+def test_a_method_on_batches_that_tells_no_classes_apart_is_not_validated_on_images() -> None:
+    class Contrasting(Bare):
+        trains_on = "batches"
+
+    method = Contrasting(MLP(input_shape=(2,)), Spec((2,), "classification", 2))
+    settings = compose("train.validate_on=images").train
+    with pytest.raises(UserError, match=r"^train.validate_on=images: Contrasting does not define classify and has no"):
+        check_training(method, settings, World(), "train", None)
 
 
 def test_what_a_method_cannot_train_on_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:

@@ -107,6 +107,18 @@ def done(*words: str, outputs: Path) -> Path:
     return run_folder(outputs)
 
 
+def test_a_wrapper_that_prepares_tasks_is_known_by_that() -> None:
+    class Unchanged(Wrapper):
+        def preparation(self) -> Callable[[Algorithm, Episodes], Episodes]:
+            return lambda method, tasks: tasks
+
+        def loss(self, episodes: Episodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.method.loss(episodes, step)
+
+    assert Unchanged.prepares
+    assert not MetaMix.prepares
+
+
 def test_no_wrapper_is_a_choice_too(pictures: Path, tmp_path: Path) -> None:
     """Self-training changes tests; `wrapper=null` tests the same weights without it, and takes back what an experiment chose."""
     words = ["task.unlabelled=2", "task.queries=2", "task.ways=2", "train.steps=1", "test.baseline_episodes=0"]

@@ -33,6 +33,7 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray  # uint8 [channels, size, size]
     used: Range | None  # the smallest and the largest
+    further_pages: bool = False  # whether its file has pages that are not read
 
 
 def check_range(values: Sequence[float] | str | None) -> Range | str | None:
@@ -119,9 +120,10 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
                 raise ValueError(
                     f"{file_bits(file)} bits a colour, of which Pillow reads the upper 8; data.value_range needs grey or 8 bits"
                 )
+            further = _further_pages(file)
             image = upright(file)
             used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
-            return Decoded(square(image, size, channels, values), used)
+            return Decoded(square(image, size, channels, values), used, further)
     except UnknownRange:
         raise
     except Exception as error:  # the decoders raise whatever a broken file provokes
@@ -252,6 +254,11 @@ def _jpeg2000_bits(file: ImageFile) -> int:
     stream.seek(place)
     found = content.find(b"\xff\x4f\xff\x51") + 42
     return (content[found] & 0x7F) + 1 if 42 <= found < len(content) else 8
+
+
+def _further_pages(file: Image.Image) -> bool:
+    """Whether a TIFF file, not yet read, has several pages; of animations the first frame stands for all."""
+    return file.format == "TIFF" and bool(getattr(file, "is_animated", False))
 
 
 def _used(image: Image.Image, scale: int) -> Range:

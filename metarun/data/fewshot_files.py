@@ -32,6 +32,7 @@ PARTS: dict[Split, str] = {
 
 
 LIST_FOLDERS = ("splits", "split", "lists", "csv")  # beside the images, where lists may lie
+OUTLINES = {"annotations", "masks", "segmentations"}  # beside the images, with folders called like the classes, too
 TOPS = 3  # folders that hold nothing but one other, as archives are packed, that are looked through
 
 
@@ -138,7 +139,7 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
 
     Yields:
         The name of each class and its image files: those that the table names. Where there are no such files, or the
-        list is a text, all images of the folders that are called like the class, wherever they lie.
+        list is a text, all images of the folders that are called like the class, wherever they lie but in folders of `OUTLINES`.
 
     Raises:
         UserError: The list cannot be read, names an image twice, or an image or the folder of a class is missing.
@@ -170,7 +171,7 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
             yield kind, images
         return
     homes: dict[str, list[Path]] = {}
-    for folder, _ in files.walk(root, visible):
+    for folder, _ in files.walk(root, lambda name: visible(name) and name.lower() not in OUTLINES):
         homes.setdefault(composed(folder.name), []).append(folder)
     for kind in sorted(members):
         if kind not in homes:

@@ -24,6 +24,7 @@ from metarun.data.splits import SPLITS, check_ratios, divide_or_keep
 from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
+from metarun.text import counted, printable
 
 log = logging.getLogger("metarun")
 
@@ -44,9 +45,10 @@ class Folder(ImageSource):
     Where sub-folders or lists name no validation classes, a share of the training classes is drawn for them: that of
     `ratios`.
 
-    An image is any file that Pillow opens (of an animation the first frame). It is turned as its EXIF data say, its
-    short side resized to `image_size` (Lanczos) and its long side cropped to the centre. Transparent parts become white;
-    `channels` is 1, 3, or null for 1 if all images are grey and 3 otherwise. Hidden files are ignored.
+    An image is any file that Pillow opens (of an animation the first frame; of a TIFF file the first page, and a line tells
+    of further ones). It is turned as its EXIF data say, its short side resized to `image_size` (Lanczos) and its long side
+    cropped to the centre. Transparent parts become white; `channels` is 1, 3, or null for 1 if all images are grey and 3
+    otherwise. Hidden files are ignored.
     `value_range` says which values become black and white: `[low, high]`, with what lies between in proportion and what
     lies beyond cut off; `auto` for the smallest and the largest value of the training images; null for 8 bits as they
     are and 0 to 65535 of 16 and 32 bits, with a warning where the images make little of that. Floating-point images
@@ -100,6 +102,7 @@ class Folder(ImageSource):
         folder = typed_path(root).absolute()
         classes = classes_of(root, labels, file_column, label_column)
         names = list(dict.fromkeys(entry.name for entry in classes))
+        _tell_of_capitals(names)
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)
         kind = "class" if labels else "class folder"
@@ -126,6 +129,11 @@ class Folder(ImageSource):
         if values is not None:
             low, high = self.table.metadata["values"]["mapped"]
             self.mapped = (low, high)
+        if several := self.table.metadata.get("files_of_several_pages"):
+            log.warning(
+                "data folder: of %s of several pages (TIFF) only the first page is read",
+                counted(several, "file", "files"),
+            )
         used = self.table.metadata.get("values", {}).get("used")
         if used and too_small_a_part(used):
             log.warning(
@@ -181,6 +189,20 @@ def classes_of(
     return by_labels(folder, [labels] if isinstance(labels, str) else list(labels), Columns(file_column, label_column))
 
 
+def _tell_of_capitals(names: Sequence[str]) -> None:
+    """Warns of classes whose names differ in capitals alone, as one class has them that was written in two ways; letters may."""
+    first: dict[str, str] = {}
+    pairs = [
+        (known, name) for name in names if len(name) > 1 and (known := first.setdefault(name.casefold(), name)) != name
+    ]
+    if pairs:
+        more = f", and {len(pairs) - 1} more such" if len(pairs) > 1 else ""
+        log.warning(
+            "data folder: %s and %s, whose names differ in capitals alone%s, are two classes; if they are one, call them alike",
+            *map(printable, pairs[0]), more,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _Reading:
     """How the files of class folders become a table.
@@ -211,7 +233,7 @@ class _Reading:
         depth = self.channels or (1 if all_grey(paths) else 3)
         counts = {str(split): [0] * len(self.names) for split in SPLITS}
         used: list[Range] = []
-        kept = 0
+        kept = several = 0
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
             mapped = _range_of(self.seen, pool) if isinstance(self.values, str) else self.values
 
@@ -227,10 +249,13 @@ class _Reading:
                     counts[entry.part or "train"][number] = len(decoded)
                     images += [found.pixels for found in decoded]
                     used += [found.used for found in decoded if found.used]
+                    several += sum(found.further_pages for found in decoded)
                 kept += len(images)
                 yield ClassImages(name, "" if self.ordinary else entry.part, np.stack(images))
         if self.skip_bad:
             metadata["skipped"] = len(paths) - kept
+        if several:
+            metadata["files_of_several_pages"] = several
         if self.ordinary:
             metadata["parts"] = counts
         if mapped is not None or used:

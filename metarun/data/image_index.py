@@ -22,12 +22,14 @@ class ImageIndex:
         self.root = root
         self.base = composed(os.path.abspath(root))
         self.folders: set[str] = set()
+        self.folder_names: set[str] = set()
         # The images in each folder that a table names and that is not below the root.
         self._outside: dict[str, frozenset[str]] = {}
         self.paths: dict[str, list[PurePosixPath]] = {}
         self.names: dict[str, list[PurePosixPath]] = {}
         for folder, names in files.walk(root, visible):
             self.folders.add(composed(folder.relative_to(root).as_posix()))
+            self.folder_names |= {composed(folder.name)} if folder != root else set()
             for name in names:
                 path = PurePosixPath((folder / name).relative_to(root).as_posix())
                 if may_be_image(name):
@@ -40,8 +42,8 @@ class ImageIndex:
 
         It is looked for beside the table, in the folder that is called like the table and in the root; then there also
         without the folders that the path begins with elsewhere; then by its name alone. Where the folder that the path names is
-        there, it is looked for in no other: an image of the same name may be another one. For that reason an image that is
-        where the path says, but outside the root, is refused.
+        there, or one that is called like the image's own, it is looked for in no other: an image of the same name may be another one,
+        of another class. For that reason an image that is where the path says, but outside the root, is refused.
         """
         written = file.replace("\\", "/")
         beside = table.parent.relative_to(self.root) if table.is_relative_to(self.root) else Path()
@@ -56,13 +58,15 @@ class ImageIndex:
         wanted = [part for part in PurePosixPath(posixpath.normpath(written)).parts if part not in ("/", "..")]
         named += [place for home in homes if (place := self._below(os.path.join(home, *wanted)))]
         elsewhere = len(wanted) < 2 or self.folders.isdisjoint({posixpath.dirname(name) for name in named} - {""})
-        for start in range(len(wanted) if elsewhere else 1):
+        own = composed(wanted[-2]) if len(wanted) > 1 and composed(wanted[-2]) in self.folder_names else ""
+        for start in range(len(wanted) - bool(own) if elsewhere else 1):
             for home in homes:
                 name = self._below(os.path.join(home, *wanted[start:]))
                 if found := self.paths.get(name):
                     return self._one(found, name, file, where)
-        if elsewhere and (found := self.names.get(last)):
-            return self._one(found, last, file, where)
+        alike = [path for path in self.names.get(last, []) if not own or composed(path.parent.name) == own]
+        if elsewhere and alike:
+            return self._one(alike, last, file, where)
         near = nearest(last, self.names) if len(self.names) < 10_000 else ""
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
 

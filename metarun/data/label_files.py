@@ -137,8 +137,10 @@ def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     delimiter = named or max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []
+    read = 0  # lines that rows lie on which are whole
     try:
         for cells in reader:
+            read = reader.line_num
             row = [cell.strip() for cell in cells]
             if not any(row):
                 continue
@@ -148,7 +150,10 @@ def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
                 )
             lines.append((reader.line_num, row))
     except csv.Error as error:
-        raise UserError(f"{key}: {path}, line {reader.line_num}: cannot be read ({error})") from error
+        # A quote that is not closed takes further lines for its cell: up to another quote, the end, or the most that a cell may hold.
+        open_quote = reader.line_num > read + 1 or "unexpected end" in str(error)
+        reason = "a quote is opened and not closed" if open_quote else str(error)
+        raise UserError(f"{key}: {path}, line {read + 1}: cannot be read ({reason})") from error
     if not lines:
         raise UserError(f"{key}: {path} has no rows")
     return lines

@@ -465,6 +465,14 @@ def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
     assert changed.describe()["fingerprint"] != before
 
 
+@pytest.mark.usefixtures("few")
+def test_outlines_in_folders_called_like_the_classes_are_no_images(tmp_path: Path) -> None:
+    class_folders(tmp_path / "cub", "txt")
+    for folder in sorted((tmp_path / "cub" / "a").iterdir()):
+        files.write(tmp_path / "cub" / "segmentations" / folder.name / "0.png", files.encoded(255))
+    assert FewShot(dataset="cub", image_size=files.SIDE).table.sizes.tolist() == [2] * 9
+
+
 def moved_behind_link(folder: Path, elsewhere: Path) -> None:
     """Moves a folder to another place and leaves a link to it."""
     elsewhere.parent.mkdir(parents=True, exist_ok=True)

@@ -403,6 +403,32 @@ def test_folders_beside_split_folders_are_said_to_be_left_out(tmp_path: Path, ca
     assert caplog.messages[0] == f"data folder: of {tmp_path}/images only train, test are read, not notes"
 
 
+def test_classes_whose_names_differ_in_capitals_alone_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("train/Cat", "train/Dog", "train/owl", "train/A", "test/cat", "test/dog", "test/a"):
+        save(tmp_path / "images" / name / "1.png")
+    assert len(Folder(root=str(tmp_path / "images"), image_size=8).table.names) == 7
+    assert caplog.messages[0] == (
+        "data folder: Cat and cat, whose names differ in capitals alone, and 1 more such, are two classes; if they are one, call them "
+        "alike"
+    )
+
+
+def test_further_pages_of_a_tiff_file_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate("abc"):
+        pages = [Image.new("L", (8, 8), value) for value in (number, 200, 201)]
+        for form in ("tiff", "gif"):
+            save(tmp_path / "images" / name / f"1.{form}", pages[0], save_all=True, append_images=pages[1:])
+        save(tmp_path / "images" / name / "2.tiff", pages[0])
+    for _ in range(2):  # the table is built, and then there
+        caplog.clear()
+        source = Folder(root=str(tmp_path / "images"), image_size=8)
+        assert source.table.images.max() < 200
+        assert "data folder: of 3 files of several pages (TIFF) only the first page is read" in caplog.messages
+        assert source.describe()["files_of_several_pages"] == 3
+
+
 def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
     for name in ("train", "bus", "test"):
         save(tmp_path / "images" / name / "1.png")

@@ -198,6 +198,25 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     )  # of a folder that is not there
 
 
+@pytest.mark.parametrize("below", ["", "photos"])
+def test_an_image_is_taken_from_no_other_class_folder_where_folders_of_another_machine_are_left_away(
+    tmp_path: Path, below: str
+) -> None:
+    root = tmp_path / "images"
+    for kind in range(4):
+        for number in range(2 + (kind == 3)):  # the last class has an image more
+            path = root / below / f"kind {kind}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 10 * kind + number).save(path)
+    lines = [(f"/home/me/kind {kind}/{number}.png", f"kind {kind}") for kind in range(4) for number in range(2)]
+    write(root / "all.csv", "file,label", lines)
+    source = Folder(root=str(root), labels="all.csv", image_size=8)
+    assert source.table.images[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 20, 21, 30, 31]
+    write(root / "all.csv", "file,label", [*lines, ("/home/me/kind 0/2.png", "kind 0")])  # which lies in `kind 3` alone
+    with pytest.raises(UserError, match=r"line 10: there is no image /home/me/kind 0/2\.png in"):
+        Folder(root=str(root), labels="all.csv", image_size=8)
+
+
 ACCENTS = ("NFC", "NFD")  # an accent in its letter, and apart from it, as macOS has names of files
 
 
@@ -333,7 +352,14 @@ def test_parts_without_training_are_refused_and_one_part_divides_nothing(tmp_pat
             r"has the columns file, cat, dog; the one of the label must be called",
         ),
         ("file,label,label\n0.png,a,b\n", r"has several columns label$"),
-        ('file,label\n"0.png,a\n', r"cannot be read \(.*\)$"),
+        ('file,label\n"0.png,a\n', r"line 2: cannot be read \(a quote is opened and not closed\)$"),
+        ('file,label\n0.png,"a\n1.png,"b"\n', r"line 2: cannot be read \(a quote is opened and not closed\)$"),
+        pytest.param(
+            'file,label\n0.png,a\n1.png,"a\n' + "2.png,a\n" * 20_000,
+            r"line 3: cannot be read \(a quote is opened and not closed\)$",
+            id="a quote before more than a cell may hold",
+        ),
+        ('file,label\n"0.png"x,a\n', r"line 2: cannot be read \(',' expected after '\"'\)$"),
         ("file,label,split\n0.png,a,holdout\n", r"line 2: 'holdout' is not train, val or test$"),
         ("file,label,split\n0.png,a,train\n1.png,b,\n", r"1.png is in no part, but other files are"),
         ("file,label\ntwice.png,a\n", r"line 2: twice.png may be test/twice.png or train/twice.png"),

@@ -235,6 +235,15 @@ def test_no_more_of_torch_than_what_optimises(
     assert Path("victim.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("part", ["algo", "backbone", "transfer"])
+def test_no_part_of_a_blueprint_is_a_text(part: str) -> None:
+    """OmegaConf reads a text as YAML, so that it could name any class where nothing looks."""
+    parts = {"algo": {}, "backbone": {}, "transfer": {}, part: "_target_: evil.Evil"}
+    spec = {"kind": "classification", "input_shape": [1, 8, 8], "outputs": 5}
+    with pytest.raises(TypeError, match=f"its {part} is no mapping of keys to values"):
+        Blueprint.stored({**parts, "spec": spec}, Path("classifier.pt"))
+
+
 @pytest.mark.parametrize("target", ["RMSprop", "adam.Adam", "lr_scheduler.StepLR", "lr_scheduler.ReduceLROnPlateau"])
 def test_what_torch_optimises_with_is_trusted(target: str) -> None:
     check_classes(OmegaConf.create({"a": {"_target_": f"torch.optim.{target}"}}), Path("x"), OmegaConf.create({}))

@@ -17,6 +17,17 @@ from metarun.errors import UserError, first_line
 from metarun.files import values_in
 from metarun.text import printable, shown_path
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def has_alias(text: str) -> bool:
+    """Whether a YAML text has an alias (*). What metarun stores has none, and a few lines of them stand for billions of values.
+
+    Raises:
+        yaml.YAMLError: It is no YAML.
+    """
+    return "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER))
+
 
 def below(folder: Path) -> list[Path]:
     """The YAML files below a folder in order; what is no file, a pipe say, is none that Hydra would take."""

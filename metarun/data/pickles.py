@@ -6,8 +6,10 @@ constructors are replaced by the few lines below, so that no state that a file m
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,8 @@ import numpy as np
 from metarun.errors import UserError
 
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d+")  # codes of types whose arrays hold no objects
+
+SHARED = 16  # values for each byte, at most: a list can stand in a pickle at several places, and in a few bytes for billions of values
 
 
 class _Type:
@@ -108,18 +112,26 @@ def read(file: BinaryIO, where: str, name: str) -> Any:
         UserError: It is no pickle, is broken, or holds anything but what `load` takes.
     """
     try:
-        return _plain(_Reader(file, encoding="latin1").load())
+        found = _Reader(file, encoding="latin1").load()
+        return _plain(found, iter(range(SHARED * file.seek(0, os.SEEK_END))))
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to say
         raise UserError(f"data {name}: {where} is not a whole pickle of arrays ({error})") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, left: Iterator[int]) -> Any:
+    """The value with arrays in the place of what stands for them; `left` has an item for each value that may still come.
+
+    Raises:
+        pickle.UnpicklingError: More come.
+    """
+    if next(left, None) is None:
+        raise pickle.UnpicklingError("it has the same lists in one another again and again")
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, left) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, left) for key, item in value.items()}
     return value

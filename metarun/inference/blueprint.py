@@ -62,11 +62,14 @@ class Blueprint:
         """The blueprint that `describe` described.
 
         Raises:
+            TypeError: A part is no mapping; a text would be read as YAML when it is built, behind the back of what looks at classes.
             UserError: It names a class that is not to be trusted.
         """
-        spec = {**values["spec"], "input_shape": tuple(values["spec"]["input_shape"])}
-        found = cls(values["algo"], values["backbone"], values["transfer"], Spec(**spec))
         nodes = {name: values[name] for name in ("algo", "backbone", "transfer")}
+        if wrong := [name for name, node in nodes.items() if not isinstance(node, dict)]:
+            raise TypeError(f"its {wrong[0]} is no mapping of keys to values")
+        spec = {**values["spec"], "input_shape": tuple(values["spec"]["input_shape"])}
+        found = cls(**nodes, spec=Spec(**spec))
         check_classes(OmegaConf.create(nodes), origin, OmegaConf.create({}))
         return found
 

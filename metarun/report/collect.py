@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from metarun import files
 from metarun.config import flat
 from metarun.config.overrides import key_of
+from metarun.config.yaml_files import LOADER, has_alias
 from metarun.errors import lacks
 from metarun.renamed import current_choices
 from metarun.report.finished import IMAGES, FinishedRun, cause, has_file, items_of, records, words_of
@@ -41,7 +42,6 @@ from metarun.text import all_printable
 
 # What values of other types, or beyond those that can be computed with, lead to.
 MALFORMED = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError)
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
@@ -162,7 +162,9 @@ def read(folder: Path) -> FinishedRun:
         result[PROTOCOL].setdefault("split", None)
         path = folder / contents.CONFIG
         text = path.read_text(encoding="utf-8")
-        config = all_printable(flat(yaml.load(text, _Loader)))
+        if has_alias(text):
+            raise ValueError("it has an alias (*), which no run stores")
+        config = all_printable(flat(yaml.load(text, LOADER)))
         if not config.keys() - {""}:
             raise ValueError("it holds no keys")
         if not text.endswith("\n"):  # it was written whole, and so ended its last line

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 from rich.text import Text
 
@@ -102,7 +103,7 @@ def progress(folder: Path) -> str:
         last = files.read_json_lines(lines)[0][-1]["step"]
     except UserError as error:
         return _harm(error, folder / contents.CONFIG)
-    except (OSError, IndexError, AttributeError, ValueError):
+    except (OSError, IndexError, AttributeError, ValueError, TypeError, OmegaConfBaseException):
         return "begun"
     return f"step {last:,}{steps}"
 

@@ -18,6 +18,7 @@ from metarun import files
 from metarun.config import Config, flat, to_container
 from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
+from metarun.config.yaml_files import has_alias
 from metarun.errors import UserError
 from metarun.renamed import refuse_old_words
 from metarun.runs import contents
@@ -214,10 +215,12 @@ def stored_config(path: Path, advice: str) -> DictConfig:
         advice: What to do where it is damaged, to follow a semicolon.
 
     Raises:
-        UserError: It cannot be read, is no mapping of keys, or has what is looked up where it is read, which could be a secret
-            of the reader's; it names the file, what is wrong, and `advice`.
+        UserError: It cannot be read, is no mapping of keys, has an alias, or has what is looked up where it is read, which could
+            be a secret of the reader's; it names the file, what is wrong, and `advice`.
     """
     try:
+        if has_alias(path.read_text(encoding="utf-8")):
+            raise UserError(f"{shown_path(path)}: is damaged (it has an alias (*), which no run stores); {advice}")
         found = OmegaConf.load(path)
         # It was written whole, and so ends its last line.
         if isinstance(found, DictConfig) and found and path.read_bytes().endswith(b"\n"):

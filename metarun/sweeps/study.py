@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,9 +213,13 @@ class Study:
         self._mark(number, FOLDER, folder)
 
     def folder(self, number: int) -> str | None:
-        """The name of the folder of a trial's run; None before it has begun, and of trials of earlier versions."""
+        """The name of the folder of a trial's run; None before it has begun, and of trials of earlier versions.
+
+        What leads out of the sweep's folder is none either: others may have written the storage.
+        """
         found = self._numbered(number).user_attrs.get(FOLDER)
-        return found if isinstance(found, str) else None
+        is_name = isinstance(found, str) and found not in ("", ".", "..") and os.path.basename(found) == found
+        return found if is_name else None
 
     def best(self) -> tuple[int, float, list[str]] | None:
         """The number, the validation score and the words of the best trial, if any has succeeded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -250,6 +251,7 @@ def test_an_array_that_python_2_wrote(tmp_path: Path) -> None:
         pickle.dumps(np.zeros(2, "datetime64[s]")),
         pickle.dumps(np.zeros(2, [("a", "u1")])),
         pickle.dumps(print),
+        pickle.dumps(functools.reduce(lambda inner, _: [inner] * 10, range(6), list[Any]())),
         pickle.dumps(files.blocks(1, 2))[:-40],
         b"no pickle",
         b"",

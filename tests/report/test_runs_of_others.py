@@ -18,6 +18,7 @@ from metarun.report import listing
 from metarun.report.collect import collect, read, run_folders
 from metarun.report.run import show, show_stored
 from metarun.runs import result
+from metarun.runs.folder import stored_config
 from metarun.sweeps.jobs import Job
 from metarun.sweeps.plan import state
 
@@ -163,6 +164,27 @@ def test_errors_of_tasks_that_diverged_fit_the_terminal(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "│ 3.21e+24 │ ± 6.4e+24 │ 2.5e+11 │" in re.sub(" +", " ", printed)
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_config_with_an_alias_is_damaged(tmp_path: Path) -> None:
+    """Of aliases a few lines make billions of values."""
+    root = tmp_path / "runs"
+    for name in ("r0", "r1"):
+        path = make_run(root / name, scores=[0.5, 1]) / "config.yaml"
+    path.write_text(path.read_text() + "more: &a {x: 1}\nagain: *a\n")
+    found = collect([root], root / "report")
+    assert [run.folder.name for run in found.runs] == ["r0"]
+    assert "r1/config.yaml: cannot be used (it has an alias (*)" in found.problems[0]
+    with pytest.raises(
+        UserError, match=r"r1/config\.yaml: is damaged \(it has an alias \(\*\), which no run stores\); test another"
+    ):
+        stored_config(path, "test another")
+
+
+@pytest.mark.parametrize("steps", ["null", "'???'", "[1]"])
+def test_an_unfinished_run_whose_steps_are_no_number_has_begun(steps: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"train: {{steps: {steps}}}\n")
+    assert listing.described(tmp_path).state == "begun"
 
 
 DEEP = '{"a":' * 600 + "1" + "}" * 600

@@ -242,6 +242,17 @@ def test_only_an_own_error_marks_what_was_drawn(tmp_path: Path) -> None:
     assert made.fails(words)
 
 
+def test_the_folder_of_a_trial_lies_in_that_of_its_sweep(tmp_path: Path) -> None:
+    """Others may have written the storage, and the trial's run would be made wherever it says."""
+    made = study.Study(tmp_path / "search.db", ["a"], {"lr": space("lr=1,2")}, "random", 0)
+    (number,) = made.next(1)
+    for name in ("../../elsewhere", str(tmp_path / "elsewhere"), "..", "."):
+        made.begin(number, name)
+        assert made.folder(number) is None
+    made.begin(number, "lr-1__2")
+    assert made.folder(number) == "lr-1__2"
+
+
 def test_a_trial_without_a_finite_validation_score_has_failed(tmp_path: Path) -> None:
     """Scores of regression are below 0, so that a missing one taken for 0 would be the best."""
     steps = [word.replace("train.steps=6", "train.steps=2") for word in SINUSOID]

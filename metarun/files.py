@@ -22,10 +22,10 @@ from metarun.system.platform import lives, process_space, sync_folder
 from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # two numbers on macOS, which says the last
 LEVELS = 64  # of JSON within JSON: metarun writes ten, and what goes through values calls itself for each
 TOO_DEEP = "it is nested too deeply"
-SECONDS_LEFT_ASIDE = 86_400.0  # after which what another machine writes aside is that of a killed process
+SECONDS_LEFT_ASIDE = 86_400.0  # after which what is written aside is of a killed process, whoever has its number
 _WRITERS: set[str] = set()  # of this process, at work now
 
 log = logging.getLogger("metarun")
@@ -294,17 +294,16 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _remove_left_aside(path: Path) -> None:
-    """Removes what killed writers of a file left beside it; those of other machines, whose end nobody here sees, after a day."""
+    """Removes what killed writers of a file left beside it; after a day where nobody sees their end: of other machines, on Windows."""
     named = re.compile(rf"\.{re.escape(path.name)}\.(?:(?P<writer>(\w+)-(\d+)-\w+)\.)?writing")
     for other in os.scandir(path.parent):
         if not (found := named.fullmatch(other.name)):
             continue
         writer, space, process = found.groups()  # no writer: of an earlier version of metarun
         with contextlib.suppress(OSError):  # another process removes it too
-            if space == process_space():
+            at_work = writer is not None and time.time() - other.stat().st_mtime < SECONDS_LEFT_ASIDE
+            if at_work and space == process_space():
                 at_work = writer in _WRITERS if int(process) == os.getpid() else lives(int(process))
-            else:
-                at_work = writer is not None and time.time() - other.stat().st_mtime < SECONDS_LEFT_ASIDE
             if not at_work:
                 Path(other).unlink()
 
@@ -391,7 +390,7 @@ def locked(
     """
     from filelock import FileLock, Timeout  # not at the top: --help locks nothing
 
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # which would stand in a mark, see `_takes_locks`
     with _takes_locks(path.parent):
         try:
             lock.acquire(timeout=0)

@@ -132,6 +132,18 @@ def test_workflow_runs_the_test_command_on_every_python_that_the_package_names()
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_what_the_workflow_runs_elsewhere_uses_nothing_that_is_not_there() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    lacking = {
+        "macos": r"/dev/full",
+        "windows": r"os\.kill\(|signal\.SIG(?!INT\b|TERM\b|_)\w+|/dev/\w+|\"bash\"|ForkServer\(",
+    }
+    for name, pattern in lacking.items():
+        named = re.findall(r"\btests/\S+\.py", jobs[name]["steps"][-1]["run"])
+        assert named
+        assert {file: found for file in named if (found := re.findall(pattern, (ROOT / file).read_text()))} == {}
+
+
 def test_data_of_the_workflow_lie_where_git_does_not_see_them_and_are_there_before_the_tests() -> None:
     job = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]["linux"]
     folder = job["env"]["METARUN_DATA"].removeprefix("${{ github.workspace }}/")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import getpass
 import io
+import multiprocessing
 import os
 import pty
 import re
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +34,7 @@ from metarun.engine.interruption import Signals
 from metarun.errors import UserError
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
-from metarun.sweeps import jobs
+from metarun.sweeps import jobs, local
 from metarun.system import launched, platform
 from metarun.terminal import Terminal
 from metarun.text import bytes_text, counted, duration, listed, outlasting
@@ -270,6 +275,19 @@ def test_a_folder_that_takes_no_locks_is_named(
         pass
 
 
+def test_a_folder_that_takes_no_locks_gets_no_mark_in_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """filelock would put one there by itself, which a kill leaves behind."""
+
+    def none(*given: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match="takes no locks"), files.locked(tmp_path / "lock", "waits"):
+        pass
+
+
 @pytest.mark.parametrize(
     "word",
     ["seed=18446744073709551616", "seed=-1", "test.episodes=99999999999999999999", "task.ways=9223372036854775808"],
@@ -479,3 +497,63 @@ def test_folders_of_the_environment_that_cannot_be_printed(variable: str, monkey
     done = metarun("data=omniglot", "debug=fast")
     assert done.status == 2
     assert done.said == [f"metarun: {variable}: /tmp/c\\udce9 has a control character, or bytes that are no UTF-8"]
+
+
+def test_help_works_in_a_pipe() -> None:
+    piped = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m metarun help | head -1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (piped.stdout.splitlines(), piped.stderr) == (
+        ["metarun help GROUP           what a group chooses, and its choices"],
+        "",
+    )
+
+
+def test_help_onto_a_full_disk_is_one_line() -> None:
+    words = [sys.executable, "-m", "metarun", "help", "seed"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "metarun: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("reason", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_synced_is_no_error_where_its_file_system_syncs_none(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def of_files(opened: int) -> None:
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(reason, os.strerror(reason))
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    (tmp_path / "x").write_bytes(b"before")
+    refused = pytest.raises(UserError, match=r"cannot be written \(Input/output error\)$")  # it is not untouched
+    with contextlib.nullcontext() if reason == errno.EINVAL else refused:
+        files.save_bytes(tmp_path / "x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_a_long_folder_of_temporary_files_does_not_keep_jobs_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
+    local.start_server()
+    assert len(server._forkserver_address) < 104
+    assert tempfile.gettempdir() == str(long)
+    server._stop()
+    monkeypatch.setattr(platform, "SHORT", str(tmp_path / "none"))
+    with pytest.raises(
+        UserError, match=r"^TMPDIR=\S+: is too long for the sockets by which jobs are started; set one of"
+    ):
+        local.start_server()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from metarun.errors import UserError
 from metarun.system.launched import by_launcher, number, rank_and_size
-from metarun.system.platform import in_own_session, signal_name
+from metarun.system.platform import LIBUV, in_own_session, signal_name
 
 CHILD = "METARUN_CHILD"  # set in a process that rank 0 itself started, and that must end with it
 START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
@@ -214,7 +214,9 @@ def process_group(world: World, command: Sequence[str] = ()) -> Iterator[World]:
                 threading.Thread(target=_end_with_rank_0, daemon=True).start()
             base = _launchers_store()
         else:
-            base = torch.distributed.TCPStore("127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False)
+            base = torch.distributed.TCPStore(
+                "127.0.0.1", 0, world.size, is_master=True, wait_for_workers=False, use_libuv=LIBUV
+            )
             children = [_start(command, number, world.size, base.port) for number in range(1, world.size)]
         store = torch.distributed.PrefixStore(f"metarun {next(_numbers) if world.launched else 0}", base)
         joined = replace(world, store=store, blame=functools.partial(_blame, store, world.size, children))
@@ -238,7 +240,7 @@ def _start(command: Sequence[str], number: int, size: int, port: int) -> subproc
     """Starts rank `number` on this machine, as a launcher would."""
     ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, CHILD: "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "USE_LIBUV": str(int(LIBUV))}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}  # in this order
     # A session of its own: the terminal's ctrl-C is for rank 0, which tells the others.
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **in_own_session())

@@ -236,5 +236,13 @@ def _run(run: FinishedRun, label: str, section: Section, to: Path) -> dict[str, 
         "episodes": result.get(TEST_EPISODES, ""),
         "seconds": "" if seconds is None else f"{seconds:,.0f} s",
         "folder": run.folder.name,
-        "link": quote(os.path.relpath(run.folder, to)) + "/",
+        "link": _link(run.folder, to),
     }
+
+
+def _link(folder: Path, to: Path) -> str:
+    """The address of a run's folder on the page in `to`: the way from there, or the whole where they are on two drives."""
+    try:
+        return quote(Path(os.path.relpath(folder, to)).as_posix()) + "/"
+    except ValueError:
+        return Path(os.path.abspath(folder)).as_uri() + "/"

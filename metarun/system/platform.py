@@ -22,9 +22,11 @@ from typing import Any
 from metarun.errors import UserError
 
 WINDOWS = os.name == "nt"
+LIBUV = not WINDOWS  # whether torch is built with it, over which the stores where ranks meet listen
 LONGEST_FOR_SOCKETS = 70  # bytes of a folder: multiprocessing adds 32, and the path of a socket has at most 103
 SHORT = "/tmp"
-SYNCS_NO_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system says that cannot
+# What a file system says that cannot. The last two are one number on Linux and two on macOS, which says ENOTSUP.
+SYNCS_NO_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def number_of(name: str, otherwise: int) -> int:

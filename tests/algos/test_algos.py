@@ -6,7 +6,6 @@ import copy
 import gc
 import inspect
 import math
-import os
 import signal
 from pathlib import Path
 
@@ -332,7 +331,7 @@ def test_resumed_training_is_bit_for_bit_that_never_interrupted(name: str, tmp_p
 
         def sampler(start: int, stop: int) -> Episodes | Batch:
             if start // 2 == interrupted_at:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                signal.raise_signal(signal.SIGTERM)
             return draw(start, stop) if algorithm.trains_on != "batches" else images(24 * start, 24 * stop)
 
         def validate() -> tuple[float, dict[str, float]]:

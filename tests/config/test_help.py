@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import compose
 from omegaconf import OmegaConf
-from shell import environment, metarun
+from shell import metarun
 
 from metarun.config import check
 from metarun.config.folder import CONF
@@ -271,27 +270,6 @@ def test_choices_of_the_users_are_explained(tmp_path: Path, monkeypatch: pytest.
         assert "A method of mine." in text
         assert "algo.warmth\n      How warm it is.\n      float, above 2, default 3\n" in text
     assert "algo=maml" in metarun("help", "--config-dir", "conf", "algo").out
-
-
-def test_help_works_in_a_pipe() -> None:
-    piped = subprocess.run(
-        ["bash", "-c", f"'{sys.executable}' -m metarun help | head -1"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (piped.stdout.splitlines(), piped.stderr) == (
-        ["metarun help GROUP           what a group chooses, and its choices"],
-        "",
-    )
-
-
-def test_help_onto_a_full_disk_is_one_line() -> None:
-    words = [sys.executable, "-m", "metarun", "help", "seed"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(words, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "metarun: standard output: No space left on device\n")
 
 
 def test_the_page_of_the_configs_is_current() -> None:

@@ -250,6 +250,11 @@ def as_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+PIPES = [
+    lambda folder, name=name: as_pipe(folder / name) for name in ("images.u8", "table.json") if hasattr(os, "mkfifo")
+]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -266,8 +271,7 @@ def as_pipe(path: Path) -> None:
         lambda folder: edit_json(folder, lambda description: description["names"].reverse()),
         lambda folder: edit_json(folder, lambda description: description.update(offsets=[0, 2, 5])),
         lambda folder: edit_json(folder, lambda description: description["metadata"].update(parts=None)),
-        lambda folder: as_pipe(folder / "images.u8"),
-        lambda folder: as_pipe(folder / "table.json"),
+        *PIPES,
     ],
 )
 def test_damaged_table_is_named(root: Path, damage: Callable[[Path], object]) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from metarun import files
 from metarun.engine import checkpoint
 from metarun.errors import UserError
+from metarun.system import platform
 from metarun.system.platform import process_space
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "step": 3}
@@ -83,6 +84,19 @@ def test_what_a_living_writer_has_aside_stays(tmp_path: Path) -> None:
     os.utime(of_others[1], (0, 0))
     files.save_bytes(tmp_path / "last.pt", b"whole")
     assert not of_others[1].exists()
+
+
+def test_what_has_stood_aside_for_a_day_goes_where_no_process_says_that_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, and where another process has the number of the one that was killed."""
+    monkeypatch.setattr(platform, "WINDOWS", True)
+    old, new = (tmp_path / f".last.pt.{process_space()}-1-{name}.writing" for name in ("01234567", "89abcdef"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    files.save_bytes(tmp_path / "last.pt", b"whole")
+    assert {*tmp_path.iterdir()} == {new, tmp_path / "last.pt"}
 
 
 def test_of_two_writers_at_once_each_writes_whole_and_the_last_is_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from metarun import run as metarun_in_python
 from metarun.config import task_of
 from metarun.data.regression import Linear
 from metarun.engine import distributed
-from metarun.engine.distributed import World, place
+from metarun.engine.distributed import PeerLost, World, place
 from metarun.engine.hardware import choose, worthwhile_processes
 from metarun.engine.learner import Trainable
 from metarun.errors import UserError
@@ -345,6 +345,32 @@ def test_a_message_is_pointed_at_only_where_there_is_one(code: int, how: str, mo
     monkeypatch.setattr(distributed, "BLAME_SECONDS", 0.0)
     store, child = SimpleNamespace(check=lambda names: False), SimpleNamespace(poll=lambda: code)
     assert distributed._blame(store, 2, [child]) == f"rank 1 of 2 ended early ({how})"
+
+
+def test_ranks_meet_where_torch_is_built_without_libuv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for Windows, where its own default is refused."""
+    asked: list[Any] = []
+    child = SimpleNamespace(kill=lambda: None, communicate=lambda: None)
+
+    def store(*given: Any, use_libuv: bool = True, **options: Any) -> Any:
+        asked.append(use_libuv)
+        return SimpleNamespace(port=29400)
+
+    def started(command: Any, env: dict[str, str], **options: Any) -> Any:
+        asked.append(env["USE_LIBUV"])
+        return child
+
+    def lost(*given: Any) -> None:
+        raise PeerLost("enough")
+
+    monkeypatch.setattr(distributed, "LIBUV", False)
+    monkeypatch.setattr(distributed, "_meet", lost)
+    monkeypatch.setattr(torch.distributed, "TCPStore", store)
+    monkeypatch.setattr(torch.distributed, "PrefixStore", lambda name, base: base)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(PeerLost, match="enough"), distributed.process_group(World(0, 2, 0, 2), ["metarun"]):
+        pass
+    assert asked == [False, "0"]
 
 
 def test_ranks_wait_for_one_that_works_for_days() -> None:

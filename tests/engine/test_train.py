@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -356,9 +355,9 @@ def test_watch_gives_up_after_a_validation(at: int, tmp_path: Path) -> None:
 
 def test_signal_is_not_lost_to_a_watch_that_gives_up(tmp_path: Path) -> None:
     run = Fit(tmp_path, None, "train.validate_every=4")
-    run.before = lambda step: os.kill(os.getpid(), signal.SIGUSR1) if step == 3 else None
+    run.before = lambda step: signal.raise_signal(signal.SIGTERM) if step == 3 else None
     run.watch = lambda step, score: True
-    with pytest.raises(Interrupted, match=r"SIGUSR1 at step 4$"):
+    with pytest.raises(Interrupted, match=r"SIGTERM at step 4$"):
         run.run()
 
 
@@ -411,7 +410,7 @@ def test_signal_saves_and_the_next_sitting_goes_on_bit_for_bit(number: signal.Si
     straight.run()
 
     broken = Fit(tmp_path / "broken", None, *RESUMED)
-    broken.before = lambda step: os.kill(os.getpid(), number) if step == at else None
+    broken.before = lambda step: signal.raise_signal(number) if step == at else None
     with pytest.raises(Interrupted, match=f"{number.name} at step {at + 1}$") as error:
         broken.run()
     assert isinstance(error.value, KeyboardInterrupt)  # nobody takes it for a failure
@@ -561,7 +560,7 @@ def test_without_a_budget_of_seconds_nothing_is_recorded(tmp_path: Path) -> None
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
     """One with the keys of today's version goes on, whether it says what was seen or not."""
     run = Fit(tmp_path, None, *RESUMED)
-    run.before = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
+    run.before = lambda step: signal.raise_signal(signal.SIGTERM) if step == 4 else None
     with pytest.raises(Interrupted):
         run.run()
     last = run.last
@@ -590,7 +589,7 @@ def test_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None:
     validate = run.validate
 
     def interrupted() -> tuple[float, dict[str, float]]:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return validate()
 
     run.validate = interrupted  # type: ignore[method-assign]
@@ -604,10 +603,10 @@ def test_signal_during_the_last_validation_is_not_lost(tmp_path: Path) -> None:
 
 def test_second_interrupt_from_the_keyboard_interrupts_at_once() -> None:
     with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_last_of_another_architecture_is_refused(tmp_path: Path) -> None:

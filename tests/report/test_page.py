@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html.parser
+import ntpath
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,6 +16,7 @@ from reported import grid, make_run, make_test
 
 from metarun import report
 from metarun.report import figures
+from metarun.report import page as report_page
 
 
 def test_files(written: Path) -> None:
@@ -170,3 +173,12 @@ def test_one_seed_and_one_run_have_no_nan(tmp_path: Path) -> None:
     for name in ("index.html", "table.md", "table.tex", "table.csv"):
         assert not re.search(r"\bnan\b|\binf\b|None", (found.parent / name).read_text())
     assert "one seed" in found.read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "link"), [(r"C:\my runs\report", "../a/seed-1/"), (r"D:\report", "file:///C:/my%20runs/a/seed-1/")]
+)
+def test_runs_are_linked_on_windows(page: str, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_page, "os", SimpleNamespace(path=ntpath))
+    monkeypatch.setattr(report_page, "Path", PureWindowsPath)
+    assert report_page._link(PureWindowsPath(r"C:\my runs\a\seed-1"), PureWindowsPath(page)) == link

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from helpers import CPU, build, choices, class_of, compose, episodes, toy_images
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun.config import task_of
-from metarun.core import Algorithm, Batch, Episodes
+from metarun.core import ActivationHook, Algorithm, Backbone, Batch, Episodes, Spec
 from metarun.data.image_batches import BatchSampler, batches
 from metarun.data.source import DataSource
 
@@ -65,6 +66,29 @@ def fed(algorithm: Algorithm, batch: Episodes) -> Episodes | Batch:
         return batch
     found = stream(algorithm, SEPARABLE)(0, batch.support_y.numel() + batch.query_y.numel())
     return Batch(found.x.to(batch.support_x.dtype), found.y, found.domain)
+
+
+class MeanOfWords(Backbone):
+    """The mean of word vectors: its items are numbers of word pieces, `[B, 4]`."""
+
+    norm = "none"
+    reads_texts = True
+    spec = Spec((4,), "classification", 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.features, self.widths = 8, []
+
+    def forward(self, x: Tensor, n_support: int | None = None, activation_hook: ActivationHook | None = None) -> Tensor:
+        return self.words(x).mean(1)
+
+
+def texts() -> Episodes:
+    """Two tasks of three texts, each of four words of its own; the queries are the same."""
+    x = torch.stack([torch.arange(12), torch.arange(8, 20)]).view(2, 3, 4)
+    y = torch.arange(3).expand(2, 3)
+    return Episodes(x, y, x, y, 3)
 
 
 def steps_of(algorithm: Algorithm) -> list[int]:

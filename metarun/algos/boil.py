@@ -34,6 +34,7 @@ from metarun.algos.maml import MAML
 from metarun.config.types import NonNegativeFloat, NonNegativeInt
 from metarun.core import Backbone, Episodes, Spec
 from metarun.ops.inner_loop import Params, call, parameters
+from metarun.ops.metrics import hits
 from metarun.ops.numerics import precise
 from metarun.ops.prototypes import class_sums
 
@@ -91,7 +92,7 @@ class BOIL(MAML):
 
         def task(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
             return torch.stack([
-                (self.cosines(params, support_x, support_y, query_x, episodes.ways).argmax(-1) == query_y).float().mean()
+                hits(self.cosines(params, support_x, support_y, query_x, episodes.ways), query_y).float().mean()
                 for params in self.adapt(support_x, support_y, [0, self.test_steps])
             ])  # fmt: skip
 
@@ -111,8 +112,8 @@ class BOIL(MAML):
         Returns:
             `[N*Q, N]`.
         """
-        size = self.backbone.features
-        identity = {"head.weight": torch.eye(size).to(support_x), "head.bias": torch.zeros(size).to(support_x)}
+        size, weight = self.backbone.features, self.head.weight
+        identity = {"head.weight": torch.eye(size).to(weight), "head.bias": torch.zeros(size).to(weight)}
         support = precise(call(self, params | identity, support_x))
         queries = precise(call(self, params | identity, query_x, support_x))
         return F.normalize(queries, dim=-1) @ F.normalize(class_sums(support, support_y, ways), dim=-1).T

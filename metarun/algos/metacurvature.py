@@ -11,14 +11,12 @@ and M_f, a full matrix a layer for the price of three small ones. A linear layer
 shift) has a number for each element. All start as identities, so training begins as MAML's, and are trained like the
 weights.
 
-The authors' repository (silverbottlep/meta_curvature) refers to code for Omniglot and sinusoids that we have not seen;
-code for mini-ImageNet was not published. The flags of its runs are MAML's. The shapes, and the vectors' numbers, are
-those of learn2learn's `MetaCurvatureTransform`, which says that it follows that code. Differences:
+The authors' code for Omniglot and sinusoids (silverbottlep/maml) is MAML's with these matrices, whose shapes, identities and
+vectors' numbers are those here; code for mini-ImageNet was not published. Differences:
 - Inner and outer rate, outer loss and the head's start are those of our MAML: the inner rate of 0.4 there is for a sum
   over the ways, 0.5 is for a mean.
-- learn2learn multiplies from the right along some modes, here every matrix acts from the left: its transpose, as
-  learned.
-- The authors take one inner step for Omniglot. With more, all steps share the matrices.
+- There the outputs' matrix acts from the right, here every matrix from the left: its transpose, as learned.
+- The authors take one inner step for Omniglot. With more, all steps share the matrices, as there at test time.
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ from metarun.ops.numerics import full_precision
 
 
 def identities(weight: Tensor) -> list[Tensor]:
-    """What leaves a gradient of this shape as it is: a vector of ones, or a matrix a mode (outputs, inputs, filter)."""
-    if weight.ndim == 1:
+    """What leaves a gradient of this shape as it is: ones for a vector or a number, or a matrix a mode (outputs, inputs, filter)."""
+    if weight.ndim < 2:
         return [torch.ones_like(weight)]
     sizes = weight.shape if weight.ndim == 2 else (*weight.shape[:2], weight[0, 0].numel())
     return [torch.eye(size, dtype=weight.dtype, device=weight.device) for size in sizes]
@@ -45,7 +43,7 @@ def identities(weight: Tensor) -> list[Tensor]:
 
 def curved(gradient: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """MC(G), with the factors as `identities` makes them."""
-    if gradient.ndim == 1:
+    if gradient.ndim < 2:
         return factors[0] * gradient
     result = gradient.flatten(2) if gradient.ndim > 2 else gradient
     with full_precision(gradient):  # a step of the weights needs single precision

@@ -105,7 +105,8 @@ class Reptile(Algorithm):
                 return self.task_loss(call(self, candidate, support_x[rows]), support_y[rows])
 
             gradients, loss = gradient_and_value(batch_loss, params, create_graph=False)
-            correction = (1 - self.inner_beta2 ** (self.taken + step)).to(support_x.dtype)
+            # Of the type of the loss: the items may be whole numbers, as word pieces are.
+            correction = (1 - self.inner_beta2 ** (self.taken + step)).to(loss.dtype)
             moments = {
                 name: self.inner_beta2 * moment + (1 - self.inner_beta2) * gradients[name].square()
                 for name, moment in moments.items()

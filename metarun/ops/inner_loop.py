@@ -27,7 +27,7 @@ def gradient(loss: Callable[[Params], Tensor], params: Params, *, create_graph: 
         create_graph: Whether the result can be differentiated again; otherwise no graph of it is built.
 
     Returns:
-        d loss / d params, by name, each of the shape of its parameter.
+        d loss / d params, by name, each of the shape of its parameter; zeros for one that the loss does not depend on.
     """
     return gradient_and_value(loss, params, create_graph=create_graph)[0]
 
@@ -53,7 +53,7 @@ def gradient_and_value(
         if not create_graph:
             params = {name: value.detach().requires_grad_() for name, value in params.items()}
         value = loss(params)
-        gradients = torch.autograd.grad(value, list(params.values()), create_graph=create_graph)
+        gradients = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(params, gradients, strict=True)), value.detach()
 
 
@@ -220,7 +220,7 @@ class _Recomputed(torch.autograd.Function):
             with ctx.random[step - 1](), torch.enable_grad():
                 with torch.autocast(device, dtype=dtype, enabled=enabled):
                     value = ctx.loss(current)
-                inner = torch.autograd.grad(value, list(current.values()), create_graph=True)
+                inner = torch.autograd.grad(value, list(current.values()), create_graph=True, materialize_grads=True)
             curved = torch.autograd.grad(
                 inner,
                 list(current.values()),

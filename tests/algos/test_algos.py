@@ -17,6 +17,7 @@ from learners import (
     ALGOS,
     SEPARABLE,
     VECTORIZABLE,
+    MeanOfWords,
     brief,
     config_of,
     fed,
@@ -24,6 +25,7 @@ from learners import (
     learner,
     steps_of,
     stream,
+    texts,
 )
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -639,6 +641,21 @@ def test_reptile_pulls_towards_what_torchs_adam_reaches(vectorize: bool) -> None
             close(getattr(algorithm.moments, name.replace(".", "_")), moments[name])
         assert algorithm.taken.item() == 4 * (step + 1)
         outer.step()
+
+
+def test_reptile_learns_from_texts_as_torchs_adam_does() -> None:
+    """Whose items are whole numbers, which the corrections of Adam's moments are not."""
+    algorithm, batch = Reptile(MeanOfWords(), MeanOfWords.spec, inner_steps=3, inner_lr=0.01).double(), texts()
+    blank = {name: torch.zeros_like(value) for name, value in algorithm.named_parameters()}
+    torch.manual_seed(0)
+    positions = algorithm.positions(3, 3, 3)
+    found = [inner_adam(algorithm, x, y, positions, blank, 0)[0] for x, y in zip(*batch.tensors[:2], strict=True)]
+    torch.manual_seed(0)
+    algorithm.loss(batch, 0)[0].backward()
+    for name, value in algorithm.named_parameters():
+        fast = sum(learner.get_parameter(name).detach() for learner in found) / 2
+        close(value.grad, value.detach() - fast)
+    assert algorithm.backbone.words.weight.grad.abs().max() > 1e-3
 
 
 def test_reptile_of_one_sgd_like_step_is_first_order_gradient_descent() -> None:

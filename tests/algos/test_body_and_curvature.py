@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import double, episodes, toy_images
+from learners import MeanOfWords, texts
 from torch import Tensor
 
 from metarun.algos.boil import BOIL
@@ -161,6 +162,19 @@ def test_the_test_without_the_head(norm: str, vectorize: bool) -> None:
     assert torch.equal(algorithm.measures(batch)["nil_acc_before"], found["nil_acc_before"])
 
 
+def test_the_test_without_the_head_counts_no_answer_as_wrong() -> None:
+    """As the accuracy does."""
+    algorithm, batch = tiny(BOIL, inner_lr=RATE).eval(), batch_of()
+    batch.support_x[0] = torch.nan
+    assert [found[0].item() for found in algorithm.measures(batch).values()] == [0, 0]
+
+
+def test_the_test_without_the_head_reads_texts() -> None:
+    """Whose items are whole numbers; a text is nearest to itself."""
+    algorithm = BOIL(MeanOfWords(), MeanOfWords.spec, inner_lr=RATE).eval()
+    assert all((found == 1).all() for found in algorithm.measures(texts()).values())
+
+
 def test_boil_measures_nothing_of_regression() -> None:
     source = Sinusoid()
     algorithm = BOIL(MLP(input_shape=(1,)), Spec((1,), "regression", 1))
@@ -281,6 +295,12 @@ def test_the_transform_is_a_kronecker_product(shape: tuple[int, ...], sizes: tup
     for factor in factors[1:]:
         whole = torch.kron(whole, factor)
     close(curved(weight, factors).flatten(), whole @ weight.flatten())
+
+
+def test_a_parameter_that_is_one_number_has_a_factor() -> None:
+    (factor,) = identities(torch.tensor(3.0))
+    assert factor.item() == 1
+    assert curved(torch.tensor(3.0), [torch.tensor(2.0)]).item() == 6
 
 
 @BOTH

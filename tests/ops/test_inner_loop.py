@@ -168,6 +168,31 @@ def test_recomputed_steps_have_the_same_derivative(
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("form", ["loop", "recomputed", "vmap"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_parameter_that_the_loss_does_not_depend_on_stays(first_order: bool, form: str) -> None:
+    used, idle, x = normal(2).requires_grad_(), normal(3).requires_grad_(), normal(TASKS, 2)
+
+    def task(x: Tensor) -> tuple[Tensor, Tensor]:
+        (fast,) = adapt(
+            lambda params: (params["used"] @ x) ** 2,
+            {"idle": idle, "used": used},
+            steps=[2],
+            learning_rate=RATE,
+            first_order=first_order,
+            recompute=form == "recomputed",
+        )
+        return fast["idle"], fast["used"]
+
+    stayed, moved = over_tasks(task, x, vectorize=form == "vmap")
+    assert torch.equal(stayed, idle.expand(TASKS, 3))
+    by_idle, by_used = torch.autograd.grad(stayed.sum() + moved.sum(), [idle, used])
+    assert torch.equal(by_idle, torch.full_like(idle, TASKS))
+    jacobian = torch.eye(2) - 2 * RATE * x[:, :, None] * x[:, None]  # of one step, symmetric
+    expected = torch.ones(TASKS, 2) if first_order else (jacobian @ jacobian).sum(1)
+    torch.testing.assert_close(by_used, expected.double().sum(0), rtol=1e-12, atol=1e-12)
+
+
 def test_recomputed_steps_keep_no_graph() -> None:
     """What is held for the way back hardly grows with the steps, where the plain graph holds ten times as much."""
     learner = MAML(Conv4(input_shape=(1, 16, 16), channels=8), Spec((1, 16, 16), "classification", 5))
